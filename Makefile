@@ -1,0 +1,63 @@
+# Every target works in a fresh clone with nothing else first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SOURCES := ecgfast kernels/ecgfast_kernels tools benchmarks tests
+NATIVE := $(wildcard kernels/csrc/*) CMakeLists.txt kernels/csrc/CMakeLists.txt
+
+.PHONY: setup demo test test-fast test-gpu lint type kernels bench ci clean
+
+## setup: .venv with everything for development
+setup: $(VENV)/.dev
+
+## demo: synthetic hospitals -> store -> pretraining -> fine-tuning -> report, on this CPU
+demo: $(VENV)/.run
+	$(BIN)/ecgfast demo --out demo
+
+## test: every test that needs no GPU
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 -m "not gpu"
+
+## test-fast: without the slow ones
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not slow"
+
+## test-gpu: the tests that need a CUDA device
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+type: $(VENV)/.dev
+	$(BIN)/mypy
+
+## kernels: rebuild the native libraries
+kernels: $(VENV)/.dev
+	$(PIP) --no-build-isolation --no-deps --editable .
+
+## bench: every measured rate on this machine
+bench: $(VENV)/.dev
+	$(BIN)/ecgfast bench all
+
+ci: lint type test
+
+clean:
+	rm -rf $(VENV) build demo
+
+# torch first and pinned: a range could pull gigabytes of another build.
+$(VENV)/.run: pyproject.toml constraints.txt $(NATIVE)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	$(PIP) scikit-build-core cmake ninja
+	$(PIP) --no-build-isolation --editable .
+	touch $@
+
+# Triton, xformers and DALI without their dependencies: the CPU tests need none of those gigabytes.
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) --no-build-isolation --editable . --group dev
+	$(PIP) --no-deps triton xformers nvidia-dali-cuda130
+	$(PIP) astunparse gast dm-tree makefun packaging six
+	touch $@

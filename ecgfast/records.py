@@ -1,0 +1,62 @@
+"""The one in-memory form of an ECG, between every foreign format and the store."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfast.errors import ShapeError
+
+LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
+NUM_LEADS = len(LEADS)
+NUM_TIMESTEPS = 5000
+PATCH_TIMESTEPS = 250
+SAMPLING_RATE_HZ = 500
+INVALID = -32768  # the marker of a missing timestep, as in WFDB format 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class EcgRecord:
+    """One 12-lead ECG as a device stored it, before any preprocessing.
+
+    Attributes:
+        record_id: readable name, unique in its source (the path relative to the source, no suffix).
+        signal: (12, T) int16 ADC units, or float32 microvolt where the source holds no integers;
+            leads in the order of `LEADS`; invalid timesteps are -32768 (int16) or NaN (float32).
+        scale_uv: (12,) float32; microvolt = (adc - offset_adc) * scale_uv. Ones for float signals.
+        offset_adc: (12,) float32.
+        sampling_rate_hz: timesteps per second of `signal`.
+        patient_id: readable, or None where the source names none.
+        site: institution, or None.
+        age: years, or None.
+        sex: "female", "male" or None.
+        labels: further columns as the source has them (diagnosis codes, ejection_fraction ...).
+        provenance: format name, header comments worth keeping, conversions done while reading.
+        flags: short words on what was noticed, such as "quantised" or "leads_normalised".
+    """
+
+    record_id: str
+    signal: NDArray[Any]
+    scale_uv: NDArray[np.float32]
+    offset_adc: NDArray[np.float32]
+    sampling_rate_hz: float
+    patient_id: str | None = None
+    site: str | None = None
+    age: float | None = None
+    sex: str | None = None
+    labels: dict[str, str | float | None] = field(default_factory=dict)
+    provenance: dict[str, str] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.signal.ndim != 2 or self.signal.shape[0] != NUM_LEADS:
+            raise ShapeError(
+                f"signal of {self.record_id}: got shape {self.signal.shape}, "
+                f"allowed ({NUM_LEADS}, T); select and order the 12 leads first"
+            )
+        if self.signal.dtype not in (np.int16, np.float32):
+            raise ShapeError(
+                f"signal of {self.record_id}: got {self.signal.dtype}, allowed int16 ADC units or "
+                "float32 microvolt"
+            )

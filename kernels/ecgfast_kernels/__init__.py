@@ -1,0 +1,1 @@
+"""Native and Triton kernels of ecgfast; importing this imports neither torch nor triton."""
