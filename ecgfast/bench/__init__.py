@@ -1,0 +1,1 @@
+"""Measured rates: timing, result rows, the cases, and estimates made from them."""

@@ -1,0 +1,180 @@
+"""Result rows: one JSON object per measured number, appended to a .jsonl file per device."""
+
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from ecgfast.errors import FormatError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measured number; quantiles are over the `n` repeats, in `unit`."""
+
+    case: str
+    provider: str  # "ecgfast" or the peer's name
+    preset: str
+    shape: str
+    metric: str  # "time", "throughput", "mfu", "memory", "bandwidth" ...
+    unit: str
+    p20: float
+    p50: float
+    p80: float
+    n: int
+    device: str
+    driver: str
+    cuda: str
+    torch: str
+    triton: str
+    commit: str
+    date: str
+
+
+def make_row(
+    *,
+    case: str,
+    provider: str,
+    values: Sequence[float],
+    metric: str,
+    unit: str,
+    preset: str = "",
+    shape: str = "",
+    device: str = "cpu",
+) -> Row:
+    """Summarise repeats of one measurement as a row of this machine.
+
+    Args:
+        case: what was measured, such as "step" or "codec_decode".
+        provider: "ecgfast", or the name of the peer.
+        values: one number per repeat, in `unit`.
+        metric: the kind of number; MFU is "mfu" with the unit "%".
+        unit: "ms", "records/s", "%", "GB/s", "GiB" ...
+        preset: model preset, or empty.
+        shape: sizes in words, such as "256x240x256 bf16".
+        device: "cpu" or "cuda": the hardware that the number belongs to.
+
+    Raises:
+        ValueError: `values` is empty.
+    """
+    if len(values) == 0:
+        raise ValueError(f"values of {case}/{provider} must hold at least one repeat, got none")
+    p20, p50, p80 = (float(q) for q in np.percentile(np.asarray(values, np.float64), (20, 50, 80)))
+    return Row(
+        case=case,
+        provider=provider,
+        preset=preset,
+        shape=shape,
+        metric=metric,
+        unit=unit,
+        p20=p20,
+        p50=p50,
+        p80=p80,
+        n=len(values),
+        device=device_name(device),
+        driver=_driver_version() if device.startswith("cuda") else "",
+        cuda=_cuda_version() if device.startswith("cuda") else "",
+        torch=_package_version("torch"),
+        triton=_package_version("triton"),
+        commit=_commit(),
+        date=datetime.date.today().isoformat(),
+    )
+
+
+def append_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Append rows to a .jsonl file, which is created with its folder when missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(lines)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read the rows of one .jsonl file, or of every one below a folder in name order.
+
+    Raises:
+        FormatError: a line is not a row; names file and line.
+    """
+    paths = sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
+    return [_parse_row(p, i, line) for p in paths for i, line in _numbered_lines(p)]
+
+
+def device_name(device: str = "cpu") -> str:
+    """Name of the hardware behind "cpu" or "cuda", such as "NVIDIA H100 80GB HBM3"."""
+    if device.startswith("cuda"):
+        import torch  # rows of the codec need no torch
+
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_model()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def device_slug(device: str = "cpu") -> str:
+    """Folder name for `device` below benchmarks/results."""
+    return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
+
+
+def _numbered_lines(path: Path) -> list[tuple[int, str]]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [(i, line) for i, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _parse_row(path: Path, number: int, line: str) -> Row:
+    try:
+        tree = json.loads(line)
+        return Row(**{f.name: tree[f.name] for f in fields(Row)})
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise FormatError(f"{path}:{number} is not a result row ({error!r})") from error
+
+
+@cache
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
+        if found:
+            return found.group(1).strip()
+    return platform.processor() or platform.machine()
+
+
+def _package_version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _cuda_version() -> str:
+    import torch
+
+    return torch.version.cuda or ""
+
+
+@cache
+def _driver_version() -> str:
+    return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+
+
+@cache
+def _commit() -> str:
+    """Commit of the source tree; a copy without .git is told by ECGFAST_COMMIT."""
+    given = os.environ.get("ECGFAST_COMMIT", "")
+    here = str(Path(__file__).parent)
+    return given or _output("git", "-C", here, "rev-parse", "--short", "HEAD")
+
+
+def _output(*command: str) -> str:
+    """First line that a command prints; empty where the program is missing or refuses."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip().split("\n")[0]
