@@ -1,0 +1,104 @@
+"""Engine `cpu`: native threads decode into (pinned) memory while the model works on the last batch."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ecgfast.data.batch import PADDED_PATCH
+from ecgfast.store.reader import StoreReader
+from ecgfast_kernels import codec
+
+AHEAD = 2  # batches decoded in advance; one hides the decode, the second evens out a slow disk
+
+
+class CpuEngine:
+    """Reads, decodes and normalises on the host.
+
+    Args:
+        store: an open store.
+        mean: (R, C) float32 ADC units, subtracted.
+        rstd: (R, C) float32, multiplied.
+        device: where batches go.
+        num_threads: decoding threads.
+    """
+
+    def __init__(
+        self,
+        store: StoreReader,
+        *,
+        mean: NDArray[np.float32],
+        rstd: NDArray[np.float32],
+        device: torch.device,
+        num_threads: int,
+    ) -> None:
+        self._store = store
+        self._mean = mean
+        self._rstd = rstd
+        self._device = device
+        self._num_threads = num_threads
+        self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def batches(self, schedule: Sequence[NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (patches (B, N, 256) fp16, record_index (B,) int64) for each entry of `schedule`."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ecgfast-decode") as pool:
+            pending: deque[Future[tuple[Tensor, Tensor]]] = deque()
+            try:
+                for index in schedule:
+                    pending.append(pool.submit(self._load, index))
+                    if len(pending) > AHEAD:
+                        yield self._receive(pending.popleft())
+                while pending:
+                    yield self._receive(pending.popleft())
+            finally:  # the consumer stopped early: do not decode what nobody will read
+                for future in pending:
+                    future.cancel()
+
+    def _load(self, index_B: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        num_patches = self._store.num_leads * self._store.num_timesteps // codec.COLUMN_TIMESTEPS
+        on_gpu = self._copy_stream is not None
+        patches = torch.empty(
+            (len(index_B), num_patches, PADDED_PATCH), dtype=torch.float16, pin_memory=on_gpu
+        )
+        record_index = torch.from_numpy(index_B.copy())
+        self._decode(index_B, patches.numpy())
+        if self._copy_stream is None:
+            return patches, record_index
+        with torch.cuda.stream(self._copy_stream):
+            # pin_memory hands the pinned block back only after the copy's stream has passed it
+            return (
+                patches.to(self._device, non_blocking=True),
+                record_index.pin_memory().to(self._device, non_blocking=True),
+            )
+
+    def _decode(self, index_B: NDArray[np.int64], out_BNP: NDArray[np.float16]) -> None:
+        mean_BC, rstd_BC = self._mean[index_B], self._rstd[index_B]
+        threads = self._num_threads
+        if self._store.codec == "ecgpack":
+            buffer, offsets, lengths = self._store.read_chunks(index_B)
+            codec.decode_patches(
+                buffer,
+                offsets,
+                lengths,
+                mean_BC,
+                rstd_BC,
+                num_timesteps=self._store.num_timesteps,
+                out=out_BNP,
+                num_threads=threads,
+            )
+        else:
+            signal_BCT = self._store.read(index_B, num_threads=threads)
+            codec.patches_from_int16(signal_BCT, mean_BC, rstd_BC, out=out_BNP, num_threads=threads)
+
+    def _receive(self, future: Future[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        patches, record_index = future.result()
+        if self._copy_stream is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_stream(self._copy_stream)
+            patches.record_stream(current)  # the allocator must not reuse them while in use here
+            record_index.record_stream(current)
+        return patches, record_index

@@ -1,0 +1,102 @@
+"""Normalisation modes, each reduced to one mean and one factor per record and lead.
+
+Every engine computes z = (adc - mean) * rstd in fp32 and rounds once to fp16, so the mode is
+decided here and nowhere else. Shapes: R records, C leads.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfast.errors import ConfigError
+from ecgfast.store.reader import StoreReader
+
+MODES = ("record_lead", "record", "cohort_lead", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortStatistics:
+    """Microvolt statistics of the training records, which travel with a checkpoint.
+
+    Attributes:
+        mean_uv: one value per lead.
+        std_uv: one value per lead.
+    """
+
+    mean_uv: tuple[float, ...]
+    std_uv: tuple[float, ...]
+
+
+def cohort_statistics(store: StoreReader, index_R: NDArray[np.int64]) -> CohortStatistics:
+    """Pool the lead statistics of some records, in microvolt.
+
+    Args:
+        store: an open store.
+        index_R: (R,) rows of the training records.
+    Raises:
+        ConfigError: no records.
+    """
+    if len(index_R) == 0:
+        raise ConfigError(
+            "normalise=cohort_lead needs training records, got 0; assign splits with "
+            "`ecgfast label`, or take normalise=record_lead"
+        )
+    mean_RC, std_RC = _microvolt_statistics(store, index_R)
+    mean_C = mean_RC.mean(axis=0)
+    variance_C = (std_RC**2 + mean_RC**2).mean(axis=0) - mean_C**2
+    std_C = np.sqrt(np.maximum(variance_C, 0))
+    return CohortStatistics(mean_uv=tuple(mean_C.tolist()), std_uv=tuple(std_C.tolist()))
+
+
+def mean_and_rstd(
+    store: StoreReader, mode: str, cohort: CohortStatistics | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return what to subtract and to multiply by, in ADC units, for every record of a store.
+
+    Args:
+        store: an open store.
+        mode: `record_lead` z-scores each lead by itself; `record` divides all leads by one
+            standard deviation, so that relative amplitudes stay; `cohort_lead` uses the training
+            split's microvolt statistics; `none` gives millivolt.
+        cohort: statistics for `cohort_lead`; by default those of the store's training split.
+    Returns:
+        mean and factor, both (R, C) float32; the factor is 0 where a standard deviation is 0.
+    Raises:
+        ConfigError: an unknown mode.
+    """
+    everything = np.arange(len(store), dtype=np.int64)
+    scale_RC = store.scale_uv.astype(np.float64)
+    if mode == "record_lead":
+        return store.lead_mean, _reciprocal(store.lead_std.astype(np.float64))
+    if mode == "record":
+        _, std_RC = _microvolt_statistics(store, everything)
+        pooled_R1 = np.sqrt((std_RC**2).mean(axis=1, keepdims=True))
+        return store.lead_mean, (scale_RC * _reciprocal(pooled_R1)).astype(np.float32)
+    if mode == "cohort_lead":
+        cohort = cohort or cohort_statistics(store, training_rows(store))
+        mean_RC = store.offset_adc + np.asarray(cohort.mean_uv) / scale_RC
+        rstd_RC = scale_RC * _reciprocal(np.asarray(cohort.std_uv))
+        return mean_RC.astype(np.float32), rstd_RC.astype(np.float32)
+    if mode == "none":
+        return store.offset_adc, (scale_RC / 1000).astype(np.float32)
+    raise ConfigError(f"normalise must be one of {', '.join(MODES)}, got {mode!r}")
+
+
+def training_rows(store: StoreReader) -> NDArray[np.int64]:
+    """Return the rows whose split is `train`, in store order."""
+    split = store.records.column("split").to_pylist()
+    return np.flatnonzero([value == "train" for value in split]).astype(np.int64)
+
+
+def _microvolt_statistics(
+    store: StoreReader, index_R: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    scale_RC = store.scale_uv[index_R].astype(np.float64)
+    mean_RC = (store.lead_mean[index_R] - store.offset_adc[index_R]) * scale_RC
+    return mean_RC, store.lead_std[index_R] * np.abs(scale_RC)
+
+
+def _reciprocal(std: NDArray[np.float64]) -> NDArray[np.float32]:
+    nonzero = std > 0
+    return np.divide(1.0, std, out=np.zeros_like(std), where=nonzero).astype(np.float32)
