@@ -84,7 +84,8 @@ class Loader:
             drop_last=self._drop_last,
         )
         for patches, record_index in self._engine.batches(schedule):
-            self._position += stride  # handed out = consumed; what is prefetched does not count
+            # handed out = consumed; what is prefetched does not count
+            self._position = min(self._position + stride, len(self._index))
             yield Batch(patches=patches, record_index=record_index, epoch=epoch)
         self._epoch, self._position = epoch + 1, 0
 
