@@ -1,0 +1,201 @@
+"""Console lines, progress, and the numbers of a run (``metrics.jsonl`` and TensorBoard)."""
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from ecgfast.errors import BackendUnavailableError
+
+T = TypeVar("T")
+Advance = Callable[[int], None]
+
+console = Console(stderr=True)
+logger = logging.getLogger("ecgfast")
+_PLAIN_PERIOD_S = 5.0
+_strict = False
+_said: set[str] = set()
+
+
+def setup(*, debug: bool = False, strict: bool = False, rank: int = 0) -> None:
+    """Send the package's log lines to stderr: coloured on a terminal, plain lines elsewhere.
+
+    Args:
+        debug: show debug lines as well.
+        strict: `slower_path` raises instead of warning.
+        rank: only rank 0 shows lines below WARNING.
+    """
+    global _strict
+    _strict = strict
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, markup=False)
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    level = logging.DEBUG if debug else logging.INFO
+    logger.setLevel(level if rank == 0 else logging.WARNING)
+
+
+def slower_path(what: str, *, reason: str, cure: str) -> None:
+    """Say once, at WARNING, that a slower path was taken; an error under ``--strict``.
+
+    Raises:
+        BackendUnavailableError: `setup` was told to be strict.
+    """
+    text = f"{what}: {reason}; {cure}"
+    if _strict:
+        raise BackendUnavailableError(text)
+    if text not in _said:
+        _said.add(text)
+        logger.warning(text)
+
+
+@contextmanager
+def progress(what: str, *, total: int | None, unit: str = "records") -> Iterator[Advance]:
+    """Show how far a long piece of work is; yields ``advance(count)``.
+
+    Args:
+        what: shown before the bar, such as "convert".
+        total: how many units there are, None when nobody knows yet.
+        unit: the word for what is counted.
+    """
+    if not console.is_terminal:
+        yield _PlainProgress(what, total=total, unit=unit).advance
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=False) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def track(
+    items: Iterable[T], what: str, *, total: int | None, unit: str = "records"
+) -> Iterator[T]:
+    """Iterate over `items` with `progress`, one unit each."""
+    with progress(what, total=total, unit=unit) as advance:
+        for item in items:
+            yield item
+            advance(1)
+
+
+class _PlainProgress:
+    """A line every few seconds, for log files and CI."""
+
+    def __init__(self, what: str, *, total: int | None, unit: str) -> None:
+        self._what, self._total, self._unit = what, total, unit
+        self._done = 0
+        self._start = self._last_line = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._last_line >= _PLAIN_PERIOD_S:
+            self._last_line = now
+            console.print(self._line(now - self._start), highlight=False, soft_wrap=True)
+
+    def _line(self, elapsed_s: float) -> str:
+        rate = self._done / elapsed_s
+        if self._total is None:
+            return f"{self._what}: {self._done:,} {self._unit}, {rate:,.0f}/s"
+        share = self._done / max(self._total, 1)
+        left_s = (self._total - self._done) / rate if rate else float("inf")
+        return (
+            f"{self._what}: {self._done:,} of {self._total:,} {self._unit}, "
+            f"{share:.0%}, {rate:,.0f}/s, {left_s:,.0f} s left"
+        )
+
+
+class MetricsWriter:
+    """Appends one JSON object per call to ``metrics.jsonl`` and mirrors it to TensorBoard.
+
+    Args:
+        folder: the run's folder.
+        resume_step: forget every line after this step first: a resumed run writes them again, so
+            that the file of an interrupted run equals that of an unbroken one.
+        tensorboard: also write event files under ``folder/tensorboard``.
+    """
+
+    def __init__(
+        self, folder: Path, *, resume_step: int | None = None, tensorboard: bool = True
+    ) -> None:
+        self._path = folder / "metrics.jsonl"
+        if self._path.exists():
+            _keep_until(self._path, resume_step if resume_step is not None else -1)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = None
+        if tensorboard:
+            # Here and not above: it imports torch, and stores are written without it.
+            from torch.utils.tensorboard import SummaryWriter
+
+            purge = None if resume_step is None else resume_step + 1
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+
+    def write(self, metrics: Mapping[str, float | int | str | None]) -> None:
+        """Append `metrics`, which hold an integer ``step``; a value that is not finite becomes null."""
+        # JSON has no NaN: a loss that is not a number is null.
+        row = {name: None if _is_nan(value) else value for name, value in metrics.items()}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        if self._board is None:
+            return
+        step = metrics["step"]
+        for name, value in metrics.items():
+            if name != "step" and isinstance(value, int | float):
+                self._board.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """Force what was written to the disk; called before a checkpoint becomes valid."""
+        os.fsync(self._file.fileno())
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self) -> None:
+        """Write everything out and close the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """Every whole line of a run's ``metrics.jsonl``; a last line cut by a crash is left out."""
+    path = folder / "metrics.jsonl"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _keep_until(path: Path, step: int) -> None:
+    kept = [row for row in read_metrics(path.parent) if row["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,57 @@
+"""Progress lines, strictness and the metrics file."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ecgfast import log
+from ecgfast.errors import BackendUnavailableError
+
+
+def test_metrics_of_steps_after_the_resume_point_are_forgotten(tmp_path: Path) -> None:
+    writer = log.MetricsWriter(tmp_path, tensorboard=False)
+    for step in (10, 20, 30):
+        writer.write({"step": step, "loss": step / 7})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "lo')  # what a kill leaves
+
+    resumed = log.MetricsWriter(tmp_path, resume_step=20, tensorboard=False)
+    resumed.write({"step": 30, "loss": 1.5})
+    resumed.close()
+
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [10, 20, 30]
+    assert rows[1]["loss"] == 20 / 7  # floats survive the rewrite bit for bit
+    assert rows[2]["loss"] == 1.5
+
+
+def test_a_cut_last_line_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2')
+    assert log.read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+    assert log.read_metrics(tmp_path / "nowhere") == []
+
+
+def test_strict_turns_a_slower_path_into_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "_strict", True)
+    with pytest.raises(BackendUnavailableError, match=r"attention: no xformers; install it"):
+        log.slower_path("attention", reason="no xformers", cure="install it")
+
+
+def test_a_slower_path_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    log.logger.propagate = True
+    for _ in range(3):
+        log.slower_path("said once", reason="why", cure="how")
+    assert [r.message for r in caplog.records] == ["said once: why; how"]
+
+
+def test_progress_prints_plain_lines_without_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(log, "_PLAIN_PERIOD_S", 0.0)
+    monkeypatch.setattr(log, "console", log.Console(stderr=True, force_terminal=False))
+    assert list(log.track(range(4), "count", total=4)) == [0, 1, 2, 3]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1].startswith("count: 2 of 4 records, 50%")
+    assert len(lines) == 4
