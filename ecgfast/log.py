@@ -158,7 +158,7 @@ class MetricsWriter:
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
     def write(self, metrics: Mapping[str, float | int | str | None]) -> None:
-        """Append `metrics`, which hold an integer ``step``; a value that is not finite becomes null."""
+        """Append `metrics`, which hold an integer ``step``."""
         # JSON has no NaN: a loss that is not a number is null.
         row = {name: None if _is_nan(value) else value for name, value in metrics.items()}
         self._file.write(json.dumps(row) + "\n")
