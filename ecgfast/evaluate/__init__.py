@@ -1,0 +1,1 @@
+"""AUROC by hospital, figures, and the report that carries them."""

@@ -1,0 +1,190 @@
+"""AUROC, DeLong and Obuchowski against published numbers, scikit-learn and the bootstrap."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sklearn import metrics
+
+from ecgfast.errors import ShapeError
+from ecgfast.evaluate.roc import auroc, delong, delong_paired, roc_curve
+
+Floats = NDArray[np.float64]
+
+# Ovarian cancer: albumin, total protein, K-G score, outcome (DeLong et al. 1988, the 43 complete
+# rows as the SAS/STAT manual prints them).
+OVARIAN = np.array(
+    """3.0 5.8 10 0 3.2 6.3 5 1 3.9 6.8 3 1 2.8 4.8 6 0 3.2 5.8 3 1 0.9 4.0 5 0 2.5 5.7 8 0
+    1.6 5.6 5 1 3.8 5.7 5 1 3.7 6.7 6 1 3.2 5.4 4 1 3.8 6.6 6 1 4.1 6.6 5 1 3.6 5.7 5 1
+    4.3 7.0 4 1 3.6 6.7 4 0 2.3 4.4 6 1 4.2 7.6 4 0 4.0 6.6 6 0 3.5 5.8 6 1 3.8 6.8 7 1
+    3.0 4.7 8 0 4.5 7.4 5 1 3.7 7.4 5 1 3.1 6.6 6 1 4.1 8.2 6 1 4.3 7.0 5 1 4.3 6.5 4 1
+    3.2 5.1 5 1 2.6 4.7 6 1 3.3 6.8 6 0 1.7 4.0 7 0 3.7 6.1 5 1 3.3 6.3 7 1 4.2 7.7 6 1
+    3.5 6.2 5 1 2.9 5.7 9 0 2.1 4.8 7 1 2.8 6.2 8 0 4.0 7.0 7 1 3.3 5.7 6 1 3.7 6.9 5 1
+    3.6 6.6 5 1""".split(),
+    dtype=float,
+).reshape(-1, 4)
+
+
+def correlated_cohort(
+    seed: int, num_patients: int = 150
+) -> tuple[NDArray[np.bool_], Floats, Floats]:
+    """Records of patients who come back: labels may change, scores share a patient effect."""
+    rng = np.random.default_rng(seed)
+    visits = rng.integers(1, 5, num_patients)
+    patient = np.repeat(np.arange(num_patients), visits)
+    severity = rng.normal(size=num_patients)[patient]
+    y = severity + 0.4 * rng.normal(size=len(patient)) > 0.6
+    score = severity + rng.normal(size=num_patients)[patient] + 0.5 * rng.normal(size=len(patient))
+    return y, score, patient.astype(float)
+
+
+@pytest.mark.parametrize(
+    ("column", "sign", "area", "std_error", "low", "high"),
+    [
+        (0, 1, 0.7366, 0.0927, 0.5549, 0.9182),
+        (1, 1, 0.6478, 0.1000, 0.4518, 0.8439),
+        (2, -1, 0.7258, 0.1028, 0.5243, 0.9273),
+    ],
+)
+def test_delong_equals_sas_on_ovarian_cancer(
+    column: int, sign: int, area: float, std_error: float, low: float, high: float
+) -> None:
+    result = delong(OVARIAN[:, 3], sign * OVARIAN[:, column])
+    got = (result.value, result.std_error, result.low, result.high)
+    assert got == pytest.approx((area, std_error, low, high), abs=5e-5)
+    assert (result.num_cases, result.num_controls) == (31, 12)
+
+
+def test_paired_delong_equals_sas_on_ovarian_cancer() -> None:
+    kg_score = -OVARIAN[:, 2]
+    albumin = delong_paired(OVARIAN[:, 3], OVARIAN[:, 0], kg_score)
+    protein = delong_paired(OVARIAN[:, 3], OVARIAN[:, 1], kg_score)
+    got = [(t.difference, t.low, t.high, t.p_value) for t in (albumin, protein)]
+    assert got[0] == pytest.approx((0.0108, -0.1761, 0.1976, 0.9102), abs=5e-5)
+    assert got[1] == pytest.approx((-0.0780, -0.2830, 0.1271, 0.4561), abs=5e-5)
+
+
+def test_delong_equals_stata_on_hanley_mcneil_ratings() -> None:
+    counts = [33, 6, 6, 11, 2, 3, 2, 2, 11, 33]  # normal, then abnormal, by rating 1..5
+    y = np.repeat([0] * 5 + [1] * 5, counts)
+    rating = np.repeat(list(range(1, 6)) * 2, counts)
+    result = delong(y, rating)
+    got = (result.value, result.std_error, result.low, result.high)
+    assert got == pytest.approx((0.8932, 0.0307, 0.83295, 0.95339), abs=5e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(-3, 3)), min_size=2, max_size=40))
+def test_auroc_and_curve_equal_scikit_learn(rows: list[tuple[bool, int]]) -> None:
+    y, score = np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
+    if y.all() or not y.any():
+        assert auroc(y, score) is None
+        return
+    assert auroc(y, score) == pytest.approx(metrics.roc_auc_score(y, score), abs=1e-12)
+    expected_x, expected_y, _ = metrics.roc_curve(y, score, drop_intermediate=False)
+    got_x, got_y = roc_curve(y, score)
+    np.testing.assert_allclose(got_x, expected_x, atol=1e-12)
+    np.testing.assert_allclose(got_y, expected_y, atol=1e-12)
+
+
+def test_clustered_variance_equals_the_written_out_sums() -> None:
+    y, score, patient = correlated_cohort(3, num_patients=40)
+    cases, controls = np.flatnonzero(y), np.flatnonzero(~y)
+
+    def wins(i: int, j: int) -> float:
+        return float(score[i] > score[j]) + 0.5 * float(score[i] == score[j])
+
+    v10 = {i: np.mean([wins(i, j) for j in controls]) for i in cases}
+    v01 = {j: np.mean([wins(i, j) for i in cases]) for j in controls}
+    area = np.mean(list(v10.values()))
+    s10 = s01 = s11 = 0.0
+    for p in np.unique(patient):
+        of_case = sum(v10[i] - area for i in cases if patient[i] == p)
+        of_control = sum(v01[j] - area for j in controls if patient[j] == p)
+        s10, s01, s11 = s10 + of_case**2, s01 + of_control**2, s11 + of_case * of_control
+    num, m, k = len(np.unique(patient)), len(cases), len(controls)
+    with_case, with_control = len(np.unique(patient[y])), len(np.unique(patient[~y]))
+    variance = (
+        s10 * with_case / ((with_case - 1) * m) / m
+        + s01 * with_control / ((with_control - 1) * k) / k
+        + 2 * s11 * num / (num - 1) / (m * k)
+    )
+    assert delong(y, score, patient).std_error == pytest.approx(variance**0.5, rel=1e-12)
+
+
+def test_clustered_interval_agrees_with_the_patient_bootstrap() -> None:
+    y, score, patient = correlated_cohort(11)
+    rng = np.random.default_rng(0)
+    rows = [np.flatnonzero(patient == p) for p in np.unique(patient)]
+    areas = []
+    for _ in range(800):
+        drawn = np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])
+        areas.append(metrics.roc_auc_score(y[drawn], score[drawn]))
+    bootstrap = float(np.std(areas))
+    clustered, naive = delong(y, score, patient).std_error, delong(y, score).std_error
+    assert clustered == pytest.approx(bootstrap, rel=0.10)  # 800 draws: 2.5 % of noise
+    assert naive is not None
+    assert naive < 0.85 * bootstrap  # what taking records as independent would have claimed
+
+
+def test_records_seen_twice_add_no_certainty() -> None:
+    y, score, _ = correlated_cohort(5)
+    once = delong(y, score)
+    twice = delong(np.tile(y, 2), np.tile(score, 2), np.tile(np.arange(len(y)), 2))
+    assert twice.value == pytest.approx(once.value, abs=1e-12)
+    assert twice.std_error == pytest.approx(once.std_error, rel=1e-12)
+
+
+def test_one_patient_each_is_plain_delong() -> None:
+    y, score, _ = correlated_cohort(7)
+    names = np.array([f"patient {i}" for i in range(len(y))])
+    assert delong(y, score, names) == delong(y, score)
+
+
+def test_paired_test_of_a_score_with_itself_finds_nothing() -> None:
+    y, score, patient = correlated_cohort(9)
+    result = delong_paired(y, score, np.exp(score), patient)  # a monotone change keeps the ranks
+    assert (result.difference, result.p_value) == (0.0, 1.0)
+
+
+def test_paired_test_rejects_at_its_level_under_the_null() -> None:
+    rejected = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        y = rng.random(120) < 0.3
+        first, second = y + rng.normal(size=120), y + rng.normal(size=120)
+        p_value = delong_paired(y, first, second).p_value
+        assert p_value is not None
+        rejected += p_value < 0.05
+    assert 2 <= rejected <= 20  # 10 expected, binomial 99.9 % range
+
+
+@pytest.mark.parametrize(
+    ("y", "reason"),
+    [([1, 1], "no controls"), ([0, 0], "no cases"), ([], "no labelled records")],
+)
+def test_one_class_is_not_defined_and_says_why(y: list[int], reason: str) -> None:
+    result = delong(y, [0.1] * len(y))
+    assert result.value is None
+    assert result.low is None
+    assert result.reason == reason
+    assert auroc(y, [0.1] * len(y)) is None
+    assert delong_paired(y, [0.1] * len(y), [0.2] * len(y)).reason == reason
+
+
+def test_a_single_case_has_a_value_without_an_interval() -> None:
+    result = delong([1, 0, 0], [0.9, 0.1, 0.2])
+    assert (result.value, result.low) == (1.0, None)
+    assert result.reason == "cases of a single patient"
+
+
+@pytest.mark.parametrize("score", [[0.1, float("nan")], [0.1, 0.2, 0.3]])
+def test_wrong_scores_are_refused(score: list[float]) -> None:
+    with pytest.raises(ShapeError):
+        auroc([0, 1], score)
+
+
+def test_a_curve_of_one_class_is_refused() -> None:
+    with pytest.raises(ShapeError, match="no cases"):
+        roc_curve([0, 0], [0.1, 0.2])
