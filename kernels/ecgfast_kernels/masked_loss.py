@@ -1,0 +1,162 @@
+"""masked_mse: the pretraining loss, which reads and differentiates removed patches only.
+
+Shapes: B records, N patches, P padded patch length; pred has the true patch length (250).
+"""
+
+# ruff: noqa: ANN401 (PyTorch hands an autograd.Function its ctx untyped)
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ecgfast_kernels import library, reference
+from ecgfast_kernels.backend import resolve
+
+
+def masked_mse(
+    pred_BNP: Tensor,
+    patches_BNP: Tensor,
+    mask_BN: Tensor,
+    *,
+    norm_patch: bool,
+    backend: str = "auto",
+) -> Tensor:
+    """Mean squared error over the removed patches.
+
+    Args:
+        pred_BNP: (B, N, patch_length) bf16, fp16, fp32 or fp64, in units of the target. Its last
+            dimension must be dense; the others may be strided, so a slice of padded rows is free.
+        patches_BNP: (B, N, P) fp16 (fp32 or fp64 too), z-scored units; columns from patch_length
+            on are padding.
+        mask_BN: (B, N) bool, True = removed.
+        norm_patch: normalise each target patch to zero mean and unit variance (unbiased, + 1e-6).
+        backend: "auto", "triton" or "reference".
+    Returns:
+        fp32 scalar (fp64 for a fp64 prediction); 0 when nothing was removed.
+    Raises:
+        ValueError: the shapes disagree, or the patches ask for a gradient.
+    Source: He et al. 2022, section 3 (reconstruction target).
+    """
+    library.require(
+        pred_BNP.ndim == 3
+        and patches_BNP.ndim == 3
+        and pred_BNP.shape[:2] == patches_BNP.shape[:2] == mask_BN.shape
+        and pred_BNP.shape[2] <= patches_BNP.shape[2],
+        "pred (B, N, patch_length), patches (B, N, P >= patch_length) and mask (B, N) disagree: "
+        f"got {tuple(pred_BNP.shape)}, {tuple(patches_BNP.shape)} and {tuple(mask_BN.shape)}",
+    )
+    library.require(mask_BN.dtype == torch.bool, f"mask must be bool, got {mask_BN.dtype}")
+    library.require(
+        not patches_BNP.requires_grad, "patches are fixed here, but require a gradient; detach them"
+    )
+    if resolve(backend, pred_BNP.device) == "reference":
+        return reference.masked_mse(pred_BNP, patches_BNP, mask_BN, norm_patch=norm_patch)
+    loss: Tensor = _MaskedMse.apply(  # type: ignore[no-untyped-call]
+        pred_BNP, patches_BNP, mask_BN, norm_patch
+    )
+    return loss
+
+
+class _MaskedMse(torch.autograd.Function):
+    """Autograd around the two operators.
+
+    The backward pass computes the error again: reading prediction and target twice moves fewer
+    bytes than writing an unscaled gradient now and reading it back.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, pred_BNP: Tensor, patches_BNP: Tensor, mask_BN: Tensor, norm_patch: bool
+    ) -> Tensor:
+        pred_BNP = pred_BNP if pred_BNP.stride(2) == 1 else pred_BNP.contiguous()
+        patches_BNP, mask_BN = patches_BNP.contiguous(), mask_BN.contiguous()
+        loss, num_removed = torch.ops.ecgfast.masked_mse(pred_BNP, patches_BNP, mask_BN, norm_patch)
+        ctx.save_for_backward(pred_BNP, patches_BNP, mask_BN, num_removed)
+        ctx.norm_patch = norm_patch
+        value: Tensor = loss
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        pred_BNP, patches_BNP, mask_BN, num_removed = ctx.saved_tensors
+        grad_BNP: Tensor = torch.ops.ecgfast.masked_mse_backward(
+            grads[0], pred_BNP, patches_BNP, mask_BN, num_removed, ctx.norm_patch
+        )
+        return grad_BNP, None, None, None
+
+
+def _triton(
+    pred_BNP: Tensor, patches_BNP: Tensor, mask_BN: Tensor, norm_patch: bool
+) -> tuple[Tensor, Tensor]:
+    from ecgfast_kernels import masked_loss_triton
+
+    return masked_loss_triton.forward(pred_BNP, patches_BNP, mask_BN, norm_patch)
+
+
+def _triton_backward(
+    grad: Tensor,
+    pred_BNP: Tensor,
+    patches_BNP: Tensor,
+    mask_BN: Tensor,
+    num_removed: Tensor,
+    norm_patch: bool,
+) -> Tensor:
+    from ecgfast_kernels import masked_loss_triton
+
+    return masked_loss_triton.backward(
+        grad, pred_BNP, patches_BNP, mask_BN, num_removed, norm_patch
+    )
+
+
+def _reference(
+    pred_BNP: Tensor, patches_BNP: Tensor, mask_BN: Tensor, norm_patch: bool
+) -> tuple[Tensor, Tensor]:
+    loss = reference.masked_mse(pred_BNP, patches_BNP, mask_BN, norm_patch=norm_patch)
+    return loss, mask_BN.sum(dtype=torch.int32)
+
+
+def _reference_backward(
+    grad: Tensor,
+    pred_BNP: Tensor,
+    patches_BNP: Tensor,
+    mask_BN: Tensor,
+    num_removed: Tensor,
+    norm_patch: bool,
+) -> Tensor:
+    return reference.masked_mse_backward(
+        grad, pred_BNP, patches_BNP, mask_BN, norm_patch=norm_patch
+    )
+
+
+def _fake(
+    pred_BNP: Tensor, patches_BNP: Tensor, mask_BN: Tensor, norm_patch: bool
+) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(pred_BNP.dtype, torch.float32)
+    return pred_BNP.new_empty((), dtype=dtype), mask_BN.new_empty((), dtype=torch.int32)
+
+
+def _fake_backward(
+    grad: Tensor,
+    pred_BNP: Tensor,
+    patches_BNP: Tensor,
+    mask_BN: Tensor,
+    num_removed: Tensor,
+    norm_patch: bool,
+) -> Tensor:
+    return pred_BNP.new_empty(pred_BNP.shape)
+
+
+library.register(
+    "masked_mse(Tensor pred, Tensor patches, Tensor mask, bool norm_patch) -> (Tensor, Tensor)",
+    triton=_triton,
+    reference=_reference,
+    fake=_fake,
+)
+library.register(
+    "masked_mse_backward(Tensor grad, Tensor pred, Tensor patches, Tensor mask, Tensor num_removed,"
+    " bool norm_patch) -> Tensor",
+    triton=_triton_backward,
+    reference=_reference_backward,
+    fake=_fake_backward,
+)
