@@ -1,0 +1,28 @@
+"""Foreign ECG files -> `EcgRecord`: one module per format, leads always by name."""
+
+from ecgfast.errors import FormatError
+from ecgfast.ingest.arrays import read_arrays
+from ecgfast.ingest.discover import InputFile, discover
+from ecgfast.ingest.wfdb_record import read_wfdb
+from ecgfast.records import EcgRecord
+
+__all__ = ["InputFile", "discover", "read_record"]
+
+
+def read_record(item: InputFile) -> EcgRecord:
+    """Read one record of `discover`'s list.
+
+    Args:
+        item: what to read.
+    Returns:
+        The record with every timestep of the source, 12 leads in the order of `LEADS`.
+    Raises:
+        FormatError: the file cannot be read as a 12-lead ECG; the text is the quarantine's reason.
+            An input/output error of a share that drops is not one: it stops the caller.
+    """
+    try:
+        if item.path.suffix.lower() == ".hea":
+            return read_wfdb(item.path, item.record_id)
+        return read_arrays(item.path, item.record_id, item.row)
+    except (FileNotFoundError, PermissionError) as error:
+        raise FormatError(f"{item.path.name}: {error.strerror}") from error

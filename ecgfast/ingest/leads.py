@@ -1,0 +1,183 @@
+"""Lead names, and the 12 standard leads out of whatever a file holds, always by name.
+
+Position is never trusted: MIMIC-IV-ECG stores aVF before aVL.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfast.errors import FormatError
+from ecgfast.records import INVALID, LEADS, NUM_LEADS
+
+_PREFIXES = ("mdc_ecg_lead_", "ecg_lead_", "lead_", "ecg_")
+_BY_NAME = {lead.lower(): position for position, lead in enumerate(LEADS)}
+_DERIVABLE = (2, 3, 4, 5)  # III, aVR, aVL, aVF: linear in I and II
+_ABSENT = -1
+_FILE_ORDER = tuple(range(NUM_LEADS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwelveLeads:
+    """The 12 leads in the order of `LEADS`, with the fields that `EcgRecord` wants.
+
+    Attributes:
+        signal: (12, T) int16 ADC units or float32 microvolt.
+        scale_uv: (12,) float32 microvolt per digit.
+        offset_adc: (12,) float32 digits at 0 microvolt.
+        flags: "leads_derived" when III, aVR, aVL or aVF was computed from I and II.
+    """
+
+    signal: NDArray[Any]
+    scale_uv: NDArray[np.float32]
+    offset_adc: NDArray[np.float32]
+    flags: tuple[str, ...]
+
+
+def lead_position(name: str) -> int | None:
+    """Return the position of a lead in `LEADS`, or None when it is none of the 12.
+
+    A sign is part of the name: "-aVR" of a Cabrera layout is not aVR.
+
+    Args:
+        name: as the file spells it: "avr", "Lead I", "MDC_ECG_LEAD_V1" ...
+    """
+    key = name.strip().lower()
+    if key in _BY_NAME:
+        return _BY_NAME[key]
+    key = key.replace(" ", "_")
+    for prefix in _PREFIXES:
+        if key.startswith(prefix):
+            return _BY_NAME.get(key[len(prefix) :])
+    return None
+
+
+def plan_leads(names: Sequence[str], source: str) -> tuple[int, ...]:
+    """Find the 12 leads among the signals of a file.
+
+    Args:
+        names: names in file order; further signals (VCG, pleth ...) are passed over.
+        source: named in errors.
+    Returns:
+        For each lead of `LEADS` its row in `names`, -1 where it will be derived from I and II.
+    Raises:
+        FormatError: a lead occurs twice, or is missing and cannot be derived.
+    """
+    rows = [_ABSENT] * NUM_LEADS
+    for row, name in enumerate(names):
+        position = lead_position(name)
+        if position is None:
+            continue
+        if rows[position] != _ABSENT:
+            raise FormatError(
+                f"{source}: lead {LEADS[position]} occurs twice (signals {rows[position] + 1} and "
+                f"{row + 1}), allowed once; remove one"
+            )
+        rows[position] = row
+    lost = [LEADS[i] for i in range(NUM_LEADS) if rows[i] == _ABSENT and i not in _DERIVABLE]
+    if lost:
+        raise FormatError(
+            f"{source}: no lead {', '.join(lost)}, got {', '.join(names) or 'no signals'}; all 12 "
+            "standard leads are needed (only III, aVR, aVL and aVF can be derived)"
+        )
+    return tuple(rows)
+
+
+def arrange_leads(
+    plan: Sequence[int],
+    signal_ST: NDArray[Any],
+    scale_uv: Sequence[float],
+    offset_adc: Sequence[float],
+    source: str,
+) -> TwelveLeads:
+    """Bring the signals of a file into the order of `LEADS` and derive what is missing.
+
+    Args:
+        plan: of `plan_leads`.
+        signal_ST: (S, T) int16 ADC units or float32 microvolt, S signals in file order.
+        scale_uv: microvolt per digit of each signal; NaN where its unit is no voltage.
+        offset_adc: digits at 0 microvolt of each signal.
+        source: named in errors.
+    Returns:
+        The 12 leads. Digits stay digits, except that a lead derived from an I and II of different
+        gain makes the record float32 microvolt.
+    Raises:
+        FormatError: a lead is not measured in volts, or a derived lead exceeds 16 bits.
+    """
+    rows = [max(row, 0) for row in plan]  # a derived lead borrows scale and offset of lead I
+    scale = np.array([scale_uv[row] for row in rows], np.float32)
+    offset = np.array([offset_adc[row] for row in rows], np.float32)
+    for position in range(2, 6):
+        if plan[position] == _ABSENT:
+            scale[position], offset[position] = scale[0], offset[0]
+    if not np.isfinite(scale).all():
+        lead = LEADS[int(np.argmin(np.isfinite(scale)))]
+        raise FormatError(f"{source}: the unit of lead {lead} is no voltage, allowed V, mV, uV, nV")
+    if tuple(plan) == _FILE_ORDER and len(signal_ST) == NUM_LEADS:
+        return TwelveLeads(signal=signal_ST, scale_uv=scale, offset_adc=offset, flags=())
+    signal = signal_ST[rows]
+    missing = [position for position, row in enumerate(plan) if row == _ABSENT]
+    if not missing:
+        return TwelveLeads(signal=signal, scale_uv=scale, offset_adc=offset, flags=())
+    same = scale[0] == scale[1] and offset[0] == offset[1]
+    if signal.dtype == np.int16 and not same:
+        signal = to_microvolt(signal, scale, offset)
+        scale, offset = np.ones(NUM_LEADS, np.float32), np.zeros(NUM_LEADS, np.float32)
+    for position in missing:
+        signal[position] = _derive(position, signal, int(offset[0]), source)
+    return TwelveLeads(signal=signal, scale_uv=scale, offset_adc=offset, flags=("leads_derived",))
+
+
+def to_microvolt(
+    signal: NDArray[np.int16], scale_uv: NDArray[np.float32], offset_adc: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Convert digits to float32 microvolt; invalid timesteps become NaN.
+
+    Args:
+        signal: (C, T) int16 ADC units.
+        scale_uv: (C,) microvolt per digit.
+        offset_adc: (C,) digits at 0 microvolt.
+    """
+    out = (signal.astype(np.float32) - offset_adc[:, None]) * scale_uv[:, None]
+    out[signal == INVALID] = np.nan
+    return out
+
+
+def _derive(position: int, signal: NDArray[Any], offset: int, source: str) -> NDArray[Any]:
+    """Return III, aVR, aVL or aVF from I and II, halves rounded as the codec predicts them.
+
+    Source: Einthoven's law and Goldberger's augmented leads.
+    """
+    if signal.dtype == np.float32:
+        return _combine(position, signal[0], signal[1], np.divide)
+    lead_i, lead_ii = signal[0].astype(np.int32), signal[1].astype(np.int32)
+    invalid = (lead_i == INVALID) | (lead_ii == INVALID)
+    derived = _combine(position, lead_i - offset, lead_ii - offset, np.floor_divide) + offset
+    derived[invalid] = 0
+    if derived.size and int(np.abs(derived).max()) >= -INVALID:
+        raise FormatError(
+            f"{source}: lead {LEADS[position]} derived from I and II reaches "
+            f"{int(np.abs(derived).max())} digits, allowed {-INVALID - 1}"
+        )
+    derived[invalid] = INVALID
+    return derived
+
+
+def _combine(
+    position: int, lead_i: NDArray[Any], lead_ii: NDArray[Any], divide: np.ufunc
+) -> NDArray[Any]:
+    """Return III, aVR, aVL or aVF; `divide` is that of the dtype."""
+    two = lead_i.dtype.type(2)
+    out: NDArray[Any]
+    if position == 2:
+        out = lead_ii - lead_i
+    elif position == 3:
+        out = -divide(lead_i + lead_ii, two)
+    elif position == 4:
+        out = lead_i - divide(lead_ii, two)
+    else:
+        out = lead_ii - divide(lead_i, two)
+    return out
