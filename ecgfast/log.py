@@ -56,6 +56,16 @@ def setup(*, debug: bool = False, strict: bool = False, rank: int = 0) -> None:
     logger.setLevel(level if rank == 0 else logging.WARNING)
 
 
+def info(text: str) -> None:
+    """Say what happens, or what was chosen and why."""
+    logger.info(text)
+
+
+def warning(text: str) -> None:
+    """Say what the user should look at."""
+    logger.warning(text)
+
+
 def slower_path(what: str, *, reason: str, cure: str) -> None:
     """Say once, at WARNING, that a slower path was taken; an error under ``--strict``.
 

@@ -1,0 +1,1 @@
+"""Pretraining and fine-tuning: from a store to a run folder."""

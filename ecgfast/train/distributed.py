@@ -1,0 +1,162 @@
+"""Ranks, and how a model is spread over them: compile per block, then FSDP2."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from ecgfast.errors import BackendUnavailableError, ConfigError
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """This process among its peers.
+
+    Attributes:
+        rank: in [0, world_size).
+        world_size: number of processes.
+        device: where this rank's model lives.
+        mesh: the ranks' devices; None for one process on the CPU, which needs no sharding.
+        host_mesh: the same ranks on the CPU, for checkpoints; None where `mesh` is.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    mesh: DeviceMesh | None = None
+    host_mesh: DeviceMesh | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes logs and files."""
+        return self.rank == 0
+
+    def sum_(self, values: Tensor) -> Tensor:
+        """Add `values` over the ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.mesh is not None:
+            dist.barrier()
+
+    def side_group(self) -> dist.ProcessGroup | None:
+        """Return a CPU group of all ranks for work beside the training step; collective."""
+        return None if self.mesh is None else dist.new_group(backend="gloo")
+
+
+@contextmanager
+def join(device: str | None = None) -> Iterator[Ranks]:
+    """Join the ranks that torchrun started, or be the only one.
+
+    Args:
+        device: "cpu" or "cuda"; by default a GPU where there is one.
+    Raises:
+        BackendUnavailableError: a GPU was asked for and there is none.
+    """
+    chosen = _choose_device(device)
+    launched = "WORLD_SIZE" in os.environ and "RANK" in os.environ
+    if not launched and chosen.type == "cpu":
+        yield Ranks(device=chosen)
+        return
+    backend = "gloo" if chosen.type == "cpu" else "cpu:gloo,cuda:nccl"
+    if launched:
+        dist.init_process_group(backend)
+    else:  # one GPU is a mesh of one, so that numerics do not depend on the launcher
+        store = dist.HashStore()  # type: ignore[attr-defined]  # absent from __all__
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    try:
+        shape = (dist.get_world_size(),)
+        mesh = init_device_mesh(chosen.type, shape)
+        yield Ranks(
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+            device=chosen,
+            mesh=mesh,
+            host_mesh=mesh if chosen.type == "cpu" else init_device_mesh("cpu", shape),
+        )
+    finally:
+        dist.destroy_process_group()
+
+
+def spread(
+    model: nn.Module, ranks: Ranks, *, precision: Precision, compile_blocks: bool
+) -> nn.Module:
+    """Move a model to its device, compile its blocks, and shard it over the ranks, in place.
+
+    A block is an entry of any `nn.ModuleList`. The full model must be initialised before: drawn on
+    shards, the weights would depend on the world size.
+
+    Args:
+        model: fp32 parameters, equal on every rank.
+        ranks: who shares it.
+        precision: bf16 computes on bf16 copies and reduces gradients in fp32; parameters stay fp32.
+        compile_blocks: compile each block's forward, with static shapes.
+    Raises:
+        ConfigError: bf16 without a mesh, that is, on a CPU with one process.
+    """
+    if ranks.mesh is None and precision != "fp32":
+        raise ConfigError(
+            f"train.precision on one CPU process must be fp32, got {precision!r}; "
+            "use fp32, or run on a GPU"
+        )
+    model.to(ranks.device)
+    blocks = [b for m in model.modules() if isinstance(m, nn.ModuleList) for b in m]
+    for block in blocks if compile_blocks else ():
+        # `forward` and not the module: FSDP's hooks must stay outside of the graph
+        block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
+    if ranks.mesh is None:
+        return model
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if precision == "bf16" else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,  # the patches are also the loss targets
+    )
+    for module in (*blocks, model):
+        # A model of this size fits: gathering once a step saves the backward's gather.
+        fully_shard(module, mesh=ranks.mesh, mp_policy=policy, reshard_after_forward=False)
+    return model
+
+
+def accumulate(model: nn.Module, *, last: bool) -> None:
+    """Announce a microbatch: gradients are reduced, and weights let go, after the last one only."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+        model.set_reshard_after_backward(last)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return this rank's part of a tensor, sharing its memory."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def full(tensor: Tensor) -> Tensor:
+    """Return the whole of a tensor that may be sharded; collective."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _choose_device(device: str | None) -> torch.device:
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(f"device must be 'cpu' or 'cuda', got {name!r}")
+    if name == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise BackendUnavailableError(
+            "device 'cuda' was asked for and this PyTorch sees no GPU; use device 'cpu', or "
+            "install a CUDA build of torch and check nvidia-smi"
+        )
+    chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(chosen)
+    return chosen
