@@ -1,0 +1,185 @@
+"""ECGs as cardiologists read them: 25 mm/s, 10 mm/mV, millimetre paper, calibration pulse.
+
+Shapes: C leads, T timesteps. All drawing coordinates are millimetres of paper.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter1d, minimum_filter1d
+
+from ecgfast.records import LEADS, SAMPLING_RATE_HZ
+
+MM_PER_S = 25.0
+MM_PER_MV = 10.0
+DOTS_PER_INCH = 127  # 5 pixels per mm: every grid line falls on a whole pixel
+_MM_PER_INCH = 25.4
+_LEFT_MM, _RIGHT_MM, _TOP_MM, _BOTTOM_MM = 30.0, 5.0, 15.0, 10.0
+_PULSE_LEFT_MM, _PULSE_MM = 18.0, 5.0  # 0.2 s wide, 1 mV high, its edges on coarse lines
+_MIN_GAP_MM, _MAX_GAP_MM = 15.0, 40.0
+_NEAR_TIMESTEPS = 51  # 0.1 s: traces keep clear of each other within it
+_PAPER, _FINE, _COARSE = "#fffafa", "#f8d9d9", "#e9a5a5"
+_INK, _ACCENT, _SHADE = "#101010", "#1450c8", "#dfe3ea"
+
+Floats = NDArray[np.floating]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """One row of a figure.
+
+    Attributes:
+        name: printed in the margin, such as "V5"; a second line after a line break is smaller.
+        signal_mv: (T,) float, drawn about its median.
+        hidden: (T,) bool, timesteps shaded instead of drawn; None: none.
+        accent: (T,) bool, timesteps drawn in the colour of predictions; None: none.
+    """
+
+    name: str
+    signal_mv: Floats
+    hidden: Flags | None = None
+    accent: Flags | None = None
+
+
+def ecg(signal_mv_CT: Floats, *, title: str, names: Sequence[str] = LEADS) -> Figure:
+    """Draw every lead of one record below the other, at true scale.
+
+    Args:
+        signal_mv_CT: (C, T) float, millivolt at 500 Hz.
+        title: one line above the paper; no identifiers but pseudonyms.
+        names: C lead names.
+    """
+    strips = [Strip(name=n, signal_mv=row) for n, row in zip(names, signal_mv_CT, strict=True)]
+    return paper(strips, title=title)
+
+
+def reconstruction(
+    original_mv_CT: Floats,
+    reconstructed_mv_CT: Floats,
+    mask_CT: Flags,
+    *,
+    title: str,
+    leads: Sequence[str] = LEADS,
+) -> Figure:
+    """Draw a record as it was, as the model saw it, and as the model filled it in.
+
+    Args:
+        original_mv_CT: (12, T) float, millivolt at 500 Hz.
+        reconstructed_mv_CT: (12, T) float, millivolt; only masked timesteps are drawn from it.
+        mask_CT: (12, T) bool, True = removed.
+        title: one line above the paper; no identifiers but pseudonyms.
+        leads: which leads, such as ("II", "V5"). Up to three: original, masked and
+            reconstructed lie below each other lead by lead; else panel by panel.
+    """
+    rows = [LEADS.index(name) for name in leads]
+    filled = np.where(mask_CT, reconstructed_mv_CT, original_mv_CT)
+
+    def strips(row: int) -> list[Strip]:
+        name, hidden = LEADS[row], mask_CT[row]
+        return [
+            Strip(name=f"{name}\noriginal", signal_mv=original_mv_CT[row]),
+            Strip(name=f"{name}\nmasked", signal_mv=original_mv_CT[row], hidden=hidden),
+            Strip(name=f"{name}\nreconstructed", signal_mv=filled[row], accent=hidden),
+        ]
+
+    by_lead = [strips(row) for row in rows]
+    if len(rows) <= 3:
+        return paper([strip for lead in by_lead for strip in lead], title=title)
+    return paper([strip for panel in zip(*by_lead, strict=True) for strip in panel], title=title)
+
+
+def paper(strips: Sequence[Strip], *, title: str) -> Figure:
+    """Lay strips of equal length out on millimetre paper.
+
+    Args:
+        strips: at least one; the distance between two grows with their amplitudes.
+        title: one line above the paper.
+    Returns:
+        A figure whose size is that of the paper: saved and printed at 100 %, 25 mm are a second.
+    """
+    centred = [_centred(strip.signal_mv) for strip in strips]
+    baselines, height_mm = _baselines(centred)
+    seconds = max(len(signal) for signal in centred) / SAMPLING_RATE_HZ
+    width_mm = _LEFT_MM + seconds * MM_PER_S + _RIGHT_MM
+    figure = Figure(
+        figsize=(width_mm / _MM_PER_INCH, (height_mm + 6) / _MM_PER_INCH), dpi=DOTS_PER_INCH
+    )
+    axes = figure.add_axes((0, 0, 1, height_mm / (height_mm + 6)))
+    _grid(axes, width_mm, height_mm)
+    for strip, signal_mm, baseline in zip(strips, centred, baselines, strict=True):
+        _strip(axes, strip, signal_mm, baseline)
+    for second in range(int(seconds) + 1):
+        x = _LEFT_MM + second * MM_PER_S
+        axes.text(x, 1.2, f"{second} s", fontsize=7, color="#a05050", ha="center")
+    scale = f"25 mm/s   10 mm/mV   {SAMPLING_RATE_HZ} Hz"
+    axes.text(width_mm - 2, height_mm + 1.6, scale, fontsize=8, ha="right", clip_on=False)
+    axes.text(2, height_mm + 1.6, title, fontsize=9, clip_on=False)
+    return figure
+
+
+def _centred(signal_mv: Floats) -> Floats:
+    """Millimetres about the median, cut where one strip would run over the whole page."""
+    centred = (signal_mv - np.nanmedian(signal_mv)) * MM_PER_MV
+    return np.clip(centred, -_MAX_GAP_MM, _MAX_GAP_MM)
+
+
+def _baselines(centred: Sequence[Floats]) -> tuple[list[float], float]:
+    """Heights of the zero lines, from the top down, each on a coarse line, and of the paper."""
+    heights = [0.0]
+    for above, below in pairwise(centred):
+        ceiling = maximum_filter1d(np.nan_to_num(below), _NEAR_TIMESTEPS)
+        floor = minimum_filter1d(np.nan_to_num(above), _NEAR_TIMESTEPS)
+        gap = np.clip(_up(float((ceiling - floor).max()) + 1), _MIN_GAP_MM, _MAX_GAP_MM)
+        heights.append(heights[-1] - float(gap))
+    top = max(_up(float(np.nanmax(centred[0])) + 1), _TOP_MM)
+    bottom = max(_up(-float(np.nanmin(centred[-1]))) + 5, _BOTTOM_MM)
+    height_mm = top - heights[-1] + bottom
+    return [height_mm - top + height for height in heights], height_mm
+
+
+def _up(value_mm: float) -> float:
+    return float(np.ceil(value_mm / 5) * 5)
+
+
+def _grid(axes: Axes, width_mm: float, height_mm: float) -> None:
+    axes.set(xlim=(0, width_mm), ylim=(0, height_mm), aspect="equal")
+    axes.set_axis_off()
+    axes.add_patch(Rectangle((0, 0), width_mm, height_mm, color=_PAPER, zorder=0))
+    for step, colour, line_width in ((1, _FINE, 0.4), (5, _COARSE, 0.6)):
+        xs, ys = np.arange(0, width_mm + 1, step), np.arange(0, height_mm + 1, step)
+        lines = [[(x, 0), (x, height_mm)] for x in xs] + [[(0, y), (width_mm, y)] for y in ys]
+        axes.add_collection(
+            LineCollection(lines, colors=colour, linewidths=line_width, zorder=step)
+        )
+
+
+def _strip(axes: Axes, strip: Strip, signal_mm: Floats, baseline: float) -> None:
+    x = _LEFT_MM + np.arange(len(signal_mm)) * (MM_PER_S / SAMPLING_RATE_HZ)
+    y = signal_mm + baseline
+    pulse_x = _PULSE_LEFT_MM + np.array([0, 2, 2, 2 + _PULSE_MM, 2 + _PULSE_MM, 4 + _PULSE_MM])
+    pulse_y = baseline + MM_PER_MV * np.array([0, 0, 1, 1, 0, 0])
+    axes.plot(pulse_x, pulse_y, color=_INK, linewidth=0.8, zorder=10)
+    hidden = np.zeros(len(x), bool) if strip.hidden is None else strip.hidden
+    accent = np.zeros(len(x), bool) if strip.accent is None else strip.accent
+    axes.plot(x, np.where(hidden | accent, np.nan, y), color=_INK, linewidth=0.8, zorder=10)
+    axes.plot(x, np.where(accent, y, np.nan), color=_ACCENT, linewidth=0.8, zorder=10)
+    for start, stop in _runs(hidden):
+        corner, width = (x[start], baseline - 5), (stop - start) * (MM_PER_S / SAMPLING_RATE_HZ)
+        axes.add_patch(Rectangle(corner, width, 10, facecolor=_SHADE, linewidth=0, zorder=8))
+    name, _, role = strip.name.partition("\n")
+    axes.text(2, baseline + 1, name, fontsize=10, weight="bold", zorder=12)
+    axes.text(2, baseline - 3, role, fontsize=7, zorder=12)
+
+
+def _runs(flags: Flags) -> list[tuple[int, int]]:
+    """Start and stop of every run of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(np.int8)))
+    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
