@@ -1,0 +1,21 @@
+"""Masked autoencoder, classifier and convolutional baseline."""
+
+from ecgfast.model.build import build_classifier, build_model
+from ecgfast.model.classifier import Classifier, encoder_state
+from ecgfast.model.cnn import EcgCnn
+from ecgfast.model.initialise import initialise
+from ecgfast.model.mae import MaskedAutoencoder
+from ecgfast.model.vit import Encoder, compile_blocks, set_attention
+
+__all__ = [
+    "Classifier",
+    "EcgCnn",
+    "Encoder",
+    "MaskedAutoencoder",
+    "build_classifier",
+    "build_model",
+    "compile_blocks",
+    "encoder_state",
+    "initialise",
+    "set_attention",
+]

@@ -1,0 +1,64 @@
+"""Self-attention through one function, whatever kernel runs it."""
+
+# B records, T tokens, H heads, K width of a head
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from ecgfast.model.attention_xformers import xformers_attention
+
+Backend = Literal["auto", "xformers", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "math"]
+
+# In the order in which `auto` tries them. Each names one kernel; "auto" is PyTorch's own choice.
+KERNELS: tuple[Backend, ...] = (
+    "sdpa_flash",
+    "sdpa_cudnn",
+    "sdpa_efficient",
+    "xformers",
+    "math",
+)
+
+
+def attention(qkv_BT3HK: Tensor, backend: Backend) -> Tensor:
+    """Softmax attention of every token on every token.
+
+    Queries, keys and values come packed as the qkv projection writes them, so that no kernel needs
+    a copy of them and xformers' gradient can be written in the same layout.
+
+    Args:
+        qkv_BT3HK: (B, T, 3, H, K).
+        backend: one of `KERNELS`, or "auto" for what PyTorch would choose.
+    Returns:
+        (B, T, H * K), dtype of the input.
+    Raises:
+        RuntimeError: the kernel cannot run on this device, dtype or shape; ask
+            `attention_choice.probe` before.
+    """
+    if backend == "xformers":
+        return xformers_attention(qkv_BT3HK).flatten(2)
+    q_BHTK, k_BHTK, v_BHTK = (part.transpose(1, 2) for part in qkv_BT3HK.unbind(2))
+    return _sdpa(q_BHTK, k_BHTK, v_BHTK, backend).transpose(1, 2).flatten(2)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, backend: Backend) -> Tensor:
+    """Call one kernel by name: `sdpa_kernel` contexts are lost on compiled code's guards."""
+    aten: Any = torch.ops.aten
+    match backend:
+        case "auto":
+            return scaled_dot_product_attention(q, k, v)
+        case "sdpa_flash":
+            out = aten._scaled_dot_product_flash_attention(q, k, v)[0]
+        case "sdpa_cudnn":
+            out = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True)[0]
+        case "sdpa_efficient":
+            out = aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[0]
+        case "math":
+            scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
+            out = scores.softmax(dim=-1) @ v
+        case _:
+            raise AssertionError(f"{backend} is not an SDPA kernel")
+    assert isinstance(out, Tensor)
+    return out

@@ -1,0 +1,111 @@
+"""The masked autoencoder: encode the kept patches, predict the removed ones."""
+
+# B records, N patches, K kept patches, P padded patch length, D encoder width, E decoder width
+
+from ecgfast_kernels.masked_loss import masked_mse
+from ecgfast_kernels.unshuffle import unshuffle
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.nn.functional import linear, pad
+
+from ecgfast.config import ModelConfig
+from ecgfast.errors import ConfigError
+from ecgfast.model.attention import Backend
+from ecgfast.model.patch import PADDED
+from ecgfast.model.vit import NORM_EPS, Block, Encoder, Kernels, _positions, set_attention
+
+
+class MaskedAutoencoder(Encoder):
+    """ViT masked autoencoder with the state-dict names of the reference implementation.
+
+    Masks and data come from outside, so the same call gives the same result anywhere.
+
+    Args:
+        config: architecture.
+        norm_patch_loss: predict patches normalised to zero mean and unit variance.
+        kernels: who runs masking, embedding, unshuffling and the loss.
+        attention: attention kernel of every block.
+
+    Source: He et al. 2022, sections 3 and 4.
+    """
+
+    decoder_pos_embed: Tensor
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        norm_patch_loss: bool = True,
+        kernels: Kernels = "auto",
+        attention: Backend = "auto",
+    ) -> None:
+        super().__init__(config, kernels=kernels, attention=attention)
+        self.norm_patch_loss = norm_patch_loss
+        width = config.decoder_width
+        self.decoder_embed = nn.Linear(config.encoder_width, width)
+        self.mask_token = Parameter(self.cls_token.new_zeros(1, 1, width))
+        self.register_buffer("decoder_pos_embed", _positions(config, width))
+        self.decoder_blocks = nn.ModuleList(
+            Block(width, config.decoder_heads) for _ in range(config.decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.decoder_pred = nn.Linear(width, config.patch_timesteps)
+        set_attention(self.decoder_blocks, attention)
+
+    def num_keep(self, mask_ratio: float) -> int:
+        """K, the patches that a mask of this ratio keeps.
+
+        Raises:
+            ConfigError: the ratio is outside [0, 1) or keeps no patch.
+        """
+        if not 0 <= mask_ratio < 1 or int(self.num_patches * (1 - mask_ratio)) < 1:
+            raise ConfigError(
+                f"mask.ratio must be in [0, 1) and keep at least one of {self.num_patches} "
+                f"patches, got {mask_ratio}"
+            )
+        return int(self.num_patches * (1 - mask_ratio))
+
+    def forward(
+        self,
+        patches_BNP: Tensor,
+        ids_keep_BK: Tensor,
+        ids_restore_BN: Tensor,
+        mask_BN: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Predict every patch from the kept ones.
+
+        Args:
+            patches_BNP: (B, N, 256), z-scored units; the last 6 columns are zero.
+            ids_keep_BK: (B, K) int64 kept patches, ascending.
+            ids_restore_BN: (B, N) int64 place of patch n among kept then removed patches.
+            mask_BN: (B, N) bool, True = removed.
+        Returns:
+            loss: scalar, mean squared error over the removed patches.
+            pred_BNP: (B, N, 250), in normalised patch units when `norm_patch_loss`.
+        Raises:
+            ShapeError: the shapes disagree.
+        """
+        latent = self.encode_kept(patches_BNP, ids_keep_BK)
+        pred = self._decode(latent, ids_restore_BN)
+        loss = masked_mse(
+            pred, patches_BNP, mask_BN, norm_patch=self.norm_patch_loss, backend=self.kernels
+        )
+        return loss, pred
+
+    def _decode(self, latent_BTD: Tensor, ids_restore_BN: Tensor) -> Tensor:
+        tokens = unshuffle(
+            self.decoder_embed(latent_BTD),
+            ids_restore_BN,
+            self.mask_token[0, 0],
+            self.decoder_pos_embed[0],
+            backend=self.kernels,
+        )
+        for block in self.decoder_blocks:
+            tokens = block(tokens)
+        return self._predict(self.decoder_norm(tokens))[:, 1:, : self.config.patch_timesteps]
+
+    def _predict(self, tokens_BTE: Tensor) -> Tensor:
+        """Project to PADDED columns: a GEMM of 250 columns misses the tensor cores' fast path."""
+        missing = PADDED - self.config.patch_timesteps
+        weight = pad(self.decoder_pred.weight, (0, 0, 0, missing))
+        return linear(tokens_BTE, weight, pad(self.decoder_pred.bias, (0, missing)))

@@ -1,0 +1,165 @@
+"""Vision transformer blocks, and the encoder that pretraining and classification share."""
+
+# B records, N patches, K kept patches, T tokens, P padded patch length, D width, H heads
+
+from typing import Literal
+
+import torch
+from ecgfast_kernels.patch_embed import patch_embed_masked
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+from ecgfast.config import ModelConfig
+from ecgfast.errors import ConfigError, ShapeError
+from ecgfast.model.attention import Backend, attention
+from ecgfast.model.patch import PADDED, PatchEmbed
+from ecgfast.model.positions import sincos_positions
+
+Kernels = Literal["auto", "triton", "reference"]
+NORM_EPS = 1e-6
+MLP_RATIO = 4
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; `backend` names the kernel."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ConfigError(f"model width {width} must be a multiple of its {num_heads} heads")
+        self.num_heads = num_heads
+        self.backend: Backend = "auto"
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens_BTD: Tensor) -> Tensor:
+        """Mix the tokens of each record; same shape."""
+        batch, num_tokens, width = tokens_BTD.shape
+        head_width = width // self.num_heads
+        qkv = self.qkv(tokens_BTD).view(batch, num_tokens, 3, self.num_heads, head_width)
+        out: Tensor = self.proj(attention(qkv, self.backend))
+        return out
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, MLP_RATIO * width)
+        self.fc2 = nn.Linear(MLP_RATIO * width, width)
+
+    def forward(self, tokens_BTD: Tensor) -> Tensor:
+        """Transform each token by itself; same shape."""
+        out: Tensor = self.fc2(gelu(self.fc1(tokens_BTD)))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: the unit of compilation and of sharding.
+
+    Source: Dosovitskiy et al. 2021, equations 2 and 3.
+    """
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width, num_heads)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width)
+
+    def forward(self, tokens_BTD: Tensor) -> Tensor:
+        """Apply attention and MLP with their residuals; same shape."""
+        tokens_BTD = tokens_BTD + self.attn(self.norm1(tokens_BTD))
+        out: Tensor = tokens_BTD + self.mlp(self.norm2(tokens_BTD))
+        return out
+
+
+class Encoder(nn.Module):
+    """Patch embedding, class token, fixed positions and transformer blocks.
+
+    Args:
+        config: architecture.
+        kernels: who runs the operators around the blocks.
+        attention: attention kernel of every block; `attention_choice` finds the fastest.
+    """
+
+    pos_embed: Tensor
+
+    def __init__(
+        self, config: ModelConfig, *, kernels: Kernels = "auto", attention: Backend = "auto"
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.kernels: Kernels = kernels
+        width = config.encoder_width
+        self.patch_embed = PatchEmbed(config.patch_timesteps, width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_buffer("pos_embed", _positions(config, width))
+        self.blocks = nn.ModuleList(
+            Block(width, config.encoder_heads) for _ in range(config.encoder_depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        set_attention(self.blocks, attention)
+
+    @property
+    def num_patches(self) -> int:
+        """N, patches per record."""
+        return self.config.num_patches
+
+    def encode_kept(self, patches_BNP: Tensor, ids_keep_BK: Tensor) -> Tensor:
+        """Encode the patches named in `ids_keep_BK` and nothing else.
+
+        Args:
+            patches_BNP: (B, N, 256) fp16, fp32 or fp64, z-scored units; last 6 columns zero.
+            ids_keep_BK: (B, K) int64, ascending.
+        Returns:
+            (B, 1 + K, D) normalised tokens in the weights' dtype; the class token comes first.
+        Raises:
+            ShapeError: `patches_BNP` is not (B, N, 256).
+        """
+        if patches_BNP.ndim != 3 or patches_BNP.shape[1:] != (self.num_patches, PADDED):
+            raise ShapeError(
+                f"patches must be (B, {self.num_patches}, {PADDED}), got "
+                f"{tuple(patches_BNP.shape)}; read them through ecgfast.build_loader"
+            )
+        tokens = patch_embed_masked(
+            patches_BNP,
+            ids_keep_BK,
+            self.patch_embed.weight(),
+            self.patch_embed.bias(),
+            self.pos_embed[0],
+            self.cls_token[0, 0],
+            backend=self.kernels,
+        )
+        for block in self.blocks:
+            tokens = block(tokens)
+        out: Tensor = self.norm(tokens)
+        return out
+
+    def encode(self, patches_BNP: Tensor) -> Tensor:
+        """Encode all patches, for classification; (B, 1 + N, D) normalised tokens."""
+        ids_N = torch.arange(self.num_patches, device=patches_BNP.device)
+        return self.encode_kept(patches_BNP, ids_N.expand(len(patches_BNP), -1).contiguous())
+
+
+def set_attention(blocks: nn.ModuleList, backend: Backend) -> None:
+    """Let every block run its attention on `backend`; call it before compiling."""
+    for block in blocks:
+        assert isinstance(block, Block)
+        block.attn.backend = backend
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile every transformer block of `model` in place; names of parameters stay.
+
+    Blocks of one shape share their code, so a ViT-Large compiles two blocks, not thirty-two.
+    """
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile(fullgraph=True, dynamic=False)
+
+
+def _positions(config: ModelConfig, width: int) -> Tensor:
+    columns = config.num_timesteps // config.patch_timesteps
+    return sincos_positions(width, config.num_leads, columns)[None]
