@@ -5,6 +5,7 @@ Position is never trusted: MIMIC-IV-ECG stores aVF before aVL.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class TwelveLeads:
     flags: tuple[str, ...]
 
 
+@lru_cache(maxsize=1024)
 def lead_position(name: str) -> int | None:
     """Return the position of a lead in `LEADS`, or None when it is none of the 12.
 

@@ -1,0 +1,129 @@
+"""Every real recording at hand, against the wfdb package."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import wfdb
+
+from ecgfast.ingest import InputFile, discover, read_record
+from ecgfast.ingest.leads import lead_position
+
+FOLDERS = ("ludb", "ptbxl/hr_gt", "ptbxl/lr_gt", "ptbxl/faulty_traces", "cinc2020")
+REFUSED_BY_WFDB = {"E00009", "E00015", "E00018", "E00793"}
+
+
+Oracle = Callable[[Path], wfdb.Record]
+
+
+def _input(path: Path, record_id: str = "r") -> InputFile:
+    return InputFile(record_id=record_id, path=path, source=path.parent)
+
+
+@pytest.fixture
+def oracle(tmp_path: Path) -> Oracle:
+    """Read digits with the wfdb package, after mending the record lines that it refuses."""
+
+    def read(path: Path) -> wfdb.Record:
+        name = path.with_suffix("")
+        if path.stem in REFUSED_BY_WFDB:
+            lines = path.read_text().splitlines()
+            lines[0] = " ".join([path.stem, *lines[0].split()[1:4]])
+            mended = tmp_path / path.name
+            mended.write_text("\n".join(lines) + "\n")
+            shutil.copy(path.with_suffix(".mat"), tmp_path)
+            name = mended.with_suffix("")
+        return wfdb.rdrecord(str(name), physical=False)
+
+    return read
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_digits_scales_and_rates_equal_the_wfdb_package(
+    shared_data: Path, oracle: Oracle, folder: str
+) -> None:
+    items = discover([shared_data / folder])
+    compared = 0
+    for item in items:
+        if item.record_id == "old_headers/E00009":
+            continue  # has no signal file, see below
+        record = read_record(item)
+        theirs = oracle(item.path)
+        order = np.argsort([lead_position(name) for name in theirs.sig_name])
+        assert record.signal.dtype == np.int16
+        np.testing.assert_array_equal(record.signal, theirs.d_signal.T[order])
+        gain = np.array(theirs.adc_gain)[order]
+        np.testing.assert_array_equal(record.scale_uv, (1000 / gain).astype(np.float32))
+        np.testing.assert_array_equal(record.offset_adc, np.array(theirs.baseline)[order])
+        assert record.sampling_rate_hz == theirs.fs
+        compared += 1
+    assert compared == len(items) - (folder == "cinc2020")
+
+
+def test_wfdb_package_refuses_what_we_read(shared_data: Path) -> None:
+    for name in REFUSED_BY_WFDB:
+        with pytest.raises(Exception):  # noqa: B017, PT011 - the package's own choice of class
+            wfdb.rdrecord(str(shared_data / "cinc2020" / name))
+
+
+def test_header_without_signal_file_is_refused(shared_data: Path) -> None:
+    with pytest.raises(ValueError, match=r"E00009\.mat is missing"):
+        read_record(_input(shared_data / "cinc2020/old_headers/E00009.hea"))
+
+
+def test_twelve_of_fifteen_leads_over_two_files(shared_data: Path) -> None:
+    record = read_record(_input(shared_data / "wfdb/s0010_re.hea"))
+    theirs = wfdb.rdrecord(str(shared_data / "wfdb/s0010_re"), physical=False)
+    np.testing.assert_array_equal(record.signal, theirs.d_signal[:, :12].T)
+    assert (record.age, record.sex, record.sampling_rate_hz) == (81, "female", 1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "absent"),
+    [
+        ("100", "lead I, II"),
+        ("a103l", "lead I, V1"),
+        ("mixedsignals", "I, V1"),
+        ("binformats", "V6"),
+    ],
+)
+def test_records_without_twelve_leads_name_what_is_missing(
+    shared_data: Path, name: str, absent: str
+) -> None:
+    with pytest.raises(ValueError, match=f"no .*{absent}"):
+        read_record(_input(shared_data / f"wfdb/{name}.hea"))
+
+
+def test_id_comes_from_the_path_where_the_header_lies(shared_data: Path) -> None:
+    items = {item.record_id: item for item in discover([shared_data / "ptbxl/hr_gt"])}
+    copy, original = read_record(items["90076"]), read_record(items["14039_hr"])
+    assert copy.record_id == "90076"
+    np.testing.assert_array_equal(copy.signal, original.signal)
+
+
+def test_ludb_comments(shared_data: Path) -> None:
+    record = read_record(_input(shared_data / "ludb/data/1.hea"))
+    assert (record.age, record.sex) == (51, "female")
+    assert "Left ventricular hypertrophy" in str(record.labels["diagnosis"])
+
+
+def test_ptbxl_comments_and_age_300(shared_data: Path) -> None:
+    records = [read_record(item) for item in discover([shared_data / "ptbxl/hr_gt"])]
+    assert [r.age for r in records if "age_implausible" in r.flags] == [None]
+    by_id = {r.record_id: r for r in records}
+    assert by_id["14039_hr"].labels["diagnosis"] == "NORM"
+    assert by_id["14039_hr"].provenance["recorded"] == "08:17:10 23/04/1995"
+    assert {r.sex for r in records} == {"female", "male"}
+
+
+def test_challenge_comments_and_old_gains(shared_data: Path) -> None:
+    folder = shared_data / "cinc2020"
+    record = read_record(_input(folder / "E00009.hea"))
+    assert record.labels == {"diagnosis": "428750005,39732003,427084000"}
+    assert record.flags == ()
+    old = read_record(_input(folder / "old_headers/S0002.hea"))
+    assert old.labels == {}
+    assert old.flags == ("gain_implausible",)
+    assert old.scale_uv[0] == np.float32(1000 / 2_000_000)
