@@ -1,0 +1,264 @@
+"""Checkpoints: written beside the training, valid at once or not at all, readable on any ranks.
+
+``RUN/checkpoints/step-00001000/`` holds PyTorch's distributed checkpoint and ``meta.json``. It is
+written under a temporary name and renamed when every byte is on the disk, so that a folder with
+the final name is whole; whatever a crash left under another name is ignored and removed.
+"""
+
+import json
+import os
+import pickle
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+from torch.distributed.tensor import DTensor
+
+from ecgfast.errors import ResumeError
+from ecgfast.store.durable import sync_folder, write_durably
+from ecgfast.train.distributed import Ranks, local
+from ecgfast.train.optim import ShardedAdamW
+
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A whole checkpoint on the disk.
+
+    Attributes:
+        path: its folder.
+        step: updates done.
+        meta: what the run depends on, and where it stood.
+    """
+
+    path: Path
+    step: int
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """One tensor of the training state.
+
+    Attributes:
+        live: this rank's part, read when saving and written when loading.
+        source: the whole as the model knows it; a DTensor tells how it is sharded.
+    """
+
+    live: Tensor
+    source: Tensor
+
+
+State = dict[str, Slot]
+
+
+def training_state(model: nn.Module, optimizer: ShardedAdamW | None) -> State:
+    """Name every tensor that a run needs to go on; call it while the model is sharded.
+
+    Args:
+        model: spread over the ranks.
+        optimizer: None to leave its moments out.
+    """
+    named = [*model.named_parameters(), *model.named_buffers()]
+    state = {f"model.{n}": Slot(live=local(t.detach()), source=t) for n, t in named}
+    if optimizer is not None:
+        for name, source, live in optimizer.tensors():
+            state[f"optimizer.{name}"] = Slot(live=live, source=source)
+        count = optimizer.num_updates
+        state["optimizer.num_updates"] = Slot(live=count, source=count)
+    return state
+
+
+class CheckpointWriter:
+    """Copies the state to host memory, then writes it on a thread while training goes on.
+
+    Args:
+        run: the run's folder.
+        ranks: all of them call every method, in the same order.
+        keep: how many of the newest stay.
+        milestone_every: checkpoints at multiples of this step stay for good.
+    """
+
+    def __init__(
+        self, run: Path, ranks: Ranks, *, keep: int, milestone_every: int | None = None
+    ) -> None:
+        self._folder = run / "checkpoints"
+        self._ranks = ranks
+        self._keep = keep
+        self._milestone_every = milestone_every
+        self._group = ranks.side_group()  # so that a save never mixes with a step's collectives
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ecgfast-checkpoint")
+        self._pending: Future[None] | None = None
+        self._host: dict[str, Tensor] = {}
+        if ranks.is_main:
+            self._folder.mkdir(exist_ok=True)
+            for left_over in self._folder.glob("writing-*"):
+                shutil.rmtree(left_over)
+        ranks.barrier()
+
+    def save(self, state: State, *, step: int, meta: Mapping[str, Any]) -> None:
+        """Begin to write a checkpoint; waits for the one before.
+
+        Args:
+            state: read before this returns.
+            step: updates done.
+            meta: plain values, written as JSON.
+        """
+        self.wait()
+        host = {name: self._to_host(name, slot) for name, slot in state.items()}
+        if self._ranks.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        _ignore_single_process_warning()
+        self._pending = self._thread.submit(self._write, host, step, dict(meta))
+
+    def wait(self) -> None:
+        """Return when the last save is on the disk; raises what went wrong there."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def close(self) -> None:
+        """Wait for the last save, on every rank, and end the thread."""
+        self.wait()
+        self._thread.shutdown()
+        self._ranks.barrier()
+
+    def _to_host(self, name: str, slot: Slot) -> Tensor:
+        if name not in self._host:
+            pinned = slot.live.is_cuda  # reused by every save: pinning 4 GB takes a second
+            self._host[name] = torch.empty_like(slot.live, device="cpu", pin_memory=pinned)
+        self._host[name].copy_(slot.live.detach(), non_blocking=True)
+        return _as_source(self._host[name], slot.source, self._ranks)
+
+    def _write(self, host: dict[str, Tensor], step: int, meta: dict[str, Any]) -> None:
+        final = self._folder / f"step-{step:08d}"
+        temporary = self._folder / f"writing-{final.name}"
+        writer = FileSystemWriter(temporary, sync_files=True)
+        dcp_save(host, storage_writer=writer, process_group=self._group)
+        if not self._ranks.is_main:
+            return
+        files = {p.name: p.stat().st_size for p in sorted(temporary.iterdir())}
+        text = json.dumps({**meta, "format": FORMAT, "step": step, "files": files}, indent=1)
+        write_durably(temporary / "meta.json", [text.encode()])
+        os.replace(temporary, final)
+        sync_folder(self._folder)
+        self._prune()
+
+    def _prune(self) -> None:
+        steps = checkpoint_steps(self._folder.parent)
+        every = self._milestone_every
+        for step in steps[: -self._keep]:
+            if not (every and step % every == 0):
+                shutil.rmtree(self._folder / f"step-{step:08d}")
+
+
+def checkpoint_steps(run: Path) -> list[int]:
+    """Steps of a run's whole checkpoints, ascending."""
+    folder = run / "checkpoints"
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
+
+
+def newest(run: Path) -> Checkpoint | None:
+    """Return a run's newest whole checkpoint, or None.
+
+    Raises:
+        ResumeError: it is damaged.
+    """
+    steps = checkpoint_steps(run)
+    if not steps:
+        return None
+    path = run / "checkpoints" / f"step-{steps[-1]:08d}"
+    try:
+        meta: dict[str, Any] = json.loads((path / "meta.json").read_bytes())
+        sizes = {name: (path / name).stat().st_size for name in meta["files"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResumeError(_damaged(path, str(error))) from error
+    if sizes != meta["files"]:
+        raise ResumeError(_damaged(path, "a file has another size than when it was written"))
+    if meta["format"] != FORMAT:
+        raise ResumeError(
+            f"{path} has format {meta['format']}, this ecgfast reads {FORMAT}; "
+            "resume with the version that wrote it (see versions.json)"
+        )
+    return Checkpoint(path=path, step=steps[-1], meta=meta)
+
+
+def load(
+    checkpoint: Checkpoint, state: State, ranks: Ranks, optimizer: ShardedAdamW | None
+) -> None:
+    """Fill a training state in place; the checkpoint may come from another world size.
+
+    Args:
+        checkpoint: from `newest`.
+        state: from `training_state`.
+        ranks: all of them call this.
+        optimizer: the one in `state`.
+    Raises:
+        ResumeError: the checkpoint is damaged or belongs to another model.
+    """
+    host = {
+        name: _as_source(torch.empty_like(slot.live, device="cpu"), slot.source, ranks)
+        for name, slot in state.items()
+    }
+    _read(checkpoint.path, host)
+    with torch.no_grad():
+        for name, slot in state.items():
+            slot.live.copy_(local(host[name]))
+    if optimizer is not None:
+        optimizer.set_num_updates(float(host["optimizer.num_updates"]))
+
+
+def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
+    """Fill an unsharded CPU model with a checkpoint's weights, in one process.
+
+    Raises:
+        ResumeError: the checkpoint is damaged or belongs to another model.
+    """
+    state = {f"model.{n}": torch.empty_like(t) for n, t in model.state_dict().items()}
+    _read(checkpoint.path, state, no_dist=True)
+    model.load_state_dict({n.removeprefix("model."): t for n, t in state.items()})
+
+
+def _read(path: Path, state: dict[str, Tensor], *, no_dist: bool = False) -> None:
+    _ignore_single_process_warning()
+    try:
+        dcp_load(state, storage_reader=FileSystemReader(path), no_dist=no_dist)
+    except (CheckpointException, OSError, RuntimeError, ValueError, pickle.PickleError) as error:
+        raise ResumeError(_damaged(path, str(error).splitlines()[0])) from error
+
+
+def _as_source(part: Tensor, source: Tensor, ranks: Ranks) -> Tensor:
+    if not isinstance(source, DTensor):
+        return part
+    whole: Tensor = DTensor.from_local(
+        part,
+        ranks.host_mesh,
+        source.placements,
+        run_check=False,
+        shape=source.shape,
+        stride=source.stride(),
+    )
+    return whole
+
+
+def _damaged(path: Path, why: str) -> str:
+    return f"checkpoint {path} cannot be read: {why}; delete it to go on from the one before"
+
+
+def _ignore_single_process_warning() -> None:
+    # Here and not in the thread: changing the filters is not thread-safe.
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")

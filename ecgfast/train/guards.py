@@ -1,0 +1,84 @@
+"""What watches a long run: steps that are not finite, memory that runs out, loaders that starve."""
+
+import torch
+from torch import Tensor
+
+from ecgfast import log
+from ecgfast.errors import EcgfastError
+from ecgfast.train.distributed import Ranks
+
+ROLLBACK_AFTER = 10  # skipped steps in a row
+MAX_ROLLBACKS = 3
+STARVING_PCT = 5.0
+
+
+class NonFiniteGuard:
+    """Counts skipped steps on the device, and says at log steps what to do.
+
+    Policy: the optimizer skips a step whose loss or gradient is not finite. Ten in a row mean that
+    the weights themselves are lost: they and the moments go back to the last checkpoint, while
+    records and schedule go on, so that the same records do not come again. The third time ends
+    the run.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.skipped = torch.zeros((), device=device)
+        self.in_a_row = torch.zeros((), device=device)
+        self._said = 0
+        self._rollbacks = 0
+
+    def count(self, skipped: Tensor) -> None:
+        """Add a step's flag (fp32 scalar, 1 = skipped) without waiting for the device."""
+        self.skipped += skipped
+        self.in_a_row.add_(1).mul_(skipped)
+
+    def wants_rollback(self, skipped: float, in_a_row: float, *, step: int) -> bool:
+        """Judge the counters' values, read at a log step.
+
+        Raises:
+            EcgfastError: rolling back did not help.
+        """
+        if skipped > self._said:
+            new = int(skipped) - self._said
+            log.warning(f"step {step}: {new} steps skipped, their loss or gradient was not finite")
+            self._said = int(skipped)
+        if in_a_row < ROLLBACK_AFTER:
+            return False
+        self._rollbacks += 1
+        if self._rollbacks > MAX_ROLLBACKS:
+            raise EcgfastError(
+                f"step {step}: loss or gradient not finite for {int(in_a_row)} steps, after "
+                f"{MAX_ROLLBACKS} returns to the last checkpoint; lower optim.base_lr, set "
+                "train.clip_norm=1.0, or look for damaged records with `ecgfast verify`"
+            )
+        self.in_a_row.zero_()
+        return True
+
+
+def out_of_memory(error: torch.OutOfMemoryError, ranks: Ranks, *, microbatch: int) -> EcgfastError:
+    """Say in numbers what did not fit, and what to change."""
+    allocated = torch.cuda.max_memory_allocated(ranks.device) / 2**30
+    free, total = (value / 2**30 for value in torch.cuda.mem_get_info(ranks.device))
+    smaller = max(1, microbatch // 2)
+    return EcgfastError(
+        f"GPU memory ran out with train.microbatch={microbatch}: {allocated:.1f} GiB allocated at "
+        f"most, {free:.1f} of {total:.1f} GiB free now; use --set train.microbatch={smaller} (same "
+        "result, smaller pieces), more GPUs, or --set data.engine=cpu if the store is resident"
+    )
+
+
+class StarvationGuard:
+    """Warns once when the model waits for the loader."""
+
+    def __init__(self) -> None:
+        self._warned = False
+
+    def check(self, data_wait_pct: float, *, engine: str) -> None:
+        """Look at the share of time spent waiting for records, in percent."""
+        if data_wait_pct > STARVING_PCT and not self._warned:
+            self._warned = True
+            log.warning(
+                f"the model waits {data_wait_pct:.0f} % of the time for records "
+                f"(data.engine={engine}); give it more data.num_threads, a faster disk, or on a "
+                "GPU data.engine=resident"
+            )
