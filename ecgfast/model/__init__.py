@@ -5,7 +5,7 @@ from ecgfast.model.classifier import Classifier, encoder_state
 from ecgfast.model.cnn import EcgCnn
 from ecgfast.model.initialise import initialise
 from ecgfast.model.mae import MaskedAutoencoder
-from ecgfast.model.vit import Encoder, compile_blocks, set_attention
+from ecgfast.model.vit import Encoder, set_attention
 
 __all__ = [
     "Classifier",
@@ -14,7 +14,6 @@ __all__ = [
     "MaskedAutoencoder",
     "build_classifier",
     "build_model",
-    "compile_blocks",
     "encoder_state",
     "initialise",
     "set_attention",

@@ -12,7 +12,7 @@ from ecgfast.config import ModelConfig
 from ecgfast.errors import ConfigError
 from ecgfast.model.attention import Backend
 from ecgfast.model.patch import PADDED
-from ecgfast.model.vit import NORM_EPS, Block, Encoder, Kernels, _positions, set_attention
+from ecgfast.model.vit import NORM_EPS, Block, Encoder, Kernels, grid_positions, set_attention
 
 
 class MaskedAutoencoder(Encoder):
@@ -44,13 +44,18 @@ class MaskedAutoencoder(Encoder):
         width = config.decoder_width
         self.decoder_embed = nn.Linear(config.encoder_width, width)
         self.mask_token = Parameter(self.cls_token.new_zeros(1, 1, width))
-        self.register_buffer("decoder_pos_embed", _positions(config, width))
+        self.register_buffer("decoder_pos_embed", grid_positions(config, width))
         self.decoder_blocks = nn.ModuleList(
             Block(width, config.decoder_heads) for _ in range(config.decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.decoder_pred = nn.Linear(width, config.patch_timesteps)
         set_attention(self.decoder_blocks, attention)
+
+    def set_attention(self, *, encoder: Backend, decoder: Backend) -> None:
+        """Take the kernels that `attention_choice` settled; call it before compiling."""
+        set_attention(self.blocks, encoder)
+        set_attention(self.decoder_blocks, decoder)
 
     def num_keep(self, mask_ratio: float) -> int:
         """K, the patches that a mask of this ratio keeps.

@@ -95,7 +95,7 @@ class Encoder(nn.Module):
         width = config.encoder_width
         self.patch_embed = PatchEmbed(config.patch_timesteps, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("pos_embed", _positions(config, width))
+        self.register_buffer("pos_embed", grid_positions(config, width))
         self.blocks = nn.ModuleList(
             Block(width, config.encoder_heads) for _ in range(config.encoder_depth)
         )
@@ -150,16 +150,7 @@ def set_attention(blocks: nn.ModuleList, backend: Backend) -> None:
         block.attn.backend = backend
 
 
-def compile_blocks(model: nn.Module) -> None:
-    """Compile every transformer block of `model` in place; names of parameters stay.
-
-    Blocks of one shape share their code, so a ViT-Large compiles two blocks, not thirty-two.
-    """
-    for module in model.modules():
-        if isinstance(module, Block):
-            module.compile(fullgraph=True, dynamic=False)
-
-
-def _positions(config: ModelConfig, width: int) -> Tensor:
+def grid_positions(config: ModelConfig, width: int) -> Tensor:
+    """Position table of this record shape as the reference stores it: (1, 1 + N, D)."""
     columns = config.num_timesteps // config.patch_timesteps
     return sincos_positions(width, config.num_leads, columns)[None]

@@ -1,0 +1,143 @@
+"""A plain masked autoencoder as people run it today: the peer of the training step.
+
+All patches are embedded, kept ones are chosen by sorting noise and gathered, blocks are timm's
+where timm is installed. Nothing of ecgfast's model or kernels is used.
+"""
+
+# B records, N patches, K kept patches, T tokens, D width
+
+import importlib
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, scaled_dot_product_attention
+
+from ecgfast.config import ModelConfig
+
+
+class ReferenceMae(nn.Module):
+    """Masked autoencoder on a (B, 1, 12, 5000) signal.
+
+    Args:
+        config: architecture.
+        mask_ratio: share of removed patches.
+        fused_attention: SDPA; else softmax(q k^T) v in separate kernels, as the public code has it.
+
+    Source: He et al. 2022, sections 3 and 4.
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, mask_ratio: float = 0.75, fused_attention: bool = False
+    ) -> None:
+        super().__init__()
+        self.num_keep = int(config.num_patches * (1 - mask_ratio))
+        self.patch = (1, config.patch_timesteps)
+        width, narrow, tokens = config.encoder_width, config.decoder_width, 1 + config.num_patches
+        self.patch_embed = nn.Conv2d(1, width, kernel_size=self.patch, stride=self.patch)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.randn(1, tokens, width) * 0.02, requires_grad=False)
+        self.blocks = _blocks(width, config.encoder_heads, config.encoder_depth, fused_attention)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.decoder_embed = nn.Linear(width, narrow)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, narrow))
+        self.decoder_pos_embed = nn.Parameter(
+            torch.randn(1, tokens, narrow) * 0.02, requires_grad=False
+        )
+        self.decoder_blocks = _blocks(
+            narrow, config.decoder_heads, config.decoder_depth, fused_attention
+        )
+        self.decoder_norm = nn.LayerNorm(narrow, eps=1e-6)
+        self.decoder_pred = nn.Linear(narrow, config.patch_timesteps)
+
+    def forward(self, signal_B1CT: Tensor) -> Tensor:
+        """Mask at random and return the loss on removed, normalised patches."""
+        latent, mask_BN, ids_restore_BN = self._encode(signal_B1CT)
+        pred = self._decode(latent, ids_restore_BN)
+        target = signal_B1CT.reshape(len(pred), -1, self.patch[1])
+        mean, var = target.mean(dim=-1, keepdim=True), target.var(dim=-1, keepdim=True)
+        target = (target - mean) / (var + 1e-6).sqrt()
+        loss_BN = (pred - target).square().mean(dim=-1)
+        loss: Tensor = (loss_BN * mask_BN).sum() / mask_BN.sum()
+        return loss
+
+    def _encode(self, signal_B1CT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        tokens = self.patch_embed(signal_B1CT).flatten(2).transpose(1, 2) + self.pos_embed[:, 1:]
+        batch, num_patches, width = tokens.shape
+        ids_shuffle = torch.rand(batch, num_patches, device=tokens.device).argsort(dim=1)
+        ids_restore = ids_shuffle.argsort(dim=1)
+        ids_keep = ids_shuffle[:, : self.num_keep]
+        tokens = tokens.gather(1, ids_keep[..., None].expand(-1, -1, width))
+        mask = torch.ones(batch, num_patches, device=tokens.device)
+        mask[:, : self.num_keep] = 0
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(batch, -1, -1)
+        tokens = torch.cat([cls, tokens], dim=1)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens), mask.gather(1, ids_restore), ids_restore
+
+    def _decode(self, latent: Tensor, ids_restore_BN: Tensor) -> Tensor:
+        tokens = self.decoder_embed(latent)
+        batch, kept, width = tokens.shape
+        masked = self.mask_token.expand(batch, ids_restore_BN.shape[1] + 1 - kept, -1)
+        patches = torch.cat([tokens[:, 1:], masked], dim=1)
+        patches = patches.gather(1, ids_restore_BN[..., None].expand(-1, -1, width))
+        tokens = torch.cat([tokens[:, :1], patches], dim=1) + self.decoder_pos_embed
+        for block in self.decoder_blocks:
+            tokens = block(tokens)
+        out: Tensor = self.decoder_pred(self.decoder_norm(tokens))
+        return out[:, 1:]
+
+
+def block_provider() -> str:
+    """Whose transformer blocks the reference is made of, for the row's provider."""
+    return "plain" if _timm_block() is None else "timm"
+
+
+@cache
+def _timm_block() -> Any:  # noqa: ANN401 - a class of a package that may be missing
+    try:
+        return importlib.import_module("timm.models.vision_transformer").Block
+    except ImportError:  # timm itself, or the torchvision that it needs
+        return None
+
+
+def _blocks(width: int, num_heads: int, depth: int, fused_attention: bool) -> nn.ModuleList:
+    timm_block = _timm_block()
+    if timm_block is None:
+        return nn.ModuleList(_PlainBlock(width, num_heads, fused_attention) for _ in range(depth))
+    norm = partial(nn.LayerNorm, eps=1e-6)
+    blocks = [timm_block(width, num_heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)]
+    for block in blocks:
+        block.attn.fused_attn = fused_attention
+    return nn.ModuleList(blocks)
+
+
+class _PlainBlock(nn.Module):
+    """timm's block spelled out, for machines without timm."""
+
+    def __init__(self, width: int, num_heads: int, fused_attention: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.fused_attention = fused_attention
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens + self._attend(self.norm1(tokens))
+        out: Tensor = tokens + self.fc2(gelu(self.fc1(self.norm2(tokens))))
+        return out
+
+    def _attend(self, tokens_BTD: Tensor) -> Tensor:
+        batch, num_tokens, width = tokens_BTD.shape
+        qkv = self.qkv(tokens_BTD).reshape(batch, num_tokens, 3, self.num_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        if self.fused_attention:
+            out = scaled_dot_product_attention(q, k, v)
+        else:
+            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+            out = scores.softmax(dim=-1) @ v
+        result: Tensor = self.proj(out.transpose(1, 2).reshape(batch, num_tokens, width))
+        return result

@@ -1,0 +1,217 @@
+"""Which attention kernel runs where: probed, timed once per GPU and shape, remembered on disk."""
+
+# B records, T tokens, H heads, K width of a head
+
+import json
+import os
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ecgfast import log
+from ecgfast.config import ModelConfig
+from ecgfast.model.attention import KERNELS, Backend, attention
+from ecgfast.model.attention_xformers import explain_unavailable
+
+_BATCH = 256  # records of a timing, as in a training step
+_AHEAD_CYCLES = 2_000_000  # about 1 ms of GPU time in which the host queues the launches
+_REPEATS = 20
+_TOLERANCE = 2e-2  # bf16 has 8 bits; outputs and gradients of the probe are of order 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What attention kernels are chosen by."""
+
+    num_tokens: int
+    num_heads: int
+    head_width: int
+    dtype: torch.dtype = torch.bfloat16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A kernel and why it was taken, for the log and for versions.json."""
+
+    backend: Backend
+    reason: str
+
+
+def shapes_of(
+    config: ModelConfig, *, num_keep: int, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Shape]:
+    """Attention shapes of a masked autoencoder: "encoder" and "decoder"."""
+    return {
+        "encoder": Shape(
+            num_tokens=1 + num_keep,
+            num_heads=config.encoder_heads,
+            head_width=config.encoder_width // config.encoder_heads,
+            dtype=dtype,
+        ),
+        "decoder": Shape(
+            num_tokens=1 + config.num_patches,
+            num_heads=config.decoder_heads,
+            head_width=config.decoder_width // config.decoder_heads,
+            dtype=dtype,
+        ),
+    }
+
+
+def choose_attention(requested: Backend, device: torch.device, shape: Shape) -> Choice:
+    """Settle which kernel runs attention of this shape.
+
+    Call it on rank 0 and send the answer to the others: timings differ between ranks.
+
+    Args:
+        requested: the setting `attention`.
+        device: where the model will run.
+        shape: of the attention.
+    Raises:
+        BackendUnavailableError: the requested kernel cannot run and the log is strict.
+    """
+    if device.type != "cuda":
+        if requested not in ("auto", "math"):
+            _say_fallback(requested, f"needs a CUDA device, got {device}")
+        backend: Backend = "math" if requested == "math" else "auto"
+        return Choice(backend=backend, reason=f"{device.type}: PyTorch's own attention")
+    if requested != "auto":
+        problem = probe(requested, device, shape)
+        if problem is None:
+            return Choice(backend=requested, reason="requested")
+        _say_fallback(requested, problem)
+    return _fastest(device, shape)
+
+
+def choose_for_model(
+    config: ModelConfig,
+    requested: Backend,
+    device: torch.device,
+    *,
+    num_keep: int,
+    dtype: torch.dtype = torch.bfloat16,
+) -> dict[str, Choice]:
+    """Settle the kernels of a masked autoencoder: "encoder" and "decoder", for `set_attention`."""
+    shapes = shapes_of(config, num_keep=num_keep, dtype=dtype)
+    return {part: choose_attention(requested, device, shape) for part, shape in shapes.items()}
+
+
+def probe(backend: Backend, device: torch.device, shape: Shape) -> str | None:
+    """Run a kernel forward and backward on a small input; None, or why it cannot be used."""
+    if backend == "xformers":
+        problem = explain_unavailable(device)
+        if problem is not None:
+            return problem
+    qkv = _random_qkv(2, device, shape)
+    expected = qkv.detach().double().requires_grad_()
+    try:
+        out = _forward_backward(qkv, backend)
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        return f"{backend} cannot run {_describe(shape)}: {str(error).strip().splitlines()[0]}"
+    truth = _forward_backward(expected, "math")
+    assert qkv.grad is not None
+    assert expected.grad is not None
+    error_out = (out - truth).abs().max().item()
+    error_grad = (qkv.grad - expected.grad).abs().max().item()
+    if not max(error_out, error_grad) <= _TOLERANCE * max(1.0, expected.grad.abs().max().item()):
+        return (
+            f"{backend} is wrong at {_describe(shape)}: off by {error_out:.2g}, in its gradient "
+            f"by {error_grad:.2g}"
+        )
+    return None
+
+
+def time_kernels(device: torch.device, shape: Shape) -> dict[Backend, float]:
+    """Median milliseconds of forward and backward for each kernel that works on this GPU."""
+    return {
+        backend: _time_ms(backend, device, shape)
+        for backend in KERNELS
+        if probe(backend, device, shape) is None
+    }
+
+
+def cache_path() -> Path:
+    """File that remembers timings: $XDG_CACHE_HOME/ecgfast/attention.json."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "ecgfast" / "attention.json"
+
+
+def _fastest(device: torch.device, shape: Shape) -> Choice:
+    key = f"{torch.cuda.get_device_name(device)} torch {torch.__version__} {_describe(shape)}"
+    cache = _read_cache()
+    if key not in cache:
+        cache[key] = dict(time_kernels(device, shape))
+        _write_cache(cache)
+    times = cache[key]
+    best = min(times, key=lambda backend: times[backend])
+    listed = ", ".join(f"{name} {ms:.2f}" for name, ms in sorted(times.items(), key=_by_time))
+    assert best in KERNELS, f"unknown kernel {best} in {cache_path()}"
+    return Choice(backend=best, reason=f"fastest for {_describe(shape)} (ms: {listed})")
+
+
+def _by_time(item: tuple[str, float]) -> float:
+    return item[1]
+
+
+def _say_fallback(requested: Backend, problem: str) -> None:
+    log.slower_path(
+        f"attention={requested}", reason=problem, cure="set attention=auto to choose what works"
+    )
+
+
+def _random_qkv(batch: int, device: torch.device, shape: Shape) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    size = (batch, shape.num_tokens, 3, shape.num_heads, shape.head_width)
+    qkv = torch.randn(size, generator=generator).to(device, shape.dtype)
+    return qkv.requires_grad_()
+
+
+def _forward_backward(qkv: Tensor, backend: Backend) -> Tensor:
+    qkv.grad = None
+    out = attention(qkv, backend)
+    out.square().sum().backward()  # type: ignore[no-untyped-call]
+    return out.detach()
+
+
+def _time_ms(backend: Backend, device: torch.device, shape: Shape) -> float:
+    qkv = _random_qkv(_BATCH, device, shape)
+    times: list[float] = []
+    for _ in range(_REPEATS + 3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        # else small shapes would time the host
+        torch.cuda._sleep(_AHEAD_CYCLES)  # type: ignore[no-untyped-call]
+        start.record()
+        _forward_backward(qkv, backend)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times[3:])
+
+
+def _describe(shape: Shape) -> str:
+    dtype = str(shape.dtype).removeprefix("torch.")
+    return f"T={shape.num_tokens} H={shape.num_heads} K={shape.head_width} {dtype}"
+
+
+def _read_cache() -> dict[str, dict[Backend, float]]:
+    path = cache_path()
+    if not path.is_file():
+        return {}
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        log.warning(f"{path} is damaged: attention kernels are timed again")
+        return {}
+    assert isinstance(tree, dict)
+    return tree
+
+
+def _write_cache(cache: Mapping[str, Mapping[Backend, float]]) -> None:
+    path = cache_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(cache, indent=1), encoding="utf-8")
+    temporary.replace(path)  # another process may be reading
