@@ -110,7 +110,7 @@ class Config:
     preset: str = "vit_large"
     kernels: Literal["auto", "triton", "reference"] = "auto"
     attention: Literal[
-        "auto", "xformers", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "math"
+        "auto", "triton", "xformers", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "math"
     ] = "auto"
     model: ModelConfig = field(default_factory=ModelConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
@@ -157,7 +157,9 @@ def config_to_toml(config: Config) -> str:
 def preset_names() -> list[str]:
     """Names of the presets that ship with ecgfast."""
     folder = files("ecgfast") / "presets"
-    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
+    return sorted(
+        p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml")
+    )
 
 
 def _read_preset(preset: str) -> dict[str, Any]:

@@ -5,15 +5,19 @@
 from typing import Any, Literal
 
 import torch
+from ecgfast_kernels.attention import short_attention
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ecgfast.model.attention_xformers import xformers_attention
 
-Backend = Literal["auto", "xformers", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "math"]
+Backend = Literal[
+    "auto", "triton", "xformers", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "math"
+]
 
 # In the order in which `auto` tries them. Each names one kernel; "auto" is PyTorch's own choice.
 KERNELS: tuple[Backend, ...] = (
+    "triton",
     "sdpa_flash",
     "sdpa_cudnn",
     "sdpa_efficient",
@@ -37,6 +41,8 @@ def attention(qkv_BT3HK: Tensor, backend: Backend) -> Tensor:
         RuntimeError: the kernel cannot run on this device, dtype or shape; ask
             `attention_choice.probe` before.
     """
+    if backend == "triton":
+        return short_attention(qkv_BT3HK).flatten(2)
     if backend == "xformers":
         return xformers_attention(qkv_BT3HK).flatten(2)
     q_BHTK, k_BHTK, v_BHTK = (part.transpose(1, 2) for part in qkv_BT3HK.unbind(2))
