@@ -1,0 +1,141 @@
+"""NumPy inputs: every shape, dtype and sidecar that the module's first lines promise."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ecgfast.errors import FormatError
+from ecgfast.ingest import discover, read_record
+from ecgfast.records import LEADS, EcgRecord
+
+META = {"sampling_rate_hz": 500, "scale_uv": 4.88}
+DIGITS = np.random.default_rng(0).integers(-900, 900, (12, 100)).astype(np.int16)
+
+
+def _read(folder: Path) -> list[EcgRecord]:
+    return [read_record(item) for item in discover([folder])]
+
+
+def _save(folder: Path, array: object, **meta: object) -> None:
+    np.save(folder / "ecg.npy", np.asarray(array))
+    (folder / "ecg.json").write_text(json.dumps({**META, **meta}))
+
+
+@pytest.mark.parametrize("array", [DIGITS, DIGITS.T, np.asfortranarray(DIGITS), DIGITS.astype(int)])
+def test_integers_stay_digits(tmp_path: Path, array: object) -> None:
+    _save(tmp_path, array, offset_adc=7)
+    (record,) = _read(tmp_path)
+    assert record.signal.dtype == np.int16
+    np.testing.assert_array_equal(record.signal, DIGITS)
+    assert set(record.scale_uv) == {np.float32(4.88)}
+    assert set(record.offset_adc) == {np.float32(7)}
+    assert record.record_id == "ecg"
+
+
+def test_floats_become_microvolt(tmp_path: Path) -> None:
+    _save(tmp_path, DIGITS / 1000.0, scale_uv=1000)
+    (record,) = _read(tmp_path)
+    assert record.signal.dtype == np.float32
+    np.testing.assert_allclose(record.signal, DIGITS, rtol=1e-6)
+    assert set(record.scale_uv) == {np.float32(1)}
+
+
+def test_wide_integers_become_microvolt(tmp_path: Path) -> None:
+    _save(tmp_path, DIGITS.astype(np.int32) * 100, scale_uv=0.01)
+    (record,) = _read(tmp_path)
+    np.testing.assert_allclose(record.signal, DIGITS, rtol=1e-6)
+
+
+def test_lead_names_and_metadata(tmp_path: Path) -> None:
+    _save(
+        tmp_path,
+        DIGITS[::-1],
+        leads=list(LEADS[::-1]),
+        scale_uv=list(range(12, 0, -1)),
+        patient_id=7,
+        site="2",
+        age=61,
+        sex="F",
+        ejection_fraction=35,
+        note="x",
+    )
+    (record,) = _read(tmp_path)
+    np.testing.assert_array_equal(record.signal, DIGITS)
+    assert record.scale_uv.tolist() == list(range(1, 13))
+    assert (record.patient_id, record.site, record.age, record.sex) == ("7", "2", 61, "female")
+    assert record.labels == {"ejection_fraction": 35.0, "note": "x"}
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_batch_is_one_record_per_row(tmp_path: Path, order: str) -> None:
+    batch = np.stack([DIGITS, DIGITS + 1, DIGITS + 2])
+    np.save(tmp_path / "all.npy", np.asarray(batch, order=order))  # type: ignore[call-overload]
+    (tmp_path / "signals.json").write_text(json.dumps(META))
+    records = _read(tmp_path)
+    assert [record.record_id for record in records] == ["all/0", "all/1", "all/2"]
+    for row, record in enumerate(records):
+        np.testing.assert_array_equal(record.signal, batch[row])
+
+
+def test_npz_holds_its_own_metadata(tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "a.npz", signal=DIGITS, sampling_rate_hz=250.0, scale_uv=[1.0] * 12, age=300
+    )
+    (record,) = _read(tmp_path)
+    np.testing.assert_array_equal(record.signal, DIGITS)
+    assert (record.sampling_rate_hz, record.age, record.flags) == (250, None, ("age_implausible",))
+
+
+@pytest.mark.parametrize(
+    ("array", "meta", "reason"),
+    [
+        (DIGITS[:8], {}, "shape"),
+        (DIGITS[0], {}, "shape"),
+        (DIGITS > 0, {}, "bool"),
+        (DIGITS, {"sampling_rate_hz": 0}, "sampling_rate_hz is 0"),
+        (DIGITS, {"scale_uv": "big"}, "scale_uv is 'big'"),
+        (DIGITS, {"scale_uv": [1, 2]}, "12 numbers"),
+        (DIGITS, {"scale_uv": None}, "scale_uv is None"),
+        (DIGITS, {"leads": ["x"] * 12}, "no lead I"),
+    ],
+)
+def test_what_is_no_ecg_is_refused(
+    tmp_path: Path, array: object, meta: dict[str, object], reason: str
+) -> None:
+    _save(tmp_path, array, **meta)
+    with pytest.raises(FormatError, match=reason):
+        _read(tmp_path)
+
+
+def test_without_sidecar_nothing_is_guessed(tmp_path: Path) -> None:
+    np.save(tmp_path / "ecg.npy", DIGITS)
+    with pytest.raises(FormatError, match=r"write ecg\.json or signals\.json"):
+        _read(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00", b"not an array at all"])
+def test_damaged_files_are_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
+    (tmp_path / f"ecg{suffix}").write_bytes(content)
+    (tmp_path / "ecg.json").write_text(json.dumps(META))
+    with pytest.raises(FormatError, match="not a NumPy"):
+        _read(tmp_path)
+
+
+def test_truncated_arrays_are_refused(tmp_path: Path) -> None:
+    _save(tmp_path, np.stack([DIGITS, DIGITS]))
+    whole = (tmp_path / "ecg.npy").read_bytes()
+    (tmp_path / "ecg.npy").write_bytes(whole[:-10])
+    first, second = discover([tmp_path])
+    np.testing.assert_array_equal(read_record(first).signal, DIGITS)
+    with pytest.raises(FormatError, match="ends before record 1"):
+        read_record(second)
+
+
+def test_objects_are_never_unpickled(tmp_path: Path) -> None:
+    np.save(tmp_path / "ecg.npy", np.array([{"a": 1}] * 12, dtype=object), allow_pickle=True)
+    (tmp_path / "ecg.json").write_text(json.dumps(META))
+    with pytest.raises(FormatError, match="not a NumPy"):
+        _read(tmp_path)

@@ -1,0 +1,90 @@
+"""Leads are found by name, never by position, and derived exactly."""
+
+import numpy as np
+import pytest
+
+from ecgfast.errors import FormatError
+from ecgfast.ingest.leads import arrange_leads, lead_position, plan_leads
+from ecgfast.records import INVALID, LEADS
+
+
+@pytest.mark.parametrize(
+    ("name", "position"),
+    [
+        ("I", 0),
+        ("avr", 3),
+        (" V6 ", 11),
+        ("Lead II", 1),
+        ("MDC_ECG_LEAD_AVF", 5),
+        ("ECG V3", 8),
+        ("-aVR", None),
+        ("MLII", None),
+        ("V", None),
+        ("vx", None),
+        ("", None),
+    ],
+)
+def test_lead_names(name: str, position: int | None) -> None:
+    assert lead_position(name) == position
+
+
+def test_order_of_the_file_does_not_matter() -> None:
+    names = ["pleth", *(LEADS[i] for i in (0, 1, 2, 3, 5, 4, 6, 7, 8, 9, 10, 11))]  # MIMIC's order
+    signal = np.arange(13, dtype=np.int16)[:, None] * np.ones(4, np.int16)
+    scale = [float("nan"), *np.arange(1.0, 13.0)]
+    leads = arrange_leads(plan_leads(names, "f"), signal, scale, [0.0] * 13, "f")
+    expected = [1, 2, 3, 4, 6, 5, 7, 8, 9, 10, 11, 12]
+    assert leads.signal[:, 0].tolist() == expected
+    assert leads.scale_uv.tolist() == expected
+    assert leads.flags == ()
+
+
+def test_a_lead_that_is_no_voltage_is_refused() -> None:
+    scale = [1.0] * 11 + [float("nan")]
+    with pytest.raises(FormatError, match="unit of lead V6"):
+        arrange_leads(plan_leads(LEADS, "f"), np.zeros((12, 4), np.int16), scale, [0.0] * 12, "f")
+
+
+def test_a_lead_twice_is_refused() -> None:
+    with pytest.raises(FormatError, match="lead V1 occurs twice"):
+        plan_leads([*LEADS, "v1"], "f")
+
+
+def test_chest_leads_cannot_be_derived() -> None:
+    with pytest.raises(FormatError, match="no lead V2, V4"):
+        plan_leads([lead for lead in LEADS if lead not in ("V2", "V4", "III")], "f")
+
+
+EIGHT = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")
+
+
+def test_limb_leads_from_i_and_ii_with_baseline() -> None:
+    signal = np.zeros((8, 4), np.int16)
+    signal[0] = [110, 101, 100, INVALID]
+    signal[1] = [150, 104, 97, 100]
+    leads = arrange_leads(plan_leads(EIGHT, "f"), signal, [2.0] * 8, [100.0] * 8, "f")
+    assert leads.flags == ("leads_derived",)
+    assert leads.signal.dtype == np.int16
+    assert leads.signal[2].tolist() == [140, 103, 97, INVALID]  # II - I + 100
+    assert leads.signal[3].tolist() == [70, 98, 102, INVALID]  # -floor((I + II) / 2) + 100
+    assert leads.signal[4].tolist() == [85, 99, 102, INVALID]  # I - floor(II / 2) + 100
+    assert leads.signal[5].tolist() == [145, 104, 97, INVALID]  # II - floor(I / 2) + 100
+    assert leads.signal[6:].tolist() == signal[2:].tolist()
+
+
+def test_different_gains_are_derived_in_microvolt() -> None:
+    signal = np.full((8, 2), 10, np.int16)
+    signal[0, 1] = INVALID
+    scale = [1.0, 3.0, *[1.0] * 6]
+    leads = arrange_leads(plan_leads(EIGHT, "f"), signal, scale, [0.0] * 8, "f")
+    assert leads.signal.dtype == np.float32
+    np.testing.assert_array_equal(leads.signal[:6, 0], [10, 30, 20, -20, -5, 25])
+    assert np.isnan(leads.signal[[0, 2, 3, 4, 5], 1]).all()
+    assert leads.scale_uv.tolist() == [1.0] * 12
+
+
+def test_a_derived_lead_beyond_16_bits_is_refused() -> None:
+    signal = np.zeros((8, 2), np.int16)
+    signal[0], signal[1] = 30000, -30000
+    with pytest.raises(FormatError, match=r"III derived .* 60000 digits, allowed 32767"):
+        arrange_leads(plan_leads(EIGHT, "f"), signal, [1.0] * 8, [0.0] * 8, "f")

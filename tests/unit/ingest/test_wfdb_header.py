@@ -1,0 +1,218 @@
+"""The header grammar of header(5), and what damage looks like."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import wfdb
+from numpy.typing import NDArray
+
+from ecgfast.errors import FormatError
+from ecgfast.ingest import InputFile, read_record
+from ecgfast.ingest.wfdb_comments import parse_comments
+from ecgfast.ingest.wfdb_header import parse_header
+from ecgfast.records import INVALID, LEADS, EcgRecord
+
+
+def _spec(line: str) -> dict[str, object]:
+    return parse_header(f"r 1 500 10\n{line}\n", "f").signals[0]._asdict()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("a.dat 16", {"gain": 200, "baseline": 0, "units": "mV", "checksum": None, "name": ""}),
+        ("a.dat 16 0", {"gain": 200}),
+        ("a.dat 16 1.5e+02(-7)/uV 12 3", {"gain": 150, "baseline": -7, "units": "uV"}),
+        ("a.dat 212 100 12 1024", {"format": 212, "baseline": 1024, "units": "mV"}),
+        ("a.dat 516x4:3+24 1", {"samples_per_frame": 4, "skew": 3, "byte_offset": 24}),
+        ("a.dat 16 1/mV 16 0 5 -9 0 lead  I ", {"checksum": -9, "name": "lead  I"}),
+    ],
+)
+def test_signal_lines(line: str, expected: dict[str, object]) -> None:
+    assert expected.items() <= _spec(line).items()
+
+
+@pytest.mark.parametrize(
+    ("line", "rate", "length"),
+    [
+        ("r 0", 250, 0),
+        ("r 0 360", 360, 0),
+        ("r 0 62.5/999.5(3) 14400", 62.5, 14400),
+        ("r.mat 0 500 10 05-May-2020 14:50:55", 500, 10),
+    ],
+)
+def test_record_lines(line: str, rate: float, length: int) -> None:
+    header = parse_header(f"# note\n\n{line}\n#Age: 3\n", "f")
+    assert (header.sampling_rate_hz, header.num_timesteps) == (rate, length)
+    assert header.comments == ("note", "Age: 3")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "empty header"),
+        ("# only\n", "empty header"),
+        ("r\n", "record line"),
+        ("r twelve\n", "record line"),
+        ("r 1 -5\na.dat 16\n", "rate in"),
+        ("r 2 500\na.dat 16\n", "got 1 signal lines"),
+        ("r 1 500\na.dat\n", "signal line"),
+        ("r 1 500\na.dat x16\n", "signal line"),
+        ("r 1 500\na.dat 16 much/mV\n", "signal line"),
+    ],
+)
+def test_what_is_no_header_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(FormatError, match=reason):
+        parse_header(text, "f")
+
+
+@pytest.mark.parametrize(
+    ("comments", "age", "sex", "flags"),
+    [
+        (["Age: 45", "Sex: Male"], 45, "male", []),
+        (["<age>: 51 <sex>: F"], 51, "female", []),
+        (["age: 81", "sex: female"], 81, "female", []),
+        (["Age: 300", "Sex: Unknown"], None, None, ["age_implausible"]),
+        (["Age: -1"], None, None, ["age_implausible"]),
+        (["Age: NaN"], None, None, []),
+        (["synthetic"], None, None, ["synthetic"]),
+        (["69 M 1085 1629 x1"], None, None, []),
+    ],
+)
+def test_age_and_sex(
+    comments: list[str], age: float | None, sex: str | None, flags: list[str]
+) -> None:
+    fields = parse_comments(comments)
+    assert (fields.age, fields.sex, fields.flags) == (age, sex, flags)
+
+
+def test_ids_labels_and_nothing_else() -> None:
+    fields = parse_comments(["<subject_id>: 17", "Site: 2", "Dx: 1,2", "Rx: x", "Name: J. Doe"])
+    assert (fields.patient_id, fields.site, fields.labels) == ("17", "2", {"diagnosis": "1,2"})
+
+
+def _write(
+    folder: Path,
+    name: str = "r",
+    change: str = "",
+    *,
+    digits: NDArray[np.int64] | None = None,
+    storage: str = "16",
+    gain: float = 200.0,
+    baseline: int = 0,
+) -> Path:
+    """Write a 12-lead record with the wfdb package; `change` edits the header: "old=>new"."""
+    if digits is None:
+        digits = np.random.default_rng(0).integers(-900, 900, (100, 12))
+    wfdb.wrsamp(
+        name,
+        fs=500,
+        units=["mV"] * 12,
+        sig_name=list(LEADS),
+        d_signal=digits,
+        fmt=[storage] * 12,
+        adc_gain=[gain] * 12,
+        baseline=[baseline] * 12,
+        write_dir=str(folder),
+    )
+    header = folder / f"{name}.hea"
+    if change:
+        old, new = change.split("=>")
+        text = header.read_text()
+        assert old in text
+        header.write_text(text.replace(old, new))
+    return header
+
+
+def _read(path: Path) -> EcgRecord:
+    return read_record(InputFile(record_id="r", path=path, source=path.parent))
+
+
+def test_a_written_record_comes_back(tmp_path: Path) -> None:
+    record = _read(_write(tmp_path))
+    np.testing.assert_array_equal(
+        record.signal, np.random.default_rng(0).integers(-900, 900, (100, 12)).T
+    )
+    assert set(record.scale_uv) == {np.float32(5)}
+
+
+def test_length_may_be_absent(tmp_path: Path) -> None:
+    assert _read(_write(tmp_path, change="500 100=>500")).signal.shape == (12, 100)
+
+
+def test_microvolt_units(tmp_path: Path) -> None:
+    assert set(_read(_write(tmp_path, change="/mV=>/uV")).scale_uv) == {np.float32(0.005)}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("500 100=>500 101", "holds 2400 bytes, its header promises 2424"),
+        ("500 100=>500 99", "checksum of I"),
+        ("r.dat=>s.dat", "s.dat is missing"),
+        ("r.dat=>../r.dat", "plain name"),
+        (" V6=> V7", "no lead V6"),
+        ("/mV=>/mmHg", "unit of lead I is no voltage"),
+    ],
+)
+def test_damage_is_refused_with_its_reason(tmp_path: Path, change: str, reason: str) -> None:
+    with pytest.raises(FormatError, match=reason):
+        _read(_write(tmp_path, change=change))
+
+
+def test_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = _write(tmp_path)
+    content = bytearray((tmp_path / "r.dat").read_bytes())
+    content[1001] ^= 4
+    (tmp_path / "r.dat").write_bytes(content)
+    with pytest.raises(FormatError, match="checksum"):
+        _read(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 23])
+def test_empty_signal_file(tmp_path: Path, content: bytes) -> None:
+    path = _write(tmp_path)
+    (tmp_path / "r.dat").write_bytes(content)
+    with pytest.raises(FormatError, match=f"holds {len(content)} bytes"):
+        _read(path)
+
+
+@pytest.mark.parametrize("storage", ["24", "32", "80", "212"])
+def test_other_formats_and_their_invalid_marker(tmp_path: Path, storage: str) -> None:
+    bits = {"24": 24, "32": 32, "80": 8, "212": 12}[storage]
+    digits = np.random.default_rng(1).integers(-100, 100, (60, 12))
+    digits[7, 3] = -(2 ** (bits - 1))
+    record = _read(_write(tmp_path, digits=digits, storage=storage))
+    digits[7, 3] = INVALID
+    np.testing.assert_array_equal(record.signal, digits.T)
+    assert record.signal.dtype == np.int16
+
+
+def test_digits_beyond_16_bits_become_microvolt(tmp_path: Path) -> None:
+    digits = np.random.default_rng(1).integers(-(2**22), 2**22, (60, 12))
+    digits[5, 0] = -(2**23)
+    record = _read(_write(tmp_path, digits=digits, storage="24", gain=2e6, baseline=100))
+    expected = ((digits - 100) / 2000).T.astype(np.float32)
+    expected[0, 5] = np.nan
+    assert record.signal.dtype == np.float32
+    np.testing.assert_allclose(record.signal, expected, rtol=1e-6)
+
+
+def test_permuted_leads_in_a_file(tmp_path: Path) -> None:
+    path = _write(tmp_path)
+    straight = _read(path)
+    text = path.read_text().replace("aVL", "?").replace("aVF", "aVL").replace("?", "aVF")
+    path.write_text(text)
+    swapped = _read(path)
+    np.testing.assert_array_equal(swapped.signal[4], straight.signal[5])
+    np.testing.assert_array_equal(swapped.signal[5], straight.signal[4])
+
+
+def test_several_segments_are_joined(tmp_path: Path) -> None:
+    _write(tmp_path, "a")
+    _write(tmp_path, "b")
+    (tmp_path / "m.hea").write_text("m/2 12 500 200\na 100\nb 100\n")
+    record = _read(tmp_path / "m.hea")
+    one = _read(tmp_path / "a.hea")
+    np.testing.assert_allclose(record.signal[:, 100:], one.signal * 5.0, rtol=1e-6)
