@@ -69,6 +69,21 @@ class TrainConfig:
     checkpoint_keep: int = 2
     milestone_every: int | None = None  # steps; these checkpoints are never deleted
     clip_norm: float | None = None
+    val_fraction: float = 0.0  # records (whole patients) held out of pretraining to watch it
+    val_every: int = 500  # steps
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs", "log_every", "checkpoint_every", "checkpoint_keep"):
+            _require(getattr(self, name) >= 1, f"train.{name}", "at least 1", getattr(self, name))
+        _require(self.val_every >= 1, "train.val_every", "at least 1", self.val_every)
+        _require(0 <= self.seed < 2**63, "train.seed", "in [0, 2^63)", self.seed)
+        _require(
+            self.microbatch == "auto" or self.microbatch >= 1,
+            "train.microbatch",
+            "'auto' or at least 1",
+            self.microbatch,
+        )
+        _require(0 <= self.val_fraction < 1, "train.val_fraction", "in [0, 1)", self.val_fraction)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +133,11 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+
+
+def _require(holds: bool, key: str, allowed: str, value: object) -> None:
+    if not holds:
+        raise ConfigError(f"{key} must be {allowed}, got {value!r}")
 
 
 def load_config(preset: str, overrides: Iterable[str] = ()) -> Config:
@@ -181,14 +201,15 @@ def _read_preset(preset: str) -> dict[str, Any]:
         raise ConfigError(f"preset {preset} is not valid TOML: {error}") from error
 
 
-def _parse_literal(text: str) -> Any:
+def _parse_literal(text: str) -> object:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value: object = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    return value
 
 
-def _put(tree: dict[str, Any], key: str, value: Any, override: str) -> None:
+def _put(tree: dict[str, Any], key: str, value: object, override: str) -> None:
     section, dot, name = key.partition(".")
     if not dot:
         tree[section] = value
@@ -219,19 +240,19 @@ def _build(cls: type[T], tree: Mapping[str, Any], *, prefix: str) -> T:
     return cls(**values)
 
 
-def _convert(hint: Any, value: Any, *, key: str) -> Any:
+def _convert(hint: object, value: object, *, key: str) -> object:
     if is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{key} is a section, got the value {value!r}; set {key}.name=value")
         return _build(hint, value, prefix=f"{key}.")
     if _matches(hint, value):
-        if typing.get_origin(hint) is tuple:
+        if isinstance(value, list | tuple):
             return tuple(float(item) for item in value)
-        return float(value) if hint is float else value
+        return float(value) if hint is float and isinstance(value, int) else value
     raise ConfigError(f"{key} must be {_describe(hint)}, got {value!r}")
 
 
-def _matches(hint: Any, value: Any) -> bool:
+def _matches(hint: object, value: object) -> bool:
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_matches(option, value) for option in typing.get_args(hint))
@@ -243,10 +264,11 @@ def _matches(hint: Any, value: Any) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
+    assert isinstance(hint, type)
     return isinstance(value, hint)
 
 
-def _describe(hint: Any) -> str:
+def _describe(hint: object) -> str:
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_describe(option) for option in typing.get_args(hint))
@@ -254,10 +276,10 @@ def _describe(hint: Any) -> str:
         return "one of " + ", ".join(repr(option) for option in typing.get_args(hint))
     if origin is tuple:
         return "a list of numbers"
-    return {float: "a number", int: "an integer", str: "a text", type(None): "unset"}.get(
-        hint, getattr(hint, "__name__", str(hint))
-    )
+    assert isinstance(hint, type)
+    words = {float: "a number", int: "an integer", str: "a text", type(None): "unset"}
+    return words.get(hint, hint.__name__)
 
 
-def _toml_line(key: str, value: Any) -> str:
+def _toml_line(key: str, value: object) -> str:
     return f"{key} = {json.dumps(list(value) if isinstance(value, tuple) else value)}"

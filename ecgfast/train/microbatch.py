@@ -1,0 +1,80 @@
+"""How many records one forward pass takes: as asked, as before, or what the memory holds."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+from ecgfast import log
+from ecgfast.errors import ConfigError
+from ecgfast.train.distributed import Ranks
+
+LARGEST_ON_GPU = 512  # beyond, GEMMs gain nothing
+LARGEST_ON_CPU = 32
+PROBED = (8, 16)  # records; memory is linear in the microbatch
+SHARE = 0.85  # of the free memory, for fragmentation
+
+
+def choose_microbatch(
+    asked: int | Literal["auto"],
+    share: int,
+    ranks: Ranks,
+    *,
+    before: int | None,
+    probe: Callable[[int], None],
+) -> int:
+    """Settle the microbatch of a run.
+
+    Args:
+        asked: the setting.
+        share: records of one rank in a global batch.
+        ranks: all of them call this and get the same answer.
+        before: what the run used up to its checkpoint, None at the start.
+        probe: runs forward and backward over that many records.
+    Returns:
+        a divisor of `share`, so that the mean over equal pieces is the mean over records.
+    Raises:
+        ConfigError: the number asked for does not divide `share`.
+    """
+    if asked != "auto":
+        if share % asked:
+            raise ConfigError(
+                f"train.microbatch must divide the {share} records that each rank takes of a "
+                f"batch, got {asked}; use one of {_divisors(share, share)}"
+            )
+        return asked
+    if before is not None and share % before == 0:
+        return before
+    if ranks.device.type == "cpu":
+        return _divisors(share, LARGEST_ON_CPU)[-1]
+    fitting = _fitting_records(ranks, probe)
+    chosen = _divisors(share, max(1, min(LARGEST_ON_GPU, fitting)))[-1]
+    log.info(f"train.microbatch: {chosen} of {share} records per rank; about {fitting} would fit")
+    return chosen
+
+
+def _fitting_records(ranks: Ranks, probe: Callable[[int], None]) -> int:
+    peaks = []
+    for num_records in (PROBED[0], *PROBED):  # the first run also allocates gradients
+        torch.cuda.synchronize(ranks.device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(ranks.device)
+        with torch.compiler.set_stance("force_eager"):  # needs more than compiled code, never less
+            probe(num_records)
+        torch.cuda.synchronize(ranks.device)
+        peaks.append(torch.cuda.max_memory_allocated(ranks.device))
+    per_record = max(1, (peaks[2] - peaks[1]) // (PROBED[1] - PROBED[0]))
+    fixed = peaks[1] - PROBED[0] * per_record
+    torch.cuda.empty_cache()
+    held = torch.cuda.memory_allocated(ranks.device)
+    free, _ = torch.cuda.mem_get_info(ranks.device)
+    fitting = torch.tensor(int((SHARE * (free + held) - fixed) / per_record), device=ranks.device)
+    if ranks.world_size > 1:
+        dist.all_reduce(fitting, dist.ReduceOp.MIN)
+    torch.cuda.reset_peak_memory_stats(ranks.device)
+    return int(fitting)
+
+
+def _divisors(number: int, largest: int) -> list[int]:
+    return [d for d in range(1, min(number, largest) + 1) if number % d == 0]

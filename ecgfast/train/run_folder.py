@@ -1,0 +1,157 @@
+"""A run's folder: begun once, gone on with only by the same experiment."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ecgfast import log
+from ecgfast.config import Config, config_to_toml
+from ecgfast.errors import ResumeError
+from ecgfast.train.checkpoint import Checkpoint, newest
+from ecgfast.train.distributed import Ranks
+
+# Settings that do not change what is computed, or whose resolved value is compared instead.
+FREE = frozenset(
+    {
+        "preset",
+        "kernels",
+        "attention",
+        "train.microbatch",
+        "train.precision",
+        "train.compile",
+        "train.max_steps",
+        "train.log_every",
+        "train.val_every",
+        "train.checkpoint_every",
+        "train.checkpoint_keep",
+        "train.milestone_every",
+        "data.engine",
+        "data.resident_budget_gib",
+        "data.num_threads",
+    }
+)
+_PACKAGES = (
+    "ecgfast",
+    "torch",
+    "triton",
+    "numpy",
+    "xformers",
+    "nvidia-dali-cuda130",
+    "safetensors",
+)
+
+
+def asked_to_resume(resume: bool) -> bool:
+    """Whether to go on: asked for, or restarted by torchrun or SLURM."""
+    restarts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    return resume or any(int(os.environ.get(name, "0")) > 0 for name in restarts)
+
+
+def enter(run: Path, ranks: Ranks, *, resume: bool) -> Checkpoint | None:
+    """Return the checkpoint to go on from, None for a fresh start.
+
+    Args:
+        run: need not exist.
+        ranks: all of them call this.
+        resume: go on with what the folder holds; an empty one starts afresh.
+    Raises:
+        ResumeError: the folder holds something and `resume` is off, or it is no run's folder.
+    """
+    entries = {p.name for p in run.iterdir()} if run.is_dir() else set()
+    if entries and not asked_to_resume(resume):
+        raise ResumeError(
+            f"{run} is not empty; add --resume to go on with that run, or name another folder"
+        )
+    if entries and "config.toml" not in entries:
+        raise ResumeError(
+            f"{run} is not the folder of a run: it has no config.toml; name another folder"
+        )
+    found = newest(run)
+    ranks.barrier()  # everybody has looked before anybody writes
+    if ranks.is_main:
+        run.mkdir(parents=True, exist_ok=True)
+    ranks.barrier()
+    if entries and found is None:
+        log.info(f"{run} has no checkpoint yet: starting afresh")
+    return found
+
+
+def contradictions(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """List the settings in which a resumed run differs from its checkpoint.
+
+    Args:
+        now: flat names to plain values.
+        then: the same of the checkpoint.
+    """
+    names = [name for name in {**then, **now} if name not in FREE]
+    return [
+        f"{name} (now {now.get(name)!r}, in the checkpoint {then.get(name)!r})"
+        for name in names
+        if _plain(now.get(name)) != _plain(then.get(name))
+    ]
+
+
+def require_same(now: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """Refuse to go on with another experiment.
+
+    Raises:
+        ResumeError: names every setting that differs, with both values.
+    """
+    differing = contradictions(now, checkpoint.meta["identity"])
+    if differing:
+        raise ResumeError(
+            f"checkpoint {checkpoint.path} belongs to another run: {'; '.join(differing)}; "
+            "use the settings of the run's config.toml, or another --out folder"
+        )
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Settings as ``section.name`` to plain values."""
+    values: dict[str, Any] = {}
+    for name, value in asdict(config).items():
+        if isinstance(value, dict):
+            values |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            values[name] = value
+    return values
+
+
+def write_settings(run: Path, config: Config, facts: Mapping[str, Any]) -> None:
+    """Write ``config.toml`` and ``versions.json``.
+
+    Args:
+        run: exists.
+        config: resolved.
+        facts: what was chosen at the start, such as the attention kernels.
+    """
+    (run / "config.toml").write_text(config_to_toml(config), encoding="utf-8")
+    versions = {name: found for name in _PACKAGES if (found := _version(name))}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    content = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "cuda": torch.version.cuda,
+        "gpu": gpu,
+        **facts,
+    }
+    (run / "versions.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _plain(value: object) -> object:
+    """Compare what JSON would keep: tuples are lists."""
+    return json.loads(json.dumps(value))
