@@ -1,4 +1,4 @@
-"""Engine `cpu`: native threads decode into (pinned) memory while the model works on the last batch."""
+"""Engine `cpu`: native threads decode ahead while the model works on the batch before."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -6,12 +6,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
+from ecgfast_kernels import codec
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ecgfast.data.batch import PADDED_PATCH
 from ecgfast.store.reader import StoreReader
-from ecgfast_kernels import codec
 
 AHEAD = 2  # batches decoded in advance; one hides the decode, the second evens out a slow disk
 
@@ -44,7 +44,7 @@ class CpuEngine:
         self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def batches(self, schedule: Sequence[NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (patches (B, N, 256) fp16, record_index (B,) int64) for each entry of `schedule`."""
+        """Yield (patches (B, N, 256) fp16, record_index (B,) int64) for each entry."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ecgfast-decode") as pool:
             pending: deque[Future[tuple[Tensor, Tensor]]] = deque()
             try:

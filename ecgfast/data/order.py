@@ -5,9 +5,8 @@ any library version, world size, engine or worker count. Resume is (epoch, posit
 """
 
 import numpy as np
-from numpy.typing import NDArray
-
 from ecgfast_kernels.order import epoch_order
+from numpy.typing import NDArray
 
 __all__ = ["epoch_order", "rank_batches"]
 

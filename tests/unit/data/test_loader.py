@@ -1,0 +1,108 @@
+"""The loader: what it visits, in which order, with which bits, and how it resumes."""
+
+import numpy as np
+import pytest
+import torch
+
+from ecgfast.data.loader import Loader, build_loader
+from ecgfast.data.normalise import mean_and_rstd
+from ecgfast.errors import ConfigError, ResumeError
+from ecgfast.store.reader import StoreReader
+
+
+def _visited(loader: Loader, epochs: int = 1) -> list[list[int]]:
+    return [batch.record_index.tolist() for _ in range(epochs) for batch in loader]
+
+
+def test_patches_are_the_normalised_signal_rounded_once(small_store: StoreReader) -> None:
+    loader = build_loader(small_store, batch_size=8, seed=3)
+    mean, rstd = mean_and_rstd(small_store, "record_lead")
+    for batch in loader:
+        rows = batch.record_index.numpy()
+        x = small_store.read(rows).astype(np.float32)
+        z = ((x - mean[rows][..., None]) * rstd[rows][..., None]).astype(np.float16)
+        expected = z.reshape(len(rows), 240, 250)
+        np.testing.assert_array_equal(batch.patches[..., :250].numpy(), expected)
+        assert not batch.patches[..., 250:].any()
+
+
+def test_an_epoch_visits_every_record_once(small_store: StoreReader) -> None:
+    loader = build_loader(small_store, batch_size=7, drop_last=False)
+    seen = [row for batch in _visited(loader) for row in batch]
+    assert sorted(seen) == list(range(len(small_store)))
+    assert len(loader) == -(-len(small_store) // 7)
+
+
+def test_the_next_iteration_is_the_next_epoch(small_store: StoreReader) -> None:
+    loader = build_loader(small_store, batch_size=8, seed=1)
+    first, second = _visited(loader), _visited(loader)
+    assert first != second
+    assert second == _visited(build_loader(small_store, batch_size=8, seed=1, epoch=1))
+
+
+@pytest.mark.parametrize("consumed", [0, 1, 3])
+def test_a_resumed_loader_goes_on_exactly(small_store: StoreReader, consumed: int) -> None:
+    unbroken = _visited(build_loader(small_store, batch_size=4, seed=5), epochs=2)
+    loader = build_loader(small_store, batch_size=4, seed=5)
+    batches = iter(loader)
+    begun = [next(batches).record_index.tolist() for _ in range(consumed)]
+    state = loader.state_dict()
+    resumed = build_loader(small_store, batch_size=4, seed=5)
+    resumed.load_state_dict(state)
+    rest = _visited(resumed, epochs=2)
+    assert begun + rest == unbroken
+
+
+def test_state_counts_what_was_consumed_not_what_was_prefetched(small_store: StoreReader) -> None:
+    loader = build_loader(small_store, batch_size=4)
+    next(iter(loader))
+    assert loader.state_dict() == {"epoch": 0, "position": 4}
+
+
+def test_ranks_split_the_global_batch(small_store: StoreReader) -> None:
+    alone = _visited(build_loader(small_store, batch_size=8, seed=2))
+    halves = [
+        _visited(build_loader(small_store, batch_size=4, seed=2, rank=rank, world_size=2))
+        for rank in (0, 1)
+    ]
+    assert [a + b for a, b in zip(*halves, strict=True)] == alone
+
+
+def test_a_selection_keeps_store_rows(small_store: StoreReader) -> None:
+    sites = np.array(small_store.records.column("site").to_pylist())
+    loader = build_loader(small_store, batch_size=1, select="site=1", shuffle=False)
+    assert _visited(loader) == [[row] for row in np.flatnonzero(sites == "1")]
+
+
+def test_codecs_give_the_same_bits(small_store: StoreReader, small_store_zstd: StoreReader) -> None:
+    pairs = zip(
+        build_loader(small_store, batch_size=8),
+        build_loader(small_store_zstd, batch_size=8),
+        strict=True,
+    )
+    for packed, plain in pairs:
+        assert torch.equal(packed.record_index, plain.record_index)
+        assert torch.equal(packed.patches, plain.patches)
+
+
+def test_a_consumer_may_stop_early(small_store: StoreReader) -> None:
+    loader = build_loader(small_store, batch_size=2)
+    for _ in loader:
+        break
+    assert len(_visited(loader)) == len(loader) - 1
+
+
+def test_too_few_records_is_a_clear_error(small_store: StoreReader) -> None:
+    with pytest.raises(ConfigError, match="one global batch has 4096"):
+        build_loader(small_store, batch_size=4096)
+
+
+def test_rank_outside_the_world_is_refused(small_store: StoreReader) -> None:
+    with pytest.raises(ConfigError, match="rank 2, world_size 2"):
+        build_loader(small_store, batch_size=4, rank=2, world_size=2)
+
+
+def test_a_position_outside_the_epoch_is_refused(small_store: StoreReader) -> None:
+    loader = build_loader(small_store, batch_size=4)
+    with pytest.raises(ResumeError, match="position 99999 lies outside an epoch"):
+        loader.load_state_dict({"epoch": 0, "position": 99999})

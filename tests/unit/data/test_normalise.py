@@ -1,0 +1,68 @@
+"""Every normalisation mode against its definition, computed in fp64 from microvolts."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ecgfast.data.normalise import CohortStatistics, cohort_statistics, mean_and_rstd, training_rows
+from ecgfast.errors import ConfigError
+from ecgfast.store.reader import StoreReader
+
+
+@pytest.fixture(scope="module")
+def microvolt(small_store: StoreReader) -> NDArray[np.float64]:
+    signal = small_store.read(np.arange(len(small_store))).astype(np.float64)
+    offset, scale = small_store.offset_adc[..., None], small_store.scale_uv[..., None]
+    return (signal - offset) * scale
+
+
+def _apply(store: StoreReader, mode: str, **options: CohortStatistics) -> NDArray[np.float64]:
+    mean, rstd = mean_and_rstd(store, mode, **options)
+    signal = store.read(np.arange(len(store))).astype(np.float64)
+    return (signal - mean[..., None]) * rstd[..., None]
+
+
+def test_record_lead_gives_each_lead_mean_0_and_deviation_1(small_store: StoreReader) -> None:
+    z = _apply(small_store, "record_lead")
+    np.testing.assert_allclose(z.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(z.std(-1), 1, rtol=1e-5)
+
+
+def test_record_keeps_relative_amplitudes(
+    small_store: StoreReader, microvolt: NDArray[np.float64]
+) -> None:
+    z = _apply(small_store, "record")
+    spread = microvolt.std(-1)
+    expected = spread / np.sqrt((spread**2).mean(-1, keepdims=True))
+    np.testing.assert_allclose(z.std(-1), expected, rtol=1e-5)
+
+
+def test_cohort_lead_uses_the_training_split_only(
+    small_store: StoreReader, microvolt: NDArray[np.float64]
+) -> None:
+    rows = training_rows(small_store)
+    assert 0 < len(rows) < len(small_store)
+    z = _apply(small_store, "cohort_lead")
+    pooled = microvolt[rows].transpose(1, 0, 2).reshape(12, -1)
+    expected = (microvolt - pooled.mean(1)[:, None]) / pooled.std(1)[:, None]
+    np.testing.assert_allclose(z, expected, atol=1e-3)
+
+
+def test_cohort_statistics_travel(small_store: StoreReader) -> None:
+    elsewhere = cohort_statistics(small_store, np.array([0, 1]))
+    own = _apply(small_store, "cohort_lead")
+    assert not np.allclose(_apply(small_store, "cohort_lead", cohort=elsewhere), own)
+
+
+def test_none_gives_millivolt(small_store: StoreReader, microvolt: NDArray[np.float64]) -> None:
+    np.testing.assert_allclose(_apply(small_store, "none"), microvolt / 1000, atol=1e-6)
+
+
+def test_cohort_statistics_need_records(small_store: StoreReader) -> None:
+    with pytest.raises(ConfigError, match="got 0; assign splits"):
+        cohort_statistics(small_store, np.array([], np.int64))
+
+
+def test_unknown_mode_names_the_allowed_ones(small_store: StoreReader) -> None:
+    with pytest.raises(ConfigError, match=r"record_lead, record, cohort_lead, none, got 'zscore'"):
+        mean_and_rstd(small_store, "zscore")
