@@ -61,8 +61,9 @@ def join(device: str | None = None) -> Iterator[Ranks]:
     """Join the ranks that torchrun started, or be the only one.
 
     Args:
-        device: "cpu" or "cuda"; by default a GPU where there is one.
+        device: "cpu", "cuda" or "cuda:N"; by default a GPU where there is one.
     Raises:
+        ConfigError: no such device.
         BackendUnavailableError: a GPU was asked for and there is none.
     """
     chosen = _choose_device(device)
@@ -148,15 +149,22 @@ def full(tensor: Tensor) -> Tensor:
 
 def _choose_device(device: str | None) -> torch.device:
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise ConfigError(f"device must be 'cpu' or 'cuda', got {name!r}")
-    if name == "cpu":
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or not (number.isdecimal() or name == kind):
+        raise ConfigError(f"device must be cpu, cuda or cuda:N, got {name!r}")
+    if kind == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise BackendUnavailableError(
             "device 'cuda' was asked for and this PyTorch sees no GPU; use device 'cpu', or "
             "install a CUDA build of torch and check nvidia-smi"
         )
-    chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    index = int(number or os.environ.get("LOCAL_RANK", "0"))
+    if index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device cuda:{index} was asked for, there are {torch.cuda.device_count()}; start one "
+            "process per GPU"
+        )
+    chosen = torch.device("cuda", index)
     torch.cuda.set_device(chosen)
     return chosen

@@ -1,0 +1,239 @@
+"""The training step, and the loop around it: log, validate, save, stop."""
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecgfast import log
+from ecgfast.config import TrainConfig
+from ecgfast.data.batch import Batch
+from ecgfast.data.loader import Loader
+from ecgfast.train.checkpoint import (
+    Checkpoint,
+    CheckpointWriter,
+    Slot,
+    State,
+    load,
+    newest,
+    training_state,
+)
+from ecgfast.train.distributed import Ranks, accumulate
+from ecgfast.train.guards import NonFiniteGuard, StarvationGuard
+from ecgfast.train.metrics import Meter, console_line
+from ecgfast.train.optim import ShardedAdamW, StepReport
+from ecgfast.train.signals import StopSignals
+
+LossOf = Callable[[Batch], Tensor]
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: ShardedAdamW,
+    loss_of: LossOf,
+    batch: Batch,
+    *,
+    microbatch: int,
+    learning_rate: float,
+) -> StepReport:
+    """One update from this rank's share of a global batch; never waits for the device.
+
+    Args:
+        model: spread over the ranks.
+        optimizer: of this model.
+        loss_of: mean loss of some records, as a scalar.
+        batch: this rank's records.
+        microbatch: records per forward pass; divides the batch.
+        learning_rate: of this step.
+    """
+    pieces = list(split(batch, microbatch))
+    total = torch.zeros((), device=batch.patches.device)
+    for number, piece in enumerate(pieces, start=1):
+        accumulate(model, last=number == len(pieces))
+        loss = loss_of(piece) / len(pieces)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    return optimizer.step(total, learning_rate=learning_rate)
+
+
+def split(batch: Batch, microbatch: int) -> Iterator[Batch]:
+    """Cut a batch into equal pieces, without a copy."""
+    num_records = len(batch.record_index)
+    assert num_records % microbatch == 0, f"{microbatch} does not divide {num_records}"
+    for start in range(0, num_records, microbatch):
+        rows = slice(start, start + microbatch)
+        yield Batch(
+            patches=batch.patches[rows], record_index=batch.record_index[rows], epoch=batch.epoch
+        )
+
+
+@dataclass(kw_only=True)
+class Loop:
+    """A run in one process of its ranks.
+
+    Attributes:
+        ranks: who shares the run.
+        run: its folder.
+        train: intervals, and what to keep.
+        model: spread over the ranks.
+        optimizer: of this model.
+        loader: this rank's batches.
+        loss_of: mean loss of a microbatch.
+        rate_of: learning rate of the step after so many updates.
+        microbatch: records per forward pass.
+        steps_per_epoch: updates of one epoch.
+        num_steps: where the run ends.
+        meta: what every checkpoint says about the run.
+        flops_per_record: for MFU, None where no formula holds.
+        validate: mean loss of held-out records, None without any.
+        engine: where records come from, for messages.
+    """
+
+    ranks: Ranks
+    run: Path
+    train: TrainConfig
+    model: nn.Module
+    optimizer: ShardedAdamW
+    loader: Loader
+    loss_of: LossOf
+    rate_of: Callable[[int], float]
+    microbatch: int
+    steps_per_epoch: int
+    num_steps: int
+    meta: dict[str, Any]
+    flops_per_record: float | None = None
+    validate: Callable[[], float] | None = None
+    engine: str = "auto"
+    _step: int = 0
+    _saved_at: int = -1
+    _starving: StarvationGuard = field(default_factory=StarvationGuard)
+
+    def __post_init__(self) -> None:
+        self._guard = NonFiniteGuard(self.ranks.device)
+        self._meter = Meter(self.ranks.device, self.ranks.world_size, self.flops_per_record)
+        self._state: State = training_state(self.model, self.optimizer)
+        for name in ("skipped", "in_a_row"):
+            counter = getattr(self._guard, name)
+            self._state[f"guard.{name}"] = Slot(live=counter, source=counter)
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on exactly where a checkpoint was taken."""
+        load(checkpoint, self._state, self.ranks, self.optimizer)
+        self._step = self._saved_at = checkpoint.step
+        self.loader.load_state_dict(checkpoint.meta["loader"])
+        log.info(f"resumed from {checkpoint.path}")
+
+    def run_to_end(self, stop: StopSignals) -> bool:
+        """Train until `num_steps` or an agreed stop; True when it reached the end."""
+        train = self.train
+        writer = CheckpointWriter(
+            self.run, self.ranks, keep=train.checkpoint_keep, milestone_every=train.milestone_every
+        )
+        metrics = self._open_metrics()
+        stopped = False
+        with _frozen_garbage_collector():
+            for batch in self._batches():
+                report = train_step(
+                    self.model,
+                    self.optimizer,
+                    self.loss_of,
+                    batch,
+                    microbatch=self.microbatch,
+                    learning_rate=self.rate_of(self._step),
+                )
+                self._guard.count(report.skipped)
+                self._step += 1
+                self._meter.count_step(len(batch.record_index) * self.ranks.world_size)
+                self._log_if_due(report, metrics, writer)
+                stopped = stop.agreed()
+                if stopped or self._is_due(train.checkpoint_every):
+                    self._save(writer, metrics)
+                if stopped:
+                    break
+        self._save(writer, metrics)
+        writer.close()
+        if metrics is not None:
+            metrics.close()
+        return not stopped
+
+    def _batches(self) -> Iterator[Batch]:
+        while self._step < self.num_steps:
+            epoch = iter(self.loader)
+            while self._step < self.num_steps:
+                with self._meter.waiting():
+                    batch = next(epoch, None)
+                if batch is None:
+                    break
+                yield batch
+
+    def _is_due(self, every: int) -> bool:
+        return self._step % every == 0 or self._step == self.num_steps
+
+    def _log_if_due(
+        self, report: StepReport, metrics: log.MetricsWriter | None, writer: CheckpointWriter
+    ) -> None:
+        validating = self.validate is not None and self._is_due(self.train.val_every)
+        if not (validating or self._is_due(self.train.log_every)):
+            return
+        guard = self._guard
+        # The one place where the host waits for the device.
+        loss, grad_norm, skipped, in_a_row = torch.stack(
+            [report.loss, report.grad_norm, guard.skipped, guard.in_a_row]
+        ).tolist()
+        row: dict[str, float | None] = {
+            "step": self._step,
+            "epoch": self._step / self.steps_per_epoch,
+            "loss": loss,
+            "lr": self.rate_of(self._step - 1),
+            "grad_norm": grad_norm,
+            **self._meter.read(steps_left=self.num_steps - self._step),
+        }
+        self._starving.check(row["data_wait_pct"] or 0.0, engine=self.engine)
+        if validating and self.validate is not None:
+            row["val_loss"] = self.validate()
+        if metrics is not None:
+            metrics.write(row)
+            log.info(console_line(row, total_steps=self.num_steps))
+        if guard.wants_rollback(skipped, in_a_row, step=self._step):
+            self._roll_back(writer)
+        gc.collect(1)
+        self._meter.restart()
+
+    def _roll_back(self, writer: CheckpointWriter) -> None:
+        writer.wait()
+        self.ranks.barrier()
+        checkpoint = newest(self.run)
+        if checkpoint is None:
+            return  # nothing to return to yet: the guard's third time ends the run
+        counters = {n: s for n, s in self._state.items() if not n.startswith("guard.")}
+        load(checkpoint, counters, self.ranks, self.optimizer)
+        log.warning(f"step {self._step}: weights and moments are those of {checkpoint.path} again")
+
+    def _save(self, writer: CheckpointWriter, metrics: log.MetricsWriter | None) -> None:
+        if self._saved_at == self._step:
+            return
+        if metrics is not None:
+            metrics.sync()
+        meta = {**self.meta, "loader": self.loader.state_dict()}
+        writer.save(self._state, step=self._step, meta=meta)
+        self._saved_at = self._step
+
+    def _open_metrics(self) -> log.MetricsWriter | None:
+        return log.MetricsWriter(self.run, resume_step=self._step) if self.ranks.is_main else None
+
+
+class _frozen_garbage_collector:  # noqa: N801 # used like a function, as contextlib's classes are
+    """No collection in a step: a full one over a compiled model's objects takes 0.1 s and more."""
+
+    def __enter__(self) -> None:
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+
+    def __exit__(self, *error: object) -> None:
+        gc.enable()
+        gc.unfreeze()

@@ -1,0 +1,255 @@
+"""Masked autoencoder pretraining, from a store to a run folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from ecgfast_kernels.mask import random_mask
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from ecgfast import log
+from ecgfast.config import Config
+from ecgfast.data.batch import PADDED_PATCH, Batch
+from ecgfast.data.loader import selected_rows
+from ecgfast.data.normalise import CohortStatistics, cohort_statistics
+from ecgfast.errors import ConfigError
+from ecgfast.model.attention import Backend
+from ecgfast.model.attention_choice import shapes_of
+from ecgfast.model.build import build_model
+from ecgfast.model.flops import flops_per_record
+from ecgfast.model.mae import MaskedAutoencoder
+from ecgfast.model.vit import set_attention
+from ecgfast.store.reader import StoreReader
+from ecgfast.train import run_folder, setup
+from ecgfast.train.checkpoint import Checkpoint
+from ecgfast.train.distributed import Ranks, join, spread
+from ecgfast.train.guards import out_of_memory
+from ecgfast.train.heldout import split_heldout
+from ecgfast.train.loop import Loop, LossOf, split
+from ecgfast.train.microbatch import choose_microbatch
+from ecgfast.train.optim import ShardedAdamW, build_optimizer, learning_rate
+from ecgfast.train.signals import StopSignals
+from ecgfast.train.weights import export_safetensors, full_state
+
+VALIDATION_EPOCH = 2**32 - 1  # held-out records see the same masks whenever they are scored
+
+
+def pretrain(
+    config: Config,
+    store: Path,
+    out: Path,
+    *,
+    select: str | None = None,
+    resume: bool = False,
+    device: str | None = None,
+) -> Path:
+    """Train a masked autoencoder on the selected records; under torchrun, on all ranks.
+
+    Args:
+        config: resolved settings.
+        store: a finished store.
+        out: the run's folder, created.
+        select: an expression such as ``site=1``; None takes every record.
+        resume: go on with the run in `out`; an empty folder starts afresh.
+        device: "cpu" or "cuda"; by default a GPU where there is one.
+    Returns:
+        `out`, with config.toml, metrics.jsonl, checkpoints/, versions.json and, at the end,
+        model.safetensors.
+    Raises:
+        ConfigError: settings that do not fit each other, the ranks or the store.
+        ResumeError: `out` is not empty, or belongs to another run.
+        EcgfastError: memory ran out, or the loss was lost for good.
+    """
+    setup.make_repeatable(config.train.deterministic)
+    with join(device) as ranks, StopSignals(ranks) as stop:
+        opened = setup.open_matching_store(Path(store), config)
+        checkpoint = run_folder.enter(out, ranks, resume=resume)
+        loop = _prepare(config, opened, out, select, ranks, checkpoint)
+        try:
+            finished = loop.run_to_end(stop)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(error, ranks, microbatch=loop.microbatch) from error
+        if finished:
+            _export(loop, config)
+    stop.end_process()
+    return out
+
+
+def masked_loss(model: nn.Module, config: Config, *, epoch: int | None = None) -> LossOf:
+    """Return the loss of some records under the masks of (seed, epoch, record).
+
+    Args:
+        model: a `MaskedAutoencoder`, spread or not.
+        config: its settings.
+        epoch: of the masks; None takes the batch's own.
+    """
+    seed, num_patches = config.train.seed, config.model.num_patches
+    num_keep = cast(MaskedAutoencoder, model).num_keep(config.mask.ratio)
+
+    def loss_of(batch: Batch) -> Tensor:
+        ids_keep_BK, ids_restore_BN, mask_BN = random_mask(
+            batch.record_index,
+            seed=seed,
+            epoch=batch.epoch if epoch is None else epoch,
+            num_patches=num_patches,
+            num_keep=num_keep,
+            backend=config.kernels,
+        )
+        loss: Tensor = model(batch.patches, ids_keep_BK, ids_restore_BN, mask_BN)[0]
+        return loss
+
+    return loss_of
+
+
+def _prepare(
+    config: Config,
+    store: StoreReader,
+    out: Path,
+    select: str | None,
+    ranks: Ranks,
+    checkpoint: Checkpoint | None,
+) -> Loop:
+    train = config.train
+    share = setup.rank_share(train.batch_size, ranks)
+    rows, held = split_heldout(
+        store, selected_rows(store, select), fraction=train.val_fraction, seed=train.seed
+    )
+    cohort = cohort_statistics(store, rows) if config.data.normalise == "cohort_lead" else None
+    loader = setup.open_loader(
+        store, config, ranks, rows, batch_size=share, seed=train.seed, cohort=cohort
+    )
+    model, identity = _build(config, ranks, checkpoint)
+    identity |= {**run_folder.flat(config), "store": store.identity, "select": select}
+    if checkpoint is not None:
+        run_folder.require_same(identity, checkpoint)
+    optimizer = build_optimizer(model, config.optim, ranks, clip_norm=train.clip_norm)
+    microbatch = choose_microbatch(
+        train.microbatch,
+        share,
+        ranks,
+        before=None if checkpoint is None else checkpoint.meta["microbatch"],
+        probe=_memory_probe(model, optimizer, config, ranks),
+    )
+    steps_per_epoch = len(loader)
+    loop = Loop(
+        ranks=ranks,
+        run=out,
+        train=train,
+        model=model,
+        optimizer=optimizer,
+        loader=loader,
+        loss_of=masked_loss(model, config),
+        rate_of=lambda step: learning_rate(
+            step,
+            config.optim,
+            steps_per_epoch=steps_per_epoch,
+            epochs=train.epochs,
+            batch_size=train.batch_size,
+        ),
+        microbatch=microbatch,
+        steps_per_epoch=steps_per_epoch,
+        num_steps=min(train.epochs * steps_per_epoch, train.max_steps or 2**62),
+        meta={
+            "kind": "pretrain",
+            "identity": identity,
+            "microbatch": microbatch,
+            "preprocessing": setup.preprocessing(store, config, cohort),
+        },
+        flops_per_record=flops_per_record(config.model, config.mask.ratio),
+        validate=_validation(model, store, config, ranks, held, cohort, microbatch),
+        engine=config.data.engine,
+    )
+    if ranks.is_main:
+        run_folder.write_settings(out, config, {"chosen": {**identity, "microbatch": microbatch}})
+        log.info(
+            f"{len(rows)} records, {len(held)} held out; {steps_per_epoch} steps per epoch, "
+            f"{loop.num_steps} steps in all; {ranks.world_size} x {ranks.device.type}, "
+            f"{identity['precision']}, microbatch {microbatch} of {share}"
+        )
+    if checkpoint is not None:
+        loop.resume(checkpoint)
+    return loop
+
+
+def _build(
+    config: Config, ranks: Ranks, checkpoint: Checkpoint | None
+) -> tuple[MaskedAutoencoder, dict[str, object]]:
+    model = build_model(config)
+    precision = setup.resolve_precision(config, ranks)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    shapes = shapes_of(config.model, num_keep=model.num_keep(config.mask.ratio), dtype=dtype)
+    kernels = setup.settle_attention(config, shapes, ranks, checkpoint)
+    set_attention(model.blocks, cast(Backend, kernels["encoder"]))
+    set_attention(model.decoder_blocks, cast(Backend, kernels["decoder"]))
+    compiled = setup.resolve_compile(config, ranks)
+    spread(model, ranks, precision=precision, compile_blocks=compiled)
+    return model, {"precision": precision, "attention_kernels": kernels}
+
+
+def _memory_probe(
+    model: MaskedAutoencoder, optimizer: ShardedAdamW, config: Config, ranks: Ranks
+) -> Callable[[int], None]:
+    loss_of = masked_loss(model, config)
+
+    def probe(num_records: int) -> None:
+        patches = torch.randn(
+            num_records, config.model.num_patches, PADDED_PATCH, device=ranks.device
+        )
+        index = torch.arange(num_records, device=ranks.device)
+        batch = Batch(patches=patches.half(), record_index=index, epoch=0)
+        loss_of(batch).backward()  # type: ignore[no-untyped-call]
+        optimizer.zero_grad()
+
+    return probe
+
+
+def _validation(
+    model: MaskedAutoencoder,
+    store: StoreReader,
+    config: Config,
+    ranks: Ranks,
+    held: NDArray[np.int64],
+    cohort: CohortStatistics | None,
+    microbatch: int,
+) -> Callable[[], float] | None:
+    """Mean loss of the held-out records, whole global batches only, the same on any ranks."""
+    if config.train.val_fraction == 0:
+        return None
+    batch_size = config.train.batch_size
+    if len(held) < batch_size:
+        raise ConfigError(
+            f"train.val_fraction={config.train.val_fraction} holds out {len(held)} records, fewer "
+            f"than one batch of {batch_size}; hold out more, or set train.val_fraction=0"
+        )
+    loader = setup.open_loader(
+        store,
+        config,
+        ranks,
+        held,
+        batch_size=batch_size // ranks.world_size,
+        seed=0,
+        cohort=cohort,
+        shuffle=False,
+    )
+    loss_of = masked_loss(model, config, epoch=VALIDATION_EPOCH)
+
+    @torch.no_grad()
+    def validate() -> float:
+        losses = [loss_of(piece) for batch in loader for piece in split(batch, microbatch)]
+        if isinstance(model, FSDPModule):
+            for module in model.modules():  # without a backward, nothing else lets weights go
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+        return float(ranks.sum_(torch.stack(losses).float().mean()) / ranks.world_size)
+
+    return validate
+
+
+def _export(loop: Loop, config: Config) -> None:
+    state = full_state(loop.model)
+    if loop.ranks.is_main:
+        export_safetensors(state, loop.run / "model.safetensors", config)

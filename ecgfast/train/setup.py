@@ -1,0 +1,165 @@
+"""What pretraining and fine-tuning settle before the first step."""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from ecgfast import log
+from ecgfast.config import Config
+from ecgfast.data.loader import Loader, build_loader
+from ecgfast.data.normalise import CohortStatistics
+from ecgfast.errors import ConfigError
+from ecgfast.model.attention import Backend
+from ecgfast.model.attention_choice import Choice, Shape, choose_attention, probe
+from ecgfast.store.reader import StoreReader, open_store
+from ecgfast.train.checkpoint import Checkpoint
+from ecgfast.train.distributed import Precision, Ranks
+
+# Kernels whose gradient is the same every time, in the order of their usual speed.
+REPEATABLE: tuple[Backend, ...] = ("triton", "sdpa_flash", "math")
+
+
+def open_matching_store(path: Path, config: Config) -> StoreReader:
+    """Open a store whose records have the model's shape.
+
+    Raises:
+        ConfigError: they have another one.
+    """
+    store = open_store(path)
+    model = config.model
+    shape, expected = (store.num_leads, store.num_timesteps), (model.num_leads, model.num_timesteps)
+    if shape != expected:
+        raise ConfigError(
+            f"records of {path} have leads x timesteps {shape}, the model takes {expected}; set "
+            "model.num_leads and model.num_timesteps, or convert again"
+        )
+    return store
+
+
+def make_repeatable(deterministic: bool) -> None:
+    """Choose algorithms that give the same bits every time, before the GPU is used.
+
+    Args:
+        deterministic: the setting; nothing happens when it is off.
+    """
+    if not deterministic:
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # Inductor otherwise times several kernels per reduction, and another one may win next time.
+    import torch._inductor.config as inductor
+
+    inductor.deterministic = True
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def rank_share(batch_size: int, ranks: Ranks, *, key: str = "train.batch_size") -> int:
+    """Return the records of a global batch that each rank takes.
+
+    Raises:
+        ConfigError: the ranks cannot share it equally.
+    """
+    if batch_size % ranks.world_size:
+        raise ConfigError(
+            f"{key} must be a multiple of the {ranks.world_size} ranks, got {batch_size}; "
+            "change it or the number of processes"
+        )
+    return batch_size // ranks.world_size
+
+
+def resolve_precision(config: Config, ranks: Ranks) -> Precision:
+    """Settle `train.precision`: bf16 on a GPU, fp32 on a CPU."""
+    asked = config.train.precision
+    if asked == "auto":
+        return "bf16" if ranks.device.type == "cuda" else "fp32"
+    return asked
+
+
+def resolve_compile(config: Config, ranks: Ranks) -> bool:
+    """Settle `train.compile`: on where there is a GPU."""
+    asked = config.train.compile
+    return ranks.device.type == "cuda" if asked == "auto" else asked
+
+
+def settle_attention(
+    config: Config,
+    shapes: dict[str, Shape],
+    ranks: Ranks,
+    checkpoint: Checkpoint | None,
+) -> dict[str, str]:
+    """Settle one attention kernel per part of the model, the same on all ranks.
+
+    Args:
+        config: what was asked for.
+        shapes: parts of the model, "encoder" and "decoder".
+        ranks: rank 0 probes and times, the others hear the answer.
+        checkpoint: a resumed run keeps its kernels unless others are asked for.
+    Returns:
+        parts to kernels.
+    """
+    if checkpoint is not None and config.attention == "auto":
+        kept: dict[str, str] = checkpoint.meta["identity"]["attention_kernels"]
+        return kept
+    found: list[dict[str, str]] = [{}]
+    for part, shape in shapes.items() if ranks.is_main else ():
+        choice = _choose(config, shape, ranks.device)
+        found[0][part] = choice.backend
+        log.info(f"attention of the {part}: {choice.backend} ({choice.reason})")
+    if ranks.world_size > 1:
+        dist.broadcast_object_list(found, src=0, device=torch.device("cpu"))
+    return found[0]
+
+
+def _choose(config: Config, shape: Shape, device: torch.device) -> Choice:
+    if not (config.train.deterministic and config.attention == "auto" and device.type == "cuda"):
+        return choose_attention(config.attention, device, shape)
+    works = next(backend for backend in REPEATABLE if probe(backend, device, shape) is None)
+    return Choice(backend=works, reason="repeatable, as train.deterministic asks")
+
+
+def open_loader(
+    store: StoreReader,
+    config: Config,
+    ranks: Ranks,
+    rows: NDArray[np.int64],
+    *,
+    batch_size: int,
+    seed: int,
+    cohort: CohortStatistics | None,
+    shuffle: bool = True,
+) -> Loader:
+    """Build a loader with the settings of `config.data`; `batch_size` is one rank's."""
+    data = config.data
+    return build_loader(
+        store,
+        batch_size=batch_size,
+        seed=seed,
+        engine=data.engine,
+        device=ranks.device,
+        select=rows,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        shuffle=shuffle,
+        normalise=data.normalise,
+        cohort=cohort,
+        num_threads=None if data.num_threads == "auto" else data.num_threads,
+        resident_budget_gib=None
+        if data.resident_budget_gib == "auto"
+        else data.resident_budget_gib,
+    )
+
+
+def preprocessing(
+    store: StoreReader, config: Config, cohort: CohortStatistics | None
+) -> dict[str, object]:
+    """Return how records became the model's input, which travels with its weights."""
+    return {
+        "store": store.manifest["preprocessing"],
+        "normalise": config.data.normalise,
+        "cohort": None if cohort is None else asdict(cohort),
+    }

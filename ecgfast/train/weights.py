@@ -1,0 +1,49 @@
+"""Weights as files: safetensors out; safetensors, .pth and runs in."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ecgfast.config import Config, config_to_toml
+from ecgfast.errors import FormatError
+from ecgfast.train.distributed import full
+
+
+def full_state(model: nn.Module) -> dict[str, Tensor]:
+    """Gather a model's state dict to the CPU, unsharded, fp32; collective."""
+    return {name: full(tensor.detach()).cpu() for name, tensor in model.state_dict().items()}
+
+
+def export_safetensors(state: Mapping[str, Tensor], path: Path, config: Config) -> None:
+    """Write weights under the reference names; the settings go into the file's header."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+    save_file(tensors, temporary, metadata={"config": config_to_toml(config)})
+    temporary.replace(path)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from ``.safetensors``, or from ``.pth`` without running its code.
+
+    Raises:
+        FormatError: neither format, or damaged.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError) as error:
+        raise FormatError(
+            f"weights {path} cannot be read: {str(error).splitlines()[0]}; give a .safetensors "
+            "file, or a .pth state dict"
+        ) from error
+    # the reference implementation wraps its state dict in {"model": ...}
+    state = tree.get("model", tree) if isinstance(tree, dict) else {}
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise FormatError(f"weights {path} hold no tensors; give a state dict")
+    return tensors
