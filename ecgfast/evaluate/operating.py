@@ -1,0 +1,95 @@
+"""Operating points fixed on validation, and calibration.
+
+Shapes: n labelled records.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfast.evaluate.roc import roc_curve
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatingPoint:
+    """What a threshold does to one cohort; shares are None where their class is missing."""
+
+    threshold: float
+    sensitivity: float | None
+    specificity: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How far predicted probabilities can be taken at their word.
+
+    Attributes:
+        brier: mean squared difference of probability and outcome; lower is better.
+        mean_predicted: average probability of all records.
+        observed: share of cases.
+        bin_predicted: average probability of each tenth of the records, ascending.
+        bin_observed: share of cases in each tenth.
+    """
+
+    brier: float
+    mean_predicted: float
+    observed: float
+    bin_predicted: tuple[float, ...]
+    bin_observed: tuple[float, ...]
+
+
+def youden_threshold(is_case: Flags, probability: Floats) -> float | None:
+    """Threshold with the highest sensitivity + specificity; None when a class is missing.
+
+    Args:
+        is_case: (n,) bool.
+        probability: (n,) float, higher = more likely a case.
+    Source: Youden 1950.
+    """
+    if is_case.all() or not is_case.any():
+        return None
+    false_rate, true_rate = roc_curve(is_case, probability)
+    candidates = np.unique(probability)[::-1]  # one per point of the curve after the origin
+    best = int(np.argmax((true_rate - false_rate)[1:]))
+    return float(candidates[best])
+
+
+def operating_point(is_case: Flags, probability: Floats, threshold: float) -> OperatingPoint:
+    """Apply a threshold, a probability at or above it being a finding.
+
+    Args:
+        is_case: (n,) bool.
+        probability: (n,) float.
+        threshold: fixed elsewhere, on validation.
+    """
+    found = probability >= threshold
+    return OperatingPoint(
+        threshold=threshold,
+        sensitivity=float(found[is_case].mean()) if is_case.any() else None,
+        specificity=float((~found[~is_case]).mean()) if not is_case.all() else None,
+    )
+
+
+def calibration(is_case: Flags, probability: Floats, num_bins: int = 10) -> Calibration | None:
+    """Compare predicted and observed frequencies in bins of equal size; None without records.
+
+    Args:
+        is_case: (n,) bool.
+        probability: (n,) float in [0, 1].
+        num_bins: at most this many bins, each of ten records or more where there are enough.
+    """
+    if not len(is_case):
+        return None
+    order = np.argsort(probability, kind="stable")
+    bins = np.array_split(order, max(1, min(num_bins, len(order) // 10)))
+    return Calibration(
+        brier=float(np.mean((probability - is_case) ** 2)),
+        mean_predicted=float(probability.mean()),
+        observed=float(is_case.mean()),
+        bin_predicted=tuple(float(probability[rows].mean()) for rows in bins),
+        bin_observed=tuple(float(is_case[rows].mean()) for rows in bins),
+    )

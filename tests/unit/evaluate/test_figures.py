@@ -1,0 +1,110 @@
+"""ECG paper to scale: measured in the figure and in the pixels of the saved picture."""
+
+import io
+from itertools import pairwise
+
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from ecgfast.evaluate import figures
+from ecgfast.records import LEADS
+
+MM_PER_INCH = 25.4
+
+
+def record(peak_mv: float = 1.0, num_timesteps: int = 5000) -> NDArray[np.float32]:
+    """Flat leads with a one-sample spike at every second."""
+    signal = np.zeros((12, num_timesteps), np.float32)
+    signal[:, 250::500] = peak_mv
+    return signal
+
+
+def traces(figure: Figure) -> list[Line2D]:
+    return [line for line in figure.axes[0].lines if len(np.atleast_1d(line.get_xdata())) > 100]
+
+
+def test_one_second_is_25_mm_and_one_millivolt_10_mm_of_paper() -> None:
+    figure = figures.ecg(record(), title="")
+    axes = figure.axes[0]
+    figure.canvas.draw()
+    to_mm = MM_PER_INCH / figure.dpi
+    (x0, y0), (x1, y1) = axes.transData.transform([(0, 0), (25, 10)])
+    assert (x1 - x0) * to_mm == pytest.approx(25, abs=1e-6)
+    assert (y1 - y0) * to_mm == pytest.approx(10, abs=1e-6)
+    x, y = (np.asarray(v) for v in traces(figure)[0].get_data())
+    assert x[500] - x[0] == pytest.approx(25)
+    assert np.nanmax(y) - np.nanmedian(y) == pytest.approx(10)
+
+
+def test_the_zero_lines_and_the_seconds_lie_on_large_squares() -> None:
+    for line in traces(figures.ecg(record(1.7), title="")):
+        x, y = (np.asarray(v) for v in line.get_data())
+        if np.isfinite(y).any():
+            assert np.nanmedian(y) % 5 == pytest.approx(0, abs=1e-6)
+            assert x[0] % 5 == pytest.approx(0, abs=1e-6)
+
+
+def test_saved_pixels_show_the_grid_every_5_pixels() -> None:
+    buffer = io.BytesIO()
+    figures.ecg(np.zeros((12, 5000)), title="").savefig(buffer, format="png")
+    buffer.seek(0)
+    picture = matplotlib.image.imread(buffer)
+    red_excess = picture[-8, 200:1200, 0] - picture[-8, 200:1200, 1]  # a row between two lines
+    spectrum = np.abs(np.fft.rfft(red_excess - red_excess.mean()))
+    periods = len(red_excess) / np.arange(1, len(spectrum))
+    assert 25 in np.round(periods[np.argsort(spectrum[1:])[-8:]], 1)  # 5 mm
+    assert 5 in np.round(periods[np.argsort(spectrum[1:])[-8:]], 1)  # 1 mm
+
+
+def test_a_calibration_pulse_stands_before_every_lead() -> None:
+    figure = figures.ecg(record(), title="")
+    pulses = [line for line in figure.axes[0].lines if len(np.atleast_1d(line.get_xdata())) == 6]
+    assert len(pulses) == 12
+    for pulse in pulses:
+        x, y = (np.asarray(v, dtype=float) for v in pulse.get_data())
+        assert np.ptp(y) == pytest.approx(10)  # 1 mV
+        assert x[3] - x[2] == pytest.approx(5)  # 0.2 s
+
+
+def test_strips_never_cross() -> None:
+    rng = np.random.default_rng(0)
+    signal = record() * rng.uniform(-2.5, 2.5, (12, 1)).astype(np.float32)
+    drawn = [np.asarray(line.get_ydata()) for line in traces(figures.ecg(signal, title=""))]
+    rows = [y for y in drawn if np.isfinite(y).any()]
+    assert len(rows) == 12
+    for above, below in pairwise(rows):
+        assert (above > below).all()
+
+
+def test_reconstruction_draws_only_masked_timesteps_from_the_model() -> None:
+    original, predicted = record(1.0), record(1.0) + 0.3
+    mask = np.zeros((12, 5000), bool)
+    mask[:, 1000:2000] = True
+    figure = figures.reconstruction(original, predicted, mask, title="", leads=("II", "V5"))
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert [w for w in words if w in LEADS] == ["II"] * 3 + ["V5"] * 3
+    assert words.count("masked") == 2
+    blue = [line for line in traces(figure) if line.get_color() == "#1450c8"]
+    shown = [np.isfinite(np.asarray(line.get_ydata())) for line in blue]
+    assert sum(row.any() for row in shown) == 2
+    for row in shown:
+        assert not row.any() or (np.flatnonzero(row) == np.arange(1000, 2000)).all()
+    shades = [p for p in figure.axes[0].patches if p.get_width() == pytest.approx(50)]
+    assert len(shades) == 2  # 2 s of lead II and of V5
+
+
+def test_twelve_leads_come_panel_by_panel() -> None:
+    figure = figures.reconstruction(record(), record(), np.ones((12, 5000), bool), title="")
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert [w for w in words if w in LEADS] == [*LEADS] * 3
+
+
+def test_a_lead_off_the_scale_stays_on_its_page() -> None:
+    signal = record(1.0)
+    signal[0, 2000:3000] = -17.0  # an electrode fell off
+    figure = figures.ecg(signal, title="")
+    assert figure.get_figheight() * MM_PER_INCH < 400

@@ -1,0 +1,54 @@
+"""Thresholds from validation and calibration against counts by hand and scikit-learn."""
+
+import numpy as np
+import pytest
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import brier_score_loss
+
+from ecgfast.evaluate.operating import calibration, operating_point, youden_threshold
+
+
+def test_youden_threshold_is_the_best_of_all_thresholds() -> None:
+    rng = np.random.default_rng(1)
+    y = rng.random(300) < 0.3
+    score = np.round(rng.random(300) + 0.4 * y, 2)
+
+    def index(threshold: float) -> float:
+        found = score >= threshold
+        return float(found[y].mean() - found[~y].mean())
+
+    threshold = youden_threshold(y, score)
+    assert threshold is not None
+    assert index(threshold) == pytest.approx(max(index(t) for t in np.unique(score)))
+
+
+def test_operating_point_counts() -> None:
+    y = np.array([True, True, True, False, False])
+    score = np.array([0.9, 0.5, 0.2, 0.5, 0.1])
+    point = operating_point(y, score, 0.5)
+    assert point.sensitivity == pytest.approx(2 / 3)
+    assert point.specificity == pytest.approx(1 / 2)
+
+
+def test_a_missing_class_has_no_rate() -> None:
+    y, score = np.array([True, True]), np.array([0.3, 0.8])
+    assert youden_threshold(y, score) is None
+    point = operating_point(y, score, 0.5)
+    assert (point.sensitivity, point.specificity) == (0.5, None)
+    assert operating_point(~y, score, 0.5).sensitivity is None
+    assert calibration(y[:0], score[:0]) is None
+
+
+def test_calibration_equals_scikit_learn() -> None:
+    rng = np.random.default_rng(2)
+    probability = rng.random(400)
+    y = rng.random(400) < probability**2
+    result = calibration(y, probability)
+    assert result is not None
+    observed, predicted = calibration_curve(y, probability, n_bins=10, strategy="quantile")
+    np.testing.assert_allclose(result.bin_predicted, predicted)
+    np.testing.assert_allclose(result.bin_observed, observed)
+    assert result.brier == pytest.approx(brier_score_loss(y, probability))
+    assert (
+        result.mean_predicted > result.observed + 0.1
+    )  # the network is overconfident, and it shows
