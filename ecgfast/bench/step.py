@@ -1,0 +1,191 @@
+"""The ViT-L pretraining step on one device: ours beside the plain reference, in one process."""
+
+import gc
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ecgfast import log
+from ecgfast.bench.reference_mae import block_provider
+from ecgfast.bench.rows import Row, make_row
+from ecgfast.bench.step_variants import Reference, Step, Variant, build_step
+from ecgfast.bench.timing import per_second, time_interleaved
+from ecgfast.config import Config
+from ecgfast.errors import ConfigError
+from ecgfast.model.flops import flops_per_record
+from ecgfast.train.distributed import Ranks, join
+from ecgfast.train.metrics import peak_tflops
+
+_STEPS_PER_CALL = {"cuda": 4, "cpu": 1}  # in a row, so that launches overlap as in training
+
+REFERENCES = (
+    Reference(name=f"reference-eager-{block_provider()}", compiled=False),
+    Reference(name=f"reference-compiled-{block_provider()}", compiled=True),
+)
+VARIANTS = (
+    Variant(name="ecgfast-eager", compiled=False),
+    Variant(name="ecgfast-kernels-reference", kernels="reference"),
+    Variant(name="ecgfast-copy", weights="copy"),
+    Variant(name="ecgfast-copy-graph", weights="copy", graph=True),
+    Variant(name="ecgfast-triton-attention", attention="triton"),
+    Variant(name="ecgfast-sdpa-flash", attention="sdpa_flash"),
+    Variant(name="ecgfast-sdpa-cudnn", attention="sdpa_cudnn"),
+    Variant(name="ecgfast-sdpa-efficient", attention="sdpa_efficient"),
+    Variant(name="ecgfast-xformers", attention="xformers"),
+)
+
+
+def variant_names() -> list[str]:
+    """Names that `measure_step` takes besides "ecgfast", which is always measured."""
+    return [variant.name for variant in (*REFERENCES, *VARIANTS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Built:
+    """A step that has run once, and the memory that it needs."""
+
+    step: Step
+    memory_gib: float
+
+
+def measure_step(
+    config: Config,
+    *,
+    device: str,
+    microbatch: int,
+    names: Sequence[str] | None = None,
+    repeats: int = 6,
+) -> Iterator[Row]:
+    """Measure forward, backward and AdamW on random patches.
+
+    Args:
+        config: of kind "vit".
+        device: "cpu" or "cuda".
+        microbatch: records of a step.
+        names: variants beside "ecgfast"; by default both references on a CPU, all on a GPU.
+        repeats: timed calls of several steps; variants of a group take turns.
+    Yields:
+        For each variant, as soon as measured, rows of time, throughput and (on a GPU) MFU and
+        memory.
+    Raises:
+        ConfigError: an unknown variant.
+    """
+    wanted = _check_names(names, device)
+    references = [r for r in REFERENCES if r.name in wanted]
+    others = [v for v in VARIANTS if v.name in wanted]
+    # Every variant compiles the same block code anew; the limit of 8 is for runaway guards.
+    with join(device) as ranks, torch._dynamo.config.patch(recompile_limit=64):
+        runner = _Runner(config, ranks, microbatch, repeats)
+        yield from runner.compare(references, with_ours=True)
+        for variant in others:  # one at a time: each holds weights, moments and its own buffers
+            yield from runner.compare([variant])
+
+
+def _check_names(names: Sequence[str] | None, device: str) -> set[str]:
+    if names is None:
+        return set(variant_names()) if device == "cuda" else {r.name for r in REFERENCES}
+    unknown = sorted(set(names) - set(variant_names()))
+    if unknown:
+        raise ConfigError(
+            f"unknown variant {unknown[0]!r} of the step; allowed: {', '.join(variant_names())}"
+        )
+    return set(names)
+
+
+class _Runner:
+    """Keeps our step alive while others take turns with it."""
+
+    def __init__(self, config: Config, ranks: Ranks, microbatch: int, repeats: int) -> None:
+        self._config = config
+        self._ranks = ranks
+        self._device = ranks.device.type
+        self._microbatch = microbatch
+        self._repeats = repeats
+        self._ours = self._build(Variant())
+
+    def compare(
+        self, variants: Iterable[Variant | Reference], *, with_ours: bool = False
+    ) -> list[Row]:
+        """Time variants in turns with ours; one that fails is said aloud and left out."""
+        built: dict[str, _Built] = {}
+        for variant in variants:
+            try:
+                built[variant.name] = self._build(variant)
+            except RuntimeError as error:  # out of memory, no such kernel: the others still count
+                reason = str(error).strip().partition("\n")[0]
+                log.warning(f"{variant.name} was not measured: {reason}")
+        calls = {name: self._repeated(b.step) for name, b in built.items()}
+        times = time_interleaved(
+            {"ecgfast": self._repeated(self._ours.step), **calls},
+            device=self._device,
+            repeats=self._repeats,
+            warmup=1,
+        )
+        per_step = {n: [t / self._num_steps for t in ms] for n, ms in times.items()}
+        for name in built:
+            ratio = sum(per_step[name]) / sum(per_step["ecgfast"])
+            log.info(f"{name}: {ratio:.3f} x the time of ecgfast in the same turns")
+        shown = {**({"ecgfast": self._ours} if with_ours else {}), **built}
+        rows = [r for n, b in shown.items() for r in self._rows(n, per_step[n], b.memory_gib)]
+        shown.clear()
+        built.clear()
+        calls.clear()
+        self._release()
+        return rows
+
+    @property
+    def _num_steps(self) -> int:
+        return _STEPS_PER_CALL[self._device]
+
+    def _repeated(self, step: Step) -> Step:
+        def call() -> torch.Tensor:
+            for _ in range(self._num_steps - 1):
+                step()
+            return step()
+
+        return call
+
+    def _build(self, variant: Variant | Reference) -> _Built:
+        """Build a step and run it twice: compiled, allocated, and finite."""
+        self._release()
+        on_gpu = self._device == "cuda"
+        before = torch.cuda.memory_allocated() if on_gpu else 0
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        step = build_step(variant, self._config, self._ranks, microbatch=self._microbatch)
+        step()
+        loss = step().item()
+        if not loss < float("inf"):
+            raise RuntimeError(f"loss of {variant.name} is {loss}")
+        peak = torch.cuda.max_memory_allocated() if on_gpu else 0
+        log.info(f"{variant.name}: built, loss {loss:.4f}")
+        return _Built(step=step, memory_gib=(peak - before) / 2**30)
+
+    def _release(self) -> None:
+        gc.collect()
+        if self._device == "cuda":
+            torch.cuda.empty_cache()
+
+    def _rows(self, name: str, times_ms: list[float], memory_gib: float) -> list[Row]:
+        records_per_s = per_second(times_ms, self._microbatch)
+        flops = flops_per_record(self._config.model, self._config.mask.ratio)
+        peak = peak_tflops(self._ranks.device)
+        numbers = [("time", "ms", times_ms), ("throughput", "records/s", records_per_s)]
+        if peak is not None:
+            mfu = [100 * rate * flops / (peak * 1e12) for rate in records_per_s]
+            numbers += [("mfu", "%", mfu), ("memory", "GiB", [memory_gib])]
+        dtype = "bf16" if self._device == "cuda" else "fp32"
+        return [
+            make_row(
+                case="step",
+                provider=name,
+                preset=self._config.preset,
+                shape=f"{self._microbatch} records {dtype}",
+                metric=metric,
+                unit=unit,
+                values=values,
+                device=self._device,
+            )
+            for metric, unit, values in numbers
+        ]
