@@ -55,7 +55,7 @@ def classify(kernel_name: str) -> str:
 def read_trace(path: Path) -> list[Kernel]:
     """Kernels of a chrome trace (.json or .json.gz) that the profiler exported.
 
-    A trace without GPU work, from a CPU, gives its innermost operators instead.
+    A trace without GPU work, from a CPU, gives its operators' own times instead.
     """
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     events = [e for e in json.loads(raw)["traceEvents"] if e.get("ph") == "X"]
@@ -69,7 +69,7 @@ def read_trace(path: Path) -> list[Kernel]:
         for event in events
         if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")
     ]
-    return kernels or _innermost(e for e in events if e.get("cat") == "cpu_op")
+    return kernels or _own_times(e for e in events if e.get("cat") == "cpu_op")
 
 
 def shares_by_class(kernels: Sequence[Kernel], num_steps: int) -> list[Share]:
@@ -135,15 +135,28 @@ def _kernel(event: dict[str, Any], operators: dict[int, str]) -> Kernel:
     )
 
 
-def _innermost(events: Iterable[dict[str, Any]]) -> list[Kernel]:
-    """Operators that contain no other, per thread."""
-    leaves: list[Kernel] = []
+def _own_times(events: Iterable[dict[str, Any]]) -> list[Kernel]:
+    """Cut nested operators, per thread, into the stretches in which each runs itself."""
     by_thread: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for event in events:
         by_thread[event.get("tid")].append(event)
-    for thread in by_thread.values():
-        thread.sort(key=lambda e: (e["ts"], -e["dur"]))
-        for event, following in zip(thread, [*thread[1:], None], strict=True):
-            if following is None or following["ts"] >= event["ts"] + event["dur"]:
-                leaves.append(_kernel(event, {}))
-    return leaves
+    return [kernel for thread in by_thread.values() for kernel in _own_times_of_thread(thread)]
+
+
+def _own_times_of_thread(events: list[dict[str, Any]]) -> list[Kernel]:
+    """Sweep over starts and ends: whatever operator is innermost owns the stretch."""
+    events = [e for e in events if e["dur"] > 0]
+    edges = [(e["ts"], 1, -e["dur"], e["name"]) for e in events]
+    edges += [(e["ts"] + e["dur"], 0, 0.0, e["name"]) for e in events]
+    stretches: list[Kernel] = []
+    stack: list[str] = []
+    since = 0.0
+    for time, is_start, _, name in sorted(edges):
+        if stack and time > since:
+            stretches.append(Kernel(name=stack[-1], start_us=since, duration_us=time - since))
+        since = time
+        if is_start:
+            stack.append(name)
+        else:
+            stack.pop()
+    return stretches
