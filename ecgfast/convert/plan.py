@@ -1,0 +1,100 @@
+"""The frozen request of a convert: what, from where, in which order; compared on every resume."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ecgfast.errors import ConfigError, ResumeError
+from ecgfast.ingest import InputFile, discover
+from ecgfast.store.durable import explained, write_durably
+from ecgfast.store.format import MANIFEST
+
+_PLAN, _INPUTS = "plan.json", "inputs.jsonl"
+
+Spec = dict[str, Any]
+
+
+def work_folder(out: Path) -> Path:
+    """Journal, frozen input list and rows of an unfinished store: beside it, they hold paths."""
+    return out.with_name(out.name + ".convert")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A frozen list of inputs.
+
+    Attributes:
+        work: folder that holds it.
+        num_inputs: how many there are.
+    """
+
+    work: Path
+    num_inputs: int
+
+    def batches(self, start: int, size: int) -> Iterator[list[InputFile]]:
+        """The inputs from `start` on, in lists of `size`, read from disk as they are needed."""
+        with (self.work / _INPUTS).open(encoding="utf-8") as file:
+            rest = islice(file, start, None)
+            while lines := list(islice(rest, size)):
+                yield [_input(json.loads(line)) for line in lines]
+
+
+def resume_or_freeze(out: Path, spec: Spec, sources: Sequence[Path]) -> Plan:
+    """Find the plan that an earlier run of the same command froze, or freeze a new one.
+
+    Args:
+        out: folder of the store.
+        spec: all that decides the store's bytes, sources included.
+        sources: files and folders; none for a plan that needs no list.
+    Raises:
+        ResumeError: the earlier run had other sources or options; names both values.
+        ConfigError: `out` exists and is no store.
+    """
+    work = work_folder(out)
+    path = work / _PLAN
+    if path.exists():
+        plan = json.loads(path.read_bytes())
+        _compare(out, plan["spec"], spec)
+        return Plan(work=work, num_inputs=plan["num_inputs"])
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(
+            f"--out {out} exists and is neither empty nor a store; choose another folder"
+        )
+    with explained(work):
+        work.mkdir(parents=True, exist_ok=True)
+    num_inputs = spec.get("num_inputs", 0)
+    if sources:
+        inputs = discover(sources)
+        num_inputs = len(inputs)
+        write_durably(work / _INPUTS, map(_line, inputs), mode=0o600)
+    # Written last: a plan that exists is whole.
+    content = {"spec": spec, "num_inputs": num_inputs}
+    write_durably(path, [json.dumps(content).encode()], mode=0o600)
+    return Plan(work=work, num_inputs=num_inputs)
+
+
+def finished(out: Path) -> bool:
+    """Whether the folder holds a sealed store."""
+    return (out / MANIFEST).exists()
+
+
+def _compare(out: Path, earlier: Spec, now: Spec) -> None:
+    for key in sorted(earlier.keys() | now.keys()):
+        if earlier.get(key) != now.get(key):
+            raise ResumeError(
+                f"{out} was begun with {key} = {earlier.get(key)}, got {now.get(key)}; "
+                f"give the earlier value, or remove {out} and {work_folder(out)} to begin again"
+            )
+
+
+def _line(item: InputFile) -> bytes:
+    entry = [item.record_id, str(item.path), str(item.source), item.row]
+    return json.dumps(entry).encode() + b"\n"
+
+
+def _input(entry: list[Any]) -> InputFile:
+    record_id, path, source, row = entry
+    return InputFile(record_id=record_id, path=Path(path), source=Path(source), row=row)

@@ -1,0 +1,216 @@
+"""An `EcgRecord` of any rate and length -> windows of 12 x 5000 int16 at 500 Hz.
+
+A 500 Hz integer record of at least 5000 timesteps passes through unchanged, bit for bit.
+Everything else is said in the flags: resampled, cut, window, padded, interpolated, quantised.
+"""
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.signal import resample_poly
+
+from ecgfast.errors import FormatError
+from ecgfast.records import INVALID, NUM_LEADS, NUM_TIMESTEPS, SAMPLING_RATE_HZ, EcgRecord
+
+Window = Literal["first", "all"]
+Short = Literal["quarantine", "pad"]
+
+MAX_INVALID_SHARE = 0.01
+_MAX_ADC = 32767
+_MAX_RATE_TERM = 1000  # 500/rate as a fraction with terms up to this; 499.998 Hz counts as 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits:
+    """A whole record at 500 Hz.
+
+    Attributes:
+        signal: (12, T) int16 ADC units.
+        valid: (12, T) bool, or None where every timestep is valid.
+        scale_uv: (12,) float32; microvolt = (adc - offset_adc) * scale_uv.
+        offset_adc: (12,) float32.
+        error_uv: largest error of quantisation, None for digits as they were.
+        flags: what was done.
+    """
+
+    signal: NDArray[np.int16]
+    valid: NDArray[np.bool_] | None
+    scale_uv: NDArray[np.float32]
+    offset_adc: NDArray[np.float32]
+    error_uv: float | None
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """One window of a record, as it is stored.
+
+    Attributes:
+        signal: (12, 5000) int16 ADC units.
+        valid: (12, 5000) bool, or None; what statistics leave out is False.
+        start: first timestep of the window, at 500 Hz.
+        invalid_share: of its values before interpolation.
+        flags: those of the record and of this window.
+    """
+
+    signal: NDArray[np.int16]
+    valid: NDArray[np.bool_] | None
+    start: int
+    invalid_share: float
+    flags: tuple[str, ...]
+
+
+def to_digits(record: EcgRecord) -> Digits:
+    """Repair, resample and quantise a record as far as it needs.
+
+    Raises:
+        FormatError: an impossible rate, or no valid timestep.
+    """
+    ratio = _resampling(record.sampling_rate_hz)
+    signal: NDArray[Any] = record.signal
+    valid = _valid(signal)
+    flags = record.flags if valid is None else (*record.flags, "interpolated")
+    if signal.dtype == np.int16 and ratio == 1:
+        if valid is not None:
+            signal = np.rint(_interpolated(signal, valid)).astype(np.int16)
+        return Digits(
+            signal=signal,
+            valid=valid,
+            scale_uv=record.scale_uv,
+            offset_adc=record.offset_adc,
+            error_uv=None,
+            flags=flags,
+        )
+    values = signal.astype(np.float64) if valid is None else _interpolated(signal, valid)
+    if ratio != 1:
+        flags = (*flags, "resampled")
+        # "line": the default pads with zeros, which rings where a lead has an offset.
+        values = resample_poly(values, ratio.numerator, ratio.denominator, axis=1, padtype="line")
+        valid = None if valid is None else _resampled_mask(valid, ratio, values.shape[1])
+    digits = Digits(
+        signal=record.signal,
+        valid=valid,
+        scale_uv=record.scale_uv,
+        offset_adc=record.offset_adc,
+        error_uv=None,
+        flags=flags,
+    )
+    return _quantised(digits, values, integers=record.signal.dtype == np.int16)
+
+
+def cut(digits: Digits, *, window: Window, short: Short) -> list[Segment | str]:
+    """Cut the windows of a record.
+
+    Args:
+        digits: the record at 500 Hz.
+        window: "first", or "all" (whole windows one behind another; a shorter rest is dropped).
+        short: what happens to records of fewer than 5000 timesteps.
+    Returns:
+        windows in order of time; a text instead is the reason why that window is refused.
+    """
+    length = digits.signal.shape[1]
+    if length < NUM_TIMESTEPS:
+        if short == "quarantine":
+            return [
+                f"too short: {length} timesteps at {SAMPLING_RATE_HZ} Hz, {NUM_TIMESTEPS} needed; "
+                "--short pad fills with zeros"
+            ]
+        return [_segment(_padded(digits), 0, unpadded=length)]
+    if length == NUM_TIMESTEPS:
+        return [_segment(digits, 0)]
+    if window == "first":
+        return [_segment(replace(digits, flags=(*digits.flags, "cut")), 0)]
+    digits = replace(digits, flags=(*digits.flags, "window"))
+    starts = range(0, length - NUM_TIMESTEPS + 1, NUM_TIMESTEPS)
+    return [_segment(digits, start) for start in starts]
+
+
+def _segment(digits: Digits, start: int, unpadded: int = NUM_TIMESTEPS) -> Segment | str:
+    span = slice(start, start + NUM_TIMESTEPS)
+    valid = None if digits.valid is None else digits.valid[:, span]
+    flags, share = digits.flags, 0.0
+    if valid is not None:
+        share = 1 - float(valid[:, :unpadded].mean())
+        if share > MAX_INVALID_SHARE:
+            return (
+                f"{100 * share:.1f} % of the window at timestep {start} is marked invalid, "
+                f"allowed {100 * MAX_INVALID_SHARE:.0f} %"
+            )
+        if share == 0:
+            flags = tuple(flag for flag in flags if flag != "interpolated")
+            valid = valid if unpadded < NUM_TIMESTEPS else None
+    return Segment(
+        signal=digits.signal[:, span], valid=valid, start=start, invalid_share=share, flags=flags
+    )
+
+
+def _padded(digits: Digits) -> Digits:
+    """Fill up to 5000 timesteps with 0 microvolt, left out of the statistics."""
+    length = digits.signal.shape[1]
+    zero = np.clip(np.rint(digits.offset_adc), -_MAX_ADC, _MAX_ADC).astype(np.int16)
+    signal = np.repeat(zero[:, None], NUM_TIMESTEPS, axis=1)
+    signal[:, :length] = digits.signal
+    valid = np.zeros(signal.shape, bool)
+    valid[:, :length] = True if digits.valid is None else digits.valid
+    return replace(digits, signal=signal, valid=valid, flags=(*digits.flags, "padded"))
+
+
+def _resampling(rate_hz: float) -> Fraction:
+    if not 1 <= rate_hz <= 100_000:
+        raise FormatError(f"sampling rate must be in [1, 100000] Hz, got {rate_hz}")
+    return Fraction(SAMPLING_RATE_HZ / rate_hz).limit_denominator(_MAX_RATE_TERM)
+
+
+def _valid(signal: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Mask of valid timesteps, or None where all are: the minimum alone tells for integers."""
+    if signal.shape[1] == 0:
+        raise FormatError("the record has no timesteps")
+    if signal.dtype == np.int16:
+        return signal != INVALID if signal.min() == INVALID else None
+    finite: NDArray[np.bool_] = np.isfinite(signal)
+    return None if finite.all() else finite
+
+
+def _interpolated(signal: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Straight lines over invalid timesteps, the nearest value at the ends, 0 in an empty lead."""
+    values = signal.astype(np.float64)
+    time = np.arange(signal.shape[1])
+    for lead in range(NUM_LEADS):
+        good = valid[lead]
+        if not good.any():
+            values[lead] = 0.0
+        elif not good.all():
+            values[lead, ~good] = np.interp(time[~good], time[good], values[lead, good])
+    return values
+
+
+def _resampled_mask(valid: NDArray[np.bool_], ratio: Fraction, length: int) -> NDArray[np.bool_]:
+    """The mask at 500 Hz: each timestep takes the nearest one of the source."""
+    nearest = np.rint(np.arange(length) / float(ratio)).astype(np.int64)
+    return valid[:, np.minimum(nearest, valid.shape[1] - 1)]
+
+
+def _quantised(digits: Digits, values: NDArray[np.float64], *, integers: bool) -> Digits:
+    """Round to int16: in the source's own units where it had integers, else as fine as fits."""
+    if integers and np.abs(values).max() <= _MAX_ADC:
+        signal = np.rint(values)
+        error = np.abs(values - signal).max(axis=1) * digits.scale_uv
+        return replace(digits, signal=signal.astype(np.int16), error_uv=float(error.max()))
+    microvolt = values
+    if integers:
+        microvolt = (values - digits.offset_adc[:, None]) * digits.scale_uv[:, None]
+    peak = np.abs(microvolt).max(axis=1)
+    scale = np.where(peak > 0, peak / _MAX_ADC, 1.0).astype(np.float32)
+    exact = scale.astype(np.float64)[:, None]
+    signal = np.clip(np.rint(microvolt / exact), -_MAX_ADC, _MAX_ADC)
+    return replace(
+        digits,
+        signal=signal.astype(np.int16),
+        scale_uv=scale,
+        offset_adc=np.zeros_like(scale),
+        error_uv=float(np.abs(microvolt - signal * exact).max()),
+        flags=(*digits.flags, "quantised"),
+    )

@@ -1,0 +1,100 @@
+"""A store -> the same records under another codec, bit for bit."""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from ecgfast import log
+from ecgfast.convert.plan import finished, resume_or_freeze
+from ecgfast.convert.pool import in_order
+from ecgfast.convert.seal import seal
+from ecgfast.errors import ConfigError
+from ecgfast.store.chunks import encode_chunks
+from ecgfast.store.durable import write_durably
+from ecgfast.store.format import (
+    LEAD_ARRAYS,
+    QUARANTINE,
+    RECORDS,
+    Codec,
+    key_beside,
+    sources_beside,
+)
+from ecgfast.store.journal import Cursor
+from ecgfast.store.manifest import Manifest, read_manifest
+from ecgfast.store.reader import StoreReader, open_store
+from ecgfast.store.writer import EncodedRecord, StoreWriter
+
+_BATCH_RECORDS = 64
+_COPIED = ("preprocessing", "counts", "synthetic", "identifiers", "key_fingerprint", "labels")
+
+
+def transcode(source: Path, out: Path, *, codec: Codec, workers: int) -> Manifest:
+    """Encode every record of a store again; the caller holds the lock of `out`.
+
+    Raises:
+        CorruptStoreError: the source is damaged.
+        ConfigError: `out` is a finished store of something else.
+    """
+    reader = open_store(source)
+    request = hashlib.sha256(f"{reader.identity} {codec}".encode()).hexdigest()
+    if finished(out):
+        manifest = read_manifest(out)
+        if manifest["request"] != request:
+            raise ConfigError(f"--out {out} holds another finished store; choose another folder")
+        return manifest
+    spec = {"store": str(source.resolve()), "identity": reader.identity, "codec": codec}
+    plan = resume_or_freeze(out, spec | {"num_inputs": len(reader)}, ())
+    writer = StoreWriter(out, plan.work)
+    _encode_all(reader, writer, codec, workers)
+    tables = {
+        RECORDS: _copy(source / reader.records_name, out / RECORDS),
+        QUARANTINE: _copy(source / QUARANTINE, out / QUARANTINE),
+    }
+    for beside in (key_beside, sources_beside):
+        if beside(source).exists():
+            _copy(beside(source), beside(out), mode=0o600)
+    content = {name: reader.manifest[name] for name in _COPIED}
+    return seal(out, plan.work, writer, codec, tables, content | {"request": request})
+
+
+def _encode_all(reader: StoreReader, writer: StoreWriter, codec: Codec, workers: int) -> None:
+    leads = np.stack([getattr(reader, name) for name in LEAD_ARRAYS], axis=1)  # (N, 4, 12)
+    position = writer.cursor.position
+    work = partial(_encode_batch, path=reader.path, codec=codec)
+    with log.progress("transcode", total=len(reader)) as advance:
+        advance(position)
+        for chunks in in_order(work, _ranges(position, len(reader)), workers=workers):
+            for chunk in chunks:
+                record = EncodedRecord(chunk=chunk, leads=leads[position], row={})
+                position += 1
+                writer.add(record, Cursor(position=position))
+            advance(len(chunks))
+    writer.finish(Cursor(position=len(reader)))
+
+
+def _ranges(start: int, stop: int) -> Iterator[range]:
+    for first in range(start, stop, _BATCH_RECORDS):
+        yield range(first, min(first + _BATCH_RECORDS, stop))
+
+
+def _encode_batch(records: range, path: Path, codec: Codec) -> list[bytes]:
+    return encode_chunks(codec, _opened(path).read(records))
+
+
+@lru_cache(maxsize=1)
+def _opened(path: Path) -> StoreReader:
+    return open_store(path)
+
+
+def _copy(source: Path, target: Path, mode: int = 0o644) -> dict[str, int | str]:
+    return write_durably(target, [source.read_bytes()], mode=mode)
+
+
+def remove_journal(work: Path) -> None:
+    """Drop what a crash between the manifest and the end left."""
+    if work.exists():
+        shutil.rmtree(work)

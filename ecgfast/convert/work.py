@@ -1,0 +1,208 @@
+"""What a worker does: read, preprocess, check and encode a batch of input files."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from ecgfast_kernels.codec import lead_statistics
+from numpy.typing import NDArray
+
+from ecgfast.convert.preprocess import Digits, Segment, Short, Window, cut, to_digits
+from ecgfast.convert.quality import breaks_einthoven, einthoven_uv, flat_leads
+from ecgfast.errors import EcgfastError, FormatError, ShapeError
+from ecgfast.ingest import InputFile, read_record
+from ecgfast.labels.splits import split_of
+from ecgfast.records import EcgRecord
+from ecgfast.store.chunks import encode_chunks
+from ecgfast.store.format import Codec
+from ecgfast.store.pseudonyms import Pseudonyms
+from ecgfast.store.writer import EncodedRecord, Outcome, Refusal
+
+Quality = Literal["flag", "strict"]
+_STRICT = ("flat_lead", "einthoven", "interpolated")
+_SHORTEST_NAME = 4  # the "1" of 1.hea is in many a reason; as a file name it is caught below
+_FILE_NAME = re.compile(
+    r"[^\s'\"]+(\.(?:hea|dat|mat|flac|npy|npz|json|xml|dcm|scp))\b", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What decides the bytes of a store, beside its inputs.
+
+    Attributes:
+        codec: of the chunks.
+        window: "first" or "all" windows of longer records.
+        short: "quarantine" or "pad" shorter ones.
+        quality: "flag" or, "strict", quarantine what the signal checks find.
+        pseudonyms: the key, and whether ids stay readable.
+    """
+
+    codec: Codec
+    window: Window
+    short: Short
+    quality: Quality
+    pseudonyms: Pseudonyms
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    """A window on its way into the store."""
+
+    slot: tuple[int, int]  # input of the batch, outcome of the input
+    record: EcgRecord
+    digits: Digits
+    segment: Segment
+
+
+def convert_batch(items: Sequence[InputFile], settings: Settings) -> list[list[Outcome]]:
+    """Turn input files into encoded records and refusals.
+
+    Args:
+        items: the files.
+        settings: what to do with them.
+    Returns:
+        for each file its outcomes, at least one, in order of time.
+    Raises:
+        EcgfastError: a whole source has gone; a single bad file is a refusal.
+        OSError: the share fails; the caller stops and goes on later.
+    """
+    outcomes: list[list[Outcome | None]] = []
+    candidates: list[_Candidate] = []
+    for number, item in enumerate(items):
+        try:
+            record = read_record(item)
+            digits = to_digits(record)
+        except (FormatError, ShapeError) as error:
+            _still_there(item.source)
+            outcomes.append([_refusal(item, str(error), settings)])
+            continue
+        windows = cut(digits, window=settings.window, short=settings.short)
+        row: list[Outcome | None] = []
+        for segment in windows:
+            if isinstance(segment, str):
+                row.append(_refusal(item, segment, settings))
+                continue
+            slot = (number, len(row))
+            candidates.append(_Candidate(slot=slot, record=record, digits=digits, segment=segment))
+            row.append(None)
+        outcomes.append(row)
+    for (number, place), outcome in _encoded(candidates, items, settings):
+        outcomes[number][place] = outcome
+    return [[outcome for outcome in row if outcome is not None] for row in outcomes]
+
+
+def _encoded(
+    candidates: list[_Candidate], items: Sequence[InputFile], settings: Settings
+) -> list[tuple[tuple[int, int], Outcome]]:
+    if not candidates:
+        return []
+    signal_NCT = np.stack([candidate.segment.signal for candidate in candidates])
+    mean_NC, std_NC = lead_statistics(signal_NCT, _valid(candidates, signal_NCT.shape))
+    scale_NC = np.stack([candidate.digits.scale_uv for candidate in candidates])
+    offset_NC = np.stack([candidate.digits.offset_adc for candidate in candidates])
+    flat = flat_leads(std_NC).tolist()
+    einthoven = einthoven_uv(signal_NCT, scale_NC, offset_NC).tolist()
+    leads_N4C = np.stack([scale_NC, offset_NC, mean_NC, std_NC], axis=1)
+    chunks = encode_chunks(settings.codec, signal_NCT)
+    result: list[tuple[tuple[int, int], Outcome]] = []
+    for n, candidate in enumerate(candidates):
+        item = items[candidate.slot[0]]
+        row = _row(candidate, item, settings.pseudonyms, flat=flat[n], einthoven=einthoven[n])
+        found = [flag for flag in _STRICT if flag in row["flags"].split(";")]
+        outcome: Outcome
+        if settings.quality == "strict" and found:
+            outcome = _refusal(
+                item, f"signal check: {', '.join(found)}; --quality flag takes it", settings
+            )
+        else:
+            outcome = EncodedRecord(
+                chunk=chunks[n],
+                leads=leads_N4C[n],
+                row=row,
+                source=str(item.path),
+                recorded=candidate.record.provenance.get("recorded", ""),
+            )
+        result.append((candidate.slot, outcome))
+    return result
+
+
+def _valid(candidates: list[_Candidate], shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
+    if all(candidate.segment.valid is None for candidate in candidates):
+        return None
+    valid = np.ones(shape, bool)
+    for n, candidate in enumerate(candidates):
+        if candidate.segment.valid is not None:
+            valid[n] = candidate.segment.valid
+    return valid
+
+
+def _row(
+    candidate: _Candidate,
+    item: InputFile,
+    pseudonyms: Pseudonyms,
+    *,
+    flat: bool,
+    einthoven: float,
+) -> dict[str, Any]:
+    record, segment = candidate.record, candidate.segment
+    flags = list(segment.flags)
+    if flat:
+        flags.append("flat_lead")
+    if breaks_einthoven(einthoven):
+        flags.append("einthoven")
+    if record.patient_id is None:
+        # Without a patient, a record is its own patient; the flag says that this is a guess.
+        flags.append("no_patient_id")
+        patient = pseudonyms.of("record as patient", item.record_id)
+    else:
+        patient = pseudonyms.of("patient", record.patient_id)
+    record_id = pseudonyms.of("record", item.record_id)
+    labels = dict(record.labels)
+    return {
+        "record_id": f"{record_id}@{segment.start}" if segment.start else record_id,
+        "patient_id": patient,
+        "site": record.site,
+        "split": split_of(pseudonyms, patient),
+        "age": record.age,
+        "sex": record.sex,
+        "ejection_fraction": labels.pop("ejection_fraction", None),
+        "format": record.provenance.get("format", item.path.suffix.lstrip(".")),
+        "original_rate_hz": record.sampling_rate_hz,
+        "original_timesteps": record.signal.shape[1],
+        "start_timestep": segment.start,
+        "invalid_share": segment.invalid_share,
+        "quantisation_error_uv": candidate.digits.error_uv,
+        "einthoven_uv": round(einthoven, 3),
+        "flags": ";".join(sorted(set(flags))),
+        "labels": labels,
+    }
+
+
+def _refusal(item: InputFile, reason: str, settings: Settings) -> Refusal:
+    row = {
+        "record_id": settings.pseudonyms.of("record", item.record_id),
+        "format": item.path.suffix.lstrip("."),
+        "reason": reason if settings.pseudonyms.keep else _without_names(reason, item),
+    }
+    return Refusal(row=row, source=str(item.path))
+
+
+def _without_names(reason: str, item: InputFile) -> str:
+    """File names can hold names and dates of birth: they stay out of the store."""
+    names = {str(item.path), str(item.source), item.path.name, item.record_id, item.path.stem}
+    for name in sorted(names, key=len, reverse=True):
+        if len(name) >= _SHORTEST_NAME:
+            reason = reason.replace(name, "INPUT")
+    return " ".join(_FILE_NAME.sub(r"INPUT\1", reason).split())
+
+
+def _still_there(source: Path) -> None:
+    if not source.exists():
+        raise EcgfastError(
+            f"source {source} has gone while it was read; bring it back and run the same command "
+            "again, it goes on where it stopped"
+        )

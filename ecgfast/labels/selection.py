@@ -1,0 +1,173 @@
+"""`COLUMN OP VALUE and ...`: which records to use, and what a positive label is.
+
+Operators: < <= > >= = != and ~ (contains, case ignored). Text may stand in quotes. A null cell
+satisfies nothing, not even !=.
+"""
+
+import difflib
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from ecgfast.errors import ConfigError
+
+_CLAUSE = re.compile(
+    r"""\s*(?P<column>[^<>=!~'"]+?)\s*
+        (?P<op><=|>=|!=|<|>|=|~)\s*
+        (?:"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<bare>[^<>=!~'"\s][^<>=!~'"]*?))
+        \s*(?:\s+and\s+|\s*$)""",
+    re.VERBOSE,
+)
+_COMPARE = {
+    "<": pc.less,
+    "<=": pc.less_equal,
+    ">": pc.greater,
+    ">=": pc.greater_equal,
+    "=": pc.equal,
+    "!=": pc.not_equal,
+}
+_TRUTH = {"true": True, "1": True, "false": False, "0": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clause:
+    """One comparison of a column with a value."""
+
+    column: str
+    op: str
+    value: str
+
+    def holds(self, table: pa.Table) -> pa.ChunkedArray:
+        """Boolean column; null where the cell is null.
+
+        Raises:
+            ConfigError: no such column, or the operator does not fit its type.
+        """
+        column = _column(table, self.column)
+        if pa.types.is_boolean(column.type):
+            truth = _TRUTH.get(self.value.lower())
+            if truth is None or self.op not in ("=", "!="):
+                raise ConfigError(
+                    f"{self}: {self.column} is a yes/no column, allowed = true, = false"
+                )
+            return _COMPARE[self.op](column, truth)
+        if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
+            return self._holds_number(column)
+        if self.op == "~":
+            return pc.match_substring(column, self.value, ignore_case=True)
+        if self.op not in ("=", "!="):
+            raise ConfigError(f"{self}: {self.column} holds text, allowed = != ~")
+        return _COMPARE[self.op](column, self.value)
+
+    def _holds_number(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        if self.op == "~":
+            raise ConfigError(f"{self}: {self.column} holds numbers, allowed < <= > >= = !=")
+        try:
+            value = float(self.value)
+        except ValueError as error:
+            raise ConfigError(
+                f"{self}: {self.column} holds numbers, got {self.value!r}; compare with a number"
+            ) from error
+        column = pc.cast(column, pa.float64())
+        missing = pc.is_null(column, nan_is_null=True)
+        return pc.if_else(missing, pa.scalar(None, pa.bool_()), _COMPARE[self.op](column, value))
+
+    def __str__(self) -> str:
+        return f"{self.column}{self.op}{self.value}"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Records for which every clause holds; no clause selects all."""
+
+    clauses: tuple[Clause, ...]
+
+    def mask(self, table: pa.Table) -> NDArray[np.bool_]:
+        """(N,) bool; a null cell selects nothing."""
+        mask = np.ones(table.num_rows, bool)
+        for clause in self.clauses:
+            mask &= _numpy(pc.fill_null(clause.holds(table), False))
+        return mask
+
+    def __str__(self) -> str:
+        return " and ".join(str(clause) for clause in self.clauses)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A binary label: positive where every clause holds, unknown where any cell is null."""
+
+    clauses: tuple[Clause, ...]
+
+    def labels(self, table: pa.Table) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Labels of all records.
+
+        Returns:
+            y (N,) bool, and known (N,) bool: False where a cell is null; drop and count those.
+        """
+        y, known = np.ones(table.num_rows, bool), np.ones(table.num_rows, bool)
+        for clause in self.clauses:
+            holds = clause.holds(table)
+            known &= _numpy(pc.is_valid(holds))
+            y &= _numpy(pc.fill_null(holds, False))
+        return y & known, known
+
+    def __str__(self) -> str:
+        return " and ".join(str(clause) for clause in self.clauses)
+
+
+def parse_selection(expression: str | None) -> Selection:
+    """Parse `--select`; None selects every record.
+
+    Raises:
+        ConfigError: the text does not follow the grammar.
+    """
+    return Selection(() if expression is None else _parse(expression))
+
+
+def parse_target(expression: str) -> Target:
+    """Parse `--target`.
+
+    Raises:
+        ConfigError: the text does not follow the grammar.
+    """
+    return Target(_parse(expression))
+
+
+def _parse(expression: str) -> tuple[Clause, ...]:
+    clauses: list[Clause] = []
+    position = 0
+    while position < len(expression) or not clauses:
+        match = _CLAUSE.match(expression, position)
+        if match is None:
+            raise ConfigError(
+                f"expression: got {expression!r}, allowed COLUMN OP VALUE joined by 'and' with OP "
+                'one of < <= > >= = != ~, such as "site=1 and ejection_fraction<40"'
+            )
+        values = (match["double"], match["single"], match["bare"])
+        value = next(text for text in values if text is not None)
+        clauses.append(Clause(column=match["column"], op=match["op"], value=value))
+        position = match.end()
+    if expression.rstrip().endswith(" and"):
+        raise ConfigError(f"expression: got {expression!r}, which ends in 'and'; add what follows")
+    return tuple(clauses)
+
+
+def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    if name not in table.column_names:
+        near = difflib.get_close_matches(name, table.column_names, n=1)
+        hint = f"; did you mean {near[0]}" if near else ""
+        raise ConfigError(
+            f"column {name!r} is not in the store{hint}; it has {', '.join(table.column_names)}; "
+            "ecgfast label adds columns"
+        )
+    return table[name]
+
+
+def _numpy(column: pa.ChunkedArray) -> NDArray[np.bool_]:
+    array: NDArray[np.bool_] = column.to_numpy().astype(bool)
+    return array

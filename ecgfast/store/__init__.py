@@ -1,0 +1,12 @@
+"""The store: format, writer, reader, verification."""
+
+import sys
+
+from ecgfast.store.reader import StoreReader, open_store
+
+if "zarr" in sys.modules:
+    # An installed ecgfast announces its codec by entry point; this serves a source checkout. zarr
+    # is not imported for it: that takes half a second, and reading a store does not need it.
+    import ecgfast.store.zarr_codec  # noqa: F401 (registers the codec)
+
+__all__ = ["StoreReader", "open_store"]

@@ -1,0 +1,226 @@
+"""Random access to the records of a store, straight from its shards."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ecgfast_kernels.codec import CodecError
+from numpy.typing import ArrayLike, NDArray
+
+from ecgfast.errors import CorruptStoreError
+from ecgfast.records import NUM_LEADS, NUM_TIMESTEPS
+from ecgfast.store.chunks import decode_chunks
+from ecgfast.store.format import (
+    NEXT_RECORDS,
+    RECORDS,
+    SHARD_RECORDS,
+    Codec,
+    lead_chunk_name,
+    num_shards,
+    shard_name,
+    with_crc32c,
+)
+from ecgfast.store.manifest import Manifest, read_manifest
+from ecgfast.store.shards import Shards
+
+Chunks = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]
+
+
+def open_store(path: str | Path) -> "StoreReader":
+    """Open a finished store.
+
+    Args:
+        path: folder of the store.
+    Raises:
+        FormatError: no store, or one of another version.
+        CorruptStoreError: the store is unfinished, or its manifest is damaged.
+    """
+    return StoreReader(Path(path))
+
+
+class StoreReader:
+    """A finished store; safe to share between threads and to send to other processes.
+
+    Attributes:
+        path: folder of the store.
+        manifest: content of manifest.json, checked.
+        identity: digest of the signals and of how they were made; labels do not change it.
+        codec: "ecgpack", "zstd" or "none".
+        num_leads: 12.
+        num_timesteps: 5000.
+    """
+
+    num_leads = NUM_LEADS
+    num_timesteps = NUM_TIMESTEPS
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest: Manifest = read_manifest(path)
+        self.identity: str = self.manifest["identity"]
+        self.codec: Codec = self.manifest["codec"]
+        self._num_records: int = self.manifest["num_records"]
+        self._shards = Shards(path, self._num_records)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StoreReader, (self.path,)
+
+    def __len__(self) -> int:
+        return self._num_records
+
+    def __repr__(self) -> str:
+        return f"StoreReader({str(self.path)!r}, {len(self)} records, {self.codec})"
+
+    @cached_property
+    def records(self) -> pa.Table:
+        """records.parquet: one row per record, in the order of the signals."""
+        data = self._bytes(self.records_name)
+        table = pq.read_table(pa.BufferReader(data))
+        if table.num_rows != len(self):
+            raise CorruptStoreError(
+                f"{self.path}: {RECORDS} has {table.num_rows} rows, the signals {len(self)}"
+            )
+        return table
+
+    @cached_property
+    def scale_uv(self) -> NDArray[np.float32]:
+        """float32 (N, 12): microvolt = (adc - offset_adc) * scale_uv."""
+        return self._lead_array("scale_uv")
+
+    @cached_property
+    def offset_adc(self) -> NDArray[np.float32]:
+        """float32 (N, 12), ADC units."""
+        return self._lead_array("offset_adc")
+
+    @cached_property
+    def lead_mean(self) -> NDArray[np.float32]:
+        """float32 (N, 12), ADC units, invalid timesteps left out."""
+        return self._lead_array("lead_mean")
+
+    @cached_property
+    def lead_std(self) -> NDArray[np.float32]:
+        """float32 (N, 12), ADC units, population standard deviation."""
+        return self._lead_array("lead_std")
+
+    def read(
+        self, indices: ArrayLike, *, check: bool = True, num_threads: int = 1
+    ) -> NDArray[np.int16]:
+        """Decode records.
+
+        Args:
+            indices: record numbers, any order, repeats allowed.
+            check: compare checksums; False is safe only after `ecgfast verify`.
+            num_threads: threads of the ecgpack decoder.
+        Returns:
+            int16 (n, 12, 5000), ADC units.
+        Raises:
+            CorruptStoreError: a chunk is missing or damaged; names record and shard.
+            IndexError: a number is outside the store.
+        """
+        index = self._checked_indices(indices)
+        buffer, offsets, lengths = self._shards.read(index)
+        try:
+            return decode_chunks(
+                self.codec, buffer, offsets, lengths, check=check, num_threads=num_threads
+            )
+        except CodecError as error:
+            raise self._damage(index, buffer, offsets, lengths, error) from error
+
+    def read_chunks(self, indices: ArrayLike) -> Chunks:
+        """Read the encoded bytes of records, neighbours in one call.
+
+        Args:
+            indices: record numbers, any order, repeats allowed.
+        Returns:
+            buffer uint8 (bytes,), offsets int64 (n,), lengths int64 (n,), as `indices` goes.
+        """
+        return self._shards.read(self._checked_indices(indices))
+
+    def load_chunks(self, indices: ArrayLike | None = None) -> Chunks:
+        """Read the encoded bytes of the whole store, or of a selection, by large sequential reads.
+
+        Returns:
+            as `read_chunks`; the buffer holds the selection packed, to stay in memory for a run.
+        """
+        return self.read_chunks(np.arange(len(self)) if indices is None else indices)
+
+    def _checked_indices(self, indices: ArrayLike) -> NDArray[np.int64]:
+        index = np.asarray(indices)
+        if index.ndim != 1 or (index.size and index.dtype.kind not in "iu"):
+            raise IndexError(
+                f"record numbers must be a list of integers, got {index.dtype} {index.shape}; "
+                "read one record with read([i])"
+            )
+        index = index.astype(np.int64, copy=False)
+        if index.size and not 0 <= index.min() <= index.max() < len(self):
+            raise IndexError(
+                f"record numbers must be in [0, {len(self)}), got {index.min()} to {index.max()}"
+            )
+        return index
+
+    def _lead_array(self, name: str) -> NDArray[np.float32]:
+        parts = []
+        for shard in range(num_shards(len(self))):
+            data = self._bytes(lead_chunk_name(name, shard))
+            if with_crc32c(data[:-4]) != data:
+                raise CorruptStoreError(
+                    f"{self.path}: the checksum of {lead_chunk_name(name, shard)} is wrong"
+                )
+            parts.append(np.frombuffer(data[:-4], "<f4").reshape(SHARD_RECORDS, NUM_LEADS))
+        return np.concatenate(parts)[: len(self)].astype(np.float32, copy=False)
+
+    @property
+    def records_name(self) -> str:
+        """The file that has the digest of records.parquet: that one, or the next, not yet renamed.
+
+        Raises:
+            CorruptStoreError: neither has it.
+        """
+        expected = self.manifest["files"][RECORDS]["sha256"]
+        for name in (RECORDS, NEXT_RECORDS):
+            path = self.path / name
+            if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == expected:
+                return name
+        raise CorruptStoreError(
+            f"{self.path}: {RECORDS} is missing or damaged; restore it from a copy or convert again"
+        )
+
+    def _bytes(self, name: str) -> bytes:
+        try:
+            return (self.path / name).read_bytes()
+        except FileNotFoundError as error:
+            raise CorruptStoreError(
+                f"{self.path}: {name} is missing; the store is damaged"
+            ) from error
+
+    def _damage(
+        self,
+        index: NDArray[np.int64],
+        buffer: NDArray[np.uint8],
+        offsets: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        error: CodecError,
+    ) -> CorruptStoreError:
+        """Name the damaged record: decode one by one until one fails."""
+        for n, record in enumerate(index.tolist()):
+            try:
+                decode_chunks(self.codec, buffer, offsets[n : n + 1], lengths[n : n + 1])
+            except CodecError as reason:
+                where = shard_name(record // SHARD_RECORDS)
+                return CorruptStoreError(
+                    f"{self.path}: record {record} in {where} is damaged: {reason}; "
+                    "run ecgfast verify, then restore the file or convert again"
+                )
+        return CorruptStoreError(f"{self.path}: {error}")
+
+
+def as_store(store: "StoreReader | str | Path") -> StoreReader:
+    """The reader itself, or the store opened at a path."""
+    return store if isinstance(store, StoreReader) else open_store(store)
+
+
+__all__: Sequence[str] = ("StoreReader", "as_store", "open_store")

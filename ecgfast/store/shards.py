@@ -1,0 +1,152 @@
+"""Where every chunk lies, and reading many of them with few calls."""
+
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfast.errors import CorruptStoreError
+from ecgfast.store.format import (
+    INDEX_BYTES,
+    SHARD_RECORDS,
+    num_shards,
+    parse_shard_index,
+    shard_name,
+)
+
+# Chunks this near to each other are read in one call: a page more is cheaper than a system call.
+_GAP_BYTES = 4096
+_ALIGNMENT = 16  # of each range in the buffer, for vector loads
+_OPEN_FILES = 256
+
+
+class ShardFile:
+    """An open shard; closed when the last reader lets go, so no thread can read a reused number."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_fd"):
+            os.close(self._fd)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file."""
+        return os.fstat(self._fd).st_size
+
+    def read_into(self, target: memoryview, offset: int) -> None:
+        """Fill `target` from `offset` on.
+
+        Raises:
+            CorruptStoreError: the file ends too early.
+        """
+        done = 0
+        while done < len(target):  # one call delivers at most 2 GiB
+            got = os.preadv(self._fd, [target[done:]], offset + done)
+            if got == 0:
+                raise CorruptStoreError(f"{self.path} ends too early; the store is damaged")
+            done += got
+
+
+class Shards:
+    """Chunk positions of all records, loaded shard by shard on first use.
+
+    Args:
+        store: folder of the store.
+        num_records: records in it.
+    """
+
+    def __init__(self, store: Path, num_records: int) -> None:
+        self._store, self._num_records = store, num_records
+        shape = (num_shards(num_records), SHARD_RECORDS)
+        # Untouched pages of these cost no memory: 16 bytes per record that is really visited.
+        self._offsets = np.empty(shape, np.int64)
+        self._lengths = np.empty(shape, np.int64)
+        self._loaded = np.zeros(shape[0], bool)
+        self._files: OrderedDict[int, ShardFile] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def locate(
+        self, indices: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Shard, offset in its file and length of the chunks of some records, int64 (n,) each."""
+        shards, rows = np.divmod(indices, SHARD_RECORDS)
+        for shard in np.unique(shards[~self._loaded[shards]]).tolist():
+            self._load(shard)
+        return shards, self._offsets[shards, rows], self._lengths[shards, rows]
+
+    def read(
+        self, indices: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+        """Read the chunks of some records, neighbours together.
+
+        Args:
+            indices: (n,) int64, any order, repeats allowed.
+        Returns:
+            buffer uint8 (bytes,), offsets int64 (n,), lengths int64 (n,), as `indices` goes.
+        """
+        if indices.size == 0:
+            return np.empty(0, np.uint8), np.empty(0, np.int64), np.empty(0, np.int64)
+        shards, offsets, lengths = self.locate(indices)
+        order = np.lexsort((offsets, shards))
+        shard, start = shards[order], offsets[order]
+        end = start + lengths[order]
+        fresh = np.ones(order.size, bool)
+        fresh[1:] = (shard[1:] != shard[:-1]) | (start[1:] > end[:-1] + _GAP_BYTES)
+        firsts = np.flatnonzero(fresh)
+        lasts = np.append(firsts[1:], order.size) - 1
+        run_bytes = end[lasts] - start[firsts]
+        padded = -(-run_bytes // _ALIGNMENT) * _ALIGNMENT
+        run_starts = np.cumsum(padded) - padded
+        buffer = np.empty(int(padded.sum()), np.uint8)
+        view = buffer.data
+        for number, at, size, offset in zip(
+            shard[firsts].tolist(),
+            run_starts.tolist(),
+            run_bytes.tolist(),
+            start[firsts].tolist(),
+            strict=True,
+        ):
+            self._file(number).read_into(view[at : at + size], offset)
+        run = np.cumsum(fresh) - 1
+        positions = np.empty_like(offsets)
+        positions[order] = run_starts[run] + start - start[firsts][run]
+        return buffer, positions, lengths
+
+    def _load(self, shard: int) -> None:
+        file = self._file(shard)
+        where = f"{self._store}: {shard_name(shard)}"
+        data_bytes = file.num_bytes - INDEX_BYTES
+        if data_bytes < 0:
+            raise CorruptStoreError(f"{where} has {file.num_bytes} bytes, less than its index")
+        index = bytearray(INDEX_BYTES)
+        file.read_into(memoryview(index), data_bytes)
+        count = min(SHARD_RECORDS, self._num_records - shard * SHARD_RECORDS)
+        offsets, lengths = parse_shard_index(
+            bytes(index), num_chunks=count, data_bytes=data_bytes, where=where
+        )
+        self._offsets[shard, :count] = offsets
+        self._lengths[shard, :count] = lengths
+        self._loaded[shard] = True
+
+    def _file(self, shard: int) -> ShardFile:
+        with self._lock:
+            file = self._files.get(shard)
+            if file is None:
+                file = self._files[shard] = _open(self._store / shard_name(shard))
+                if len(self._files) > _OPEN_FILES:
+                    self._files.popitem(last=False)
+            self._files.move_to_end(shard)
+            return file
+
+
+def _open(path: Path) -> ShardFile:
+    try:
+        return ShardFile(path)
+    except FileNotFoundError as error:
+        raise CorruptStoreError(f"{path} is missing; the store is damaged") from error

@@ -1,0 +1,134 @@
+"""Every checksum, count and invariant of a store: `ecgfast verify`."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ecgfast.errors import CorruptStoreError
+from ecgfast.store.format import (
+    MANIFEST,
+    NEXT_RECORDS,
+    RECORDS,
+    SHARD_RECORDS,
+    num_shards,
+    shard_name,
+)
+from ecgfast.store.reader import StoreReader, open_store
+
+Progress = Callable[[int, int], None]
+
+_READ_BYTES = 1 << 20
+_BATCH_RECORDS = 64
+_SPLITS = {"train", "valid", "test", None}
+
+
+def verify_store(path: str | Path, progress: Progress | None = None) -> list[str]:
+    """Check a whole store.
+
+    Args:
+        path: folder of the store.
+        progress: called with (bytes done, bytes in all) of the digests.
+    Returns:
+        one line per problem, naming file, shard and record; empty for a sound store.
+    Raises:
+        FormatError: the folder is no store, or one of another version.
+    """
+    path = Path(path)
+    try:
+        reader = open_store(path)
+    except CorruptStoreError as error:
+        return [str(error)]
+    problems = list(_files(reader, progress))
+    for shard in range(num_shards(len(reader))):
+        problems.extend(_records(reader, shard))
+    problems.extend(_lead_arrays(reader))
+    problems.extend(_table(reader))
+    return problems
+
+
+def _files(reader: StoreReader, progress: Progress | None) -> Iterator[str]:
+    """Sizes and digests of every file, and files that do not belong."""
+    files = reader.manifest["files"]
+    total, done = sum(entry["bytes"] for entry in files.values()), 0
+    for name, entry in sorted(files.items()):
+        path = reader.path / name
+        if name == RECORDS and (reader.path / NEXT_RECORDS).exists():
+            continue  # labels were joined up to the last step; _table reads the one that counts
+        if not path.is_file():
+            yield f"{name} is missing"
+        elif path.stat().st_size != entry["bytes"]:
+            yield f"{name} has {path.stat().st_size} bytes, expected {entry['bytes']}"
+        elif _digest(path) != entry["sha256"]:
+            yield f"{name}: the digest is wrong; the file is damaged"
+        done += entry["bytes"]
+        if progress is not None:
+            progress(done, total)
+    expected = {*files, MANIFEST, NEXT_RECORDS}
+    for path in sorted(reader.path.rglob("*")):
+        name = path.relative_to(reader.path).as_posix()
+        if not path.is_dir() and name not in expected:
+            yield f"{name} does not belong to the store"
+
+
+def _records(reader: StoreReader, shard: int) -> Iterator[str]:
+    """Decode every record of a shard with checks on."""
+    first = shard * SHARD_RECORDS
+    last = min(first + SHARD_RECORDS, len(reader))
+    for start in range(first, last, _BATCH_RECORDS):
+        records = range(start, min(start + _BATCH_RECORDS, last))
+        try:
+            reader.read(records)
+        except CorruptStoreError:
+            damaged = list(_one_by_one(reader, records))
+            yield from damaged
+            if len(damaged) == len(records):  # the index or the whole file: said often enough
+                yield f"{shard_name(shard)}: the records behind {records[-1]} were not looked at"
+                return
+
+
+def _one_by_one(reader: StoreReader, records: range) -> Iterator[str]:
+    for record in records:
+        try:
+            reader.read([record])
+        except CorruptStoreError as error:
+            yield f"record {record} in {shard_name(record // SHARD_RECORDS)}: {error}"
+
+
+def _lead_arrays(reader: StoreReader) -> Iterator[str]:
+    try:
+        arrays = (reader.scale_uv, reader.offset_adc, reader.lead_mean, reader.lead_std)
+    except CorruptStoreError as error:
+        yield str(error)
+        return
+    scale, _, _, std = arrays
+    if not all(np.isfinite(array).all() for array in arrays):
+        yield "scale_uv, offset_adc, lead_mean or lead_std holds a value that is not finite"
+    if (scale == 0).any() or (std < 0).any():
+        yield "scale_uv holds a zero, or lead_std a negative value"
+
+
+def _table(reader: StoreReader) -> Iterator[str]:
+    try:
+        table = reader.records
+    except CorruptStoreError as error:
+        yield str(error)
+        return
+    ids = table["record_id"].to_pylist()
+    if len(set(ids)) != len(ids):
+        yield f"{RECORDS}: {len(ids) - len(set(ids))} record_ids occur more than once"
+    splits, patients = table["split"].to_pylist(), table["patient_id"].to_pylist()
+    for split in sorted({str(split) for split in splits if split not in _SPLITS}):
+        yield f"{RECORDS}: unknown split {split!r}"
+    pairs = {(p, s) for p, s in zip(patients, splits, strict=True) if s is not None}
+    if len(pairs) != len({patient for patient, _ in pairs}):
+        yield f"{RECORDS}: a patient is in more than one split"
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
