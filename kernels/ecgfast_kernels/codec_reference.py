@@ -157,12 +157,15 @@ def _column_table(chunk: Bytes, header: Header) -> tuple[Int64, Int64]:
     return header.data_offset + end - size, size
 
 
-def decode_chunk(chunk: bytes | memoryview, *, check: bool = True) -> Int16:
+def decode_chunk(
+    chunk: bytes | memoryview, *, check: bool = True, shape: tuple[int, ...] | None = None
+) -> Int16:
     """Decode one chunk.
 
     Args:
         chunk: the encoded record.
         check: compare the crc32c.
+        shape: the (C, T) that the chunk must have, or None.
     Returns:
         (C, T) int16.
     Raises:
@@ -170,6 +173,8 @@ def decode_chunk(chunk: bytes | memoryview, *, check: bool = True) -> Int16:
     """
     header = parse_header(chunk)
     check_length(header, len(chunk))
+    if shape not in (None, (header.num_leads, header.num_timesteps)):
+        raise CodecError.from_code(3)
     if check and chunk_crc(chunk) != header.crc:
         raise CodecError.from_code(4)
     check_quantum(header, len(chunk))

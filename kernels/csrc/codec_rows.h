@@ -1,0 +1,80 @@
+// Passes over one row (a lead's 250 timesteps of a column, padded to 256), the same source for
+// every instruction set: each file that includes this is compiled with its own flags and the
+// compiler vectorises these loops. Internal linkage, so that no AVX copy serves another file.
+#pragma once
+#include "codec_format.h"
+
+namespace ecgfast {
+namespace {
+
+// The residuals of one group: 0-3 lie in the 8 bytes from `at`, 4-7 in those from at + w / 2.
+inline void unpack_group(const uint8_t* at, int w, int16_t* out) {
+  if (w == 0) {
+    std::memset(out, 0, 8 * sizeof *out);
+    return;
+  }
+  const int spare = 32 - w;
+  uint64_t bits = load<uint64_t>(at);
+  for (int i = 0; i < 4; ++i) out[i] = int16_t(int32_t(uint32_t(bits >> i * w) << spare) >> spare);
+  bits = load<uint64_t>(at + (w >> 1)) >> (w & 1 ? 4 : 0);
+  for (int i = 0; i < 4; ++i)
+    out[4 + i] = int16_t(int32_t(uint32_t(bits >> i * w) << spare) >> spare);
+}
+
+// What the leads decoded so far say about lead c; all rows have kRow values.
+inline void predict(const int16_t (*k)[kRow], int c, int16_t* __restrict p) {
+  const int16_t* one = k[0];
+  const int16_t* two = k[1];
+  switch (c) {
+    case 2:
+      for (int t = 0; t < kRow; ++t) p[t] = int16_t(two[t] - one[t]);
+      break;
+    case 3:  // the exact floor of the half sum, without a 17th bit
+      for (int t = 0; t < kRow; ++t)
+        p[t] = int16_t(-((one[t] & two[t]) + (int16_t(one[t] ^ two[t]) >> 1)));
+      break;
+    case 4:
+      for (int t = 0; t < kRow; ++t) p[t] = int16_t(one[t] - (two[t] >> 1));
+      break;
+    case 5:
+      for (int t = 0; t < kRow; ++t) p[t] = int16_t(two[t] - (one[t] >> 1));
+      break;
+    default:
+      std::memcpy(p, k[c - 1], sizeof(int16_t) * kRow);
+  }
+}
+
+// v = sgn(k) * ((|k| * Q + R) >> 16) modulo 2^16 in 16-bit steps: the carry of the rounding
+// constant 0x8000 out of the low product is that product's top bit.
+inline void undo_quantum(int16_t* row, uint32_t quantum, bool trunc) {
+  const uint16_t high = uint16_t(quantum >> 16), low = uint16_t(quantum);
+  const uint16_t round = trunc ? 0 : 1;
+  for (int t = 0; t < kRow; ++t) {
+    const uint16_t size = uint16_t(row[t] < 0 ? -row[t] : row[t]);
+    const uint16_t carry = uint16_t(uint16_t(size * low) >> 15) & round;
+    const uint16_t v = uint16_t(size * high + uint16_t(uint32_t(size) * low >> 16) + carry);
+    row[t] = int16_t(row[t] < 0 ? -v : v);
+  }
+}
+
+// Round to nearest even, as every GPU and F16C do; NaN stays NaN.
+inline uint16_t half_from_float(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
+  bits &= 0x7fffffff;
+  if (bits > 0x7f800000) return uint16_t(sign | 0x7e00);
+  if (bits >= 0x477ff000) return uint16_t(sign | 0x7c00);  // rounds to 65536 or more
+  if (bits < 0x38800000) {  // subnormal: the addition below rounds at 2^-24
+    float size;
+    std::memcpy(&size, &bits, sizeof size);
+    size += 0.5f;
+    uint32_t sum;
+    std::memcpy(&sum, &size, sizeof sum);
+    return uint16_t(sign | (sum - 0x3f000000));
+  }
+  return uint16_t(sign | ((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13));
+}
+
+}  // namespace
+}  // namespace ecgfast

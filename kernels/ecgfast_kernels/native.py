@@ -1,0 +1,96 @@
+"""Finds and loads the native codec library (kernels/csrc/codec.h), once per process."""
+
+import ctypes
+import logging
+import os
+import sys
+from functools import cache
+from importlib.resources import as_file, files
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfast_kernels.codec_format import CodecError
+
+BACKEND_VARIABLE = "ECGFAST_CODEC_BACKEND"
+BACKENDS = ("avx512vbmi", "avx2", "portable", "numpy")
+
+_NAME = "libecgfast_codec" + (".dylib" if sys.platform == "darwin" else ".so")
+_logger = logging.getLogger("ecgfast")
+
+
+class Chunks(ctypes.Structure):
+    """`EcgfastChunks` of codec.h."""
+
+    _fields_ = (
+        ("buffer", ctypes.c_void_p),
+        ("buffer_bytes", ctypes.c_int64),
+        ("offsets", ctypes.c_void_p),
+        ("lengths", ctypes.c_void_p),
+        ("num_records", ctypes.c_int64),
+        ("num_leads", ctypes.c_int32),
+        ("num_timesteps", ctypes.c_int32),
+    )
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    """Tell ctypes every signature of codec.h; ints would be cut to 32 bits otherwise."""
+    i32, i64, u32, u64 = ctypes.c_int32, ctypes.c_int64, ctypes.c_uint32, ctypes.c_uint64
+    pointer, chunks = ctypes.c_void_p, ctypes.POINTER(Chunks)
+    signatures = {
+        "ecgfast_backend": (ctypes.c_char_p, []),
+        "ecgfast_set_backend": (i32, [ctypes.c_char_p]),
+        "ecgfast_encode_bound": (i64, [i32, i32]),
+        "ecgfast_encode": (i32, [pointer, i64, i32, i32, pointer, i64, pointer, i32]),
+        "ecgfast_decode": (i32, [chunks, pointer, i32, i32, pointer]),
+        "ecgfast_decode_patches": (i32, [chunks, *[pointer] * 3, i32, i32, pointer]),
+        "ecgfast_patches": (None, [pointer, i64, i32, i32, *[pointer] * 3, i32]),
+        "ecgfast_lead_statistics": (None, [pointer, pointer, i64, i64, pointer, pointer]),
+        "ecgfast_crc32c": (u32, [pointer, i64]),
+        "ecgfast_epoch_order": (i32, [u64, u32, i64, pointer]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+
+
+@cache
+def load() -> ctypes.CDLL | None:
+    """The native library, or None where NumPy has to do its work.
+
+    `ECGFAST_CODEC_BACKEND` names one of `BACKENDS` to use instead of the fastest.
+
+    Raises:
+        CodecError: this machine cannot run the backend that the variable names.
+    """
+    wanted = os.environ.get(BACKEND_VARIABLE, "")
+    if wanted and wanted not in BACKENDS:
+        raise CodecError(f"{BACKEND_VARIABLE} must be one of {', '.join(BACKENDS)}, got {wanted!r}")
+    if wanted == "numpy":
+        return None
+    resource = files("ecgfast_kernels") / _NAME
+    if not resource.is_file():
+        if wanted:
+            raise CodecError(f"{BACKEND_VARIABLE}={wanted} needs {_NAME}, which was not built")
+        _logger.warning(
+            "the native codec was not built (no C++ compiler at install time): the NumPy codec is "
+            "some hundred times slower; install g++ or clang and reinstall ecgfast"
+        )
+        return None
+    with as_file(resource) as path:
+        library = ctypes.CDLL(str(path))
+    _declare(library)
+    if wanted and library.ecgfast_set_backend(wanted.encode()) != 0:
+        raise CodecError(f"{BACKEND_VARIABLE}={wanted}: this CPU cannot run it; unset the variable")
+    return library
+
+
+def backend() -> str:
+    """Which codec runs: one of `BACKENDS`."""
+    library = load()
+    return "numpy" if library is None else library.ecgfast_backend().decode()
+
+
+def address(array: NDArray[np.generic]) -> int:
+    """Where an array's first byte lies; the array must be C-contiguous and outlive the call."""
+    return array.ctypes.data
