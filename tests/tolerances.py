@@ -1,0 +1,26 @@
+"""How far a result may be from its oracle, with the reason. Bitwise promises need no entry here."""
+
+import math
+
+import torch
+
+# Kernels: the oracle gets the same rounded inputs in fp64, so what remains is below.
+
+
+def kernel_tolerance(dtype: torch.dtype, *, terms: int = 1) -> float:
+    """Allowed error of a kernel's output, relative to the oracle's largest value.
+
+    One rounding of the result to `dtype` costs at most half an epsilon of it; one epsilon is
+    allowed, because a sum that lies near a rounding boundary may go either way twice (two-step
+    epilogues). A sum of `terms` products in fp32 drifts like a random walk: epsilon * sqrt(terms);
+    four of those, because products can be larger than the sum that is left of them.
+    """
+    return torch.finfo(dtype).eps + 4 * torch.finfo(torch.float32).eps * math.sqrt(terms)
+
+
+# Thirty optimizer steps amplify rounding differences of fp32 gradients (1e-7 each) through AdamW's
+# division by the root of the second moment; 2e-6 was seen on the toy model, the loss being near 1.
+TOY_LOSS_FP32 = 2e-5
+# bf16 has 8 bits: one rounding is 0.4 %. Kernels and reference round at different places, and the
+# loss averages 10^5 values; 0.5 % of a loss near 1 would show a wrong gradient within ten steps.
+TOY_LOSS_BF16 = 5e-3
