@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import shutil
+import tomllib
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,10 +26,13 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.tensor import DTensor
 
+from ecgfast.config import Config, config_from_dict
 from ecgfast.errors import ResumeError
+from ecgfast.model.build import build_classifier, build_model
 from ecgfast.store.durable import sync_folder, write_durably
 from ecgfast.train.distributed import Ranks, local
 from ecgfast.train.optim import ShardedAdamW
+from ecgfast.train.weights import read_weights
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
@@ -231,6 +235,40 @@ def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
     state = {f"model.{n}": torch.empty_like(t) for n, t in model.state_dict().items()}
     _read(checkpoint.path, state, no_dist=True)
     model.load_state_dict({n.removeprefix("model."): t for n, t in state.items()})
+
+
+def load_model(run: Path) -> tuple[nn.Module, Config, dict[str, Any]]:
+    """Load what a run has learned, on the CPU in fp32.
+
+    Args:
+        run: of `pretrain`, finished or not, or of a finished `finetune`.
+    Returns:
+        the model (`MaskedAutoencoder` or `Classifier`) in evaluation mode; the run's settings;
+        meta with "kind" ("pretrain", "finetune"), "identity" (store, select, target ...) and
+        "preprocessing".
+    Raises:
+        ResumeError: no run, one without a checkpoint, or a damaged one.
+    """
+    if not (run / "config.toml").is_file():
+        raise ResumeError(
+            f"{run} is not the folder of a run: it has no config.toml; check the path"
+        )
+    config = config_from_dict(tomllib.loads((run / "config.toml").read_text(encoding="utf-8")))
+    result = run / "result.json"
+    if result.is_file():
+        meta: dict[str, Any] = json.loads(result.read_bytes())
+        classifier = build_classifier(config, meta["identity"]["model"])
+        classifier.load_state_dict(read_weights(run / "best.safetensors"))
+        return classifier.eval(), config, meta
+    checkpoint = newest(run)
+    if checkpoint is None or checkpoint.meta["kind"] != "pretrain":
+        raise ResumeError(
+            f"{run} has nothing to load: no finished fine-tuning and no pretraining checkpoint; "
+            "run its command again with --resume"
+        )
+    model = build_model(config)
+    load_weights(checkpoint, model)
+    return model.eval(), config, checkpoint.meta
 
 
 def _read(path: Path, state: dict[str, Tensor], *, no_dist: bool = False) -> None:

@@ -137,6 +137,24 @@ def accumulate(model: nn.Module, *, last: bool) -> None:
         model.set_reshard_after_backward(last)
 
 
+def release(model: nn.Module) -> None:
+    """Let gathered weights go after a forward pass without a backward one."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def average_norm_statistics(model: nn.Module, ranks: Ranks) -> None:
+    """Give all ranks the same running statistics of batch normalisation, in place."""
+    if ranks.world_size == 1:
+        return
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for statistic in (module.running_mean, module.running_var):
+                assert statistic is not None
+                ranks.sum_(statistic).div_(ranks.world_size)
+
+
 def local(tensor: Tensor) -> Tensor:
     """Return this rank's part of a tensor, sharing its memory."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor

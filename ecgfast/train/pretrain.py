@@ -9,7 +9,6 @@ import torch
 from ecgfast_kernels.mask import random_mask
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from ecgfast import log
 from ecgfast.config import Config
@@ -26,7 +25,7 @@ from ecgfast.model.vit import set_attention
 from ecgfast.store.reader import StoreReader
 from ecgfast.train import run_folder, setup
 from ecgfast.train.checkpoint import Checkpoint
-from ecgfast.train.distributed import Ranks, join, spread
+from ecgfast.train.distributed import Ranks, join, release, spread
 from ecgfast.train.guards import out_of_memory
 from ecgfast.train.heldout import split_heldout
 from ecgfast.train.loop import Loop, LossOf, split
@@ -240,10 +239,7 @@ def _validation(
     @torch.no_grad()
     def validate() -> float:
         losses = [loss_of(piece) for batch in loader for piece in split(batch, microbatch)]
-        if isinstance(model, FSDPModule):
-            for module in model.modules():  # without a backward, nothing else lets weights go
-                if isinstance(module, FSDPModule):
-                    module.reshard()
+        release(model)
         return float(ranks.sum_(torch.stack(losses).float().mean()) / ranks.world_size)
 
     return validate

@@ -132,6 +132,7 @@ def open_loader(
     seed: int,
     cohort: CohortStatistics | None,
     shuffle: bool = True,
+    drop_last: bool = True,
 ) -> Loader:
     """Build a loader with the settings of `config.data`; `batch_size` is one rank's."""
     data = config.data
@@ -145,6 +146,7 @@ def open_loader(
         rank=ranks.rank,
         world_size=ranks.world_size,
         shuffle=shuffle,
+        drop_last=drop_last,
         normalise=data.normalise,
         cohort=cohort,
         num_threads=None if data.num_threads == "auto" else data.num_threads,

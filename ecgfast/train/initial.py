@@ -1,0 +1,138 @@
+"""Where a classifier's weights come from: a run, a file, ImageNet, or chance."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ecgfast import log
+from ecgfast.config import Config
+from ecgfast.errors import ConfigError, FormatError
+from ecgfast.model.classifier import Classifier, encoder_state
+from ecgfast.model.vit import Encoder
+from ecgfast.train.checkpoint import load_model
+from ecgfast.train.weights import read_weights
+
+IMAGENET_FILES = {768: "mae_pretrain_vit_base.pth", 1024: "mae_pretrain_vit_large.pth"}
+IMAGENET_URL = "https://dl.fbaipublicfiles.com/mae/pretrain/"
+IMAGENET_VARIABLE = "ECGFAST_IMAGENET_MAE"
+# Another patch shape and another grid of positions: these start as our own model has them.
+NOT_FROM_IMAGENET = ("patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Initial:
+    """Weights to start from.
+
+    Attributes:
+        encoder: state dict under the reference names; None leaves the random weights.
+        preprocessing: how their records were prepared, None where nobody knows.
+    """
+
+    encoder: dict[str, Tensor] | None = None
+    preprocessing: dict[str, Any] | None = None
+
+
+def read_initial(init: str, config: Config, model: str) -> Initial:
+    """Read the weights that `--init` names.
+
+    Args:
+        init: a pretraining run's folder, a .safetensors or .pth file with the reference names,
+            "imagenet-mae", or "random".
+        config: of the classifier.
+        model: "vit" or "cnn"; the convolutional baseline starts at random only.
+    Raises:
+        ConfigError: no such run or file, or the weights do not fit what is asked for.
+        FormatError: the file cannot be read.
+    """
+    if init == "random":
+        return Initial()
+    if model == "cnn":
+        raise ConfigError(f"--init of a cnn must be 'random', got {init!r}")
+    if init == "imagenet-mae":
+        state = encoder_state(read_weights(imagenet_file(config)))
+        log.info(f"ImageNet weights: {', '.join(NOT_FROM_IMAGENET)} start anew")
+        return Initial(encoder={n: t for n, t in state.items() if n not in NOT_FROM_IMAGENET})
+    path = Path(init)
+    if path.is_dir():
+        pretrained, _, meta = load_model(path)
+        if meta["kind"] != "pretrain":
+            raise ConfigError(f"--init {init} must be a pretraining run, got a {meta['kind']} run")
+        state = encoder_state(pretrained.state_dict())
+        return Initial(encoder=state, preprocessing=meta["preprocessing"])
+    if not path.is_file():
+        raise ConfigError(
+            f"--init must be a run, a .safetensors or .pth file, imagenet-mae or random, got "
+            f"{init!r}, which does not exist"
+        )
+    return Initial(encoder=encoder_state(read_weights(path)))
+
+
+def imagenet_file(config: Config) -> Path:
+    """Find the public ImageNet-1K MAE weights on this machine.
+
+    Raises:
+        ConfigError: there are none of this width, or they are not here.
+    """
+    width = config.model.encoder_width
+    if width not in IMAGENET_FILES:
+        raise ConfigError(
+            f"imagenet-mae exists for encoder widths {sorted(IMAGENET_FILES)}, got {width}; take "
+            "--preset vit_base or vit_large"
+        )
+    name = IMAGENET_FILES[width]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = Path(os.environ.get(IMAGENET_VARIABLE) or cache / "ecgfast" / name)
+    if not path.is_file():
+        raise ConfigError(
+            f"imagenet-mae needs the file {path}, which does not exist; download "
+            f"{IMAGENET_URL}{name} to it, or name yours in {IMAGENET_VARIABLE}"
+        )
+    return path
+
+
+def apply_initial(model: Classifier, initial: Initial, *, source: str) -> None:
+    """Write initial weights into a classifier that is not spread yet.
+
+    Raises:
+        FormatError: a tensor is missing, unknown, or has another shape.
+    """
+    if initial.encoder is None:
+        return
+    assert isinstance(model.encoder, Encoder)
+    own = model.encoder.state_dict()
+    may_miss = set(NOT_FROM_IMAGENET) if source == "imagenet-mae" else {"pos_embed"}
+    problems = [f"no {n}" for n in own if n not in initial.encoder and n not in may_miss]
+    problems += [f"unknown {n}" for n in initial.encoder if n not in own]
+    problems += [
+        f"{n} is {tuple(t.shape)}, the model has {tuple(own[n].shape)}"
+        for n, t in initial.encoder.items()
+        if n in own and t.shape != own[n].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise FormatError(
+            f"weights of {source} do not fit the model: {'; '.join(problems[:3])}{more}; choose "
+            "the preset that they were trained with"
+        )
+    model.encoder.load_state_dict({**own, **initial.encoder})
+
+
+def require_same_preprocessing(initial: Initial, now: dict[str, Any], init: str) -> None:
+    """Refuse weights whose records were prepared in another way.
+
+    Raises:
+        ConfigError: names the first difference, with both values.
+    """
+    if initial.preprocessing is None:
+        return
+    for name, value in now.items():
+        before = initial.preprocessing[name]
+        if json.dumps(value, sort_keys=True) != json.dumps(before, sort_keys=True):
+            raise ConfigError(
+                f"preprocessing {name!r} is {value!r} here, the weights of {init} were trained "
+                f"with {before!r}; convert the store, or set data.normalise, as it was then"
+            )
