@@ -1,0 +1,56 @@
+"""What `ecgfast bench` measures: one function per case, rows as they come."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from ecgfast import log
+from ecgfast.bench.peaks import measure_peaks
+from ecgfast.bench.rows import Row, append_rows
+from ecgfast.bench.step import measure_step
+from ecgfast.config import load_config
+from ecgfast.errors import ConfigError
+
+Case = Callable[[str], Iterator[Row]]  # takes "cpu" or "cuda"
+
+
+def run(case: str, *, json: Path | None = None, device: str | None = None) -> list[Row]:
+    """Measure one case, or "all" of them, and say each number as soon as it is there.
+
+    Args:
+        case: a key of `CASES`, or "all".
+        json: .jsonl file that rows are appended to, one by one: a run cut short keeps its rows.
+        device: "cpu" or "cuda"; by default a GPU where there is one.
+    Raises:
+        ConfigError: an unknown case.
+    """
+    if case != "all" and case not in CASES:
+        raise ConfigError(f"unknown bench case {case!r}; allowed: {', '.join(CASES)}, all")
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    rows: list[Row] = []
+    for name in CASES if case == "all" else (case,):
+        for row in CASES[name](place):
+            log.console.print(render(row), highlight=False, soft_wrap=True)
+            if json is not None:
+                append_rows(json, [row])
+            rows.append(row)
+    return rows
+
+
+def render(row: Row) -> str:
+    """One row as a line for people."""
+    what = f"{row.case} {row.preset} {row.shape}".replace("  ", " ")
+    value = f"{row.p50:,.4g}" if row.p50 < 1e4 else f"{row.p50:,.0f}"
+    return f"{what:<44} {row.provider:<28} {row.metric:<10} {value:>10} {row.unit}"
+
+
+def _step(device: str) -> Iterator[Row]:
+    """The study's model at 256 records on a GPU; the demo's at 8 on a CPU."""
+    on_gpu = device == "cuda"
+    config = load_config("vit_large" if on_gpu else "demo")
+    yield from measure_peaks(device)
+    yield from measure_step(config, device=device, microbatch=256 if on_gpu else 8)
+
+
+CASES: dict[str, Case] = {"step": _step}
