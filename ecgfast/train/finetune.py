@@ -277,7 +277,8 @@ def _prepare(
     if checkpoint is not None:
         run_folder.require_same(identity, checkpoint)
     if ranks.is_main:
-        run_folder.write_settings(out, config, {"chosen": {**identity, "microbatch": microbatch}})
+        chosen = {k: identity[k] for k in ("precision", "attention_kernels", "model", "init")}
+        run_folder.write_settings(out, config, {**chosen, "microbatch": microbatch})
     meta = {
         "kind": "finetune",
         "identity": identity,

@@ -10,6 +10,7 @@ from ecgfast.train.distributed import Ranks
 ROLLBACK_AFTER = 10  # skipped steps in a row
 MAX_ROLLBACKS = 3
 STARVING_PCT = 5.0
+STARVING_READINGS = 3  # in a row: one alone is a cold disk, or a save
 
 
 class NonFiniteGuard:
@@ -68,15 +69,17 @@ def out_of_memory(error: torch.OutOfMemoryError, ranks: Ranks, *, microbatch: in
 
 
 class StarvationGuard:
-    """Warns once when the model waits for the loader."""
+    """Warns once when the model keeps waiting for the loader."""
 
     def __init__(self) -> None:
-        self._warned = False
+        self._in_a_row = 0
 
     def check(self, data_wait_pct: float, *, engine: str) -> None:
         """Look at the share of time spent waiting for records, in percent."""
-        if data_wait_pct > STARVING_PCT and not self._warned:
-            self._warned = True
+        if self._in_a_row >= STARVING_READINGS:
+            return
+        self._in_a_row = self._in_a_row + 1 if data_wait_pct > STARVING_PCT else 0
+        if self._in_a_row == STARVING_READINGS:
             log.warning(
                 f"the model waits {data_wait_pct:.0f} % of the time for records "
                 f"(data.engine={engine}); give it more data.num_threads, a faster disk, or on a "

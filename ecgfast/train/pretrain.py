@@ -122,6 +122,7 @@ def _prepare(
         store, config, ranks, rows, batch_size=share, seed=train.seed, cohort=cohort
     )
     model, identity = _build(config, ranks, checkpoint)
+    chosen = dict(identity)
     identity |= {**run_folder.flat(config), "store": store.identity, "select": select}
     if checkpoint is not None:
         run_folder.require_same(identity, checkpoint)
@@ -163,7 +164,7 @@ def _prepare(
         engine=config.data.engine,
     )
     if ranks.is_main:
-        run_folder.write_settings(out, config, {"chosen": {**identity, "microbatch": microbatch}})
+        run_folder.write_settings(out, config, {**chosen, "microbatch": microbatch})
         log.info(
             f"{len(rows)} records, {len(held)} held out; {steps_per_epoch} steps per epoch, "
             f"{loop.num_steps} steps in all; {ranks.world_size} x {ranks.device.type}, "
