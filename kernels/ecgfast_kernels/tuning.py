@@ -25,7 +25,7 @@ def block_config(op: str, tensor: torch.Tensor) -> dict[str, Any]:
     if tensor.device.type == "cpu":
         return dict(_table()[op]["interpreter"])
     major, minor = torch.cuda.get_device_capability(tensor.device)
-    return config_for(op, arch=10 * major + minor, bits=8 * tensor.element_size())
+    return dict(config_for(op, arch=10 * major + minor, bits=8 * tensor.element_size()))
 
 
 @functools.cache
