@@ -1,0 +1,7 @@
+"""``python -m ecgfast`` and ``torchrun -m ecgfast``."""
+
+import sys
+
+from ecgfast.cli import main
+
+sys.exit(main())

@@ -1,0 +1,101 @@
+"""The command line: every command parses, builds a config and makes one call.
+
+Only typer is imported here and in the command modules; everything heavy is imported inside the
+commands, so that ``ecgfast --help`` answers at once.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+
+import typer
+from typer.main import get_command
+
+from ecgfast.cli import data, machine, reports, training
+from ecgfast.errors import EcgfastError
+
+GLOBAL_FLAGS = ("--debug", "--strict")
+
+app = typer.Typer(
+    name="ecgfast",
+    help="Raw 12-lead ECG files to a compressed store, and masked autoencoders trained on it.",
+    epilog="Anywhere on the line: --debug shows tracebacks and debug lines, --strict makes a "
+    "slower path an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+for module in (data, training, reports, machine):
+    module.register(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: without the program's name; None: those of the process.
+    Returns:
+        0; 2 for a mistake of the user, told in one line on stderr; 1 for anything else.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug, strict = (flag in given for flag in GLOBAL_FLAGS)
+    given = [argument for argument in given if argument not in GLOBAL_FLAGS]
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if not debug:
+        sys.excepthook = _one_line
+    try:
+        if given and not given[-1].startswith("--help"):
+            _start_log(debug=debug, strict=strict)
+        # Not standalone: typer would print its own boxes and choose the exit code.
+        result = get_command(app).main(given, prog_name="ecgfast", standalone_mode=False)
+    except typer.TyperException as error:
+        return _refuse(_usage(error, given))
+    except EcgfastError as error:
+        if debug:
+            raise
+        return _refuse(str(error))
+    except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        if debug:
+            raise
+        return _refuse(f"{error.strerror}, got {error.filename}; check the path")
+    except PermissionError as error:
+        if debug:
+            raise
+        return _refuse(f"no permission, got {error.filename}; choose another path or user")
+    except (typer.Abort, KeyboardInterrupt):
+        _say("interrupted; the same command (with --resume for a training run) goes on")
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _start_log(*, debug: bool, strict: bool) -> None:
+    from ecgfast import log
+
+    log.setup(debug=debug, strict=strict, rank=int(os.environ.get("RANK", "0")))
+
+
+def _usage(error: typer.TyperException, given: Sequence[str]) -> str:
+    """Typer's message in our form, with the help page as the cure."""
+    command = next((name for name in given if not name.startswith("-")), "")
+    known = command in {str(name) for name in getattr(get_command(app), "commands", {})}
+    page = f"ecgfast {command} --help" if known else "ecgfast --help"
+    text = error.format_message().rstrip(".")
+    return f"{text[:1].lower()}{text[1:]}; see {page}"
+
+
+def _refuse(message: str) -> int:
+    _say(f"error: {message}")
+    return 2
+
+
+def _say(message: str) -> None:
+    print(" ".join(message.split()), file=sys.stderr)
+
+
+def _one_line(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """What Python prints for an error that nobody expected; it then exits with 1."""
+    del traceback
+    _say(f"error: {kind.__name__}: {error}; run it again with --debug for the traceback")

@@ -1,0 +1,182 @@
+"""Commands on records and stores: synth, convert, label, info, verify."""
+
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by convert.")]
+
+
+class Codec(StrEnum):
+    """How chunks are compressed."""
+
+    ECGPACK = "ecgpack"
+    ZSTD = "zstd"
+    NONE = "none"
+
+
+class Window(StrEnum):
+    """Which ten seconds of a longer record are kept."""
+
+    FIRST = "first"
+    ALL = "all"
+
+
+class Short(StrEnum):
+    """What happens to records of less than ten seconds."""
+
+    QUARANTINE = "quarantine"
+    PAD = "pad"
+
+
+class Quality(StrEnum):
+    """What happens to records that fail a signal check."""
+
+    FLAG = "flag"
+    STRICT = "strict"
+
+
+class OnBad(StrEnum):
+    """What happens to inputs that cannot be read."""
+
+    QUARANTINE = "quarantine"
+    FAIL = "fail"
+
+
+class Split(StrEnum):
+    """Where train, valid and test come from."""
+
+    PATIENT = "patient"
+    COLUMN = "column"
+
+
+class Steps:
+    """Turns "so much is done in all" into the steps that a progress bar counts."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self._advance = advance
+        self._done = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` units are done."""
+        self._advance(done - self._done)
+        self._done = done
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    for command in (synth, convert, label, info, verify):
+        app.command()(command)
+
+
+def synth(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    records: Annotated[int, typer.Option(min=1, help="Number of records.")] = 1000,
+    sites: Annotated[int, typer.Option(min=1, help="Number of hospitals.")] = 4,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Write a synthetic cohort of several hospitals: WFDB files and labels.csv."""
+    from ecgfast import log
+    from ecgfast.ingest.synthetic import write_cohort
+
+    with log.progress("synth", total=records) as advance:
+        write_cohort(
+            out,
+            num_records=records,
+            num_sites=sites,
+            seed=seed,
+            progress=Steps(advance),
+        )
+    print(f"{records} SYNTHETIC records of {sites} sites in {out}")
+
+
+def convert(
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Files or folders.")],
+    out: Annotated[Path, typer.Option(metavar="STORE", help="Store to write.")],
+    labels: Annotated[Path | None, typer.Option(metavar="CSV", help="Labels to join.")] = None,
+    codec: Annotated[Codec, typer.Option(help="How chunks are compressed.")] = Codec.ECGPACK,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: cores.")] = None,
+    window: Annotated[Window, typer.Option(help="Of records over 10 s.")] = Window.FIRST,
+    short: Annotated[Short, typer.Option(help="Records under 10 s.")] = Short.QUARANTINE,
+    quality: Annotated[Quality, typer.Option(help="Records that fail a check.")] = Quality.FLAG,
+    on_bad: Annotated[OnBad, typer.Option(help="Unreadable inputs.")] = OnBad.QUARANTINE,
+    key_file: Annotated[Path | None, typer.Option(help="Pseudonym key; default STORE.key.")] = None,
+    keep_identifiers: Annotated[bool, typer.Option(help="Keep readable identifiers.")] = False,
+) -> None:
+    """Turn raw files, folders or a store into a store; run again, it goes on where it was."""
+    from ecgfast.convert import convert as convert_files
+
+    summary = convert_files(
+        sources,
+        out,
+        labels=labels,
+        codec=codec.value,
+        workers=workers,
+        window=window.value,
+        short=short.value,
+        quality=quality.value,
+        on_bad=on_bad.value,
+        key_file=key_file,
+        keep_identifiers=keep_identifiers,
+    )
+    print(
+        f"{summary.num_inputs} inputs = {summary.num_converted} converted + "
+        f"{summary.num_quarantined} quarantined; {summary.num_records} records in {summary.store}"
+    )
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+def label(
+    store: StorePath,
+    csv: Annotated[Path, typer.Argument(metavar="CSV", help="One row per echo or record.")],
+    label_window_days: Annotated[int | None, typer.Option(min=0, help="Longest gap.")] = None,
+    columns: Annotated[str | None, typer.Option(metavar="A,B", help="Default: all.")] = None,
+    split: Annotated[Split, typer.Option(help="By patient, or from the CSV.")] = Split.PATIENT,
+) -> None:
+    """Join labels and assign splits, without converting again."""
+    from ecgfast.labels import label_store
+
+    summary = label_store(
+        store,
+        csv,
+        label_window_days=label_window_days,
+        columns=columns.split(",") if columns else None,
+        split=split.value,
+    )
+    counts = ", ".join(f"{name} {number}" for name, number in sorted(summary.splits.items()))
+    print(
+        f"{summary.num_matched} of {summary.num_records} records labelled with "
+        f"{', '.join(summary.columns)}; {summary.num_outside_window} outside the window, "
+        f"{summary.num_unused_lines} lines unused; {counts}"
+    )
+
+
+def info(
+    store: StorePath,
+    target: Annotated[
+        str | None, typer.Option(help="What a case is, such as 'ejection_fraction<40'.")
+    ] = None,
+) -> None:
+    """Show counts, prevalence by site and split, and what the codec saves."""
+    from ecgfast.evaluate.cohort import describe
+    from ecgfast.store.reader import open_store
+
+    print(describe(open_store(store), target))
+
+
+def verify(store: StorePath) -> None:
+    """Read everything and check every checksum; exit 1 on damage."""
+    from ecgfast import log
+    from ecgfast.store.verify import verify_store
+
+    with log.progress("verify", total=None, unit="bytes") as advance:
+        problems = verify_store(store, Steps(advance))
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise typer.Exit(1)
+    print(f"{store}: every checksum is right")

@@ -1,0 +1,87 @@
+"""Commands that train: pretrain and finetune."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ecgfast.cli.data import StorePath
+
+RunOption = Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder of the run.")]
+Preset = Annotated[str, typer.Option(help="Name of a preset, or a TOML file.")]
+Select = Annotated[str | None, typer.Option(metavar="EXPR", help="Records, such as 'site=1'.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="K=V", help="section.name=value; repeatable.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on; starts afresh if empty.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: the best.")]
+
+
+class Model(StrEnum):
+    """Which classifier."""
+
+    VIT = "vit"
+    CNN = "cnn"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    for command in (pretrain, finetune):
+        app.command()(command)
+
+
+def pretrain(
+    store: StorePath,
+    out: RunOption,
+    preset: Preset = "vit_large",
+    select: Select = None,
+    settings: Settings = None,
+    resume: Resume = False,
+    device: Device = None,
+) -> None:
+    """Train a masked autoencoder; also as: torchrun -m ecgfast pretrain ..."""
+    from ecgfast.config import load_config
+    from ecgfast.train.pretrain import pretrain as train
+
+    config = load_config(preset, settings or ())
+    print(train(config, store, out, select=select, resume=resume, device=device))
+
+
+def finetune(
+    store: StorePath,
+    out: RunOption,
+    init: Annotated[
+        str, typer.Option(metavar="RUN|FILE|imagenet-mae|random", help="Initial weights.")
+    ],
+    model: Annotated[Model, typer.Option(help="Which classifier.")] = Model.VIT,
+    target: Annotated[str, typer.Option(help="What a case is.")] = "ejection_fraction<40",
+    preset: Annotated[
+        str | None, typer.Option(help="Default: that of the initial weights.")
+    ] = None,
+    select: Select = None,
+    settings: Settings = None,
+    resume: Resume = False,
+    device: Device = None,
+) -> None:
+    """Train a classifier at each learning rate and keep the lowest validation loss."""
+    from ecgfast.config import load_config
+    from ecgfast.train.finetune import finetune as train
+
+    if preset is None:
+        settings_of_run = Path(init, "config.toml")
+        default = "cnn" if model is Model.CNN else "vit_large"
+        preset = str(settings_of_run) if settings_of_run.is_file() else default
+    config = load_config(preset, settings or ())
+    out = train(
+        config,
+        store,
+        out,
+        init=init,
+        model=model.value,
+        target=target,
+        select=select,
+        resume=resume,
+        device=device,
+    )
+    print(out)

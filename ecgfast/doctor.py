@@ -1,0 +1,96 @@
+"""What is installed here, and which backend each part of ecgfast would take, and why."""
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+import torch
+from ecgfast_kernels import codec
+from ecgfast_kernels.backend import resolve
+
+from ecgfast.config import load_config
+from ecgfast.model.attention_choice import choose_for_model
+from ecgfast.model.attention_xformers import explain_unavailable
+
+_PACKAGES = ("ecgfast", "torch", "triton", "xformers", "nvidia-dali-cuda130", "zarr", "numpy")
+_ABSENT = "not installed"
+
+
+def examine() -> str:
+    """Return one line per finding, for ``ecgfast doctor``."""
+    width = 22
+    return "\n".join(f"{name:<{width}}{words}" for name, words in _findings())
+
+
+def _findings() -> Iterator[tuple[str, str]]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    yield "python", f"{platform.python_version()} on {platform.platform()}"
+    yield "cores", f"{len(os.sched_getaffinity(0)) if _has_affinity() else os.cpu_count()}"
+    for name in _PACKAGES:
+        yield name, _version(name)
+    yield "gpu", _gpu()
+    yield "codec", _codec()
+    yield "data engine", _engine()
+    yield "kernels", _kernels(device)
+    yield from _attention(device)
+    yield "precision", "bf16" if device.type == "cuda" else "fp32: no GPU"
+    yield "cuda compiler", shutil.which("nvcc") or f"{_ABSENT}; pip install 'ecgfast[cuda]'"
+
+
+def _has_affinity() -> bool:
+    return hasattr(os, "sched_getaffinity")  # not on macOS
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return _ABSENT
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return "none that PyTorch can use: everything runs on the CPU"
+    names = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        gib = properties.total_memory / 2**30
+        names.append(f"{properties.name}, {gib:.0f} GiB, sm_{properties.major}{properties.minor}")
+    return "; ".join(names)
+
+
+def _codec() -> str:
+    name = codec.backend()
+    if name == "numpy":
+        return "numpy: the native library is missing; with a C++ compiler, reinstall ecgfast"
+    return name
+
+
+def _engine() -> str:
+    if not torch.cuda.is_available():
+        return "cpu: no GPU"
+    if find_spec("nvidia.dali") is None:
+        return "resident where the records fit into GPU memory, else cpu: DALI is not installed"
+    return "resident where the records fit into GPU memory, else dali"
+
+
+def _kernels(device: torch.device) -> str:
+    chosen = resolve("auto", device)
+    if chosen == "triton":
+        return chosen
+    absent = find_spec("triton") is None
+    return f"{chosen} (PyTorch): " + ("Triton is not installed" if absent else "no GPU for Triton")
+
+
+def _attention(device: torch.device) -> Iterator[tuple[str, str]]:
+    """The kernels that ViT-Large would take, the study's size."""
+    config = load_config("vit_large")
+    num_keep = int(config.model.num_patches * (1 - config.mask.ratio))
+    choices = choose_for_model(config.model, "auto", device, num_keep=num_keep)
+    for part, choice in choices.items():
+        yield f"attention, {part}", f"{choice.backend}: {choice.reason}"
+    problem = explain_unavailable(device)
+    yield "xformers attention", problem or "can run here"

@@ -1,0 +1,140 @@
+"""Cohort tables: cases, controls, prevalence and patients for each site and split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ecgfast.labels import parse_target
+from ecgfast.store.reader import StoreReader
+
+SPLITS = ("train", "valid", "test")
+DEFAULT_TARGET = "ejection_fraction<40"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortRow:
+    """One line of a cohort table.
+
+    Attributes:
+        site: institution, or "all".
+        split: "train", "valid", "test", "-" where none was assigned, or "all".
+        num_records: every record, labelled or not.
+        num_cases: records that meet the target.
+        num_controls: records that do not.
+        num_patients: different patients.
+    """
+
+    site: str
+    split: str
+    num_records: int
+    num_cases: int
+    num_controls: int
+    num_patients: int
+
+    @property
+    def num_unlabelled(self) -> int:
+        """Records whose target is unknown; they are never controls."""
+        return self.num_records - self.num_cases - self.num_controls
+
+    @property
+    def prevalence(self) -> float | None:
+        """Share of cases among the labelled records; None without any."""
+        labelled = self.num_cases + self.num_controls
+        return self.num_cases / labelled if labelled else None
+
+
+def text_column(records: pa.Table, name: str) -> NDArray[np.str_]:
+    """A column of the records as text, "-" where it is missing or null."""
+    if name not in records.column_names:
+        return np.full(records.num_rows, "-")
+    values = records.column(name).to_pylist()
+    return np.array(["-" if value is None else str(value) for value in values], dtype=np.str_)
+
+
+def patient_groups(records: pa.Table) -> NDArray[np.intp]:
+    """(N,) number of each record's patient; a record without one is its own patient."""
+    patients = text_column(records, "patient_id")
+    own = [f"\0{row}" if name == "-" else name for row, name in enumerate(patients)]
+    return np.unique(np.array(own, dtype=np.str_), return_inverse=True)[1]
+
+
+def cohort_table(records: pa.Table, target: str | None) -> list[CohortRow]:
+    """Count every site and split of a store.
+
+    Args:
+        records: `StoreReader.records`.
+        target: what a case is, such as "ejection_fraction<40"; None counts no labels.
+    Returns:
+        For each site, in order, its splits and their sum; at the end the sum of all sites.
+    """
+    nothing = np.zeros(records.num_rows, dtype=bool)
+    is_case, is_known = parse_target(target).labels(records) if target else (nothing, nothing)
+    sites, splits = text_column(records, "site"), text_column(records, "split")
+    patients = patient_groups(records)
+
+    def count(site: str, split: str, chosen: NDArray[np.bool_]) -> CohortRow:
+        return CohortRow(
+            site=site,
+            split=split,
+            num_records=int(chosen.sum()),
+            num_cases=int((chosen & is_known & is_case).sum()),
+            num_controls=int((chosen & is_known & ~is_case).sum()),
+            num_patients=len(np.unique(patients[chosen])),
+        )
+
+    rows: list[CohortRow] = []
+    for site in natural_order(np.unique(sites).tolist()):
+        here = sites == site
+        present = [s for s in (*SPLITS, "-") if (here & (splits == s)).any()]
+        rows += [count(site, split, here & (splits == split)) for split in present]
+        if len(present) > 1:
+            rows.append(count(site, "all", here))
+    return [*rows, count("all", "all", ~nothing)]
+
+
+def is_synthetic(store: StoreReader) -> bool:
+    """Whether any record of the store was made by ``ecgfast synth``; its flags say so."""
+    return any("synthetic" in flags.split(";") for flags in text_column(store.records, "flags"))
+
+
+def natural_order(names: Sequence[str]) -> list[str]:
+    """Sort names so that site 10 comes after site 9."""
+    return sorted(names, key=lambda name: (not name.isdigit(), len(name) * name.isdigit(), name))
+
+
+def describe(store: StoreReader, target: str | None = None) -> str:
+    """Summarise a store in plain text.
+
+    Args:
+        store: an open store.
+        target: what a case is; None takes "ejection_fraction<40" where that column exists.
+    Raises:
+        ConfigError: the target names a column that the store lacks.
+    """
+    if target is None and "ejection_fraction" in store.records.column_names:
+        target = DEFAULT_TARGET
+    rows = cohort_table(store.records, target)
+    raw_bytes = len(store) * store.num_leads * store.num_timesteps * 2
+    signal = store.path / "signals.zarr" / "signal"
+    stored_bytes = sum(path.stat().st_size for path in signal.rglob("*") if path.is_file())
+    ratio = f"{raw_bytes / stored_bytes:.2f}" if stored_bytes else "-"
+    lines = [
+        f"store     {store.path}" + ("   SYNTHETIC" if is_synthetic(store) else ""),
+        f"identity  {store.identity}",
+        f"records   {len(store)}, each {store.num_leads} leads x {store.num_timesteps} timesteps",
+        f"codec     {store.codec}, {stored_bytes / 2**20:.1f} MiB, ratio {ratio} to int16",
+        f"target    {target or 'none: no label column'}",
+        "",
+        f"{'site':<12}{'split':<8}{'records':>9}{'patients':>10}{'cases':>8}{'controls':>10}"
+        f"{'unlabelled':>12}{'prevalence':>12}",
+    ]
+    for row in rows:
+        share = "-" if row.prevalence is None else f"{100 * row.prevalence:.1f} %"
+        lines.append(
+            f"{row.site:<12}{row.split:<8}{row.num_records:>9}{row.num_patients:>10}"
+            f"{row.num_cases:>8}{row.num_controls:>10}{row.num_unlabelled:>12}{share:>12}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,167 @@
+"""What a masked autoencoder fills in, back in millivolt.
+
+Shapes: B records, N patches, P patch length, C leads, T timesteps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from ecgfast_kernels.mask import random_mask
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ecgfast.config import Config
+from ecgfast.data.loader import build_loader
+from ecgfast.data.normalise import CohortStatistics, mean_and_rstd
+from ecgfast.errors import ConfigError
+from ecgfast.evaluate import figures
+from ecgfast.evaluate.cohort import is_synthetic
+from ecgfast.evaluate.runs import load_run
+from ecgfast.model.mae import MaskedAutoencoder
+from ecgfast.model.patch import unpatchify
+from ecgfast.records import LEADS
+from ecgfast.store.reader import StoreReader, open_store
+
+MASK_EPOCH = 2**32 - 1  # masks that no training epoch has drawn
+_TARGET_EPS = 1e-6  # as in the training loss: normalised targets divide by sqrt(variance + this)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """One record, as it was and as the model filled it in.
+
+    Attributes:
+        row: of the record in the store.
+        original_mv: (C, T) float32, millivolt.
+        filled_mv: (C, T) float32, millivolt, every patch as predicted.
+        mask: (C, T) bool, True = removed.
+        loss: mean squared error over the removed patches; 1.0 = each patch's mean, when targets
+            are normalised.
+    """
+
+    row: int
+    original_mv: NDArray[np.float32]
+    filled_mv: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    loss: float
+
+
+def reconstruct(
+    run: Path, store: Path, *, record_id: str, out: Path, leads: Sequence[str] = LEADS
+) -> Path:
+    """Draw one record as original, masked and reconstructed.
+
+    Args:
+        run: folder of a pretraining run.
+        store: path of a store.
+        record_id: as records.parquet has it.
+        out: PNG to write.
+        leads: names of the leads to draw.
+    Returns:
+        `out`.
+    Raises:
+        ConfigError: no such record, or a run without a decoder.
+    """
+    reader = open_store(store)
+    rows = np.flatnonzero([name == record_id for name in reader.records["record_id"].to_pylist()])
+    if not len(rows):
+        raise ConfigError(
+            f"no record {record_id!r} in {store}; allowed: the record_id column of records.parquet"
+        )
+    loaded = load_run(run, reader)
+    if not isinstance(loaded.model, MaskedAutoencoder):
+        raise ConfigError(f"{run} must be a pretraining run, got a classifier: it has no decoder")
+    result = fill_in(loaded.model, loaded.config, loaded.cohort, reader, rows[:1])[0]
+    figure = figures.reconstruction(
+        result.original_mv,
+        result.filled_mv,
+        result.mask,
+        title=figure_title(reader, result),
+        leads=leads,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, format="png")
+    return out
+
+
+def figure_title(store: StoreReader, result: Reconstruction) -> str:
+    """Pseudonym, loss and, where it is so, that the data are synthetic."""
+    record_id = str(store.records["record_id"][result.row].as_py())
+    mark = "SYNTHETIC   " if is_synthetic(store) else ""
+    share = result.mask.mean()
+    return f"{mark}record {record_id[:16]}   {share:.0%} masked, error {result.loss:.2f}"
+
+
+def fill_in(
+    model: MaskedAutoencoder,
+    config: Config,
+    cohort: CohortStatistics | None,
+    store: StoreReader,
+    rows_B: NDArray[np.int64],
+) -> list[Reconstruction]:
+    """Mask and reconstruct records of a store.
+
+    Where the model predicts normalised patches, each patch gets back its own mean and standard
+    deviation, as in the figures of He et al. 2022: shape is what the model predicts.
+
+    Args:
+        model: in evaluation mode.
+        config: of its run.
+        cohort: statistics that the run was normalised with, where its mode needs any.
+        store: an open store.
+        rows_B: (B,) int64 rows.
+    """
+    mode = config.data.normalise
+    mean_NC, rstd_NC = mean_and_rstd(store, mode, cohort)
+    loader = build_loader(
+        store, batch_size=min(32, len(rows_B)), engine="cpu", select=rows_B, shuffle=False,
+        drop_last=False, normalise=mode, cohort=cohort,
+    )  # fmt: skip
+    results = []
+    for batch in loader:
+        patches_BNP = batch.patches.float()
+        ids_keep, ids_restore, mask_BN = random_mask(
+            batch.record_index, seed=config.train.seed, epoch=MASK_EPOCH,
+            num_patches=model.num_patches, num_keep=model.num_keep(config.mask.ratio),
+        )  # fmt: skip
+        with torch.inference_mode():
+            _, pred_BNP = model(patches_BNP, ids_keep, ids_restore, mask_BN)
+        target_BNP = patches_BNP[..., : pred_BNP.shape[-1]]
+        losses, filled_BNP = _denormalise(pred_BNP, target_BNP, mask_BN, model.norm_patch_loss)
+        filled_BCT = unpatchify(filled_BNP, num_leads=store.num_leads).numpy()
+        mask_BCT = unpatchify(
+            mask_BN[..., None].expand_as(target_BNP), num_leads=store.num_leads
+        ).numpy()
+        adc_BCT = store.read(batch.record_index.numpy())
+        for n, row in enumerate(batch.record_index.tolist()):
+            scale, offset = store.scale_uv[row][:, None], store.offset_adc[row][:, None]
+            factor = rstd_NC[row][:, None]
+            z = filled_BCT[n]
+            adc = np.divide(z, factor, out=np.zeros_like(z), where=factor != 0)
+            filled = (adc + mean_NC[row][:, None] - offset) * scale / 1000
+            results.append(
+                Reconstruction(
+                    row=row,
+                    original_mv=((adc_BCT[n] - offset) * scale / 1000).astype(np.float32),
+                    filled_mv=filled.astype(np.float32),
+                    mask=mask_BCT[n],
+                    loss=float(losses[n]),
+                )
+            )
+    return results
+
+
+def _denormalise(
+    pred_BNP: Tensor, target_BNP: Tensor, mask_BN: Tensor, norm_patch: bool
+) -> tuple[Tensor, Tensor]:
+    """Loss of each record (B,), and predictions in the units of the input."""
+    mean, std = torch.zeros(1), torch.ones(1)
+    if norm_patch:
+        mean = target_BNP.mean(dim=-1, keepdim=True)
+        std = (target_BNP.var(dim=-1, keepdim=True) + _TARGET_EPS).sqrt()
+    error_BN = (pred_BNP - (target_BNP - mean) / std).square().mean(dim=-1)
+    num_removed = mask_BN.sum(dim=-1).clamp(min=1)
+    return (error_BN * mask_BN).sum(dim=-1) / num_removed, pred_BNP * std + mean

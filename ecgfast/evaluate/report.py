@@ -1,0 +1,90 @@
+"""report.html and metrics.json: runs compared site by site, on one self-contained page."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ecgfast import log
+from ecgfast.errors import ConfigError
+from ecgfast.evaluate import page
+from ecgfast.evaluate.cohort import is_synthetic
+from ecgfast.evaluate.results import Results, compute
+from ecgfast.evaluate.runs import LoadedRun, load_run, name_runs
+from ecgfast.evaluate.scores import plan_tests
+from ecgfast.evaluate.sections import (
+    calibration_section,
+    cohort_section,
+    comparison_section,
+    loss_section,
+    origin_section,
+    reconstruction_section,
+    result_section,
+)
+from ecgfast.store.durable import write_durably
+from ecgfast.store.reader import StoreReader, open_store
+
+
+def evaluate(runs: Sequence[Path], store: Path, out: Path) -> Path:
+    """Test fine-tuned runs site by site, show what pretraining runs learned, write a report.
+
+    Args:
+        runs: folders of finished runs. Classifiers are compared, the first with each other one;
+            pretraining runs give loss curves and reconstructions.
+        store: path of the store to test on.
+        out: folder for ``report.html`` and ``metrics.json``.
+    Returns:
+        Path of ``report.html``.
+    Raises:
+        ConfigError: different targets, nothing to test on, or signals preprocessed in another way
+            than in training.
+    """
+    reader = open_store(store)
+    loaded = name_runs([load_run(run, reader) for run in runs])
+    classifiers = [run for run in loaded if run.target]
+    pretrained = [run for run in loaded if not run.target]
+    if not loaded:
+        raise ConfigError("evaluate needs at least one run, got none; name the folders of runs")
+    results = None
+    if classifiers:
+        results = compute(plan_tests(reader, classifiers), classifiers, reader)
+    out.mkdir(parents=True, exist_ok=True)
+    metrics = results.to_json() if results else {}
+    metrics["synthetic"] = is_synthetic(reader)
+    metrics["store"] = {"name": reader.path.name, "identity": reader.identity}
+    log.logger.info("drawing the report")
+    sections = _sections(reader, results, classifiers, pretrained, metrics)
+    html = page.page(_first_line(reader, results), sections, synthetic=metrics["synthetic"])
+    write_durably(out / "metrics.json", [json.dumps(metrics, indent=1).encode() + b"\n"])
+    write_durably(out / "report.html", [html.encode()])
+    return out / "report.html"
+
+
+def _first_line(store: StoreReader, results: Results | None) -> str:
+    sites = len(set(store.records["site"].to_pylist()))
+    task = f", {results.plan.target}" if results else ""
+    return (
+        f"data: {store.path.name}, {len(store):,} ECGs of {sites} "
+        f"{'site' if sites == 1 else 'sites'}{task}"
+    )
+
+
+def _sections(
+    store: StoreReader,
+    results: Results | None,
+    classifiers: Sequence[LoadedRun],
+    pretrained: Sequence[LoadedRun],
+    metrics: dict[str, object],
+) -> list[str]:
+    sections = []
+    if results:
+        sections += [result_section(results), comparison_section(results)]
+    sections.append(cohort_section(store, results.plan.target if results else None))
+    sections.append(loss_section([*pretrained, *classifiers]))
+    for run in pretrained:
+        html, error = reconstruction_section(run, store)
+        sections.append(html)
+        metrics.setdefault("held_out_masked_mse", {})[run.name] = error  # type: ignore[index]
+    if results:
+        sections.append(calibration_section(results))
+    sections.append(origin_section(store, [*classifiers, *pretrained], results))
+    return sections

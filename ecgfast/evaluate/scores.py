@@ -1,0 +1,140 @@
+"""Which records test a set of runs, and the probabilities that the runs give them.
+
+Shapes: N records of the store, n chosen ones.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ecgfast import log
+from ecgfast.data.loader import build_loader, selected_rows
+from ecgfast.errors import ConfigError
+from ecgfast.evaluate.cohort import natural_order, patient_groups, text_column
+from ecgfast.evaluate.runs import LoadedRun
+from ecgfast.labels import parse_target
+from ecgfast.store.reader import StoreReader
+
+_BATCH = 64
+POOLED = "all external sites"
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestPlan:
+    """Who is tested on what.
+
+    Attributes:
+        target: what a case is.
+        is_case: (N,) bool, meaningful where the label is known.
+        patients: (N,) number of each record's patient.
+        valid: rows that fix thresholds: the validation split of the training sites.
+        cohorts: name -> rows with known labels that no fine-tuning has seen.
+        notes: what was left out, for the report.
+    """
+
+    target: str
+    is_case: NDArray[np.bool_]
+    patients: NDArray[np.intp]
+    valid: Rows
+    cohorts: dict[str, Rows]
+    notes: tuple[str, ...]
+
+
+def plan_tests(store: StoreReader, classifiers: Sequence[LoadedRun]) -> TestPlan:
+    """Choose test records that no compared run was fine-tuned on.
+
+    Sites that fine-tuning used are tested on their test split, every other site on all its
+    labelled records except those of patients who were fine-tuned on elsewhere.
+
+    Args:
+        store: an open store.
+        classifiers: the runs to compare, all of one target.
+    Raises:
+        ConfigError: the runs have different targets, or no record is left to test on.
+    """
+    targets = sorted({run.target for run in classifiers})
+    if len(targets) != 1:
+        raise ConfigError(
+            f"runs must share one target, got {', '.join(targets) or 'none'}; evaluate them apart"
+        )
+    is_case, is_known = parse_target(targets[0]).labels(store.records)
+    site, split = text_column(store.records, "site"), text_column(store.records, "split")
+    patients = patient_groups(store.records)
+    chosen = np.zeros(len(store), dtype=bool)
+    for run in classifiers:
+        if run.store_identity == store.identity:
+            chosen[selected_rows(store, run.select)] = True
+    trained = chosen & is_known & np.isin(split, ("train", "valid"))
+    free = is_known & ~np.isin(patients, patients[trained])
+    notes = []
+    if others := sorted({run.name for run in classifiers if run.store_identity != store.identity}):
+        notes.append(
+            f"{', '.join(others)}: trained on another store, so patients of both cannot be told"
+        )
+    cohorts: dict[str, Rows] = {}
+    external = np.zeros(len(store), dtype=bool)
+    for name in natural_order(np.unique(site).tolist()):
+        here = site == name
+        if (here & chosen).any():
+            cohorts[f"site {name}, test split"] = np.flatnonzero(here & free & (split == "test"))
+            continue
+        external |= here & free
+        cohorts[f"site {name}, external"] = np.flatnonzero(here & free)
+        if shared := int((here & is_known & ~free).sum()):
+            notes.append(f"site {name}: {shared} records of patients in training left out")
+    if sum(", external" in name for name in cohorts) > 1:
+        cohorts[POOLED] = np.flatnonzero(external)
+    if not any(len(rows) for rows in cohorts.values()):
+        raise ConfigError(
+            f"no record of {store.path} is left to test {targets[0]}: labels missing, or all in "
+            "training; join labels and splits with ecgfast label"
+        )
+    if unknown := int((~is_known).sum()):
+        notes.append(f"{unknown} records have no label for {targets[0]} and count nowhere")
+    return TestPlan(
+        target=targets[0],
+        is_case=is_case & is_known,
+        patients=patients,
+        valid=np.flatnonzero(chosen & is_known & (split == "valid")),
+        cohorts=cohorts,
+        notes=tuple(notes),
+    )
+
+
+def probabilities(run: LoadedRun, store: StoreReader, rows: Rows) -> NDArray[np.float64]:
+    """Score records with a fine-tuned run.
+
+    Args:
+        run: a classifier.
+        store: an open store.
+        rows: (n,) int64 rows.
+    Returns:
+        (n,) float64 in [0, 1].
+    """
+    if not len(rows):
+        return np.zeros(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = run.model.to(device).eval()
+    loader = build_loader(
+        store,
+        batch_size=_BATCH,
+        engine="cpu",
+        device=device,
+        select=rows,
+        drop_last=False,
+        shuffle=False,
+        normalise=run.config.data.normalise,
+        cohort=run.cohort,
+    )
+    parts = []
+    with torch.inference_mode(), log.progress(f"score {run.name}", total=len(rows)) as advance:
+        for batch in loader:
+            logits = model(batch.patches.float())
+            parts.append(torch.sigmoid(logits.double()).cpu().numpy())
+            advance(len(logits))
+    return np.concatenate(parts)

@@ -1,0 +1,223 @@
+"""The sections of a report, each one piece of HTML."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ecgfast import log
+from ecgfast.evaluate import figures, page, plots
+from ecgfast.evaluate.cohort import cohort_table
+from ecgfast.evaluate.reconstruct import Reconstruction, figure_title, fill_in
+from ecgfast.evaluate.results import CohortResult, Results
+from ecgfast.evaluate.roc import Auroc
+from ecgfast.evaluate.runs import LoadedRun
+from ecgfast.evaluate.scores import POOLED
+from ecgfast.model.mae import MaskedAutoencoder
+from ecgfast.records import LEADS
+from ecgfast.store.reader import StoreReader
+
+NUM_RECONSTRUCTED = 64  # records whose error is measured; the middle one is drawn
+
+
+def result_section(results: Results) -> str:
+    """AUROC of every run at every site: table, intervals and ROC curves."""
+    names = list(results.thresholds)
+    header = ("cohort", "cases / controls", *(f"{name}: AUROC (95 % CI)" for name in names))
+    rows, reasons = [], []
+    for cohort, by_run in results.cohorts.items():
+        area = by_run[names[0]].auroc
+        cells = [_area(by_run[name].auroc) for name in names]
+        rows.append((cohort, f"{area.num_cases} / {area.num_controls}", *cells))
+        if area.reason:
+            reasons.append(page.text(f"{cohort}: {_why(area)}"))
+    areas = {c: {n: r.auroc for n, r in by.items()} for c, by in results.cohorts.items()}
+    curves = {
+        cohort: {name: (r.is_case, r.probability) for name, r in by_run.items()}
+        for cohort, by_run in results.cohorts.items()
+        if by_run[names[0]].auroc.value is not None
+    }
+    parts = [page.table(header, rows, sums=_sums(list(results.cohorts))), *reasons]
+    parts += [page.text(note) for note in results.plan.notes]
+    if curves:
+        parts += [
+            page.picture(
+                plots.auroc_by_site(areas),
+                "AUROC and 95 % interval (DeLong; records of one patient taken together, "
+                "Obuchowski 1997). Dotted: chance.",
+            ),
+            page.picture(plots.roc_curves(curves), "ROC curve of each run at each site."),
+        ]
+    return page.section(f"Detection of {results.plan.target}", *parts)
+
+
+def comparison_section(results: Results) -> str:
+    """Paired tests of the first run against every other; empty with a single run."""
+    first, *others = results.thresholds
+    if not others:
+        return ""
+    header = ["cohort"]
+    for name in others:
+        header += [f"minus {name} (95 % CI)", "p"]
+    rows = []
+    for cohort, tests in results.paired.items():
+        row = [cohort]
+        for name in others:
+            test = tests[name]
+            if test.difference is None or test.p_value is None:
+                row += ["not defined", "-"]
+                continue
+            row += [
+                f"{test.difference:+.3f} ({test.low:+.3f} to {test.high:+.3f})",
+                f"{test.p_value:.3f}" if test.p_value >= 0.001 else "< 0.001",
+            ]
+        rows.append(row)
+    words = (
+        f"Difference of AUROC, {first} minus the other, on the same records (paired DeLong test, "
+        "patient-clustered, two-sided, not corrected for the number of tests)."
+    )
+    table = page.table(header, rows, sums=_sums(list(results.paired)))
+    return page.section("Is the difference real?", page.text(words), table)
+
+
+def cohort_section(store: StoreReader, target: str | None) -> str:
+    """Cases, controls, prevalence and patients of each site and split."""
+    rows, sums = [], []
+    for number, row in enumerate(cohort_table(store.records, target)):
+        share = "-" if row.prevalence is None else f"{100 * row.prevalence:.1f} %"
+        counts = (row.num_records, row.num_patients, row.num_cases, row.num_controls)
+        cells = (row.site, row.split, *(f"{n:,}" for n in counts), share, f"{row.num_unlabelled:,}")
+        rows.append(cells)
+        if row.split == "all":
+            sums.append(number)
+    header = (
+        "site", "split", "records", "unique patients", "cases", "controls", "prevalence",
+        "without label",
+    )  # fmt: skip
+    return page.section("Cohort", page.table(header, rows, sums=sums))
+
+
+def loss_section(runs: Sequence[LoadedRun]) -> str:
+    """Loss curves of every run."""
+    parts = []
+    for run in runs:
+        curves = run.loss_curves()
+        if curves:
+            label = "cross-entropy" if run.target else "masked MSE (1.0 = each patch's mean)"
+            parts.append(page.picture(plots.losses(curves, y_label=label), run.name))
+    return page.section("Training", *parts)
+
+
+def reconstruction_section(run: LoadedRun, store: StoreReader) -> tuple[str, float]:
+    """Records as original, masked and reconstructed; returns the mean error as well.
+
+    The record with the middle error is drawn, neither the best nor the worst.
+    """
+    assert isinstance(run.model, MaskedAutoencoder)
+    unseen = np.setdiff1d(np.arange(len(store)), run.rows(store))
+    pool = unseen if len(unseen) else np.arange(len(store))
+    step = max(1, len(pool) // NUM_RECONSTRUCTED)
+    rows = pool[::step][:NUM_RECONSTRUCTED]
+    with log.progress(f"reconstruct with {run.name}", total=len(rows)) as advance:
+        results = fill_in(run.model, run.config, run.cohort, store, rows)
+        advance(len(rows))
+    mean_error = float(np.mean([result.loss for result in results]))
+    middle = sorted(results, key=lambda result: result.loss)[len(results) // 2]
+    source = "that pretraining never read" if len(unseen) else "all of which pretraining read"
+    words = (
+        f"Masked mean squared error of {len(rows)} records {source}: {mean_error:.3f} "
+        "(1.0 = predicting each patch's mean). Below: the record with the middle error. Blue was "
+        "predicted; each predicted patch is drawn with the mean and standard deviation of the "
+        "original patch, as the model predicts shape alone. Each lead is drawn about its median."
+    )
+    return page.section(
+        f"Reconstruction: {run.name}",
+        page.text(words),
+        _reconstruction(store, middle, ("II", "V5"), "Leads II and V5."),
+        _reconstruction(store, middle, LEADS, "All 12 leads: original, masked, reconstructed."),
+    ), mean_error
+
+
+def calibration_section(results: Results) -> str:
+    """Sensitivity and specificity at the validation threshold, and calibration."""
+    header = ("cohort", "run", "threshold", "sensitivity", "specificity", "AUPRC", "Brier score",
+              "mean predicted / observed")  # fmt: skip
+    rows = [
+        (cohort, name, *_operating(result))
+        for cohort, by_run in results.cohorts.items()
+        for name, result in by_run.items()
+        if result.calibration
+    ]
+    parts = [
+        page.text(
+            "Threshold: the highest sensitivity + specificity on the validation split, then kept. "
+            "Probabilities are as the network gives them, without recalibration."
+        ),
+        page.table(header, rows),
+    ]
+    last = POOLED if POOLED in results.cohorts else list(results.cohorts)[-1]
+    curves = {n: r.calibration for n, r in results.cohorts[last].items() if r.calibration}
+    if curves:
+        caption = f"Calibration, {last}: tenths of the records."
+        parts.append(page.picture(plots.reliability(curves), caption))
+    return page.section("Operating point and calibration", *parts)
+
+
+def origin_section(store: StoreReader, runs: Sequence[LoadedRun], results: Results | None) -> str:
+    """Where the numbers come from: runs, settings, store."""
+    header = ("run", "preset", "initial weights", "records", "normalisation", "seed")
+    rows = [
+        (run.name, Path(run.config.preset).name, run.init or "-", run.select or "all",
+         run.config.data.normalise, str(run.config.train.seed))
+        for run in runs
+    ]  # fmt: skip
+    words = f"Store {store.path.name}, identity {store.identity[:16]}, codec {store.codec}."
+    if results:
+        words += (
+            " Sites used in fine-tuning are tested on their test split, all others on every "
+            "labelled record of patients who were not in training."
+        )
+    return page.section("Origin", page.table(header, rows), page.text(words))
+
+
+def _reconstruction(
+    store: StoreReader, result: Reconstruction, leads: Sequence[str], caption: str
+) -> str:
+    figure = figures.reconstruction(
+        result.original_mv,
+        result.filled_mv,
+        result.mask,
+        title=figure_title(store, result),
+        leads=leads,
+    )
+    return page.picture(figure, caption, kind="png")
+
+
+def _area(area: Auroc) -> str:
+    if area.value is None:
+        return "not defined"
+    if area.low is None:
+        return f"{area.value:.3f} (no interval)"
+    return f"{area.value:.3f} ({area.low:.3f} to {area.high:.3f})"
+
+
+def _why(area: Auroc) -> str:
+    what = "AUROC is not defined" if area.value is None else "its interval is not defined"
+    return f"{what}: {area.reason}."
+
+
+def _operating(result: CohortResult) -> tuple[str, ...]:
+    point, calibration = result.operating, result.calibration
+    assert calibration is not None
+    return (
+        "-" if point is None else f"{point.threshold:.3f}",
+        "-" if point is None or point.sensitivity is None else f"{point.sensitivity:.2f}",
+        "-" if point is None or point.specificity is None else f"{point.specificity:.2f}",
+        "-" if result.average_precision is None else f"{result.average_precision:.3f}",
+        f"{calibration.brier:.3f}",
+        f"{100 * calibration.mean_predicted:.1f} % / {100 * calibration.observed:.1f} %",
+    )
+
+
+def _sums(cohorts: Sequence[str]) -> list[int]:
+    return [number for number, name in enumerate(cohorts) if name == POOLED]
