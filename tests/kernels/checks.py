@@ -12,6 +12,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Triton's interpreter multiplies the raw bits of bf16 operands, so bf16 needs a GPU.
 DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")
 
+# torch 2.13's tracer makes an instance of autograd.Function, against its own advice.
+INSIDE_DYNAMO = "ignore:.*should not be instantiated:DeprecationWarning"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Case:

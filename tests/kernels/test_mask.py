@@ -1,16 +1,27 @@
 """random_mask: bit-equal everywhere, exactly K, uniform, independent of how a batch is cut."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from checks import DEVICE, poisoned_outputs
 from ecgfast_kernels.mask import random_mask
 from scipy.stats import chi2
+from torch import Tensor
 
 N, K = 240, 60
 
 
-def masks(records, *, backend, seed=1, epoch=2, num_patches=N, num_keep=K):
+def masks(
+    records: Sequence[int] | Tensor,
+    *,
+    backend: str,
+    seed: int = 1,
+    epoch: int = 2,
+    num_patches: int = N,
+    num_keep: int = K,
+) -> tuple[Tensor, Tensor, Tensor]:
     with poisoned_outputs():
         return random_mask(
             torch.as_tensor(records, dtype=torch.int64, device=DEVICE),
@@ -22,13 +33,13 @@ def masks(records, *, backend, seed=1, epoch=2, num_patches=N, num_keep=K):
         )
 
 
-def assert_bit_equal(got, want):
+def assert_bit_equal(got: Sequence[Tensor], want: Sequence[Tensor]) -> None:
     for name, a, b in zip(("ids_keep", "ids_restore", "mask"), got, want, strict=True):
         assert a.dtype == b.dtype, name
         assert torch.equal(a, b), name
 
 
-def test_kernel_is_bit_equal_to_reference():
+def test_kernel_is_bit_equal_to_reference() -> None:
     records = torch.arange(1000) * 7919 + 11
     got, want = masks(records, backend="triton"), masks(records, backend="reference")
     assert_bit_equal(got, want)
@@ -39,7 +50,9 @@ def test_kernel_is_bit_equal_to_reference():
     [(0, 0, 0), (1, 1, 1), (2**63 - 1, 2**32 - 1, 2**62 + 3), (2**32, 16, 2**32), (5, 2**31, 9)],
 )
 @pytest.mark.parametrize(("num_patches", "num_keep"), [(240, 60), (37, 36), (5, 1), (16, 16)])
-def test_extreme_counters_and_shapes(seed, epoch, record, num_patches, num_keep):
+def test_extreme_counters_and_shapes(
+    seed: int, epoch: int, record: int, num_patches: int, num_keep: int
+) -> None:
     settings = {"seed": seed, "epoch": epoch, "num_patches": num_patches, "num_keep": num_keep}
     records = [record, record + 1, record + 3]
     want = masks(records, backend="reference", **settings)
@@ -47,7 +60,7 @@ def test_extreme_counters_and_shapes(seed, epoch, record, num_patches, num_keep)
 
 
 @pytest.mark.parametrize("backend", ["triton", "reference"])
-def test_equal_keys_keep_the_lower_index(backend):
+def test_equal_keys_keep_the_lower_index(backend: str) -> None:
     # Under seed 0, epoch 0, patches 49 and 214 of record 7069 share the 209th smallest key.
     settings = {"seed": 0, "epoch": 0, "backend": backend}
     removed = masks([7069], num_keep=209, **settings)[2][0]
@@ -57,7 +70,7 @@ def test_equal_keys_keep_the_lower_index(backend):
     assert not masks([7069], num_keep=210, **settings)[2][0][[49, 214]].any()
 
 
-def test_outputs_describe_one_permutation():
+def test_outputs_describe_one_permutation() -> None:
     ids_keep, ids_restore, mask = masks(torch.arange(64), backend="reference")
     everything = torch.arange(N, device=DEVICE)
     assert torch.equal(ids_restore.sort(dim=1).values, everything.expand(64, -1))
@@ -69,7 +82,7 @@ def test_outputs_describe_one_permutation():
     assert torch.equal(ids_restore.gather(1, removed), everything[K:].expand(64, -1))
 
 
-def test_independent_of_batch_split_and_order():
+def test_independent_of_batch_split_and_order() -> None:
     records = torch.randperm(50, generator=torch.Generator().manual_seed(0)) + 2**33
     whole = masks(records, backend="triton")
     parts = [masks(part, backend="triton") for part in records.split([1, 7, 13, 29])]
@@ -78,7 +91,7 @@ def test_independent_of_batch_split_and_order():
     assert_bit_equal([tensor.flip(0) for tensor in flipped], whole)
 
 
-def test_seed_epoch_and_record_change_the_mask():
+def test_seed_epoch_and_record_change_the_mask() -> None:
     base = masks([5], backend="reference")[0]
     assert not torch.equal(base, masks([6], backend="reference")[0])
     assert not torch.equal(base, masks([5], backend="reference", epoch=3)[0])
@@ -86,7 +99,7 @@ def test_seed_epoch_and_record_change_the_mask():
     assert not torch.equal(base, masks([5 + 2**32], backend="reference")[0])
 
 
-def test_patches_and_pairs_are_uniform():
+def test_patches_and_pairs_are_uniform() -> None:
     count = 20_000
     kept = (~masks(torch.arange(count), backend="reference")[2]).double().cpu().numpy()
     # Each patch is kept with p = K/N; fixed K makes the N counts sum up exactly, hence N - 1
@@ -103,7 +116,7 @@ def test_patches_and_pairs_are_uniform():
     assert np.abs(pairs - count * q).max() < 6 * np.sqrt(count * q * (1 - q))
 
 
-def test_neighbouring_records_and_epochs_share_nothing():
+def test_neighbouring_records_and_epochs_share_nothing() -> None:
     kept = (~masks(torch.arange(4000), backend="reference")[2]).double()
     later = (~masks(torch.arange(4000), backend="reference", epoch=3)[2]).double()
     expected = N * (K / N) ** 2
@@ -112,12 +125,12 @@ def test_neighbouring_records_and_epochs_share_nothing():
         assert abs(overlap.mean().item() - expected) < 5 * 0.046
 
 
-def test_empty_batch():
+def test_empty_batch() -> None:
     ids_keep, ids_restore, mask = masks([], backend="triton")
     assert (ids_keep.shape, ids_restore.shape, mask.shape) == ((0, K), (0, N), (0, N))
 
 
-def test_opcheck_and_fullgraph():
+def test_opcheck_and_fullgraph() -> None:
     records = torch.arange(3, device=DEVICE)
     torch.library.opcheck(torch.ops.ecgfast.random_mask.default, (records, 1, 2, N, K))
     compiled = torch.compile(random_mask, fullgraph=True, backend="aot_eager")
@@ -135,6 +148,6 @@ def test_opcheck_and_fullgraph():
         ({"backend": "fast"}, "kernels must be auto"),
     ],
 )
-def test_wrong_arguments(change, message):
+def test_wrong_arguments(change: dict[str, int | str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         masks([1], **({"backend": "reference"} | change))

@@ -22,11 +22,13 @@ KNOWN_ANSWERS = [
 
 
 @pytest.mark.parametrize(("counter", "key", "words"), KNOWN_ANSWERS)
-def test_known_answers(counter, key, words):
+def test_known_answers(
+    counter: tuple[int, ...], key: tuple[int, int], words: tuple[int, ...]
+) -> None:
     assert tuple(int(word) for word in philox4x32(counter, key)) == words
 
 
-def test_torch_and_numpy_agree_across_blocks():
+def test_torch_and_numpy_agree_across_blocks() -> None:
     count = 40_000  # more than two of the blocks that the NumPy path works in
     counter = np.random.default_rng(0).integers(0, 1 << 32, size=(4, count), dtype=np.uint32)
     key = split_seed(0x1234_5678_9ABC_DEF0)
@@ -36,7 +38,7 @@ def test_torch_and_numpy_agree_across_blocks():
     np.testing.assert_array_equal(from_numpy, from_torch)
 
 
-def test_counters_broadcast():
+def test_counters_broadcast() -> None:
     record = np.arange(5, dtype=np.uint32)[:, None]
     words = philox4x32((record, 0, 7, np.arange(3, dtype=np.uint32)), (1, 2))
     alone = philox4x32((4, 0, 7, 2), (1, 2))
@@ -45,6 +47,6 @@ def test_counters_broadcast():
 
 
 @pytest.mark.parametrize("seed", [-1, 1 << 63])
-def test_seed_out_of_range(seed):
+def test_seed_out_of_range(seed: int) -> None:
     with pytest.raises(ValueError, match="seed must be in"):
         split_seed(seed)
