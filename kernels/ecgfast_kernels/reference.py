@@ -20,16 +20,16 @@ def random_mask(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Keep the `num_keep` patches with the smallest Philox keys; see `mask.random_mask`."""
     record = record_index_B[:, None]
-    patch = torch.arange(num_patches, device=record.device)[None, :]
-    counter = (record & 0xFFFFFFFF, (record >> 32) & 0xFFFFFFFF, epoch & 0xFFFFFFFF, patch // 4)
-    zero = torch.zeros_like(record + patch)
+    block = torch.arange(-(-num_patches // 4), device=record.device)[None, :]
+    counter = (record & 0xFFFFFFFF, (record >> 32) & 0xFFFFFFFF, epoch & 0xFFFFFFFF, block)
+    zero = torch.zeros_like(record + block)
     words = philox_rounds([zero + word for word in counter], split_seed(seed))
-    word_of_patch = (patch % 4).expand_as(zero)[None]
-    keys_BN = torch.stack(words).gather(0, word_of_patch)[0]
+    keys_BN = torch.stack(words, dim=2).flatten(1)[:, :num_patches]
     ids_keep_BK = keys_BN.argsort(dim=1, stable=True)[:, :num_keep].sort(dim=1).values
-    mask_BN = torch.ones_like(zero, dtype=torch.bool).scatter_(1, ids_keep_BK, False)
-    kept_before_BN = (~mask_BN).cumsum(dim=1)
-    ids_restore_BN = torch.where(mask_BN, num_keep + patch - kept_before_BN, kept_before_BN - 1)
+    mask_BN = torch.ones_like(keys_BN, dtype=torch.bool).scatter_(1, ids_keep_BK, False)
+    kept_up_to_BN = (~mask_BN).cumsum(dim=1)
+    patch = torch.arange(num_patches, device=record.device)
+    ids_restore_BN = torch.where(mask_BN, num_keep + patch - kept_up_to_BN, kept_up_to_BN - 1)
     return ids_keep_BK, ids_restore_BN, mask_BN
 
 
