@@ -5,6 +5,7 @@ decided here and nowhere else. Shapes: R records, C leads.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,13 +50,36 @@ def cohort_statistics(store: StoreReader, index_R: NDArray[np.int64]) -> CohortS
     return CohortStatistics(mean_uv=tuple(mean_C.tolist()), std_uv=tuple(std_C.tolist()))
 
 
+class LeadStatistics(Protocol):
+    """What normalisation needs to know of R records: a store has it, and so have raw files."""
+
+    def __len__(self) -> int:
+        """R."""
+
+    @property
+    def scale_uv(self) -> NDArray[np.float32]:
+        """(R, C) microvolt per ADC unit."""
+
+    @property
+    def offset_adc(self) -> NDArray[np.float32]:
+        """(R, C) ADC units."""
+
+    @property
+    def lead_mean(self) -> NDArray[np.float32]:
+        """(R, C) ADC units."""
+
+    @property
+    def lead_std(self) -> NDArray[np.float32]:
+        """(R, C) ADC units."""
+
+
 def mean_and_rstd(
-    store: StoreReader, mode: str, cohort: CohortStatistics | None = None
+    store: LeadStatistics, mode: str, cohort: CohortStatistics | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return what to subtract and to multiply by, in ADC units, for every record of a store.
 
     Args:
-        store: an open store.
+        store: an open store, or the same arrays of other records.
         mode: `record_lead` z-scores each lead by itself; `record` divides all leads by one
             standard deviation, so that relative amplitudes stay; `cohort_lead` uses the training
             split's microvolt statistics; `none` gives millivolt.
@@ -74,7 +98,12 @@ def mean_and_rstd(
         pooled_R1 = np.sqrt((std_RC**2).mean(axis=1, keepdims=True))
         return store.lead_mean, (scale_RC * _reciprocal(pooled_R1)).astype(np.float32)
     if mode == "cohort_lead":
-        cohort = cohort or cohort_statistics(store, training_rows(store))
+        if cohort is None:
+            if not isinstance(store, StoreReader):
+                raise ConfigError(
+                    "normalise=cohort_lead needs the statistics of training records, got none"
+                )
+            cohort = cohort_statistics(store, training_rows(store))
         mean_RC = store.offset_adc + np.asarray(cohort.mean_uv) / scale_RC
         rstd_RC = scale_RC * _reciprocal(np.asarray(cohort.std_uv))
         return mean_RC.astype(np.float32), rstd_RC.astype(np.float32)
@@ -90,7 +119,7 @@ def training_rows(store: StoreReader) -> NDArray[np.int64]:
 
 
 def _microvolt_statistics(
-    store: StoreReader, index_R: NDArray[np.int64]
+    store: LeadStatistics, index_R: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     scale_RC = store.scale_uv[index_R].astype(np.float64)
     mean_RC = (store.lead_mean[index_R] - store.offset_adc[index_R]) * scale_RC
