@@ -1,6 +1,7 @@
 """Ranks, and how a model is spread over them: compile per block, then FSDP2."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -119,6 +120,8 @@ def spread(
         block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
     if ranks.mesh is None:
         return model
+    # The loop only reads the outputs, so that views among them are harmless.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if precision == "bf16" else None,
         reduce_dtype=torch.float32,
