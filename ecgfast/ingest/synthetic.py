@@ -16,8 +16,8 @@ from ecgfast.records import LEADS, NUM_LEADS
 
 DEFAULT_PREVALENCE = 0.2
 _COLUMNS = (
-    "record_id", "patient_id", "site", "age", "sex", "ejection_fraction", "echo_offset_days",
-    "synthetic",
+    "record_id", "patient_id", "site", "age", "sex", "ecg_date", "ejection_fraction",
+    "label_date", "synthetic",
 )  # fmt: skip
 
 
@@ -133,7 +133,8 @@ def _write_record(
     name, site = stem.name, person.site
     sums = np.add.reduce(signal_CT, axis=1, dtype=np.int16).tolist()
     first = signal_CT[:, 0].tolist()
-    lines = [f"{name} {NUM_LEADS} {sampling_rate_hz} {signal_CT.shape[1]}"]
+    when = f"12:00:00 {person.ecg_date:%d/%m/%Y}"
+    lines = [f"{name} {NUM_LEADS} {sampling_rate_hz} {signal_CT.shape[1]} {when}"]
     lines += [
         f"{name}.dat 16 {site.gain:g}(0)/mV 16 0 {first[row]} {sums[row]} 0 {lead}"
         for row, lead in enumerate(LEADS)
@@ -159,7 +160,8 @@ def _label_row(person: Person) -> tuple[str | int | float, ...]:
         person.site.name,
         person.age,
         person.sex,
+        person.ecg_date.isoformat(),
         person.ejection_fraction,
-        person.echo_offset_days,
+        person.label_date.isoformat(),
         "true",
     )

@@ -79,7 +79,7 @@ def draw_heart(person: Person, anatomy: np.random.Generator, now: np.random.Gene
     """
     weakness = 1.0 / (1.0 + np.exp((person.ejection_fraction - LOW_EF - 3.0) / 3.0))  # 0..1
     # One hidden severity, of unit variance among the healthy: it bounds what any model can reach.
-    severity = float(2.0 * weakness + anatomy.normal() * 0.95 + now.normal() * 0.3)
+    severity = float(2.2 * weakness + anatomy.normal() * 0.95 + now.normal() * 0.3)
     waves = _shape(severity, anatomy, now)
     projection = DOWER * (1.0 + 0.10 * anatomy.normal(size=DOWER.shape))
     projection += 0.05 * now.normal(size=DOWER.shape) * np.linalg.norm(DOWER, axis=1)[:, None]
@@ -103,16 +103,16 @@ def _shape(
     waves = _WAVES.copy()
     normal = anatomy.normal(size=8)
     size = np.exp(0.22 * normal[0])
-    qrs_width = np.clip(1.0 + 0.075 * severity + 0.05 * normal[1], 0.75, 1.7)
+    qrs_width = np.clip(1.0 + 0.085 * severity + 0.045 * normal[1], 0.75, 1.7)
     waves[_QRS, :2] *= qrs_width
-    waves[_NOTCH, 2:] *= np.clip(0.5 * severity + 0.3 * normal[2], 0.0, 2.0)
+    waves[_NOTCH, 2:] *= np.clip(0.25 * severity + 0.45 * normal[2], -0.5, 2.0)
     waves[_P, 0] += 0.020 * normal[3] - 0.03 * (qrs_width - 1.0)  # PR interval
     waves[_P, 1] *= np.clip(1.0 + 0.05 * severity, 0.8, 1.4)
     waves[_P, 2:] *= np.exp(0.25 * normal[4])
     waves[_T, :2] *= np.clip(1.0 + 0.02 * severity + 0.03 * normal[5], 0.85, 1.25)  # QT
-    waves[_T, 2:] *= np.clip(1.0 - 0.16 * severity + 0.30 * normal[6], -0.4, 1.9)
+    waves[_T, 2:] *= np.clip(1.0 - 0.09 * severity + 0.36 * normal[6], -0.4, 2.0)
     _turn(waves[2:8], (2, 3), 24.0 * normal[7])  # electrical axis, frontal plane
-    _turn(waves[2:6], (2, 4), 5.0 * severity + 13.0 * anatomy.normal())  # R progression
+    _turn(waves[2:6], (2, 4), 3.0 * severity + 14.0 * anatomy.normal())  # R progression
     _turn(waves[_T], (2, 4), 16.0 * anatomy.normal())
     _turn(waves[_ECTOPIC], (2, 3), 80.0 * now.normal())
     waves[:, 2:] *= size * (1.0 + 0.04 * now.normal())
@@ -131,7 +131,7 @@ def _rhythm(
     severity: float, fibrillates: bool, anatomy: np.random.Generator, now: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return R peaks in seconds and which of them are extrasystoles."""
-    rate = float(np.clip(anatomy.normal(71.0, 11.0) + now.normal(0, 4.0) + 1.5 * severity, 46, 108))
+    rate = float(np.clip(anatomy.normal(71.0, 11.0) + now.normal(0, 4.0) + severity, 46, 108))
     mean_rr = 60.0 / rate
     count = int(np.ceil(DURATION_S / mean_rr * 1.25)) + 6
     beat = np.arange(count)
@@ -144,7 +144,7 @@ def _rhythm(
     )
     rr = np.maximum(rr, 0.5)
     ectopic = np.zeros(count, bool)
-    if mean_rr > 0.68 and now.random() < np.clip(0.07 + 0.04 * severity, 0.0, 0.3):
+    if mean_rr > 0.68 and now.random() < np.clip(0.08 + 0.02 * severity, 0.0, 0.2):
         ectopic[1:-1] = now.random(count - 2) < 0.12
         ectopic[2:] &= ~ectopic[1:-1]  # never two in a row
         rr[ectopic] *= 0.68

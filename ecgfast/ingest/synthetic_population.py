@@ -1,6 +1,7 @@
 """Who is in a synthetic cohort: sites, patients, ejection fractions. No waveforms here."""
 
 from dataclasses import dataclass
+from datetime import date, timedelta
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from ecgfast.errors import ConfigError
 
 LOW_EF = 40.0  # percent; below it, left ventricular systolic dysfunction
 _EF_RANGE = (12.0, 78.0)
+_FIRST_DAY = date(2015, 1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +52,9 @@ class Person:
         site: of the record.
         age: years.
         sex: "female" or "male".
-        ejection_fraction: percent, measured within `echo_offset_days` of the ECG.
-        echo_offset_days: echocardiography minus ECG.
+        ecg_date: of the recording.
+        ejection_fraction: percent.
+        label_date: of the echocardiography, within 45 days of the ECG.
         patient_stream: number that selects the random stream of the patient's anatomy.
     """
 
@@ -61,8 +64,9 @@ class Person:
     site: Site
     age: int
     sex: str
+    ecg_date: date
     ejection_fraction: float
-    echo_offset_days: int
+    label_date: date
     patient_stream: int
 
 
@@ -119,18 +123,18 @@ def population(num_records: int, num_sites: int, seed: int, prevalence: float) -
     Raises:
         ConfigError: a number is out of range.
     """
-    if num_records < num_sites:
-        raise ConfigError(f"records must be at least one a site, got {num_records}")
+    if num_records < num_sites + (num_sites > 1):
+        raise ConfigError(f"records must be more than the {num_sites} sites, got {num_records}")
     if not 0 < prevalence <= 0.5:
         raise ConfigError(f"prevalence must be in (0, 0.5], got {prevalence}")
     people: list[Person] = []
     hospitals = sites(num_sites)
-    bounds = np.linspace(0, num_records, num_sites + 2).round().astype(int)[1:]
-    bounds[0] = 0  # the first two shares are site 1
+    bounds = [(number + 1) * num_records // (num_sites + 1) for number in range(num_sites + 1)]
+    bounds[0] = 0  # the first two shares are site 1's
     for number, site in enumerate(hospitals):
         rng = np.random.default_rng([seed, 1, number])
-        count = int(bounds[number + 1] - bounds[number])
-        people.extend(_site_records(site, count, int(bounds[number]), rng, prevalence))
+        count = bounds[number + 1] - bounds[number]
+        people.extend(_site_records(site, count, bounds[number], rng, prevalence))
     return people
 
 
@@ -147,9 +151,10 @@ def _site_records(
         ef = rng.normal(30.0, 6.0) if is_low else rng.normal(60.0, 7.0)
         age = int(np.clip(rng.normal(site.mean_age + (4 if is_low else 0), 13.0), 18, 95))
         sex = "male" if rng.random() < (0.66 if is_low else 0.52) else "female"
+        day = _FIRST_DAY + timedelta(days=int(rng.integers(0, 1500)))
         for _ in range(repeats):
             measured = float(np.clip(np.round(ef + rng.normal(0.0, 2.5)), *_EF_RANGE))
-            offset = int(rng.integers(-30, 31))
+            label_day = day + timedelta(days=int(rng.integers(-45, 46)))
             if len(out) == count:
                 break
             out.append(
@@ -160,9 +165,11 @@ def _site_records(
                     site=site,
                     age=age,
                     sex=sex,
+                    ecg_date=day,
                     ejection_fraction=measured,
-                    echo_offset_days=offset,
+                    label_date=label_day,
                     patient_stream=first + patient,
                 )
             )
+            day += timedelta(days=int(rng.integers(1, 400)))
     return out
