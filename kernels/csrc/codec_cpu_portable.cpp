@@ -30,15 +30,24 @@ struct Portable {
     std::memset(out + kColumn, 0, (kRow - kColumn) * sizeof *out);
   }
 
-  // In zigzag form (0, -1, 1, -2 ... as 0, 1, 2, 3 ...) the needed bits are the bit length.
-  static void needed_bits(const int16_t* row, uint8_t* need) {
-    for (int g = 0; g < kGroups; ++g) {
-      uint32_t all = 0;
-      for (int i = 0; i < 8; ++i) {
-        const int32_t r = row[8 * g + i];
-        all |= uint16_t(r * 2 ^ r >> 15);
+  // In zigzag form (0, -1, 1, -2 ... as 0, 1, 2, 3 ...) the bit length is what a residual needs.
+  static void needed_bits(const int16_t* u, int16_t middle, uint8_t need[3][kGroups]) {
+    alignas(64) uint16_t zigzag[kRow];
+    for (int order = 0; order < 3; ++order) {
+      for (int t = 0; t < kRow; ++t) {
+        const int32_t r0 = u[t] - middle, r1 = u[t] - u[t - 1], r2 = r1 - u[t - 1] + u[t - 2];
+        const int16_t r = int16_t(order == 0 ? r0 : order == 1 ? r1 : r2);
+        zigzag[t] = uint16_t(uint16_t(r) << 1 ^ r >> 15);
       }
-      need[g] = uint8_t(all ? 32 - __builtin_clz(all) : 0);
+      for (int t = kColumn; t < kRow; ++t) zigzag[t] = 0;
+      for (int g = 0; g < kGroups; ++g) {
+        uint64_t some[2];
+        std::memcpy(some, zigzag + 8 * g, sizeof some);
+        some[0] |= some[1];
+        some[0] |= some[0] >> 32;
+        const uint32_t all = uint32_t((some[0] | some[0] >> 16) & 0xffff);
+        need[order][g] = uint8_t(all ? 32 - __builtin_clz(all) : 0);
+      }
     }
   }
 
@@ -53,6 +62,16 @@ struct Portable {
     for (int g = 0; g < kGroups; ++g) sum += need[g] > floor ? need[g] : floor;
     return sum;
   }
+
+  static void planes(const uint8_t* need, int floor, uint32_t* plane) {
+    plane[0] = plane[1] = plane[2] = 0;
+    for (int g = 0; g < kGroups; ++g) {
+      const uint32_t code = need[g] > floor ? need[g] - floor : 0;
+      for (int j = 0; j < 3; ++j) plane[j] |= (code >> j & 1) << g;
+    }
+  }
+
+  static void pack(const int16_t* r, int w, uint8_t* out) { pack_group(r, w, out); }
 };
 
 }  // namespace

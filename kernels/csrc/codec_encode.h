@@ -1,7 +1,9 @@
 // Encoding a record, over the primitives of one instruction set:
-//   Simd::needed_bits(row, need)   bits that each of the 32 groups needs
-//   Simd::largest(need)            the most of them
-//   Simd::sum_max(need, floor)     sum over groups of max(need, floor)
+//   Simd::needed_bits(u, middle, need)  bits that each of the 32 groups needs, for the 3 orders
+//   Simd::largest(need)                 the most of them
+//   Simd::sum_max(need, floor)          sum over groups of max(need, floor)
+//   Simd::planes(need, floor, plane)    the planes of max(need, floor) - floor
+//   Simd::pack(residual, w, out)        one group of 8 residuals; may write 16 bytes
 #pragma once
 #include "codec_backend.h"
 #include "codec_quantum.h"
@@ -9,12 +11,22 @@
 namespace ecgfast {
 namespace {
 
-struct Stored {  // how one lead of one column is stored
-  int16_t residual[kRow];
-  uint8_t need[kGroups];
-  int32_t bytes;
-  int16_t base;
-  uint8_t order, num_planes, base_width;
+// A row with two more values in front, equal to the first: differences at the start come out 0.
+struct Row {
+  alignas(64) int16_t before[32];
+  int16_t value[kRow];
+
+  void close() { before[30] = before[31] = value[0]; }
+};
+
+struct Choice {  // how one lead of one column is stored
+  alignas(32) uint8_t need[kGroups];
+  uint32_t key = UINT32_MAX;  // bytes << 6 | predicted << 4 | order << 2 | planes: the smallest is the best
+  int16_t base = 0;
+
+  int num_planes() const { return key & 3; }
+  int order() const { return key >> 2 & 3; }
+  bool predicted() const { return key >> 4 & 1; }
 };
 
 inline int16_t middle(const int16_t* row) {
@@ -26,94 +38,96 @@ inline int16_t middle(const int16_t* row) {
   return int16_t((low + high + 1) >> 1);
 }
 
-// Residuals of u for an order; `from` holds those of the order below (u itself for order 0).
-inline int16_t residuals(const int16_t* __restrict from, int order, int16_t first,
-                         int16_t* __restrict out) {
-  const int16_t base = order == 0 ? middle(from) : first;
-  out[0] = order == 0 ? int16_t(from[0] - base) : 0;
-  if (order == 0)
-    for (int t = 1; t < kRow; ++t) out[t] = int16_t(from[t] - base);
-  else
-    for (int t = 1; t < kRow; ++t) out[t] = int16_t(from[t] - from[t - 1]);
-  for (int t = kColumn; t < kRow; ++t) out[t] = 0;
-  return base;
+inline int floor_width(int most, int num_planes) {
+  const int floor = most - ((1 << num_planes) - 1);
+  return floor > 0 ? floor : 0;
 }
 
-// The cheapest width code for these residuals; leaves `stored` alone unless it beats its bytes.
+// The cheapest width code for these groups, as bytes << 6 | planes. Without branches: which code
+// wins is as good as random.
 template <class Simd>
-bool price(const uint8_t* need, Stored& stored) {
+uint32_t price(const uint8_t* need) {
   const int most = Simd::largest(need), last = need[kGroups - 1];
-  bool better = false;
-  for (int planes = most == 16 ? 1 : 0; planes < 4; ++planes) {
-    const int reach = (1 << planes) - 1;
-    const int floor = most > reach ? most - reach : 0;
+  uint32_t best = most == 16 ? UINT32_MAX : 0;  // a base width of 16 cannot be written
+  for (int planes = 0; planes < 4; ++planes) {
+    const int floor = floor_width(most, planes);
     const int tail = last > floor ? last : floor;
     const int bytes = 4 * planes + Simd::sum_max(need, floor) - tail + ((tail + 3) >> 2);
-    if (bytes < stored.bytes) {
-      stored.bytes = bytes;
-      stored.num_planes = uint8_t(planes);
-      stored.base_width = uint8_t(floor);
-      better = true;
-    }
-    if (floor == 0) break;  // more planes cost more and save nothing
+    const uint32_t key = uint32_t(bytes << 6 | planes);
+    best = planes == 0 ? best | key : (key < best ? key : best);
   }
-  return better;
+  return best;
 }
 
-// Tries the three orders of u. True if one beats what is stored.
+// Puts the best order of u into `best` if that beats what is there.
 template <class Simd>
-bool try_orders(const int16_t* u, Stored& best) {
-  alignas(64) int16_t residual[3][kRow];
-  alignas(64) uint8_t need[kGroups];
-  bool better = false;
-  for (int order = 0; order < 3; ++order) {
-    const int16_t base =
-        residuals(order == 2 ? residual[1] : u, order, u[0], residual[order]);
-    Simd::needed_bits(residual[order], need);
-    if (!price<Simd>(need, best)) continue;
-    best.base = base;
-    best.order = uint8_t(order);
-    std::memcpy(best.residual, residual[order], sizeof best.residual);
-    std::memcpy(best.need, need, sizeof need);
-    better = true;
+void try_orders(const Row& u, uint32_t predicted, Choice& best) {
+  alignas(64) uint8_t need[3][kGroups];
+  const int16_t half = middle(u.value);
+  Simd::needed_bits(u.value, half, need);
+  uint32_t least = UINT32_MAX;
+  for (uint32_t order = 0; order < 3; ++order) {
+    const uint32_t key = price<Simd>(need[order]) | predicted << 4 | order << 2;
+    least = key < least ? key : least;
   }
-  return better;
+  if (least >= best.key) return;
+  best.key = least;
+  best.base = best.order() == 0 ? half : u.value[0];
+  std::memcpy(best.need, need[best.order()], sizeof best.need);
 }
 
-// Writes up to 16 bytes; only the group's own count.
-inline uint8_t* pack_group(const int16_t* r, int w, bool last, uint8_t* out) {
-  const uint64_t mask = (uint64_t(1) << w) - 1;
-  uint64_t half[2];
-  for (int h = 0; h < 2; ++h, r += 4)
-    half[h] = (r[0] & mask) | (r[1] & mask) << w | (r[2] & mask) << 2 * w | (r[3] & mask) << 3 * w;
-  const unsigned __int128 bits = half[0] | (unsigned __int128)half[1] << 4 * w;
-  std::memcpy(out, &bits, 16);
-  return out + (last ? (w + 3) >> 2 : w);
+// Packs the residuals that the choice needs, group after group.
+template <class Simd>
+uint8_t* pack_lead(const Row& u, const Choice& choice, int floor, uint8_t* out) {
+  alignas(64) int16_t residual[kRow];
+  const int16_t* v = u.value;
+  if (choice.order() == 0)
+    for (int t = 0; t < kRow; ++t) residual[t] = int16_t(v[t] - choice.base);
+  else if (choice.order() == 1)
+    for (int t = 0; t < kRow; ++t) residual[t] = int16_t(v[t] - v[t - 1]);
+  else
+    for (int t = 0; t < kRow; ++t) residual[t] = int16_t(v[t] - 2 * v[t - 1] + v[t - 2]);
+  for (int t = kColumn; t < kRow; ++t) residual[t] = 0;
+  int w = 0;
+  for (int g = 0; g < kGroups; ++g, out += w) {
+    w = choice.need[g] > floor ? choice.need[g] : floor;
+    Simd::pack(residual + 8 * g, w, out);
+  }
+  return out - w + ((w + 3) >> 2);  // of the last group only two residuals are kept
 }
 
-inline uint8_t* write_column(const Stored* stored, int num_leads, uint32_t predicted,
-                             uint8_t* const start) {
-  std::memcpy(start, &predicted, 2);
-  uint8_t* at = start + 2;
-  for (int c = 0; c < num_leads; ++c)
-    *at++ = uint8_t(stored[c].order | stored[c].num_planes << 2 | stored[c].base_width << 4);
-  for (int c = 0; c < num_leads; ++c, at += 2) std::memcpy(at, &stored[c].base, 2);
-  for (int c = 0; c < num_leads; ++c)
-    for (int j = 0; j < stored[c].num_planes; ++j, at += 4) {
-      uint32_t plane = 0;
-      for (int g = 0; g < kGroups; ++g) {
-        const int need = stored[c].need[g], floor = stored[c].base_width;
-        plane |= uint32_t((need > floor ? need - floor : 0) >> j & 1) << g;
-      }
-      std::memcpy(at, &plane, 4);
+// One column; writes up to 16 bytes behind its end.
+template <class Simd>
+uint8_t* encode_column(const int16_t (*k)[kRow], int num_leads, uint8_t* out) {
+  uint8_t packed[max_column_bytes(kMaxLeads) + 16];
+  uint8_t *groups = packed, *plane_at = out + 2 + 3 * num_leads;
+  uint32_t predicted = 0;
+  Row u[2];  // plain and predicted
+  for (int c = 0; c < num_leads; ++c) {
+    Choice best;
+    std::memcpy(u[0].value, k[c], sizeof u[0].value);
+    u[0].close();
+    try_orders<Simd>(u[0], 0, best);
+    if (kPredictedLeads >> c & 1) {
+      predict(k, c, u[1].value);
+      for (int t = 0; t < kRow; ++t) u[1].value[t] = int16_t(k[c][t] - u[1].value[t]);
+      u[1].close();
+      try_orders<Simd>(u[1], 1, best);
     }
-  for (int c = 0; c < num_leads; ++c)
-    for (int g = 0; g < kGroups; ++g) {
-      const int need = stored[c].need[g], floor = stored[c].base_width;
-      at = pack_group(stored[c].residual + 8 * g, need > floor ? need : floor, g == kGroups - 1,
-                      at);
-    }
-  while ((at - start) % 4) *at++ = 0;
+    const int floor = floor_width(Simd::largest(best.need), best.num_planes());
+    groups = pack_lead<Simd>(u[best.predicted()], best, floor, groups);
+    uint32_t plane[3];
+    Simd::planes(best.need, floor, plane);
+    std::memcpy(plane_at, plane, 4 * best.num_planes());
+    plane_at += 4 * best.num_planes();
+    predicted |= uint32_t(best.predicted()) << c;
+    out[2 + c] = uint8_t(best.order() | best.num_planes() << 2 | floor << 4);
+    std::memcpy(out + 2 + num_leads + 2 * c, &best.base, 2);
+  }
+  std::memcpy(out, &predicted, 2);
+  std::memcpy(plane_at, packed, groups - packed);
+  uint8_t* at = plane_at + (groups - packed);
+  while ((at - out) % 4) *at++ = 0;
   return at;
 }
 
@@ -139,24 +153,14 @@ int64_t encode(const int16_t* signal_CT, int num_leads, int num_timesteps, uint8
   const int num_columns = num_timesteps / kColumn;
   const Quantum quantum = find_quantum(signal_CT, int64_t(num_leads) * num_timesteps);
   alignas(64) int16_t k[kMaxLeads][kRow];
-  alignas(64) int16_t u[kRow];
-  Stored stored[kMaxLeads];
   uint32_t ends[kMaxTimesteps / kColumn];
   // Columns are written behind a wide table and moved down if the narrow one will do.
   uint8_t* const first = out + kHeaderBytes + 4 * num_columns;
   uint8_t* at = first;
   for (int j = 0; j < num_columns; ++j) {
-    uint32_t predicted = 0;
-    for (int c = 0; c < num_leads; ++c) {
+    for (int c = 0; c < num_leads; ++c)
       divide_row(signal_CT + int64_t(c) * num_timesteps + j * kColumn, quantum, k[c]);
-      stored[c].bytes = INT32_MAX;
-      try_orders<Simd>(k[c], stored[c]);
-      if (!(kPredictedLeads >> c & 1)) continue;
-      predict(k, c, u);
-      for (int t = 0; t < kRow; ++t) u[t] = int16_t(k[c][t] - u[t]);
-      predicted |= uint32_t(try_orders<Simd>(u, stored[c])) << c;
-    }
-    at = write_column(stored, num_leads, predicted, at);
+    at = encode_column<Simd>(k, num_leads, at);
     ends[j] = uint32_t((at - first) / 4);
   }
   Header header{};

@@ -8,9 +8,8 @@ namespace ecgfast {
 namespace {
 
 struct EncodeAvx2 {
-  // Zigzag form of groups 2 i and 2 i + 1: its bit length is what a residual needs.
-  static __m256i zigzag(const int16_t* row, int i) {
-    const __m256i r = _mm256_load_si256(reinterpret_cast<const __m256i*>(row) + i);
+  // In zigzag form (0, -1, 1, -2 ... as 0, 1, 2, 3 ...) the bit length is what a residual needs.
+  static __m256i zigzag(__m256i r) {
     return _mm256_xor_si256(_mm256_slli_epi16(r, 1), _mm256_srai_epi16(r, 15));
   }
 
@@ -25,18 +24,15 @@ struct EncodeAvx2 {
                            _mm256_castps_si256(_mm256_shuffle_ps(x, y, 0xdd)));
   }
 
-  // 16 groups from `first` on: one 16-bit OR each; even groups in lane 0, odd ones in lane 1.
-  static __m256i fold16(const int16_t* row, int first) {
-    __m256i four[2];
-    for (int h = 0; h < 2; ++h) {
-      const int i = first / 2 + 4 * h;
-      four[h] = fold4(fold8(zigzag(row, i), zigzag(row, i + 1)),
-                      fold8(zigzag(row, i + 2), zigzag(row, i + 3)));
-    }
+  static __m256i fold2(__m256i a, __m256i b) {
     const __m256i low = _mm256_set1_epi32(0xffff);
     return _mm256_or_si256(
-        _mm256_packus_epi32(_mm256_and_si256(four[0], low), _mm256_and_si256(four[1], low)),
-        _mm256_packus_epi32(_mm256_srli_epi32(four[0], 16), _mm256_srli_epi32(four[1], 16)));
+        _mm256_packus_epi32(_mm256_and_si256(a, low), _mm256_and_si256(b, low)),
+        _mm256_packus_epi32(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16)));
+  }
+
+  static __m256i words(const int16_t* at) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
   }
 
   // Bit length of 16-bit numbers, by nibbles.
@@ -56,13 +52,36 @@ struct EncodeAvx2 {
                             _mm256_set1_epi16(0xff));
   }
 
-  static void needed_bits(const int16_t* row, uint8_t* need) {
-    const __m256i both =
-        _mm256_packus_epi16(bit_length(fold16(row, 0)), bit_length(fold16(row, 16)));
-    const __m128i even = _mm256_castsi256_si128(both), odd = _mm256_extracti128_si256(both, 1);
-    __m128i* out = reinterpret_cast<__m128i*>(need);
-    _mm_store_si128(out, _mm_unpacklo_epi8(even, odd));
-    _mm_store_si128(out + 1, _mm_unpackhi_epi8(even, odd));
+  static void needed_bits(const int16_t* u, int16_t middle, uint8_t need[3][kGroups]) {
+    const __m256i mid = _mm256_set1_epi16(middle);
+    const __m256i used = _mm256_setr_epi16(-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0);
+    __m256i part[3][4];  // OR of pairs of words: eight groups in each vector
+    for (int q = 0; q < 4; ++q) {
+      __m256i z[3][4];
+      for (int i = 0; i < 4; ++i) {
+        const int16_t* at = u + 64 * q + 16 * i;
+        const __m256i mask = q == 3 && i == 3 ? used : _mm256_set1_epi16(-1);
+        const __m256i now = words(at), one = words(at - 1), two = words(at - 2);
+        const __m256i first = _mm256_sub_epi16(now, one);
+        const __m256i second = _mm256_sub_epi16(first, _mm256_sub_epi16(one, two));
+        z[0][i] = zigzag(_mm256_and_si256(_mm256_sub_epi16(now, mid), mask));
+        z[1][i] = zigzag(_mm256_and_si256(first, mask));
+        z[2][i] = zigzag(_mm256_and_si256(second, mask));
+      }
+      for (int order = 0; order < 3; ++order)
+        part[order][q] =
+            fold4(fold8(z[order][0], z[order][1]), fold8(z[order][2], z[order][3]));
+    }
+    for (int order = 0; order < 3; ++order) {
+      const __m256i* p = part[order];
+      const __m256i both =
+          _mm256_packus_epi16(bit_length(fold2(p[0], p[1])), bit_length(fold2(p[2], p[3])));
+      // Even groups lie in lane 0, odd ones in lane 1.
+      const __m128i even = _mm256_castsi256_si128(both), odd = _mm256_extracti128_si256(both, 1);
+      __m128i* out = reinterpret_cast<__m128i*>(need[order]);
+      _mm_store_si128(out, _mm_unpacklo_epi8(even, odd));
+      _mm_store_si128(out + 1, _mm_unpackhi_epi8(even, odd));
+    }
   }
 
   static int largest(const uint8_t* need) {
@@ -81,6 +100,27 @@ struct EncodeAvx2 {
     const __m128i half =
         _mm_add_epi64(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
     return int(_mm_cvtsi128_si64(half) + _mm_extract_epi64(half, 1));
+  }
+
+  static void planes(const uint8_t* need, int floor, uint32_t* plane) {
+    const __m256i all = _mm256_load_si256(reinterpret_cast<const __m256i*>(need));
+    const __m256i code = _mm256_subs_epu8(all, _mm256_set1_epi8(int8_t(floor)));
+    plane[0] = uint32_t(_mm256_movemask_epi8(_mm256_slli_epi16(code, 7)));
+    plane[1] = uint32_t(_mm256_movemask_epi8(_mm256_slli_epi16(code, 6)));
+    plane[2] = uint32_t(_mm256_movemask_epi8(_mm256_slli_epi16(code, 5)));
+  }
+
+  // Pairs of residuals by multiply-add, pairs of pairs by a shift; pext is slow before Zen 3.
+  static void pack(const int16_t* r, int w, uint8_t* out) {
+    if (w > 14) return pack_group(r, w, out);  // 2^w has to be a positive int16
+    const int power = 1 << w;
+    const __m128i x = _mm_and_si128(_mm_load_si128(reinterpret_cast<const __m128i*>(r)),
+                                    _mm_set1_epi16(int16_t(power - 1)));
+    const __m128i pairs = _mm_madd_epi16(x, _mm_set1_epi32(1 | power << 16));
+    const __m128i upper = _mm_sll_epi64(_mm_srli_epi64(pairs, 32), _mm_cvtsi32_si128(2 * w));
+    const __m128i fours = _mm_or_si128(
+        _mm_and_si128(pairs, _mm_set1_epi64x(0xffffffff)), upper);
+    store_halves(uint64_t(_mm_cvtsi128_si64(fours)), uint64_t(_mm_extract_epi64(fours, 1)), w, out);
   }
 };
 

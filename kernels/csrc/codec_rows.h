@@ -21,6 +21,20 @@ inline void unpack_group(const uint8_t* at, int w, int16_t* out) {
     out[4 + i] = int16_t(int32_t(uint32_t(bits >> i * w) << spare) >> spare);
 }
 
+// The other way round: two halves of 4 w bits each, one behind the other.
+inline void store_halves(uint64_t low, uint64_t high, int w, uint8_t* out) {
+  const unsigned __int128 bits = low | (unsigned __int128)high << 4 * w;
+  std::memcpy(out, &bits, sizeof bits);
+}
+
+inline void pack_group(const int16_t* r, int w, uint8_t* out) {
+  const uint64_t mask = (uint64_t(1) << w) - 1;
+  uint64_t half[2];
+  for (int h = 0; h < 2; ++h, r += 4)
+    half[h] = (r[0] & mask) | (r[1] & mask) << w | (r[2] & mask) << 2 * w | (r[3] & mask) << 3 * w;
+  store_halves(half[0], half[1], w, out);
+}
+
 // What the leads decoded so far say about lead c; all rows have kRow values.
 inline void predict(const int16_t (*k)[kRow], int c, int16_t* __restrict p) {
   const int16_t* one = k[0];
