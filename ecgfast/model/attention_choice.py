@@ -5,7 +5,7 @@
 import json
 import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +83,8 @@ def choose_attention(requested: Backend, device: torch.device, shape: Shape) -> 
         if problem is None:
             return Choice(backend=requested, reason="requested")
         _say_fallback(requested, problem)
-    return _fastest(device, shape)
+    gpu = torch.cuda.get_device_name(device)
+    return fastest(gpu, shape, lambda: time_kernels(device, shape))
 
 
 def choose_for_model(
@@ -134,26 +135,32 @@ def time_kernels(device: torch.device, shape: Shape) -> dict[Backend, float]:
     }
 
 
+def fastest(gpu: str, shape: Shape, measure: Callable[[], dict[Backend, float]]) -> Choice:
+    """Take the fastest kernel: from the cache, else measured now and remembered.
+
+    Args:
+        gpu: name of the device, part of the cache's key with torch's version and the shape.
+        shape: of the attention.
+        measure: gives milliseconds of each kernel that works.
+    """
+    key = f"{gpu} torch {torch.__version__} {_describe(shape)}"
+    cache = _read_cache()
+    if key not in cache:
+        cache[key] = measure()
+        _write_cache(cache)
+    ranking = sorted(cache[key].items(), key=_by_time)
+    listed = ", ".join(f"{name} {ms:.2f}" for name, ms in ranking)
+    reason = f"fastest for {_describe(shape)} (ms: {listed})"
+    return Choice(backend=ranking[0][0], reason=reason)
+
+
 def cache_path() -> Path:
     """File that remembers timings: $XDG_CACHE_HOME/ecgfast/attention.json."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "ecgfast" / "attention.json"
 
 
-def _fastest(device: torch.device, shape: Shape) -> Choice:
-    key = f"{torch.cuda.get_device_name(device)} torch {torch.__version__} {_describe(shape)}"
-    cache = _read_cache()
-    if key not in cache:
-        cache[key] = dict(time_kernels(device, shape))
-        _write_cache(cache)
-    times = cache[key]
-    best = min(times, key=lambda backend: times[backend])
-    listed = ", ".join(f"{name} {ms:.2f}" for name, ms in sorted(times.items(), key=_by_time))
-    assert best in KERNELS, f"unknown kernel {best} in {cache_path()}"
-    return Choice(backend=best, reason=f"fastest for {_describe(shape)} (ms: {listed})")
-
-
-def _by_time(item: tuple[str, float]) -> float:
+def _by_time(item: tuple[Backend, float]) -> float:
     return item[1]
 
 
@@ -198,16 +205,18 @@ def _describe(shape: Shape) -> str:
 
 
 def _read_cache() -> dict[str, dict[Backend, float]]:
+    """Timings so far; what does not look like timings is left out and measured again."""
     path = cache_path()
-    if not path.is_file():
-        return {}
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except json.JSONDecodeError:
-        log.warning(f"{path} is damaged: attention kernels are timed again")
-        return {}
-    assert isinstance(tree, dict)
-    return tree
+        tree = {}
+    entries = tree.items() if isinstance(tree, dict) else ()
+    return {key: times for key, times in entries if _are_timings(times)}
+
+
+def _are_timings(times: object) -> bool:
+    return isinstance(times, dict) and bool(times) and set(times) <= set(KERNELS)
 
 
 def _write_cache(cache: Mapping[str, Mapping[Backend, float]]) -> None:

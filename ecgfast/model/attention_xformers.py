@@ -62,7 +62,7 @@ def _backward(grad_BTHK: Tensor, qkv_BT3HK: Tensor, out_BTHK: Tensor, lse_BHT: T
     grads = fmha.memory_efficient_attention_backward(
         grad_BTHK.contiguous(), out_BTHK, lse_BHT, q, k, v, op=operator
     )
-    return _pack(*grads)
+    return pack_gradients(*grads)
 
 
 @_backward.register_fake
@@ -70,7 +70,7 @@ def _(grad_BTHK: Tensor, qkv_BT3HK: Tensor, out_BTHK: Tensor, lse_BHT: Tensor) -
     return torch.empty_like(qkv_BT3HK, memory_format=torch.contiguous_format)
 
 
-def _pack(dq: Tensor, dk: Tensor, dv: Tensor) -> Tensor:
+def pack_gradients(dq: Tensor, dk: Tensor, dv: Tensor) -> Tensor:
     """Join the three gradients; free where the kernel has written them side by side already."""
     base = dq._base
     if base is not None and dk._base is base and dv._base is base and base.is_contiguous():

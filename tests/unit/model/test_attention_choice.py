@@ -1,0 +1,181 @@
+"""Attention: kernels agree, the choice explains itself, falls back aloud, and is remembered."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from small_mae import SMALL, small_model
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ecgfast import log
+from ecgfast.errors import BackendUnavailableError
+from ecgfast.model.attention import KERNELS, Backend, attention
+from ecgfast.model.attention_choice import (
+    Shape,
+    cache_path,
+    choose_attention,
+    choose_for_model,
+    fastest,
+    probe,
+)
+from ecgfast.model.attention_xformers import explain_unavailable, pack_gradients, xformers_attention
+from ecgfast.model.vit import Block
+
+CPU = torch.device("cpu")
+SHAPE = Shape(num_tokens=13, num_heads=2, head_width=8, dtype=torch.float32)
+GPU_ONLY: tuple[Backend, ...] = ("sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "xformers")
+
+
+@pytest.fixture
+def _lenient() -> Iterator[None]:
+    log._strict = False
+    log._said.clear()
+    yield
+    log._strict = False
+    log._said.clear()
+
+
+def qkv(dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, 13, 3, 2, 8, generator=generator, dtype=dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("backend", ["auto", "math", "triton"])
+def test_kernels_that_run_on_a_cpu_follow_the_formula(backend: Backend) -> None:
+    packed = qkv()
+    out = attention(packed, backend)
+    query, key, value = packed.detach().unbind(2)
+    for record in range(2):
+        for head in range(2):
+            q, k, v = (x[record, :, head] for x in (query, key, value))
+            weights = torch.exp(q @ k.T / 8**0.5)
+            expected = weights / weights.sum(1, keepdim=True) @ v
+            mine = out[record, :, 8 * head : 8 * head + 8]
+            torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-12)
+
+
+def gradient(backend: Backend) -> torch.Tensor:
+    packed = qkv()
+    loss = attention(packed, backend).square().sum()
+    (grad,) = torch.autograd.grad(loss, packed)
+    return grad
+
+
+# "triton" keeps the softmax denominators in fp32 between forward and backward
+@pytest.mark.parametrize(("backend", "tolerance"), [("auto", 1e-10), ("triton", 1e-6)])
+def test_gradients_agree_with_plain_softmax(backend: Backend, tolerance: float) -> None:
+    torch.testing.assert_close(gradient(backend), gradient("math"), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("backend", GPU_ONLY)
+def test_probe_says_why_a_gpu_kernel_cannot_run_here(backend: Backend) -> None:
+    reason = probe(backend, CPU, SHAPE)
+    assert reason is not None
+    assert backend.removeprefix("sdpa_") in reason
+    assert "\n" not in reason
+
+
+def test_probe_finds_plain_softmax_right() -> None:
+    assert probe("math", CPU, SHAPE) is None
+
+
+def test_xformers_is_explained_on_a_cpu() -> None:
+    assert explain_unavailable(CPU) == "xformers has no CPU operator"
+
+
+@pytest.mark.usefixtures("_lenient")
+@pytest.mark.parametrize("backend", GPU_ONLY)
+def test_a_kernel_that_cannot_run_falls_back_with_one_warning(
+    backend: Backend, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log.logger, "propagate", True)
+    for _ in range(2):
+        choice = choose_attention(backend, CPU, SHAPE)
+        assert choice.backend == "auto"
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert f"attention={backend}" in warnings[0]
+    assert "CUDA" in warnings[0]
+
+
+@pytest.mark.usefixtures("_lenient")
+def test_strict_makes_the_fallback_an_error() -> None:
+    log._strict = True
+    with pytest.raises(BackendUnavailableError, match="attention=xformers"):
+        choose_attention("xformers", CPU, SHAPE)
+
+
+@pytest.mark.usefixtures("_lenient")
+@pytest.mark.parametrize(("requested", "taken"), [("auto", "auto"), ("math", "math")])
+def test_what_a_cpu_can_do_is_taken_without_a_word(
+    requested: Backend, taken: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert choose_attention(requested, CPU, SHAPE).backend == taken
+    assert not caplog.records
+
+
+def test_a_model_gets_a_choice_for_both_halves() -> None:
+    choices = choose_for_model(SMALL, "auto", CPU, num_keep=3)
+    assert set(choices) == {"encoder", "decoder"}
+    model = small_model()
+    model.set_attention(encoder="math", decoder="auto")
+    backends = [m.attn.backend for m in model.modules() if isinstance(m, Block)]
+    assert backends == ["math", "math", "auto"]
+
+
+def test_fastest_measures_once_and_remembers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    calls = []
+
+    def measure() -> dict[Backend, float]:
+        calls.append(1)
+        return {"math": 3.0, "sdpa_flash": 1.0, "xformers": 2.0}
+
+    for _ in range(2):
+        choice = fastest("a GPU", SHAPE, measure)
+        assert choice.backend == "sdpa_flash"
+        assert "sdpa_flash 1.00, xformers 2.00, math 3.00" in choice.reason
+    assert len(calls) == 1
+    fastest("another GPU", SHAPE, measure)
+    assert len(calls) == 2
+    assert len(json.loads(cache_path().read_text())) == 2
+
+
+@pytest.mark.usefixtures("_lenient")
+@pytest.mark.parametrize("content", ["{", "[1]", '{"a": 1}', '{"GPU": {"gone": 1.0}}'])
+def test_a_damaged_cache_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache_path().parent.mkdir(parents=True)
+    cache_path().write_text(content)
+    assert fastest("a GPU", SHAPE, lambda: {"math": 1.0}).backend == "math"
+    assert fastest("a GPU", SHAPE, lambda: {"xformers": 1.0}).backend == "math"
+
+
+def test_xformers_operator_traces_forward_and_backward_without_a_gpu() -> None:
+    with FakeTensorMode():
+        packed = torch.empty(2, 61, 3, 4, 64, dtype=torch.bfloat16)
+        packed.requires_grad_()
+        out = xformers_attention(packed)
+        assert out.shape == (2, 61, 4, 64)
+        (grad,) = torch.autograd.grad(out.sum(), packed)
+        assert grad.shape == packed.shape
+        assert grad.is_contiguous()
+
+
+def test_gradients_written_side_by_side_are_not_copied() -> None:
+    packed = torch.randn(2, 5, 3, 4, 8)
+    assert pack_gradients(*packed.unbind(2)).data_ptr() == packed.data_ptr()
+    apart = [x.contiguous() for x in packed.unbind(2)]
+    assert torch.equal(pack_gradients(*apart), packed)
+    swapped = pack_gradients(packed[:, :, 1], packed[:, :, 0], packed[:, :, 2])
+    assert torch.equal(swapped, packed[:, :, [1, 0, 2]])
+
+
+def test_kernels_are_those_of_the_setting() -> None:
+    assert set(KERNELS) >= {"xformers", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "math"}

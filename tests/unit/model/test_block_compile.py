@@ -1,0 +1,55 @@
+"""Blocks compile as one graph each, share their code, and compute what eager blocks compute."""
+
+import pytest
+import torch
+from small_mae import small_masks, small_model, small_patches
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from ecgfast.model.attention import Backend
+from ecgfast.model.vit import Block
+
+# torch 2.13's tracer looks at .grad of inner tensors and makes instances of autograd.Function
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
+    "ignore:.*should not be instantiated:DeprecationWarning",
+)
+
+
+def compile_counted(blocks: torch.nn.ModuleList, backend: CompileCounterWithBackend) -> None:
+    for block in blocks:
+        assert isinstance(block, Block)
+        block.forward = torch.compile(  # type: ignore[method-assign]
+            block.forward,
+            backend=backend,
+            fullgraph=True,
+            dynamic=False,
+        )
+
+
+def compare(kernel: Backend) -> int:
+    """Compile both halves with `kernel`; check loss and gradients; return the graphs it took."""
+    torch._dynamo.reset()
+    eager, compiled = small_model(), small_model()
+    counter = CompileCounterWithBackend("aot_eager")
+    for model in (eager, compiled):
+        model.set_attention(encoder=kernel, decoder=kernel)
+    compile_counted(compiled.blocks, counter)
+    compile_counted(compiled.decoder_blocks, counter)
+    patches, masks = small_patches(2), small_masks(2)
+    losses = [model(patches, *masks)[0] for model in (eager, compiled)]
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-12, atol=0)
+    for (name, one), other in zip(eager.named_parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(
+            one.grad, other.grad, rtol=1e-9, atol=1e-12, msg=f"gradient of {name}"
+        )
+    return int(counter.frame_count)
+
+
+def test_blocks_of_one_shape_share_their_code() -> None:
+    assert compare("auto") == 2  # encoder and decoder
+
+
+def test_short_attention_stays_inside_the_graph() -> None:
+    assert compare("triton") == 2
