@@ -1,0 +1,188 @@
+"""Builds and loads the DALI operator `ecg_decode`: once per DALI version, CUDA major and GPU."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ecgfast import log
+from ecgfast.data.toolchain import cuda_headers, nvcc, program, search_path
+from ecgfast.errors import BackendUnavailableError
+
+_LIBRARY = "libecgfast_dali.so"
+_loaded: set[Path] = set()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a build of the operator depends on.
+
+    Attributes:
+        dali: version of DALI.
+        cuda: CUDA major version, or "cpu" for a build without the GPU backend.
+        arch: compute capability such as "90", or "".
+    """
+
+    dali: str
+    cuda: str
+    arch: str
+
+    @property
+    def folder(self) -> str:
+        """Name of the build's folder in the cache, without the sources' digest."""
+        parts = [f"dali-{self.dali}", "cpu" if self.cuda == "cpu" else f"cuda-{self.cuda}"]
+        return "-".join([*parts, *([f"sm{self.arch}"] if self.arch else [])])
+
+
+def load_plugin(device_index: int | None) -> None:
+    """Make `fn.ecg_decode` known to DALI in this process, building it first where need be.
+
+    Args:
+        device_index: the GPU that will run it, or None for the CPU.
+    Raises:
+        BackendUnavailableError: DALI, a compiler or the CUDA headers are missing, or the build
+            failed; the message holds the compiler's last lines.
+    """
+    path = build_plugin(find_target(device_index), cache_folder())
+    if path not in _loaded:
+        from nvidia.dali import plugin_manager
+
+        plugin_manager.load_library(str(path))
+        _loaded.add(path)
+
+
+def find_target(device_index: int | None) -> Target:
+    """What to build for a GPU (None: the CPU).
+
+    Raises:
+        BackendUnavailableError: DALI is not installed.
+    """
+    try:
+        from nvidia import dali
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"engine=dali needs DALI, which cannot be imported ({error}); "
+            "pip install 'ecgfast[cuda]', or take engine=cpu"
+        ) from error
+    if device_index is None:
+        return Target(dali=dali.__version__, cuda="cpu", arch="")
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(device_index)
+    cuda = str(torch.version.cuda).partition(".")[0]
+    return Target(dali=dali.__version__, cuda=cuda, arch=f"{major}{minor}")
+
+
+def cache_folder() -> Path:
+    """Where builds are kept: ``$XDG_CACHE_HOME/ecgfast/dali``."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "ecgfast" / "dali"
+
+
+def build_plugin(target: Target, cache: Path) -> Path:
+    """Build the operator with CMake, or find it built; processes that ask at once wait for one.
+
+    Args:
+        target: what to build for.
+        cache: folder of all builds; created when missing.
+    Returns:
+        The library's path.
+    Raises:
+        BackendUnavailableError: as `load_plugin`.
+    """
+    source = _source_folder()
+    folder = cache / f"{target.folder}-{_digest(source)}"
+    library = folder / _LIBRARY
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel drops it when this process ends, however
+        if not library.is_file():
+            log.info(f"building the DALI operator for {target.folder} (once, about half a minute)")
+            with tempfile.TemporaryDirectory(dir=cache) as scratch:
+                built = _run_cmake(target, source, Path(scratch))
+                folder.mkdir(exist_ok=True)
+                os.replace(built, library)
+    return library
+
+
+def _run_cmake(target: Target, source: Path, build: Path) -> Path:
+    cmake = program("cmake", "pip install cmake ninja")
+    compiler = nvcc() if target.cuda != "cpu" else None
+    settings: dict[str, Any] = {
+        "CMAKE_BUILD_TYPE": "Release",
+        "ECGFAST_CODEC_LIBRARY": _codec_library(),
+        "CUDA_INCLUDE_DIR": cuda_headers(),
+        "ECGFAST_CUDA": "ON" if compiler else "OFF",
+        **_dali_settings(),
+    }
+    if compiler:
+        settings |= {"CMAKE_CUDA_COMPILER": compiler, "CMAKE_CUDA_ARCHITECTURES": target.arch}
+    defines = [f"-D{name}={value}" for name, value in settings.items()]
+    generator = ["-G", "Ninja"] if shutil.which("ninja", path=search_path()) else []
+    for command in (
+        [cmake, "-S", str(source / "dali_plugin"), "-B", str(build), *generator, *defines],
+        [cmake, "--build", str(build)],
+    ):
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PATH": search_path()},
+        )
+        if done.returncode != 0:
+            output = (done.stdout + done.stderr).strip().splitlines()[-8:]
+            raise BackendUnavailableError(
+                f"the DALI operator for {target.folder} could not be built: "
+                f"{' | '.join(output)}; install a C++17 compiler (and nvcc for a GPU), or take "
+                "engine=cpu"
+            )
+    return build / _LIBRARY
+
+
+def _dali_settings() -> dict[str, str]:
+    flags: Any = import_module("nvidia.dali.sysconfig")
+    backend: Any = import_module("nvidia.dali.backend")
+    return {
+        "DALI_INCLUDE_DIR": flags.get_include_dir(),
+        "DALI_LIBRARY_DIR": flags.get_lib_dir(),
+        "DALI_CXX11_ABI": str(backend.GetCxx11AbiFlag()),
+    }
+
+
+def _source_folder() -> Path:
+    """kernels/csrc of a source tree, or the copy that an installed package carries."""
+    package = Path(str(files("ecgfast_kernels")))
+    for folder in (package / "csrc", package.parent / "csrc"):
+        if (folder / "dali_plugin" / "CMakeLists.txt").is_file():
+            return folder
+    raise BackendUnavailableError(
+        f"the DALI operator's sources are not beside {package}; reinstall ecgfast, or take "
+        "engine=cpu"
+    )
+
+
+def _digest(source: Path) -> str:
+    names = sorted([*source.glob("*.h"), *source.glob("*.cu"), *source.glob("dali_plugin/*")])
+    content = hashlib.sha256()
+    for path in names:
+        content.update(path.read_bytes())
+    content.update(str(_codec_library()).encode())  # the operator is linked to it by path
+    return content.hexdigest()[:12]
+
+
+def _codec_library() -> Path:
+    path = Path(str(files("ecgfast_kernels") / "libecgfast_codec.so"))
+    if not path.is_file():
+        raise BackendUnavailableError(
+            "engine=dali needs the native codec, which was not built; install g++ or clang and "
+            "reinstall ecgfast"
+        )
+    return path
