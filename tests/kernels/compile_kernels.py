@@ -1,0 +1,216 @@
+"""Compile every kernel for one architecture without a GPU and print what the compiler made of it.
+
+    python compile_kernels.py 90
+
+A process of its own, because the tests run the interpreter and Triton decides between the two when
+a kernel is defined. Shapes and block sizes are those of ViT-Large in bf16 (and the GEMMs in fp32).
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import triton
+from ecgfast_kernels import masked_loss_triton as loss
+from ecgfast_kernels import patch_embed_triton as embed
+from ecgfast_kernels import unshuffle_triton as unshuffle
+from ecgfast_kernels.mask_triton import mask_kernel
+from ecgfast_kernels.tuning import config_for
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+LOSS_SHAPE = {
+    "L": 250,
+    "P": 256,
+    "STRIDE_B": 241 * 256,
+    "STRIDE_N": 256,
+    "PRED_IS_PADDED": True,
+    "NORM": True,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A kernel, the element types of its pointers, and its constants."""
+
+    name: str
+    kernel: Any
+    pointers: dict[str, str]  # argument -> "*bf16" ...
+    constants: dict[str, Any]
+    config: dict[str, Any] = field(default_factory=lambda: {"num_warps": 4, "num_stages": 3})
+    wide: tuple[str, ...] = ()  # int64 scalars; the others are int32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What the compiler made of a job."""
+
+    name: str
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    copy_bytes: list[int]  # sizes of the asynchronous copies to shared memory
+    wide_loads: int  # how many of 16 bytes
+    wide_stores: int
+    tensor_core: str
+
+
+# A scalar that a multiple of 16 is passed for; Triton specialises on that at launch.
+MULTIPLES_OF_16 = {"num_patches", "width", "rows_per_split", "num_elements"}
+
+
+def jobs(arch: int) -> list[Job]:
+    """Every kernel as training on `arch` launches it."""
+    found = [*_gemm_jobs(arch, "bf16", 16), *_gemm_jobs(arch, "fp32", 32)]
+    found += [*_copy_jobs(arch), *_loss_jobs(arch)]
+    mask_pointers = {"record_index_ptr": "*i64", "ids_keep_ptr": "*i64", "ids_restore_ptr": "*i64"}
+    mask = Job(
+        name="random_mask",
+        kernel=mask_kernel,
+        pointers=mask_pointers | {"mask_ptr": "*i1"},
+        constants={"BLOCK_N": 256},
+        config=config_for("random_mask", arch=arch, bits=64),
+        wide=("seed", "epoch"),
+    )
+    return [mask, *found]
+
+
+def _gemm_jobs(arch: int, dtype: str, bits: int) -> list[Job]:
+    data = {"patches_ptr": "*fp16", "ids_keep_ptr": "*i64"}
+    parameters = ("weight_ptr", "bias_ptr", "pos_ptr", "cls_token_ptr", "tokens_ptr")
+    backward = config_for("patch_embed_backward", arch=arch, bits=bits)
+    backward.pop("PROGRAMS")
+    return [
+        Job(
+            name=f"patch_embed_forward_{dtype}",
+            kernel=embed.forward_kernel,
+            pointers=data | dict.fromkeys(parameters, f"*{dtype}"),
+            constants={"P": 256},
+            config=config_for("patch_embed_forward", arch=arch, bits=bits),
+        ),
+        Job(
+            name=f"patch_embed_backward_{dtype}",
+            kernel=embed.weight_gradient_kernel,
+            pointers=data | {"grad_ptr": f"*{dtype}", "partial_ptr": "*fp32"},
+            constants={"P": 256},
+            config=backward,
+        ),
+    ]
+
+
+def _copy_jobs(arch: int) -> list[Job]:
+    outputs = dict.fromkeys(("weight_ptr", "bias_ptr", "cls_token_ptr"), "*bf16")
+    tokens = dict.fromkeys(("tokens_ptr", "mask_token_ptr", "out_ptr"), "*bf16")
+    grads = dict.fromkeys(("grad_ptr", "grad_tokens_ptr"), "*bf16")
+    restore = {"ids_restore_ptr": "*i64"}
+    return [
+        Job(
+            name="patch_embed_reduce",
+            kernel=embed.reduce_kernel,
+            pointers=outputs | {"partial_ptr": "*fp32"},
+            constants={"P": 256, "BLOCK": 1024},
+        ),
+        Job(
+            name="unshuffle_forward",
+            kernel=unshuffle.forward_kernel,
+            pointers=tokens | restore | {"pos_ptr": "*fp32"},
+            constants={},
+            config=config_for("unshuffle_forward", arch=arch, bits=16),
+        ),
+        Job(
+            name="unshuffle_backward",
+            kernel=unshuffle.backward_kernel,
+            pointers=grads | restore | {"partial_ptr": "*fp32"},
+            constants={},
+            config=config_for("unshuffle_backward", arch=arch, bits=16),
+        ),
+        Job(
+            name="unshuffle_reduce",
+            kernel=unshuffle.reduce_kernel,
+            pointers={"partial_ptr": "*fp32", "mask_token_ptr": "*bf16"},
+            constants={"BLOCK_B": 32, "BLOCK_E": 32},
+        ),
+    ]
+
+
+def _loss_jobs(arch: int) -> list[Job]:
+    data = {"pred_ptr": "*bf16", "patches_ptr": "*fp16", "mask_ptr": "*i1"}
+    shares = {"sum_ptr": "*fp32", "count_ptr": "*i32"}
+    config = config_for("masked_mse", arch=arch, bits=16)
+    results = {"loss_ptr": "*fp32", "num_removed_ptr": "*i32"}
+    grads = {"grad_ptr": "*fp32", "num_removed_ptr": "*i32", "grad_pred_ptr": "*bf16"}
+    return [
+        Job(
+            name="masked_mse_forward",
+            kernel=loss.forward_kernel,
+            pointers=data | shares,
+            constants=LOSS_SHAPE,
+            config=config,
+        ),
+        Job(
+            name="masked_mse_finish",
+            kernel=loss.finish_kernel,
+            pointers=shares | results,
+            constants={"L": 250, "BLOCK": 1024},
+        ),
+        Job(
+            name="masked_mse_backward",
+            kernel=loss.backward_kernel,
+            pointers=data | grads,
+            constants=LOSS_SHAPE,
+            config=config,
+        ),
+    ]
+
+
+def compile_job(job: Job, arch: int) -> Report:
+    """Compile one job for ``sm_<arch>`` and read PTX and resource usage."""
+    config = dict(job.config)
+    options = {key: config.pop(key) for key in ("num_warps", "num_stages")}
+    constants = job.constants | config
+    signature = {}
+    aligned = {}
+    for index, name in enumerate(job.kernel.arg_names):
+        scalar = "i64" if name in job.wide else "i32"
+        signature[name] = "constexpr" if name in constants else job.pointers.get(name, scalar)
+        if name in job.pointers or name in MULTIPLES_OF_16:
+            aligned[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=job.kernel, signature=signature, constexprs=constants, attrs=aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    ptx = compiled.asm["ptx"]
+    registers, stack, local = _resources(compiled.asm["cubin"])
+    copies = re.findall(r"cp\.async\.c[ag]\.shared\.global [^;]*?, 0x(\w+)", ptx)
+    tensor_core = re.search(r"wgmma\.mma_async|mma\.sync|tcgen05\.mma", ptx)
+    return Report(
+        name=job.name,
+        registers=registers,
+        spill_bytes=stack + local,
+        shared_bytes=compiled.metadata.shared,
+        copy_bytes=sorted({int(size, 16) for size in copies}),
+        wide_loads=len(re.findall(r"ld\.global[\w.:]*\.(?:v4\.b32|v2\.b64)", ptx)),
+        wide_stores=len(re.findall(r"st\.global[\w.:]*\.(?:v4\.b32|v2\.b64)", ptx)),
+        tensor_core=tensor_core.group() if tensor_core else "",
+    )
+
+
+def _resources(cubin: bytes) -> tuple[int, int, int]:
+    """Registers, stack bytes and local bytes of a cubin, from the tool in Triton's package."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    assert usage, text
+    return int(usage[1]), int(usage[2]), int(usage[3])
+
+
+if __name__ == "__main__":
+    target = int(sys.argv[1])
+    print(json.dumps([asdict(compile_job(job, target)) for job in jobs(target)]))

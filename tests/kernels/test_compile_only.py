@@ -1,0 +1,65 @@
+"""What the compiler makes of the kernels on each architecture; needs no GPU and no driver."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ARCHITECTURES = [80, 90, 100]
+TENSOR_CORE = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
+# Bytes that one program may use (CUDA C++ programming guide, technical specifications).
+SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+GEMMS = ["patch_embed_forward_bf16", "patch_embed_backward_bf16"]
+COPIES = ["unshuffle_forward", "unshuffle_backward"]
+
+pytestmark = pytest.mark.parametrize("arch", ARCHITECTURES)
+
+
+@cache
+def reports(arch: int) -> dict[str, dict[str, Any]]:
+    """Compile in a process that does not run the interpreter."""
+    script = Path(__file__).parent / "compile_kernels.py"
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(script), str(arch)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {report["name"]: report for report in json.loads(done.stdout)}
+
+
+def test_no_kernel_spills(arch: int) -> None:
+    assert {name: r["spill_bytes"] for name, r in reports(arch).items() if r["spill_bytes"]} == {}
+
+
+def test_shared_memory_within_the_limit(arch: int) -> None:
+    assert max(r["shared_bytes"] for r in reports(arch).values()) <= SHARED_LIMIT[arch]
+
+
+@pytest.mark.parametrize("name", GEMMS)
+def test_gemms_use_tensor_cores_and_16_byte_copies(arch: int, name: str) -> None:
+    report = reports(arch)[name]
+    assert report["tensor_core"] == TENSOR_CORE[arch]
+    assert 16 in report["copy_bytes"]
+    assert 4 not in report["copy_bytes"]  # 8 is an index; 4 would be rows that lost alignment
+    assert report["wide_stores"] > 0
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_unshuffle_moves_16_bytes_at_a_time(arch: int, name: str) -> None:
+    assert reports(arch)[name]["wide_loads"] > 0
+    assert reports(arch)[name]["wide_stores"] > 0
+
+
+@pytest.mark.parametrize("name", ["masked_mse_forward", "masked_mse_backward"])
+def test_loss_reads_16_bytes_at_a_time(arch: int, name: str) -> None:
+    # One for the prediction, one for the target; a mask at column 250 would make them 4-byte.
+    assert reports(arch)[name]["wide_loads"] >= 2
+
+
+def test_a_mask_stays_in_one_warp(arch: int) -> None:
+    assert reports(arch)["random_mask"]["registers"] <= 96
