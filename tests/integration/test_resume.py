@@ -1,0 +1,137 @@
+"""A run that is killed and resumed ends in the same bits as one that was left alone."""
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from training_runs import (
+    finish,
+    kill,
+    loss_trace,
+    make_store,
+    preset,
+    start,
+    wait_for_step,
+    weights,
+)
+
+from ecgfast.config import load_config
+from ecgfast.errors import ResumeError
+from ecgfast.train.pretrain import pretrain
+
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return preset(tmp_path_factory.mktemp("preset"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(store: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("unbroken") / "run"
+    return pretrain(_config(tiny), store, run, device="cpu")
+
+
+def _config(tiny: Path, *settings: str):  # noqa: ANN202
+    return load_config(str(tiny), [f"train.max_steps={STEPS}", *settings])
+
+
+def _command(store: Path, run: Path, tiny: Path) -> list[str]:
+    return [
+        *("pretrain", str(store), "--out", str(run), "--preset", str(tiny)),
+        *("--set", f"train.max_steps={STEPS}", "--device", "cpu", "--resume"),
+    ]
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(store: Path, tiny: Path, unbroken: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    moments = random.Random(0)
+    for step in (3, 9, 16, 30):
+        process = start(_command(store, run, tiny))
+        wait_for_step(run, step, process)
+        time.sleep(moments.uniform(0, 0.1))
+        kill(process)
+    finish(start(_command(store, run, tiny)))
+    assert loss_trace(run) == loss_trace(unbroken)
+    assert weights(run) == weights(unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_preempted_runs_save_and_end_by_the_signal(
+    number: signal.Signals, store: Path, tiny: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start(_command(store, run, tiny))
+    wait_for_step(run, 8, process)
+    assert kill(process, number) == -number
+    last_logged = max(loss_trace(run))
+    assert last_logged < STEPS
+    assert (run / "checkpoints" / f"step-{int(last_logged):08d}" / "meta.json").is_file()
+    finish(start(_command(store, run, tiny)))
+    assert loss_trace(run) == loss_trace(unbroken)
+    assert weights(run) == weights(unbroken)
+
+
+def test_a_half_written_checkpoint_is_ignored_and_removed(
+    store: Path, tiny: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    pretrain(_config(tiny, "train.max_steps=21"), store, run, device="cpu")
+    half = run / "checkpoints" / "writing-step-00000099"
+    half.mkdir()
+    (half / "__0_0.distcp").write_bytes(b"half")
+    pretrain(_config(tiny), store, run, device="cpu", resume=True)
+    assert not half.exists()
+    assert loss_trace(run) == loss_trace(unbroken)
+    assert weights(run) == weights(unbroken)
+
+
+def test_another_experiment_is_refused(store: Path, tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    pretrain(_config(tiny, "train.max_steps=2"), store, run, device="cpu")
+    with pytest.raises(ResumeError, match=r"train.seed \(now 1, in the checkpoint 0\)"):
+        pretrain(_config(tiny, "train.seed=1"), store, run, device="cpu", resume=True)
+    with pytest.raises(ResumeError, match=r"select \(now 'site=1', in the checkpoint None\)"):
+        pretrain(_config(tiny), store, run, select="site=1", device="cpu", resume=True)
+    with pytest.raises(ResumeError, match="not empty; add --resume"):
+        pretrain(_config(tiny), store, run, device="cpu")
+
+
+def test_resume_in_an_empty_folder_starts_afresh(store: Path, tiny: Path, tmp_path: Path) -> None:
+    config = _config(tiny, "train.max_steps=1")
+    run = pretrain(config, store, tmp_path / "new", device="cpu", resume=True)
+    assert list(loss_trace(run)) == [1]
+
+
+def test_a_folder_that_is_no_run_is_refused(store: Path, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ResumeError, match=r"no config\.toml"):
+        pretrain(_config(tiny), store, tmp_path, device="cpu", resume=True)
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbled", "removed"])
+def test_a_damaged_checkpoint_is_named(
+    damage: str, store: Path, tiny: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    pretrain(_config(tiny, "train.max_steps=2"), store, run, device="cpu")
+    folder = run / "checkpoints" / "step-00000002"
+    data = folder / "__0_0.distcp"
+    if damage == "cut":
+        data.write_bytes(data.read_bytes()[:100])
+    elif damage == "garbled":
+        data.write_bytes(b"\0" * data.stat().st_size)
+    else:
+        (folder / ".metadata").unlink()
+    with pytest.raises(ResumeError, match=r"step-00000002 cannot be read"):
+        pretrain(_config(tiny), store, run, device="cpu", resume=True)
