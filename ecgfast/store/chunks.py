@@ -64,22 +64,22 @@ def decode_chunks(
     out = np.empty((len(offsets), NUM_LEADS, NUM_TIMESTEPS), np.int16)
     zstd = pa.Codec("zstd") if codec == "zstd" else None
     for n, (start, length) in enumerate(zip(offsets.tolist(), lengths.tolist(), strict=True)):
-        chunk = buffer[start : start + length]
-        out[n] = _decode_one(chunk, zstd, check=check)
+        out[n] = _decode_one(buffer[start : start + length], zstd, index=n, check=check)
     return out
 
 
 def _decode_one(
-    chunk: NDArray[np.uint8], zstd: pa.Codec | None, *, check: bool
+    chunk: NDArray[np.uint8], zstd: pa.Codec | None, *, index: int, check: bool
 ) -> NDArray[np.int16]:
     data, checksum = chunk[:-4], chunk[-4:]
     if check and crc32c(data) != int.from_bytes(checksum.tobytes(), "little"):
-        raise CodecError("the checksum of the chunk is wrong")
+        raise CodecError("the checksum of the chunk is wrong", index=index)
     if zstd is not None:
         try:
             data = np.frombuffer(zstd.decompress(data, RECORD_BYTES), np.uint8)
         except OSError as error:  # what pyarrow raises on a damaged frame
-            raise CodecError(f"the zstd frame is damaged: {error}") from error
+            raise CodecError(f"the zstd frame is damaged: {error}", index=index) from error
     if data.size != RECORD_BYTES:
-        raise CodecError(f"the chunk holds {data.size} bytes, expected {RECORD_BYTES}")
+        reason = f"the chunk holds {data.size} bytes, expected {RECORD_BYTES}"
+        raise CodecError(reason, index=index)
     return data.view("<i2").reshape(NUM_LEADS, NUM_TIMESTEPS)

@@ -1,7 +1,6 @@
 """Random access to the records of a store, straight from its shards."""
 
 import hashlib
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -128,7 +127,9 @@ class StoreReader:
                 self.codec, buffer, offsets, lengths, check=check, num_threads=num_threads
             )
         except CodecError as error:
-            raise self._damage(index, buffer, offsets, lengths, error) from error
+            record = int(index[error.index])
+            where = f"record {record} in {shard_name(record // SHARD_RECORDS)}"
+            raise CorruptStoreError(f"{self.path}: {where} is damaged: {error}") from error
 
     def read_chunks(self, indices: ArrayLike) -> Chunks:
         """Read the encoded bytes of records, neighbours in one call.
@@ -197,30 +198,8 @@ class StoreReader:
                 f"{self.path}: {name} is missing; the store is damaged"
             ) from error
 
-    def _damage(
-        self,
-        index: NDArray[np.int64],
-        buffer: NDArray[np.uint8],
-        offsets: NDArray[np.int64],
-        lengths: NDArray[np.int64],
-        error: CodecError,
-    ) -> CorruptStoreError:
-        """Name the damaged record: decode one by one until one fails."""
-        for n, record in enumerate(index.tolist()):
-            try:
-                decode_chunks(self.codec, buffer, offsets[n : n + 1], lengths[n : n + 1])
-            except CodecError as reason:
-                where = shard_name(record // SHARD_RECORDS)
-                return CorruptStoreError(
-                    f"{self.path}: record {record} in {where} is damaged: {reason}; "
-                    "run ecgfast verify, then restore the file or convert again"
-                )
-        return CorruptStoreError(f"{self.path}: {error}")
-
 
 def as_store(store: "StoreReader | str | Path") -> StoreReader:
     """The reader itself, or the store opened at a path."""
     return store if isinstance(store, StoreReader) else open_store(store)
 
-
-__all__: Sequence[str] = ("StoreReader", "as_store", "open_store")

@@ -1,0 +1,51 @@
+"""Durable files and the lock."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ecgfast.errors import EcgfastError
+from ecgfast.store.durable import store_lock, write_durably
+
+
+def test_entry_and_mode(tmp_path: Path) -> None:
+    entry = write_durably(tmp_path / "file", [b"ab", b"c"], mode=0o600)
+    assert entry == {"bytes": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}
+    assert (tmp_path / "file").read_bytes() == b"abc"
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    write_durably(tmp_path / "file", [b"old"])
+
+    def parts():  # noqa: ANN202
+        yield b"new"
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(EcgfastError, match="disk full.*run the same command again"):
+        write_durably(tmp_path / "file", parts())
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_lock_excludes_and_dies_with_its_process(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    code = (
+        "import sys, time; from pathlib import Path; from ecgfast.store.durable import store_lock\n"
+        f"with store_lock(Path({str(store)!r})):\n    print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(EcgfastError, match="another process"), store_lock(store):
+            pass
+        holder.kill()
+        holder.wait()
+    with store_lock(store):
+        pass
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,45 @@
+"""Pseudonyms: stable, keyed, apart by kind; keys checked."""
+
+import hashlib
+import hmac
+from pathlib import Path
+
+import pytest
+
+from ecgfast.errors import ConfigError
+from ecgfast.store.pseudonyms import Pseudonyms, read_key, read_or_create_key
+
+KEY = bytes(range(32))
+
+
+def test_is_hmac_sha256() -> None:
+    expected = hmac.new(KEY, b"patient\0Jane", hashlib.sha256).hexdigest()[:32]
+    assert Pseudonyms(KEY).of("patient", "Jane") == expected
+
+
+def test_key_and_kind_matter() -> None:
+    ours = Pseudonyms(KEY)
+    assert len({ours.of("patient", "1"), ours.of("record", "1")}) == 2
+    assert ours.of("patient", "1") != Pseudonyms(KEY[::-1]).of("patient", "1")
+    assert ours.fingerprint != Pseudonyms(KEY[::-1]).fingerprint
+
+
+def test_kept_ids() -> None:
+    assert Pseudonyms(KEY, keep=True).of("patient", "Jane") == "Jane"
+
+
+def test_new_key_is_private_and_stays(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "store.key"
+    key = read_or_create_key(path)
+    assert len(key) == 32
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert read_or_create_key(path) == key
+
+
+@pytest.mark.parametrize("text", ["", "zz", "ab" * 31])
+def test_bad_keys(tmp_path: Path, text: str) -> None:
+    (tmp_path / "key").write_text(text)
+    with pytest.raises(ConfigError, match="pseudonym key"):
+        read_key(tmp_path / "key")
+    with pytest.raises(ConfigError, match="no such file"):
+        read_key(tmp_path / "absent")

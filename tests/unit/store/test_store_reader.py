@@ -1,0 +1,118 @@
+"""Random access: any order, whole stores, several shards, and clear errors."""
+
+import pickle
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recordings import make_store
+
+import ecgfast
+from ecgfast.errors import CorruptStoreError, FormatError
+from ecgfast.store import shards
+from ecgfast.store.chunks import decode_chunks
+from ecgfast.store.format import CODECS, Codec
+
+NUM_RECORDS = 1100  # two shards
+
+
+@pytest.fixture(scope="module", params=CODECS)
+def made(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, np.ndarray, Codec]:
+    path, signal = make_store(tmp_path_factory.mktemp("made"), NUM_RECORDS, codec=request.param)
+    return path, signal, request.param
+
+
+def test_any_order(made: tuple[Path, np.ndarray, Codec]) -> None:
+    path, signal, codec = made
+    store = ecgfast.open_store(path)
+    order = [1099, 0, 1024, 1023, 5, 5, 4]
+    np.testing.assert_array_equal(store.read(order), signal[order])
+    assert store.read([]).shape == (0, 12, 5000)
+    assert (len(store), store.codec) == (NUM_RECORDS, codec)
+
+
+def test_whole_store(made: tuple[Path, np.ndarray, Codec]) -> None:
+    path, signal, codec = made
+    buffer, offsets, lengths = ecgfast.open_store(path).load_chunks()
+    np.testing.assert_array_equal(decode_chunks(codec, buffer, offsets, lengths), signal)
+    # Packed: neighbours are read together, nothing else comes with them.
+    assert buffer.size < lengths.sum() + 64
+
+
+def test_selection_of_chunks(made: tuple[Path, np.ndarray, Codec]) -> None:
+    path, signal, codec = made
+    chosen = np.random.default_rng(0).permutation(NUM_RECORDS)[:300]
+    chunks = ecgfast.open_store(path).load_chunks(chosen)
+    np.testing.assert_array_equal(decode_chunks(codec, *chunks), signal[chosen])
+
+
+def test_lead_arrays(made: tuple[Path, np.ndarray, Codec]) -> None:
+    path, signal, _ = made
+    store = ecgfast.open_store(path)
+    np.testing.assert_array_equal(store.scale_uv, np.full((NUM_RECORDS, 12), 5, np.float32))
+    np.testing.assert_array_equal(store.offset_adc, np.zeros((NUM_RECORDS, 12), np.float32))
+    wide = signal.astype(np.float64)
+    np.testing.assert_allclose(store.lead_mean, wide.mean(axis=2), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(store.lead_std, wide.std(axis=2), rtol=1e-6)
+    assert store.records.num_rows == NUM_RECORDS
+
+
+@pytest.mark.parametrize("wrong", [[-1], [NUM_RECORDS], [0.5], 3, [[1, 2]]])
+def test_wrong_indices(made: tuple[Path, np.ndarray, Codec], wrong: object) -> None:
+    with pytest.raises(IndexError, match="record numbers"):
+        ecgfast.open_store(made[0]).read(wrong)  # type: ignore[arg-type]
+
+
+def test_pickle_and_threads(
+    made: tuple[Path, np.ndarray, Codec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, signal, _ = made
+    monkeypatch.setattr(shards, "_OPEN_FILES", 1)  # every switch of shard closes the other file
+    store = pickle.loads(pickle.dumps(ecgfast.open_store(path)))
+    rng = np.random.default_rng(1)
+    orders = [rng.integers(0, NUM_RECORDS, 8) for _ in range(100)]
+    with ThreadPoolExecutor(4) as pool:
+        for order, read in zip(orders, pool.map(store.read, orders), strict=True):
+            np.testing.assert_array_equal(read, signal[order])
+
+
+def copy_of(store: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(store, tmp_path / "copy"))
+
+
+def test_damaged_record_is_named(made: tuple[Path, np.ndarray, Codec], tmp_path: Path) -> None:
+    path = copy_of(made[0], tmp_path)
+    shard = path / "signals.zarr/signal/c.1.0.0"
+    _, offsets, _ = ecgfast.open_store(path)._shards.locate(np.array([1030]))
+    data = bytearray(shard.read_bytes())
+    data[offsets[0] + 50] ^= 4
+    shard.write_bytes(data)
+    store = ecgfast.open_store(path)
+    np.testing.assert_array_equal(store.read([1029, 1031]), made[1][[1029, 1031]])
+    with pytest.raises(CorruptStoreError, match=r"record 1030 in signals.zarr/signal/c.1.0.0"):
+        store.read([3, 1030])
+
+
+def test_missing_and_short_shards(made: tuple[Path, np.ndarray, Codec], tmp_path: Path) -> None:
+    path = copy_of(made[0], tmp_path)
+    shard = path / "signals.zarr/signal/c.1.0.0"
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(CorruptStoreError, match="less than its index"):
+        ecgfast.open_store(path).read([1030])
+    shard.unlink()
+    with pytest.raises(CorruptStoreError, match="missing"):
+        ecgfast.open_store(path).read([1030])
+    np.testing.assert_array_equal(ecgfast.open_store(path).read([7]), made[1][[7]])
+
+
+def test_not_a_store(made: tuple[Path, np.ndarray, Codec], tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="not a store"):
+        ecgfast.open_store(tmp_path)
+    path = copy_of(made[0], tmp_path)
+    (path / "manifest.json").unlink()
+    with pytest.raises(CorruptStoreError, match="unfinished"):
+        ecgfast.open_store(path)

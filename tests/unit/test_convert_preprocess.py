@@ -1,0 +1,167 @@
+"""From any record to windows of 12 x 5000 int16 at 500 Hz."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from recordings import ecg_like
+
+from ecgfast.convert.preprocess import Segment, cut, to_digits
+from ecgfast.errors import FormatError
+from ecgfast.records import INVALID, EcgRecord
+
+
+def record(signal: np.ndarray, rate: float = 500, offset: float = 0) -> EcgRecord:
+    return EcgRecord(
+        record_id="r",
+        signal=signal,
+        scale_uv=np.full(12, 5, np.float32),
+        offset_adc=np.full(12, offset, np.float32),
+        sampling_rate_hz=rate,
+        flags=("seen",),
+    )
+
+
+def first(ecg: EcgRecord, **options: str) -> Segment:
+    segment = cut(to_digits(ecg), **{"window": "first", "short": "quarantine", **options})[0]  # type: ignore[arg-type]
+    assert isinstance(segment, Segment), segment
+    return segment
+
+
+def refused(ecg: EcgRecord) -> str:
+    (reason,) = cut(to_digits(ecg), window="first", short="quarantine")
+    assert isinstance(reason, str)
+    return reason
+
+
+def sine(rate: float, seconds: float, offset: float = 0) -> np.ndarray:
+    time = np.arange(round(rate * seconds)) / rate
+    return np.tile(1000 * np.sin(2 * np.pi * 7 * time) + offset, (12, 1))
+
+
+def test_exact_copy() -> None:
+    signal = ecg_like(1, seed=0)[0]
+    segment = first(record(signal))
+    np.testing.assert_array_equal(segment.signal, signal)
+    assert (segment.valid, segment.flags, segment.invalid_share) == (None, ("seen",), 0)
+
+
+@pytest.mark.parametrize("rate", [500, 499.998])
+def test_longer_record_is_cut(rate: float) -> None:
+    signal = ecg_like(1, seed=0, num_timesteps=12_345)[0]
+    segment = first(record(signal, rate))
+    np.testing.assert_array_equal(segment.signal, signal[:, :5000])
+    assert segment.flags == ("seen", "cut")
+
+
+def test_all_windows() -> None:
+    signal = ecg_like(1, seed=0, num_timesteps=12_345)[0]
+    segments = cut(to_digits(record(signal)), window="all", short="quarantine")
+    assert [segment.start for segment in segments] == [0, 5000]  # type: ignore[union-attr]
+    np.testing.assert_array_equal(segments[1].signal, signal[:, 5000:10_000])  # type: ignore[union-attr]
+
+
+def test_short_record() -> None:
+    signal = ecg_like(1, seed=0)[0, :, :4999]
+    assert "too short: 4999 timesteps" in refused(record(signal))
+    segment = first(record(signal, offset=100.4), short="pad")
+    np.testing.assert_array_equal(segment.signal[:, :4999], signal)
+    assert (segment.signal[:, 4999] == 100).all()  # 0 microvolt
+    assert segment.valid is not None
+    assert segment.valid[:, :4999].all()
+    assert not segment.valid[:, 4999].any()
+    assert "padded" in segment.flags
+
+
+@pytest.mark.parametrize("rate", [100, 250, 257, 360, 1000])
+def test_resampling_keeps_the_curve(rate: float) -> None:
+    signal = np.rint(sine(rate, 10.5, offset=300)).astype(np.int16)
+    digits = to_digits(record(signal, rate))
+    # The filter sees nothing beyond the ends, so the first and last half second may differ.
+    inner = slice(250, 5000)
+    np.testing.assert_allclose(digits.signal[:, inner], sine(500, 10.5, 300)[:, inner], atol=5)
+    assert "resampled" in digits.flags
+    assert digits.error_uv is not None
+    assert 0 < digits.error_uv <= 0.5 * 5 + 1e-3
+    np.testing.assert_array_equal(digits.scale_uv, np.full(12, 5, np.float32))
+
+
+def test_resampling_does_not_ring_at_an_offset() -> None:
+    digits = to_digits(record(np.full((12, 10_000), 2000, np.int16), 1000))
+    np.testing.assert_array_equal(digits.signal, np.full((12, 5000), 2000))
+
+
+def test_resampled_overshoot_is_rescaled_not_clipped() -> None:
+    square = np.where(np.arange(10_000) // 100 % 2, 32_767, -32_767).astype(np.int16)
+    ecg = record(np.tile(square, (12, 1)), 250)
+    digits = to_digits(ecg)
+    assert np.abs(digits.signal.astype(int)).max() == 32_767
+    assert digits.scale_uv[0] > 5
+    assert {"resampled", "quantised"} <= set(digits.flags)
+
+
+def test_few_invalid_samples_are_interpolated_and_left_out() -> None:
+    signal = ecg_like(1, seed=0)[0]
+    holed = signal.copy()
+    holed[4, 100:150] = INVALID
+    holed[0, :3] = INVALID
+    segment = first(record(holed))
+    hole = holed == INVALID
+    np.testing.assert_array_equal(segment.signal[~hole], signal[~hole])
+    np.testing.assert_array_equal(segment.valid, ~hole)
+    line = np.linspace(signal[4, 99], signal[4, 150], 52)[1:-1]
+    np.testing.assert_allclose(segment.signal[4, 100:150], line, atol=0.5)
+    assert (segment.signal[0, :3] == signal[0, 3]).all()
+    assert segment.invalid_share == pytest.approx(53 / 60_000)
+    assert "interpolated" in segment.flags
+
+
+def test_many_invalid_samples_are_refused() -> None:
+    signal = ecg_like(1, seed=0)[0]
+    signal[4, :601] = INVALID
+    assert "1.0 % of the window" in refused(record(signal))
+    signal[4] = INVALID
+    assert "8.3 %" in refused(record(signal))
+
+
+def test_invalid_samples_beyond_the_window_do_not_matter() -> None:
+    signal = ecg_like(1, seed=0, num_timesteps=9000)[0]
+    signal[:, 6000:] = INVALID
+    segment = first(record(signal))
+    assert (segment.valid, segment.flags) == (None, ("seen", "cut"))
+    np.testing.assert_array_equal(segment.signal, signal[:, :5000])
+
+
+def test_float_input_is_quantised_as_fine_as_fits() -> None:
+    rng = np.random.default_rng(0)
+    microvolt = rng.normal(0, 400, (12, 5000)).astype(np.float32)
+    microvolt[3] = 0
+    ecg = replace(record(microvolt), scale_uv=np.ones(12, np.float32))
+    digits = to_digits(ecg)
+    back = digits.signal * digits.scale_uv[:, None].astype(np.float64)
+    assert (
+        np.abs(digits.signal.astype(int)).max(axis=1).tolist() == [32_767] * 3 + [0] + [32_767] * 8
+    )
+    assert digits.error_uv == pytest.approx(np.abs(back - microvolt).max())
+    assert digits.error_uv <= digits.scale_uv.max() * 0.501
+    assert "quantised" in digits.flags
+
+
+def test_nan_is_invalid() -> None:
+    microvolt = np.ones((12, 5000), np.float32)
+    microvolt[2, 10] = np.nan
+    segment = first(record(microvolt))
+    assert segment.valid is not None
+    assert not segment.valid[2, 10]
+    assert segment.signal[2, 10] == segment.signal[2, 9]
+
+
+@pytest.mark.parametrize("rate", [0, -500, 1e9, float("nan")])
+def test_impossible_rates(rate: float) -> None:
+    with pytest.raises(FormatError, match="sampling rate"):
+        to_digits(record(ecg_like(1, seed=0)[0], rate))
+
+
+def test_empty_record() -> None:
+    with pytest.raises(FormatError, match="no timesteps"):
+        to_digits(record(np.zeros((12, 0), np.int16)))

@@ -1,0 +1,114 @@
+"""What a worker makes of good and bad files; no readable name enters the store."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recordings import convert_quietly, ecg_like, snapshot, write_wfdb
+
+import ecgfast
+from ecgfast.errors import EcgfastError, FormatError
+from ecgfast.store.pseudonyms import Pseudonyms
+
+
+def test_quality_flags(tmp_path: Path) -> None:
+    good, flat, wrong = ecg_like(3, seed=0)
+    flat[8] = 17
+    wrong[2] += 40  # 200 microvolt off
+    for name, signal in {"a": good, "b": flat, "c": wrong}.items():
+        write_wfdb(tmp_path / "in" / name, signal)
+    convert_quietly([tmp_path / "in"], tmp_path / "store")
+    records = ecgfast.open_store(tmp_path / "store").records
+    assert records["flags"].to_pylist() == [
+        "no_patient_id",
+        "flat_lead;no_patient_id",
+        "einthoven;no_patient_id",
+    ]
+    assert records["einthoven_uv"].to_pylist() == [0, 0, 200]
+    summary = convert_quietly([tmp_path / "in"], tmp_path / "strict", quality="strict")
+    assert (summary.num_converted, summary.num_quarantined) == (1, 2)
+    reasons = (tmp_path / "strict/quarantine.csv").read_text()
+    assert "signal check: flat_lead" in reasons
+    assert "signal check: einthoven" in reasons
+
+
+def test_inputs_are_converted_or_quarantined(tmp_path: Path) -> None:
+    write_wfdb(tmp_path / "in/good", ecg_like(1, seed=0)[0])
+    write_wfdb(tmp_path / "in/short", ecg_like(1, seed=0)[0, :, :100])
+    write_wfdb(tmp_path / "in/torn", ecg_like(1, seed=0)[0])
+    torn = tmp_path / "in/torn.dat"
+    torn.write_bytes(torn.read_bytes()[:1000])
+    summary = convert_quietly([tmp_path / "in"], tmp_path / "store", on_bad="fail")
+    assert (summary.num_inputs, summary.num_converted, summary.num_quarantined) == (3, 1, 2)
+    assert summary.failed
+    assert not convert_quietly([tmp_path / "in"], tmp_path / "store").failed
+
+
+def test_nothing_converted(tmp_path: Path) -> None:
+    write_wfdb(tmp_path / "in/short", ecg_like(1, seed=0)[0, :, :100])
+    with pytest.raises(FormatError, match="none of 1 inputs"):
+        convert_quietly([tmp_path / "in"], tmp_path / "store")
+
+
+def test_names_stay_out_of_the_store(tmp_path: Path) -> None:
+    signal = ecg_like(1, seed=0)[0]
+    write_wfdb(tmp_path / "Jane_Doe/Doe_1960", signal, comments=["patient: MRN4711"])
+    write_wfdb(tmp_path / "Jane_Doe/Doe_1961", signal[:, :50])
+    write_wfdb(tmp_path / "Jane_Doe/Doe_1962", signal, leads=[f"lead{n}" for n in range(12)])
+    (tmp_path / "Jane_Doe/Doe_1962.dat").unlink()
+    convert_quietly([tmp_path / "Jane_Doe"], tmp_path / "store")
+    content = b"".join(snapshot(tmp_path / "store").values())
+    for name in (b"Doe", b"Jane", b"4711", bytes(tmp_path)):
+        assert name not in content
+    beside = tmp_path / "store.sources.csv"
+    assert "Doe_1960.hea" in beside.read_text()
+    assert beside.stat().st_mode & 0o777 == 0o600
+
+
+def test_keep_identifiers(tmp_path: Path) -> None:
+    write_wfdb(tmp_path / "in/x/y", ecg_like(1, seed=0)[0], comments=["patient: P7"])
+    convert_quietly([tmp_path / "in"], tmp_path / "store", keep_identifiers=True)
+    records = ecgfast.open_store(tmp_path / "store").records
+    assert (records["record_id"][0].as_py(), records["patient_id"][0].as_py()) == ("x/y", "P7")
+
+
+def test_one_key_gives_one_pseudonym_in_two_stores(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_wfdb(tmp_path / name / "r", ecg_like(1, seed=0)[0], comments=["patient: P7"])
+        convert_quietly([tmp_path / name], tmp_path / f"store_{name}", key_file=tmp_path / "key")
+    patients = {
+        ecgfast.open_store(tmp_path / f"store_{name}").records["patient_id"][0].as_py()
+        for name in ("a", "b")
+    }
+    key = bytes.fromhex((tmp_path / "key").read_text())
+    assert patients == {Pseudonyms(key).of("patient", "P7")}
+
+
+def test_a_source_that_goes_away_is_not_quarantined(tmp_path: Path) -> None:
+    from ecgfast.convert.work import Settings, convert_batch
+    from ecgfast.ingest import discover
+
+    write_wfdb(tmp_path / "share/r", ecg_like(1, seed=0)[0])
+    items = discover([tmp_path / "share"])
+    (tmp_path / "share").rename(tmp_path / "gone")
+    settings = Settings(
+        codec="none",
+        window="first",
+        short="pad",
+        quality="flag",
+        pseudonyms=Pseudonyms(bytes(32)),
+    )
+    with pytest.raises(EcgfastError, match="has gone"):
+        convert_batch(items, settings)
+
+
+def test_statistics_leave_padding_and_holes_out(tmp_path: Path) -> None:
+    signal = ecg_like(1, seed=0)[0, :, :4000]
+    signal[5, 10:20] = -32768
+    write_wfdb(tmp_path / "in/r", signal)
+    convert_quietly([tmp_path / "in"], tmp_path / "store", short="pad")
+    store = ecgfast.open_store(tmp_path / "store")
+    kept = np.delete(signal[5].astype(np.float64), range(10, 20))
+    assert store.lead_mean[0, 5] == pytest.approx(kept.mean(), rel=1e-6)
+    assert store.lead_std[0, 5] == pytest.approx(kept.std(), rel=1e-6)
+    assert store.records["flags"][0].as_py() == "interpolated;no_patient_id;padded"

@@ -1,0 +1,202 @@
+"""Joining a CSV: ids, patients, windows of days, splits, and a crash in the middle."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recordings import KEY, convert_quietly, ecg_like, snapshot, write_wfdb
+
+import ecgfast
+from ecgfast.errors import ConfigError, CorruptStoreError
+from ecgfast.labels import LabelSummary, label_store
+from ecgfast.store.format import NEXT_RECORDS, RECORDS
+from ecgfast.store.pseudonyms import Pseudonyms
+from ecgfast.store.verify import verify_store
+
+NUM_RECORDS = 6
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """Records a/r0 .. a/r5 of patients p0 p0 p1 p1 p2 p2, recorded on 10 May 2020."""
+    for number, signal in enumerate(ecg_like(NUM_RECORDS, seed=0)):
+        comments = [f"patient: p{number // 2}", "Age: 50", "site: north"]
+        write_wfdb(
+            tmp_path / f"in/a/r{number}", signal, comments=comments, date="08:00:00 10/05/2020"
+        )
+    convert_quietly([tmp_path / "in"], tmp_path / "store")
+    return tmp_path / "store"
+
+
+def join(store: Path, text: str, **options: object) -> LabelSummary:
+    csv = store.with_name("labels.csv")
+    csv.write_text(text)
+    return label_store(store, csv, **options)  # type: ignore[arg-type]
+
+
+def column(store: Path, name: str) -> list[object]:
+    return ecgfast.open_store(store).records[name].to_pylist()
+
+
+def test_by_record(store: Path) -> None:
+    summary = join(
+        store,
+        "record_id,ejection_fraction,lvh\na/r0,35,true\na/r2,,false\na/r9,50,true\na/r5,60,\n",
+    )
+    assert column(store, "ejection_fraction") == [35, None, None, None, None, 60]
+    assert column(store, "lvh") == [True, None, False, None, None, None]
+    assert (summary.num_matched, summary.num_unused_lines) == (3, 1)
+    assert summary.columns == ("ejection_fraction", "lvh")
+    assert sum(summary.splits.values()) == NUM_RECORDS
+    assert verify_store(store) == []
+
+
+def test_by_patient(store: Path) -> None:
+    join(store, "patient_id,ejection_fraction\np1,20\n")
+    assert column(store, "ejection_fraction") == [None, None, 20, 20, None, None]
+
+
+def test_by_pseudonym(store: Path) -> None:
+    first = column(store, "record_id")[0]
+    assert first == Pseudonyms(bytes.fromhex(KEY)).of("record", "a/r0")
+    join(store, f"record_id,ejection_fraction\n{first},20\n")
+    assert column(store, "ejection_fraction")[0] == 20
+
+
+def test_second_join_keeps_the_first(store: Path) -> None:
+    join(store, "record_id,ejection_fraction\na/r0,20\na/r1,30\n")
+    identity = ecgfast.open_store(store).identity
+    join(store, "record_id,ejection_fraction,extra\na/r1,31,7\n")
+    assert column(store, "ejection_fraction")[:2] == [20, 31]
+    assert column(store, "extra")[:2] == [None, 7]
+    assert ecgfast.open_store(store).identity == identity
+
+
+def test_same_join_same_bytes(store: Path) -> None:
+    text = "record_id,ejection_fraction\na/r0,20\n"
+    join(store, text)
+    once = snapshot(store)
+    join(store, text)
+    assert snapshot(store) == once
+
+
+def test_personal_columns_correct_the_recordings(store: Path) -> None:
+    join(store, "record_id,patient_id,site,age,sex,x\na/r0,p9,south,,female,1\na/r1,p9,,77.5,,1\n")
+    patients = column(store, "patient_id")
+    assert patients[0] == patients[1] == Pseudonyms(bytes.fromhex(KEY)).of("patient", "p9")
+    assert column(store, "site")[:2] == ["south", "north"]
+    assert column(store, "age")[:2] == [50, 77.5]
+    assert column(store, "sex")[:2] == ["female", None]
+    splits = column(store, "split")
+    assert splits[0] == splits[1]
+
+
+def test_text_is_taken_only_by_name(store: Path) -> None:
+    text = 'record_id,name,mrn,diagnosis,score\na/r0,Jane Doe,4711,"left\nfascicular",3\n'
+    assert join(store, text).columns == ("score",)
+    raw = b"".join(snapshot(store).values())
+    assert b"Jane" not in raw
+    assert "mrn" not in ecgfast.open_store(store).records.column_names
+    assert join(store, text, columns=["diagnosis"]).columns == ("diagnosis",)
+    assert column(store, "diagnosis")[0] == "left\nfascicular"
+
+
+def test_window_of_days(store: Path) -> None:
+    text = (
+        "record_id,label_date,ejection_fraction\n"
+        "a/r0,2020-05-20,10\na/r0,2020-05-08,20\na/r0,2020-06-30,30\n"  # 10, 2 and 51 days
+        "a/r1,2020-05-25,40\n"  # 15 days
+        "a/r2,,50\n"
+    )
+    with pytest.raises(ConfigError, match="lines 2 and 3 name the same record and disagree"):
+        join(store, text)
+    summary = join(store, text, label_window_days=14)
+    assert column(store, "ejection_fraction") == [20, None, None, None, None, None]
+    assert (summary.num_matched, summary.num_outside_window) == (3, 2)
+
+
+def test_dates_of_the_csv_win(store: Path) -> None:
+    text = "record_id,ecg_date,label_date,ejection_fraction\na/r0,2021-01-01,2021-01-03,10\n"
+    join(store, text, label_window_days=2)
+    assert column(store, "ejection_fraction")[0] == 10
+
+
+def test_given_splits(store: Path) -> None:
+    ids = [f"a/r{number}" for number in range(NUM_RECORDS)]
+    splits = ["train", "train", "valid", "valid", "test", ""]
+    rows = [f"{name},{split},1" for name, split in zip(ids, splits, strict=True)]
+    join(store, "\n".join(["record_id,split,x", *rows]) + "\n", split="column")
+    assert column(store, "split") == ["train", "train", "valid", "valid", "test", None]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("record_id,x\nb/r0,1\n", {}, "no line names a record"),
+        ("id,x\na/r0,1\n", {}, "needs record_id or patient_id"),
+        ("record_id,x\na/r0,1\n", {"columns": ["y"]}, "'y' is not in"),
+        ("record_id,x\na/r0,1\n", {"label_window_days": 3}, "needs a column label_date"),
+        ("record_id,x\na/r0,1\n", {"split": "column"}, "needs a column named split"),
+        ("record_id,split\na/r0,dev\n", {"split": "column"}, "got 'dev', allowed train"),
+        ("record_id,split\na/r0,train\na/r1,test\n", {"split": "column"}, "1 patients are in more"),
+        ("record_id,patient_id,x\na/r0,p,1\na/r0,q,1\n", {}, "name the same record and disagree"),
+    ],
+)
+def test_refused(store: Path, text: str, options: dict[str, object], message: str) -> None:
+    before = snapshot(store)
+    with pytest.raises(ConfigError, match=message):
+        join(store, text, **options)
+    assert snapshot(store) == before
+
+
+def test_wrong_key(store: Path) -> None:
+    store.with_name("store.key").write_text("00" * 32)
+    with pytest.raises(ConfigError, match="it is not the key of"):
+        join(store, "record_id,x\na/r0,1\n")
+
+
+def test_windows_of_one_recording_share_its_labels(tmp_path: Path) -> None:
+    signal = ecg_like(1, seed=0, num_timesteps=10_000)[0]
+    write_wfdb(tmp_path / "in/long@5000", signal)
+    convert_quietly([tmp_path / "in"], tmp_path / "store", window="all")
+    join(tmp_path / "store", "record_id,x\nlong@5000,3\n")
+    assert column(tmp_path / "store", "x") == [3, 3]
+
+
+@pytest.mark.parametrize("crash", ["before the manifest", "before the rename"])
+def test_crash_leaves_the_old_or_the_new_labels(store: Path, crash: str) -> None:
+    old = snapshot(store)
+    join(store, "record_id,ejection_fraction\na/r0,20\n")
+    new = snapshot(store)
+    manifest = old if crash == "before the manifest" else new
+    (store / "manifest.json").write_bytes(manifest["manifest.json"])
+    (store / RECORDS).write_bytes(old[RECORDS])
+    (store / NEXT_RECORDS).write_bytes(new[RECORDS])
+    expected = None if crash == "before the manifest" else 20
+    assert column(store, "ejection_fraction")[0] == expected
+    assert verify_store(store) == []
+    join(store, "record_id,ejection_fraction\na/r1,30\n")
+    assert column(store, "ejection_fraction")[:2] == [expected, 30]
+    assert not (store / NEXT_RECORDS).exists()
+
+
+def test_damaged_table_is_said(store: Path) -> None:
+    data = bytearray((store / RECORDS).read_bytes())
+    data[len(data) // 2] ^= 1
+    (store / RECORDS).write_bytes(data)
+    with pytest.raises(CorruptStoreError, match=r"records\.parquet is missing or damaged"):
+        column(store, "site")
+
+
+def test_join_is_in_the_manifest(store: Path) -> None:
+    join(store, "record_id,x\na/r0,1\n")
+    labels = json.loads((store / "manifest.json").read_text())["labels"]
+    assert (labels["columns"], labels["split"], labels["window_days"]) == (["x"], "patient", None)
+    assert len(labels["csv_sha256"]) == 64
+
+
+def test_signals_stay(store: Path) -> None:
+    before = ecgfast.open_store(store).read(range(NUM_RECORDS))
+    join(store, "record_id,x\na/r0,1\n")
+    np.testing.assert_array_equal(ecgfast.open_store(store).read(range(NUM_RECORDS)), before)
