@@ -30,7 +30,7 @@ int32_t decode_columns(const Chunk& chunk, Sink sink) {
     for (int c = 0; c < header.num_leads; ++c) {
       Simd::unpack(column.lead[c], rows[c]);
       if (column.predicted >> c & 1) {
-        predict(rows, c, predicted);
+        predict(rows[0], rows[1], rows[c - 1], c, predicted);
         for (int t = 0; t < kRow; ++t) rows[c][t] = int16_t(rows[c][t] + predicted[t]);
       }
     }

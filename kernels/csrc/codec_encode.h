@@ -31,7 +31,7 @@ struct Choice {  // how one lead of one column is stored
 
 inline int16_t middle(const int16_t* row) {
   int16_t low = row[0], high = row[0];
-  for (int t = 1; t < kColumn; ++t) {
+  for (int t = 0; t < kColumn; ++t) {  // from 0: aligned loads
     low = row[t] < low ? row[t] : low;
     high = row[t] > high ? row[t] : high;
   }
@@ -96,26 +96,29 @@ uint8_t* pack_lead(const Row& u, const Choice& choice, int floor, uint8_t* out) 
   return out - w + ((w + 3) >> 2);  // of the last group only two residuals are kept
 }
 
-// One column; writes up to 16 bytes behind its end.
+// What is left of lead c after its prediction.
+inline void predicted_row(const Row* plain, int c, Row& u) {
+  predict(plain[0].value, plain[1].value, plain[c - 1].value, c, u.value);
+  for (int t = 0; t < kRow; ++t) u.value[t] = int16_t(plain[c].value[t] - u.value[t]);
+  u.close();
+}
+
+// One column from its plain rows; writes up to 16 bytes behind its end.
 template <class Simd>
-uint8_t* encode_column(const int16_t (*k)[kRow], int num_leads, uint8_t* out) {
+uint8_t* encode_column(const Row* plain, int num_leads, uint8_t* out) {
   uint8_t packed[max_column_bytes(kMaxLeads) + 16];
   uint8_t *groups = packed, *plane_at = out + 2 + 3 * num_leads;
   uint32_t predicted = 0;
-  Row u[2];  // plain and predicted
+  // All of them first: a row that is read at once, shifted, waits for its own stores.
+  Row difference[kMaxLeads];
+  for (int c = 0; c < num_leads; ++c)
+    if (kPredictedLeads >> c & 1) predicted_row(plain, c, difference[c]);
   for (int c = 0; c < num_leads; ++c) {
     Choice best;
-    std::memcpy(u[0].value, k[c], sizeof u[0].value);
-    u[0].close();
-    try_orders<Simd>(u[0], 0, best);
-    if (kPredictedLeads >> c & 1) {
-      predict(k, c, u[1].value);
-      for (int t = 0; t < kRow; ++t) u[1].value[t] = int16_t(k[c][t] - u[1].value[t]);
-      u[1].close();
-      try_orders<Simd>(u[1], 1, best);
-    }
+    try_orders<Simd>(plain[c], 0, best);
+    if (kPredictedLeads >> c & 1) try_orders<Simd>(difference[c], 1, best);
     const int floor = floor_width(Simd::largest(best.need), best.num_planes());
-    groups = pack_lead<Simd>(u[best.predicted()], best, floor, groups);
+    groups = pack_lead<Simd>(best.predicted() ? difference[c] : plain[c], best, floor, groups);
     uint32_t plane[3];
     Simd::planes(best.need, floor, plane);
     std::memcpy(plane_at, plane, 4 * best.num_planes());
@@ -152,15 +155,18 @@ template <class Simd>
 int64_t encode(const int16_t* signal_CT, int num_leads, int num_timesteps, uint8_t* out) {
   const int num_columns = num_timesteps / kColumn;
   const Quantum quantum = find_quantum(signal_CT, int64_t(num_leads) * num_timesteps);
-  alignas(64) int16_t k[kMaxLeads][kRow];
+  Row rows[kMaxLeads];
   uint32_t ends[kMaxTimesteps / kColumn];
   // Columns are written behind a wide table and moved down if the narrow one will do.
   uint8_t* const first = out + kHeaderBytes + 4 * num_columns;
   uint8_t* at = first;
   for (int j = 0; j < num_columns; ++j) {
-    for (int c = 0; c < num_leads; ++c)
-      divide_row(signal_CT + int64_t(c) * num_timesteps + j * kColumn, quantum, k[c]);
-    at = encode_column<Simd>(k, num_leads, at);
+    for (int c = 0; c < num_leads; ++c) {
+      const int64_t from = int64_t(c) * num_timesteps + j * kColumn;
+      divide_row(signal_CT + from, quantum, rows[c].value);
+      rows[c].close();
+    }
+    at = encode_column<Simd>(rows, num_leads, at);
     ends[j] = uint32_t((at - first) / 4);
   }
   Header header{};

@@ -23,8 +23,11 @@ inline void unpack_group(const uint8_t* at, int w, int16_t* out) {
 
 // The other way round: two halves of 4 w bits each, one behind the other.
 inline void store_halves(uint64_t low, uint64_t high, int w, uint8_t* out) {
-  const unsigned __int128 bits = low | (unsigned __int128)high << 4 * w;
-  std::memcpy(out, &bits, sizeof bits);
+  const int bytes = w >> 1;  // whole bytes of the low half; an odd w leaves four bits over
+  const uint64_t rest = low >> 4 * bytes >> 4 * bytes;
+  high = high << 4 * (w & 1) | rest;
+  std::memcpy(out, &low, sizeof low);
+  std::memcpy(out + bytes, &high, sizeof high);
 }
 
 inline void pack_group(const int16_t* r, int w, uint8_t* out) {
@@ -35,10 +38,9 @@ inline void pack_group(const int16_t* r, int w, uint8_t* out) {
   store_halves(half[0], half[1], w, out);
 }
 
-// What the leads decoded so far say about lead c; all rows have kRow values.
-inline void predict(const int16_t (*k)[kRow], int c, int16_t* __restrict p) {
-  const int16_t* one = k[0];
-  const int16_t* two = k[1];
+// What leads I and II and the lead before say about lead c; all rows have kRow values.
+inline void predict(const int16_t* one, const int16_t* two, const int16_t* before, int c,
+                    int16_t* __restrict p) {
   switch (c) {
     case 2:
       for (int t = 0; t < kRow; ++t) p[t] = int16_t(two[t] - one[t]);
@@ -54,7 +56,7 @@ inline void predict(const int16_t (*k)[kRow], int c, int16_t* __restrict p) {
       for (int t = 0; t < kRow; ++t) p[t] = int16_t(two[t] - (one[t] >> 1));
       break;
     default:
-      std::memcpy(p, k[c - 1], sizeof(int16_t) * kRow);
+      std::memcpy(p, before, sizeof(int16_t) * kRow);
   }
 }
 
