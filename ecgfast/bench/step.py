@@ -27,6 +27,7 @@ VARIANTS = (
     Variant(name="ecgfast-eager", compiled=False),
     Variant(name="ecgfast-kernels-reference", kernels="reference"),
     Variant(name="ecgfast-copy", weights="copy"),
+    Variant(name="ecgfast-copy-eager", weights="copy", compiled=False),
     Variant(name="ecgfast-copy-graph", weights="copy", graph=True),
     Variant(name="ecgfast-triton-attention", attention="triton"),
     Variant(name="ecgfast-sdpa-flash", attention="sdpa_flash"),
@@ -63,7 +64,7 @@ def measure_step(
         config: of kind "vit".
         device: "cpu" or "cuda".
         microbatch: records of a step.
-        names: variants beside "ecgfast"; by default both references on a CPU, all on a GPU.
+        names: variants beside "ecgfast"; by default the eager reference on a CPU, all on a GPU.
         repeats: timed calls of several steps; variants of a group take turns.
     Yields:
         For each variant, as soon as measured, rows of time, throughput and (on a GPU) MFU and
@@ -84,7 +85,7 @@ def measure_step(
 
 def _check_names(names: Sequence[str] | None, device: str) -> set[str]:
     if names is None:
-        return set(variant_names()) if device == "cuda" else {r.name for r in REFERENCES}
+        return set(variant_names()) if device == "cuda" else {REFERENCES[0].name}
     unknown = sorted(set(names) - set(variant_names()))
     if unknown:
         raise ConfigError(
@@ -102,7 +103,8 @@ class _Runner:
         self._device = ranks.device.type
         self._microbatch = microbatch
         self._repeats = repeats
-        self._ours = self._build(Variant())
+        # as the trainer's train.compile = "auto" does
+        self._ours = self._build(Variant(compiled=self._device == "cuda"))
 
     def compare(
         self, variants: Iterable[Variant | Reference], *, with_ours: bool = False

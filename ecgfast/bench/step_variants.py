@@ -75,7 +75,7 @@ def build_step(
     )
     for part, choice in choices.items():
         log.info(f"{variant.name}: {part} attention {choice.backend}: {choice.reason}")
-        if ranks.device.type == "cuda" and variant.attention not in ("auto", choice.backend):
+        if variant.attention not in ("auto", choice.backend):
             raise RuntimeError(f"{variant.attention} cannot run the {part}")
     model.set_attention(encoder=choices["encoder"].backend, decoder=choices["decoder"].backend)
     if variant.weights == "sharded":

@@ -1,0 +1,137 @@
+"""How long pretraining takes and what it needs, from a measured row or else from the FLOP count."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ecgfast.bench.rows import Row
+from ecgfast.config import Config, ModelConfig
+from ecgfast.errors import ConfigError
+from ecgfast.model.flops import flops_per_record, num_parameters
+from ecgfast.train.metrics import PEAK_TFLOPS
+
+ASSUMED_MFU = 0.45  # between the best published (A100 50 %, H100 43 %) at ViT-Large's width
+ASSUMED_SCALING = 0.95  # of linear, on several GPUs: weights and gradients travel once per step
+STUDY_RECORDS = 126_203
+_MAX_MICROBATCH = 256  # records per GPU and pass; more no longer raises the rate
+# Saved per token and layer, in widths: residual, two norms, qkv, attention, MLP twice; bf16
+_ACTIVATION_BYTES = 34
+_STATE_BYTES = 16  # fp32 weight, gradient and two moments per parameter, shared by the GPUs
+_WORKING_BYTES = 4  # bf16 copy and gradient per parameter, on every GPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a whole pretraining run costs.
+
+    Attributes:
+        hours: wall clock.
+        gpu_hours: of all GPUs together.
+        records_per_s: of all GPUs together.
+        memory_gib: of each GPU, without the store's records.
+        basis: what the rate rests on, in words.
+        setting: the run, in words.
+    """
+
+    hours: float
+    gpu_hours: float
+    records_per_s: float
+    memory_gib: float
+    basis: str
+    setting: str
+
+    def __str__(self) -> str:
+        """Lines for people."""
+        return (
+            f"{self.setting}\n"
+            f"{self.hours:,.1f} h, {self.gpu_hours:,.0f} GPU-hours at "
+            f"{self.records_per_s:,.0f} records/s; about {self.memory_gib:.0f} GiB per GPU\n"
+            f"{self.basis}"
+        )
+
+
+def estimate(
+    config: Config,
+    *,
+    gpu: str = "A100",
+    num_gpus: int = 4,
+    num_records: int = STUDY_RECORDS,
+    rows: Iterable[Row] = (),
+) -> Estimate:
+    """Estimate a run of `train.epochs` over `num_records` at `train.batch_size`.
+
+    Args:
+        config: of kind "vit".
+        gpu: part of the device's name, such as "A100" or "H100".
+        num_gpus: how many share the batch.
+        num_records: in the store.
+        rows: measured results; the newest step of this preset on such a GPU is used.
+    Raises:
+        ConfigError: no row fits and the GPU's peak is unknown, or a count is not positive.
+    """
+    if num_gpus < 1 or num_records < 1:
+        raise ConfigError(f"GPUs and records must be at least 1, got {num_gpus} and {num_records}")
+    rate, basis = _rate_of_one(config, gpu, rows)
+    scaling = ASSUMED_SCALING if num_gpus > 1 else 1.0
+    if num_gpus > 1:
+        basis += f"; {num_gpus} GPUs scaled at {ASSUMED_SCALING:.0%} of linear, not measured"
+    total = rate * num_gpus * scaling
+    train = config.train
+    # the last batch of an epoch is dropped when it is not full
+    per_epoch = num_records // train.batch_size * train.batch_size or num_records
+    hours = train.epochs * per_epoch / total / 3600
+    return Estimate(
+        hours=hours,
+        gpu_hours=hours * num_gpus,
+        records_per_s=total,
+        memory_gib=memory_gib(config, num_gpus),
+        basis=basis,
+        setting=(
+            f"{config.preset}: {train.epochs} epochs of {num_records:,} records at batch "
+            f"{train.batch_size} on {num_gpus} x {gpu}"
+        ),
+    )
+
+
+def memory_gib(config: Config, num_gpus: int) -> float:
+    """Memory of each GPU by formula: sharded state, working copies, activations."""
+    parameters = sum(num_parameters(config.model))
+    share = -(-config.train.batch_size // num_gpus)
+    asked = config.train.microbatch
+    microbatch = min(share, _MAX_MICROBATCH) if asked == "auto" else asked
+    state = parameters * (_STATE_BYTES / num_gpus + _WORKING_BYTES)
+    return (state + microbatch * _activation_bytes(config.model, config.mask.ratio)) / 2**30
+
+
+def _activation_bytes(model: ModelConfig, mask_ratio: float) -> float:
+    """Bytes kept per record for the backward pass, with attention that keeps no scores."""
+    kept = 1 + int(model.num_patches * (1 - mask_ratio))
+    encoder = model.encoder_depth * kept * model.encoder_width
+    decoder = model.decoder_depth * (1 + model.num_patches) * model.decoder_width
+    return _ACTIVATION_BYTES * float(encoder + decoder)
+
+
+def _rate_of_one(config: Config, gpu: str, rows: Iterable[Row]) -> tuple[float, str]:
+    """Records per second of one GPU, and why."""
+    fitting = [
+        row
+        for row in rows
+        if (row.case, row.provider, row.metric) == ("step", "ecgfast", "throughput")
+        and row.preset == config.preset
+        and gpu.lower() in row.device.lower()
+    ]
+    if fitting:
+        row = max(fitting, key=lambda r: r.date)
+        basis = f"measured on {row.device}, {row.shape}, {row.date}, commit {row.commit}"
+        return row.p50, basis
+    peak = next((tflops for name, tflops in PEAK_TFLOPS.items() if name in gpu.upper()), None)
+    if peak is None:
+        raise ConfigError(
+            f"no measured step and no known peak for the GPU {gpu!r}; allowed: "
+            f"{', '.join(PEAK_TFLOPS)}, or run ecgfast bench step on it"
+        )
+    flops = flops_per_record(config.model, config.mask.ratio)
+    basis = (
+        f"not measured: {flops / 1e9:.1f} GFLOP per record at an assumed {ASSUMED_MFU:.0%} of "
+        f"{peak:.0f} TFLOP/s (bf16)"
+    )
+    return ASSUMED_MFU * peak * 1e12 / flops, basis

@@ -1,0 +1,69 @@
+"""The step benchmark: the reference is a masked autoencoder too, and rows come out."""
+
+import pytest
+import torch
+
+from ecgfast.bench.cases import render, run
+from ecgfast.bench.reference_mae import ReferenceMae, block_provider
+from ecgfast.bench.rows import make_row
+from ecgfast.bench.step import measure_step, variant_names
+from ecgfast.config import load_config
+from ecgfast.errors import ConfigError
+from ecgfast.model.flops import num_parameters
+
+DEMO = load_config("demo")
+
+
+def test_reference_has_the_parameters_of_our_model() -> None:
+    with torch.device("meta"):
+        reference = ReferenceMae(DEMO.model)
+    trainable = sum(p.numel() for p in reference.parameters() if p.requires_grad)
+    assert trainable == sum(num_parameters(DEMO.model))
+
+
+def test_reference_learns_and_attention_variants_agree() -> None:
+    signal = torch.randn(2, 1, 12, 5000, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = ReferenceMae(DEMO.model, fused_attention=fused)
+        loss = model(signal)
+        loss.backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+        losses.append(loss.detach())
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=0)
+    assert 0.9 < losses[0] < 3  # normalised targets have variance 1
+
+
+def test_rows_of_a_step_on_the_cpu() -> None:
+    names = [f"reference-eager-{block_provider()}", "ecgfast-copy-eager"]
+    rows = list(measure_step(DEMO, device="cpu", microbatch=2, names=names, repeats=2))
+    measured = {(r.provider, r.metric): r.p50 for r in rows}
+    assert set(measured) == {
+        (provider, metric) for provider in ("ecgfast", *names) for metric in ("time", "throughput")
+    }
+    for provider in ("ecgfast", *names):
+        rate, time_ms = measured[provider, "throughput"], measured[provider, "time"]
+        assert rate == pytest.approx(2e3 / time_ms, rel=0.5)  # quantiles of two repeats
+    assert all(r.preset == "demo" and r.shape == "2 records fp32" for r in rows)
+
+
+def test_an_attention_that_cannot_run_gives_no_row() -> None:
+    rows = measure_step(DEMO, device="cpu", microbatch=2, names=["ecgfast-xformers"], repeats=1)
+    assert {row.provider for row in rows} == {"ecgfast"}
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown variant 'warp'"):
+        next(measure_step(DEMO, device="cpu", microbatch=2, names=["warp"]))
+    with pytest.raises(ConfigError, match="unknown bench case 'steps'"):
+        run("steps")
+
+
+def test_variants_have_names_of_their_own() -> None:
+    assert len(set(variant_names())) == len(variant_names())
+
+
+def test_a_row_is_rendered_with_its_unit() -> None:
+    row = make_row(case="c", provider="ecgfast", values=[12.345], metric="time", unit="ms")
+    assert render(row).split()[-4:] == ["ecgfast", "time", "12.35", "ms"]
