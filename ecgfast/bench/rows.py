@@ -102,8 +102,10 @@ def read_rows(path: Path) -> list[Row]:
     """Read the rows of one .jsonl file, or of every one below a folder in name order.
 
     Raises:
-        FormatError: a line is not a row; names file and line.
+        FormatError: a line is not a row, or the path does not exist; names file and line.
     """
+    if not path.exists():
+        raise FormatError(f"no results at {path}; write some with ecgfast bench step --json FILE")
     paths = sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
     return [_parse_row(p, i, line) for p in paths for i, line in _numbered_lines(p)]
 

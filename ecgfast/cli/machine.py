@@ -29,13 +29,22 @@ def bench(
 
 def estimate(
     preset: Annotated[str, typer.Option(help="Name of a preset, or a TOML file.")] = "vit_large",
+    gpu: Annotated[str, typer.Option(help="Kind of GPU, such as A100 or H100.")] = "A100",
+    gpus: Annotated[int, typer.Option(metavar="N", help="How many share the batch.")] = 4,
+    records: Annotated[int, typer.Option(metavar="N", help="Records in the store.")] = 126_203,
+    rows: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Rows of `bench step`: a file or a folder.")
+    ] = None,
     settings: Settings = None,
 ) -> None:
-    """Hours of pretraining, from a short measurement of its step on this machine."""
-    from ecgfast.bench.estimate import estimate as measure
+    """Hours, GPU-hours and memory of a whole pretraining run, and what they rest on."""
+    from ecgfast.bench.estimate import estimate as estimate_run
+    from ecgfast.bench.rows import read_rows
     from ecgfast.config import load_config
 
-    print(measure(load_config(preset, settings or ())))
+    config = load_config(preset, settings or ())
+    measured = read_rows(rows) if rows is not None else ()
+    print(estimate_run(config, gpu=gpu, num_gpus=gpus, num_records=records, rows=measured))
 
 
 def doctor() -> None:
