@@ -24,3 +24,5 @@ TOY_LOSS_FP32 = 2e-5
 # bf16 has 8 bits: one rounding is 0.4 %. Kernels and reference round at different places, and the
 # loss averages 10^5 values; 0.5 % of a loss near 1 would show a wrong gradient within ten steps.
 TOY_LOSS_BF16 = 5e-3
+# Ranks add fp32 gradients in another order (1e-7 each); 50 AdamW steps of a tiny model: 4e-7.
+RANKS_LOSS = 1e-5

@@ -1,0 +1,93 @@
+"""The same run on 1, 2 and 4 ranks: equal records, masks and losses; checkpoints change hands."""
+
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from tolerances import RANKS_LOSS
+from training_runs import finish, loss_trace, make_store, preset, start, wait_for_step
+
+from ecgfast.config import load_config
+from ecgfast.train.pretrain import pretrain
+
+STEPS = 50
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return preset(tmp_path_factory.mktemp("preset"))
+
+
+@pytest.fixture(scope="module")
+def alone(store: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[float, float]:
+    config = load_config(str(tiny), [f"train.max_steps={STEPS}"])
+    return loss_trace(pretrain(config, store, tmp_path_factory.mktemp("alone"), device="cpu"))
+
+
+def _command(store: Path, run: Path, tiny: Path, steps: int = STEPS) -> list[str]:
+    return [
+        *("pretrain", str(store), "--out", str(run), "--preset", str(tiny)),
+        *("--set", f"train.max_steps={steps}", "--device", "cpu", "--resume"),
+    ]
+
+
+def _close(trace: dict[float, float], expected: dict[float, float]) -> None:
+    assert trace.keys() == expected.keys()
+    assert max(abs(trace[s] - expected[s]) for s in expected) < RANKS_LOSS
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_change_nothing(
+    ranks: int, store: Path, tiny: Path, alone: dict[float, float], tmp_path: Path
+) -> None:
+    finish(start(_command(store, tmp_path / "run", tiny), ranks=ranks))
+    _close(loss_trace(tmp_path / "run"), alone)
+
+
+def test_saved_on_four_resumed_on_two_and_on_one(
+    store: Path, tiny: Path, alone: dict[float, float], tmp_path: Path
+) -> None:
+    finish(start(_command(store, tmp_path / "four", tiny, steps=23), ranks=4))
+    for ranks in (2, 1):
+        run = tmp_path / str(ranks)
+        shutil.copytree(tmp_path / "four", run)
+        output = finish(start(_command(store, run, tiny), ranks=ranks))
+        assert "step-00000023" in output
+        _close(loss_trace(run), alone)
+
+
+def test_torchrun_brings_a_killed_rank_back(
+    store: Path, tiny: Path, alone: dict[float, float], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start(_command(store, run, tiny), ranks=2, restarts=1)
+    wait_for_step(run, 16, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    output = finish(process)
+    assert re.search(r"resumed from .*step-000000\d\d", output)
+    _close(loss_trace(run), alone)
+
+
+def test_preempted_ranks_agree_on_a_step(
+    store: Path, tiny: Path, alone: dict[float, float], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start(_command(store, run, tiny), ranks=2)
+    wait_for_step(run, 10, process)
+    process.send_signal(signal.SIGTERM)  # torchrun passes it on
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    last_logged = int(max(loss_trace(run)))
+    assert (run / "checkpoints" / f"step-{last_logged:08d}" / "meta.json").is_file()
+    finish(start(_command(store, run, tiny), ranks=2))
+    _close(loss_trace(run), alone)
