@@ -51,7 +51,7 @@ def evaluate(runs: Sequence[Path], store: Path, out: Path) -> Path:
     metrics = results.to_json() if results else {}
     metrics["synthetic"] = is_synthetic(reader)
     metrics["store"] = {"name": reader.path.name, "identity": reader.identity}
-    log.logger.info("drawing the report")
+    log.info("drawing the report")
     sections = _sections(reader, results, classifiers, pretrained, metrics)
     html = page.page(_first_line(reader, results), sections, synthetic=metrics["synthetic"])
     write_durably(out / "metrics.json", [json.dumps(metrics, indent=1).encode() + b"\n"])

@@ -47,8 +47,8 @@ class LoadedRun:
 
     @property
     def init(self) -> str:
-        """Where a classifier's weights came from; empty for pretraining runs."""
-        return str(self.meta["identity"].get("init") or "")
+        """Name of a classifier's initial weights, without their folder; empty for pretraining."""
+        return Path(self.meta["identity"].get("init") or "").name
 
     @property
     def select(self) -> str | None:

@@ -210,7 +210,7 @@ def _operating(result: CohortResult) -> tuple[str, ...]:
     point, calibration = result.operating, result.calibration
     assert calibration is not None
     return (
-        "-" if point is None else f"{point.threshold:.3f}",
+        "-" if point is None else f"{point.threshold:.2g}",
         "-" if point is None or point.sensitivity is None else f"{point.sensitivity:.2f}",
         "-" if point is None or point.specificity is None else f"{point.specificity:.2f}",
         "-" if result.average_precision is None else f"{result.average_precision:.3f}",
