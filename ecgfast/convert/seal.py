@@ -38,12 +38,12 @@ def seal_converted(
         "num_timesteps": NUM_TIMESTEPS,
         "window": settings.window,
         "short": settings.short,
-        "quality": settings.quality,
         "max_invalid_share": MAX_INVALID_SHARE,
         "resampling": "scipy.signal.resample_poly, padtype line",
     }
     content = {
         "preprocessing": preprocessing,
+        "quality": settings.quality,
         "counts": counts,
         "synthetic": synthetic,
         "identifiers": "kept" if settings.pseudonyms.keep else "pseudonyms",

@@ -29,7 +29,15 @@ from ecgfast.store.reader import StoreReader, open_store
 from ecgfast.store.writer import EncodedRecord, StoreWriter
 
 _BATCH_RECORDS = 64
-_COPIED = ("preprocessing", "counts", "synthetic", "identifiers", "key_fingerprint", "labels")
+_COPIED = (
+    "preprocessing",
+    "quality",
+    "counts",
+    "synthetic",
+    "identifiers",
+    "key_fingerprint",
+    "labels",
+)
 
 
 def transcode(source: Path, out: Path, *, codec: Codec, workers: int) -> Manifest:

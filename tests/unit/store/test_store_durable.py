@@ -27,7 +27,7 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
         yield b"new"
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(EcgfastError, match="disk full.*run the same command again"):
+    with pytest.raises(EcgfastError, match=r"disk full.*run the same command again"):
         write_durably(tmp_path / "file", parts())
     assert (tmp_path / "file").read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
