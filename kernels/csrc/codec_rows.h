@@ -8,17 +8,15 @@ namespace ecgfast {
 namespace {
 
 // The residuals of one group: 0-3 lie in the 8 bytes from `at`, 4-7 in those from at + w / 2.
+// Signs are undone by x ^ s - s with s the sign bit, the ^ for four residuals at once.
 inline void unpack_group(const uint8_t* at, int w, int16_t* out) {
-  if (w == 0) {
-    std::memset(out, 0, 8 * sizeof *out);
-    return;
-  }
-  const int spare = 32 - w;
-  uint64_t bits = load<uint64_t>(at);
-  for (int i = 0; i < 4; ++i) out[i] = int16_t(int32_t(uint32_t(bits >> i * w) << spare) >> spare);
-  bits = load<uint64_t>(at + (w >> 1)) >> (w & 1 ? 4 : 0);
-  for (int i = 0; i < 4; ++i)
-    out[4 + i] = int16_t(int32_t(uint32_t(bits >> i * w) << spare) >> spare);
+  const uint32_t mask = (1u << w) - 1, sign = (1u << w) >> 1;
+  uint64_t signs = sign | uint64_t(sign) << w;
+  signs |= signs << 2 * w;
+  const uint64_t low = load<uint64_t>(at) ^ signs;
+  const uint64_t high = load<uint64_t>(at + (w >> 1)) >> 4 * (w & 1) ^ signs;
+  for (int i = 0; i < 4; ++i) out[i] = int16_t((uint32_t(low >> i * w) & mask) - sign);
+  for (int i = 0; i < 4; ++i) out[4 + i] = int16_t((uint32_t(high >> i * w) & mask) - sign);
 }
 
 // The other way round: two halves of 4 w bits each, one behind the other.
@@ -73,23 +71,23 @@ inline void undo_quantum(int16_t* row, uint32_t quantum, bool trunc) {
   }
 }
 
-// Round to nearest even, as every GPU and F16C do; NaN stays NaN.
+// Round to nearest even, as every GPU and F16C do; NaN stays NaN. Without branches, and signed
+// where it can be, so that plain SSE2 vectorises it.
 inline uint16_t half_from_float(float value) {
-  uint32_t bits;
+  int32_t bits, sum;
   std::memcpy(&bits, &value, sizeof bits);
-  const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
+  const int32_t sign = bits >> 16 & 0x8000;
   bits &= 0x7fffffff;
-  if (bits > 0x7f800000) return uint16_t(sign | 0x7e00);
-  if (bits >= 0x477ff000) return uint16_t(sign | 0x7c00);  // rounds to 65536 or more
-  if (bits < 0x38800000) {  // subnormal: the addition below rounds at 2^-24
-    float size;
-    std::memcpy(&size, &bits, sizeof size);
-    size += 0.5f;
-    uint32_t sum;
-    std::memcpy(&sum, &size, sizeof sum);
-    return uint16_t(sign | (sum - 0x3f000000));
-  }
-  return uint16_t(sign | ((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13));
+  float size;
+  std::memcpy(&size, &bits, sizeof size);
+  size += 0.5f;  // rounds at 2^-24, the last bit of a subnormal half
+  std::memcpy(&sum, &size, sizeof sum);
+  const int32_t normal = (bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13;
+  const int32_t small = -int32_t(bits < 0x38800000), nan = -int32_t(bits > 0x7f800000);
+  int32_t half = ((sum - 0x3f000000) & small) | (normal & ~small);
+  half = half < 0x7c00 ? half : 0x7c00;  // 65520 and more round to infinity
+  half |= nan & 0x200;
+  return uint16_t(sign | half);
 }
 
 }  // namespace
