@@ -17,6 +17,7 @@ from ecgfast.data.toolchain import cuda_headers, nvcc, program, search_path
 from ecgfast.errors import BackendUnavailableError
 
 _LIBRARY = "libecgfast_dali.so"
+_SOURCES = ("codec.h", "codec_format.h", "codec_cuda.*", "warp*.h", "dali_plugin/*")
 _loaded: set[Path] = set()
 
 
@@ -170,7 +171,7 @@ def _source_folder() -> Path:
 
 
 def _digest(source: Path) -> str:
-    names = sorted([*source.glob("*.h"), *source.glob("*.cu"), *source.glob("dali_plugin/*")])
+    names = sorted(path for pattern in _SOURCES for path in source.glob(pattern))
     content = hashlib.sha256()
     for path in names:
         content.update(path.read_bytes())
