@@ -78,7 +78,7 @@ def synth(
     sites: Annotated[int, typer.Option(min=1, help="Number of hospitals.")] = 4,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Write a synthetic cohort of several hospitals: WFDB files and labels.csv."""
+    """Write a synthetic cohort: WFDB files and labels.csv."""
     from ecgfast import log
     from ecgfast.ingest.synthetic import write_cohort
 
@@ -94,7 +94,7 @@ def synth(
 
 
 def convert(
-    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Files or folders.")],
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Files or folders.")],
     out: Annotated[Path, typer.Option(metavar="STORE", help="Store to write.")],
     labels: Annotated[Path | None, typer.Option(metavar="CSV", help="Labels to join.")] = None,
     codec: Annotated[Codec, typer.Option(help="How chunks are compressed.")] = Codec.ECGPACK,
@@ -104,9 +104,11 @@ def convert(
     quality: Annotated[Quality, typer.Option(help="Records that fail a check.")] = Quality.FLAG,
     on_bad: Annotated[OnBad, typer.Option(help="Unreadable inputs.")] = OnBad.QUARANTINE,
     key_file: Annotated[Path | None, typer.Option(help="Pseudonym key; default STORE.key.")] = None,
-    keep_identifiers: Annotated[bool, typer.Option(help="Keep readable identifiers.")] = False,
+    keep_identifiers: Annotated[
+        bool, typer.Option("--keep-identifiers", help="Keep readable identifiers.")
+    ] = False,
 ) -> None:
-    """Turn raw files, folders or a store into a store; run again, it goes on where it was."""
+    """Turn raw files into a store; run again, it goes on."""
     from ecgfast.convert import convert as convert_files
 
     summary = convert_files(
@@ -137,7 +139,7 @@ def label(
     columns: Annotated[str | None, typer.Option(metavar="A,B", help="Default: all.")] = None,
     split: Annotated[Split, typer.Option(help="By patient, or from the CSV.")] = Split.PATIENT,
 ) -> None:
-    """Join labels and assign splits, without converting again."""
+    """Join labels and splits into a finished store."""
     from ecgfast.labels import label_store
 
     summary = label_store(
@@ -161,7 +163,7 @@ def info(
         str | None, typer.Option(help="What a case is, such as 'ejection_fraction<40'.")
     ] = None,
 ) -> None:
-    """Show counts, prevalence by site and split, and what the codec saves."""
+    """Show counts, prevalence and what the codec saves."""
     from ecgfast.evaluate.cohort import describe
     from ecgfast.store.reader import open_store
 
@@ -169,7 +171,7 @@ def info(
 
 
 def verify(store: StorePath) -> None:
-    """Read everything and check every checksum; exit 1 on damage."""
+    """Check every checksum; exit 1 on damage."""
     from ecgfast import log
     from ecgfast.store.verify import verify_store
 

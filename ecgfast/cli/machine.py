@@ -21,7 +21,7 @@ def bench(
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Append rows here.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the best.")] = None,
 ) -> None:
-    """Measure rates on this machine, each beside a baseline."""
+    """Measure rates here, each beside a baseline."""
     from ecgfast.bench.cases import run
 
     run(case, json=json, device=device)
@@ -29,26 +29,26 @@ def bench(
 
 def estimate(
     preset: Annotated[str, typer.Option(help="Name of a preset, or a TOML file.")] = "vit_large",
-    gpu: Annotated[str, typer.Option(help="Kind of GPU, such as A100 or H100.")] = "A100",
-    gpus: Annotated[int, typer.Option(metavar="N", help="How many share the batch.")] = 4,
-    records: Annotated[int, typer.Option(metavar="N", help="Records in the store.")] = 126_203,
+    gpu: Annotated[str, typer.Option(help="Part of its name, such as A100 or H100.")] = "A100",
+    gpus: Annotated[int, typer.Option(help="How many share the batch.")] = 4,
+    records: Annotated[int, typer.Option(help="Default: those of the study.")] = 126_203,
     rows: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Rows of `bench step`: a file or a folder.")
+        list[Path] | None, typer.Option(metavar="FILE", help="Measured rows (bench --json).")
     ] = None,
     settings: Settings = None,
 ) -> None:
-    """Hours, GPU-hours and memory of a whole pretraining run, and what they rest on."""
+    """Tell how long pretraining takes, and on what."""
     from ecgfast.bench.estimate import estimate as estimate_run
     from ecgfast.bench.rows import read_rows
     from ecgfast.config import load_config
 
     config = load_config(preset, settings or ())
-    measured = read_rows(rows) if rows is not None else ()
+    measured = [row for file in rows or () for row in read_rows(file)]
     print(estimate_run(config, gpu=gpu, num_gpus=gpus, num_records=records, rows=measured))
 
 
 def doctor() -> None:
-    """Show what is installed, which backend each part would take, and why."""
+    """Show what is installed and what each part would use."""
     from ecgfast.doctor import examine
 
     print(examine())
@@ -57,7 +57,7 @@ def doctor() -> None:
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("demo"),
 ) -> None:
-    """Synthetic hospitals to report on this machine: the whole way in under ten minutes."""
+    """Go the whole way here, on synthetic hospitals."""
     from ecgfast.demo import demo as run_demo
 
     print(run_demo(out))

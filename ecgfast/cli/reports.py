@@ -19,12 +19,12 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Fine-tuned and pretraining runs.")
+        list[Path], typer.Argument(metavar="RUN", help="Fine-tuned and pretraining runs.")
     ],
     store: StorePath,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report.")],
 ) -> None:
-    """Compare runs site by site: AUROC with intervals, figures, metrics.json, report.html."""
+    """Compare runs site by site: metrics and a report."""
     from ecgfast.evaluate.report import evaluate as write_report
 
     print(write_report(runs, store, out))
@@ -32,10 +32,10 @@ def evaluate(
 
 def predict(
     run: RunPath,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Raw ECGs or folders.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Raw ECGs or folders.")],
     out: Annotated[Path | None, typer.Option(metavar="CSV", help="Default: the screen.")] = None,
 ) -> None:
-    """Write a probability per raw ECG file."""
+    """Write a probability for each raw ECG file."""
     from ecgfast.predict import predict as predict_files
 
     predict_files(run, files, out)
@@ -48,7 +48,7 @@ def reconstruct(
     out: Annotated[Path, typer.Option(metavar="PNG", help="Picture to write.")],
     leads: Annotated[str, typer.Option(metavar="II,V5|all", help="Which leads.")] = "all",
 ) -> None:
-    """Draw one record as it was, as the model saw it, and as the model filled it in."""
+    """Draw a record: original, masked, reconstructed."""
     from ecgfast.evaluate.reconstruct import reconstruct as draw
     from ecgfast.records import LEADS
 

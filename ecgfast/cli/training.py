@@ -40,7 +40,7 @@ def pretrain(
     resume: Resume = False,
     device: Device = None,
 ) -> None:
-    """Train a masked autoencoder; also as: torchrun -m ecgfast pretrain ..."""
+    """Train a masked autoencoder (torchrun -m ecgfast too)."""
     from ecgfast.config import load_config
     from ecgfast.train.pretrain import pretrain as train
 
@@ -64,7 +64,7 @@ def finetune(
     resume: Resume = False,
     device: Device = None,
 ) -> None:
-    """Train a classifier at each learning rate and keep the lowest validation loss."""
+    """Train a classifier: a sweep, the lowest loss kept."""
     from ecgfast.config import load_config
     from ecgfast.train.finetune import finetune as train
 

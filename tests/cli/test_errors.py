@@ -1,0 +1,130 @@
+"""Mistakes of users are one line on stderr and exit code 2; other failures exit with 1."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ecgfast.cli import main
+from ecgfast.convert import convert
+from ecgfast.ingest.synthetic import write_cohort
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    write_cohort(folder / "cohort", num_records=6, num_sites=1, seed=0)
+    convert([folder / "cohort"], folder / "store", codec="none", workers=1)
+    return folder / "store"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run a command that must be refused; returns its one line."""
+    assert main([str(argument) for argument in arguments]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if " INFO " not in line]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["frobnicate"], "no such command 'frobnicate'; see ecgfast --help"),
+        (["info"], "missing argument 'STORE'; see ecgfast info --help"),
+        (["info", "a", "b"], "see ecgfast info --help"),
+        (["synth", "out", "--records", "many"], "--records"),
+        (["synth", "out", "--records", "0"], "--records"),
+        (["convert", "x", "--out", "y", "--codec", "zip"], "'ecgpack', 'zstd', 'none'"),
+        (["pretrain", "x"], "missing option '--out'"),
+        (["pretrain", "x", "--out", "y", "--preset", "vit_lrge"], "did you mean 'vit_large'"),
+        (["pretrain", "x", "--out", "y", "--set", "train.epoch=1"], "did you mean 'epochs'"),
+        (["pretrain", "x", "--out", "y", "--set", "train.epochs=many"], "must be an integer"),
+        (["pretrain", "x", "--out", "y", "--set", "mask.ratio=1.2"], "must be in [0, 1), got 1.2"),
+        (["bench", "everything"], "unknown bench case 'everything'"),
+        (["reconstruct", "r", "s", "--record", "1", "--out", "p", "--leads", "II,V9"], "got V9"),
+    ],
+)
+def test_wrong_commands(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert words in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "pretrain"])
+def test_what_is_not_a_store(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    options = ["--out", tmp_path / "run", "--preset", "demo"] if command == "pretrain" else []
+    line = refused(capsys, command, tmp_path / "nowhere", *options)
+    assert "nowhere" in line
+    (tmp_path / "empty").mkdir()
+    assert "not a store" in refused(capsys, command, tmp_path / "empty", *options)
+
+
+def test_sources_and_runs_that_are_not_there(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, store: Path
+) -> None:
+    line = refused(capsys, "convert", tmp_path / "nowhere", "--out", tmp_path / "out")
+    assert "nowhere" in line
+    assert "config.toml" in refused(
+        capsys, "evaluate", tmp_path / "no-run", store, "--out", tmp_path / "report"
+    )
+    assert "config.toml" in refused(capsys, "predict", tmp_path / "no-run", store)
+
+
+def test_wrong_selections_and_targets(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, store: Path
+) -> None:
+    assert "has record_id" in refused(capsys, "info", store, "--target", "no_such_column<4")
+    line = refused(
+        capsys, "pretrain", store, "--out", tmp_path / "run", "--preset", "demo",
+        "--select", "site ? 1",
+    )  # fmt: skip
+    assert "site ? 1" in line
+
+
+def test_a_damaged_checkpoint(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, store: Path
+) -> None:
+    run = tmp_path / "run"
+    command = [
+        "pretrain", store, "--out", run, "--preset", "demo", "--resume",
+        "--set", "train.batch_size=2", "--set", "train.max_steps=1",
+        "--set", "train.val_fraction=0",
+    ]  # fmt: skip
+    assert main([str(word) for word in command]) == 0
+    capsys.readouterr()
+    (data,) = (run / "checkpoints").glob("step-*/*.distcp")
+    data.write_bytes(data.read_bytes()[:-100])
+    assert "checkpoint" in refused(capsys, *command)
+
+
+def test_a_damaged_store_is_named_by_verify(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, store: Path
+) -> None:
+    assert main(["verify", str(store)]) == 0
+    shard = next((store / "signals.zarr" / "signal").glob("c.*"))
+    content = np.frombuffer(shard.read_bytes(), np.uint8).copy()
+    content[1000] ^= 1
+    backup = shard.read_bytes()
+    try:
+        shard.write_bytes(content.tobytes())
+        assert main(["verify", str(store)]) == 1
+        assert shard.name in capsys.readouterr().out
+    finally:
+        shard.write_bytes(backup)
+
+
+def test_a_failure_that_nobody_expected_is_one_line_and_exit_1() -> None:
+    impossible = "n" * 300  # no file system takes a name of this length
+    command = [sys.executable, "-m", "ecgfast", "synth", impossible, "--records", "9"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "--debug" in result.stderr
+    result = subprocess.run([*command, "--debug"], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr

@@ -1,0 +1,55 @@
+"""The help pages: complete, at once, and the commands that the documentation names."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ecgfast.cli import app, main
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = (
+    "synth", "convert", "label", "info", "verify", "pretrain", "finetune", "evaluate", "predict",
+    "reconstruct", "bench", "estimate", "doctor", "demo",
+)  # fmt: skip
+
+
+def test_help_answers_at_once() -> None:
+    command = [sys.executable, "-m", "ecgfast", "--help"]
+    seconds = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - begin)
+    assert all(f"\n  {name} " in result.stdout for name in COMMANDS)
+    assert min(seconds) < 0.5  # the best of five: a loaded machine is not our slowness
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    page = capsys.readouterr().out
+    assert page.startswith(f"Usage: ecgfast {name}")
+
+
+def test_the_commands_are_those_of_this_list() -> None:
+    assert sorted(c.callback.__name__ for c in app.registered_commands if c.callback) == sorted(
+        COMMANDS
+    )
+
+
+def test_the_readme_names_only_commands_and_options_that_exist(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^ecgfast (\w+)(.*)$", text, re.MULTILINE)
+    assert len(lines) >= 6
+    for command, rest in lines:
+        assert command in COMMANDS
+        assert main([command, "--help"]) == 0
+        page = capsys.readouterr().out
+        for option in re.findall(r"--[a-z-]+", rest):
+            assert option in page, f"ecgfast {command} has no {option}"
