@@ -3,7 +3,8 @@
 At 61 tokens a kernel for long sequences wastes most of its 128 x 128 tiles, and its backward adds
 with atomics. Here one program owns one head of one record: no tile is wasted at 61 tokens, there
 are no atomics (bit-equal from run to run), and the packed projection (B, T, 3, H, K) is read and
-written as it stands, so that nothing is permuted, split or concatenated.
+written as it stands, so that nothing is permuted, split or concatenated. The projection's bias is
+added here too, because its gradient is a sum over what the backward has in registers anyway.
 
 Shapes: B records, T tokens, H heads, K head width.
 """
@@ -28,16 +29,17 @@ def supports(num_tokens: int, head_width: int) -> bool:
     return HAS_TRITON and num_tokens <= MAX_TOKENS and head_width in HEAD_WIDTHS
 
 
-def short_attention(qkv_BT3HK: Tensor) -> Tensor:
+def short_attention(qkv_BT3HK: Tensor, bias_3HK: Tensor) -> Tensor:
     """Softmax attention of every token to every token of its record.
 
     Args:
-        qkv_BT3HK: (B, T, 3, H, K) contiguous; query, key and value; fp16, bf16 or (reference,
-            interpreter) fp32 and fp64.
+        qkv_BT3HK: (B, T, 3, H, K); query, key and value without their bias; fp16, bf16 or
+            (reference, interpreter) fp32 and fp64.
+        bias_3HK: (3, H, K), added to every token.
     Returns:
-        (B, T, H, K), the input's dtype. Differentiable; the gradient is bit-equal between runs.
+        (B, T, H, K), dtype of `qkv`. Differentiable; gradients are bit-equal between runs.
     Raises:
-        ValueError: the shape is not (B, T, 3, H, K), or T or K is out of the kernel's range.
+        ValueError: the shapes disagree, or T or K is out of the kernel's range.
     Source: Vaswani et al. 2017, section 3.2.1; softmax statistics kept for the backward as in
         Dao et al. 2022, section 3.1.
     """
@@ -45,13 +47,17 @@ def short_attention(qkv_BT3HK: Tensor) -> Tensor:
         qkv_BT3HK.ndim == 5 and qkv_BT3HK.shape[2] == 3,
         f"qkv must be (B, T, 3, H, K), got {tuple(qkv_BT3HK.shape)}",
     )
+    library.require(
+        bias_3HK.shape == qkv_BT3HK.shape[2:],
+        f"bias must be {tuple(qkv_BT3HK.shape[2:])}, got {tuple(bias_3HK.shape)}",
+    )
     num_tokens, head_width = qkv_BT3HK.shape[1], qkv_BT3HK.shape[-1]
     library.require(
         not qkv_BT3HK.is_cuda or supports(num_tokens, head_width),
         f"short_attention needs T <= {MAX_TOKENS} and K in {HEAD_WIDTHS}, got T={num_tokens}, "
         f"K={head_width}; take another attention",
     )
-    out: Tensor = _ShortAttention.apply(qkv_BT3HK)  # type: ignore[no-untyped-call]
+    out: Tensor = _ShortAttention.apply(qkv_BT3HK, bias_3HK)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -60,34 +66,35 @@ class _ShortAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> Tensor:
-        (qkv,) = tensors
+        qkv, bias = (tensor.contiguous() for tensor in tensors)
         out: Tensor
-        out, lse = torch.ops.ecgfast.short_attention(qkv.contiguous())
-        ctx.save_for_backward(qkv, out, lse)
+        out, lse = torch.ops.ecgfast.short_attention(qkv, bias)
+        ctx.save_for_backward(qkv, bias, out, lse)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        qkv, out, lse = ctx.saved_tensors
-        grad_qkv: Tensor = torch.ops.ecgfast.short_attention_backward(
-            grads[0].contiguous(), qkv.contiguous(), out, lse
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        grad_qkv, grad_bias = torch.ops.ecgfast.short_attention_backward(
+            grads[0].contiguous(), *ctx.saved_tensors
         )
-        return grad_qkv
+        return grad_qkv, grad_bias
 
 
-def reference_forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (B, T, H, K) and the base-2 log of each softmax denominator, (B, H, T) fp32."""
-    query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
+def reference_forward(qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (B, T, H, K) and the base-2 log of each softmax denominator, (B, H, T)."""
+    query, key, value = (qkv + bias).permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
     scores = query @ key.transpose(-1, -2) * qkv.shape[-1] ** -0.5
     lse = scores.to(torch.promote_types(scores.dtype, torch.float32)).logsumexp(-1) * LOG2_E
     out = scores.softmax(-1) @ value
     return out.transpose(1, 2).contiguous(), lse
 
 
-def reference_backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> Tensor:
-    """Gradient of qkv, (B, T, 3, H, K), in closed form."""
+def reference_backward(
+    grad: Tensor, qkv: Tensor, bias: Tensor, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of qkv (B, T, 3, H, K) and of its bias (3, H, K), in closed form."""
     scale = qkv.shape[-1] ** -0.5
-    query, key, value = qkv.permute(2, 0, 3, 1, 4)
+    query, key, value = (qkv + bias).permute(2, 0, 3, 1, 4)
     grad_out = grad.transpose(1, 2)
     probability = torch.exp2(query @ key.transpose(-1, -2) * (scale * LOG2_E) - lse[..., None])
     probability = probability.to(qkv.dtype)
@@ -98,10 +105,11 @@ def reference_backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> T
         grad_scores.transpose(-1, -2) @ query,
         probability.transpose(-1, -2) @ grad_out,
     ]
-    return torch.stack(parts).permute(1, 3, 0, 2, 4).contiguous()
+    grad_qkv = torch.stack(parts).permute(1, 3, 0, 2, 4).contiguous()
+    return grad_qkv, grad_qkv.sum((0, 1))
 
 
-def _fake_forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_forward(qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     num_records, num_tokens, _, num_heads, head_width = qkv.shape
     wide = torch.promote_types(qkv.dtype, torch.float32)
     return (
@@ -110,30 +118,35 @@ def _fake_forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _fake_backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> Tensor:
-    return qkv.new_empty(qkv.shape)
+def _fake_backward(
+    grad: Tensor, qkv: Tensor, bias: Tensor, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(qkv), torch.empty_like(bias)
 
 
-def _launch_forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
+def _launch_forward(qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     from ecgfast_kernels import attention_triton  # Triton is optional: imported by its first use
 
-    return attention_triton.forward(qkv)
+    return attention_triton.forward(qkv, bias)
 
 
-def _launch_backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> Tensor:
+def _launch_backward(
+    grad: Tensor, qkv: Tensor, bias: Tensor, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor]:
     from ecgfast_kernels import attention_triton
 
-    return attention_triton.backward(grad, qkv, out, lse)
+    return attention_triton.backward(grad, qkv, bias, out, lse)
 
 
 library.register(
-    "short_attention(Tensor qkv) -> (Tensor, Tensor)",
+    "short_attention(Tensor qkv, Tensor bias) -> (Tensor, Tensor)",
     triton=_launch_forward,
     reference=reference_forward,
     fake=_fake_forward,
 )
 library.register(
-    "short_attention_backward(Tensor grad, Tensor qkv, Tensor out, Tensor lse) -> Tensor",
+    "short_attention_backward(Tensor grad, Tensor qkv, Tensor bias, Tensor out, Tensor lse)"
+    " -> (Tensor, Tensor)",
     triton=_launch_backward,
     reference=reference_backward,
     fake=_fake_backward,

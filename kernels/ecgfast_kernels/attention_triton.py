@@ -11,8 +11,17 @@ LOG2_E = 1.4426950408889634
 
 
 @triton.jit
+def load_rows(start, bias, rows, valid, HEAD: tl.constexpr):
+    """Rows of query, key or value, with the bias that the projection left out."""
+    tile = tl.load(start + rows, mask=valid[:, None], other=0.0)
+    added = tl.load(bias + tl.arange(0, HEAD)).to(tl.float32)[None, :]
+    return (tile.to(tl.float32) + added).to(tile.dtype)
+
+
+@triton.jit
 def forward_kernel(
     qkv,  # (B, T, 3, H, K)
+    bias,  # (3, H, K)
     out,  # (B, T, H, K)
     lse,  # (B, H, T) fp32, base 2
     num_tokens,
@@ -26,19 +35,19 @@ def forward_kernel(
     head = tl.program_id(0) % num_heads
     width = num_heads * HEAD
     qkv += record * num_tokens * 3 * width + head * HEAD
+    bias += head * HEAD
     out += record * num_tokens * width + head * HEAD
     lse += (record * num_heads + head) * num_tokens
     k = tl.arange(0, HEAD)
     n = tl.arange(0, BLOCK_N)
     rows_n = n[:, None] * (3 * width) + k[None, :]
     valid_n = n < num_tokens
-    key = tl.load(qkv + width + rows_n, mask=valid_n[:, None], other=0.0)
-    value = tl.load(qkv + 2 * width + rows_n, mask=valid_n[:, None], other=0.0)
+    key = load_rows(qkv + width, bias + width, rows_n, valid_n, HEAD)
+    value = load_rows(qkv + 2 * width, bias + 2 * width, rows_n, valid_n, HEAD)
     for start in range(0, num_tokens, BLOCK_M):
         m = start + tl.arange(0, BLOCK_M)
         valid_m = m < num_tokens
-        rows_m = m[:, None] * (3 * width) + k[None, :]
-        query = tl.load(qkv + rows_m, mask=valid_m[:, None], other=0.0)
+        query = load_rows(qkv, bias, m[:, None] * (3 * width) + k[None, :], valid_m, HEAD)
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
         scores = tl.where(valid_n[None, :], scores, float("-inf"))
         peak = tl.max(scores, 1)
@@ -53,6 +62,7 @@ def forward_kernel(
 @triton.jit
 def backward_tile(
     qkv,
+    bias,
     grad,
     out,
     lse,
@@ -70,7 +80,7 @@ def backward_tile(
     k = tl.arange(0, HEAD)
     valid_m = m < num_tokens
     rows_m = m[:, None] * width + k[None, :]
-    query = tl.load(qkv + m[:, None] * (3 * width) + k[None, :], mask=valid_m[:, None], other=0.0)
+    query = load_rows(qkv, bias, m[:, None] * (3 * width) + k[None, :], valid_m, HEAD)
     grad_m = tl.load(grad + rows_m, mask=valid_m[:, None], other=0.0)
     out_m = tl.load(out + rows_m, mask=valid_m[:, None], other=0.0)
     lse_m = tl.load(lse + m, mask=valid_m, other=0.0)
@@ -87,9 +97,11 @@ def backward_tile(
 def backward_one_tile_kernel(
     grad,  # (B, T, H, K)
     qkv,  # (B, T, 3, H, K)
+    bias,  # (3, H, K)
     out,  # (B, T, H, K)
     lse,  # (B, H, T) fp32, base 2
     grad_qkv,  # (B, T, 3, H, K)
+    grad_bias,  # (B, 3, H, K) fp32, each record's sum over its tokens
     num_tokens,
     num_heads,
     scale,  # K ** -0.5
@@ -101,45 +113,42 @@ def backward_one_tile_kernel(
     head = tl.program_id(0) % num_heads
     width = num_heads * HEAD
     element = grad_qkv.dtype.element_ty
+    k = tl.arange(0, HEAD)
     n = tl.arange(0, BLOCK)
-    rows = n[:, None] * (3 * width) + tl.arange(0, HEAD)[None, :]
-    valid = (n < num_tokens)[:, None]
+    rows = n[:, None] * (3 * width) + k[None, :]
+    valid = n < num_tokens
     qkv += record * num_tokens * 3 * width + head * HEAD
+    bias += head * HEAD
     grad_qkv += record * num_tokens * 3 * width + head * HEAD
-    start = record * num_tokens * width + head * HEAD
+    grad_bias += record * 3 * width + head * HEAD + k
+    grad += record * num_tokens * width + head * HEAD
+    out += record * num_tokens * width + head * HEAD
     lse += (record * num_heads + head) * num_tokens
-    key = tl.load(qkv + width + rows, mask=valid, other=0.0)
-    value = tl.load(qkv + 2 * width + rows, mask=valid, other=0.0)
+    key = load_rows(qkv + width, bias + width, rows, valid, HEAD)
+    value = load_rows(qkv + 2 * width, bias + 2 * width, rows, valid, HEAD)
     query, grad_m, weight, grad_scores = backward_tile(
-        qkv,
-        grad + start,
-        out + start,
-        lse,
-        key,
-        value,
-        n,
-        n,
-        num_tokens,
-        width,
-        scale,
-        log2_e,
-        HEAD,
+        qkv, bias, grad, out, lse, key, value, n, n, num_tokens, width, scale, log2_e, HEAD
     )
-    grad_value = tl.dot(tl.trans(weight), grad_m, input_precision="ieee").to(element)
-    tl.store(grad_qkv + 2 * width + rows, grad_value, mask=valid)
-    grad_key = tl.dot(tl.trans(grad_scores), query, input_precision="ieee").to(element)
-    tl.store(grad_qkv + width + rows, grad_key, mask=valid)
-    grad_query = tl.dot(grad_scores, key, input_precision="ieee").to(element)
-    tl.store(grad_qkv + rows, grad_query, mask=valid)
+    grad_value = tl.dot(tl.trans(weight), grad_m, input_precision="ieee")
+    tl.store(grad_qkv + 2 * width + rows, grad_value.to(element), mask=valid[:, None])
+    tl.store(grad_bias + 2 * width, tl.sum(grad_value, 0))
+    grad_key = tl.dot(tl.trans(grad_scores), query, input_precision="ieee")
+    tl.store(grad_qkv + width + rows, grad_key.to(element), mask=valid[:, None])
+    tl.store(grad_bias + width, tl.sum(grad_key, 0))
+    grad_query = tl.dot(grad_scores, key, input_precision="ieee")
+    tl.store(grad_qkv + rows, grad_query.to(element), mask=valid[:, None])
+    tl.store(grad_bias, tl.sum(grad_query, 0))
 
 
 @triton.jit
 def backward_tiles_kernel(
     grad,  # (B, T, H, K)
     qkv,  # (B, T, 3, H, K)
+    bias,  # (3, H, K)
     out,  # (B, T, H, K)
     lse,  # (B, H, T) fp32, base 2
     grad_qkv,  # (B, T, 3, H, K)
+    grad_bias,  # (B, 3, H, K) fp32, each record's sum over its tokens
     num_tokens,
     num_heads,
     scale,  # K ** -0.5
@@ -152,55 +161,66 @@ def backward_tiles_kernel(
     head = tl.program_id(0) % num_heads
     width = num_heads * HEAD
     element = grad_qkv.dtype.element_ty
-    qkv += record * num_tokens * 3 * width + head * HEAD
-    grad_qkv += record * num_tokens * 3 * width + head * HEAD
-    out += record * num_tokens * width + head * HEAD
-    grad += record * num_tokens * width + head * HEAD
-    lse += (record * num_heads + head) * num_tokens
     k = tl.arange(0, HEAD)
+    qkv += record * num_tokens * 3 * width + head * HEAD
+    bias += head * HEAD
+    grad_qkv += record * num_tokens * 3 * width + head * HEAD
+    grad_bias += record * 3 * width + head * HEAD + k
+    grad += record * num_tokens * width + head * HEAD
+    out += record * num_tokens * width + head * HEAD
+    lse += (record * num_heads + head) * num_tokens
+    sum_key = tl.zeros((HEAD,), tl.float32)
+    sum_value = tl.zeros((HEAD,), tl.float32)
     for start_n in range(0, num_tokens, BLOCK):
         n = start_n + tl.arange(0, BLOCK)
         rows_n = n[:, None] * (3 * width) + k[None, :]
-        valid_n = (n < num_tokens)[:, None]
-        key = tl.load(qkv + width + rows_n, mask=valid_n, other=0.0)
-        value = tl.load(qkv + 2 * width + rows_n, mask=valid_n, other=0.0)
+        valid_n = n < num_tokens
+        key = load_rows(qkv + width, bias + width, rows_n, valid_n, HEAD)
+        value = load_rows(qkv + 2 * width, bias + 2 * width, rows_n, valid_n, HEAD)
         grad_key = tl.zeros((BLOCK, HEAD), tl.float32)
         grad_value = tl.zeros((BLOCK, HEAD), tl.float32)
         for start_m in range(0, num_tokens, BLOCK):
             m = start_m + tl.arange(0, BLOCK)
             query, grad_m, weight, grad_scores = backward_tile(
-                qkv, grad, out, lse, key, value, m, n, num_tokens, width, scale, log2_e, HEAD
+                qkv, bias, grad, out, lse, key, value, m, n, num_tokens, width, scale, log2_e, HEAD
             )
             grad_value += tl.dot(tl.trans(weight), grad_m, input_precision="ieee")
             grad_key += tl.dot(tl.trans(grad_scores), query, input_precision="ieee")
-        tl.store(grad_qkv + width + rows_n, grad_key.to(element), mask=valid_n)
-        tl.store(grad_qkv + 2 * width + rows_n, grad_value.to(element), mask=valid_n)
+        tl.store(grad_qkv + width + rows_n, grad_key.to(element), mask=valid_n[:, None])
+        tl.store(grad_qkv + 2 * width + rows_n, grad_value.to(element), mask=valid_n[:, None])
+        sum_key += tl.sum(grad_key, 0)
+        sum_value += tl.sum(grad_value, 0)
+    tl.store(grad_bias + width, sum_key)
+    tl.store(grad_bias + 2 * width, sum_value)
+    sum_query = tl.zeros((HEAD,), tl.float32)
     for start_m in range(0, num_tokens, BLOCK):
         m = start_m + tl.arange(0, BLOCK)
         grad_query = tl.zeros((BLOCK, HEAD), tl.float32)
         for start_n in range(0, num_tokens, BLOCK):
             n = start_n + tl.arange(0, BLOCK)
             rows_n = n[:, None] * (3 * width) + k[None, :]
-            valid_n = (n < num_tokens)[:, None]
-            key = tl.load(qkv + width + rows_n, mask=valid_n, other=0.0)
-            value = tl.load(qkv + 2 * width + rows_n, mask=valid_n, other=0.0)
+            valid_n = n < num_tokens
+            key = load_rows(qkv + width, bias + width, rows_n, valid_n, HEAD)
+            value = load_rows(qkv + 2 * width, bias + 2 * width, rows_n, valid_n, HEAD)
             query, grad_m, weight, grad_scores = backward_tile(
-                qkv, grad, out, lse, key, value, m, n, num_tokens, width, scale, log2_e, HEAD
+                qkv, bias, grad, out, lse, key, value, m, n, num_tokens, width, scale, log2_e, HEAD
             )
             grad_query += tl.dot(grad_scores, key, input_precision="ieee")
         rows_m = m[:, None] * (3 * width) + k[None, :]
         tl.store(grad_qkv + rows_m, grad_query.to(element), mask=(m < num_tokens)[:, None])
+        sum_query += tl.sum(grad_query, 0)
+    tl.store(grad_bias, sum_query)
 
 
-def forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
+def forward(qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Launch the forward kernel; see `attention.reference_forward`."""
-    qkv = qkv.contiguous()
     num_records, num_tokens, _, num_heads, head_width = qkv.shape
     out = qkv.new_empty((num_records, num_tokens, num_heads, head_width))
     lse = qkv.new_empty((num_records, num_heads, num_tokens), dtype=torch.float32)
     block_n = _block_n(num_tokens)
     forward_kernel[(num_records * num_heads,)](
         qkv,
+        bias,
         out,
         lse,
         num_tokens,
@@ -214,19 +234,23 @@ def forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-def backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> Tensor:
+def backward(
+    grad: Tensor, qkv: Tensor, bias: Tensor, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor]:
     """Launch the backward kernel; see `attention.reference_backward`."""
-    qkv = qkv.contiguous()
     num_records, num_tokens, _, num_heads, head_width = qkv.shape
     grad_qkv = torch.empty_like(qkv)
+    partial = qkv.new_empty((num_records, 3, num_heads, head_width), dtype=torch.float32)
     block = min(_block_n(num_tokens), 64)
     kernel = backward_one_tile_kernel if num_tokens <= block else backward_tiles_kernel
     kernel[(num_records * num_heads,)](
-        grad.contiguous(),
+        grad,
         qkv,
+        bias,
         out,
         lse,
         grad_qkv,
+        partial,
         num_tokens,
         num_heads,
         head_width**-0.5,
@@ -235,7 +259,7 @@ def backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> Tensor:
         BLOCK=block,
         num_warps=8 if num_tokens > block and head_width > 32 else 4,  # 4 would spill there
     )
-    return grad_qkv
+    return grad_qkv, partial.sum(0).to(bias.dtype)
 
 
 def _block_n(num_tokens: int) -> int:

@@ -66,9 +66,14 @@ def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Te
     return torch.randn(*shape, generator=generator).to(dtype).to(DEVICE)
 
 
-def assert_close(got: Tensor, want: Tensor, *, dtype: torch.dtype, terms: int, name: str) -> None:
-    """Compare with the fp64 oracle `want`; NaN anywhere fails."""
+def assert_close(
+    got: Tensor, want: Tensor, *, dtype: torch.dtype, terms: int, name: str, roundings: int = 1
+) -> None:
+    """Compare with the fp64 oracle `want`; NaN anywhere fails.
+
+    `roundings` counts how often a value is rounded to `dtype` on its way.
+    """
     assert got.shape == want.shape, name
     error = (got.double() - want).abs().max().item()
-    allowed = kernel_tolerance(dtype, terms=terms) * want.abs().max().item()
+    allowed = roundings * kernel_tolerance(dtype, terms=terms) * want.abs().max().item()
     assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"

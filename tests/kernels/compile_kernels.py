@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import triton
+from ecgfast_kernels import attention_triton as attention
+from ecgfast_kernels import gelu_triton as gelu
 from ecgfast_kernels import masked_loss_triton as loss
+from ecgfast_kernels import norm_triton as norm
 from ecgfast_kernels import patch_embed_triton as embed
 from ecgfast_kernels import unshuffle_triton as unshuffle
 from ecgfast_kernels.mask_triton import mask_kernel
@@ -61,13 +64,14 @@ class Report:
 
 
 # A scalar that a multiple of 16 is passed for; Triton specialises on that at launch.
-MULTIPLES_OF_16 = {"num_patches", "width", "rows_per_split", "num_elements"}
+MULTIPLES_OF_16 = {"num_patches", "width", "rows_per_split", "num_elements", "num_heads"}
+FLOATS = {"scale", "log2_e", "eps"}
 
 
 def jobs(arch: int) -> list[Job]:
     """Every kernel as training on `arch` launches it."""
     found = [*_gemm_jobs(arch, "bf16", 16), *_gemm_jobs(arch, "fp32", 32)]
-    found += [*_copy_jobs(arch), *_loss_jobs(arch)]
+    found += [*_copy_jobs(arch), *_loss_jobs(arch), *_attention_jobs(), *_pointwise_jobs()]
     mask_pointers = {"record_index_ptr": "*i64", "ids_keep_ptr": "*i64", "ids_restore_ptr": "*i64"}
     mask = Job(
         name="random_mask",
@@ -168,6 +172,63 @@ def _loss_jobs(arch: int) -> list[Job]:
     ]
 
 
+def _attention_jobs() -> list[Job]:
+    """Encoder (61 tokens, heads of 64), decoder (241, 32) and fine-tuning (241, 64)."""
+    pointers = {"lse": "*fp32", "grad_bias": "*fp32"}
+    pointers |= dict.fromkeys(("qkv", "bias", "out", "grad", "grad_qkv"), "*bf16")
+    found = []
+    for tokens, head in ((61, 64), (241, 32), (241, 64)):
+        one_tile = tokens <= 64
+        tiles = attention.backward_tiles_kernel
+        shape = f"{tokens}x{head}"
+        found += [
+            Job(
+                name=f"attention_forward_{shape}",
+                kernel=attention.forward_kernel,
+                pointers=pointers,
+                constants={"HEAD": head, "BLOCK_N": 64 if one_tile else 256, "BLOCK_M": 64},
+            ),
+            Job(
+                name=f"attention_backward_{shape}",
+                kernel=attention.backward_one_tile_kernel if one_tile else tiles,
+                pointers=pointers,
+                constants={"HEAD": head, "BLOCK": 64},
+                config={"num_warps": 4 if one_tile or head <= 32 else 8, "num_stages": 3},
+            ),
+        ]
+    return found
+
+
+def _pointwise_jobs() -> list[Job]:
+    names = ("stream", "branch", "branch_bias", "weight", "bias", "total", "out", "grad_total")
+    rows = dict.fromkeys((*names, "grad_out", "grad_stream", "grad", "x", "grad_x"), "*bf16")
+    rows |= dict.fromkeys(("mean", "rstd", "partial"), "*fp32")
+    whole_row = {"BLOCK_R": 4, "BLOCK_D": 1024}
+    tile = {"BLOCK_R": gelu.BLOCK_R, "BLOCK_C": gelu.BLOCK_C, "INV_SQRT_2": gelu.INV_SQRT_2}
+    backward_tile = {"INV_SQRT_2_PI": gelu.INV_SQRT_2_PI, "ROWS": gelu.ROWS_PER_PROGRAM}
+    return [
+        Job(
+            name="add_layer_norm_forward",
+            kernel=norm.forward_kernel,
+            pointers=rows,
+            constants=whole_row | {"ADD": True},
+        ),
+        Job(
+            name="add_layer_norm_backward",
+            kernel=norm.backward_kernel,
+            pointers=rows,
+            constants=whole_row,
+        ),
+        Job(name="bias_gelu_forward", kernel=gelu.forward_kernel, pointers=rows, constants=tile),
+        Job(
+            name="bias_gelu_backward",
+            kernel=gelu.backward_kernel,
+            pointers=rows,
+            constants=tile | backward_tile,
+        ),
+    ]
+
+
 def compile_job(job: Job, arch: int) -> Report:
     """Compile one job for ``sm_<arch>`` and read PTX and resource usage."""
     config = dict(job.config)
@@ -176,7 +237,7 @@ def compile_job(job: Job, arch: int) -> Report:
     signature = {}
     aligned = {}
     for index, name in enumerate(job.kernel.arg_names):
-        scalar = "i64" if name in job.wide else "i32"
+        scalar = "fp32" if name in FLOATS else "i64" if name in job.wide else "i32"
         signature[name] = "constexpr" if name in constants else job.pointers.get(name, scalar)
         if name in job.pointers or name in MULTIPLES_OF_16:
             aligned[(index,)] = [["tt.divisibility", 16]]

@@ -1,0 +1,162 @@
+"""The Triton kernels behind `norm`: whole rows, one pass forward and one backward."""
+
+# ruff: noqa: ANN001, ANN201, D103 (kernels: Triton reads their annotations; shapes stand beside)
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+PROGRAMS = 512  # of the backward: four per multiprocessor of an H100; fixed, so that sums are
+
+
+@triton.jit
+def forward_kernel(
+    stream,  # (R, D)
+    branch,  # (R, D), or anything when not ADD
+    branch_bias,  # (D,), or anything when not ADD
+    weight,  # (D,)
+    bias,  # (D,)
+    total,  # (R, D) out: stream + branch + branch_bias; untouched when not ADD
+    out,  # (R, D) out
+    mean,  # (R,) fp32 out
+    rstd,  # (R,) fp32 out
+    num_rows,
+    width,
+    eps,
+    ADD: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,  # a power of two >= D
+):
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    d = tl.arange(0, BLOCK_D)
+    inside = (rows < num_rows)[:, None] & (d < width)[None, :]
+    at = rows[:, None] * width + d[None, :]
+    x = tl.load(stream + at, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        x += tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)
+        x += tl.load(branch_bias + d, mask=d < width, other=0.0).to(tl.float32)[None, :]
+        # what the next layers see is the rounded sum, so normalise that
+        x = x.to(total.dtype.element_ty)
+        tl.store(total + at, x, mask=inside)
+        x = tl.where(inside, x.to(tl.float32), 0.0)
+    average = tl.sum(x, 1) / width
+    centred = tl.where(inside, x - average[:, None], 0.0)
+    inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / width + eps)
+    w = tl.load(weight + d, mask=d < width, other=0.0).to(tl.float32)[None, :]
+    b = tl.load(bias + d, mask=d < width, other=0.0).to(tl.float32)[None, :]
+    tl.store(out + at, (centred * inverse[:, None] * w + b).to(out.dtype.element_ty), mask=inside)
+    tl.store(mean + rows, average, mask=rows < num_rows)
+    tl.store(rstd + rows, inverse, mask=rows < num_rows)
+
+
+@triton.jit
+def backward_kernel(
+    grad_total,  # (R, D) gradient that reaches the sum past the norm
+    grad_out,  # (R, D)
+    total,  # (R, D)
+    weight,  # (D,)
+    mean,  # (R,) fp32
+    rstd,  # (R,) fp32
+    grad_stream,  # (R, D) out, also the gradient of the branch
+    partial,  # (PROGRAMS, 3, D) fp32 out: sums for weight, bias and branch bias
+    num_rows,
+    width,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    d = tl.arange(0, BLOCK_D)
+    w = tl.load(weight + d, mask=d < width, other=0.0).to(tl.float32)[None, :]
+    sum_weight = tl.zeros((BLOCK_D,), tl.float32)
+    sum_bias = tl.zeros((BLOCK_D,), tl.float32)
+    sum_branch = tl.zeros((BLOCK_D,), tl.float32)
+    for start in range(tl.program_id(0) * BLOCK_R, num_rows, tl.num_programs(0) * BLOCK_R):
+        rows = (start + tl.arange(0, BLOCK_R)).to(tl.int64)
+        inside = (rows < num_rows)[:, None] & (d < width)[None, :]
+        at = rows[:, None] * width + d[None, :]
+        x = tl.load(total + at, mask=inside, other=0.0).to(tl.float32)
+        dy = tl.load(grad_out + at, mask=inside, other=0.0).to(tl.float32)
+        dx = tl.load(grad_total + at, mask=inside, other=0.0).to(tl.float32)
+        average = tl.load(mean + rows, mask=rows < num_rows, other=0.0)[:, None]
+        inverse = tl.load(rstd + rows, mask=rows < num_rows, other=0.0)[:, None]
+        normal = tl.where(inside, (x - average) * inverse, 0.0)
+        scaled = dy * w
+        along_one = tl.sum(scaled, 1)[:, None] / width
+        along_normal = tl.sum(scaled * normal, 1)[:, None] / width
+        dx += (scaled - along_one - normal * along_normal) * inverse
+        dx = tl.where(inside, dx, 0.0)
+        tl.store(grad_stream + at, dx.to(grad_stream.dtype.element_ty), mask=inside)
+        sum_weight += tl.sum(dy * normal, 0)
+        sum_bias += tl.sum(dy, 0)
+        sum_branch += tl.sum(dx, 0)
+    row = partial + tl.program_id(0) * 3 * width + d
+    tl.store(row, sum_weight, mask=d < width)
+    tl.store(row + width, sum_bias, mask=d < width)
+    tl.store(row + 2 * width, sum_branch, mask=d < width)
+
+
+def forward(
+    stream: Tensor,
+    branch: Tensor | None,
+    branch_bias: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Launch the forward kernel; see `norm.reference_forward`."""
+    width = stream.shape[-1]
+    num_rows = stream.numel() // width
+    add = branch is not None
+    total = torch.empty_like(stream) if add else stream.new_empty(0)
+    out = torch.empty_like(stream)
+    mean, rstd = (stream.new_empty(num_rows, dtype=torch.float32) for _ in range(2))
+    block_d = triton.next_power_of_2(width)
+    block_r = max(1, 4096 // block_d)
+    forward_kernel[(triton.cdiv(num_rows, block_r),)](
+        stream,
+        branch if add else stream,
+        branch_bias if add else weight,
+        weight,
+        bias,
+        total,
+        out,
+        mean,
+        rstd,
+        num_rows,
+        width,
+        eps,
+        ADD=add,
+        BLOCK_R=block_r,
+        BLOCK_D=block_d,
+        num_warps=4,
+    )
+    return total, out, mean, rstd
+
+
+def backward(
+    grad_total: Tensor, grad_out: Tensor, total: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Launch the backward kernel; see `norm.reference_backward`."""
+    width = total.shape[-1]
+    num_rows = total.numel() // width
+    block_d = triton.next_power_of_2(width)
+    block_r = max(1, 4096 // block_d)
+    programs = min(PROGRAMS, triton.cdiv(num_rows, block_r))
+    grad_stream = torch.empty_like(total)
+    partial = total.new_empty((programs, 3, width), dtype=torch.float32)
+    backward_kernel[(programs,)](
+        grad_total,
+        grad_out,
+        total,
+        weight,
+        mean,
+        rstd,
+        grad_stream,
+        partial,
+        num_rows,
+        width,
+        BLOCK_R=block_r,
+        BLOCK_D=block_d,
+        num_warps=4,
+    )
+    return grad_stream, partial.sum(0).to(weight.dtype)

@@ -1,0 +1,218 @@
+"""Attention, LayerNorm with residual, and GELU of a block: against plain PyTorch in fp64."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from checks import DTYPES, INSIDE_DYNAMO, assert_close, poisoned_outputs, random
+from ecgfast_kernels import attention as attention_module
+from ecgfast_kernels import gelu as gelu_module
+from ecgfast_kernels import norm as norm_module
+from ecgfast_kernels.attention import short_attention
+from ecgfast_kernels.gelu import bias_gelu
+from ecgfast_kernels.norm import add_layer_norm, fork_layer_norm
+from torch import Tensor
+from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention
+
+EPS = 1e-6
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Op:
+    """An op, plain PyTorch that gives the same, the shapes of its inputs, and its longest sum."""
+
+    name: str
+    fused: Function
+    plain: Function
+    shapes: tuple[tuple[int, ...], ...]
+    terms: int
+
+    def __str__(self) -> str:
+        """Name in pytest's output."""
+        return f"{self.name}-{'x'.join(map(str, self.shapes[0]))}"
+
+
+def plain_attention(qkv: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    query, key, value = (qkv + bias).permute(2, 0, 3, 1, 4)
+    return (scaled_dot_product_attention(query, key, value).transpose(1, 2),)
+
+
+def plain_add_norm(
+    x: Tensor, branch: Tensor, added: Tensor, w: Tensor, b: Tensor
+) -> tuple[Tensor, ...]:
+    total = x + branch + added
+    return total, layer_norm(total, w.shape, w, b, EPS)
+
+
+def attention(batch: int, tokens: int, heads: int, width: int) -> Op:
+    return Op(
+        name="attention",
+        fused=lambda qkv, bias: (short_attention(qkv, bias),),
+        plain=plain_attention,
+        shapes=((batch, tokens, 3, heads, width), (3, heads, width)),
+        terms=tokens * batch,
+    )
+
+
+def add_norm(*shape: int) -> Op:
+    return Op(
+        name="add_layer_norm",
+        fused=lambda *inputs: add_layer_norm(*inputs, eps=EPS),
+        plain=plain_add_norm,
+        shapes=(shape, shape, *(shape[-1:] for _ in range(3))),
+        terms=shape[0] * shape[1] * 4,
+    )
+
+
+def fork_norm(*shape: int) -> Op:
+    return Op(
+        name="fork_layer_norm",
+        fused=lambda x, w, b: fork_layer_norm(x, w, b, eps=EPS),
+        plain=lambda x, w, b: (x * 1, layer_norm(x, w.shape, w, b, EPS)),
+        shapes=(shape, shape[-1:], shape[-1:]),
+        terms=shape[0] * shape[1] * 4,
+    )
+
+
+def biased_gelu(*shape: int) -> Op:
+    return Op(
+        name="bias_gelu",
+        fused=lambda x, bias: (bias_gelu(x, bias),),
+        plain=lambda x, bias: (gelu(x + bias),),
+        shapes=(shape, shape[-1:]),
+        terms=shape[0] * shape[1],
+    )
+
+
+OPS = [
+    attention(2, 61, 2, 64),  # encoder: one tile
+    attention(1, 241, 2, 32),  # decoder: four tiles
+    attention(1, 130, 1, 64),  # fine-tuning's head width
+    attention(3, 5, 3, 16),
+    add_norm(3, 61, 96),
+    add_norm(2, 7, 1024),
+    fork_norm(3, 61, 96),
+    fork_norm(1, 2, 513),
+    biased_gelu(3, 61, 96),
+    biased_gelu(2, 150, 600),
+]
+SMALL = [attention(2, 17, 2, 16), add_norm(2, 9, 40), fork_norm(2, 9, 40), biased_gelu(2, 9, 40)]
+
+
+def inputs_of(op: Op, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return tuple(
+        random(*shape, dtype=dtype, seed=seed).requires_grad_()
+        for seed, shape in enumerate(op.shapes)
+    )
+
+
+def run(function: Function, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Outputs and the gradients of all inputs under a fixed random upstream gradient."""
+    outputs = function(*inputs)
+    upstream = [upstream_of(output, index) for index, output in enumerate(outputs)]
+    return (*outputs, *torch.autograd.grad(outputs, inputs, upstream))
+
+
+def upstream_of(output: Tensor, index: int) -> Tensor:
+    """Values that fp16 and bf16 hold exactly, so that fp64 sees the same."""
+    return (random(*output.shape, seed=50 + index) * 8).round().div(8).to(output.dtype)
+
+
+def upcast(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.detach().double().requires_grad_() for tensor in inputs)
+
+
+@pytest.mark.parametrize("op", OPS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_kernels_match_fp64(op: Op, dtype: torch.dtype) -> None:
+    inputs = inputs_of(op, dtype)
+    with poisoned_outputs():
+        got = run(op.fused, inputs)
+    want = run(op.plain, upcast(inputs))
+    for index, (a, b) in enumerate(zip(got, want, strict=True)):
+        assert a.dtype == dtype
+        # attention rounds biased inputs, probabilities and score gradients before their products
+        roundings = 4 if op.name == "attention" else 2
+        name = f"{op} #{index}"
+        assert_close(a, b, dtype=dtype, terms=op.terms, name=name, roundings=roundings)
+
+
+def test_references_match_fp64_autograd() -> None:
+    """What runs on a CPU without the interpreter, and its gradients in closed form."""
+    qkv, bias = _fp64(SMALL[0])
+    out, lse = attention_module.reference_forward(qkv, bias)
+    grads = attention_module.reference_backward(upstream_of(out, 0), qkv, bias, out, lse)
+    _assert_equal_to_plain(SMALL[0], (out, *grads))
+    inputs = _fp64(SMALL[1])
+    total, out, mean, rstd = norm_module.reference_forward(*inputs, EPS)
+    grad, sums = norm_module.reference_backward(
+        upstream_of(total, 0), upstream_of(out, 1), total, inputs[3], mean, rstd
+    )
+    _assert_equal_to_plain(SMALL[1], (total, out, grad, grad, sums[2], sums[0], sums[1]))
+    x, bias = _fp64(SMALL[3])
+    out = gelu_module.reference_forward(x, bias)
+    grads = gelu_module.reference_backward(upstream_of(out, 0), x, bias)
+    _assert_equal_to_plain(SMALL[3], (out, *grads))
+
+
+def _fp64(op: Op) -> tuple[Tensor, ...]:
+    return tuple(tensor.detach().double() for tensor in inputs_of(op, torch.float32))
+
+
+def _assert_equal_to_plain(op: Op, got: tuple[Tensor, ...]) -> None:
+    for a, b in zip(got, run(op.plain, upcast(_fp64(op))), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("op", SMALL, ids=str)
+def test_gradients_are_bit_equal_between_runs(op: Op) -> None:
+    inputs = inputs_of(op, torch.float32)
+    assert all(map(torch.equal, run(op.fused, inputs), run(op.fused, inputs)))
+
+
+@pytest.mark.parametrize("op", SMALL, ids=str)
+def test_layouts_do_not_matter(op: Op) -> None:
+    inputs = inputs_of(op, torch.float32)
+    first = inputs[0].detach()
+    strided = first.transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    assert all(map(torch.equal, run(op.fused, inputs), run(op.fused, (strided, *inputs[1:]))))
+
+
+@pytest.mark.filterwarnings(INSIDE_DYNAMO)
+@pytest.mark.parametrize("op", SMALL, ids=str)
+def test_fullgraph_compile(op: Op) -> None:
+    inputs = inputs_of(op, torch.float32)
+    compiled = torch.compile(op.fused, fullgraph=True, backend="aot_eager")
+    assert all(map(torch.equal, run(compiled, inputs), run(op.fused, inputs)))
+
+
+def test_opcheck() -> None:
+    ops = torch.ops.ecgfast
+    qkv, bias = (tensor.detach() for tensor in inputs_of(SMALL[0], torch.float32))
+    out, lse = ops.short_attention(qkv, bias)
+    torch.library.opcheck(ops.short_attention.default, (qkv, bias))
+    torch.library.opcheck(ops.short_attention_backward.default, (out, qkv, bias, out, lse))
+    x, branch, *vectors = (tensor.detach() for tensor in inputs_of(SMALL[1], torch.float32))
+    arguments = (x, branch, *vectors, EPS)
+    total, y, mean, rstd = ops.add_layer_norm(*arguments)
+    torch.library.opcheck(ops.add_layer_norm.default, arguments)
+    backward = ops.add_layer_norm_backward.default
+    torch.library.opcheck(backward, (y, y, total, vectors[1], mean, rstd))
+    x, bias = (tensor.detach() for tensor in inputs_of(SMALL[3], torch.float32))
+    torch.library.opcheck(ops.bias_gelu.default, (x, bias))
+    torch.library.opcheck(ops.bias_gelu_backward.default, (x, x, bias))
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(ValueError, match="qkv must be"):
+        short_attention(torch.zeros(2, 5, 4, 2, 16), torch.zeros(3, 2, 16))
+    with pytest.raises(ValueError, match=r"bias must be \(3, 2, 16\), got \(3, 16\)"):
+        short_attention(torch.zeros(2, 5, 3, 2, 16), torch.zeros(3, 16))
+    with pytest.raises(ValueError, match=r"weight_D must be \(8,\), got \(7,\)"):
+        fork_layer_norm(torch.zeros(2, 8), torch.zeros(7), torch.zeros(8), eps=EPS)
+    with pytest.raises(ValueError, match="like the stream"):
+        add_layer_norm(torch.zeros(2, 8), torch.zeros(3, 8), *[torch.zeros(8)] * 3, eps=EPS)
+    with pytest.raises(ValueError, match=r"bias must be \(8,\)"):
+        bias_gelu(torch.zeros(2, 8), torch.zeros(9))
