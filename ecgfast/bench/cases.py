@@ -7,6 +7,7 @@ import torch
 
 from ecgfast import log
 from ecgfast.bench.kernels import measure_kernels
+from ecgfast.bench.loader import measure_loader
 from ecgfast.bench.peaks import measure_peaks
 from ecgfast.bench.rows import Row, append_rows
 from ecgfast.bench.step import measure_step
@@ -54,4 +55,4 @@ def _step(device: str) -> Iterator[Row]:
     yield from measure_step(config, device=device, microbatch=256 if on_gpu else 8)
 
 
-CASES: dict[str, Case] = {"kernels": measure_kernels, "step": _step}
+CASES: dict[str, Case] = {"kernels": measure_kernels, "loader": measure_loader, "step": _step}

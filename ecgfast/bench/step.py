@@ -26,9 +26,12 @@ REFERENCES = (
 VARIANTS = (
     Variant(name="ecgfast-eager", compiled=False),
     Variant(name="ecgfast-kernels-reference", kernels="reference"),
+    Variant(name="ecgfast-fused", attention="triton", fused=True),
+    Variant(name="ecgfast-fused-eager", attention="triton", fused=True, compiled=False),
     Variant(name="ecgfast-copy", weights="copy"),
     Variant(name="ecgfast-copy-eager", weights="copy", compiled=False),
     Variant(name="ecgfast-copy-graph", weights="copy", graph=True),
+    Variant(name="ecgfast-copy-autotune", weights="copy", autotune=True),
     Variant(name="ecgfast-triton-attention", attention="triton"),
     Variant(name="ecgfast-sdpa-flash", attention="sdpa_flash"),
     Variant(name="ecgfast-sdpa-cudnn", attention="sdpa_cudnn"),
@@ -64,7 +67,8 @@ def measure_step(
         config: of kind "vit".
         device: "cpu" or "cuda".
         microbatch: records of a step.
-        names: variants beside "ecgfast"; by default the eager reference on a CPU, all on a GPU.
+        names: variants beside "ecgfast"; by default the eager reference on a CPU, on a GPU all but
+            autotuned ones, which compile for minutes.
         repeats: timed calls of several steps; variants of a group take turns.
     Yields:
         For each variant, as soon as measured, rows of time, throughput and (on a GPU) MFU and
@@ -85,7 +89,8 @@ def measure_step(
 
 def _check_names(names: Sequence[str] | None, device: str) -> set[str]:
     if names is None:
-        return set(variant_names()) if device == "cuda" else {REFERENCES[0].name}
+        slow = {v.name for v in VARIANTS if v.autotune}
+        return set(variant_names()) - slow if device == "cuda" else {REFERENCES[0].name}
     unknown = sorted(set(names) - set(variant_names()))
     if unknown:
         raise ConfigError(

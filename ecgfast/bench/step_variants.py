@@ -5,7 +5,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from ecgfast_kernels.mask import random_mask
@@ -18,7 +18,7 @@ from ecgfast.model.attention import Backend
 from ecgfast.model.attention_choice import choose_for_model
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.model.patch import PADDED
-from ecgfast.model.vit import Kernels
+from ecgfast.model.vit import Kernels, set_fused
 from ecgfast.train.distributed import Precision, Ranks, spread
 from ecgfast.train.optim import build_optimizer, is_decayed
 
@@ -35,17 +35,22 @@ class Variant:
         attention: kernel of every block.
         compiled: torch.compile per block.
         kernels: who runs masking, embedding, unshuffling and the loss.
+        fused: our own kernels between a block's matrix products.
         weights: "sharded" is the trainer's own path (FSDP2, fp32 weights gathered as bf16);
             "copy" keeps a bf16 model beside fp32 master weights, for one GPU only.
         graph: the whole step as one CUDA graph; needs weights="copy".
+        autotune: let Inductor time its own matrix products, with GELU fused into them, against
+            cuBLAS: minutes of compilation; needs weights="copy".
     """
 
     name: str = "ecgfast"
     attention: Backend = "auto"
     compiled: bool = True
     kernels: Kernels = "auto"
+    fused: bool = False
     weights: Literal["sharded", "copy"] = "sharded"
     graph: bool = False
+    autotune: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +83,7 @@ def build_step(
         if variant.attention not in ("auto", choice.backend):
             raise RuntimeError(f"{variant.attention} cannot run the {part}")
     model.set_attention(encoder=choices["encoder"].backend, decoder=choices["decoder"].backend)
+    set_fused(model, variant.fused)
     if variant.weights == "sharded":
         return _sharded_step(variant, config, ranks, model, patches, masks)
     return _copy_step(variant, config, ranks.device, model, patches, masks)
@@ -142,8 +148,11 @@ def _copy_step(
 ) -> Step:
     model.to(device, torch.bfloat16)
     if variant.compiled:
+        options: dict[str, Any] = {"max_autotune_gemm": True} if variant.autotune else {}
         for block in (*model.blocks, *model.decoder_blocks):
-            block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
+            block.forward = torch.compile(
+                block.forward, fullgraph=True, dynamic=False, options=options
+            )
     masters = _MasterWeights(model, config, capturable=variant.graph)
 
     def update(keep: Tensor, restore: Tensor, mask: Tensor) -> Tensor:

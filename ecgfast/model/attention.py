@@ -26,7 +26,7 @@ KERNELS: tuple[Backend, ...] = (
 )
 
 
-def attention(qkv_BT3HK: Tensor, backend: Backend) -> Tensor:
+def attention(qkv_BT3HK: Tensor, backend: Backend, *, bias_3HK: Tensor | None = None) -> Tensor:
     """Softmax attention of every token on every token.
 
     Queries, keys and values come packed as the qkv projection writes them, so that no kernel needs
@@ -35,6 +35,8 @@ def attention(qkv_BT3HK: Tensor, backend: Backend) -> Tensor:
     Args:
         qkv_BT3HK: (B, T, 3, H, K).
         backend: one of `KERNELS`, or "auto" for what PyTorch would choose.
+        bias_3HK: (3, H, K), added to every token first; only "triton" does so without a pass of
+            its own, so the projection should add it for the others.
     Returns:
         (B, T, H * K), dtype of the input.
     Raises:
@@ -42,7 +44,10 @@ def attention(qkv_BT3HK: Tensor, backend: Backend) -> Tensor:
             `attention_choice.probe` before.
     """
     if backend == "triton":
-        return short_attention(qkv_BT3HK).flatten(2)
+        bias = qkv_BT3HK.new_zeros(qkv_BT3HK.shape[2:]) if bias_3HK is None else bias_3HK
+        return short_attention(qkv_BT3HK, bias).flatten(2)
+    if bias_3HK is not None:
+        qkv_BT3HK = qkv_BT3HK + bias_3HK
     if backend == "xformers":
         return xformers_attention(qkv_BT3HK).flatten(2)
     q_BHTK, k_BHTK, v_BHTK = (part.transpose(1, 2) for part in qkv_BT3HK.unbind(2))

@@ -5,9 +5,11 @@
 from typing import Literal
 
 import torch
+from ecgfast_kernels.gelu import bias_gelu
+from ecgfast_kernels.norm import add_layer_norm, fork_layer_norm
 from ecgfast_kernels.patch_embed import patch_embed_masked
 from torch import Tensor, nn
-from torch.nn.functional import gelu
+from torch.nn.functional import gelu, linear
 
 from ecgfast.config import ModelConfig
 from ecgfast.errors import ConfigError, ShapeError
@@ -34,11 +36,17 @@ class Attention(nn.Module):
 
     def forward(self, tokens_BTD: Tensor) -> Tensor:
         """Mix the tokens of each record; same shape."""
-        batch, num_tokens, width = tokens_BTD.shape
-        head_width = width // self.num_heads
-        qkv = self.qkv(tokens_BTD).view(batch, num_tokens, 3, self.num_heads, head_width)
-        out: Tensor = self.proj(attention(qkv, self.backend))
+        out: Tensor = self.proj(self.mix(tokens_BTD))
         return out
+
+    def mix(self, tokens_BTD: Tensor) -> Tensor:
+        """Attention without the projection after it; same shape."""
+        batch, num_tokens, width = tokens_BTD.shape
+        heads = (3, self.num_heads, width // self.num_heads)
+        if self.backend == "triton":  # its kernel adds the bias, and sums its gradient, on the way
+            qkv = linear(tokens_BTD, self.qkv.weight).view(batch, num_tokens, *heads)
+            return attention(qkv, self.backend, bias_3HK=self.qkv.bias.view(heads))
+        return attention(self.qkv(tokens_BTD).view(batch, num_tokens, *heads), self.backend)
 
 
 class Mlp(nn.Module):
@@ -58,11 +66,15 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: the unit of compilation and of sharding.
 
+    `fused` runs everything between the matrix products in our own kernels, which sum the gradients
+    of biases and norms in the passes that they make anyway; otherwise torch.compile fuses.
+
     Source: Dosovitskiy et al. 2021, equations 2 and 3.
     """
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
+        self.fused = False
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.attn = Attention(width, num_heads)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
@@ -70,8 +82,22 @@ class Block(nn.Module):
 
     def forward(self, tokens_BTD: Tensor) -> Tensor:
         """Apply attention and MLP with their residuals; same shape."""
+        if self.fused:
+            return self._forward_fused(tokens_BTD)
         tokens_BTD = tokens_BTD + self.attn(self.norm1(tokens_BTD))
         out: Tensor = tokens_BTD + self.mlp(self.norm2(tokens_BTD))
+        return out
+
+    def _forward_fused(self, tokens_BTD: Tensor) -> Tensor:
+        norm1, norm2, proj = self.norm1, self.norm2, self.attn.proj
+        fc1, fc2 = self.mlp.fc1, self.mlp.fc2
+        tokens_BTD, normal = fork_layer_norm(tokens_BTD, norm1.weight, norm1.bias, eps=NORM_EPS)
+        mixed = linear(self.attn.mix(normal), proj.weight)
+        tokens_BTD, normal = add_layer_norm(
+            tokens_BTD, mixed, proj.bias, norm2.weight, norm2.bias, eps=NORM_EPS
+        )
+        hidden = bias_gelu(linear(normal, fc1.weight), fc1.bias)
+        out: Tensor = tokens_BTD + fc2(hidden)
         return out
 
 
@@ -148,6 +174,13 @@ def set_attention(blocks: nn.ModuleList, backend: Backend) -> None:
     for block in blocks:
         assert isinstance(block, Block)
         block.attn.backend = backend
+
+
+def set_fused(model: nn.Module, fused: bool) -> None:
+    """Let every block of `model` run between its matrix products on our own kernels, or not."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.fused = fused
 
 
 def grid_positions(config: ModelConfig, width: int) -> Tensor:

@@ -6,13 +6,15 @@ from small_mae import small_masks, small_model, small_patches
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from ecgfast.model.attention import Backend
-from ecgfast.model.vit import Block
+from ecgfast.model.vit import Block, set_fused
 
 # torch 2.13's tracer looks at .grad of inner tensors and makes instances of autograd.Function
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
     "ignore:.*should not be instantiated:DeprecationWarning",
 )
+
+FP32_STATISTICS = 1e-6  # our kernels keep those of softmax and norms in fp32, even for fp64 tokens
 
 
 def compile_counted(blocks: torch.nn.ModuleList, backend: CompileCounterWithBackend) -> None:
@@ -26,23 +28,24 @@ def compile_counted(blocks: torch.nn.ModuleList, backend: CompileCounterWithBack
         )
 
 
-def compare(kernel: Backend) -> int:
+def compare(kernel: Backend, *, fused: bool = False) -> int:
     """Compile both halves with `kernel`; check loss and gradients; return the graphs it took."""
     torch._dynamo.reset()
     eager, compiled = small_model(), small_model()
     counter = CompileCounterWithBackend("aot_eager")
     for model in (eager, compiled):
         model.set_attention(encoder=kernel, decoder=kernel)
+    set_fused(compiled, fused)
     compile_counted(compiled.blocks, counter)
     compile_counted(compiled.decoder_blocks, counter)
     patches, masks = small_patches(2), small_masks(2)
     losses = [model(patches, *masks)[0] for model in (eager, compiled)]
     for loss in losses:
         loss.backward()
-    torch.testing.assert_close(losses[0], losses[1], rtol=1e-12, atol=0)
+    torch.testing.assert_close(losses[0], losses[1], rtol=FP32_STATISTICS, atol=0)
     for (name, one), other in zip(eager.named_parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(
-            one.grad, other.grad, rtol=1e-9, atol=1e-12, msg=f"gradient of {name}"
+            one.grad, other.grad, rtol=1e-4, atol=FP32_STATISTICS, msg=f"gradient of {name}"
         )
     return int(counter.frame_count)
 
@@ -53,3 +56,7 @@ def test_blocks_of_one_shape_share_their_code() -> None:
 
 def test_short_attention_stays_inside_the_graph() -> None:
     assert compare("triton") == 2
+
+
+def test_fused_blocks_compute_the_same_and_stay_one_graph() -> None:
+    assert compare("triton", fused=True) == 2

@@ -1,0 +1,99 @@
+"""Tables and pictures from result rows.
+
+    python benchmarks/plot.py benchmarks/results --out benchmarks/figures
+
+Writes tables.md, and one picture for each case and metric that has at least two providers. Of equal
+measurements the newest row counts.
+"""
+
+import argparse
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ecgfast.bench.rows import Row, read_rows
+
+OURS, PEER = "#1b6ca8", "#b0b7bf"
+
+
+def newest(rows: Iterable[Row]) -> list[Row]:
+    """Keep the last row of each measurement, in the order of first appearance."""
+    kept: dict[tuple[str, ...], Row] = {}
+    for row in sorted(rows, key=lambda r: r.date):
+        key = (row.device, row.case, row.preset, row.shape, row.metric, row.provider)
+        kept[key] = row
+    return list(kept.values())
+
+
+def grouped(rows: Iterable[Row]) -> dict[tuple[str, str, str, str], list[Row]]:
+    """Group comparable rows: same device, case, shape and metric."""
+    groups: dict[tuple[str, str, str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        shape = f"{row.preset} {row.shape}".strip()
+        groups[row.device, row.case, shape, row.metric].append(row)
+    return groups
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Render rows as a Markdown table; the spread is p20 to p80."""
+    lines = [
+        "| device | case | what | provider | metric | value | p20 to p80 | commit | date |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r.device} | {r.case} | {f'{r.preset} {r.shape}'.strip()} | {r.provider} | {r.metric} "
+        f"| {number(r.p50)} {r.unit} | {number(r.p20)} to {number(r.p80)} | {r.commit} | {r.date} |"
+        for r in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def number(value: float) -> str:
+    """Three digits or more, with separators."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def draw(rows: list[Row], title: str, path: Path) -> None:
+    """Draw one bar per provider, p50 with the spread, ours in colour."""
+    rows = sorted(rows, key=lambda row: row.p50)
+    figure = Figure(figsize=(7, 1.2 + 0.32 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    spread = ([r.p50 - r.p20 for r in rows], [r.p80 - r.p50 for r in rows])
+    colours = [OURS if r.provider.startswith("ecgfast") else PEER for r in rows]
+    bars = axes.barh(
+        [r.provider for r in rows],
+        [r.p50 for r in rows],
+        xerr=spread,
+        color=colours,
+        error_kw={"linewidth": 1, "capsize": 2},
+    )
+    axes.bar_label(bars, [f" {number(r.p50)}" for r in rows], fontsize=8)
+    axes.set_xlabel(f"{rows[0].metric} ({rows[0].unit})")
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.margins(x=0.15)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Parse the command line and write everything."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("results", type=Path, help=".jsonl file, or a folder of them")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/figures"))
+    arguments = parser.parse_args()
+    rows = newest(read_rows(arguments.results))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "tables.md").write_text(table(rows), encoding="utf-8")
+    for (device, case, shape, metric), group in grouped(rows).items():
+        if len(group) < 2:
+            continue
+        name = re.sub(r"[^a-z0-9]+", "-", f"{device} {case} {shape} {metric}".lower()).strip("-")
+        draw(group, f"{case}, {shape}, {device}", arguments.out / f"{name}.png")
+    print(arguments.out / "tables.md")
+
+
+if __name__ == "__main__":
+    main()
