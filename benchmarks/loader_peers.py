@@ -30,12 +30,14 @@ from ecgfast.ingest.synthetic import write_cohort
 from ecgfast.store import open_store
 
 RESULTS = Path(__file__).parent / "results"
+NUMPY = "numpy-memmap-int16"
+_FOLDERS = {"wfdb.rdsamp": "cohort", NUMPY: "memmap-int16"}
 _TOLERANCE = 0.01  # fp16 of z-scores up to 16 resolves 0.008; wfdb's statistics are float64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One bar of the plot."""
+    """One line of the table."""
 
     provider: str
     workers: int
@@ -75,7 +77,8 @@ def _rows(args: argparse.Namespace, work: Path) -> Iterator[Row]:
             cold=args.cold,
         )
         for workers in args.workers
-        for provider in (*PEERS, *_ours(args.device))
+        for provider in (*PEERS, NUMPY, *_ours(args.device))
+        if provider != NUMPY or workers == args.workers[0]  # has no workers
     ]
     uses: dict[Variant, list[Use]] = {variant: [] for variant in variants}
     for number in range(args.rounds):
@@ -96,8 +99,8 @@ def _rows(args: argparse.Namespace, work: Path) -> Iterator[Row]:
         )
         shape = f"{variant.workers} workers, batch {args.batch_size}, {cache}, {args.records}"
         yield from use_rows(variant.provider, shape, use, args.device)
-    for provider in PEERS:
-        folder = work / ("cohort" if provider == "wfdb.rdsamp" else provider)
+    for provider in (*PEERS, NUMPY):
+        folder = work / _FOLDERS.get(provider, provider)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         yield bytes_row(provider, "", size / args.records)
     for provider in _ours(args.device):
@@ -139,7 +142,12 @@ def _in_own_process(variant: Variant) -> Use:
 def _run(variant: Variant, send: "multiprocessing.connection.Connection") -> None:
     """Check, then measure, in the process of the variant."""
     torch.set_num_threads(1)
-    epoch = _our_epoch(variant) if variant.provider.startswith("ecgfast") else _peer_epoch(variant)
+    if variant.provider == NUMPY:
+        epoch = _numpy_epoch(variant)
+    elif variant.provider.startswith("ecgfast"):
+        epoch = _our_epoch(variant)
+    else:
+        epoch = _peer_epoch(variant)
     use = measure(
         epoch,
         device=variant.device,
@@ -191,6 +199,26 @@ def _peer_epoch(variant: Variant) -> Epoch:
     return epoch
 
 
+def _numpy_epoch(variant: Variant) -> Epoch:
+    """Plain NumPy in one process: whole batches from a raw int16 memmap, no DataLoader."""
+    records = PEERS["memmap-int16"](variant.work / "memmap-int16")
+    signal_NCT = records.open()
+    rng = np.random.default_rng(0)
+
+    def epoch() -> Iterator[int]:
+        order = rng.permutation(len(records))
+        for start in range(0, len(order) - variant.batch_size + 1, variant.batch_size):
+            rows = order[start : start + variant.batch_size]
+            z_BCT = signal_NCT[rows].astype(np.float32)
+            z_BCT -= records.mean[rows][:, :, None]
+            z_BCT *= records.rstd[rows][:, :, None]
+            patches = torch.zeros((len(rows), 240, 256), dtype=torch.float16)
+            patches.numpy()[:, :, :250] = z_BCT.reshape(len(rows), 240, 250)
+            yield len(patches.to(variant.device, non_blocking=True))
+
+    return epoch
+
+
 def _print_table(rows: list[Row]) -> None:
     """Print a Markdown table: one line a provider and number of workers."""
     stored = {row.provider: row.p50 for row in rows if row.metric == "storage"}
@@ -210,7 +238,7 @@ def _print_table(rows: list[Row]) -> None:
 
 
 def _plot(rows: list[Row], path: Path) -> None:
-    """Write a bar chart of records/s, bars of p50 with p20 to p80."""
+    """Plot records/s: p50, with p20 to p80."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -222,9 +250,12 @@ def _plot(rows: list[Row], path: Path) -> None:
     middle = [row.p50 for row in rates]
     spread = [[row.p50 - row.p20 for row in rates], [row.p80 - row.p50 for row in rates]]
     colours = ["tab:red" if row.provider.startswith("ecgfast") else "tab:gray" for row in rates]
-    axes.barh(names, middle, xerr=spread, color=colours)
+    for row, (x, left, right, colour) in enumerate(zip(middle, *spread, colours, strict=True)):
+        axes.errorbar(x, row, xerr=[[left], [right]], fmt="o", color=colour, capsize=3)
+    axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xscale("log")
+    axes.grid(axis="x", which="both", alpha=0.3)
     axes.set_xlabel(f"records/s into z-scored patches, synthetic records ({rates[0].device})")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)

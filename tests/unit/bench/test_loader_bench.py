@@ -1,0 +1,77 @@
+"""The meter counts what it is given, and the loader case runs every engine of this machine."""
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ecgfast.bench.loader import measure_loader, use_rows
+from ecgfast.bench.meter import Use, drop_page_cache, measure
+
+
+def test_meter_counts_records_over_time() -> None:
+    epochs = 0
+
+    def epoch() -> Iterator[int]:
+        nonlocal epochs
+        epochs += 1
+        for _ in range(2):
+            time.sleep(0.01)
+            yield 5
+
+    use = measure(epoch, seconds=0.1, rounds=3)
+    assert len(use.records_per_s) == 3
+    assert epochs >= 4  # one of them untimed
+    assert all(10 < rate <= 500 for rate in use.records_per_s)
+    assert use.cores < 0.9 or math.isnan(use.cores)
+
+
+def test_cold_rounds_are_one_epoch_each(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"1")
+    calls: list[str] = []
+
+    def epoch() -> Iterator[int]:
+        calls.append("epoch")
+        yield 1
+
+    def forget() -> None:
+        calls.append("drop")
+        drop_page_cache(tmp_path)
+
+    measure(epoch, seconds=60, rounds=2, before_round=forget)
+    assert calls == ["drop", "epoch", "drop", "epoch"]
+
+
+def test_meter_sees_a_busy_core_and_kept_memory() -> None:
+    kept: list[bytearray] = []
+
+    def epoch() -> Iterator[int]:
+        if not kept:
+            kept.append(bytearray(b"1") * (64 << 20))
+        start = time.process_time()
+        while time.process_time() - start < 0.05:
+            pass
+        yield 1
+
+    use = measure(epoch, seconds=0.1, rounds=2)
+    if math.isnan(use.cores):
+        pytest.skip("no /proc on this machine")
+    assert use.cores > 0.02
+    assert 0.05 < use.memory_gib < 0.2
+
+
+def test_what_was_not_measured_has_no_row() -> None:
+    use = Use(records_per_s=(1.0, 2.0, 3.0), cores=math.nan, memory_gib=0.5)
+    rows = list(use_rows("ecgfast-cpu", "s", use, "cpu"))
+    assert [(row.metric, row.p50) for row in rows] == [("throughput", 2.0), ("memory", 0.5)]
+
+
+def test_loader_case_measures_our_engines() -> None:
+    rows = list(measure_loader("cpu", num_records=48, batch_size=16, seconds=0.01))
+    engines = {row.provider for row in rows if row.metric == "throughput"}
+    assert "ecgfast-cpu" in engines
+    assert all(row.p50 > 0 for row in rows if row.metric == "throughput")
+    stored = {row.shape: row.p50 for row in rows if row.metric == "storage"}
+    assert 5_000 < stored["ecgpack"] < 60_000 < stored["none"] == 120_004  # 4 bytes of checksum
