@@ -1,9 +1,9 @@
 """Tables and pictures from result rows.
 
-    python benchmarks/plot.py benchmarks/results --out benchmarks/figures
+    python benchmarks/plot.py benchmarks/results --out benchmarks/figures [--readme README.md]
 
-Writes tables.md, and one picture for each case and metric that has at least two providers. Of equal
-measurements the newest row counts.
+Writes tables.md, and one picture for each case and metric of two providers or more; fills the
+README between its two "measured" marks. Of equal measurements the newest row counts.
 """
 
 import argparse
@@ -51,6 +51,31 @@ def table(rows: Iterable[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def summary(rows: Iterable[Row]) -> str:
+    """Render ours beside each peer as a short Markdown table: rates only, with their ratio."""
+    lines = ["| what | ecgfast | peer | ratio | device |", "|---|---|---|---|---|"]
+    for (device, case, shape, metric), group in grouped(rows).items():
+        ours = next((r for r in group if r.provider == "ecgfast"), None)
+        if ours is None or metric not in ("throughput", "bandwidth"):
+            continue
+        lines += [
+            f"| {case}, {shape} | {number(ours.p50)} {ours.unit} "
+            f"| {peer.provider} {number(peer.p50)} | {ours.p50 / peer.p50:.2f} x | {device} |"
+            for peer in group
+            if not peer.provider.startswith("ecgfast")
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def fill(text: str, content: str) -> str:
+    """Replace what stands between the marks of `text`, which keeps its marks."""
+    marks = re.compile(r"(<!-- measured: begin[^>]*-->\n).*?(<!-- measured: end -->)", re.DOTALL)
+    filled, count = marks.subn(lambda m: m.group(1) + content + m.group(2), text)
+    if count != 1:
+        raise SystemExit(f"the file must hold the two measured marks once, got {count} pairs")
+    return filled
+
+
 def number(value: float) -> str:
     """Three digits or more, with separators."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
@@ -83,6 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("results", type=Path, help=".jsonl file, or a folder of them")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/figures"))
+    parser.add_argument("--readme", type=Path, help="file with the measured marks to fill")
     arguments = parser.parse_args()
     rows = newest(read_rows(arguments.results))
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -92,6 +118,9 @@ def main() -> None:
             continue
         name = re.sub(r"[^a-z0-9]+", "-", f"{device} {case} {shape} {metric}".lower()).strip("-")
         draw(group, f"{case}, {shape}, {device}", arguments.out / f"{name}.png")
+    if arguments.readme is not None:
+        text = arguments.readme.read_text(encoding="utf-8")
+        arguments.readme.write_text(fill(text, summary(rows)), encoding="utf-8")
     print(arguments.out / "tables.md")
 
 
