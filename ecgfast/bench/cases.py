@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ecgfast import log
+from ecgfast.bench.decode import measure_decode
 from ecgfast.bench.kernels import measure_kernels
 from ecgfast.bench.loader import measure_loader
 from ecgfast.bench.peaks import measure_peaks
@@ -55,4 +56,9 @@ def _step(device: str) -> Iterator[Row]:
     yield from measure_step(config, device=device, microbatch=256 if on_gpu else 8)
 
 
-CASES: dict[str, Case] = {"kernels": measure_kernels, "loader": measure_loader, "step": _step}
+CASES: dict[str, Case] = {
+    "decode": measure_decode,
+    "kernels": measure_kernels,
+    "loader": measure_loader,
+    "step": _step,
+}
