@@ -8,6 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ecgfast.labels import parse_target
+from ecgfast.store.info import describe as describe_store
 from ecgfast.store.reader import StoreReader
 
 SPLITS = ("train", "valid", "test")
@@ -117,15 +118,18 @@ def describe(store: StoreReader, target: str | None = None) -> str:
     if target is None and "ejection_fraction" in store.records.column_names:
         target = DEFAULT_TARGET
     rows = cohort_table(store.records, target)
-    raw_bytes = len(store) * store.num_leads * store.num_timesteps * 2
-    signal = store.path / "signals.zarr" / "signal"
-    stored_bytes = sum(path.stat().st_size for path in signal.rglob("*") if path.is_file())
-    ratio = f"{raw_bytes / stored_bytes:.2f}" if stored_bytes else "-"
+    info = describe_store(store)
+    flags = ", ".join(f"{flag} {count}" for flag, count in info.flags.items())
     lines = [
-        f"store     {store.path}" + ("   SYNTHETIC" if is_synthetic(store) else ""),
+        f"store     {store.path}" + ("   SYNTHETIC" if info.synthetic else ""),
         f"identity  {store.identity}",
+        f"inputs    {info.num_inputs} = {info.num_converted} converted + "
+        f"{info.num_quarantined} quarantined",
+        *(f"          {count} refused: {reason}" for reason, count in info.reasons.items()),
         f"records   {len(store)}, each {store.num_leads} leads x {store.num_timesteps} timesteps",
-        f"codec     {store.codec}, {stored_bytes / 2**20:.1f} MiB, ratio {ratio} to int16",
+        f"flags     {flags or 'none'}",
+        f"codec     {info.codec}, {info.stored_bytes / 2**20:.1f} MiB, "
+        f"ratio {info.ratio:.2f} to int16, all headers and indexes counted",
         f"target    {target or 'none: no label column'}",
         "",
         f"{'site':<12}{'split':<8}{'records':>9}{'patients':>10}{'cases':>8}{'controls':>10}"

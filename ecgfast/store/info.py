@@ -1,56 +1,17 @@
-"""What a store holds: counts, prevalence by site and split, the codec's ratio."""
+"""What a store holds: inputs, refusals, flags, the codec's ratio."""
 
 import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-from numpy.typing import NDArray
 
 from ecgfast.store.chunks import RECORD_BYTES
 from ecgfast.store.format import QUARANTINE, num_shards, shard_name
 from ecgfast.store.reader import StoreReader, as_store
-
-_LVSD_BELOW = 40.0  # ejection fraction in percent
-
-
-class Labels(Protocol):
-    """Something that labels records: `ecgfast.labels.Target`."""
-
-    def labels(self, table: pa.Table) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Positive, and known."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Records of one site and split.
-
-    Attributes:
-        site: None where unknown.
-        split: None where unassigned.
-        num_records: records.
-        num_patients: patients.
-        num_labelled: records whose label is known.
-        num_positive: of them, positive ones.
-    """
-
-    site: str | None
-    split: str | None
-    num_records: int
-    num_patients: int
-    num_labelled: int
-    num_positive: int
-
-    @property
-    def prevalence(self) -> float | None:
-        """Share of positives among the labelled; None without labels."""
-        return self.num_positive / self.num_labelled if self.num_labelled else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +33,6 @@ class StoreInfo:
         columns: of records.parquet.
         flags: records with each flag.
         reasons: refused inputs by reason, digits replaced by #.
-        groups: by site and split.
     """
 
     path: Path
@@ -89,7 +49,6 @@ class StoreInfo:
     columns: tuple[str, ...]
     flags: dict[str, int]
     reasons: dict[str, int]
-    groups: tuple[Group, ...]
 
     @property
     def ratio(self) -> float:
@@ -97,13 +56,8 @@ class StoreInfo:
         return self.raw_bytes / self.stored_bytes
 
 
-def describe(store: StoreReader | str | Path, target: Labels | None = None) -> StoreInfo:
-    """Count what a store holds.
-
-    Args:
-        store: an open store or its path.
-        target: what is positive; None counts an ejection fraction below 40 %.
-    """
+def describe(store: StoreReader | str | Path) -> StoreInfo:
+    """Count what a store holds; `ecgfast.evaluate.cohort` counts labels by site and split."""
     reader = as_store(store)
     table, counts = reader.records, reader.manifest["counts"]
     files = reader.manifest["files"]
@@ -123,46 +77,7 @@ def describe(store: StoreReader | str | Path, target: Labels | None = None) -> S
         columns=tuple(table.column_names),
         flags=dict(flags.most_common()),
         reasons=_reasons(reader.path / QUARANTINE),
-        groups=_groups(table, target),
     )
-
-
-def _groups(table: pa.Table, target: Labels | None) -> tuple[Group, ...]:
-    if target is None:
-        fraction = table["ejection_fraction"]
-        known, positive = pc.is_valid(fraction), pc.fill_null(pc.less(fraction, _LVSD_BELOW), False)
-    else:
-        y, is_known = target.labels(table)
-        known, positive = pa.array(is_known), pa.array(y & is_known)
-    counted = pa.table(
-        {
-            "site": table["site"],
-            "split": table["split"],
-            "patient_id": table["patient_id"],
-            "known": pc.cast(known, pa.int64()),
-            "positive": pc.cast(positive, pa.int64()),
-        }
-    )
-    grouped = counted.group_by(["site", "split"]).aggregate(
-        [
-            ("patient_id", "count"),
-            ("patient_id", "count_distinct"),
-            ("known", "sum"),
-            ("positive", "sum"),
-        ]
-    )
-    groups = [
-        Group(
-            site=row["site"],
-            split=row["split"],
-            num_records=row["patient_id_count"],
-            num_patients=row["patient_id_count_distinct"],
-            num_labelled=row["known_sum"],
-            num_positive=row["positive_sum"],
-        )
-        for row in grouped.to_pylist()
-    ]
-    return tuple(sorted(groups, key=lambda group: (group.site or "", group.split or "")))
 
 
 def _reasons(path: Path) -> dict[str, int]:
