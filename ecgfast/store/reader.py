@@ -74,6 +74,12 @@ class StoreReader:
     def __repr__(self) -> str:
         return f"StoreReader({str(self.path)!r}, {len(self)} records, {self.codec})"
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all shards on disk, as the manifest has them."""
+        files = self.manifest["files"]
+        return sum(files[shard_name(shard)]["bytes"] for shard in range(num_shards(len(self))))
+
     @cached_property
     def records(self) -> pa.Table:
         """records.parquet: one row per record, in the order of the signals."""
