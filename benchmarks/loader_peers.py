@@ -3,8 +3,8 @@
     python benchmarks/loader_peers.py --records 2048 --workers 1 2 --rounds 3 [--cold]
 
 Every variant runs in a process of its own, variants take turns, and each must give the same
-patches as ecgfast before it is timed. Rows go to benchmarks/results/DEVICE/loader.jsonl; the table
-is printed, the plot is written beside the rows.
+patches as ecgfast before it is timed. The table is printed; rows go to
+benchmarks/results/DEVICE/loader.jsonl, from which plot.py draws.
 """
 
 import argparse
@@ -61,7 +61,6 @@ def main() -> None:
     out = RESULTS / device_slug(args.device)
     append_rows(out / "loader.jsonl", rows)
     _print_table(rows)
-    _plot(rows, out / "loader.png")
 
 
 def _rows(args: argparse.Namespace, work: Path) -> Iterator[Row]:
@@ -108,15 +107,15 @@ def _rows(args: argparse.Namespace, work: Path) -> Iterator[Row]:
 
 
 def _ours(device: str) -> list[str]:
-    """Our engines on this machine; `-none` reads the uncompressed store."""
-    names = ["ecgfast-cpu", "ecgfast-cpu-none"]
+    """Our engines: the one that `auto` takes, it on the uncompressed store, and the others."""
+    names = ["ecgfast", "ecgfast-none", *(["ecgfast-cpu"] if device == "cuda" else [])]
     try:
         import nvidia.dali  # noqa: F401
 
-        names.append("ecgfast-dali")
+        return [*names, "ecgfast-dali"]
     except ImportError:
         print("DALI is not installed: its engine is left out", file=sys.stderr)
-    return names + (["ecgfast-resident", "ecgfast-resident-none"] if device == "cuda" else [])
+        return names
 
 
 def _store_of(provider: str, work: Path) -> Path:
@@ -159,7 +158,8 @@ def _run(variant: Variant, send: "multiprocessing.connection.Connection") -> Non
 
 
 def _our_epoch(variant: Variant) -> Epoch:
-    engine = variant.provider.removesuffix("-none").removeprefix("ecgfast-")
+    chosen = "resident" if variant.device == "cuda" else "cpu"
+    engine = {"ecgfast-dali": "dali", "ecgfast-cpu": "cpu"}.get(variant.provider, chosen)
     return epoch_of(
         build_loader(
             open_store(_store_of(variant.provider, variant.work)),
@@ -235,31 +235,6 @@ def _print_table(rows: list[Row]) -> None:
                 f"{row.p50 / cores:,.0f} | {extra.get('memory', float('nan')):.2f} | "
                 f"{stored[row.provider]:,.0f} |"
             )
-
-
-def _plot(rows: list[Row], path: Path) -> None:
-    """Plot records/s: p50, with p20 to p80."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rates = [row for row in rows if row.metric == "throughput"]
-    figure, axes = plt.subplots(figsize=(8, 0.35 * len(rates) + 1))
-    names = [f"{row.provider}, {row.shape.split(',')[0]}" for row in rates]
-    middle = [row.p50 for row in rates]
-    spread = [[row.p50 - row.p20 for row in rates], [row.p80 - row.p50 for row in rates]]
-    colours = ["tab:red" if row.provider.startswith("ecgfast") else "tab:gray" for row in rates]
-    for row, (x, left, right, colour) in enumerate(zip(middle, *spread, colours, strict=True)):
-        axes.errorbar(x, row, xerr=[[left], [right]], fmt="o", color=colour, capsize=3)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.grid(axis="x", which="both", alpha=0.3)
-    axes.set_xlabel(f"records/s into z-scored patches, synthetic records ({rates[0].device})")
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
 
 
 def _arguments() -> argparse.Namespace:

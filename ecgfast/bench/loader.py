@@ -74,7 +74,13 @@ def _engine_rows(
         log.warning(f"loader: {engine} left out: {error}")
         return
     shape = f"{store.codec}, {threads} threads, batch {batch_size}, warm"
-    yield from use_rows(f"ecgfast-{engine}", shape, use, device)
+    yield from use_rows(provider(engine, device), shape, use, device)
+
+
+def provider(engine: EngineName, device: str) -> str:
+    """Name of an engine in rows: plainly "ecgfast" for the one that `auto` takes."""
+    chosen = "resident" if device.startswith("cuda") else "cpu"
+    return "ecgfast" if engine == chosen else f"ecgfast-{engine}"
 
 
 def epoch_of(loader: Loader) -> Epoch:
