@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -185,6 +185,12 @@ class MetricsWriter:
         os.fsync(self._file.fileno())
         if self._board is not None:
             self._board.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Write everything out and close the files."""

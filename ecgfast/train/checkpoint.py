@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,8 @@ def training_state(model: nn.Module, optimizer: ShardedAdamW | None) -> State:
 class CheckpointWriter:
     """Copies the state to host memory, then writes it on a thread while training goes on.
 
+    Use it as a context: leaving it waits for the last save.
+
     Args:
         run: the run's folder.
         ranks: all of them call every method, in the same order.
@@ -134,11 +136,17 @@ class CheckpointWriter:
             self._pending.result()
             self._pending = None
 
-    def close(self) -> None:
-        """Wait for the last save, on every rank, and end the thread."""
-        self.wait()
-        self._thread.shutdown()
-        self._ranks.barrier()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Wait for the last save, on every rank; after an error other ranks may be gone."""
+        try:
+            if kind is None:
+                self.wait()
+                self._ranks.barrier()
+        finally:
+            self._thread.shutdown(wait=kind is None)
 
     def _to_host(self, name: str, slot: Slot) -> Tensor:
         if name not in self._host:

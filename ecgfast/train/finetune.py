@@ -1,6 +1,7 @@
 """Supervised training of a classifier: a sweep of learning rates, the lowest loss kept."""
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -116,35 +117,28 @@ class Sweep:
     def run(self, stop: StopSignals, checkpoint: Checkpoint | None) -> None:
         """Go through the learning rates from where a checkpoint stands."""
         progress = Progress() if checkpoint is None else Progress(**checkpoint.meta["progress"])
-        metrics = (
-            log.MetricsWriter(self.out, resume_step=progress.step) if self.ranks.is_main else None
-        )
-        writer = CheckpointWriter(self.out, self.ranks, keep=1)
-        scorer = Scorer(
-            self.store,
-            self.config,
-            self.ranks,
-            self.records.valid,
-            batch_size=self.microbatch,
-            cohort=self.cohort,
-        )
+        loader, scorer = self._training_loader(), self._scorer()
         stopped = False
-        while progress.trial < len(self.config.finetune.learning_rates) and not stopped:
-            progress, stopped = self._trial(progress, checkpoint, writer, metrics, scorer, stop)
-            checkpoint = None
-            if not stopped:
-                progress = progress.next_trial()
-        writer.close()
-        if metrics is not None:
-            metrics.close()
-            if not stopped:
-                self._write_result(progress)
+        with (
+            CheckpointWriter(self.out, self.ranks, keep=1) as writer,
+            self._open_metrics(progress) as metrics,
+        ):
+            while progress.trial < len(self.config.finetune.learning_rates) and not stopped:
+                progress, stopped = self._trial(
+                    progress, checkpoint, loader, writer, metrics, scorer, stop
+                )
+                checkpoint = None
+                if not stopped:
+                    progress = progress.next_trial()
+        if self.ranks.is_main and not stopped:
+            self._write_result(progress)
         self.ranks.barrier()
 
     def _trial(
         self,
         progress: Progress,
         checkpoint: Checkpoint | None,
+        loader: Loader,
         writer: CheckpointWriter,
         metrics: log.MetricsWriter | None,
         scorer: Scorer,
@@ -155,7 +149,7 @@ class Sweep:
         state = training_state(model, optimizer)
         if checkpoint is not None:
             load(checkpoint, state, self.ranks, optimizer)
-        loader = self._training_loader(progress.epoch)
+        loader.load_state_dict({"epoch": progress.epoch, "position": 0})
         is_case = torch.from_numpy(self.records.is_case).to(self.ranks.device, torch.float32)
         while progress.epoch < settings.epochs and progress.stale < settings.patience:
             name = f"finetune lr {rate:g} epoch {progress.epoch + 1}"
@@ -167,7 +161,10 @@ class Sweep:
                 microbatch=self.microbatch,
                 learning_rate=rate,
                 what=name,
+                stop=stop,
             )
+            if loss is None:  # the last whole epoch is saved, and the next run repeats this one
+                return progress, True
             val_loss, area = self._validate(model, scorer)
             progress = progress.after_epoch(steps=len(loader), loss=val_loss, auroc=area)
             if progress.improved:
@@ -176,8 +173,6 @@ class Sweep:
             self._log_epoch(metrics, progress, row)
             meta = {**self.meta, "progress": progress.as_meta()}
             writer.save(state, step=progress.step, meta=meta)
-            if stop.agreed():
-                return progress, True
         return progress, False
 
     def _fresh(self) -> tuple[Classifier, ShardedAdamW]:
@@ -191,8 +186,23 @@ class Sweep:
         optimizer = ShardedAdamW(model, self.ranks, betas=ADAM_BETAS, weight_decay=0.0)
         return model, optimizer
 
-    def _training_loader(self, epoch: int) -> Loader:
-        loader = setup.open_loader(
+    def _open_metrics(self, progress: Progress) -> AbstractContextManager[log.MetricsWriter | None]:
+        if self.ranks.is_main:
+            return log.MetricsWriter(self.out, resume_step=progress.step)
+        return nullcontext()
+
+    def _scorer(self) -> Scorer:
+        return Scorer(
+            self.store,
+            self.config,
+            self.ranks,
+            self.records.valid,
+            batch_size=self.microbatch,
+            cohort=self.cohort,
+        )
+
+    def _training_loader(self) -> Loader:
+        return setup.open_loader(
             self.store,
             self.config,
             self.ranks,
@@ -201,8 +211,6 @@ class Sweep:
             seed=self.config.train.seed,
             cohort=self.cohort,
         )
-        loader.load_state_dict({"epoch": epoch, "position": 0})
-        return loader
 
     def _validate(self, model: Classifier, scorer: Scorer) -> tuple[float, float | None]:
         logits = scorer.logits(model)

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,12 +131,12 @@ class Loop:
     def run_to_end(self, stop: StopSignals) -> bool:
         """Train until `num_steps` or an agreed stop; True when it reached the end."""
         train = self.train
-        writer = CheckpointWriter(
-            self.run, self.ranks, keep=train.checkpoint_keep, milestone_every=train.milestone_every
-        )
-        metrics = self._open_metrics()
         stopped = False
-        with _frozen_garbage_collector():
+        with (
+            self._open_checkpoints() as writer,
+            self._open_metrics() as metrics,
+            _frozen_garbage_collector(),
+        ):
             for batch in self._batches():
                 report = train_step(
                     self.model,
@@ -154,10 +155,6 @@ class Loop:
                     self._save(writer, metrics)
                 if stopped:
                     break
-        self._save(writer, metrics)
-        writer.close()
-        if metrics is not None:
-            metrics.close()
         return not stopped
 
     def _batches(self) -> Iterator[Batch]:
@@ -222,18 +219,26 @@ class Loop:
         writer.save(self._state, step=self._step, meta=meta)
         self._saved_at = self._step
 
-    def _open_metrics(self) -> log.MetricsWriter | None:
-        return log.MetricsWriter(self.run, resume_step=self._step) if self.ranks.is_main else None
+    def _open_checkpoints(self) -> CheckpointWriter:
+        train = self.train
+        return CheckpointWriter(
+            self.run, self.ranks, keep=train.checkpoint_keep, milestone_every=train.milestone_every
+        )
+
+    def _open_metrics(self) -> AbstractContextManager[log.MetricsWriter | None]:
+        if self.ranks.is_main:
+            return log.MetricsWriter(self.run, resume_step=self._step)
+        return nullcontext()
 
 
-class _frozen_garbage_collector:  # noqa: N801 # used like a function, as contextlib's classes are
+@contextmanager
+def _frozen_garbage_collector() -> Iterator[None]:
     """No collection in a step: a full one over a compiled model's objects takes 0.1 s and more."""
-
-    def __enter__(self) -> None:
-        gc.collect()
-        gc.freeze()
-        gc.disable()
-
-    def __exit__(self, *error: object) -> None:
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
         gc.enable()
         gc.unfreeze()

@@ -14,6 +14,7 @@ import torch
 from ecgfast import log
 from ecgfast.config import Config, config_to_toml
 from ecgfast.errors import ResumeError
+from ecgfast.log import read_metrics
 from ecgfast.train.checkpoint import Checkpoint, newest
 from ecgfast.train.distributed import Ranks
 
@@ -65,6 +66,9 @@ def enter(run: Path, ranks: Ranks, *, resume: bool) -> Checkpoint | None:
         ResumeError: the folder holds something and `resume` is off, or it is no run's folder.
     """
     entries = {p.name for p in run.iterdir()} if run.is_dir() else set()
+    found = newest(run)
+    if "config.toml" in entries and found is None and not read_metrics(run):
+        entries = set()  # a run that failed before its first step left nothing to lose
     if entries and not asked_to_resume(resume):
         raise ResumeError(
             f"{run} is not empty; add --resume to go on with that run, or name another folder"
@@ -73,7 +77,6 @@ def enter(run: Path, ranks: Ranks, *, resume: bool) -> Checkpoint | None:
         raise ResumeError(
             f"{run} is not the folder of a run: it has no config.toml; name another folder"
         )
-    found = newest(run)
     ranks.barrier()  # everybody has looked before anybody writes
     if ranks.is_main:
         run.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from ecgfast.data.loader import Loader
 from ecgfast.model.classifier import Classifier
 from ecgfast.train.loop import train_step
 from ecgfast.train.optim import ShardedAdamW
+from ecgfast.train.signals import StopSignals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +103,9 @@ def train_epoch(
     microbatch: int,
     learning_rate: float,
     what: str,
-) -> float:
-    """Train over one epoch of the loader; return the mean training loss."""
+    stop: StopSignals,
+) -> float | None:
+    """Train over one epoch of the loader; return the mean training loss, None when stopped."""
     loss_of = classification_loss(model, is_case_R)
     losses: list[Tensor] = []
     with log.progress(what, total=len(loader), unit="steps") as advance:
@@ -118,6 +120,8 @@ def train_epoch(
             )
             losses.append(report.loss)
             advance(1)
+            if stop.agreed():
+                return None
     return float(torch.stack(losses).mean())
 
 

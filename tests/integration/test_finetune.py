@@ -1,0 +1,212 @@
+"""Fine-tuning: the sweep keeps the lowest loss, resumes exactly, and refuses what does not fit."""
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tolerances import RANKS_LOSS
+from training_runs import finish, kill, make_store, preset, start, wait_for_step
+
+from ecgfast.config import Config, load_config
+from ecgfast.data.loader import build_loader
+from ecgfast.errors import ConfigError, FormatError
+from ecgfast.log import read_metrics
+from ecgfast.store.reader import open_store
+from ecgfast.train.checkpoint import load_model
+from ecgfast.train.finetune import finetune
+from ecgfast.train.pretrain import pretrain
+from ecgfast.train.sweep import cross_entropy
+
+TARGET = "ejection_fraction<40"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return preset(tmp_path_factory.mktemp("preset"))
+
+
+@pytest.fixture(scope="module")
+def config(tiny: Path) -> Config:
+    return load_config(str(tiny), ["train.max_steps=4"])
+
+
+@pytest.fixture(scope="module")
+def pretrained(store: Path, config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pretrain(config, store, tmp_path_factory.mktemp("pretrained"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def tuned(
+    store: Path, config: Config, pretrained: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("tuned")
+    return finetune(
+        config, store, out, init=str(pretrained), model="vit", target=TARGET, device="cpu"
+    )
+
+
+def _best(run: Path) -> dict[str, bytes]:
+    return {n: t.numpy().tobytes() for n, t in load_file(run / "best.safetensors").items()}
+
+
+def test_the_lowest_validation_loss_is_kept(tuned: Path) -> None:
+    rows = read_metrics(tuned)
+    result = json.loads((tuned / "result.json").read_text())
+    assert len(rows) == 6  # two learning rates of three epochs
+    best = min(rows, key=lambda row: row["val_loss"])
+    assert result["val_loss"] == best["val_loss"]
+    assert result["learning_rate"] == best["lr"]
+    assert result["epoch"] == best["epoch"]
+
+
+def test_saved_weights_give_the_loss_that_was_written(tuned: Path, store: Path) -> None:
+    model, _, meta = load_model(tuned)
+    records = open_store(store)
+    splits = np.array(records.records.column("split").to_pylist())
+    fraction = np.array(records.records.column("ejection_fraction").to_pylist(), dtype=float)
+    rows = np.flatnonzero((splits == "valid") & ~np.isnan(fraction))
+    loader = build_loader(records, batch_size=len(rows), select=rows, shuffle=False)
+    with torch.no_grad():
+        logits = model(next(iter(loader)).patches).double().numpy()
+    loss = cross_entropy(logits, fraction[rows] < 40)
+    assert loss == pytest.approx(meta["val_loss"], abs=1e-6)  # batches of another size, in fp32
+
+
+def test_unknown_targets_are_dropped_and_counted(tuned: Path, store: Path) -> None:
+    counts = json.loads((tuned / "result.json").read_text())["counts"]
+    table = open_store(store).records
+    assert counts["unknown"] == table.column("ejection_fraction").null_count > 0
+    fraction = np.array(table.column("ejection_fraction").to_pylist(), dtype=float)
+    train = np.array(table.column("split").to_pylist()) == "train"
+    assert counts["train_cases"] == int((train & (fraction < 40)).sum())
+    assert counts["train_controls"] == int((train & (fraction >= 40)).sum())
+
+
+def test_every_trial_starts_from_the_pretrained_encoder(
+    pretrained: Path, store: Path, config: Config, tmp_path: Path
+) -> None:
+    """A run and its exported file are the same weights; random ones give another trace."""
+    losses = {}
+    for name, init in {
+        "run": str(pretrained),
+        "file": str(pretrained / "model.safetensors"),
+        "random": "random",
+    }.items():
+        out = tmp_path / name
+        finetune(config, store, out, init=init, model="vit", target=TARGET, device="cpu")
+        losses[name] = [row["loss"] for row in read_metrics(out)]
+    assert losses["run"] == losses["file"]
+    assert losses["run"] != losses["random"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_resumed_fine_tuning_ends_in_the_same_bits(
+    number: signal.Signals, store: Path, tiny: Path, tmp_path: Path
+) -> None:
+    def command(run: Path) -> list[str]:
+        return [
+            *("finetune", str(store), "--out", str(run), "--preset", str(tiny)),
+            *("--init", "random", "--target", TARGET, "--device", "cpu", "--resume"),
+        ]
+
+    finish(start(command(tmp_path / "unbroken")))
+    for step in (4, 16):
+        process = start(command(tmp_path / "broken"))
+        wait_for_step(tmp_path / "broken", step, process)
+        kill(process, number)
+    finish(start(command(tmp_path / "broken")))
+    assert read_metrics(tmp_path / "broken") == read_metrics(tmp_path / "unbroken")
+    assert _best(tmp_path / "broken") == _best(tmp_path / "unbroken")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["vit", "cnn"])
+def test_two_ranks_score_every_validation_record(
+    model: str, store: Path, tiny: Path, tmp_path: Path
+) -> None:
+    def command(run: Path) -> list[str]:
+        return [
+            *("finetune", str(store), "--out", str(run), "--preset", str(tiny)),
+            *("--init", "random", "--model", model, "--target", TARGET, "--device", "cpu"),
+            *("--set", "finetune.learning_rates=[1e-3]", "--set", "finetune.epochs=1"),
+        ]
+
+    finish(start(command(tmp_path / "two"), ranks=2))
+    two = read_metrics(tmp_path / "two")
+    if model == "cnn":  # batch normalisation sees another batch, so that losses differ
+        assert np.isfinite(two[0]["val_loss"])
+        return
+    finish(start(command(tmp_path / "one")))
+    one = read_metrics(tmp_path / "one")
+    assert abs(one[0]["loss"] - two[0]["loss"]) < RANKS_LOSS
+    assert abs(one[0]["val_loss"] - two[0]["val_loss"]) < RANKS_LOSS
+
+
+def test_weights_of_another_width_are_refused(
+    pretrained: Path, store: Path, tiny: Path, tmp_path: Path
+) -> None:
+    other = load_config(str(tiny), ["model.encoder_width=32"])
+    with pytest.raises(FormatError, match=r"cls_token is \(1, 1, 16\), the model has \(1, 1, 32\)"):
+        finetune(
+            other, store, tmp_path, init=str(pretrained), model="vit", target=TARGET, device="cpu"
+        )
+
+
+def test_a_file_without_a_tensor_is_refused(
+    pretrained: Path, store: Path, config: Config, tmp_path: Path
+) -> None:
+    state = load_file(pretrained / "model.safetensors")
+    del state["blocks.1.mlp.fc2.bias"]
+    save_file(state, tmp_path / "cut.safetensors")
+    with pytest.raises(FormatError, match=r"no blocks\.1\.mlp\.fc2\.bias"):
+        finetune(
+            config,
+            store,
+            tmp_path / "run",
+            init=str(tmp_path / "cut.safetensors"),
+            model="vit",
+            target=TARGET,
+            device="cpu",
+        )
+
+
+def test_weights_of_another_normalisation_are_refused(
+    pretrained: Path, store: Path, tiny: Path, tmp_path: Path
+) -> None:
+    other = load_config(str(tiny), ["data.normalise=record"])
+    with pytest.raises(ConfigError, match=r"'normalise' is 'record' here, .* with 'record_lead'"):
+        finetune(
+            other, store, tmp_path, init=str(pretrained), model="vit", target=TARGET, device="cpu"
+        )
+
+
+def test_a_target_without_cases_is_refused(store: Path, config: Config, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="split 'train' must hold cases and controls"):
+        finetune(
+            config,
+            store,
+            tmp_path,
+            init="random",
+            model="vit",
+            target="ejection_fraction<1",
+            device="cpu",
+        )
+
+
+def test_a_convolutional_baseline_starts_at_random(
+    pretrained: Path, store: Path, config: Config, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="must be 'random'"):
+        finetune(
+            config, store, tmp_path, init=str(pretrained), model="cnn", target=TARGET, device="cpu"
+        )
