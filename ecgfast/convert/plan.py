@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ecgfast.errors import ConfigError, ResumeError
-from ecgfast.ingest import InputFile, discover
+from ecgfast.ingest import InputFile
 from ecgfast.store.durable import explained, write_durably
 from ecgfast.store.format import MANIFEST
 
@@ -42,43 +42,60 @@ class Plan:
                 yield [_input(json.loads(line)) for line in lines]
 
 
-def resume_or_freeze(out: Path, spec: Spec, sources: Sequence[Path]) -> Plan:
-    """Find the plan that an earlier run of the same command froze, or freeze a new one.
+def finished(out: Path) -> bool:
+    """Whether the folder holds a sealed store."""
+    return (out / MANIFEST).exists()
 
-    Args:
-        out: folder of the store.
-        spec: all that decides the store's bytes, sources included.
-        sources: files and folders; none for a plan that needs no list.
+
+def begun(out: Path) -> bool:
+    """Whether an earlier run froze its plan."""
+    return (work_folder(out) / _PLAN).exists()
+
+
+def check_free(out: Path) -> None:
+    """Refuse to write among foreign files.
+
     Raises:
-        ResumeError: the earlier run had other sources or options; names both values.
-        ConfigError: `out` exists and is no store.
+        ConfigError: `out` exists and is not an empty folder.
     """
-    work = work_folder(out)
-    path = work / _PLAN
-    if path.exists():
-        plan = json.loads(path.read_bytes())
-        _compare(out, plan["spec"], spec)
-        return Plan(work=work, num_inputs=plan["num_inputs"])
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(
             f"--out {out} exists and is neither empty nor a store; choose another folder"
         )
-    with explained(work):
-        work.mkdir(parents=True, exist_ok=True)
-    num_inputs = spec.get("num_inputs", 0)
-    if sources:
-        inputs = discover(sources)
-        num_inputs = len(inputs)
-        write_durably(work / _INPUTS, map(_line, inputs), mode=0o600)
-    # Written last: a plan that exists is whole.
+
+
+def freeze_inputs(out: Path, inputs: Sequence[InputFile]) -> int:
+    """Write down the inputs of a new store, sorted; returns how many there are."""
+    _make(work_folder(out))
+    write_durably(work_folder(out) / _INPUTS, map(_line, inputs), mode=0o600)
+    return len(inputs)
+
+
+def freeze(out: Path, spec: Spec, num_inputs: int) -> Plan:
+    """Write down the plan of a new store, after its inputs: a plan that exists is whole.
+
+    Args:
+        out: folder of the store.
+        spec: all that decides the store's bytes, sources included.
+        num_inputs: inputs of the list, or records to transcode.
+    """
+    work = work_folder(out)
+    _make(work)
     content = {"spec": spec, "num_inputs": num_inputs}
-    write_durably(path, [json.dumps(content).encode()], mode=0o600)
+    write_durably(work / _PLAN, [json.dumps(content).encode()], mode=0o600)
     return Plan(work=work, num_inputs=num_inputs)
 
 
-def finished(out: Path) -> bool:
-    """Whether the folder holds a sealed store."""
-    return (out / MANIFEST).exists()
+def thaw(out: Path, spec: Spec) -> Plan:
+    """The plan of an earlier run of the same command.
+
+    Raises:
+        ResumeError: that run had other sources or options; names both values.
+    """
+    work = work_folder(out)
+    plan = json.loads((work / _PLAN).read_bytes())
+    _compare(out, plan["spec"], spec)
+    return Plan(work=work, num_inputs=plan["num_inputs"])
 
 
 def _compare(out: Path, earlier: Spec, now: Spec) -> None:
@@ -88,6 +105,11 @@ def _compare(out: Path, earlier: Spec, now: Spec) -> None:
                 f"{out} was begun with {key} = {earlier.get(key)}, got {now.get(key)}; "
                 f"give the earlier value, or remove {out} and {work_folder(out)} to begin again"
             )
+
+
+def _make(work: Path) -> None:
+    with explained(work):
+        work.mkdir(parents=True, exist_ok=True)
 
 
 def _line(item: InputFile) -> bytes:

@@ -1,32 +1,22 @@
-"""`convert`: freeze the inputs, let workers encode, let one writer write, seal."""
+"""`convert`: files to a store, or a store to another codec."""
 
-import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
-from ecgfast import log
-from ecgfast.convert.plan import Plan, Spec, finished, resume_or_freeze, work_folder
-from ecgfast.convert.pool import available_cores, in_order
+from ecgfast.convert.files import convert_files
+from ecgfast.convert.pool import available_cores
 from ecgfast.convert.preprocess import Short, Window
-from ecgfast.convert.seal import seal_converted
 from ecgfast.convert.transcode import transcode
-from ecgfast.convert.work import Quality, Settings, convert_batch
+from ecgfast.convert.work import Quality, Settings
 from ecgfast.errors import ConfigError
 from ecgfast.labels import label_store
 from ecgfast.store.durable import store_lock
-from ecgfast.store.format import FORMAT_VERSION, MANIFEST, Codec, key_beside
-from ecgfast.store.journal import Cursor
-from ecgfast.store.manifest import Manifest, read_manifest
-from ecgfast.store.pseudonyms import Pseudonyms, read_key, read_or_create_key
-from ecgfast.store.writer import StoreWriter
+from ecgfast.store.format import MANIFEST, Codec, key_beside
 
 OnBad = Literal["quarantine", "fail"]
-
-_BATCH_FILES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +92,11 @@ def convert(
                 )
             manifest = transcode(paths[0], out, codec=codec, workers=workers)
         else:
+            settings = partial(Settings, codec=codec, window=window, short=short, quality=quality)
             key = Path(key_file) if key_file is not None else key_beside(out)
-            pseudonyms = Pseudonyms(_key(out, key), keep=keep_identifiers)
-            settings = Settings(
-                codec=codec, window=window, short=short, quality=quality, pseudonyms=pseudonyms
+            manifest = convert_files(
+                paths, out, settings, key=key, keep=keep_identifiers, workers=workers
             )
-            manifest = _convert_files(paths, out, settings, workers)
     if labels is not None:
         label_store(out, labels, key_file=None if key_file is None else Path(key_file))
     counts = manifest["counts"]
@@ -119,64 +108,6 @@ def convert(
         num_records=counts["records"],
         failed=on_bad == "fail" and counts["quarantined"] > 0,
     )
-
-
-def _convert_files(paths: list[Path], out: Path, settings: Settings, workers: int) -> Manifest:
-    spec: Spec = {
-        "sources": [str(path.resolve()) for path in paths],
-        "codec": settings.codec,
-        "window": settings.window,
-        "short": settings.short,
-        "quality": settings.quality,
-        "keep_identifiers": settings.pseudonyms.keep,
-        "key": settings.pseudonyms.fingerprint,
-        "format_version": FORMAT_VERSION,
-    }
-    # Keyed: the manifest must not let anybody test guesses of a readable path.
-    request = settings.pseudonyms.digest("request", json.dumps(spec, sort_keys=True)).hex()
-    if finished(out):
-        manifest = read_manifest(out)
-        if manifest["request"] != request:
-            raise ConfigError(
-                f"--out {out} holds a finished store made from other sources or options; "
-                "choose another folder"
-            )
-        shutil.rmtree(work_folder(out), ignore_errors=True)
-        log.info(f"{out} is finished already")
-        return manifest
-    plan = resume_or_freeze(out, spec, paths)
-    writer = StoreWriter(out, plan.work)
-    _write_all(plan, writer, settings, workers)
-    return seal_converted(out, plan.work, writer, settings, request, plan.num_inputs)
-
-
-def _write_all(plan: Plan, writer: StoreWriter, settings: Settings, workers: int) -> None:
-    start = writer.cursor
-    position, done = start.position, start.outcome
-    left = plan.num_inputs - position
-    workers = max(1, min(workers, -(-left // _BATCH_FILES)))
-    batches = plan.batches(position, _BATCH_FILES)
-    with log.progress("convert", total=plan.num_inputs) as advance:
-        advance(position)
-        if position:
-            log.info(f"going on at input {position:,} of {plan.num_inputs:,}")
-        work = partial(convert_batch, settings=settings)
-        for results in in_order(work, batches, workers=workers):
-            for outcomes in results:
-                for number, outcome in enumerate(outcomes[done:], done + 1):
-                    writer.add(outcome, Cursor(position=position, outcome=number))
-                position, done = position + 1, 0
-            advance(len(results))
-    writer.finish(Cursor(position=plan.num_inputs))
-
-
-def _key(out: Path, path: Path) -> bytes:
-    """The store's key; a new one only for a new store."""
-    if finished(out) or work_folder(out).exists():
-        return read_key(path)
-    if not path.exists():
-        log.info(f"made the pseudonym key {path}: keep it, and keep it apart from the store")
-    return read_or_create_key(path)
 
 
 def _check(**options: tuple[str, object]) -> None:

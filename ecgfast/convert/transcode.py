@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ecgfast import log
-from ecgfast.convert.plan import finished, resume_or_freeze
+from ecgfast.convert.plan import begun, check_free, finished, freeze, thaw, work_folder
 from ecgfast.convert.pool import in_order
 from ecgfast.convert.seal import seal
 from ecgfast.errors import ConfigError
@@ -53,9 +53,14 @@ def transcode(source: Path, out: Path, *, codec: Codec, workers: int) -> Manifes
         manifest = read_manifest(out)
         if manifest["request"] != request:
             raise ConfigError(f"--out {out} holds another finished store; choose another folder")
+        shutil.rmtree(work_folder(out), ignore_errors=True)  # of a crash after the last step
         return manifest
     spec = {"store": str(source.resolve()), "identity": reader.identity, "codec": codec}
-    plan = resume_or_freeze(out, spec | {"num_inputs": len(reader)}, ())
+    if begun(out):
+        plan = thaw(out, spec)
+    else:
+        check_free(out)
+        plan = freeze(out, spec, len(reader))
     writer = StoreWriter(out, plan.work)
     _encode_all(reader, writer, codec, workers)
     tables = {
@@ -100,9 +105,3 @@ def _opened(path: Path) -> StoreReader:
 
 def _copy(source: Path, target: Path, mode: int = 0o644) -> dict[str, int | str]:
     return write_durably(target, [source.read_bytes()], mode=mode)
-
-
-def remove_journal(work: Path) -> None:
-    """Drop what a crash between the manifest and the end left."""
-    if work.exists():
-        shutil.rmtree(work)

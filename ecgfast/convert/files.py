@@ -1,0 +1,124 @@
+"""Files -> store: freeze the inputs, let workers encode, let one writer write, seal."""
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from ecgfast import log
+from ecgfast.convert.plan import (
+    Plan,
+    Spec,
+    begun,
+    check_free,
+    finished,
+    freeze,
+    freeze_inputs,
+    thaw,
+    work_folder,
+)
+from ecgfast.convert.pool import in_order
+from ecgfast.convert.seal import seal_converted
+from ecgfast.convert.work import Settings, convert_batch
+from ecgfast.errors import ConfigError
+from ecgfast.ingest import discover
+from ecgfast.store.format import FORMAT_VERSION
+from ecgfast.store.journal import Cursor
+from ecgfast.store.manifest import Manifest, read_manifest
+from ecgfast.store.pseudonyms import Pseudonyms, read_key, read_or_create_key
+from ecgfast.store.writer import StoreWriter
+
+_BATCH_FILES = 32
+
+
+def convert_files(
+    paths: list[Path],
+    out: Path,
+    options: Callable[..., Settings],
+    *,
+    key: Path,
+    keep: bool,
+    workers: int,
+) -> Manifest:
+    """Convert files and folders, or go on where an earlier run stopped.
+
+    Args:
+        paths: sources.
+        out: folder of the store; the caller holds its lock.
+        options: gives the settings when it is called with `pseudonyms`.
+        key: file of the pseudonym key.
+        keep: keep readable ids.
+        workers: processes.
+    Raises:
+        ConfigError: `out` holds something else.
+        ResumeError: `out` was begun with other options or sources.
+    """
+    # Found before anything else is written: a wrong path leaves nothing behind.
+    num_inputs = None if finished(out) or begun(out) else _freeze_inputs(paths, out)
+    pseudonyms = Pseudonyms(_key(key, new=num_inputs is not None), keep=keep)
+    settings = options(pseudonyms=pseudonyms)
+    spec: Spec = {
+        "sources": [str(path.resolve()) for path in paths],
+        "codec": settings.codec,
+        "window": settings.window,
+        "short": settings.short,
+        "quality": settings.quality,
+        "keep_identifiers": keep,
+        "key": pseudonyms.fingerprint,
+        "format_version": FORMAT_VERSION,
+    }
+    # Keyed: the manifest must not let anybody test guesses of a readable path.
+    request = pseudonyms.digest("request", json.dumps(spec, sort_keys=True)).hex()
+    if finished(out):
+        return _same_store(out, request)
+    plan = thaw(out, spec) if num_inputs is None else freeze(out, spec, num_inputs)
+    writer = StoreWriter(out, plan.work)
+    _write_all(plan, writer, settings, workers)
+    return seal_converted(out, plan.work, writer, settings, request, plan.num_inputs)
+
+
+def _same_store(out: Path, request: str) -> Manifest:
+    manifest = read_manifest(out)
+    if manifest["request"] != request:
+        raise ConfigError(
+            f"--out {out} holds a finished store made from other sources or options; "
+            "choose another folder"
+        )
+    shutil.rmtree(work_folder(out), ignore_errors=True)  # of a crash after the last step
+    log.info(f"{out} is finished already")
+    return manifest
+
+
+def _freeze_inputs(paths: list[Path], out: Path) -> int:
+    check_free(out)
+    return freeze_inputs(out, discover(paths))
+
+
+def _write_all(plan: Plan, writer: StoreWriter, settings: Settings, workers: int) -> None:
+    start = writer.cursor
+    position, done = start.position, start.outcome
+    left = plan.num_inputs - position
+    workers = max(1, min(workers, -(-left // _BATCH_FILES)))
+    batches = plan.batches(position, _BATCH_FILES)
+    with log.progress("convert", total=plan.num_inputs) as advance:
+        advance(position)
+        if position:
+            log.info(f"going on at input {position:,} of {plan.num_inputs:,}")
+        work = partial(convert_batch, settings=settings)
+        for results in in_order(work, batches, workers=workers):
+            for outcomes in results:
+                for number, outcome in enumerate(outcomes[done:], done + 1):
+                    writer.add(outcome, Cursor(position=position, outcome=number))
+                position, done = position + 1, 0
+            advance(len(results))
+    writer.finish(Cursor(position=plan.num_inputs))
+
+
+def _key(path: Path, *, new: bool) -> bytes:
+    """The store's key; a new one only for a new store."""
+    if not new:
+        return read_key(path)
+    if not path.exists():
+        log.info(f"made the pseudonym key {path}: keep it, and keep it apart from the store")
+    return read_or_create_key(path)
