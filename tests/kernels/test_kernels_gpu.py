@@ -26,7 +26,7 @@ Inputs = tuple[Tensor, ...]
 
 
 def normal(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
-    return torch.randn(*shape, device="cuda").to(dtype)
+    return torch.randn(shape, device="cuda").to(dtype)
 
 
 def patches_of(batch: int) -> Tensor:
@@ -70,7 +70,7 @@ def upcast(inputs: Inputs, compute: torch.dtype) -> Inputs:
 
 def run(op: Callable[..., Tensor], inputs: Inputs, grad: Tensor, backend: str) -> Inputs:
     """Return the output and the gradient of every leaf."""
-    with poisoned_outputs():
+    with poisoned_outputs(backend):
         output = op(*inputs, backend=backend)
         leaves = [tensor for tensor in inputs if tensor.requires_grad]
         return output, *torch.autograd.grad(output, leaves, grad)
@@ -84,7 +84,7 @@ def test_masks_of_1e5_records_are_bit_equal_to_the_cpu() -> None:
     records = torch.arange(100_000) * 65_537 + 3
     settings = {"seed": 2**40 + 5, "epoch": 7, "num_patches": N, "num_keep": K}
     want = random_mask(records, **settings, backend="reference")
-    with poisoned_outputs():
+    with poisoned_outputs("triton"):
         got = random_mask(records.cuda(), **settings, backend="triton")
     assert all(torch.equal(a.cpu(), b) for a, b in zip(got, want, strict=True))
 
@@ -184,7 +184,7 @@ def test_ops_compile_with_inductor_into_one_graph() -> None:
 
 def test_vit_base_trains_alike_in_bf16() -> None:
     model = load_config("vit_base").model
-    got = losses_of("triton", model, batch=32, dtype=BF16)
-    want = losses_of("reference", model, batch=32, dtype=BF16)
+    got = losses_of("triton", model, batch=32, dtype=BF16, lr=3e-4)
+    want = losses_of("reference", model, batch=32, dtype=BF16, lr=3e-4)
     assert got == pytest.approx(want, rel=TOY_LOSS_BF16)
-    assert got[-1] < 0.95 * got[0]
+    assert got[-1] < 0.95 * got[0]  # it learns, so that later steps depend on the gradients

@@ -22,7 +22,7 @@ def masks(
     num_patches: int = N,
     num_keep: int = K,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    with poisoned_outputs():
+    with poisoned_outputs(backend):
         return random_mask(
             torch.as_tensor(records, dtype=torch.int64, device=DEVICE),
             seed=seed,

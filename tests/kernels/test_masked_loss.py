@@ -41,7 +41,7 @@ def run(
     inputs: Inputs, backend: str, *, norm_patch: bool = True, grad: float = 0.75
 ) -> tuple[Tensor, ...]:
     """Return the loss and the prediction's gradient."""
-    with poisoned_outputs():
+    with poisoned_outputs(backend):
         loss = masked_mse(*inputs, norm_patch=norm_patch, backend=backend)
         return loss, *torch.autograd.grad(loss * grad, inputs[0])
 

@@ -52,7 +52,7 @@ def upcast(inputs: Inputs) -> Inputs:
 
 def run(inputs: Inputs, grad: Tensor, backend: str) -> tuple[Tensor, ...]:
     """Return tokens and the gradients of weight, bias and class token."""
-    with poisoned_outputs():
+    with poisoned_outputs(backend):
         tokens = patch_embed_masked(*inputs, backend=backend)
         leaves = (inputs[2], inputs[3], inputs[5])
         return tokens, *torch.autograd.grad(tokens, leaves, grad)

@@ -48,7 +48,7 @@ def upcast(inputs: Inputs) -> Inputs:
 
 def run(inputs: Inputs, grad: Tensor, backend: str) -> tuple[Tensor, ...]:
     """Return the output and the gradients of tokens and mask token."""
-    with poisoned_outputs():
+    with poisoned_outputs(backend):
         output = unshuffle(*inputs, backend=backend)
         return output, *torch.autograd.grad(output, (inputs[0], inputs[2]), grad)
 

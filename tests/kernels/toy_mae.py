@@ -10,7 +10,9 @@ from ecgfast.model.build import build_model
 NUM_STEPS = 30
 
 
-def losses_of(kernels: str, model: ModelConfig, *, batch: int, dtype: torch.dtype) -> list[float]:
+def losses_of(
+    kernels: str, model: ModelConfig, *, batch: int, dtype: torch.dtype, lr: float = 1e-3
+) -> list[float]:
     """Train on waves of random frequency and return the loss of every step.
 
     Args:
@@ -18,9 +20,10 @@ def losses_of(kernels: str, model: ModelConfig, *, batch: int, dtype: torch.dtyp
         model: architecture.
         batch: records per step.
         dtype: of weights and activations; AdamW's state follows.
+        lr: learning rate, constant.
     """
     mae = build_model(Config(kernels=kernels, attention="math", model=model)).to(DEVICE, dtype)
-    optimizer = torch.optim.AdamW(mae.parameters(), lr=1e-3, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(mae.parameters(), lr=lr, betas=(0.9, 0.95))
     num_patches, length = model.num_patches, model.patch_timesteps
     losses = []
     for step in range(NUM_STEPS):
