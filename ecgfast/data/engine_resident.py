@@ -98,6 +98,17 @@ class ResidentEngine:
             )
 
 
+def resident_bytes(store: StoreReader) -> int:
+    """Memory that all records of a store take when they are resident.
+
+    Args:
+        store: an open store; only ecgpack stays packed.
+    """
+    if store.codec == "ecgpack":
+        return store.num_bytes
+    return len(store) * store.num_leads * store.num_timesteps * 2
+
+
 class _HeldChunks:
     """ecgpack chunks as they lie in the store."""
 

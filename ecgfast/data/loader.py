@@ -7,11 +7,13 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from ecgfast_kernels import codec_cuda
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ecgfast import log
 from ecgfast.data.batch import Batch
+from ecgfast.data.engine_resident import ResidentEngine, resident_bytes
 from ecgfast.data.normalise import CohortStatistics, mean_and_rstd
 from ecgfast.data.order import epoch_order, rank_batches
 from ecgfast.errors import ConfigError, ResumeError
@@ -170,7 +172,7 @@ def build_loader(
     mean, rstd = mean_and_rstd(store, normalise, cohort)
     threads = num_threads or max(1, (os.cpu_count() or 1) // world_size)
     return Loader(
-        _build_engine(name, store, index, mean, rstd, device, threads),
+        _build_engine(name, store, index, mean, rstd, device, threads, resident_budget_gib),
         index,
         batch_size=batch_size,
         seed=seed,
@@ -199,7 +201,9 @@ def choose_engine(
         return engine, "as asked"
     if device.type != "cuda":
         return "cpu", f"device is {device.type}"
-    need_gib = store.num_bytes / 2**30
+    if not codec_cuda.is_built():
+        return "cpu", "the CUDA decoder was not built: install nvcc and reinstall ecgfast"
+    need_gib = resident_bytes(store) / 2**30
     total_gib = torch.cuda.get_device_properties(device).total_memory / 2**30
     budget = budget_gib if budget_gib is not None else RESIDENT_SHARE * total_gib
     if need_gib <= budget:
@@ -218,12 +222,11 @@ def _build_engine(
     rstd: NDArray[np.float32],
     device: torch.device,
     num_threads: int,
+    budget_gib: float | None,
 ) -> Engine:
     common: dict[str, Any] = {"mean": mean, "rstd": rstd, "device": device}
     if name == "resident":
-        from ecgfast.data.engine_resident import ResidentEngine
-
-        return ResidentEngine(store, index=index, **common)
+        return ResidentEngine(store, index=index, budget_gib=budget_gib, **common)
     if name == "dali":
         from ecgfast.data.engine_dali import DaliEngine
 

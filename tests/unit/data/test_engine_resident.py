@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from recordings import make_store
 
 from ecgfast.data.engine_cpu import CpuEngine
-from ecgfast.data.engine_resident import ResidentEngine
+from ecgfast.data.engine_resident import ResidentEngine, resident_bytes
 from ecgfast.data.normalise import mean_and_rstd
 from ecgfast.errors import BackendUnavailableError, CorruptStoreError
 from ecgfast.store.reader import StoreReader, open_store
@@ -66,3 +66,10 @@ def test_without_the_cuda_decoder_a_gpu_is_refused_with_the_cure(
         ResidentEngine(
             store, index=np.arange(12), mean=mean, rstd=rstd, device=torch.device("cuda")
         )
+
+
+def test_only_ecgpack_stays_packed(store: StoreReader) -> None:
+    plain = len(store) * 12 * 5000 * 2
+    packed = store.codec == "ecgpack"
+    assert resident_bytes(store) == (store.num_bytes if packed else plain)
+    assert packed == (resident_bytes(store) < plain / 2)
