@@ -21,9 +21,9 @@ def kernel_tolerance(dtype: torch.dtype, *, terms: int = 1) -> float:
 # Thirty optimizer steps amplify rounding differences of fp32 gradients (1e-7 each) through AdamW's
 # division by the root of the second moment; 1.2e-7 was seen on the toy model.
 TOY_LOSS_FP32 = 5e-6
-# bf16 has 8 bits: kernels and reference round at different places. Half an ulp added to every weight
-# moved the losses of 30 bf16 steps by 2.3e-4 (demo preset, CPU); ten times that for a larger model,
-# while a wrong gradient moves them by percents.
+# bf16 has 8 bits: kernels and reference round at different places. Half an ulp added to every
+# weight moved the losses of 30 bf16 steps by 2.3e-4 (demo preset, CPU); ten times that for a larger
+# model, while a wrong gradient moves them by percents.
 TOY_LOSS_BF16 = 2.5e-3
 # Ranks add fp32 gradients in another order (1e-7 each); 50 AdamW steps of a tiny model: 4e-7.
 RANKS_LOSS = 1e-5
