@@ -10,10 +10,15 @@ from ecgfast.config import load_config
 from ecgfast.convert import convert
 from ecgfast.evaluate.report import evaluate
 from ecgfast.ingest.synthetic import write_cohort
+from ecgfast.store.durable import write_durably
+from ecgfast.store.format import key_beside
 from ecgfast.train.finetune import finetune
 from ecgfast.train.pretrain import pretrain
 
 TARGET = "ejection_fraction<40"
+# Pseudonyms decide the splits: one known key gives the same numbers on every machine. Real data get
+# a random key from convert.
+PSEUDONYM_KEY = "00" * 31 + "01"
 TRAINING_SITE = "site=1"  # as in the study: one institution is trained on, the others only test
 
 
@@ -71,6 +76,7 @@ def demo(out: Path, plan: DemoPlan | None = None) -> Path:
                 progress=lambda done, total: advance(1),
             )
     _say(begin, "2 of 5: convert the files to a store")
+    write_durably(key_beside(store), [f"{PSEUDONYM_KEY}\n".encode()], mode=0o600)
     convert([cohort], store, labels=cohort / "labels.csv")
     _say(begin, "3 of 5: pretrain a masked autoencoder, without labels")
     pretrained = pretrain(

@@ -1,0 +1,88 @@
+"""Reconstructions: the model's own loss, and back to the millivolt of the store."""
+
+import numpy as np
+import pytest
+import torch
+from ecgfast_kernels.mask import random_mask
+
+from ecgfast.config import Config, load_config
+from ecgfast.convert import convert
+from ecgfast.data.loader import build_loader
+from ecgfast.evaluate.reconstruct import MASK_EPOCH, _denormalise, fill_in
+from ecgfast.ingest.synthetic import write_cohort
+from ecgfast.model.mae import MaskedAutoencoder
+from ecgfast.store.reader import StoreReader, open_store
+
+ROWS = np.array([3, 0, 7])
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> StoreReader:
+    folder = tmp_path_factory.mktemp("reconstruct")
+    write_cohort(folder / "cohort", num_records=8, num_sites=2, seed=0)
+    convert([folder / "cohort"], folder / "store", codec="none", workers=1)
+    return open_store(folder / "store")
+
+
+def tiny(
+    normalise: str = "record_lead", *, norm_patch_loss: bool = True
+) -> tuple[MaskedAutoencoder, Config]:
+    parts = ("encoder", "decoder")
+    sizes = [f"model.{p}_{w}" for p in parts for w in ("width=32", "depth=1", "heads=2")]
+    config = load_config("demo", [*sizes, f"data.normalise={normalise}"])
+    torch.manual_seed(0)
+    return MaskedAutoencoder(config.model, norm_patch_loss=norm_patch_loss).eval(), config
+
+
+@pytest.mark.parametrize("norm_patch_loss", [True, False])
+def test_the_error_is_the_training_loss_of_the_same_masks(
+    store: StoreReader, norm_patch_loss: bool
+) -> None:
+    model, config = tiny(norm_patch_loss=norm_patch_loss)
+    results = fill_in(model, config, None, store, ROWS)
+    assert [result.row for result in results] == ROWS.tolist()
+    (batch,) = build_loader(store, batch_size=3, select=ROWS, shuffle=False, engine="cpu")
+    masks = random_mask(
+        torch.from_numpy(ROWS),
+        seed=config.train.seed,
+        epoch=MASK_EPOCH,
+        num_patches=240,
+        num_keep=60,
+    )
+    with torch.inference_mode():
+        loss, _ = model(batch.patches.float(), *masks)
+    assert np.mean([result.loss for result in results]) == pytest.approx(float(loss), rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["record_lead", "record", "none"])
+def test_the_original_is_in_millivolt_and_a_zero_prediction_is_the_mean(
+    store: StoreReader, mode: str
+) -> None:
+    model, config = tiny(mode, norm_patch_loss=False)
+    torch.nn.init.zeros_(model.decoder_pred.weight)
+    torch.nn.init.zeros_(model.decoder_pred.bias)
+    for result in fill_in(model, config, None, store, ROWS):
+        scale, offset = store.scale_uv[result.row][:, None], store.offset_adc[result.row][:, None]
+        adc = store.read([result.row])[0]
+        np.testing.assert_allclose(result.original_mv, (adc - offset) * scale / 1000, atol=1e-6)
+        middle = offset if mode == "none" else adc.mean(axis=1, keepdims=True)
+        expected = np.broadcast_to((middle - offset) * scale / 1000, adc.shape)
+        np.testing.assert_allclose(result.filled_mv, expected, atol=1e-5)
+
+
+def test_a_right_prediction_gives_the_record_back() -> None:
+    target = torch.randn(2, 240, 250) * 3 + 1
+    normalised = (target - target.mean(-1, keepdim=True)) / target.std(-1, keepdim=True)
+    mask = torch.zeros(2, 240, dtype=torch.bool)
+    mask[:, ::2] = True
+    loss, filled = _denormalise(normalised, target, mask, True)
+    assert loss.max() < 1e-8
+    torch.testing.assert_close(filled, target, atol=1e-4, rtol=1e-4)
+
+
+def test_a_mask_covers_three_quarters_in_whole_patches(store: StoreReader) -> None:
+    model, config = tiny()
+    for result in fill_in(model, config, None, store, ROWS):
+        patches = result.mask.reshape(12, 20, 250)
+        assert (patches == patches[..., :1]).all()
+        assert patches[..., 0].sum() == 180
