@@ -57,6 +57,12 @@ def _step(device: str) -> Iterator[Row]:
 # Each case imports what it measures by itself: the step needs no store, the decoder no model.
 
 
+def _codec(device: str) -> Iterator[Row]:
+    from ecgfast.bench.codec import measure_codec
+
+    return measure_codec(device)
+
+
 def _decode(device: str) -> Iterator[Row]:
     from ecgfast.bench.decode import measure_decode
 
@@ -76,6 +82,7 @@ def _loader(device: str) -> Iterator[Row]:
 
 
 CASES: dict[str, Case] = {
+    "codec": _codec,
     "decode": _decode,
     "kernels": _kernels,
     "loader": _loader,

@@ -85,6 +85,18 @@ def load() -> ctypes.CDLL | None:
     return library
 
 
+def choose(name: str) -> bool:
+    """Switch the loaded library to one of its backends, for tests and benchmarks.
+
+    Args:
+        name: one of `BACKENDS` but "numpy", or "" for the fastest.
+    Returns:
+        False, and nothing changes, where this machine cannot run it.
+    """
+    library = load()
+    return library is not None and library.ecgfast_set_backend(name.encode()) == 0
+
+
 def backend() -> str:
     """Which codec runs: one of `BACKENDS`."""
     library = load()

@@ -11,20 +11,14 @@ NATIVE = native.load() is not None
 
 def native_backends() -> list[str]:
     """Every backend of the native library that this CPU can run."""
-    library = native.load()
-    if library is None:
-        return []
-    names = [b for b in native.BACKENDS if b != "numpy"]
-    found = [b for b in names if library.ecgfast_set_backend(b.encode()) == 0]
-    library.ecgfast_set_backend(b"")
+    found = [name for name in native.BACKENDS if name != "numpy" and native.choose(name)]
+    native.choose("")
     return found
 
 
 def set_backend(name: str) -> None:
     """Make the native library use one backend; "" for the fastest."""
-    library = native.load()
-    assert library is not None
-    assert library.ecgfast_set_backend(name.encode()) == 0
+    assert native.choose(name)
 
 
 def _walk(rng: np.random.Generator, shape: tuple[int, int], steps: int) -> NDArray[np.float64]:
