@@ -121,7 +121,7 @@ def _prepare(
     loader = setup.open_loader(
         store, config, ranks, rows, batch_size=share, seed=train.seed, cohort=cohort
     )
-    model, identity = _build(config, ranks, checkpoint)
+    model, identity = build_spread(config, ranks, checkpoint)
     chosen = dict(identity)
     identity |= {**run_folder.flat(config), "store": store.identity, "select": select}
     if checkpoint is not None:
@@ -132,7 +132,7 @@ def _prepare(
         share,
         ranks,
         before=None if checkpoint is None else checkpoint.meta["microbatch"],
-        probe=_memory_probe(model, optimizer, config, ranks),
+        probe=memory_probe(model, optimizer, config, ranks),
     )
     steps_per_epoch = len(loader)
     loop = Loop(
@@ -175,9 +175,18 @@ def _prepare(
     return loop
 
 
-def _build(
+def build_spread(
     config: Config, ranks: Ranks, checkpoint: Checkpoint | None
 ) -> tuple[MaskedAutoencoder, dict[str, object]]:
+    """Build the model of a run and spread it over the ranks.
+
+    Args:
+        config: resolved settings.
+        ranks: who shares it.
+        checkpoint: of the run that goes on, whose attention kernels stay; None at the start.
+    Returns:
+        the model, and what was chosen for it: "precision", "attention_kernels".
+    """
     model = build_model(config)
     precision = setup.resolve_precision(config, ranks)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -190,9 +199,10 @@ def _build(
     return model, {"precision": precision, "attention_kernels": kernels}
 
 
-def _memory_probe(
+def memory_probe(
     model: MaskedAutoencoder, optimizer: ShardedAdamW, config: Config, ranks: Ranks
 ) -> Callable[[int], None]:
+    """Return what `choose_microbatch` calls: forward and backward over random records."""
     loss_of = masked_loss(model, config)
 
     def probe(num_records: int) -> None:

@@ -1,0 +1,225 @@
+"""Training on a GPU: a mesh of one, bf16, compiled blocks, exact resume, no waiting."""
+
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ecgfast.config import Config, load_config
+from ecgfast.data.batch import PADDED_PATCH
+from ecgfast.data.loader import Loader
+from ecgfast.log import read_metrics
+from ecgfast.train import setup
+from ecgfast.train.checkpoint import newest
+from ecgfast.train.distributed import Ranks, join
+from ecgfast.train.loop import Loop, train_step
+from ecgfast.train.microbatch import choose_microbatch
+from ecgfast.train.optim import build_optimizer
+from ecgfast.train.pretrain import build_spread, masked_loss, memory_probe
+from ecgfast.train.signals import StopSignals
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+NUM_RECORDS = 64
+SETTINGS = (
+    *("model.encoder_width=128", "model.encoder_depth=2", "model.encoder_heads=2"),
+    *("model.decoder_width=64", "model.decoder_depth=1", "model.decoder_heads=2"),
+    *("train.batch_size=16", "train.epochs=10", "train.microbatch=8", "train.log_every=1"),
+    *("train.checkpoint_every=5", "optim.base_lr=0.016", "optim.warmup_epochs=1"),
+)
+
+
+class WaveEngine:
+    """Records that need no store: noisy waves, made from the record's number."""
+
+    def batches(self, schedule: Sequence[NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in schedule:
+            index = torch.from_numpy(rows.copy())
+            seconds = torch.arange(60_000).view(1, 240, 250) / 500
+            waves = torch.sin(seconds * (5 + index.view(-1, 1, 1) % 7))
+            patches = torch.nn.functional.pad(waves, (0, PADDED_PATCH - 250)).half()
+            yield patches.cuda(), index.cuda()
+
+
+@pytest.fixture(autouse=True)
+def _default_algorithms() -> Iterator[None]:
+    torch.compiler.reset()  # each test compiles for shapes of its own
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def _config(*settings: str) -> Config:
+    return load_config("vit_tiny", [*SETTINGS, *settings])
+
+
+def _loader(batch_size: int = 16) -> Loader:
+    return Loader(
+        WaveEngine(),
+        np.arange(NUM_RECORDS),
+        batch_size=batch_size,
+        seed=0,
+        epoch=0,
+        rank=0,
+        world_size=1,
+        drop_last=True,
+        shuffle=True,
+    )
+
+
+def _loop(config: Config, ranks: Ranks, run: Path, num_steps: int) -> Loop:
+    model, identity = build_spread(config, ranks, None)
+    run.mkdir(exist_ok=True)
+    return Loop(
+        ranks=ranks,
+        run=run,
+        train=config.train,
+        model=model,
+        optimizer=build_optimizer(model, config.optim, ranks),
+        loader=_loader(),
+        loss_of=masked_loss(model, config),
+        rate_of=lambda step: 1e-3,
+        microbatch=8,
+        steps_per_epoch=NUM_RECORDS // 16,
+        num_steps=num_steps,
+        meta={"kind": "pretrain", "identity": identity, "microbatch": 8},
+        flops_per_record=1e9,
+    )
+
+
+def _trace(run: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(run)]
+
+
+def _train(config: Config, run: Path, num_steps: int) -> dict[str, bytes]:
+    """Train in a process group of its own, from the run's checkpoint if it has one."""
+    setup.make_repeatable(config.train.deterministic)
+    with join("cuda") as ranks, StopSignals(ranks) as stop:
+        loop = _loop(config, ranks, run, num_steps)
+        if (checkpoint := newest(run)) is not None:
+            loop.resume(checkpoint)
+        assert loop.run_to_end(stop)
+        state = loop.model.state_dict()
+        return {n: t.full_tensor().cpu().numpy().tobytes() for n, t in state.items() if "." in n}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_deterministic_runs_resume_in_the_same_bits(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    config = _config("train.deterministic=true", f"train.precision={precision}")
+    unbroken = _train(config, tmp_path / "unbroken", 12)
+    _train(config, tmp_path / "broken", 7)
+    assert _train(config, tmp_path / "broken", 12) == unbroken
+    assert _trace(tmp_path / "broken") == _trace(tmp_path / "unbroken")
+
+
+def test_training_learns_in_bf16_as_in_fp32(tmp_path: Path) -> None:
+    traces = {}
+    for precision in ("bf16", "fp32"):
+        _train(_config(f"train.precision={precision}"), tmp_path / precision, 40)
+        traces[precision] = _trace(tmp_path / precision)
+    assert traces["fp32"][-1] < 0.9 * traces["fp32"][0]
+    # bf16 has 8 bits; its rounding averages out over a loss of 10^5 values
+    assert abs(traces["bf16"][-1] - traces["fp32"][-1]) < 0.05 * traces["fp32"][-1]
+
+
+def test_gpu_and_cpu_agree_in_fp32(tmp_path: Path) -> None:
+    """Triton kernels, FSDP and compiled blocks on one side, plain PyTorch on the other."""
+    config = _config("train.precision=fp32")
+    losses: dict[str, list[float]] = {}
+    for device in ("cuda", "cpu"):
+        with join(device) as ranks:
+            model, _ = build_spread(config, ranks, None)
+            optimizer = build_optimizer(model, config.optim, ranks)
+            loss_of = masked_loss(model, config)
+            losses[device] = []
+            for _, batch in zip(range(4), _loader(), strict=False):
+                moved = type(batch)(
+                    patches=batch.patches.to(device),
+                    record_index=batch.record_index.to(device),
+                    epoch=batch.epoch,
+                )
+                report = train_step(
+                    model, optimizer, loss_of, moved, microbatch=8, learning_rate=1e-3
+                )
+                losses[device].append(float(report.loss))
+    np.testing.assert_allclose(losses["cuda"], losses["cpu"], rtol=2e-4)  # exp and sums differ
+
+
+def test_a_step_never_waits_for_the_device(tmp_path: Path) -> None:
+    config = _config()
+    with join("cuda") as ranks:
+        loop = _loop(config, ranks, tmp_path / "run", 10)
+        batches = list(_loader())
+        for number, batch in enumerate(batches):  # the first ones compile
+            if number == 2:
+                torch.cuda.set_sync_debug_mode("error")
+            try:
+                train_step(
+                    loop.model,
+                    loop.optimizer,
+                    loop.loss_of,
+                    batch,
+                    microbatch=8,
+                    learning_rate=1e-3,
+                )
+            finally:
+                if number == len(batches) - 1:
+                    torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_microbatch_is_found_by_measuring() -> None:
+    config = _config("train.microbatch=auto", "train.batch_size=1024")
+    with join("cuda") as ranks:
+        model, _ = build_spread(config, ranks, None)
+        optimizer = build_optimizer(model, config.optim, ranks)
+        chosen = choose_microbatch(
+            "auto", 1024, ranks, before=None, probe=memory_probe(model, optimizer, config, ranks)
+        )
+    assert chosen == 512  # so small a model fits at once
+
+
+def test_a_step_that_is_not_finite_changes_nothing() -> None:
+    config = _config("train.precision=bf16")
+    with join("cuda") as ranks:
+        model, _ = build_spread(config, ranks, None)
+        optimizer = build_optimizer(model, config.optim, ranks)
+        batch = next(iter(_loader()))
+        loss_of = masked_loss(model, config)
+        train_step(model, optimizer, loss_of, batch, microbatch=16, learning_rate=1e-3)
+        before = [p.to_local().clone() for p in model.parameters()]
+        batch.patches[3] = float("nan")
+        report = train_step(model, optimizer, loss_of, batch, microbatch=16, learning_rate=1e-3)
+        assert report.skipped.item() == 1
+        assert optimizer.num_updates.item() == 1
+        for old, new in zip(before, model.parameters(), strict=True):
+            assert torch.equal(old, new.to_local())
+
+
+def test_a_preempted_run_goes_on(tmp_path: Path) -> None:
+    """The command itself, from a store: SIGTERM, then --resume."""
+    pytest.importorskip("zarr", reason="writing the test's store needs zarr")
+    from training_runs import finish, kill, loss_trace, make_store, preset, start, wait_for_step
+
+    store, tiny, run = make_store(tmp_path), preset(tmp_path), tmp_path / "run"
+    command = [
+        *("pretrain", str(store), "--out", str(run), "--preset", str(tiny), "--resume"),
+        *("--device", "cuda", "--set", "train.epochs=200", "--set", "train.max_steps=400"),
+    ]
+    process = start(command)
+    wait_for_step(run, 20, process)
+    assert kill(process, signal.SIGTERM) == -signal.SIGTERM
+    stopped_at = int(max(loss_trace(run)))
+    assert newest(run).step == stopped_at < 400  # type: ignore[union-attr]
+    output = finish(start(command))
+    assert f"step-{stopped_at:08d}" in output
+    assert sorted(loss_trace(run)) == list(range(1, 401))
