@@ -7,7 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ecgfast_kernels.tuning import block_config
+
 LOG2_E = 1.4426950408889634
+SHORT = 64  # tokens that one tile can hold
 
 
 @triton.jit
@@ -217,7 +220,9 @@ def forward(qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     num_records, num_tokens, _, num_heads, head_width = qkv.shape
     out = qkv.new_empty((num_records, num_tokens, num_heads, head_width))
     lse = qkv.new_empty((num_records, num_heads, num_tokens), dtype=torch.float32)
-    block_n = _block_n(num_tokens)
+    block_n = max(16, triton.next_power_of_2(num_tokens))
+    config = block_config("attention_forward", qkv)
+    config["BLOCK_M"] = min(config["BLOCK_M"], block_n)
     forward_kernel[(num_records * num_heads,)](
         qkv,
         bias,
@@ -228,8 +233,7 @@ def forward(qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         head_width**-0.5 * LOG2_E,
         HEAD=head_width,
         BLOCK_N=block_n,
-        BLOCK_M=min(block_n, 64),
-        num_warps=4,
+        **config,
     )
     return out, lse
 
@@ -241,8 +245,9 @@ def backward(
     num_records, num_tokens, _, num_heads, head_width = qkv.shape
     grad_qkv = torch.empty_like(qkv)
     partial = qkv.new_empty((num_records, 3, num_heads, head_width), dtype=torch.float32)
-    block = min(_block_n(num_tokens), 64)
-    kernel = backward_one_tile_kernel if num_tokens <= block else backward_tiles_kernel
+    length = "short" if num_tokens <= SHORT else "long"
+    config = block_config(f"attention_backward_{length}_{max(32, head_width)}", qkv)
+    kernel = backward_one_tile_kernel if num_tokens <= config["BLOCK"] else backward_tiles_kernel
     kernel[(num_records * num_heads,)](
         grad,
         qkv,
@@ -256,11 +261,6 @@ def backward(
         head_width**-0.5,
         LOG2_E,
         HEAD=head_width,
-        BLOCK=block,
-        num_warps=8 if num_tokens > block and head_width > 32 else 4,  # 4 would spill there
+        **config,
     )
     return grad_qkv, partial.sum(0).to(bias.dtype)
-
-
-def _block_n(num_tokens: int) -> int:
-    return max(16, triton.next_power_of_2(num_tokens))

@@ -71,7 +71,7 @@ FLOATS = {"scale", "log2_e", "eps"}
 def jobs(arch: int) -> list[Job]:
     """Every kernel as training on `arch` launches it."""
     found = [*_gemm_jobs(arch, "bf16", 16), *_gemm_jobs(arch, "fp32", 32)]
-    found += [*_copy_jobs(arch), *_loss_jobs(arch), *_attention_jobs(), *_pointwise_jobs()]
+    found += [*_copy_jobs(arch), *_loss_jobs(arch), *_attention_jobs(arch), *_pointwise_jobs()]
     mask_pointers = {"record_index_ptr": "*i64", "ids_keep_ptr": "*i64", "ids_restore_ptr": "*i64"}
     mask = Job(
         name="random_mask",
@@ -172,28 +172,29 @@ def _loss_jobs(arch: int) -> list[Job]:
     ]
 
 
-def _attention_jobs() -> list[Job]:
+def _attention_jobs(arch: int) -> list[Job]:
     """Encoder (61 tokens, heads of 64), decoder (241, 32) and fine-tuning (241, 64)."""
     pointers = {"lse": "*fp32", "grad_bias": "*fp32"}
     pointers |= dict.fromkeys(("qkv", "bias", "out", "grad", "grad_qkv"), "*bf16")
     found = []
-    for tokens, head in ((61, 64), (241, 32), (241, 64)):
-        one_tile = tokens <= 64
+    for tokens, head, length in ((61, 64, "short"), (241, 32, "long"), (241, 64, "long")):
+        config = config_for(f"attention_backward_{length}_{head}", arch=arch, bits=16)
+        one_tile = tokens <= config["BLOCK"]
         tiles = attention.backward_tiles_kernel
-        shape = f"{tokens}x{head}"
         found += [
             Job(
-                name=f"attention_forward_{shape}",
+                name=f"attention_forward_{tokens}x{head}",
                 kernel=attention.forward_kernel,
                 pointers=pointers,
-                constants={"HEAD": head, "BLOCK_N": 64 if one_tile else 256, "BLOCK_M": 64},
+                constants={"HEAD": head, "BLOCK_N": 64 if length == "short" else 256},
+                config=config_for("attention_forward", arch=arch, bits=16),
             ),
             Job(
-                name=f"attention_backward_{shape}",
+                name=f"attention_backward_{tokens}x{head}",
                 kernel=attention.backward_one_tile_kernel if one_tile else tiles,
                 pointers=pointers,
-                constants={"HEAD": head, "BLOCK": 64},
-                config={"num_warps": 4 if one_tile or head <= 32 else 8, "num_stages": 3},
+                constants={"HEAD": head},
+                config=config,
             ),
         ]
     return found
