@@ -48,12 +48,17 @@ def evaluate(runs: Sequence[Path], store: Path, out: Path) -> Path:
     if classifiers:
         results = compute(plan_tests(reader, classifiers), classifiers, reader)
     out.mkdir(parents=True, exist_ok=True)
-    metrics = results.to_json() if results else {}
-    metrics["synthetic"] = is_synthetic(reader)
-    metrics["store"] = {"name": reader.path.name, "identity": reader.identity}
     log.info("drawing the report")
-    sections = _sections(reader, results, classifiers, pretrained, metrics)
-    html = page.page(_first_line(reader, results), sections, synthetic=metrics["synthetic"])
+    reconstructions = {run.name: reconstruction_section(run, reader) for run in pretrained}
+    sections = _sections(reader, results, loaded, [html for html, _ in reconstructions.values()])
+    synthetic = is_synthetic(reader)
+    html = page.page(_first_line(reader, results), sections, synthetic=synthetic)
+    metrics = {
+        "synthetic": synthetic,
+        "store": {"name": reader.path.name, "identity": reader.identity},
+        "masked_mse": {name: error for name, (_, error) in reconstructions.items()},
+        **(results.to_json() if results else {}),
+    }
     write_durably(out / "metrics.json", [json.dumps(metrics, indent=1).encode() + b"\n"])
     write_durably(out / "report.html", [html.encode()])
     return out / "report.html"
@@ -71,20 +76,13 @@ def _first_line(store: StoreReader, results: Results | None) -> str:
 def _sections(
     store: StoreReader,
     results: Results | None,
-    classifiers: Sequence[LoadedRun],
-    pretrained: Sequence[LoadedRun],
-    metrics: dict[str, object],
+    runs: Sequence[LoadedRun],
+    reconstructions: Sequence[str],
 ) -> list[str]:
-    sections = []
-    if results:
-        sections += [result_section(results), comparison_section(results)]
-    sections.append(cohort_section(store, results.plan.target if results else None))
-    sections.append(loss_section([*pretrained, *classifiers]))
-    for run in pretrained:
-        html, error = reconstruction_section(run, store)
-        sections.append(html)
-        metrics.setdefault("held_out_masked_mse", {})[run.name] = error  # type: ignore[index]
-    if results:
-        sections.append(calibration_section(results))
-    sections.append(origin_section(store, [*classifiers, *pretrained], results))
-    return sections
+    cohort = cohort_section(store, results.plan.target if results else None)
+    end = [loss_section(runs), *reconstructions]
+    origin = origin_section(store, runs, results)
+    if results is None:
+        return [cohort, *end, origin]
+    first = [result_section(results), comparison_section(results)]
+    return [*first, cohort, *end, calibration_section(results), origin]

@@ -79,14 +79,14 @@ def plan_tests(store: StoreReader, classifiers: Sequence[LoadedRun]) -> TestPlan
     cohorts: dict[str, Rows] = {}
     external = np.zeros(len(store), dtype=bool)
     for name in natural_order(np.unique(site).tolist()):
-        here = site == name
+        here, called = site == name, "no site" if name == "-" else f"site {name}"
         if (here & chosen).any():
-            cohorts[f"site {name}, test split"] = np.flatnonzero(here & free & (split == "test"))
+            cohorts[f"{called}, test split"] = np.flatnonzero(here & free & (split == "test"))
             continue
         external |= here & free
-        cohorts[f"site {name}, external"] = np.flatnonzero(here & free)
+        cohorts[f"{called}, external"] = np.flatnonzero(here & free)
         if shared := int((here & is_known & ~free).sum()):
-            notes.append(f"site {name}: {shared} records of patients in training left out")
+            notes.append(f"{called}: {shared} records of patients in training left out")
     if sum(", external" in name for name in cohorts) > 1:
         cohorts[POOLED] = np.flatnonzero(external)
     if not any(len(rows) for rows in cohorts.values()):

@@ -177,6 +177,13 @@ def origin_section(store: StoreReader, runs: Sequence[LoadedRun], results: Resul
             " Sites used in fine-tuning are tested on their test split, all others on every "
             "labelled record of patients who were not in training."
         )
+        tested = np.unique(np.concatenate(list(results.plan.cohorts.values())))
+        for run in runs:
+            if not run.target and (read := len(np.intersect1d(run.rows(store), tested))):
+                words += (
+                    f" {run.name} read {read} of the {len(tested)} tested records, without their "
+                    "labels, as in the study."
+                )
     return page.section("Origin", page.table(header, rows), page.text(words))
 
 

@@ -1,0 +1,68 @@
+"""Pages: escaped, self-contained, and honest about what is not defined."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from ecgfast.evaluate import page, plots
+from ecgfast.evaluate.operating import calibration
+from ecgfast.evaluate.roc import Auroc, delong
+from ecgfast.evaluate.sections import _area, _why
+
+
+def test_a_page_begins_with_its_data() -> None:
+    text = page.page("data: a < b", ["<p>x</p>"], synthetic=True)
+    assert "<title>SYNTHETIC data: a &lt; b</title>" in text
+    assert "<h1><b>SYNTHETIC</b> data: a &lt; b</h1>" in text
+    assert "SYNTHETIC" not in page.page("data: real", [], synthetic=False)
+
+
+def test_text_of_others_is_escaped() -> None:
+    text = page.table(["a"], [["<script>"]], sums=[0]) + page.section("x < y", page.text("&"))
+    assert "<script>" not in text
+    assert 'class="sum"' in text
+    assert "x &lt; y" in text
+    assert "&amp;" in text
+
+
+def test_a_picture_has_its_size_on_paper() -> None:
+    figure = Figure(figsize=(10 / 2.54, 2))
+    assert 'style="width:100.0mm"' in page.picture(figure, 'lead "II"', kind="png")
+
+
+def test_the_same_chart_gives_the_same_bytes() -> None:
+    y, score = np.array([True, False, True]), np.array([0.9, 0.1, 0.4])
+
+    def chart() -> str:
+        return plots.data_uri(plots.roc_curves({"site 1": {"CNN": (y, score)}}), "svg")
+
+    assert chart() == chart()
+
+
+@pytest.mark.parametrize("num_cohorts", [1, 2, 3, 4, 7])
+def test_there_is_one_panel_per_cohort(num_cohorts: int) -> None:
+    y, score = np.array([True, False]), np.array([0.9, 0.1])
+    figure = plots.roc_curves({f"site {n}": {"CNN": (y, score)} for n in range(num_cohorts)})
+    visible = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in visible] == [f"site {n}" for n in range(num_cohorts)]
+
+
+def test_intervals_are_drawn_where_they_are_defined() -> None:
+    sites = {
+        "a": {"CNN": delong([1, 0, 1, 0], [0.9, 0.1, 0.4, 0.6])},
+        "b": {"CNN": delong([1], [1])},
+    }
+    lines = plots.auroc_by_site(sites).axes[0].lines
+    assert sum(len(np.atleast_1d(line.get_xdata())) == 1 for line in lines) == 1  # one point
+    result = calibration(np.array([True, False]), np.array([0.8, 0.3]))
+    assert result is not None
+    assert plots.reliability({"CNN": result}).axes[0].get_xlabel() == "predicted probability"
+
+
+def test_what_is_not_defined_is_said() -> None:
+    one_class = Auroc(num_cases=0, num_controls=3, reason="no cases")
+    assert _area(one_class) == "not defined"
+    assert _why(one_class) == "AUROC is not defined: no cases."
+    single = delong([1, 0, 0], [0.9, 0.1, 0.2])
+    assert _area(single) == "1.000 (no interval)"
+    assert "single patient" in _why(single)
