@@ -57,7 +57,7 @@ def table(shares: list[Share], title: str) -> str:
 
 def main() -> None:
     """Parse the command line, profile, write and print."""
-    variants = {v.name: v for v in (Variant(), *VARIANTS)}
+    variants = {v.name: v for v in (Variant(compiled=torch.cuda.is_available()), *VARIANTS)}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("profile"))
     parser.add_argument("--preset", help="vit_large on a GPU, demo on a CPU")

@@ -1,7 +1,7 @@
 """The ViT-L pretraining step on one device: ours beside the plain reference, in one process."""
 
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,30 +19,30 @@ from ecgfast.train.metrics import peak_tflops
 
 _STEPS_PER_CALL = {"cuda": 4, "cpu": 1}  # in a row, so that launches overlap as in training
 
-REFERENCES = (
-    Reference(name=f"reference-eager-{block_provider()}", compiled=False),
-    Reference(name=f"reference-compiled-{block_provider()}", compiled=True),
-)
-VARIANTS = (
-    Variant(name="ecgfast-eager", compiled=False),
-    Variant(name="ecgfast-kernels-reference", kernels="reference"),
+EAGER = Reference(name=f"reference-eager-{block_provider()}", compiled=False)
+# In the order of what one most wants to know, should time run out.
+VARIANTS: tuple[Variant | Reference, ...] = (
+    EAGER,
     Variant(name="ecgfast-fused", attention="triton", fused=True),
     Variant(name="ecgfast-fused-eager", attention="triton", fused=True, compiled=False),
+    Reference(name=f"reference-compiled-{block_provider()}", compiled=True),
+    Variant(name="ecgfast-eager", compiled=False),
+    Variant(name="ecgfast-kernels-reference", kernels="reference"),
     Variant(name="ecgfast-copy", weights="copy"),
     Variant(name="ecgfast-copy-eager", weights="copy", compiled=False),
     Variant(name="ecgfast-copy-graph", weights="copy", graph=True),
-    Variant(name="ecgfast-copy-autotune", weights="copy", autotune=True),
-    Variant(name="ecgfast-triton-attention", attention="triton"),
     Variant(name="ecgfast-sdpa-flash", attention="sdpa_flash"),
+    Variant(name="ecgfast-xformers", attention="xformers"),
     Variant(name="ecgfast-sdpa-cudnn", attention="sdpa_cudnn"),
     Variant(name="ecgfast-sdpa-efficient", attention="sdpa_efficient"),
-    Variant(name="ecgfast-xformers", attention="xformers"),
+    Variant(name="ecgfast-triton-attention", attention="triton"),
+    Variant(name="ecgfast-copy-autotune", weights="copy", autotune=True),
 )
 
 
 def variant_names() -> list[str]:
     """Names that `measure_step` takes besides "ecgfast", which is always measured."""
-    return [variant.name for variant in (*REFERENCES, *VARIANTS)]
+    return [variant.name for variant in VARIANTS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def measure_step(
     device: str,
     microbatch: int,
     names: Sequence[str] | None = None,
-    repeats: int = 6,
+    repeats: int = 5,
 ) -> Iterator[Row]:
     """Measure forward, backward and AdamW on random patches.
 
@@ -69,28 +69,27 @@ def measure_step(
         microbatch: records of a step.
         names: variants beside "ecgfast"; by default the eager reference on a CPU, on a GPU all but
             autotuned ones, which compile for minutes.
-        repeats: timed calls of several steps; variants of a group take turns.
+        repeats: timed calls of several steps; each variant takes turns with ours.
     Yields:
-        For each variant, as soon as measured, rows of time, throughput and (on a GPU) MFU and
-        memory.
+        For each variant, as soon as measured, rows of time, throughput, (on a GPU) MFU and
+        memory, and its time relative to ours in the same turns.
     Raises:
         ConfigError: an unknown variant.
     """
     wanted = _check_names(names, device)
-    references = [r for r in REFERENCES if r.name in wanted]
-    others = [v for v in VARIANTS if v.name in wanted]
     # Every variant compiles the same block code anew; the limit of 8 is for runaway guards.
     with join(device) as ranks, torch._dynamo.config.patch(recompile_limit=64):
         runner = _Runner(config, ranks, microbatch, repeats)
-        yield from runner.compare(references, with_ours=True)
-        for variant in others:  # one at a time: each holds weights, moments and its own buffers
-            yield from runner.compare([variant])
+        yield from runner.measure_ours()
+        for variant in VARIANTS:  # one at a time: each holds weights, moments and activations
+            if variant.name in wanted:
+                yield from runner.compare(variant)
 
 
 def _check_names(names: Sequence[str] | None, device: str) -> set[str]:
     if names is None:
-        slow = {v.name for v in VARIANTS if v.autotune}
-        return set(variant_names()) - slow if device == "cuda" else {REFERENCES[0].name}
+        slow = {v.name for v in VARIANTS if isinstance(v, Variant) and v.autotune}
+        return set(variant_names()) - slow if device == "cuda" else {EAGER.name}
     unknown = sorted(set(names) - set(variant_names()))
     if unknown:
         raise ConfigError(
@@ -111,35 +110,30 @@ class _Runner:
         # as the trainer's train.compile = "auto" does
         self._ours = self._build(Variant(compiled=self._device == "cuda"))
 
-    def compare(
-        self, variants: Iterable[Variant | Reference], *, with_ours: bool = False
-    ) -> list[Row]:
-        """Time variants in turns with ours; one that fails is said aloud and left out."""
-        built: dict[str, _Built] = {}
-        for variant in variants:
-            try:
-                built[variant.name] = self._build(variant)
-            except RuntimeError as error:  # out of memory, no such kernel: the others still count
-                reason = str(error).strip().partition("\n")[0]
-                log.warning(f"{variant.name} was not measured: {reason}")
-        calls = {name: self._repeated(b.step) for name, b in built.items()}
-        times = time_interleaved(
-            {"ecgfast": self._repeated(self._ours.step), **calls},
-            device=self._device,
-            repeats=self._repeats,
-            warmup=1,
-        )
-        per_step = {n: [t / self._num_steps for t in ms] for n, ms in times.items()}
-        for name in built:
-            ratio = sum(per_step[name]) / sum(per_step["ecgfast"])
-            log.info(f"{name}: {ratio:.3f} x the time of ecgfast in the same turns")
-        shown = {**({"ecgfast": self._ours} if with_ours else {}), **built}
-        rows = [r for n, b in shown.items() for r in self._rows(n, per_step[n], b.memory_gib)]
-        shown.clear()
-        built.clear()
-        calls.clear()
-        self._release()
-        return rows
+    def measure_ours(self) -> list[Row]:
+        """Time our step alone."""
+        times = self._take_turns({"ecgfast": self._ours.step})
+        return self._rows("ecgfast", times["ecgfast"], self._ours.memory_gib)
+
+    def compare(self, variant: Variant | Reference) -> list[Row]:
+        """Time a variant in turns with ours; one that fails is said aloud and has no rows."""
+        try:
+            built = self._build(variant)
+        except RuntimeError as error:  # out of memory, no such kernel: the others still count
+            reason = str(error).strip().partition("\n")[0]
+            log.warning(f"{variant.name} was not measured: {reason}")
+            return []
+        times = self._take_turns({"ecgfast": self._ours.step, variant.name: built.step})
+        pairs = zip(times[variant.name], times["ecgfast"], strict=True)
+        ratios = [theirs / ours for theirs, ours in pairs]
+        rows = self._rows(variant.name, times[variant.name], built.memory_gib)
+        return [*rows, self._row(variant.name, "relative_time", "x ecgfast", ratios)]
+
+    def _take_turns(self, steps: dict[str, Step]) -> dict[str, list[float]]:
+        """Milliseconds per step of each, several steps per call."""
+        calls = {name: self._repeated(step) for name, step in steps.items()}
+        times = time_interleaved(calls, device=self._device, repeats=self._repeats, warmup=1)
+        return {name: [t / self._num_steps for t in ms] for name, ms in times.items()}
 
     @property
     def _num_steps(self) -> int:
@@ -182,17 +176,17 @@ class _Runner:
         if peak is not None:
             mfu = [100 * rate * flops / (peak * 1e12) for rate in records_per_s]
             numbers += [("mfu", "%", mfu), ("memory", "GiB", [memory_gib])]
+        return [self._row(name, metric, unit, values) for metric, unit, values in numbers]
+
+    def _row(self, name: str, metric: str, unit: str, values: list[float]) -> Row:
         dtype = "bf16" if self._device == "cuda" else "fp32"
-        return [
-            make_row(
-                case="step",
-                provider=name,
-                preset=self._config.preset,
-                shape=f"{self._microbatch} records {dtype}",
-                metric=metric,
-                unit=unit,
-                values=values,
-                device=self._device,
-            )
-            for metric, unit, values in numbers
-        ]
+        return make_row(
+            case="step",
+            provider=name,
+            preset=self._config.preset,
+            shape=f"{self._microbatch} records {dtype}",
+            metric=metric,
+            unit=unit,
+            values=values,
+            device=self._device,
+        )
