@@ -10,8 +10,10 @@ microvolt per unit of the array, for integers and floats alike (1000 for floats 
 become labels.
 """
 
+import io
 import json
-import zipfile
+import math
+import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,17 +33,21 @@ _IDENTITY = {"patient_id", "site", "age", "sex"}
 def batch_size(path: Path) -> int | None:
     """Return the number of records in a batch .npy, or None for a file of one record.
 
-    A file whose header cannot be read counts as one record, so that reading it says why.
+    A file whose header cannot be read counts as one record, so that reading it says why; one that
+    was cut short counts its whole records and one more, for the same reason.
 
     Args:
         path: the .npy file; only its header is read.
     """
     try:
         with open(path, "rb") as file:
-            shape = _read_npy_header(file, path)[0]
+            shape, _, dtype = _read_npy_header(file, path)
+            held = os.fstat(file.fileno()).st_size - file.tell()
     except FormatError:
         return None
-    return shape[0] if len(shape) == 3 else None
+    if len(shape) != 3:
+        return None
+    return min(shape[0], held // max(math.prod(shape[1:]) * dtype.itemsize, 1) + 1)
 
 
 def read_arrays(path: Path, record_id: str, row: int | None) -> EcgRecord:
@@ -102,8 +108,14 @@ def _read_npy_header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], bool,
             else np.lib.format.read_array_header_2_0
         )
         shape, fortran, dtype = reader(file)
-    except ValueError as error:
-        raise FormatError(f"{path.name}: not a NumPy array file: {error}") from error
+    except Exception as error:  # the header is a Python literal: damage can raise anything
+        raise FormatError(f"{path.name}: not a NumPy array file: {_one_line(error)}") from error
+    held = os.fstat(file.fileno()).st_size - file.tell()
+    if len(shape) != 3 and not dtype.hasobject and held < math.prod(shape) * dtype.itemsize:
+        raise FormatError(
+            f"{path.name}: not a NumPy array file of shape {shape}: it holds {held} bytes of "
+            f"{math.prod(shape) * dtype.itemsize}; the copy is cut short"
+        )
     return shape, fortran, dtype
 
 
@@ -116,23 +128,28 @@ def _read_npy(path: Path, row: int | None) -> NDArray[Any]:
             try:
                 whole = np.load(file, allow_pickle=False)
             except (ValueError, EOFError) as error:
-                raise FormatError(f"{path.name}: not a NumPy array file: {error}") from error
+                raise FormatError(
+                    f"{path.name}: not a NumPy array file: {_one_line(error)}"
+                ) from error
             return np.asarray(whole if row is None else whole[row])
-        num_bytes = int(np.prod(shape[1:])) * dtype.itemsize
+        num_bytes = math.prod(shape[1:]) * dtype.itemsize
         file.seek(row * num_bytes, 1)
         content = file.read(num_bytes)
     if len(content) < num_bytes:
-        raise FormatError(f"{path.name}: ends before record {row}; the copy is cut short")
+        raise FormatError(
+            f"{path.name}: ends before record {row} of {shape[0]}; the copy is cut short"
+        )
     return np.frombuffer(content, dtype).reshape(shape[1:])
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
     """Return the arrays of a .npz, those of one element as Python values."""
+    content = io.BytesIO(path.read_bytes())  # from here on, no error is the share's
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(content, allow_pickle=False) as archive:
             meta = {key: archive[key] for key in archive.files}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise FormatError(f"{path.name}: not a NumPy archive: {error}") from error
+    except Exception as error:  # zipfile, zlib and NumPy have a dozen classes for damage
+        raise FormatError(f"{path.name}: not a NumPy archive: {_one_line(error)}") from error
     if "signal" not in meta:
         raise FormatError(f"{path.name}: got arrays {sorted(meta)}, one must be named 'signal'")
     return {
@@ -156,6 +173,11 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
         f"{path.name}: no sidecar, so rate and scale are unknown; write {path.stem}.json or "
         f'{SHARED_SIDECAR} with {{"sampling_rate_hz": 500, "scale_uv": 1.0}}'
     )
+
+
+def _one_line(error: Exception) -> str:
+    """Return an error of a library as one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _number(meta: dict[str, Any], key: str, path: Path) -> float:

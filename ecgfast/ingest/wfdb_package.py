@@ -64,7 +64,8 @@ def read_with_package(path: Path) -> PackageSignals:
         channels = [i for i, lead in enumerate(header.sig_name) if lead_position(lead) is not None]
         record = wfdb.rdrecord(name, physical=False, channels=channels, smooth_frames=False)
     except Exception as error:  # the package raises plain Exception for files that it cannot read
-        raise FormatError(f"{path.name}: the wfdb package refuses it: {error}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise FormatError(f"{path.name}: the wfdb package refuses it: {reason}") from error
     rates = sorted(set(record.samps_per_frame))
     if len(rates) > 1:
         raise FormatError(f"{path.name}: leads have {rates} samples a frame, allowed one rate")

@@ -134,6 +134,15 @@ def test_truncated_arrays_are_refused(tmp_path: Path) -> None:
         read_record(second)
 
 
+def test_a_lying_batch_header_lists_no_more_than_the_file_holds(tmp_path: Path) -> None:
+    _save(tmp_path, np.stack([DIGITS, DIGITS]))
+    content = (tmp_path / "ecg.npy").read_bytes()
+    lie = content.replace(b"(2, 12, 100), }" + b" " * 12, b"(2000000000000, 12, 100), }")
+    assert len(lie) == len(content)
+    (tmp_path / "ecg.npy").write_bytes(lie)
+    assert len(discover([tmp_path])) == 3
+
+
 def test_objects_are_never_unpickled(tmp_path: Path) -> None:
     np.save(tmp_path / "ecg.npy", np.array([{"a": 1}] * 12, dtype=object), allow_pickle=True)
     (tmp_path / "ecg.json").write_text(json.dumps(META))
