@@ -8,11 +8,12 @@ namespace {
 constexpr int kNarrow = 9;  // up to here a residual lies in two neighbouring bytes
 
 // For width w: which two bytes hold residual i, and the factor that moves it to the word's top.
+// constexpr, because a constructor in this file would run AVX2 code on machines without it.
 struct Tables {
-  alignas(16) uint8_t bytes[kNarrow + 1][16];
-  alignas(16) uint16_t factor[kNarrow + 1][8];
+  alignas(16) uint8_t bytes[kNarrow + 1][16] = {};
+  alignas(16) uint16_t factor[kNarrow + 1][8] = {};
 
-  Tables() {
+  constexpr Tables() {
     for (int w = 0; w <= kNarrow; ++w)
       for (int i = 0; i < 8; ++i) {
         const int bit = i * w;
@@ -23,7 +24,7 @@ struct Tables {
   }
 };
 
-const Tables kTables;
+constexpr Tables kTables;
 
 __m256i two_halves(const void* low, const void* high) {
   return _mm256_inserti128_si256(
