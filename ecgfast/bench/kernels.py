@@ -91,7 +91,7 @@ def _measure(
         try:
             call()  # compiles
             memory_mib[provider] = _peak_memory_mib(call) if device == "cuda" else 0.0
-            replays[provider] = _captured(call) if device == "cuda" else call
+            replays[provider] = captured(call) if device == "cuda" else call
         except RuntimeError as error:  # the others still count
             reason = str(error).strip().partition("\n")[0]
             log.warning(f"{case.name} {name} by {provider} was not measured: {reason}")
@@ -143,8 +143,11 @@ def _peak_memory_mib(call: _Call) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def _captured(call: _Call) -> _Call:
-    """Record a call as a CUDA graph; warmed up on a side stream, as capture requires."""
+def captured(call: _Call) -> _Call:
+    """Record a call as a CUDA graph and return its replay.
+
+    Warmed up on a side stream, as capture requires.
+    """
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

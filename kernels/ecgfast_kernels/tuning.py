@@ -23,7 +23,7 @@ def block_config(op: str, tensor: torch.Tensor) -> dict[str, Any]:
         Block sizes, `num_warps` and `num_stages`, to pass to the kernel.
     """
     if tensor.device.type == "cpu":
-        return dict(_table()[op]["interpreter"])
+        return dict(table()[op]["interpreter"])
     major, minor = torch.cuda.get_device_capability(tensor.device)
     return dict(config_for(op, arch=10 * major + minor, bits=8 * tensor.element_size()))
 
@@ -39,7 +39,7 @@ def config_for(op: str, *, arch: int, bits: int) -> dict[str, Any]:
     Raises:
         ValueError: no row fits.
     """
-    rows = _table()[op]
+    rows = table()[op]
     fitting = [known for known in _architectures(rows, bits=bits) if known <= arch]
     if not fitting:
         raise ValueError(
@@ -55,7 +55,8 @@ def _architectures(rows: dict[str, Any], *, bits: int) -> list[int]:
 
 
 @functools.cache
-def _table() -> dict[str, dict[str, dict[str, Any]]]:
+def table() -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the whole table: op -> row ("interpreter", "sm90-16bit") -> settings."""
     text = (files("ecgfast_kernels") / FILE_NAME).read_text(encoding="utf-8")
     table: dict[str, dict[str, dict[str, Any]]] = json.loads(text)
     return table
