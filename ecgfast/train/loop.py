@@ -151,7 +151,7 @@ class Loop:
                 self._meter.count_step(len(batch.record_index) * self.ranks.world_size)
                 self._log_if_due(report, metrics, writer)
                 stopped = stop.agreed()
-                if stopped or self._is_due(train.checkpoint_every):
+                if stopped or (self._is_due(train.checkpoint_every) and self._is_healthy()):
                     self._save(writer, metrics)
                 if stopped:
                     break
@@ -169,6 +169,10 @@ class Loop:
 
     def _is_due(self, every: int) -> bool:
         return self._step % every == 0 or self._step == self.num_steps
+
+    def _is_healthy(self) -> bool:
+        """Weights that give no finite loss are not what a rollback should find."""
+        return self._step == self.num_steps or self._guard.in_a_row.item() == 0
 
     def _log_if_due(
         self, report: StepReport, metrics: log.MetricsWriter | None, writer: CheckpointWriter

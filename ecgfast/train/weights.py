@@ -1,5 +1,6 @@
 """Weights as files: safetensors out; safetensors, .pth and runs in."""
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,6 +37,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         tree = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise FormatError(
+            f"weights {path} cannot be read: the file is damaged, or holds code besides tensors, "
+            "which is never run; give a .safetensors file, or a .pth state dict"
+        ) from error
     except (SafetensorError, RuntimeError, OSError, ValueError, EOFError) as error:
         raise FormatError(
             f"weights {path} cannot be read: {str(error).splitlines()[0]}; give a .safetensors "

@@ -1,0 +1,56 @@
+"""Settings: presets, overrides, errors that name the nearest key, and TOML out and in."""
+
+import tomllib
+
+import pytest
+
+from ecgfast.config import Config, config_from_dict, config_to_toml, load_config, preset_names
+from ecgfast.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_survive_toml(name: str) -> None:
+    config = load_config(name, ["train.max_steps=7", "finetune.learning_rates=[1e-3]"])
+    assert config_from_dict(tomllib.loads(config_to_toml(config))) == config
+
+
+def test_defaults_are_the_studys() -> None:
+    config = load_config("vit_large")
+    assert (config.train.epochs, config.train.batch_size, config.mask.ratio) == (1600, 1024, 0.75)
+    assert (config.optim.beta1, config.optim.beta2) == (0.9, 0.95)
+    assert (config.optim.base_lr, config.optim.weight_decay) == (1.5e-4, 0.05)
+    assert config.finetune.learning_rates == (1e-4, 3e-5, 1e-5)
+    assert config.model.num_patches == 240
+    assert Config() == load_config("vit_large")
+
+
+def test_the_last_override_wins() -> None:
+    config = load_config("demo", ["train.seed=1", "optim.base_lr=2", "train.seed=3"])
+    assert config.train.seed == 3
+    assert config.optim.base_lr == 2.0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.batchsize=1", "train.batchsize, did you mean 'batch_size'"),
+        ("optimizer.base_lr=1", "optimizer, did you mean 'optim'"),
+        ("train.batch_size=0", "train.batch_size must be at least 1, got 0"),
+        ("train.batch_size=1.5", "train.batch_size must be an integer, got 1.5"),
+        ("train.batch_size=true", "train.batch_size must be an integer, got True"),
+        ("train.microbatch=many", "an integer or one of 'auto', got 'many'"),
+        ("train.val_fraction=1", r"train.val_fraction must be in \[0, 1\), got 1.0"),
+        ("mask.ratio=1.2", r"mask.ratio must be in \[0, 1\), got 1.2"),
+        ("optim.base_lr=fast", "optim.base_lr must be a number, got 'fast'"),
+        ("train=3", "train is a section, got the value 3"),
+        ("train.seed", "--set needs section.name=value, got 'train.seed'"),
+    ],
+)
+def test_wrong_settings_are_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("demo", [override])
+
+
+def test_an_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="unknown preset 'vit_larg', did you mean 'vit_large'"):
+        load_config("vit_larg")

@@ -1,0 +1,41 @@
+"""Held-out records: whole patients, stable, of about the share that was asked for."""
+
+
+import numpy as np
+import pytest
+from training_runs import make_store
+
+from ecgfast.store.reader import StoreReader, open_store
+from ecgfast.train.heldout import split_heldout
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> StoreReader:
+    return open_store(make_store(tmp_path_factory.mktemp("cohort"), num_records=200))
+
+
+def test_no_patient_is_on_both_sides(store: StoreReader) -> None:
+    rows = np.arange(len(store))
+    train, held = split_heldout(store, rows, fraction=0.3, seed=0)
+    patients = np.array(store.records.column("patient_id").to_pylist())
+    assert not set(patients[train]) & set(patients[held])
+    assert sorted([*train, *held]) == list(rows)
+    assert 0.15 < len(held) / len(rows) < 0.45  # 100 patients: three standard deviations
+
+
+def test_the_split_does_not_depend_on_the_other_records(store: StoreReader) -> None:
+    everything = split_heldout(store, np.arange(len(store)), fraction=0.3, seed=0)[1]
+    half = split_heldout(store, np.arange(100), fraction=0.3, seed=0)[1]
+    np.testing.assert_array_equal(half, everything[everything < 100])
+
+
+def test_another_seed_is_another_split(store: StoreReader) -> None:
+    rows = np.arange(len(store))
+    a, b = (split_heldout(store, rows, fraction=0.3, seed=s)[1] for s in (0, 1))
+    assert set(a) != set(b)
+
+
+def test_nothing_is_held_out_by_default(store: StoreReader) -> None:
+    train, held = split_heldout(store, np.arange(5), fraction=0.0, seed=0)
+    np.testing.assert_array_equal(train, np.arange(5))
+    assert len(held) == 0

@@ -1,0 +1,82 @@
+"""Weights as files: out and in again, from ImageNet, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from toy import toy_config, toy_model
+
+from ecgfast.config import load_config
+from ecgfast.errors import ConfigError, FormatError
+from ecgfast.model.build import build_classifier
+from ecgfast.train.initial import apply_initial, imagenet_file, read_initial
+from ecgfast.train.weights import export_safetensors, full_state, read_weights
+
+
+def test_export_and_read_give_the_same_bits(tmp_path: Path) -> None:
+    model = toy_model(toy_config())
+    export_safetensors(full_state(model), tmp_path / "model.safetensors", toy_config())
+    again = read_weights(tmp_path / "model.safetensors")
+    assert again.keys() == model.state_dict().keys()
+    assert all(torch.equal(again[n], t) for n, t in model.state_dict().items())
+
+
+def test_the_reference_wraps_its_state_dict(tmp_path: Path) -> None:
+    state = toy_model(toy_config()).state_dict()
+    torch.save({"model": state, "epoch": 3}, tmp_path / "reference.pth")
+    assert read_weights(tmp_path / "reference.pth").keys() == state.keys()
+
+
+class _Harm:
+    def __reduce__(self) -> tuple[object, ...]:
+        return print, ("this file ran its own code",)
+
+
+def test_a_pickle_never_runs_its_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"model": _Harm()}, tmp_path / "harm.pth")
+    with pytest.raises(FormatError, match="cannot be read"):
+        read_weights(tmp_path / "harm.pth")
+    assert "ran its own code" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
+def test_damaged_weights_are_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"not weights")
+    with pytest.raises(FormatError, match=name):
+        read_weights(tmp_path / name)
+
+
+SHALLOW_BASE = ("model.encoder_depth=1", "finetune.batch_size=8")
+
+
+def test_imagenet_weights_keep_our_patches_and_positions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config("vit_base", SHALLOW_BASE)
+    model = build_classifier(config, "vit")
+    public = {n: torch.randn_like(t) for n, t in model.encoder.state_dict().items()}
+    public["patch_embed.proj.weight"] = torch.randn(768, 3, 16, 16)
+    public["pos_embed"] = torch.randn(1, 197, 768)
+    public |= {"mask_token": torch.randn(1, 1, 512), "decoder_pred.bias": torch.randn(768)}
+    torch.save({"model": public}, tmp_path / "imagenet.pth")
+    monkeypatch.setenv("ECGFAST_IMAGENET_MAE", str(tmp_path / "imagenet.pth"))
+    own = {n: t.clone() for n, t in model.encoder.state_dict().items()}
+
+    apply_initial(model, read_initial("imagenet-mae", config, "vit"), source="imagenet-mae")
+
+    now = model.encoder.state_dict()
+    for name in ("patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed"):
+        assert torch.equal(now[name], own[name])
+    for name in ("cls_token", "blocks.0.attn.qkv.weight", "norm.bias"):
+        assert torch.equal(now[name], public[name])
+
+
+def test_absent_imagenet_weights_say_where_to_get_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ECGFAST_IMAGENET_MAE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"mae_pretrain_vit_large\.pth, which does not exist"):
+        imagenet_file(load_config("vit_large"))
+    with pytest.raises(ConfigError, match=r"widths \[768, 1024\], got 192"):
+        imagenet_file(load_config("vit_tiny"))

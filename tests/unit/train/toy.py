@@ -1,0 +1,101 @@
+"""A masked autoencoder of 12 patches and records made from their number: steps of a millisecond."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ecgfast.config import Config, load_config
+from ecgfast.data.batch import Batch
+from ecgfast.data.loader import Loader
+from ecgfast.model.build import build_model
+from ecgfast.model.mae import MaskedAutoencoder
+from ecgfast.train.distributed import Ranks
+from ecgfast.train.loop import Loop
+from ecgfast.train.optim import build_optimizer
+from ecgfast.train.pretrain import masked_loss
+
+NUM_RECORDS = 32
+BATCH = 8
+
+
+def toy_config(*settings: str) -> Config:
+    small = ("width=16", "depth=1", "heads=2")
+    parts = [f"model.{part}_{value}" for part in ("encoder", "decoder") for value in small]
+    intervals = ["train.log_every=1", "train.checkpoint_every=5", f"train.batch_size={BATCH}"]
+    return load_config(
+        "vit_tiny", [*parts, "model.num_timesteps=250", *intervals, "optim.base_lr=0.03", *settings]
+    )
+
+
+class ToyEngine:
+    """Noise of the record's number; from `broken_after` batches on, NaN.
+
+    Args:
+        broken: numbers of the batches, over all epochs, whose values are NaN.
+    """
+
+    def __init__(self, broken: range = range(0)) -> None:
+        self._broken = broken
+        self._count = 0
+
+    def batches(self, schedule: Sequence[NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in schedule:
+            patches = torch.stack([_patches(int(row)) for row in rows])
+            if self._count in self._broken:
+                patches[0] = float("nan")
+            self._count += 1
+            yield patches, torch.from_numpy(rows.copy())
+
+
+def _patches(record: int) -> Tensor:
+    generator = torch.Generator().manual_seed(record)
+    patches = torch.randn(12, 256, generator=generator).half()
+    patches[:, 250:] = 0
+    return patches
+
+
+def toy_loader(broken: range = range(0)) -> Loader:
+    return Loader(
+        ToyEngine(broken),
+        np.arange(NUM_RECORDS),
+        batch_size=BATCH,
+        seed=0,
+        epoch=0,
+        rank=0,
+        world_size=1,
+        drop_last=True,
+        shuffle=True,
+    )
+
+
+def toy_batch() -> Batch:
+    return next(iter(toy_loader()))
+
+
+def toy_model(config: Config) -> MaskedAutoencoder:
+    return build_model(config)
+
+
+def toy_loop(
+    config: Config, run: Path, *, num_steps: int, broken: range = range(0), rate: float = 1e-3
+) -> Loop:
+    run.mkdir(exist_ok=True)
+    ranks, model = Ranks(), build_model(config)
+    return Loop(
+        ranks=ranks,
+        run=run,
+        train=config.train,
+        model=model,
+        optimizer=build_optimizer(model, config.optim, ranks, clip_norm=config.train.clip_norm),
+        loader=toy_loader(broken),
+        loss_of=masked_loss(model, config),
+        rate_of=lambda step: rate,
+        microbatch=4,
+        steps_per_epoch=NUM_RECORDS // BATCH,
+        num_steps=num_steps,
+        meta={"kind": "pretrain", "identity": {}, "microbatch": 4},
+    )
