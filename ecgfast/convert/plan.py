@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,12 @@ def _line(item: InputFile) -> bytes:
     return json.dumps(entry).encode() + b"\n"
 
 
+@lru_cache
+def _source(text: str) -> Path:
+    """The same few folders for every record: making a Path takes 10 microseconds."""
+    return Path(text)
+
+
 def _input(entry: list[Any]) -> InputFile:
     record_id, path, source, row = entry
-    return InputFile(record_id=record_id, path=Path(path), source=Path(source), row=row)
+    return InputFile(record_id=record_id, path=Path(path), source=_source(source), row=row)

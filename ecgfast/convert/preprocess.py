@@ -6,6 +6,7 @@ Everything else is said in the flags: resampled, cut, window, padded, interpolat
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -158,6 +159,7 @@ def _padded(digits: Digits) -> Digits:
     return replace(digits, signal=signal, valid=valid, flags=(*digits.flags, "padded"))
 
 
+@lru_cache
 def _resampling(rate_hz: float) -> Fraction:
     if not 1 <= rate_hz <= 100_000:
         raise FormatError(f"sampling rate must be in [1, 100000] Hz, got {rate_hz}")

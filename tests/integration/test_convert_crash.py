@@ -84,6 +84,12 @@ def child(
     )
 
 
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    while not path.exists():
+        assert process.poll() is None, finish(process)
+        time.sleep(0.005)
+
+
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     _, errors = process.communicate()
     return process.returncode, errors
@@ -159,8 +165,7 @@ def test_killed_worker_is_one_error(
     out = tmp_path / "run" / "store"
     out.parent.mkdir()
     with child(source, out) as process:
-        while not (out.parent / "store.convert/journal").exists():
-            time.sleep(0.01)
+        wait_for(out.parent / "store.convert/journal", process)
         for pid in children_of(process.pid):
             if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text():  # no resource tracker
                 os.kill(pid, signal.SIGKILL)
@@ -260,8 +265,7 @@ def test_second_writer_is_refused(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "run" / "store"
     out.parent.mkdir()
     with child(source, out) as process:
-        while not (out.parent / "store.convert").exists():
-            time.sleep(0.01)
+        wait_for(out.parent / "store.convert", process)
         with pytest.raises(EcgfastError, match="being written by another process"):
             convert_quietly([source], out)
         process.kill()
@@ -275,8 +279,7 @@ def test_transcode(source: Path, tmp_path: Path, codec: str) -> None:
     out = tmp_path / "killed/store"
     out.parent.mkdir()
     with child(first, out, codec=codec) as process:
-        while not (out.parent / "store.convert/journal").exists():
-            time.sleep(0.005)
+        wait_for(out.parent / "store.convert/journal", process)
         process.kill()
     summary = convert_quietly([first], out, codec=codec, workers=2)
     convert_quietly([first], second, codec=codec)
