@@ -14,6 +14,9 @@ from ecgfast.model.vit import Encoder
 def build_model(preset_or_config: str | Config) -> MaskedAutoencoder:
     """Build a masked autoencoder on the CPU in fp32, its weights drawn from `train.seed`.
 
+    Its attention is PyTorch's own choice until `set_attention`: which kernel the setting
+    `attention` comes to depends on the device (`attention_choice`), and a model moves between them.
+
     Args:
         preset_or_config: a preset's name such as "vit_large", a TOML path, or a resolved config.
     Raises:
@@ -25,7 +28,7 @@ def build_model(preset_or_config: str | Config) -> MaskedAutoencoder:
             f"preset {config.preset} must be of kind 'vit' for pretraining, got "
             f"{config.model.kind!r}; take vit_tiny ... vit_large"
         )
-    model = MaskedAutoencoder(config.model, kernels=config.kernels, attention=config.attention)
+    model = MaskedAutoencoder(config.model, kernels=config.kernels)
     initialise(model, config.train.seed)
     return model
 
@@ -44,7 +47,7 @@ def build_classifier(
     if (kind or config.model.kind) == "cnn":
         encoder = EcgCnn(config.model)
     else:
-        encoder = Encoder(config.model, kernels=config.kernels, attention=config.attention)
+        encoder = Encoder(config.model, kernels=config.kernels)
     model = Classifier(encoder, pool=config.model.pool)
     initialise(model, config.train.seed)
     return model

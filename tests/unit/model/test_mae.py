@@ -161,6 +161,11 @@ def test_heads_must_divide_the_width() -> None:
         build_model(config)
 
 
+def test_a_model_trained_with_a_gpu_kernel_still_runs_on_a_cpu() -> None:
+    model = build_model(load_config("demo", ["attention=xformers"]))
+    assert model.encode(torch.zeros(1, 240, 256)).shape == (1, 241, 128)
+
+
 def test_pretraining_a_cnn_is_refused() -> None:
     with pytest.raises(ConfigError, match="kind 'vit'"):
         build_model("cnn")
