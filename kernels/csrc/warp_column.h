@@ -102,10 +102,7 @@ ECG_LANE Column find_column(const Decode& job, int64_t record, int column) {
 ECG_LANE uint32_t sum_below(uint32_t value) {
   uint32_t sum = value;
 #pragma unroll
-  for (int distance = 1; distance < 32; distance *= 2) {
-    const uint32_t below = warp::from_below(sum, distance);
-    if (warp::lane_index() >= static_cast<uint32_t>(distance)) sum += below;
-  }
+  for (int distance = 1; distance < 32; distance *= 2) sum = warp::plus_below(sum, distance);
   return sum - value;
 }
 
@@ -138,7 +135,7 @@ struct Lead {
   uint32_t packed;    // base in the low half, then order (2 bits), wb (4 bits), predicted (1 bit)
   uint32_t plane[3];  // 0 where cb is smaller
 
-  ECG_LANE int32_t base() const { return static_cast<int16_t>(packed); }
+  ECG_LANE uint32_t base() const { return packed & 0xffff; }
   ECG_LANE uint32_t order() const { return packed >> 16 & 3; }
   ECG_LANE uint32_t base_width() const { return packed >> 18 & 15; }
   ECG_LANE bool predicted() const { return packed >> 22; }

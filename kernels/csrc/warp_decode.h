@@ -20,7 +20,7 @@ ECG_LANE Lead broadcast(const Lead& mine, int lead) {
 
 // Residuals of this lane's group. Two windows of 64 bits hold four each, whatever the width from 0
 // to 16.
-ECG_LANE void unpack_group(const uint32_t* stage, const Lead& lead, int32_t (&value)[kGroup]) {
+ECG_LANE void unpack_group(const uint32_t* stage, const Lead& lead, uint32_t (&value)[kGroup]) {
   const uint32_t lane = warp::lane_index();
   uint32_t byte = lead.start + lane * lead.base_width(), width = lead.base_width();
 #pragma unroll
@@ -47,23 +47,22 @@ ECG_LANE void unpack_group(const uint32_t* stage, const Lead& lead, int32_t (&va
   }
 }
 
-ECG_LANE void sum_in_lane(int32_t (&value)[kGroup]) {
+// Running sums where `on` is 1, nothing where it is 0: a multiplication costs less than a branch.
+ECG_LANE void sum_in_lane(uint32_t (&value)[kGroup], uint32_t on) {
 #pragma unroll
-  for (int i = 1; i < kGroup; ++i) value[i] += value[i - 1];
+  for (int i = 1; i < kGroup; ++i) value[i] += on * value[i - 1];
 }
 
 // Undo the differences: residuals become values modulo 2^16, without their prediction.
-ECG_LANE void integrate(const Lead& lead, int32_t (&value)[kGroup]) {
-  const uint32_t order = lead.order();
-  if (order >= 1) sum_in_lane(value);
-  uint32_t below = sum_below(order >= 1 ? static_cast<uint32_t>(value[kGroup - 1]) : 0);
-  if (order == 2) {
+ECG_LANE void integrate(const Lead& lead, uint32_t (&value)[kGroup]) {
+  const uint32_t once = lead.order() >= 1, twice = lead.order() == 2;
+  sum_in_lane(value, once);
+  const uint32_t below = sum_below(once * value[kGroup - 1]);
 #pragma unroll
-    for (int i = 0; i < kGroup; ++i) value[i] += static_cast<int32_t>(below);
-    sum_in_lane(value);
-  }
-  const uint32_t twice_below = sum_below(order == 2 ? static_cast<uint32_t>(value[kGroup - 1]) : 0);
-  const int32_t add = lead.base() + static_cast<int32_t>(order == 2 ? twice_below : below);
+  for (int i = 0; i < kGroup; ++i) value[i] += twice * below;
+  sum_in_lane(value, twice);
+  const uint32_t below_twice = sum_below(twice * value[kGroup - 1]);
+  const uint32_t add = lead.base() + (twice ? below_twice : below);
 #pragma unroll
   for (int i = 0; i < kGroup; ++i) value[i] += add;
 }
@@ -74,12 +73,12 @@ struct Parents {
 };
 
 template <class Rule>
-ECG_LANE void add_each(int32_t (&value)[kGroup], Rule rule) {
+ECG_LANE void add_each(uint32_t (&value)[kGroup], Rule rule) {
 #pragma unroll
-  for (int i = 0; i < kGroup; ++i) value[i] += rule(i);
+  for (int i = 0; i < kGroup; ++i) value[i] += static_cast<uint32_t>(rule(i));
 }
 
-ECG_LANE void predict(const Parents& k, int c, int32_t (&value)[kGroup]) {
+ECG_LANE void predict(const Parents& k, int c, uint32_t (&value)[kGroup]) {
   switch (c) {  // the same for the whole warp
     case 2:
       return add_each(value, [&](int i) { return k.two[i] - k.one[i]; });
@@ -190,12 +189,13 @@ ECG_LANE void write_coded(const Decode& job, uint8_t* out, int64_t record, const
     const Lead lead = broadcast(mine, c);
     const float mean = warp::bits_float(warp::broadcast(warp::float_bits(my_mean), c));
     const float rstd = warp::bits_float(warp::broadcast(warp::float_bits(my_rstd), c));
+    uint32_t wrapped[kGroup];  // modulo 2^16 in the low half
+    unpack_group(stage, lead, wrapped);
+    integrate(lead, wrapped);
+    if (lead.predicted()) predict(k, c, wrapped);
     int32_t value[kGroup];
-    unpack_group(stage, lead, value);
-    integrate(lead, value);
-    if (lead.predicted()) predict(k, c, value);
 #pragma unroll
-    for (int i = 0; i < kGroup; ++i) k.last[i] = value[i] = static_cast<int16_t>(value[i]);
+    for (int i = 0; i < kGroup; ++i) k.last[i] = value[i] = static_cast<int16_t>(wrapped[i]);
     if (c < 2)
 #pragma unroll
       for (int i = 0; i < kGroup; ++i) {

@@ -1,5 +1,5 @@
-// Runs warp_decode.h and warp_gather.h on a CPU: 32 lanes as fibers that meet at every shuffle, and every access
-// checked against its buffer.
+// Runs warp_decode.h and warp_gather.h on a CPU: 32 lanes as fibers that meet at every shuffle, and
+// every access checked against its buffer.
 #include <ucontext.h>
 
 #include <cmath>
@@ -114,9 +114,10 @@ namespace warp {
 
 uint32_t lane_index() { return static_cast<uint32_t>(emulated.lane); }
 uint32_t broadcast(uint32_t value, int source) { return meet(value)[source]; }
-uint32_t from_below(uint32_t value, int distance) {
+uint32_t plus_below(uint32_t value, int distance) {
   const int source = emulated.lane - distance;
-  return meet(value)[source < 0 ? emulated.lane : source];
+  const uint32_t* const all = meet(value);
+  return source < 0 ? value : value + all[source];
 }
 bool any(bool condition) {
   const uint32_t* const all = meet(condition);
@@ -135,8 +136,8 @@ uint32_t funnel_to_32(uint32_t low, uint32_t high, uint32_t shift) {
                                (shift < 32 ? shift : 32));
 }
 uint32_t shift_left(uint32_t value, uint32_t shift) { return shift < 32 ? value << shift : 0; }
-int32_t shift_right_signed(uint32_t value, uint32_t shift) {
-  return static_cast<int32_t>(value) >> (shift < 31 ? shift : 31);
+uint32_t shift_right_signed(uint32_t value, uint32_t shift) {
+  return static_cast<uint32_t>(static_cast<int32_t>(value) >> (shift < 31 ? shift : 31));
 }
 
 uint32_t load_byte(const uint8_t* at) { return load(at); }
