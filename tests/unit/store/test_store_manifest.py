@@ -1,0 +1,64 @@
+"""The manifest: whole, of our version, and stable."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from recordings import make_store
+
+import ecgfast
+from ecgfast.errors import CorruptStoreError, FormatError
+from ecgfast.store.manifest import read_manifest
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return make_store(tmp_path, 2)[0]
+
+
+def rewrite(store: Path, **changes: object) -> None:
+    """Change the manifest and give it the digest that fits."""
+    manifest = json.loads((store / "manifest.json").read_text()) | changes
+    del manifest["digest"]
+    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+    manifest["digest"] = hashlib.sha256(text.encode()).hexdigest()
+    (store / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+
+def test_says_what_the_store_holds(store: Path) -> None:
+    manifest = read_manifest(store)
+    assert manifest["counts"] == {"inputs": 2, "converted": 2, "quarantined": 0, "records": 2}
+    files = {path.relative_to(store).as_posix() for path in store.rglob("*") if path.is_file()}
+    assert set(manifest["files"]) == files - {"manifest.json"}
+    for name, entry in manifest["files"].items():
+        data = (store / name).read_bytes()
+        assert entry == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def test_newer_version_is_a_clear_error(store: Path) -> None:
+    rewrite(store, version=2)
+    with pytest.raises(FormatError, match="format version 2, this ecgfast reads 1"):
+        ecgfast.open_store(store)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "not JSON"])
+def test_damage(store: Path, text: str) -> None:
+    (store / "manifest.json").write_text(text)
+    with pytest.raises(CorruptStoreError, match="damaged"):
+        ecgfast.open_store(store)
+
+
+def test_added_white_space_is_damage(store: Path) -> None:
+    path = store / "manifest.json"
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(CorruptStoreError, match="damaged"):
+        ecgfast.open_store(store)
+
+
+def test_identity_is_of_the_signals(tmp_path: Path) -> None:
+    first, _ = make_store(tmp_path / "a", 2)
+    same, _ = make_store(tmp_path / "b", 2)
+    other, _ = make_store(tmp_path / "c", 2, seed=1)
+    identities = [ecgfast.open_store(path).identity for path in (first, same, other)]
+    assert identities[0] == identities[1] != identities[2]
