@@ -59,5 +59,5 @@ $(VENV)/.run: pyproject.toml constraints.txt $(NATIVE)
 $(VENV)/.dev: $(VENV)/.run
 	$(PIP) --no-build-isolation --editable . --group dev
 	$(PIP) --no-deps triton xformers nvidia-dali-cuda130
-	$(PIP) astunparse gast dm-tree makefun packaging six
+	$(PIP) astunparse gast makefun optree packaging six
 	touch $@
