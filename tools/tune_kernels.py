@@ -134,7 +134,6 @@ def main() -> None:
         if search.op in wanted:
             row = f"sm{10 * major + minor}-{search.bits}bit"
             tuning.table()[search.op][row] = fastest(search, row, _call(search, cases[search.case]))
-            tuning.config_for.cache_clear()
     text = render(tuning.table())
     if arguments.dry_run:
         print(text)
@@ -185,7 +184,6 @@ def _in_table(op: str, row: str, config: Config) -> Iterator[None]:
     rows = tuning.table()[op]
     before = rows.get(row)
     rows[row] = config
-    tuning.config_for.cache_clear()
     try:
         yield
     finally:
@@ -193,7 +191,6 @@ def _in_table(op: str, row: str, config: Config) -> Iterator[None]:
             del rows[row]
         else:
             rows[row] = before
-        tuning.config_for.cache_clear()
 
 
 if __name__ == "__main__":

@@ -23,12 +23,11 @@ def block_config(op: str, tensor: torch.Tensor) -> dict[str, Any]:
         Block sizes, `num_warps` and `num_stages`, to pass to the kernel.
     """
     if tensor.device.type == "cpu":
-        return dict(table()[op]["interpreter"])
+        return dict(table()[op]["interpreter"])  # a copy: callers take settings out of it
     major, minor = torch.cuda.get_device_capability(tensor.device)
     return dict(config_for(op, arch=10 * major + minor, bits=8 * tensor.element_size()))
 
 
-@functools.cache
 def config_for(op: str, *, arch: int, bits: int) -> dict[str, Any]:
     """Return the row of the newest architecture that is not newer than `arch`.
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from checks import assert_close, poisoned_outputs
+from checks import INSIDE_DYNAMO, assert_close, poisoned_outputs
 from ecgfast_kernels.mask import random_mask
 from ecgfast_kernels.masked_loss import masked_mse
 from ecgfast_kernels.patch_embed import patch_embed_masked
@@ -127,6 +127,7 @@ def test_loss_matches_fp64(padded: bool) -> None:
     assert_close(got[1], want[1], dtype=BF16, terms=L, name="gradient")
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.parametrize(
     ("op", "inputs", "shape"),
     [
@@ -172,7 +173,7 @@ def test_a_captured_graph_replays_on_new_records() -> None:
     assert torch.equal(captured, embed())
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings(INSIDE_DYNAMO)
 def test_ops_compile_with_inductor_into_one_graph() -> None:
     arguments = loss_inputs(8)
     compiled = torch.compile(loss_op, fullgraph=True)
