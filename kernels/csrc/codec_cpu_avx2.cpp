@@ -64,8 +64,8 @@ struct Avx2 : EncodeAvx2 {
   static __m256i two_groups(const uint8_t* at, int w0, int w1) {
     if (w0 > kNarrow || w1 > kNarrow) {
       alignas(32) int16_t wide[16];
-      unpack_group(at, w0, wide);
-      unpack_group(at + w0, w1, wide + 8);
+      unpack_group(at, w0, [&](int i, uint32_t r) { wide[i] = int16_t(r); });
+      unpack_group(at + w0, w1, [&](int i, uint32_t r) { wide[8 + i] = int16_t(r); });
       return _mm256_load_si256(reinterpret_cast<const __m256i*>(wide));
     }
     const __m256i bytes = _mm256_shuffle_epi8(two_halves(at, at + w0),

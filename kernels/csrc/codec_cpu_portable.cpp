@@ -6,23 +6,27 @@ namespace ecgfast {
 namespace {
 
 struct Portable {
-  static void unpack(const Lead& lead, int16_t* row) {
+  // Differences are undone while the residuals are in registers.
+  template <int order>
+  static void unpack_order(const Lead& lead, int16_t* row) {
     const uint8_t* at = lead.groups;
-    for (int g = 0; g < kGroups; ++g) {
+    uint32_t slope = 0, value = uint16_t(lead.base);
+    for (int g = 0; g < kGroups; ++g, row += 8) {
       const int w = lead.width(g);
-      unpack_group(at, w, row + 8 * g);
+      unpack_group(at, w, [&](int i, uint32_t r) {
+        if (order == 2) r = slope += r;
+        row[i] = int16_t(order == 0 ? value + r : value += r);
+      });
       at += w;
     }
-    uint16_t slope = 0, value = uint16_t(lead.base);
-    if (lead.order == 0)
-      for (int t = 0; t < kRow; ++t) row[t] = int16_t(row[t] + value);
-    else if (lead.order == 1)
-      for (int t = 0; t < kRow; ++t) row[t] = int16_t(value = uint16_t(value + row[t]));
-    else
-      for (int t = 0; t < kRow; ++t) {
-        slope = uint16_t(slope + row[t]);
-        row[t] = int16_t(value = uint16_t(value + slope));
-      }
+  }
+
+  static void unpack(const Lead& lead, int16_t* row) {
+    switch (lead.order) {
+      case 0: return unpack_order<0>(lead, row);
+      case 1: return unpack_order<1>(lead, row);
+      default: return unpack_order<2>(lead, row);
+    }
   }
 
   static void half(const int16_t* row, float mean, float rstd, uint16_t* out) {

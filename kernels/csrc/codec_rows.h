@@ -7,16 +7,18 @@
 namespace ecgfast {
 namespace {
 
-// The residuals of one group: 0-3 lie in the 8 bytes from `at`, 4-7 in those from at + w / 2.
-// Signs are undone by x ^ s - s with s the sign bit, the ^ for four residuals at once.
-inline void unpack_group(const uint8_t* at, int w, int16_t* out) {
+// The residuals of one group, handed to take(i, residual) in order: 0-3 lie in the 8 bytes from
+// `at`, 4-7 in those from at + w / 2. Signs are undone by x ^ s - s with s the sign bit, the ^ for
+// four residuals at once.
+template <class Take>
+inline void unpack_group(const uint8_t* at, int w, Take take) {
   const uint32_t mask = (1u << w) - 1, sign = (1u << w) >> 1;
   uint64_t signs = sign | uint64_t(sign) << w;
   signs |= signs << 2 * w;
   const uint64_t low = load<uint64_t>(at) ^ signs;
   const uint64_t high = load<uint64_t>(at + (w >> 1)) >> 4 * (w & 1) ^ signs;
-  for (int i = 0; i < 4; ++i) out[i] = int16_t((uint32_t(low >> i * w) & mask) - sign);
-  for (int i = 0; i < 4; ++i) out[4 + i] = int16_t((uint32_t(high >> i * w) & mask) - sign);
+  for (int i = 0; i < 4; ++i) take(i, (uint32_t(low >> i * w) & mask) - sign);
+  for (int i = 0; i < 4; ++i) take(4 + i, (uint32_t(high >> i * w) & mask) - sign);
 }
 
 // The other way round: two halves of 4 w bits each, one behind the other.
