@@ -1,6 +1,8 @@
 """What `ecgfast bench` measures: one function per case, rows as they come."""
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,26 +15,40 @@ from ecgfast.errors import ConfigError
 Case = Callable[[str], Iterator[Row]]  # takes "cpu" or "cuda"
 
 
-def run(case: str, *, json: Path | None = None, device: str | None = None) -> list[Row]:
+def run(
+    case: str,
+    *,
+    json: Path | None = None,
+    device: str | None = None,
+    preset: str | None = None,
+    microbatch: int | None = None,
+    variants: Sequence[str] | None = None,
+) -> list[Row]:
     """Measure one case, or "all" of them, and say each number as soon as it is there.
 
     Args:
         case: a key of `CASES`, or "all".
         json: .jsonl file that rows are appended to, one by one: a run cut short keeps its rows.
         device: "cpu" or "cuda"; by default a GPU where there is one.
+        preset: of the step; by default vit_large on a GPU, demo on a CPU.
+        microbatch: records per rank of the step; by default 256 on a GPU, 8 on a CPU.
+        variants: of the step, beside ours; by default those of `measure_step`.
     Raises:
-        ConfigError: an unknown case.
+        ConfigError: an unknown case, preset or variant.
     """
     if case != "all" and case not in CASES:
         raise ConfigError(f"unknown bench case {case!r}; allowed: {', '.join(CASES)}, all")
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    cases: dict[str, Case] = {**CASES, "step": partial(step_rows, preset, microbatch, variants)}
     rows: list[Row] = []
     for name in CASES if case == "all" else (case,):
-        for row in CASES[name](place):
+        for row in cases[name](place):
+            rows.append(row)
+            if os.environ.get("RANK", "0") != "0":  # under torchrun one rank speaks for all
+                continue
             log.console.print(render(row), highlight=False, soft_wrap=True)
             if json is not None:
                 append_rows(json, [row])
-            rows.append(row)
     return rows
 
 
@@ -43,15 +59,18 @@ def render(row: Row) -> str:
     return f"{what:<44} {row.provider:<28} {row.metric:<10} {value:>10} {row.unit}"
 
 
-def _step(device: str) -> Iterator[Row]:
-    """The study's model at 256 records on a GPU; the demo's at 8 on a CPU."""
+def step_rows(
+    preset: str | None, microbatch: int | None, variants: Sequence[str] | None, device: str
+) -> Iterator[Row]:
+    """The peaks of the device, then the training step."""
     from ecgfast.bench.peaks import measure_peaks
     from ecgfast.bench.step import measure_step
 
     on_gpu = device == "cuda"
-    config = load_config("vit_large" if on_gpu else "demo")
+    config = load_config(preset or ("vit_large" if on_gpu else "demo"))
+    records = microbatch or (256 if on_gpu else 8)
     yield from measure_peaks(device)
-    yield from measure_step(config, device=device, microbatch=256 if on_gpu else 8)
+    yield from measure_step(config, device=device, microbatch=records, names=variants)
 
 
 # Each case imports what it measures by itself: the step needs no store, the decoder no model.
@@ -86,5 +105,5 @@ CASES: dict[str, Case] = {
     "decode": _decode,
     "kernels": _kernels,
     "loader": _loader,
-    "step": _step,
+    "step": partial(step_rows, None, None, None),
 }

@@ -118,6 +118,7 @@ def _rate_of_one(config: Config, gpu: str, rows: Iterable[Row]) -> tuple[float, 
         if (row.case, row.provider, row.metric) == ("step", "ecgfast", "throughput")
         and row.preset == config.preset
         and gpu.lower() in row.device.lower()
+        and "ranks" not in row.shape  # those rows are of several GPUs together
     ]
     if fitting:
         row = max(fitting, key=lambda r: r.date)

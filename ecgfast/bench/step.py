@@ -66,9 +66,9 @@ def measure_step(
     Args:
         config: of kind "vit".
         device: "cpu" or "cuda".
-        microbatch: records of a step.
+        microbatch: records of a step, on each rank.
         names: variants beside "ecgfast"; by default the eager reference on a CPU, on a GPU all but
-            autotuned ones, which compile for minutes.
+            autotuned ones, which compile for minutes; under torchrun none.
         repeats: timed calls of several steps; each variant takes turns with ours.
     Yields:
         For each variant, as soon as measured, rows of time, throughput, (on a GPU) MFU and
@@ -76,9 +76,9 @@ def measure_step(
     Raises:
         ConfigError: an unknown variant.
     """
-    wanted = _check_names(names, device)
     # Every variant compiles the same block code anew; the limit of 8 is for runaway guards.
     with join(device) as ranks, torch._dynamo.config.patch(recompile_limit=64):
+        wanted = _check_names(names, ranks)
         runner = _Runner(config, ranks, microbatch, repeats)
         yield from runner.measure_ours()
         for variant in VARIANTS:  # one at a time: each holds weights, moments and activations
@@ -86,14 +86,19 @@ def measure_step(
                 yield from runner.compare(variant)
 
 
-def _check_names(names: Sequence[str] | None, device: str) -> set[str]:
+def _check_names(names: Sequence[str] | None, ranks: Ranks) -> set[str]:
+    if names is None and ranks.world_size > 1:
+        return set()
     if names is None:
         slow = {v.name for v in VARIANTS if isinstance(v, Variant) and v.autotune}
-        return set(variant_names()) - slow if device == "cuda" else {EAGER.name}
-    unknown = sorted(set(names) - set(variant_names()))
+        return set(variant_names()) - slow if ranks.device.type == "cuda" else {EAGER.name}
+    shared = {v.name for v in VARIANTS if isinstance(v, Variant) and v.weights == "sharded"}
+    allowed = [n for n in variant_names() if ranks.world_size == 1 or n in shared]
+    unknown = sorted(set(names) - set(allowed))
     if unknown:
         raise ConfigError(
-            f"unknown variant {unknown[0]!r} of the step; allowed: {', '.join(variant_names())}"
+            f"unknown variant {unknown[0]!r} of the step on {ranks.world_size} ranks; allowed: "
+            f"{', '.join(allowed)}"
         )
     return set(names)
 
@@ -169,12 +174,14 @@ class _Runner:
             torch.cuda.empty_cache()
 
     def _rows(self, name: str, times_ms: list[float], memory_gib: float) -> list[Row]:
-        records_per_s = per_second(times_ms, self._microbatch)
+        world_size = self._ranks.world_size
+        records_per_s = per_second(times_ms, self._microbatch * world_size)
         flops = flops_per_record(self._config.model, self._config.mask.ratio)
         peak = peak_tflops(self._ranks.device)
         numbers = [("time", "ms", times_ms), ("throughput", "records/s", records_per_s)]
         if peak is not None:
-            mfu = [100 * rate * flops / (peak * 1e12) for rate in records_per_s]
+            full = peak * 1e12 * world_size
+            mfu = [100 * rate * flops / full for rate in records_per_s]
             numbers += [("mfu", "%", mfu), ("memory", "GiB", [memory_gib])]
         return [self._row(name, metric, unit, values) for metric, unit, values in numbers]
 
@@ -184,9 +191,13 @@ class _Runner:
             case="step",
             provider=name,
             preset=self._config.preset,
-            shape=f"{self._microbatch} records {dtype}",
+            shape=f"{self._microbatch} records {dtype}" + self._several_ranks(),
             metric=metric,
             unit=unit,
             values=values,
             device=self._device,
         )
+
+    def _several_ranks(self) -> str:
+        world_size = self._ranks.world_size
+        return f" on each of {world_size} ranks" if world_size > 1 else ""

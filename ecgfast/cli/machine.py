@@ -20,11 +20,18 @@ def bench(
     ] = "all",
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Append rows here.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the best.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Model of the step.")] = None,
+    microbatch: Annotated[
+        int | None, typer.Option(metavar="N", help="Records of the step, on each rank.")
+    ] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Of the step; may be repeated.")
+    ] = None,
 ) -> None:
     """Measure rates here, each beside a baseline."""
     from ecgfast.bench.cases import run
 
-    run(case, json=json, device=device)
+    run(case, json=json, device=device, preset=preset, microbatch=microbatch, variants=variant)
 
 
 def estimate(
