@@ -1,5 +1,8 @@
 """Engine dali with its CPU operator: built from clean, the bits of engine cpu, exact resume."""
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -129,3 +132,18 @@ def test_a_failed_build_tells_what_the_compiler_said(
     with pytest.raises(BackendUnavailableError, match=r"could not be built: .*take engine=cpu"):
         dali_plugin.build_plugin(CPU_TARGET, tmp_path)
     assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.slow
+def test_the_gpu_backend_builds_and_registers_without_a_gpu(tmp_path: Path) -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc")
+    found = dali_plugin.find_target(None)
+    target = dali_plugin.Target(dali=found.dali, cuda="13", arch="90")
+    library = dali_plugin.build_plugin(target, tmp_path)
+    assert library.parent.name.startswith(f"dali-{found.dali}-cuda-13-sm90-")
+    program = (
+        "import sys; from nvidia.dali import ops, plugin_manager as m; m.load_library(sys.argv[1]);"
+        "assert 'EcgDecode' in ops.cpu_ops() and 'EcgDecode' in ops.gpu_ops()"
+    )
+    subprocess.run([sys.executable, "-c", program, str(library)], check=True)
