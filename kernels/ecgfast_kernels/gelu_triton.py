@@ -7,9 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK_R = 8  # rows in registers at a time
-BLOCK_C = 512
-ROWS_PER_PROGRAM = 128  # of the backward: its partial sums are 1/64 of what it reads
+from ecgfast_kernels.tuning import block_config
 
 INV_SQRT_2 = 0.7071067811865476
 INV_SQRT_2_PI = 0.3989422804014327
@@ -50,12 +48,13 @@ def backward_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
     ROWS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     b = tl.load(bias + c, mask=c < width, other=0.0).to(tl.float32)[None, :]
-    total = tl.zeros((BLOCK_C,), tl.float32)
+    total = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)  # summed over rows once, at the end
     first = tl.program_id(0).to(tl.int64) * ROWS
-    for start in range(0, ROWS, BLOCK_R):
+    for start in tl.range(0, ROWS, BLOCK_R, num_stages=STAGES):
         rows = first + start + tl.arange(0, BLOCK_R)
         inside = (rows < num_rows)[:, None] & (c < width)[None, :]
         at = rows[:, None] * width + c[None, :]
@@ -65,8 +64,8 @@ def backward_kernel(
         density = tl.exp(-0.5 * h * h) * INV_SQRT_2_PI
         dx = dy * (cdf + h * density)
         tl.store(grad_x + at, dx.to(grad_x.dtype.element_ty), mask=inside)
-        total += tl.sum(dx, 0)
-    tl.store(partial + tl.program_id(0) * width + c, total, mask=c < width)
+        total += tl.where(inside, dx, 0.0)
+    tl.store(partial + tl.program_id(0) * width + c, tl.sum(total, 0), mask=c < width)
 
 
 def forward(x: Tensor, bias: Tensor) -> Tensor:
@@ -74,17 +73,9 @@ def forward(x: Tensor, bias: Tensor) -> Tensor:
     width = x.shape[-1]
     num_rows = x.numel() // width
     out = torch.empty_like(x)
-    forward_kernel[(triton.cdiv(num_rows, BLOCK_R), triton.cdiv(width, BLOCK_C))](
-        x,
-        bias,
-        out,
-        num_rows,
-        width,
-        INV_SQRT_2=INV_SQRT_2,
-        BLOCK_R=BLOCK_R,
-        BLOCK_C=BLOCK_C,
-        num_warps=4,
-    )
+    config = block_config("bias_gelu_forward", x)
+    grid = (triton.cdiv(num_rows, config["BLOCK_R"]), triton.cdiv(width, config["BLOCK_C"]))
+    forward_kernel[grid](x, bias, out, num_rows, width, INV_SQRT_2=INV_SQRT_2, **config)
     return out
 
 
@@ -92,10 +83,11 @@ def backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Launch the backward kernel; see `gelu.reference_backward`."""
     width = x.shape[-1]
     num_rows = x.numel() // width
+    config = block_config("bias_gelu_backward", x)
+    grid = (triton.cdiv(num_rows, config["ROWS"]), triton.cdiv(width, config["BLOCK_C"]))
     grad_x = torch.empty_like(x)
-    row_programs = triton.cdiv(num_rows, ROWS_PER_PROGRAM)
-    partial = x.new_empty((row_programs, width), dtype=torch.float32)
-    backward_kernel[(row_programs, triton.cdiv(width, BLOCK_C))](
+    partial = x.new_empty((grid[0], width), dtype=torch.float32)
+    backward_kernel[grid](
         grad,
         x,
         bias,
@@ -105,9 +97,6 @@ def backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         width,
         INV_SQRT_2=INV_SQRT_2,
         INV_SQRT_2_PI=INV_SQRT_2_PI,
-        BLOCK_R=BLOCK_R,
-        BLOCK_C=BLOCK_C,
-        ROWS=ROWS_PER_PROGRAM,
-        num_warps=4,
+        **config,
     )
     return grad_x, partial.sum(0).to(bias.dtype)

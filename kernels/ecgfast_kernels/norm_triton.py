@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PROGRAMS = 512  # of the backward: four per multiprocessor of an H100; fixed, so that sums are
+from ecgfast_kernels.tuning import block_config
 
 
 @triton.jit
@@ -64,13 +64,15 @@ def backward_kernel(
     width,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     d = tl.arange(0, BLOCK_D)
     w = tl.load(weight + d, mask=d < width, other=0.0).to(tl.float32)[None, :]
     sum_weight = tl.zeros((BLOCK_D,), tl.float32)
     sum_bias = tl.zeros((BLOCK_D,), tl.float32)
     sum_branch = tl.zeros((BLOCK_D,), tl.float32)
-    for start in range(tl.program_id(0) * BLOCK_R, num_rows, tl.num_programs(0) * BLOCK_R):
+    first = tl.program_id(0) * BLOCK_R
+    for start in tl.range(first, num_rows, tl.num_programs(0) * BLOCK_R, num_stages=STAGES):
         rows = (start + tl.arange(0, BLOCK_R)).to(tl.int64)
         inside = (rows < num_rows)[:, None] & (d < width)[None, :]
         at = rows[:, None] * width + d[None, :]
@@ -110,8 +112,9 @@ def forward(
     total = torch.empty_like(stream) if add else stream.new_empty(0)
     out = torch.empty_like(stream)
     mean, rstd = (stream.new_empty(num_rows, dtype=torch.float32) for _ in range(2))
+    config = block_config("add_layer_norm_forward", stream)
     block_d = triton.next_power_of_2(width)
-    block_r = max(1, 4096 // block_d)
+    block_r = max(1, config.pop("ELEMENTS") // block_d)
     forward_kernel[(triton.cdiv(num_rows, block_r),)](
         stream,
         branch if add else stream,
@@ -128,7 +131,7 @@ def forward(
         ADD=add,
         BLOCK_R=block_r,
         BLOCK_D=block_d,
-        num_warps=4,
+        **config,
     )
     return total, out, mean, rstd
 
@@ -139,9 +142,10 @@ def backward(
     """Launch the backward kernel; see `norm.reference_backward`."""
     width = total.shape[-1]
     num_rows = total.numel() // width
+    config = block_config("add_layer_norm_backward", total)
     block_d = triton.next_power_of_2(width)
-    block_r = max(1, 4096 // block_d)
-    programs = min(PROGRAMS, triton.cdiv(num_rows, block_r))
+    block_r = max(1, config.pop("ELEMENTS") // block_d)
+    programs = min(config.pop("PROGRAMS"), triton.cdiv(num_rows, block_r))
     grad_stream = torch.empty_like(total)
     partial = total.new_empty((programs, 3, width), dtype=torch.float32)
     backward_kernel[(programs,)](
@@ -157,6 +161,6 @@ def backward(
         width,
         BLOCK_R=block_r,
         BLOCK_D=block_d,
-        num_warps=4,
+        **config,
     )
     return grad_stream, partial.sum(0).to(weight.dtype)

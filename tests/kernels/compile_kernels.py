@@ -71,7 +71,7 @@ FLOATS = {"scale", "log2_e", "eps"}
 def jobs(arch: int) -> list[Job]:
     """Every kernel as training on `arch` launches it."""
     found = [*_gemm_jobs(arch, "bf16", 16), *_gemm_jobs(arch, "fp32", 32)]
-    found += [*_copy_jobs(arch), *_loss_jobs(arch), *_attention_jobs(arch), *_pointwise_jobs()]
+    found += [*_copy_jobs(arch), *_loss_jobs(arch), *_attention_jobs(arch), *_pointwise_jobs(arch)]
     mask_pointers = {"record_index_ptr": "*i64", "ids_keep_ptr": "*i64", "ids_restore_ptr": "*i64"}
     mask = Job(
         name="random_mask",
@@ -200,34 +200,30 @@ def _attention_jobs(arch: int) -> list[Job]:
     return found
 
 
-def _pointwise_jobs() -> list[Job]:
+def _pointwise_jobs(arch: int) -> list[Job]:
     names = ("stream", "branch", "branch_bias", "weight", "bias", "total", "out", "grad_total")
     rows = dict.fromkeys((*names, "grad_out", "grad_stream", "grad", "x", "grad_x"), "*bf16")
     rows |= dict.fromkeys(("mean", "rstd", "partial"), "*fp32")
-    whole_row = {"BLOCK_R": 4, "BLOCK_D": 1024}
-    tile = {"BLOCK_R": gelu.BLOCK_R, "BLOCK_C": gelu.BLOCK_C, "INV_SQRT_2": gelu.INV_SQRT_2}
-    backward_tile = {"INV_SQRT_2_PI": gelu.INV_SQRT_2_PI, "ROWS": gelu.ROWS_PER_PROGRAM}
-    return [
-        Job(
-            name="add_layer_norm_forward",
-            kernel=norm.forward_kernel,
-            pointers=rows,
-            constants=whole_row | {"ADD": True},
+    gelu_constants = {"INV_SQRT_2": gelu.INV_SQRT_2}
+    found = []
+    for name, kernel, constants in (
+        ("add_layer_norm_forward", norm.forward_kernel, {"ADD": True}),
+        ("add_layer_norm_backward", norm.backward_kernel, {}),
+        ("bias_gelu_forward", gelu.forward_kernel, gelu_constants),
+        (
+            "bias_gelu_backward",
+            gelu.backward_kernel,
+            gelu_constants | {"INV_SQRT_2_PI": gelu.INV_SQRT_2_PI},
         ),
-        Job(
-            name="add_layer_norm_backward",
-            kernel=norm.backward_kernel,
-            pointers=rows,
-            constants=whole_row,
-        ),
-        Job(name="bias_gelu_forward", kernel=gelu.forward_kernel, pointers=rows, constants=tile),
-        Job(
-            name="bias_gelu_backward",
-            kernel=gelu.backward_kernel,
-            pointers=rows,
-            constants=tile | backward_tile,
-        ),
-    ]
+    ):
+        config = config_for(name, arch=arch, bits=16)
+        config.pop("PROGRAMS", None)
+        if "ELEMENTS" in config:
+            config |= {"BLOCK_R": config.pop("ELEMENTS") // 1024, "BLOCK_D": 1024}
+        found.append(
+            Job(name=name, kernel=kernel, pointers=rows, constants=constants, config=config)
+        )
+    return found
 
 
 def compile_job(job: Job, arch: int) -> Report:
