@@ -49,8 +49,9 @@ class Ranks:
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
-        if self.mesh is not None:
-            dist.barrier()
+        if self.world_size > 1:
+            on_gpu = self.device.type == "cuda"
+            dist.barrier(device_ids=[self.device.index] if on_gpu else None)
 
     def side_group(self) -> dist.ProcessGroup | None:
         """Return a CPU group of all ranks for work beside the training step; collective."""

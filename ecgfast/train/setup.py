@@ -54,7 +54,8 @@ def make_repeatable(deterministic: bool) -> None:
     # Inductor otherwise times several kernels per reduction, and another one may win next time.
     import torch._inductor.config as inductor
 
-    inductor.deterministic = True
+    if hasattr(inductor, "deterministic"):  # absent from older versions, which time fewer kernels
+        inductor.deterministic = True
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 

@@ -26,6 +26,7 @@ from ecgfast.train.signals import StopSignals
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.filterwarnings("default"),  # advice of Inductor and NCCL differs by GPU
 ]
 
 NUM_RECORDS = 64
