@@ -56,6 +56,17 @@ def test_ratio_of_real_records(shared_data: Path, folder: str, least: float) -> 
     assert signal.nbytes / sum(len(chunk) + 16 for chunk in chunks) >= least  # 16: shard index
 
 
+def test_ratio_of_georgia_records(shared_data: Path) -> None:
+    """Their leads lie on a grid of 4.88, the augmented ones on half of it, all cut."""
+    from ecgfast.ingest import discover, read_record
+
+    items = [i for i in discover([shared_data / "cinc2020"]) if i.record_id.startswith("E")]
+    signal = np.stack([read_record(item).signal for item in items])
+    chunks = codec.encode(signal)
+    assert {(chunk[3], chunk[8:12]) for chunk in chunks} == {(2, (159908).to_bytes(4, "little"))}
+    assert signal.nbytes / sum(len(chunk) + 16 for chunk in chunks) >= 5.2
+
+
 def test_ratio_on_a_coarse_grid(shared_data: Path) -> None:
     """PTB-XL's records, put on the 4.88 grid that the challenge's files have."""
     signal = _read(shared_data / "ptbxl/hr_gt", "*.hea")
