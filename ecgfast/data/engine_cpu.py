@@ -41,7 +41,9 @@ class CpuEngine:
         self._rstd = rstd
         self._device = device
         self._num_threads = num_threads
-        self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copy_stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._copy_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def batches(self, schedule: Sequence[NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (patches (B, N, 256) fp16, record_index (B,) int64) for each entry."""

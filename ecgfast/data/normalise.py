@@ -123,7 +123,7 @@ def _microvolt_statistics(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     scale_RC = store.scale_uv[index_R].astype(np.float64)
     mean_RC = (store.lead_mean[index_R] - store.offset_adc[index_R]) * scale_RC
-    return mean_RC, store.lead_std[index_R] * np.abs(scale_RC)
+    return mean_RC, store.lead_std[index_R].astype(np.float64) * np.abs(scale_RC)
 
 
 def _reciprocal(std: NDArray[np.float64]) -> NDArray[np.float32]:
