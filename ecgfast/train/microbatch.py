@@ -47,11 +47,16 @@ def choose_microbatch(
     if before is not None and share % before == 0:
         return before
     if ranks.device.type == "cpu":
-        return _divisors(share, LARGEST_ON_CPU)[-1]
+        return largest_divisor(share, LARGEST_ON_CPU)
     fitting = _fitting_records(ranks, probe)
-    chosen = _divisors(share, max(1, min(LARGEST_ON_GPU, fitting)))[-1]
+    chosen = largest_divisor(share, max(1, min(LARGEST_ON_GPU, fitting)))
     log.info(f"train.microbatch: {chosen} of {share} records per rank; about {fitting} would fit")
     return chosen
+
+
+def largest_divisor(number: int, largest: int) -> int:
+    """Return the largest divisor of `number` that is at most `largest`."""
+    return _divisors(number, largest)[-1]
 
 
 def _fitting_records(ranks: Ranks, probe: Callable[[int], None]) -> int:

@@ -15,7 +15,6 @@ from ecgfast.config import Config
 from ecgfast.data.batch import PADDED_PATCH, Batch
 from ecgfast.data.loader import selected_rows
 from ecgfast.data.normalise import CohortStatistics, cohort_statistics
-from ecgfast.errors import ConfigError
 from ecgfast.model.attention import Backend
 from ecgfast.model.attention_choice import shapes_of
 from ecgfast.model.build import build_model
@@ -29,7 +28,7 @@ from ecgfast.train.distributed import Ranks, join, release, spread
 from ecgfast.train.guards import out_of_memory
 from ecgfast.train.heldout import split_heldout
 from ecgfast.train.loop import Loop, LossOf, split
-from ecgfast.train.microbatch import choose_microbatch
+from ecgfast.train.microbatch import choose_microbatch, largest_divisor
 from ecgfast.train.optim import ShardedAdamW, build_optimizer, learning_rate
 from ecgfast.train.signals import StopSignals
 from ecgfast.train.weights import export_safetensors, full_state
@@ -226,30 +225,28 @@ def _validation(
     cohort: CohortStatistics | None,
     microbatch: int,
 ) -> Callable[[], float] | None:
-    """Mean loss of the held-out records, whole global batches only, the same on any ranks."""
+    """Mean loss of the held-out records: of whole global batches, so that ranks change nothing.
+
+    Fewer records than a batch are one smaller batch.
+    """
     if config.train.val_fraction == 0:
         return None
-    batch_size = config.train.batch_size
-    if len(held) < batch_size:
-        raise ConfigError(
-            f"train.val_fraction={config.train.val_fraction} holds out {len(held)} records, fewer "
-            f"than one batch of {batch_size}; hold out more, or set train.val_fraction=0"
+    share = min(config.train.batch_size, len(held)) // ranks.world_size
+    if share == 0:
+        log.warning(
+            f"train.val_fraction={config.train.val_fraction} holds out {len(held)} records, too "
+            "few for a held-out loss; hold out more, or set train.val_fraction=0"
         )
+        return None
+    piece_size = largest_divisor(share, microbatch)
     loader = setup.open_loader(
-        store,
-        config,
-        ranks,
-        held,
-        batch_size=batch_size // ranks.world_size,
-        seed=0,
-        cohort=cohort,
-        shuffle=False,
+        store, config, ranks, held, batch_size=share, seed=0, cohort=cohort, shuffle=False
     )
     loss_of = masked_loss(model, config, epoch=VALIDATION_EPOCH)
 
     @torch.no_grad()
     def validate() -> float:
-        losses = [loss_of(piece) for batch in loader for piece in split(batch, microbatch)]
+        losses = [loss_of(piece) for batch in loader for piece in split(batch, piece_size)]
         release(model)
         return float(ranks.sum_(torch.stack(losses).float().mean()) / ranks.world_size)
 

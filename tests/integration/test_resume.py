@@ -19,6 +19,7 @@ from training_runs import (
 
 from ecgfast.config import load_config
 from ecgfast.errors import ResumeError
+from ecgfast.log import read_metrics
 from ecgfast.train.pretrain import pretrain
 
 STEPS = 40
@@ -135,3 +136,12 @@ def test_a_damaged_checkpoint_is_named(
         (folder / ".metadata").unlink()
     with pytest.raises(ResumeError, match=r"step-00000002 cannot be read"):
         pretrain(_config(tiny), store, run, device="cpu", resume=True)
+
+
+@pytest.mark.parametrize(("fraction", "scored"), [(0.0, False), (0.1, True), (0.3, True)])
+def test_held_out_records_are_scored_however_few(
+    fraction: float, scored: bool, store: Path, tiny: Path, tmp_path: Path
+) -> None:
+    config = _config(tiny, "train.max_steps=2", f"train.val_fraction={fraction}")
+    run = pretrain(config, store, tmp_path / "run", device="cpu")
+    assert ("val_loss" in read_metrics(run)[-1]) is scored
