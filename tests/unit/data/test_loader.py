@@ -106,3 +106,13 @@ def test_a_position_outside_the_epoch_is_refused(small_store: StoreReader) -> No
     loader = build_loader(small_store, batch_size=4)
     with pytest.raises(ResumeError, match="position 99999 lies outside an epoch"):
         loader.load_state_dict({"epoch": 0, "position": 99999})
+
+
+def test_buffers_are_reused_only_when_nothing_looks_at_them(small_store: StoreReader) -> None:
+    loader = build_loader(small_store, batch_size=4, shuffle=False)
+    first = next(iter(loader)).patches
+    kept, before = first[0, 3], first[0, 3].clone()  # a view outlives its batch
+    del first
+    addresses = {batch.patches.data_ptr() for _ in range(3) for batch in loader}
+    assert torch.equal(kept, before)
+    assert len(addresses) < len(loader)

@@ -1,0 +1,36 @@
+"""Small stores of synthetic records, made by the real ingest and the real convert."""
+
+from pathlib import Path
+
+import pytest
+
+from ecgfast.convert import convert
+from ecgfast.ingest.synthetic import write_cohort
+from ecgfast.store import open_store
+from ecgfast.store.reader import StoreReader
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """WFDB files and labels of two synthetic sites."""
+    folder = tmp_path_factory.mktemp("cohort") / "files"
+    write_cohort(folder, num_records=44, num_sites=2, seed=1)
+    return folder
+
+
+def _store(cohort: Path, codec: str) -> StoreReader:
+    out = cohort.parent / codec
+    convert([cohort], out, labels=cohort / "labels.csv", codec=codec, workers=1)
+    return open_store(out)
+
+
+@pytest.fixture(scope="session")
+def small_store(cohort: Path) -> StoreReader:
+    """ecgpack store of 44 labelled records, two sites, patients split three ways."""
+    return _store(cohort, "ecgpack")
+
+
+@pytest.fixture(scope="session")
+def small_store_zstd(cohort: Path) -> StoreReader:
+    """The same records under zstd."""
+    return _store(cohort, "zstd")
