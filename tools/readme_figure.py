@@ -1,4 +1,4 @@
-"""Draw docs/reconstruction.png from a finished demo: `python tools/readme_figure.py DEMO`.
+"""Draw docs/reconstruction.png: `python tools/readme_figure.py demo/runs/pretrained demo/synthetic`.
 
 The record with the middle error among those that pretraining never read, as in the report.
 """
@@ -22,9 +22,8 @@ NUM_COLOURS = 64  # a quarter of the bytes of full colour, and no difference to 
 
 def main() -> None:
     """Draw leads II and V5 and write them with few colours."""
-    demo = Path(sys.argv[1])
-    store = open_store(demo / "synthetic")
-    run = load_run(demo / "runs" / "pretrained", store)
+    store = open_store(sys.argv[2])
+    run = load_run(Path(sys.argv[1]), store)
     assert isinstance(run.model, MaskedAutoencoder)
     unseen = np.setdiff1d(np.arange(len(store)), run.rows(store))
     rows = unseen[:: max(1, len(unseen) // 64)][:64]
