@@ -208,4 +208,3 @@ class StoreReader:
 def as_store(store: "StoreReader | str | Path") -> StoreReader:
     """The reader itself, or the store opened at a path."""
     return store if isinstance(store, StoreReader) else open_store(store)
-
