@@ -1,4 +1,4 @@
-"""Draw docs/reconstruction.png: `python tools/readme_figure.py demo/runs/pretrained demo/synthetic`.
+"""Draw docs/reconstruction.png from a pretraining run: `python tools/readme_figure.py RUN STORE`.
 
 The record with the middle error among those that pretraining never read, as in the report.
 """
