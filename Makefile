@@ -57,7 +57,7 @@ $(VENV)/.run: pyproject.toml constraints.txt $(NATIVE)
 
 # Triton, xformers and DALI without their dependencies: the CPU tests need none of those gigabytes.
 $(VENV)/.dev: $(VENV)/.run
-	$(PIP) --no-build-isolation --editable . --group dev
+	$(PIP) --no-build-isolation --editable '.[dev]'
 	$(PIP) --no-deps triton xformers nvidia-dali-cuda130
 	$(PIP) astunparse gast makefun optree packaging six
 	touch $@
