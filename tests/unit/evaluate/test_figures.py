@@ -81,7 +81,7 @@ def test_strips_never_cross() -> None:
 
 
 def test_reconstruction_draws_only_masked_timesteps_from_the_model() -> None:
-    original, predicted = record(1.0), record(1.0) + 0.3
+    original, predicted = record(1.0), record(2.0)
     mask = np.zeros((12, 5000), bool)
     mask[:, 1000:2000] = True
     figure = figures.reconstruction(original, predicted, mask, title="", leads=("II", "V5"))
@@ -93,6 +93,10 @@ def test_reconstruction_draws_only_masked_timesteps_from_the_model() -> None:
     assert sum(row.any() for row in shown) == 2
     for row in shown:
         assert not row.any() or (np.flatnonzero(row) == np.arange(1000, 2000)).all()
+    black = [line for line in traces(figure) if line.get_color() == "#101010"]
+    for line in black:
+        y = np.asarray(line.get_ydata())
+        assert np.nanmax(y) - np.nanmin(y) == pytest.approx(10)
     shades = [p for p in figure.axes[0].patches if p.get_width() == pytest.approx(50)]
     assert len(shades) == 2  # 2 s of lead II and of V5
 

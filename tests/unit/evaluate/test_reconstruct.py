@@ -20,6 +20,8 @@ ROWS = np.array([3, 0, 7])
 def store(tmp_path_factory: pytest.TempPathFactory) -> StoreReader:
     folder = tmp_path_factory.mktemp("reconstruct")
     write_cohort(folder / "cohort", num_records=8, num_sites=2, seed=0)
+    for header in (folder / "cohort").rglob("*.hea"):  # 0 mV at 100 ADC units
+        header.write_text(header.read_text().replace("(0)/mV", "(100)/mV"))
     convert([folder / "cohort"], folder / "store", codec="none", workers=1)
     return open_store(folder / "store")
 
@@ -61,6 +63,7 @@ def test_the_original_is_in_millivolt_and_a_zero_prediction_is_the_mean(
     model, config = tiny(mode, norm_patch_loss=False)
     torch.nn.init.zeros_(model.decoder_pred.weight)
     torch.nn.init.zeros_(model.decoder_pred.bias)
+    assert (store.offset_adc[ROWS] == 100).all()
     for result in fill_in(model, config, None, store, ROWS):
         scale, offset = store.scale_uv[result.row][:, None], store.offset_adc[result.row][:, None]
         adc = store.read([result.row])[0]
