@@ -12,7 +12,7 @@ from ecgfast.store.reader import StoreReader
 
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """WFDB files and labels of two synthetic sites."""
+    """Return the folder of WFDB files and labels of two synthetic sites."""
     folder = tmp_path_factory.mktemp("cohort") / "files"
     write_cohort(folder, num_records=44, num_sites=2, seed=1)
     return folder
@@ -26,11 +26,11 @@ def _store(cohort: Path, codec: str) -> StoreReader:
 
 @pytest.fixture(scope="session")
 def small_store(cohort: Path) -> StoreReader:
-    """ecgpack store of 44 labelled records, two sites, patients split three ways."""
+    """Return an ecgpack store of 44 labelled records, two sites, patients split three ways."""
     return _store(cohort, "ecgpack")
 
 
 @pytest.fixture(scope="session")
 def small_store_zstd(cohort: Path) -> StoreReader:
-    """The same records under zstd."""
+    """Return the same records under zstd."""
     return _store(cohort, "zstd")
