@@ -71,7 +71,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "step-trace.json.gz"
     device = "cuda" if on_gpu else "cpu"
-    with join(device) as ranks:
+    with join(device, mesh_of_one=True) as ranks:
         step = build_step(variants[arguments.variant], config, ranks, microbatch=microbatch)
         trace(step, path)
     kernels = read_trace(path)

@@ -30,8 +30,8 @@ from ecgfast.config import Config, config_from_dict
 from ecgfast.errors import ResumeError
 from ecgfast.model.build import build_classifier, build_model
 from ecgfast.store.durable import sync_folder, write_durably
-from ecgfast.train.distributed import Ranks, local
-from ecgfast.train.optim import ShardedAdamW
+from ecgfast.train.distributed import Ranks, local, master
+from ecgfast.train.optim import MasterAdamW
 from ecgfast.train.weights import read_weights
 
 FORMAT = 1
@@ -69,7 +69,7 @@ class Slot:
 State = dict[str, Slot]
 
 
-def training_state(model: nn.Module, optimizer: ShardedAdamW | None) -> State:
+def training_state(model: nn.Module, optimizer: MasterAdamW | None) -> State:
     """Name every tensor that a run needs to go on; call it while the model is sharded.
 
     Args:
@@ -77,7 +77,8 @@ def training_state(model: nn.Module, optimizer: ShardedAdamW | None) -> State:
         optimizer: None to leave its moments out.
     """
     named = [*model.named_parameters(), *model.named_buffers()]
-    state = {f"model.{n}": Slot(live=local(t.detach()), source=t) for n, t in named}
+    whole = {f"model.{n}": master(t) for n, t in named}  # fp32, also behind bf16 copies
+    state = {n: Slot(live=local(t.detach()), source=t) for n, t in whole.items()}
     if optimizer is not None:
         for name, source, live in optimizer.tensors():
             state[f"optimizer.{name}"] = Slot(live=live, source=source)
@@ -209,9 +210,7 @@ def newest(run: Path) -> Checkpoint | None:
     return Checkpoint(path=path, step=steps[-1], meta=meta)
 
 
-def load(
-    checkpoint: Checkpoint, state: State, ranks: Ranks, optimizer: ShardedAdamW | None
-) -> None:
+def load(checkpoint: Checkpoint, state: State, ranks: Ranks, optimizer: MasterAdamW | None) -> None:
     """Fill a training state in place; the checkpoint may come from another world size.
 
     Args:
@@ -232,6 +231,7 @@ def load(
             slot.live.copy_(local(host[name]))
     if optimizer is not None:
         optimizer.set_num_updates(float(host["optimizer.num_updates"]))
+        optimizer.refresh_copies()
 
 
 def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:

@@ -1,8 +1,8 @@
-"""Ranks, and how a model is spread over them: compile per block, then FSDP2."""
+"""Ranks, and how a model is spread over them: master weights, compiled blocks, FSDP2."""
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from ecgfast.errors import BackendUnavailableError, ConfigError
 
 Precision = Literal["fp32", "bf16"]
+_MASTER = "_ecgfast_master"  # attribute of a bf16 parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Ranks:
         rank: in [0, world_size).
         world_size: number of processes.
         device: where this rank's model lives.
-        mesh: the ranks' devices; None for one process on the CPU, which needs no sharding.
+        mesh: the ranks' devices; None for a single process, which has nothing to shard.
         host_mesh: the same ranks on the CPU, for checkpoints; None where `mesh` is.
     """
 
@@ -59,35 +60,36 @@ class Ranks:
 
 
 @contextmanager
-def join(device: str | None = None) -> Iterator[Ranks]:
+def join(device: str | None = None, *, mesh_of_one: bool = False) -> Iterator[Ranks]:
     """Join the ranks that torchrun started, or be the only one.
 
     Args:
         device: "cpu", "cuda" or "cuda:N"; by default a GPU where there is one.
+        mesh_of_one: give a single process a mesh too, so that FSDP2 can be measured on it.
     Raises:
         ConfigError: no such device.
         BackendUnavailableError: a GPU was asked for and there is none.
     """
     chosen = _choose_device(device)
     launched = "WORLD_SIZE" in os.environ and "RANK" in os.environ
-    if not launched and chosen.type == "cpu":
+    world_size = int(os.environ["WORLD_SIZE"]) if launched else 1
+    if world_size == 1 and not mesh_of_one:
         yield Ranks(device=chosen)
         return
     backend = "gloo" if chosen.type == "cpu" else "cpu:gloo,cuda:nccl"
-    if launched:
+    if world_size > 1:
         dist.init_process_group(backend)
-    else:  # one GPU is a mesh of one, so that numerics do not depend on the launcher
+    else:
         store = dist.HashStore()  # type: ignore[attr-defined]  # absent from __all__
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:
-        shape = (dist.get_world_size(),)
-        mesh = init_device_mesh(chosen.type, shape)
+        mesh = init_device_mesh(chosen.type, (world_size,))
         yield Ranks(
             rank=dist.get_rank(),
-            world_size=dist.get_world_size(),
+            world_size=world_size,
             device=chosen,
             mesh=mesh,
-            host_mesh=mesh if chosen.type == "cpu" else init_device_mesh("cpu", shape),
+            host_mesh=mesh if chosen.type == "cpu" else init_device_mesh("cpu", (world_size,)),
         )
     finally:
         dist.destroy_process_group()
@@ -96,42 +98,35 @@ def join(device: str | None = None) -> Iterator[Ranks]:
 def spread(
     model: nn.Module, ranks: Ranks, *, precision: Precision, compile_blocks: bool
 ) -> nn.Module:
-    """Move a model to its device, compile its blocks, and shard it over the ranks, in place.
+    """Move a model to its device, compile its blocks, and share it between the ranks, in place.
 
     A block is an entry of any `nn.ModuleList`. The full model must be initialised before: drawn on
-    shards, the weights would depend on the world size.
+    shards, the weights would depend on the world size. Either way `master` finds the fp32 weights
+    behind each parameter: several ranks shard them with FSDP2, which gathers bf16 copies; one rank
+    keeps them beside a bf16 model, where FSDP2 would make the GPU wait for the host.
 
     Args:
         model: fp32 parameters, equal on every rank.
         ranks: who shares it.
-        precision: bf16 computes on bf16 copies and reduces gradients in fp32; parameters stay fp32.
+        precision: bf16 computes on bf16 copies of the weights; gradients are added up in fp32.
         compile_blocks: compile each block's forward, with static shapes.
-    Raises:
-        ConfigError: bf16 without a mesh, that is, on a CPU with one process.
     """
-    if ranks.mesh is None and precision != "fp32":
-        raise ConfigError(
-            f"train.precision on one CPU process must be fp32, got {precision!r}; "
-            "use fp32, or run on a GPU"
-        )
     model.to(ranks.device)
+    if ranks.mesh is None and precision == "bf16":
+        _keep_masters(model)
     blocks = [b for m in model.modules() if isinstance(m, nn.ModuleList) for b in m]
     for block in blocks if compile_blocks else ():
         # `forward` and not the module: FSDP's hooks must stay outside of the graph
         block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
-    if ranks.mesh is None:
-        return model
-    # The loop only reads the outputs, so that views among them are harmless.
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if precision == "bf16" else None,
-        reduce_dtype=torch.float32,
-        cast_forward_inputs=False,  # the patches are also the loss targets
-    )
-    for module in (*blocks, model):
-        # A model of this size fits: gathering once a step saves the backward's gather.
-        fully_shard(module, mesh=ranks.mesh, mp_policy=policy, reshard_after_forward=False)
+    if ranks.mesh is not None:
+        _shard(model, blocks, ranks.mesh, precision)
     return model
+
+
+def master(parameter: Tensor) -> Tensor:
+    """Return the fp32 weights that the optimizer updates: a copy beside bf16, or `parameter`."""
+    weights: Tensor = getattr(parameter, _MASTER, parameter)
+    return weights
 
 
 def accumulate(model: nn.Module, *, last: bool) -> None:
@@ -167,6 +162,28 @@ def local(tensor: Tensor) -> Tensor:
 def full(tensor: Tensor) -> Tensor:
     """Return the whole of a tensor that may be sharded; collective."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _keep_masters(model: nn.Module) -> None:
+    """Turn a model's parameters into bf16 copies of fp32 weights; buffers stay, as under FSDP2."""
+    for parameter in model.parameters():
+        setattr(parameter, _MASTER, parameter.detach())
+        parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _shard(
+    model: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, precision: Precision
+) -> None:
+    # The loop only reads the outputs, so that views among them are harmless.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if precision == "bf16" else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,  # the patches are also the loss targets
+    )
+    for module in (*blocks, model):
+        # A model of this size fits: gathering once a step saves the backward's gather.
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
 
 
 def _choose_device(device: str | None) -> torch.device:

@@ -32,7 +32,7 @@ from ecgfast.train.initial import (
     require_same_preprocessing,
 )
 from ecgfast.train.labelled import Labelled, labelled_records
-from ecgfast.train.optim import ShardedAdamW
+from ecgfast.train.optim import MasterAdamW
 from ecgfast.train.scoring import Scorer
 from ecgfast.train.signals import StopSignals
 from ecgfast.train.sweep import Progress, cross_entropy, train_epoch
@@ -175,7 +175,7 @@ class Sweep:
             writer.save(state, step=progress.step, meta=meta)
         return progress, False
 
-    def _fresh(self) -> tuple[Classifier, ShardedAdamW]:
+    def _fresh(self) -> tuple[Classifier, MasterAdamW]:
         model = build_classifier(self.config, self.identity["model"])
         apply_initial(model, self.initial, source=self.identity["init"])
         if isinstance(model.encoder, Encoder):
@@ -183,7 +183,7 @@ class Sweep:
             set_attention(model.encoder.blocks, kernel)
         compiled = setup.resolve_compile(self.config, self.ranks)
         spread(model, self.ranks, precision=self.identity["precision"], compile_blocks=compiled)
-        optimizer = ShardedAdamW(model, self.ranks, betas=ADAM_BETAS, weight_decay=0.0)
+        optimizer = MasterAdamW(model, self.ranks, betas=ADAM_BETAS, weight_decay=0.0)
         return model, optimizer
 
     def _open_metrics(self, progress: Progress) -> AbstractContextManager[log.MetricsWriter | None]:
@@ -261,6 +261,10 @@ def _prepare(
     target: str,
     select: str | None,
 ) -> Sweep:
+    if config.train.cuda_graph:
+        raise ConfigError(
+            "train.cuda_graph must be false for fine-tuning, got true; set train.cuda_graph=false"
+        )
     share = setup.rank_share(config.finetune.batch_size, ranks, key="finetune.batch_size")
     microbatch = _microbatch(config, share)
     records = labelled_records(store, target, select)

@@ -24,9 +24,10 @@ from ecgfast.train.checkpoint import (
     training_state,
 )
 from ecgfast.train.distributed import Ranks, accumulate
+from ecgfast.train.graph import MicrobatchGraph
 from ecgfast.train.guards import NonFiniteGuard, StarvationGuard
 from ecgfast.train.metrics import Meter, console_line
-from ecgfast.train.optim import ShardedAdamW, StepReport
+from ecgfast.train.optim import MasterAdamW, StepReport
 from ecgfast.train.signals import StopSignals
 
 LossOf = Callable[[Batch], Tensor]
@@ -34,12 +35,13 @@ LossOf = Callable[[Batch], Tensor]
 
 def train_step(
     model: nn.Module,
-    optimizer: ShardedAdamW,
+    optimizer: MasterAdamW,
     loss_of: LossOf,
     batch: Batch,
     *,
     microbatch: int,
     learning_rate: float,
+    graph: MicrobatchGraph | None = None,
 ) -> StepReport:
     """One update from this rank's share of a global batch; never waits for the device.
 
@@ -50,14 +52,19 @@ def train_step(
         batch: this rank's records.
         microbatch: records per forward pass; divides the batch.
         learning_rate: of this step.
+        graph: replays forward and backward instead of `loss_of`; None runs them.
     """
     pieces = list(split(batch, microbatch))
     total = torch.zeros((), device=batch.patches.device)
     for number, piece in enumerate(pieces, start=1):
         accumulate(model, last=number == len(pieces))
-        loss = loss_of(piece) / len(pieces)
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
+        if graph is None:
+            loss = loss_of(piece) / len(pieces)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        else:
+            total += graph(piece)
+        optimizer.collect()
     return optimizer.step(total, learning_rate=learning_rate)
 
 
@@ -92,13 +99,14 @@ class Loop:
         flops_per_record: for MFU, None where no formula holds.
         validate: mean loss of held-out records, None without any.
         engine: where records come from, for messages.
+        graph: of `loss_of` and its gradients, on one GPU.
     """
 
     ranks: Ranks
     run: Path
     train: TrainConfig
     model: nn.Module
-    optimizer: ShardedAdamW
+    optimizer: MasterAdamW
     loader: Loader
     loss_of: LossOf
     rate_of: Callable[[int], float]
@@ -109,6 +117,7 @@ class Loop:
     flops_per_record: float | None = None
     validate: Callable[[], float] | None = None
     engine: str = "auto"
+    graph: MicrobatchGraph | None = None
     _step: int = 0
     _saved_at: int = -1
     _starving: StarvationGuard = field(default_factory=StarvationGuard)
@@ -145,6 +154,7 @@ class Loop:
                     batch,
                     microbatch=self.microbatch,
                     learning_rate=self.rate_of(self._step),
+                    graph=self.graph,
                 )
                 self._guard.count(report.skipped)
                 self._step += 1

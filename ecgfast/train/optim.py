@@ -1,4 +1,4 @@
-"""AdamW on this rank's shards, and the learning rate of a step."""
+"""AdamW on the fp32 weights that this rank keeps, and the learning rate of a step."""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ecgfast.config import OptimConfig
-from ecgfast.train.distributed import Ranks, local
+from ecgfast.train.distributed import Ranks, local, master
 
 UNDECAYED = ("cls_token", "mask_token", "pos_embed", "decoder_pos_embed")
 
@@ -28,12 +28,13 @@ class StepReport:
     skipped: Tensor
 
 
-class ShardedAdamW:
-    """AdamW over plain tensors that share memory with a model's local shards.
+class MasterAdamW:
+    """AdamW on the fp32 weights that this rank keeps: its shards, or masters of bf16 copies.
 
-    The DTensor path of the fused AdamW leaks an object per parameter and step (torch 2.11) and
-    costs several times the host time. A step that sees a non-finite loss or gradient leaves
-    weights and moments as they were, decided on the device.
+    Plain tensors that share memory with the model's: the DTensor path of the fused AdamW leaks an
+    object per parameter and step (torch 2.11) and costs several times the host time. A step that
+    sees a non-finite loss or gradient leaves weights and moments as they were, decided on the
+    device.
 
     Args:
         model: spread over the ranks already.
@@ -55,35 +56,68 @@ class ShardedAdamW:
         self._ranks = ranks
         self._clip_norm = clip_norm
         self._sources = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._shards = {
-            name: nn.Parameter(local(parameter.detach()))
+        self._masters = {
+            name: nn.Parameter(local(master(parameter).detach()))
             for name, parameter in self._sources.items()
         }
-        decayed = [s for n, s in self._shards.items() if is_decayed(n, self._sources[n])]
-        others = [s for n, s in self._shards.items() if not is_decayed(n, self._sources[n])]
+        # bf16 copies, their masters, and the sums of their gradients, in the same order
+        names = [n for n, p in self._sources.items() if master(p) is not p]
+        self._copies = [self._sources[n].detach() for n in names]
+        self._copied: list[Tensor] = [self._masters[n] for n in names]
+        self._sums = {n: torch.zeros_like(self._masters[n]) for n in names}
+        self._collected = False
+        self._adamw = self._build(betas, weight_decay)
+
+    def _build(self, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
+        decays = {n: is_decayed(n, source) for n, source in self._sources.items()}
         groups = [
-            {"params": decayed, "weight_decay": weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        self._adamw = torch.optim.AdamW([g for g in groups if g["params"]], betas=betas, fused=True)
-        for shard in self._shards.values():
-            self._adamw.state[shard] = {
-                "step": torch.zeros((), device=shard.device),
-                "exp_avg": torch.zeros_like(shard),
-                "exp_avg_sq": torch.zeros_like(shard),
+            {
+                "params": [m for n, m in self._masters.items() if decays[n] is decayed],
+                "weight_decay": weight_decay if decayed else 0.0,
             }
+            for decayed in (True, False)
+        ]
+        adamw = torch.optim.AdamW([g for g in groups if g["params"]], betas=betas, fused=True)
+        for weights in self._masters.values():
+            adamw.state[weights] = {
+                "step": torch.zeros((), device=weights.device),
+                "exp_avg": torch.zeros_like(weights),
+                "exp_avg_sq": torch.zeros_like(weights),
+            }
+        return adamw
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Add the gradients of one backward pass in fp32; call it after each of a step.
+
+        Gradients of bf16 copies are moved out of the model. Elsewhere autograd or FSDP2 adds them
+        up, in fp32 already.
+        """
+        if not self._sums:
+            return
+        arrived = [self._gradient(name) for name in self._sums]
+        sums = list(self._sums.values())
+        if self._collected:
+            torch._foreach_add_(sums, arrived)
+        else:
+            torch._foreach_copy_(sums, arrived)
+        self._collected = True
+        for source in self._sources.values():
+            source.grad = None
 
     @torch.no_grad()
     def step(self, loss: Tensor, *, learning_rate: float) -> StepReport:
-        """Update the weights from the gradients that the model holds, and drop these.
+        """Update the weights from the gradients of this step, and drop these.
 
         Args:
             loss: fp32 scalar on the device, this rank's mean.
             learning_rate: of this step.
         """
-        for name, source in self._sources.items():
-            assert source.grad is not None, f"{name} got no gradient"
-            self._shards[name].grad = local(source.grad)
+        assert self._collected or not self._sums, "collect() the gradients first"
+        for name, weights in self._masters.items():
+            weights.grad = self._sums.get(name)
+            if weights.grad is None:
+                weights.grad = local(self._gradient(name))
         report = self._inspect(loss)
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
@@ -93,25 +127,33 @@ class ShardedAdamW:
             scale = (report.grad_norm / self._clip_norm).clamp(min=1.0)
             self._adamw.grad_scale = scale  # type: ignore[attr-defined]
         self._adamw.step()
+        self.refresh_copies()
         self.zero_grad()
         return report
 
+    @torch.no_grad()
+    def refresh_copies(self) -> None:
+        """Round the fp32 weights to the model's bf16 copies, where it has some."""
+        if self._copies:
+            torch._foreach_copy_(self._copies, self._copied)
+
     def zero_grad(self) -> None:
         """Drop all gradients."""
+        self._collected = False
         for name, source in self._sources.items():
-            source.grad = self._shards[name].grad = None
+            source.grad = self._masters[name].grad = None
 
-    def tensors(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
-        """Yield (name, the model's parameter, local tensor) of each moment, updated in place."""
-        for name, source in self._sources.items():
-            state = self._adamw.state[self._shards[name]]
+    def tensors(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Yield (name, the fp32 weights, local tensor) of each moment, updated in place."""
+        for name, parameter in self._sources.items():
+            source, state = master(parameter), self._adamw.state[self._masters[name]]
             yield f"exp_avg.{name}", source, state["exp_avg"]
             yield f"exp_avg_sq.{name}", source, state["exp_avg_sq"]
 
     @property
     def num_updates(self) -> Tensor:
         """Scalar fp32 on the device: updates so far, skipped ones not counted."""
-        count: Tensor = self._adamw.state[next(iter(self._shards.values()))]["step"]
+        count: Tensor = self._adamw.state[next(iter(self._masters.values()))]["step"]
         return count
 
     def set_num_updates(self, count: float) -> None:
@@ -119,8 +161,13 @@ class ShardedAdamW:
         for state in self._adamw.state.values():
             state["step"].fill_(count)
 
+    def _gradient(self, name: str) -> Tensor:
+        gradient = self._sources[name].grad
+        assert gradient is not None, f"{name} got no gradient"
+        return gradient
+
     def _inspect(self, loss: Tensor) -> StepReport:
-        gradients = [s.grad for s in self._shards.values() if s.grad is not None and s.numel()]
+        gradients = [m.grad for m in self._masters.values() if m.grad is not None and m.numel()]
         norms = torch.stack(torch._foreach_norm(gradients)) if gradients else loss.new_zeros(1)
         mean_loss = loss.detach().float() / self._ranks.world_size
         # one small collective for both; sums of squares add up over shards
@@ -131,9 +178,9 @@ class ShardedAdamW:
 
 def build_optimizer(
     model: nn.Module, config: OptimConfig, ranks: Ranks, *, clip_norm: float | None = None
-) -> ShardedAdamW:
+) -> MasterAdamW:
     """AdamW with the settings of a pretraining run."""
-    return ShardedAdamW(
+    return MasterAdamW(
         model,
         ranks,
         betas=(config.beta1, config.beta2),

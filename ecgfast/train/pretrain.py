@@ -25,11 +25,12 @@ from ecgfast.store.reader import StoreReader
 from ecgfast.train import run_folder, setup
 from ecgfast.train.checkpoint import Checkpoint
 from ecgfast.train.distributed import Ranks, join, release, spread
+from ecgfast.train.graph import MicrobatchGraph, require_graphable
 from ecgfast.train.guards import out_of_memory
 from ecgfast.train.heldout import split_heldout
 from ecgfast.train.loop import Loop, LossOf, split
 from ecgfast.train.microbatch import choose_microbatch, largest_divisor
-from ecgfast.train.optim import ShardedAdamW, build_optimizer, learning_rate
+from ecgfast.train.optim import MasterAdamW, build_optimizer, learning_rate
 from ecgfast.train.signals import StopSignals
 from ecgfast.train.weights import export_safetensors, full_state
 
@@ -85,11 +86,24 @@ def masked_loss(model: nn.Module, config: Config, *, epoch: int | None = None) -
         config: its settings.
         epoch: of the masks; None takes the batch's own.
     """
+    inputs_of = model_inputs(model, config, epoch=epoch)
+
+    def loss_of(batch: Batch) -> Tensor:
+        loss: Tensor = model(*inputs_of(batch))[0]
+        return loss
+
+    return loss_of
+
+
+def model_inputs(
+    model: nn.Module, config: Config, *, epoch: int | None = None
+) -> Callable[[Batch], tuple[Tensor, ...]]:
+    """Return what turns records into the model's arguments; as for `masked_loss`."""
     seed, num_patches = config.train.seed, config.model.num_patches
     num_keep = cast(MaskedAutoencoder, model).num_keep(config.mask.ratio)
 
-    def loss_of(batch: Batch) -> Tensor:
-        ids_keep_BK, ids_restore_BN, mask_BN = random_mask(
+    def inputs_of(batch: Batch) -> tuple[Tensor, ...]:
+        masks = random_mask(
             batch.record_index,
             seed=seed,
             epoch=batch.epoch if epoch is None else epoch,
@@ -97,10 +111,23 @@ def masked_loss(model: nn.Module, config: Config, *, epoch: int | None = None) -
             num_keep=num_keep,
             backend=config.kernels,
         )
-        loss: Tensor = model(batch.patches, ids_keep_BK, ids_restore_BN, mask_BN)[0]
-        return loss
+        return batch.patches, *masks
 
-    return loss_of
+    return inputs_of
+
+
+def microbatch_graph(
+    model: MaskedAutoencoder, config: Config, *, num_pieces: int
+) -> MicrobatchGraph | None:
+    """Return what replays `masked_loss` and its gradients, None unless `train.cuda_graph`."""
+    if not config.train.cuda_graph:
+        return None
+    return MicrobatchGraph(
+        model,
+        model_inputs(model, config),
+        lambda *inputs: model(*inputs)[0],
+        num_pieces=num_pieces,
+    )
 
 
 def _prepare(
@@ -161,6 +188,7 @@ def _prepare(
         flops_per_record=flops_per_record(config.model, config.mask.ratio),
         validate=_validation(model, store, config, ranks, held, cohort, microbatch),
         engine=config.data.engine,
+        graph=microbatch_graph(model, config, num_pieces=share // microbatch),
     )
     if ranks.is_main:
         run_folder.write_settings(out, config, {**chosen, "microbatch": microbatch})
@@ -185,9 +213,13 @@ def build_spread(
         checkpoint: of the run that goes on, whose attention kernels stay; None at the start.
     Returns:
         the model, and what was chosen for it: "precision", "attention_kernels".
+    Raises:
+        ConfigError: `train.cuda_graph` where no graph can be recorded.
     """
-    model = build_model(config)
     precision = setup.resolve_precision(config, ranks)
+    if config.train.cuda_graph:
+        require_graphable(ranks, precision)
+    model = build_model(config)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     shapes = shapes_of(config.model, num_keep=model.num_keep(config.mask.ratio), dtype=dtype)
     kernels = setup.settle_attention(config, shapes, ranks, checkpoint)
@@ -199,7 +231,7 @@ def build_spread(
 
 
 def memory_probe(
-    model: MaskedAutoencoder, optimizer: ShardedAdamW, config: Config, ranks: Ranks
+    model: MaskedAutoencoder, optimizer: MasterAdamW, config: Config, ranks: Ranks
 ) -> Callable[[int], None]:
     """Return what `choose_microbatch` calls: forward and backward over random records."""
     loss_of = masked_loss(model, config)

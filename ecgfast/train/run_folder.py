@@ -27,6 +27,7 @@ FREE = frozenset(
         "train.microbatch",
         "train.precision",
         "train.compile",
+        "train.cuda_graph",
         "train.max_steps",
         "train.log_every",
         "train.val_every",

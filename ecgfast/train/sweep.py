@@ -15,7 +15,7 @@ from ecgfast.data.batch import Batch
 from ecgfast.data.loader import Loader
 from ecgfast.model.classifier import Classifier
 from ecgfast.train.loop import train_step
-from ecgfast.train.optim import ShardedAdamW
+from ecgfast.train.optim import MasterAdamW
 from ecgfast.train.signals import StopSignals
 
 
@@ -96,7 +96,7 @@ def classification_loss(model: Classifier, is_case_R: Tensor) -> Callable[[Batch
 
 def train_epoch(
     model: Classifier,
-    optimizer: ShardedAdamW,
+    optimizer: MasterAdamW,
     loader: Loader,
     is_case_R: Tensor,
     *,

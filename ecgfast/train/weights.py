@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from ecgfast.config import Config, config_to_toml
 from ecgfast.errors import FormatError
-from ecgfast.train.distributed import full
+from ecgfast.train.distributed import full, master
 
 
 def full_state(model: nn.Module) -> dict[str, Tensor]:
     """Gather a model's state dict to the CPU, unsharded, fp32; collective."""
-    return {name: full(tensor.detach()).cpu() for name, tensor in model.state_dict().items()}
+    state = model.state_dict(keep_vars=True)  # the parameters themselves know their masters
+    return {name: full(master(tensor).detach()).cpu() for name, tensor in state.items()}
 
 
 def export_safetensors(state: Mapping[str, Tensor], path: Path, config: Config) -> None:

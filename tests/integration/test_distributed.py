@@ -7,10 +7,12 @@ import signal
 from pathlib import Path
 
 import pytest
-from tolerances import RANKS_LOSS
+import torch
+from tolerances import RANKS_LOSS, RANKS_LOSS_BF16
 from training_runs import finish, loss_trace, make_store, preset, start, wait_for_step
 
 from ecgfast.config import load_config
+from ecgfast.train.checkpoint import load_model
 from ecgfast.train.pretrain import pretrain
 
 STEPS = 50
@@ -63,6 +65,28 @@ def test_saved_on_four_resumed_on_two_and_on_one(
         output = finish(start(_command(store, run, tiny), ranks=ranks))
         assert "step-00000023" in output
         _close(loss_trace(run), alone)
+
+
+def test_bf16_runs_change_hands_between_one_rank_and_two(
+    store: Path, tiny: Path, tmp_path: Path
+) -> None:
+    """One rank keeps fp32 weights beside bf16 ones, two shard them: the files are the same."""
+
+    def command(run: Path, steps: int) -> list[str]:
+        return [*_command(store, run, tiny, steps), "--set", "train.precision=bf16"]
+
+    finish(start(command(tmp_path / "alone", STEPS)))
+    alone = loss_trace(tmp_path / "alone")
+    for first, second in ((1, 2), (2, 1)):
+        run = tmp_path / f"{first}-{second}"
+        finish(start(command(run, 23), ranks=first))
+        output = finish(start(command(run, STEPS), ranks=second))
+        assert "step-00000023" in output
+        trace = loss_trace(run)
+        assert trace.keys() == alone.keys()
+        assert max(abs(trace[s] - alone[s]) for s in alone) < RANKS_LOSS_BF16
+        state = load_model(run)[0].state_dict()
+        assert {t.dtype for t in state.values()} == {torch.float32}
 
 
 def test_torchrun_brings_a_killed_rank_back(

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from training_runs import (
     finish,
     kill,
@@ -20,6 +21,7 @@ from training_runs import (
 from ecgfast.config import load_config
 from ecgfast.errors import ResumeError
 from ecgfast.log import read_metrics
+from ecgfast.train.checkpoint import load_model
 from ecgfast.train.pretrain import pretrain
 
 STEPS = 40
@@ -50,6 +52,31 @@ def _command(store: Path, run: Path, tiny: Path) -> list[str]:
         *("pretrain", str(store), "--out", str(run), "--preset", str(tiny)),
         *("--set", f"train.max_steps={STEPS}", "--device", "cpu", "--resume"),
     ]
+
+
+@pytest.mark.parametrize("broken_at", [4, 21])
+def test_a_bf16_run_resumes_in_the_same_bits(
+    broken_at: int, store: Path, tiny: Path, tmp_path: Path
+) -> None:
+    """The checkpoint holds fp32 weights only: the bf16 copies are made from them again."""
+    bf16 = ("train.precision=bf16", "train.val_fraction=0.1", "train.max_steps=30")
+    whole = pretrain(_config(tiny, *bf16), store, tmp_path / "whole", device="cpu")
+    run = tmp_path / "run"
+    pretrain(_config(tiny, *bf16, f"train.max_steps={broken_at}"), store, run, device="cpu")
+    pretrain(_config(tiny, *bf16), store, run, device="cpu", resume=True)
+    assert loss_trace(run) == loss_trace(whole)
+    assert weights(run) == weights(whole)
+
+
+def test_bf16_training_gives_fp32_weights(store: Path, tiny: Path, tmp_path: Path) -> None:
+    config = _config(tiny, "train.precision=bf16", "train.max_steps=3")
+    run = pretrain(config, store, tmp_path / "run", device="cpu")
+    state = load_model(run)[0].state_dict()
+    assert {t.dtype for t in state.values()} == {torch.float32}
+    assert weights(run) == {name: t.numpy().tobytes() for name, t in state.items()}
+    assert any(not torch.equal(t, t.bfloat16().float()) for t in state.values())
+    with pytest.raises(ResumeError, match=r"precision \(now 'fp32', in the checkpoint 'bf16'\)"):
+        pretrain(_config(tiny), store, run, device="cpu", resume=True)
 
 
 @pytest.mark.slow

@@ -7,9 +7,11 @@ from ecgfast.bench.cases import render, run
 from ecgfast.bench.reference_mae import ReferenceMae, block_provider
 from ecgfast.bench.rows import make_row
 from ecgfast.bench.step import measure_step, variant_names
+from ecgfast.bench.step_variants import Variant, build_step
 from ecgfast.config import load_config
 from ecgfast.errors import ConfigError
 from ecgfast.model.flops import num_parameters
+from ecgfast.train.distributed import join
 
 DEMO = load_config("demo")
 
@@ -36,7 +38,7 @@ def test_reference_learns_and_attention_variants_agree() -> None:
 
 
 def test_rows_of_a_step_on_the_cpu() -> None:
-    names = [f"reference-eager-{block_provider()}", "ecgfast-copy-eager"]
+    names = [f"reference-eager-{block_provider()}", "ecgfast-eager"]
     everyone = ["ecgfast", *names]
     rows = list(measure_step(DEMO, device="cpu", microbatch=2, names=names, repeats=2))
     measured = {(r.provider, r.metric): r.p50 for r in rows}
@@ -46,6 +48,24 @@ def test_rows_of_a_step_on_the_cpu() -> None:
         rate, time_ms = measured[provider, "throughput"], measured[provider, "time"]
         assert rate == pytest.approx(2e3 / time_ms, rel=0.5)  # quantiles of two repeats
     assert all(r.preset == "demo" and r.shape == "2 records fp32" for r in rows)
+
+
+def test_fsdp_on_one_rank_takes_the_same_steps() -> None:
+    """What is compared with ours must be ours, but for who keeps the weights."""
+    losses = {}
+    with join("cpu", mesh_of_one=True) as ranks:
+        for fsdp in (False, True):
+            torch.manual_seed(0)
+            variant = Variant(fsdp=fsdp, compiled=False)
+            step = build_step(variant, DEMO, ranks, microbatch=2)
+            losses[fsdp] = [step().item() for _ in range(3)]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-5)
+    assert losses[True][0] != losses[True][1]
+
+
+def test_a_graph_that_cannot_be_recorded_gives_no_row() -> None:
+    rows = measure_step(DEMO, device="cpu", microbatch=2, names=["ecgfast-graph"], repeats=1)
+    assert {row.provider for row in rows} == {"ecgfast"}
 
 
 def test_an_attention_that_cannot_run_gives_no_row() -> None:

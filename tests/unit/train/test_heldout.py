@@ -1,6 +1,5 @@
 """Held-out records: whole patients, stable, of about the share that was asked for."""
 
-
 import numpy as np
 import pytest
 from training_runs import make_store

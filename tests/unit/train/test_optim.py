@@ -9,7 +9,7 @@ from toy import toy_batch, toy_config, toy_model
 from ecgfast.config import OptimConfig
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.loop import train_step
-from ecgfast.train.optim import ShardedAdamW, build_optimizer, is_decayed, learning_rate
+from ecgfast.train.optim import MasterAdamW, build_optimizer, is_decayed, learning_rate
 from ecgfast.train.pretrain import masked_loss
 
 
@@ -89,7 +89,7 @@ def test_a_step_that_is_not_finite_changes_nothing(value: float) -> None:
 
 def test_a_parameter_without_a_gradient_is_named() -> None:
     model = torch.nn.ModuleDict({"used": torch.nn.Linear(2, 1), "unused": torch.nn.Linear(2, 1)})
-    optimizer = ShardedAdamW(model, Ranks(), betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = MasterAdamW(model, Ranks(), betas=(0.9, 0.95), weight_decay=0.0)
     loss = model["used"](torch.ones(1, 2)).sum()
     loss.backward()
     with pytest.raises(AssertionError, match=r"unused\.weight got no gradient"):

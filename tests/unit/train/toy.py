@@ -16,7 +16,7 @@ from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.loop import Loop
 from ecgfast.train.optim import build_optimizer
-from ecgfast.train.pretrain import masked_loss
+from ecgfast.train.pretrain import build_spread, masked_loss
 
 NUM_RECORDS = 32
 BATCH = 8
@@ -84,7 +84,8 @@ def toy_loop(
     config: Config, run: Path, *, num_steps: int, broken: range = range(0), rate: float = 1e-3
 ) -> Loop:
     run.mkdir(exist_ok=True)
-    ranks, model = Ranks(), build_model(config)
+    ranks = Ranks()
+    model, _ = build_spread(config, ranks, None)
     return Loop(
         ranks=ranks,
         run=run,
