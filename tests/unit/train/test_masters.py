@@ -12,7 +12,7 @@ from ecgfast.config import Config
 from ecgfast.errors import ConfigError
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.train.checkpoint import load, newest, training_state
-from ecgfast.train.distributed import Ranks, master, spread
+from ecgfast.train.distributed import Ranks, join, master, spread
 from ecgfast.train.loop import split, train_step
 from ecgfast.train.optim import MasterAdamW, build_optimizer, is_decayed
 from ecgfast.train.pretrain import build_spread, masked_loss
@@ -136,6 +136,22 @@ def test_a_step_is_the_plain_optimizers_on_fp32_sums(microbatch: int) -> None:
             master(parameter), oracle[name].detach(), rtol=1e-6, atol=1e-7, msg=name
         )
     _require_rounded(model)
+
+
+def test_fsdp_on_a_mesh_of_one_takes_the_same_steps() -> None:
+    """Several ranks compute on FSDP2's copies; ours must not be another training."""
+    config = toy_config("train.precision=bf16")
+    losses: dict[bool, list[float]] = {}
+    weights: dict[bool, dict[str, Tensor]] = {}
+    for mesh_of_one in (False, True):
+        with join("cpu", mesh_of_one=mesh_of_one) as ranks:
+            assert (ranks.mesh is not None) is mesh_of_one
+            model, _ = build_spread(config, ranks, None)
+            optimizer = build_optimizer(model, config.optim, ranks, clip_norm=1.0)
+            losses[mesh_of_one] = [_step(model, optimizer, config) for _ in range(4)]
+            weights[mesh_of_one] = full_state(model)
+    assert losses[True] == losses[False]
+    assert all(torch.equal(t, weights[False][n]) for n, t in weights[True].items())
 
 
 def test_gradients_of_one_step_never_reach_the_next() -> None:
