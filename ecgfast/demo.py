@@ -35,12 +35,13 @@ class DemoPlan:
             than the study's 1e-4, 3e-5 and 1e-5.
     """
 
-    num_records: int = 1200
+    num_records: int = 1600
     num_sites: int = 4
     seed: int = 0
     pretraining: tuple[str, ...] = (
         "train.batch_size=8",
         "train.epochs=30",
+        "train.max_steps=1900",  # the schedule is left before the rate is too low to learn
         "optim.base_lr=0.064",  # 2e-3: the loss leaves its plateau at 1.0 after some 900 steps
         "optim.warmup_epochs=1",
         "train.val_fraction=0.05",
@@ -50,7 +51,7 @@ class DemoPlan:
     )
     finetuning: tuple[str, ...] = (
         "finetune.learning_rates=[1e-3, 3e-4]",
-        "finetune.epochs=5",
+        "finetune.epochs=4",
         "finetune.batch_size=16",
         "finetune.patience=3",
     )
