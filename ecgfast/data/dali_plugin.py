@@ -12,6 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import ecgfast_kernels
+
 from ecgfast import log
 from ecgfast.data.toolchain import cuda_headers, nvcc, program, search_path
 from ecgfast.errors import BackendUnavailableError
@@ -160,12 +162,15 @@ def _dali_settings() -> dict[str, str]:
 
 def _source_folder() -> Path:
     """kernels/csrc of a source tree, or the copy that an installed package carries."""
-    package = Path(str(files("ecgfast_kernels")))
-    for folder in (package / "csrc", package.parent / "csrc"):
+    assert ecgfast_kernels.__file__ is not None
+    modules = Path(ecgfast_kernels.__file__).parent
+    # `files` also sees what an editable installation keeps apart from the source tree
+    installed = Path(str(files("ecgfast_kernels") / "csrc"))
+    for folder in (modules.parent / "csrc", installed):
         if (folder / "dali_plugin" / "CMakeLists.txt").is_file():
             return folder
     raise BackendUnavailableError(
-        f"the DALI operator's sources are not beside {package}; reinstall ecgfast, or take "
+        f"the DALI operator's sources are not beside {modules}; reinstall ecgfast, or take "
         "engine=cpu"
     )
 
