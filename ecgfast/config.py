@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -32,6 +33,17 @@ class ModelConfig:
     num_leads: int = 12
     num_timesteps: int = 5000
     patch_timesteps: int = 250
+
+    def __post_init__(self) -> None:
+        counts = ["width", "depth", "heads"]
+        names = [f"{part}_{count}" for part in ("encoder", "decoder") for count in counts]
+        _at_least_one("model", self, *names, "num_leads", "num_timesteps", "patch_timesteps")
+        _require(
+            self.num_timesteps % self.patch_timesteps == 0,
+            "model.patch_timesteps",
+            f"a divisor of model.num_timesteps = {self.num_timesteps}",
+            self.patch_timesteps,
+        )
 
     @property
     def num_patches(self) -> int:
@@ -74,16 +86,12 @@ class TrainConfig:
     val_every: int = 500  # steps
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "log_every", "checkpoint_every", "checkpoint_keep"):
-            _require(getattr(self, name) >= 1, f"train.{name}", "at least 1", getattr(self, name))
-        _require(self.val_every >= 1, "train.val_every", "at least 1", self.val_every)
+        _at_least_one("train", self, "batch_size", "epochs", "max_steps", "microbatch", "log_every")
+        _at_least_one("train", self, "checkpoint_every", "checkpoint_keep", "milestone_every")
+        _at_least_one("train", self, "val_every")
         _require(0 <= self.seed < 2**63, "train.seed", "in [0, 2^63)", self.seed)
-        _require(
-            self.microbatch == "auto" or self.microbatch >= 1,
-            "train.microbatch",
-            "'auto' or at least 1",
-            self.microbatch,
-        )
+        clip = self.clip_norm
+        _require(clip is None or 0 < clip < math.inf, "train.clip_norm", "above 0", clip)
         _require(0 <= self.val_fraction < 1, "train.val_fraction", "in [0, 1)", self.val_fraction)
 
 
@@ -98,6 +106,15 @@ class OptimConfig:
     warmup_epochs: float = 40
     min_lr: float = 0.0
 
+    def __post_init__(self) -> None:
+        _require(0 < self.base_lr < math.inf, "optim.base_lr", "above 0", self.base_lr)
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"optim.{name}", "in [0, 1)", value)
+        for name in ("weight_decay", "warmup_epochs", "min_lr"):
+            value = getattr(self, name)
+            _require(0 <= value < math.inf, f"optim.{name}", "at least 0", value)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -108,6 +125,16 @@ class DataConfig:
     resident_budget_gib: float | Literal["auto"] = "auto"
     num_threads: int | Literal["auto"] = "auto"
 
+    def __post_init__(self) -> None:
+        _at_least_one("data", self, "num_threads")
+        budget = self.resident_budget_gib
+        _require(
+            budget == "auto" or 0 <= budget < math.inf,
+            "data.resident_budget_gib",
+            "'auto' or at least 0",
+            budget,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
@@ -117,6 +144,12 @@ class FinetuneConfig:
     epochs: int = 30
     batch_size: int = 64
     patience: int = 5  # epochs without a lower validation loss
+
+    def __post_init__(self) -> None:
+        _at_least_one("finetune", self, "epochs", "batch_size", "patience")
+        rates = self.learning_rates
+        valid = bool(rates) and all(0 < rate < math.inf for rate in rates)
+        _require(valid, "finetune.learning_rates", "one or more numbers above 0", list(rates))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +174,13 @@ def _require(holds: bool, key: str, allowed: str, value: object) -> None:
         raise ConfigError(f"{key} must be {allowed}, got {value!r}")
 
 
+def _at_least_one(section: str, settings: object, *names: str) -> None:
+    """Refuse counts below 1; "auto" and unset stay what they are."""
+    for name in names:
+        value = getattr(settings, name)
+        _require(value in ("auto", None) or value >= 1, f"{section}.{name}", "at least 1", value)
+
+
 def load_config(preset: str, overrides: Iterable[str] = ()) -> Config:
     """Resolve a preset and ``section.name=value`` overrides.
 
@@ -155,6 +195,8 @@ def load_config(preset: str, overrides: Iterable[str] = ()) -> Config:
         key, separator, text = override.partition("=")
         if not separator:
             raise ConfigError(f"--set needs section.name=value, got {override!r}")
+        if key.strip() == "preset":
+            raise ConfigError(f"--set {override}: choose a preset with --preset")
         _put(tree, key.strip(), _parse_literal(text.strip()), override)
     return config_from_dict({**tree, "preset": preset})
 
@@ -204,10 +246,10 @@ def _read_preset(preset: str) -> dict[str, Any]:
 
 def _parse_literal(text: str) -> object:
     try:
-        value: object = tomllib.loads(f"value = {text}")["value"]
+        tree = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
-    return value
+    return tree["value"] if len(tree) == 1 else text  # a line break would begin a second key
 
 
 def _put(tree: dict[str, Any], key: str, value: object, override: str) -> None:
