@@ -137,7 +137,10 @@ def label(
     csv: Annotated[Path, typer.Argument(metavar="CSV", help="One row per echo or record.")],
     label_window_days: Annotated[int | None, typer.Option(min=0, help="Longest gap.")] = None,
     columns: Annotated[str | None, typer.Option(metavar="A,B", help="Default: all.")] = None,
-    split: Annotated[Split, typer.Option(help="By patient, or from the CSV.")] = Split.PATIENT,
+    split: Annotated[
+        Split | None, typer.Option(help="By patient, or from the CSV. Default: as before.")
+    ] = None,
+    key_file: Annotated[Path | None, typer.Option(help="Pseudonym key; default STORE.key.")] = None,
 ) -> None:
     """Join labels and splits into a finished store."""
     from ecgfast.labels import label_store
@@ -147,12 +150,14 @@ def label(
         csv,
         label_window_days=label_window_days,
         columns=columns.split(",") if columns else None,
-        split=split.value,
+        split=None if split is None else split.value,
+        key_file=key_file,
     )
     counts = ", ".join(f"{name} {number}" for name, number in sorted(summary.splits.items()))
     print(
         f"{summary.num_matched} of {summary.num_records} records labelled with "
-        f"{', '.join(summary.columns)}; {summary.num_outside_window} outside the window, "
+        f"{', '.join(summary.columns) or 'no column'}; "
+        f"{summary.num_outside_window} outside the window, "
         f"{summary.num_unused_lines} lines unused; {counts}"
     )
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ecgfast import log
 from ecgfast.errors import ConfigError
 from ecgfast.labels.matching import (
     agreeing_rows,
@@ -57,7 +58,7 @@ def label_store(
     *,
     label_window_days: int | None = None,
     columns: Sequence[str] | None = None,
-    split: Split = "patient",
+    split: Split | None = None,
     key_file: Path | None = None,
 ) -> LabelSummary:
     """Join labels and assign splits; the signals are not touched.
@@ -69,7 +70,8 @@ def label_store(
         label_window_days: take only labels whose label_date lies within so many days of the ECG
             (column ecg_date, or the recording's own date), the nearest where there are several.
         columns: label columns to take; None takes all numbers and yes/no columns, no text.
-        split: "patient" draws 70/15/15 by patient from the key; "column" takes the CSV's `split`.
+        split: "patient" draws 70/15/15 by patient from the key; "column" takes the CSV's `split`;
+            None keeps splits that an earlier CSV gave, and draws where none did.
         key_file: the store's pseudonym key, where it is not STORE.key.
     Raises:
         ConfigError: the CSV does not fit, or splits leak a patient.
@@ -95,12 +97,13 @@ def label_store(
             chosen = nearest_rows(matches, labels, dates, label_window_days)
         records = _with_labels(records, labels, taken, chosen)
         records = _with_personal(records, labels, matches, named, pseudonyms)
-        records = _with_splits(records, labels, named, split, pseudonyms)
+        earlier = (reader.manifest["labels"] or {}).get("split", "patient")
+        records = _with_splits(records, labels, matches, split, earlier, pseudonyms)
         spec = {
             "csv_sha256": hashlib.sha256(csv.read_bytes()).hexdigest(),
             "columns": taken,
             "window_days": label_window_days,
-            "split": split,
+            "split": split or earlier,
         }
         replace_records(reader, records, spec)
     used = {row for rows in matches for row in rows}
@@ -169,21 +172,28 @@ def _with_personal(
 def _with_splits(
     records: pa.Table,
     labels: pa.Table,
-    named: NDArray[np.int64],
-    split: Split,
+    matches: list[list[int]],
+    split: Split | None,
+    earlier: Split,
     pseudonyms: Pseudonyms,
 ) -> pa.Table:
     patients = records["patient_id"].to_pylist()
-    if split == "patient":
-        names = [split_of(pseudonyms, patient) for patient in patients]
-        return _set(records, "split", pa.chunked_array([pa.array(names, pa.string())]))
-    if split != "column":
+    if split not in (None, "patient", "column"):
         raise ConfigError(f"--split must be patient or column, got {split!r}")
-    if "split" not in labels.column_names:
-        raise ConfigError("--split column needs a column named split in the CSV")
-    column = _taken(labels["split"], named)
-    check_splits(patients, column.to_pylist())
-    return _set(records, "split", column)
+    if split == "column":
+        if "split" not in labels.column_names:
+            raise ConfigError("--split column needs a column named split in the CSV")
+        column = _taken(labels["split"], agreeing_rows(matches, labels, ["split"]))
+        check_splits(patients, column.to_pylist())
+        return _set(records, "split", column)
+    if "split" in labels.column_names:
+        log.info("labels: the column split is not used; --split column takes it")
+    if split is None and earlier == "column":
+        log.info("splits stay as an earlier CSV gave them; --split patient draws them anew")
+        check_splits(patients, records["split"].to_pylist())
+        return records
+    names = [split_of(pseudonyms, patient) for patient in patients]
+    return _set(records, "split", pa.chunked_array([pa.array(names, pa.string())]))
 
 
 def _taken(column: pa.ChunkedArray, rows: NDArray[np.int64]) -> pa.ChunkedArray:

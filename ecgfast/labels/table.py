@@ -6,19 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from ecgfast import log
 from ecgfast.errors import ConfigError
+from ecgfast.store.table import SCHEMA
 
 KEYS = ("record_id", "patient_id")
 PERSONAL = ("site", "age", "sex")  # an empty cell leaves what the recording says
 DATES = ("ecg_date", "label_date")
-_TEXT = (*KEYS, *DATES, "site", "sex", "split")
+_NUMBERS = ("age", "ejection_fraction")
+_ABOUT_RECORDING = {*SCHEMA.names} - {*KEYS, *PERSONAL, "split", "ejection_fraction"}
+_TEXT = (*KEYS, *DATES, *_NUMBERS, "site", "sex", "split")
 _LOOKS_LIKE_AN_ID = re.compile(
     r"(^|_)(id|mrn|name|birth|dob|phone|zip|date|time)($|_)", re.IGNORECASE
 )
 _ISO = re.compile(r"(\d{4})-(\d{2})-(\d{2})")
+# In a CSV 04/05/2020 is April in one country and May in the next: only ISO dates, time allowed.
+_ISO_CELL = r"^\s*\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])([T ].*)?$"
+_DECIMAL_CELL = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 _DAY_FIRST = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})")  # WFDB headers
 
 
@@ -26,26 +33,76 @@ def read_labels(path: Path) -> pa.Table:
     """Read a CSV of labels; ids, site, sex, split and dates stay text.
 
     Raises:
-        ConfigError: no such file, no table, or no id column.
+        ConfigError: no such file, no table, no id column, or a cell that cannot be what it should.
     """
-    try:
-        table = pacsv.read_csv(
-            path,
-            parse_options=pacsv.ParseOptions(newlines_in_values=True),
-            convert_options=pacsv.ConvertOptions(
-                column_types={name: pa.string() for name in _TEXT}, strings_can_be_null=True
-            ),
-        )
-    except FileNotFoundError as error:
-        raise ConfigError(f"labels {path}: no such file") from error
-    except pa.ArrowInvalid as error:
-        raise ConfigError(f"labels {path}: not a CSV table with a header line: {error}") from error
+    table = _named(_read(path), path)
     if not set(KEYS) & set(table.column_names):
         raise ConfigError(
             f"labels {path}: got columns {', '.join(table.column_names)}, needs record_id or "
-            "patient_id to join on"
+            "patient_id to join on, with commas between the columns"
+        )
+    for name in DATES:
+        _check_cells(table, name, _ISO_CELL, "YYYY-MM-DD", path)
+    for name in _NUMBERS:
+        _check_cells(table, name, _DECIMAL_CELL, "a number such as 35.5", path)
+        if name in table.column_names:
+            text = pc.utf8_trim_whitespace(table[name].cast(pa.string()))
+            position = table.column_names.index(name)
+            table = table.set_column(position, name, text.cast(pa.float64()))
+    return table
+
+
+def _read(path: Path) -> pa.Table:
+    torn: list[pacsv.InvalidRow] = []
+
+    def refuse(row: pacsv.InvalidRow) -> str:
+        torn.append(row)
+        return "skip"
+
+    options = pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse)
+    in_order = pacsv.ReadOptions(use_threads=False)  # a torn row has its number only then
+    try:
+        with pacsv.open_csv(path, in_order, options) as reader:
+            names = reader.schema.names
+        text = dict.fromkeys((name for name in names if name.strip() in _TEXT), pa.string())
+        kinds = pacsv.ConvertOptions(column_types=text, strings_can_be_null=True)
+        torn.clear()
+        table = pacsv.read_csv(path, in_order, options, kinds)
+    except FileNotFoundError as error:
+        raise ConfigError(f"labels {path}: no such file") from error
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ConfigError(
+            f"labels {path}: not a CSV table with a header line: {error}; save it with commas, "
+            "in UTF-8"
+        ) from error
+    if torn:  # Arrow's own message repeats the row, and rows name patients
+        raise ConfigError(
+            f"labels {path}: line {torn[0].number} has {torn[0].actual_columns} cells, the header "
+            f"{torn[0].expected_columns}; put quotes around cells that hold commas"
         )
     return table
+
+
+def _named(table: pa.Table, path: Path) -> pa.Table:
+    """The columns that have names, without the blanks around them."""
+    names = [name.strip() for name in table.column_names]
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"labels {path}: column {twice[0]!r} occurs twice; rename one")
+    # A row number without a name is what pandas writes first.
+    return table.rename_columns(names).select([name for name in names if name])
+
+
+def _check_cells(table: pa.Table, name: str, pattern: str, allowed: str, path: Path) -> None:
+    """Refuse what would be left out in silence; the cell is not shown, it may name a patient."""
+    if name not in table.column_names:
+        return
+    fits = pc.match_substring_regex(table[name].cast(pa.string()), pattern)
+    wrong = pc.index(fits, False).as_py()
+    if wrong >= 0:
+        raise ConfigError(
+            f"labels {path}: {name} of row {wrong + 1} below the header must be {allowed}, or empty"
+        )
 
 
 def label_columns(table: pa.Table, columns: Sequence[str] | None, path: Path) -> list[str]:
@@ -64,6 +121,12 @@ def label_columns(table: pa.Table, columns: Sequence[str] | None, path: Path) ->
                 f"--columns: {missing[0]!r} is not in {path}; "
                 f"it has {', '.join(table.column_names)}"
             )
+        own = [name for name in columns if name in {*KEYS, *DATES} | _ABOUT_RECORDING]
+        if own:
+            raise ConfigError(
+                f"--columns: {own[0]!r} is a name of the store's own, allowed other columns; "
+                "rename it in the CSV"
+            )
         return [name for name in columns if name not in reserved]
     taken: list[str] = []
     left: list[str] = []
@@ -71,10 +134,11 @@ def label_columns(table: pa.Table, columns: Sequence[str] | None, path: Path) ->
         if field.name in reserved:
             continue
         is_value = pa.types.is_boolean(field.type) or _is_number(field.type)
-        fits = is_value and not _LOOKS_LIKE_AN_ID.search(field.name)
+        is_ours = field.name in _ABOUT_RECORDING
+        fits = is_value and not is_ours and not _LOOKS_LIKE_AN_ID.search(field.name)
         (taken if fits else left).append(field.name)
     if left:
-        log.info(f"labels: left out {', '.join(left)} (text or ids); --columns takes them by name")
+        log.info(f"labels: left out {', '.join(left)} (text, ids or the store's own names)")
     return taken
 
 
@@ -82,7 +146,8 @@ def stored(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A label column in the type that the store uses: float64, bool or text."""
     if pa.types.is_boolean(column.type):
         return column
-    return column.cast(pa.float64() if _is_number(column.type) else pa.string())
+    # Unsafe: whole numbers beyond 2^53 are rounded.
+    return column.cast(pa.float64() if _is_number(column.type) else pa.string(), safe=False)
 
 
 def parse_date(text: str | None) -> datetime.date | None:

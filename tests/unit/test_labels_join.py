@@ -130,9 +130,73 @@ def test_given_splits(store: Path) -> None:
     assert column(store, "split") == ["train", "train", "valid", "valid", "test", None]
 
 
+def test_given_splits_stay_until_others_are_asked_for(store: Path) -> None:
+    drawn = column(store, "split")
+    given = "valid" if drawn[0] != "valid" else "test"
+    rows = "".join(f"a/r{number},{given},1\n" for number in range(NUM_RECORDS))
+    join(store, f"record_id,split,x\n{rows}", split="column")
+    join(store, "record_id,x\na/r0,2\n")
+    assert column(store, "split") == [given] * NUM_RECORDS
+    join(store, "record_id,x\na/r0,3\n")  # the manifest still knows where they came from
+    assert column(store, "split") == [given] * NUM_RECORDS
+    join(store, "record_id,x\na/r0,3\n", split="patient")
+    assert column(store, "split") == drawn
+
+
+def test_given_splits_stay_whole_when_patients_change(store: Path) -> None:
+    splits = ["train", "train", "test", "test", "test", "test"]
+    rows = "".join(f"a/r{number},{split}\n" for number, split in enumerate(splits))
+    join(store, f"record_id,split\n{rows}", split="column")
+    with pytest.raises(ConfigError, match="1 patients are in more than one split"):
+        join(store, "record_id,patient_id\na/r0,p9\na/r5,p9\n")
+
+
+def test_columns_of_the_recording_stay(store: Path) -> None:
+    text = "record_id,start_timestep,flags,x\na/r0,5,9,1\n"
+    assert join(store, text).columns == ("x",)
+    assert column(store, "start_timestep") == [0] * NUM_RECORDS
+    with pytest.raises(ConfigError, match="'flags' is a name of the store's own"):
+        join(store, text, columns=["flags"])
+
+
+def test_what_spreadsheets_and_pandas_write(store: Path) -> None:
+    text = "\ufeff,record_id , ejection_fraction,x\n0,a/r0, 35.5 ,1\n1,a/r1,NA,99999999999999999\n"
+    assert join(store, text).columns == ("ejection_fraction", "x")
+    assert column(store, "ejection_fraction")[:2] == [35.5, None]
+
+
+def test_a_refusal_does_not_repeat_cells(store: Path) -> None:
+    for text in ("record_id,age\na/r0,Jane\n", "record_id,x\na/r0,1,Jane\n"):
+        with pytest.raises(ConfigError) as refusal:
+            join(store, text)
+        assert "Jane" not in str(refusal.value)
+
+
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
+        ("record_id;x\na/r0;1\n", {}, "with commas between the columns"),
+        ("record_id,x,x\na/r0,1,2\n", {}, "column 'x' occurs twice"),
+        ("record_id,x\na/r0,1\na/r1,1,2\n", {}, "line 3 has 3 cells, the header 2"),
+        (
+            "record_id,age\na/r0,50\na/r1,old\n",
+            {},
+            "age of row 2 below the header must be a number",
+        ),
+        ("record_id,ejection_fraction\na/r0,33%\n", {}, "must be a number such as 35.5"),
+        ('record_id,ejection_fraction\na/r0,"33,5"\n', {}, "must be a number such as 35.5"),
+        ("record_id,ejection_fraction\na/r0,inf\n", {}, "must be a number such as 35.5"),
+        (
+            "record_id,label_date,x\na/r0,04/05/2020,1\n",
+            {"label_window_days": 9},
+            "label_date of row 1 below the header must be YYYY-MM-DD",
+        ),
+        ("record_id,x\na/r0,1\n", {"columns": ["record_id"]}, "a name of the store's own"),
+        (
+            "record_id,split\na/r0,train\na/r0,test\n",
+            {"split": "column"},
+            "name the same record and disagree",
+        ),
         ("record_id,x\nb/r0,1\n", {}, "no line names a record"),
         ("id,x\na/r0,1\n", {}, "needs record_id or patient_id"),
         ("record_id,x\na/r0,1\n", {"columns": ["y"]}, "'y' is not in"),
