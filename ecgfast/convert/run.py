@@ -13,8 +13,9 @@ from ecgfast.convert.transcode import transcode
 from ecgfast.convert.work import Quality, Settings
 from ecgfast.errors import ConfigError
 from ecgfast.labels import label_store
+from ecgfast.labels.table import read_labels
 from ecgfast.store.durable import store_lock
-from ecgfast.store.format import MANIFEST, Codec, key_beside
+from ecgfast.store.format import MANIFEST, SIGNALS, Codec, key_beside
 
 OnBad = Literal["quarantine", "fail"]
 
@@ -82,7 +83,10 @@ def convert(
     workers = available_cores() if workers is None else workers
     if workers < 1:
         raise ConfigError(f"--workers must be at least 1, got {workers}")
-    stores = [path for path in paths if (path / MANIFEST).exists()]
+    if labels is not None:
+        read_labels(Path(labels))  # a wrong table is refused now, not after hours of converting
+    # An unfinished store too: its signals must not be taken for a folder without recordings.
+    stores = [path for path in paths if (path / MANIFEST).exists() or (path / SIGNALS).exists()]
     with store_lock(out):
         if stores:
             if len(paths) > 1 or (window, short, quality) != ("first", "quarantine", "flag"):

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
+from ecgfast.errors import CorruptStoreError
 from ecgfast.store.chunks import RECORD_BYTES
 from ecgfast.store.format import QUARANTINE, num_shards, shard_name
 from ecgfast.store.reader import StoreReader, as_store
@@ -82,5 +83,10 @@ def describe(store: StoreReader | str | Path) -> StoreInfo:
 
 def _reasons(path: Path) -> dict[str, int]:
     text = pacsv.ConvertOptions(column_types={"reason": pa.string()})
-    reasons = pacsv.read_csv(path, convert_options=text)["reason"].to_pylist()
+    try:
+        reasons = pacsv.read_csv(path, convert_options=text)["reason"].to_pylist()
+    except (OSError, KeyError, pa.ArrowInvalid) as error:
+        raise CorruptStoreError(
+            f"{path} is missing or damaged; restore it from a copy or convert again"
+        ) from error
     return dict(Counter(re.sub(r"\d[\d.,]*", "#", reason) for reason in reasons).most_common())

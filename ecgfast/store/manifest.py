@@ -47,7 +47,7 @@ def read_manifest(store: Path) -> Manifest:
     damaged = f"{path} is damaged: its digest is wrong; restore it from a copy or convert again"
     try:
         manifest: Manifest = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptStoreError(damaged) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CorruptStoreError(damaged)
