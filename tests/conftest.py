@@ -3,6 +3,10 @@
 import os
 from pathlib import Path
 
+# One thread a process, here and in the processes that tests start: sums come out in the same order
+# everywhere, and the workers of a parallel run do not wait for each other's threads. Before torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
