@@ -83,7 +83,7 @@ def start(command: Sequence[str], *, ranks: int = 0, restarts: int = 0) -> subpr
     if ranks:
         launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         launcher += [f"--max-restarts={restarts}", "--monitor-interval=0.2", "-m"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     return subprocess.Popen(
         [*launcher, "ecgfast", *command],
         env=environment,
