@@ -15,6 +15,7 @@ from ecgfast.convert.preprocess import Digits, Segment, Short, Window, cut, to_d
 from ecgfast.convert.quality import breaks_einthoven, einthoven_uv, flat_leads
 from ecgfast.errors import EcgfastError, FormatError, ShapeError
 from ecgfast.ingest import InputFile, read_record
+from ecgfast.ingest.discover import printable
 from ecgfast.labels.splits import split_of
 from ecgfast.records import NUM_LEADS, NUM_TIMESTEPS, EcgRecord
 from ecgfast.store.chunks import encode_chunks
@@ -26,6 +27,7 @@ Quality = Literal["flag", "strict"]
 _STRICT = ("flat_lead", "einthoven", "interpolated")
 _BLOCK_RECORDS = 32
 _SHORTEST_NAME = 4  # the "1" of 1.hea is in many a reason; as a file name it is caught below
+_LONGEST_REASON = 500
 _FILE_NAME = re.compile(
     r"[^\s'\"]+(\.(?:hea|dat|mat|flac|npy|npz|json|xml|dcm|scp))\b", re.IGNORECASE
 )
@@ -126,7 +128,7 @@ def _encoded(
                 chunk=chunks[n],
                 leads=leads_N4C[n],
                 row=row,
-                source=str(item.path),
+                source=printable(str(item.path)),
                 recorded=candidate.record.provenance.get("recorded", ""),
             )
         result.append((candidate.slot, outcome))
@@ -197,7 +199,7 @@ def _refusal(item: InputFile, reason: str, settings: Settings) -> Refusal:
         "format": item.path.suffix.lstrip("."),
         "reason": reason if settings.pseudonyms.keep else _without_names(reason, item),
     }
-    return Refusal(row=row, source=str(item.path))
+    return Refusal(row=row, source=printable(str(item.path)))
 
 
 def _without_names(reason: str, item: InputFile) -> str:
@@ -206,6 +208,8 @@ def _without_names(reason: str, item: InputFile) -> str:
     for name in sorted(names, key=len, reverse=True):
         if len(name) >= _SHORTEST_NAME:
             reason = reason.replace(name, "INPUT")
+    if len(reason) > _LONGEST_REASON:  # of a damaged file; the pattern's time grows as its square
+        reason = f"{reason[:_LONGEST_REASON].rpartition(' ')[0]} ..."
     return " ".join(_FILE_NAME.sub(r"INPUT\1", reason).split())
 
 

@@ -1,10 +1,18 @@
 """Foreign ECG files -> `EcgRecord`: one module per format, leads always by name."""
 
+import errno
+
 from ecgfast.errors import FormatError
 from ecgfast.ingest.arrays import read_arrays
 from ecgfast.ingest.discover import InputFile, discover
 from ecgfast.ingest.wfdb_record import read_wfdb
 from ecgfast.records import EcgRecord
+
+# Errors of one file. All others are the share's.
+_OF_ONE_FILE = {
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR),
+    *(errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
+}
 
 __all__ = ["InputFile", "discover", "read_record"]
 
@@ -24,5 +32,7 @@ def read_record(item: InputFile) -> EcgRecord:
         if item.path.suffix.lower() == ".hea":
             return read_wfdb(item.path, item.record_id)
         return read_arrays(item.path, item.record_id, item.row)
-    except (FileNotFoundError, PermissionError) as error:
+    except OSError as error:
+        if error.errno not in _OF_ONE_FILE:
+            raise
         raise FormatError(f"{item.path.name}: {error.strerror}") from error

@@ -213,7 +213,8 @@ def _digits_or_microvolt(
     ):
         return signal_ST.astype(np.int16), scale, offset
     column = np.array([offset, scale])[:, :, None]
-    microvolt = ((signal_ST.astype(np.float64) - column[0]) * column[1]).astype(np.float32)
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, which counts as invalid
+        microvolt = ((signal_ST.astype(np.float64) - column[0]) * column[1]).astype(np.float32)
     return microvolt, [1.0] * len(scale), [0.0] * len(offset)
 
 

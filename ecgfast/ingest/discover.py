@@ -67,6 +67,11 @@ def discover(sources: Sequence[Path]) -> list[InputFile]:
     return found
 
 
+def printable(name: str) -> str:
+    """Return a name as text that can be written: old shares have bytes that are no UTF-8."""
+    return os.fsencode(name).decode("utf-8", errors="backslashreplace")
+
+
 def _refuse_overlap(sources: Sequence[Path]) -> None:
     """Refuse sources that would bring the same file twice under two names."""
     resolved = [source.resolve() for source in sources]
@@ -87,8 +92,13 @@ def _walk(folder: str) -> Iterator[str]:
                 continue  # .snapshot folders, and macOS's ._NAME companions on shares
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk(entry.path)
-            elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+            elif entry.name.lower().endswith(SUFFIXES) and (_is_broken(entry) or entry.is_file()):
                 yield entry.path
+
+
+def _is_broken(entry: os.DirEntry[str]) -> bool:
+    """Whether a link leads nowhere or to itself: a lost recording, which reading it then says."""
+    return entry.is_symlink() and not os.path.exists(entry.path)
 
 
 def _inputs(path: Path, relative: str, source: Path) -> list[InputFile]:
@@ -96,8 +106,8 @@ def _inputs(path: Path, relative: str, source: Path) -> list[InputFile]:
     stem, suffix = os.path.splitext(relative)
     if suffix.lower() not in SUFFIXES:
         return []
-    record_id = stem.replace(os.sep, "/")
-    rows = batch_size(path) if suffix.lower() == ".npy" else None
+    record_id = printable(stem.replace(os.sep, "/"))
+    rows = batch_size(path) if suffix.lower() == ".npy" and path.exists() else None
     if rows is None:
         return [InputFile(record_id=record_id, path=path, source=source)]
     return [

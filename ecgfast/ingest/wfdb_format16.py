@@ -42,7 +42,7 @@ def _read_frames(
     folder: Path, file_name: str, specs: list[SignalSpec], num_timesteps: int
 ) -> NDArray[Any]:
     """Return (T, S) int16 of one signal file; T from the file's size where the header is silent."""
-    if "/" in file_name or "\\" in file_name or file_name == "..":
+    if file_name == ".." or set(file_name) & set("/\\\0"):
         raise FormatError(f"signal file is {file_name!r}, allowed a plain name beside the header")
     try:
         with open(folder / file_name, "rb", buffering=0) as file:

@@ -66,7 +66,7 @@ def parse_header(text: str, source: str) -> WfdbHeader:
         text: the whole file.
         source: file name, named in errors.
     Raises:
-        FormatError: a line is no WFDB header line.
+        FormatError: a line is no WFDB header line; lines hold names and dates, so none is repeated.
     """
     lines: list[str] = []
     comments: list[str] = []
@@ -86,12 +86,13 @@ def parse_header(text: str, source: str) -> WfdbHeader:
         segments = int(fields[0].split("/")[1]) if "/" in fields[0] else 0
     except (IndexError, ValueError):
         raise FormatError(
-            f"{source}: record line is {lines[0]!r}, allowed "
-            "'NAME SIGNALS [RATE [TIMESTEPS [TIME] [DATE]]]'"
+            f"{source}: the record line has {len(fields)} words, allowed "
+            "'NAME SIGNALS [RATE [TIMESTEPS [TIME] [DATE]]]' with numbers and a NAME without blanks"
         ) from None
     if not 0 < rate < 1e6 or num_timesteps < 0 or num_signals < 0:
         raise FormatError(
-            f"{source}: record line is {lines[0]!r}, allowed a rate in (0, 1e6) Hz and counts >= 0"
+            f"{source}: the record line gives {num_signals} signals of {num_timesteps} timesteps "
+            f"at {rate:g} Hz, allowed a rate in (0, 1e6) Hz and counts >= 0"
         )
     if segments == 0 and len(lines) - 1 < num_signals:
         raise FormatError(
@@ -137,7 +138,7 @@ def _signal_spec(line: str, source: str) -> SignalSpec:
         )
     except (IndexError, ValueError):
         raise FormatError(
-            f"{source}: signal line is {line!r}, allowed "
+            f"{source}: a signal line has {count} words, allowed "
             "'FILE FORMAT GAIN(BASELINE)/UNITS BITS ZERO INITIAL CHECKSUM BLOCK NAME'"
         ) from None
 

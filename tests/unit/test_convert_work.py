@@ -56,6 +56,9 @@ def test_names_stay_out_of_the_store(tmp_path: Path) -> None:
     write_wfdb(tmp_path / "Jane_Doe/Doe_1961", signal[:, :50])
     write_wfdb(tmp_path / "Jane_Doe/Doe_1962", signal, leads=[f"lead{n}" for n in range(12)])
     (tmp_path / "Jane_Doe/Doe_1962.dat").unlink()
+    (tmp_path / "Jane_Doe/x1.hea").write_text("Jane Doe 12 500 5000\n")
+    (tmp_path / "Jane_Doe/x2.hea").write_text("Doe 12 -5 5000 12:00 01/02/1960\n")
+    (tmp_path / "Jane_Doe/x3.hea").write_text("r 1 500\nDoe.x 16 much/mV 16 0 0 0 0 Doe\n")
     convert_quietly([tmp_path / "Jane_Doe"], tmp_path / "store")
     content = b"".join(snapshot(tmp_path / "store").values())
     for name in (b"Doe", b"Jane", b"4711", bytes(tmp_path)):
@@ -63,6 +66,16 @@ def test_names_stay_out_of_the_store(tmp_path: Path) -> None:
     beside = tmp_path / "store.sources.csv"
     assert "Doe_1960.hea" in beside.read_text()
     assert beside.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_reason_is_short_and_soon_there(tmp_path: Path) -> None:
+    write_wfdb(tmp_path / "in/good", ecg_like(1, seed=0)[0])
+    junk = "x" * 1_000_000  # a pattern over all of it would take hours
+    (tmp_path / "in/junk.npy").write_bytes(b"")
+    (tmp_path / "in/signals.json").write_text(f'{{"sampling_rate_hz": "{junk}"}}')
+    summary = convert_quietly([tmp_path / "in"], tmp_path / "store")
+    assert summary.num_quarantined == 1
+    assert (tmp_path / "store/quarantine.csv").stat().st_size < 2000
 
 
 def test_keep_identifiers(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """The input list: complete, sorted, unique."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ecgfast.errors import FormatError
-from ecgfast.ingest import discover
+from ecgfast.ingest import discover, read_record
 
 
 def _touch(root: Path, *names: str) -> None:
@@ -67,3 +68,33 @@ def test_sources_without_records_are_refused(tmp_path: Path, name: str) -> None:
     _touch(tmp_path, "note.txt")
     with pytest.raises(FormatError, match=r"does not exist|holds no ECG file"):
         discover([tmp_path / name])
+
+
+def test_broken_links_are_lost_recordings_and_said(tmp_path: Path) -> None:
+    (tmp_path / "a.hea").symlink_to("nowhere.hea")
+    (tmp_path / "b.hea").symlink_to("b.hea")
+    (tmp_path / "c.npy").symlink_to("nowhere.npy")
+    items = discover([tmp_path])
+    assert [item.record_id for item in items] == ["a", "b", "c"]
+    for item in items[:2]:
+        with pytest.raises(FormatError, match=f"{item.record_id}.hea: "):
+            read_record(item)
+
+
+def test_names_that_are_no_text_get_an_id_that_is(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/M\xfcller.hea"
+    try:
+        open(path, "wb").close()
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    (item,) = discover([tmp_path])
+    assert item.record_id == r"M\xfcller"
+    assert item.path.exists()
+
+
+def test_a_folder_in_place_of_a_signal_file_concerns_one_record(tmp_path: Path) -> None:
+    (tmp_path / "r.hea").write_text("r 1 500 10\nr.dat 16 1000 16 0 0 0 0 I\n")
+    (tmp_path / "r.dat").mkdir()
+    (item,) = discover([tmp_path])
+    with pytest.raises(FormatError):
+        read_record(item)
