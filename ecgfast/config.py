@@ -230,7 +230,7 @@ def _read_preset(preset: str) -> dict[str, Any]:
         path = Path(preset)
         if not path.is_file():
             raise ConfigError(f"no preset file {preset}; name an existing TOML file")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")  # TOML itself allows only UTF-8
     else:
         names = preset_names()
         if preset not in names:

@@ -22,7 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ecgfast.errors import BackendUnavailableError
+from ecgfast.errors import BackendUnavailableError, FormatError
 
 T = TypeVar("T")
 Advance = Callable[[int], None]
@@ -200,10 +200,32 @@ class MetricsWriter:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Every whole line of a run's ``metrics.jsonl``; a last line cut by a crash is left out."""
+    """Every whole line of a run's ``metrics.jsonl``; a last line cut by a crash is left out.
+
+    Raises:
+        FormatError: another line is damaged.
+    """
     path = folder / "metrics.jsonl"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    rows: list[dict[str, float]] = []
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
+            continue
+        row = _parsed(line)
+        if row is None:
+            raise FormatError(
+                f"{path}: line {number} is damaged; restore the file or delete the line"
+            )
+        rows.append(row)
+    return rows
+
+
+def _parsed(line: str) -> dict[str, float] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def _is_nan(value: object) -> bool:

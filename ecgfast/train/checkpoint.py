@@ -198,8 +198,11 @@ def newest(run: Path) -> Checkpoint | None:
     try:
         meta: dict[str, Any] = json.loads((path / "meta.json").read_bytes())
         sizes = {name: (path / name).stat().st_size for name in meta["files"]}
+        missing = {"kind", "identity", "format"} - set(meta)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResumeError(_damaged(path, str(error))) from error
+    if missing:
+        raise ResumeError(_damaged(path, f"meta.json has no {', '.join(sorted(missing))}"))
     if sizes != meta["files"]:
         raise ResumeError(_damaged(path, "a file has another size than when it was written"))
     if meta["format"] != FORMAT:
@@ -261,12 +264,12 @@ def load_model(run: Path) -> tuple[nn.Module, Config, dict[str, Any]]:
         raise ResumeError(
             f"{run} is not the folder of a run: it has no config.toml; check the path"
         )
-    config = config_from_dict(tomllib.loads((run / "config.toml").read_text(encoding="utf-8")))
+    config = _settings(run / "config.toml")
     result = run / "result.json"
     if result.is_file():
-        meta: dict[str, Any] = json.loads(result.read_bytes())
+        meta = _result(result)
         classifier = build_classifier(config, meta["identity"]["model"])
-        classifier.load_state_dict(read_weights(run / "best.safetensors"))
+        _fill(classifier, run / "best.safetensors")
         return classifier.eval(), config, meta
     checkpoint = newest(run)
     if checkpoint is None or checkpoint.meta["kind"] != "pretrain":
@@ -277,6 +280,35 @@ def load_model(run: Path) -> tuple[nn.Module, Config, dict[str, Any]]:
     model = build_model(config)
     load_weights(checkpoint, model)
     return model.eval(), config, checkpoint.meta
+
+
+def _settings(path: Path) -> Config:
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no UTF-8, or no TOML
+        raise ResumeError(f"{path} is damaged: {error}; restore it from a copy") from error
+    return config_from_dict(tree)
+
+
+def _result(path: Path) -> dict[str, Any]:
+    """What a finished fine-tuning says about itself."""
+    damaged = f"{path} is damaged; restore it from a copy, or fine-tune again"
+    try:
+        meta: dict[str, Any] = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ResumeError(damaged) from error
+    if not isinstance(meta, dict) or not {"kind", "identity", "preprocessing"} <= set(meta):
+        raise ResumeError(damaged)
+    return meta
+
+
+def _fill(model: nn.Module, weights: Path) -> None:
+    try:
+        model.load_state_dict(read_weights(weights))
+    except RuntimeError as error:  # other names or shapes than the model's
+        raise ResumeError(
+            f"weights {weights} do not fit the model of config.toml; restore both from a copy"
+        ) from error
 
 
 def _read(path: Path, state: dict[str, Tensor], *, no_dist: bool = False) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from ecgfast_kernels.backend import BackendError, resolve
 from numpy.typing import NDArray
 
 from ecgfast import log
 from ecgfast.config import Config
 from ecgfast.data.loader import Loader, build_loader
 from ecgfast.data.normalise import CohortStatistics
-from ecgfast.errors import ConfigError
+from ecgfast.errors import BackendUnavailableError, ConfigError
 from ecgfast.model.attention import Backend
 from ecgfast.model.attention_choice import Choice, Shape, choose_attention, probe
 from ecgfast.store.reader import StoreReader, open_store
@@ -74,7 +75,15 @@ def rank_share(batch_size: int, ranks: Ranks, *, key: str = "train.batch_size") 
 
 
 def resolve_precision(config: Config, ranks: Ranks) -> Precision:
-    """Settle `train.precision`: bf16 on a GPU, fp32 on a CPU."""
+    """Settle `train.precision`: bf16 on a GPU, fp32 on a CPU.
+
+    Raises:
+        BackendUnavailableError: `kernels` names what this device cannot run.
+    """
+    try:
+        resolve(config.kernels, ranks.device)
+    except BackendError as error:
+        raise BackendUnavailableError(str(error)) from error
     asked = config.train.precision
     if asked == "auto":
         return "bf16" if ranks.device.type == "cuda" else "fp32"
@@ -105,7 +114,8 @@ def settle_attention(
     """
     if checkpoint is not None and config.attention == "auto":
         kept: dict[str, str] = checkpoint.meta["identity"]["attention_kernels"]
-        return kept
+        if set(kept) == set(shapes):  # else it is another kind of run, which is refused later
+            return kept
     found: list[dict[str, str]] = [{}]
     for part, shape in shapes.items() if ranks.is_main else ():
         choice = _choose(config, shape, ranks.device)

@@ -43,7 +43,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"weights {path} cannot be read: the file is damaged, or holds code besides tensors, "
             "which is never run; give a .safetensors file, or a .pth state dict"
         ) from error
-    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError) as error:
+    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, LookupError) as error:
         raise FormatError(
             f"weights {path} cannot be read: {str(error).splitlines()[0]}; give a .safetensors "
             "file, or a .pth state dict"

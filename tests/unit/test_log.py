@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ecgfast import log
-from ecgfast.errors import BackendUnavailableError
+from ecgfast.errors import BackendUnavailableError, FormatError
 
 
 def test_metrics_of_steps_after_the_resume_point_are_forgotten(tmp_path: Path) -> None:
@@ -55,3 +55,10 @@ def test_progress_prints_plain_lines_without_a_terminal(
     lines = capsys.readouterr().err.splitlines()
     assert lines[1].startswith("count: 2 of 4 records, 50%")
     assert len(lines) == 4
+
+
+@pytest.mark.parametrize("line", ["garbage", "[1]", "{}", "\ufffd"])
+def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    with pytest.raises(FormatError, match="line 2 is damaged"):
+        log.read_metrics(tmp_path)
