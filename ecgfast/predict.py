@@ -76,7 +76,7 @@ def predict(run: Path, files: Sequence[Path], out: Path | None = None) -> int:
     if out is None:
         return _write(rows, sys.stdout)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", newline="", encoding="utf-8") as file:
+    with out.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         return _write(rows, file)
 
 

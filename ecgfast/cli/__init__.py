@@ -4,9 +4,11 @@ Only typer is imported here and in the command modules; everything heavy is impo
 commands, so that ``ecgfast --help`` answers at once.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from types import TracebackType
 
 import typer
@@ -16,6 +18,7 @@ from ecgfast.cli import data, machine, reports, training
 from ecgfast.errors import EcgfastError
 
 GLOBAL_FLAGS = ("--debug", "--strict")
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 app = typer.Typer(
     name="ecgfast",
@@ -44,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not debug:
         sys.excepthook = _one_line
+    if isinstance(sys.stdout, TextIOWrapper):  # names that the locale cannot show do not end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if given and not given[-1].startswith("--help"):
             _start_log(debug=debug, strict=strict)
@@ -63,6 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _refuse(f"no permission, got {error.filename}; choose another path or user")
+    except BrokenPipeError:  # `ecgfast ... | head` has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if debug or error.errno not in DISK_FULL:
+            raise
+        return _refuse(f"disk full, got {error.filename or 'the output'}; free some space")
     except (typer.Abort, KeyboardInterrupt):
         _say("interrupted; the same command (with --resume for a training run) goes on")
         return 1

@@ -11,7 +11,7 @@ from typing import Any
 from ecgfast.errors import ConfigError, ResumeError
 from ecgfast.ingest import InputFile
 from ecgfast.store.durable import explained, write_durably
-from ecgfast.store.format import MANIFEST
+from ecgfast.store.format import MANIFEST, beside
 
 _PLAN, _INPUTS = "plan.json", "inputs.jsonl"
 
@@ -20,7 +20,7 @@ Spec = dict[str, Any]
 
 def work_folder(out: Path) -> Path:
     """Journal, frozen input list and rows of an unfinished store: beside it, they hold paths."""
-    return out.with_name(out.name + ".convert")
+    return beside(out, ".convert")
 
 
 @dataclass(frozen=True, kw_only=True)

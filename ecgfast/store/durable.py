@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ecgfast.errors import EcgfastError
+from ecgfast.store.format import beside
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -81,7 +82,7 @@ def store_lock(store: Path) -> Iterator[None]:
     Raises:
         EcgfastError: another process holds it.
     """
-    path = store.with_name(store.name + ".lock")
+    path = beside(store, ".lock")
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = _locked(path)

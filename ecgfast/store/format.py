@@ -8,7 +8,7 @@ import numpy as np
 from ecgfast_kernels.codec import crc32c
 from numpy.typing import NDArray
 
-from ecgfast.errors import CorruptStoreError
+from ecgfast.errors import ConfigError, CorruptStoreError
 from ecgfast.records import NUM_LEADS, NUM_TIMESTEPS
 
 Codec = Literal["ecgpack", "zstd", "none"]
@@ -56,14 +56,26 @@ def num_shards(num_records: int) -> int:
     return -(-num_records // SHARD_RECORDS)
 
 
+def beside(store: Path, suffix: str) -> Path:
+    """The path STORE + suffix; a store given as . or .. is named by its folder.
+
+    Raises:
+        ConfigError: nothing can lie beside it, as with /.
+    """
+    named = store if store.name not in ("", "..") else store.resolve()
+    if not named.name:
+        raise ConfigError(f"a store must be a folder with a name, got {str(store)!r}")
+    return named.with_name(named.name + suffix)
+
+
 def key_beside(store: Path) -> Path:
     """The pseudonym key of a store: beside it, never in it."""
-    return store.with_name(store.name + ".key")
+    return beside(store, ".key")
 
 
 def sources_beside(store: Path) -> Path:
     """The table from record_id to readable path: beside the store, never in it."""
-    return store.with_name(store.name + ".sources.csv")
+    return beside(store, ".sources.csv")
 
 
 def with_crc32c(data: bytes) -> bytes:

@@ -1,11 +1,15 @@
 """Mistakes of users are one line on stderr and exit code 2; other failures exit with 1."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ecgfast.cli import main
 from ecgfast.convert import convert
@@ -116,6 +120,84 @@ def test_a_damaged_store_is_named_by_verify(
         assert shard.name in capsys.readouterr().out
     finally:
         shard.write_bytes(backup)
+
+
+@pytest.mark.parametrize("name", ["config.toml", "result.json", "best.safetensors"])
+def test_a_damaged_run(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    result = {"kind": "finetune", "identity": {"model": "cnn"}, "preprocessing": {}}
+    (run / "config.toml").write_text("[model]\nkind = 'cnn'\n")
+    (run / "result.json").write_text(json.dumps(result))
+    save_file({"a": torch.zeros(1)}, run / "best.safetensors")
+    if name != "best.safetensors":  # that one holds another model's weights already
+        (run / name).write_bytes(b"\xff[")
+    line = refused(capsys, "predict", run, tmp_path)
+    assert name in line
+    assert "restore" in line
+
+
+def test_what_this_machine_cannot_run(tmp_path: Path, store: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "ecgfast", "pretrain", str(store), "--out", str(tmp_path / "run")),
+        *("--preset", "demo", "--device", "cpu"),
+        *("--set", "kernels=triton", "--set", "train.batch_size=2", "--set", "train.max_steps=1"),
+    ]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: kernels=triton needs")
+
+
+def test_stores_that_nothing_can_lie_beside(
+    capsys: pytest.CaptureFixture[str], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "a folder with a name, got '/'" in refused(capsys, "convert", store, "--out", "/")
+    monkeypatch.chdir(store)
+    assert "labels nowhere.csv: no such file" in refused(capsys, "label", ".", "nowhere.csv")
+    assert store.with_name("store.key").exists()
+    assert sorted(path.name for path in store.parent.glob("*.lock")) == []
+
+
+def test_labels_are_read_before_anything_is_converted(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, store: Path
+) -> None:
+    out = tmp_path / "out"
+    line = refused(capsys, "convert", store.with_name("cohort"), "--out", out, "--labels", tmp_path)
+    assert "labels" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfinished_store_is_no_source(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "begun" / "signals.zarr").mkdir(parents=True)
+    line = refused(capsys, "convert", tmp_path / "begun", "--out", tmp_path / "out")
+    assert "unfinished store" in line
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
+def test_a_full_disk_and_a_reader_that_goes(store: Path) -> None:
+    command = [sys.executable, "-m", "ecgfast", "info", str(store)]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: disk full")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_names_that_the_locale_cannot_show(tmp_path: Path, store: Path) -> None:
+    link = tmp_path / "Süd"
+    link.symlink_to(store)
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(
+        [sys.executable, "-m", "ecgfast", "info", str(link)],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (0, "")
+    assert r"S\xfcd" in result.stdout
 
 
 def test_a_failure_that_nobody_expected_is_one_line_and_exit_1() -> None:
