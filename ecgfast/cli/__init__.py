@@ -18,6 +18,7 @@ from ecgfast.cli import data, machine, reports, training
 from ecgfast.errors import EcgfastError
 
 GLOBAL_FLAGS = ("--debug", "--strict")
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 app = typer.Typer(
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; None: those of the process.
     Returns:
-        0; 2 for a mistake of the user, told in one line on stderr; 1 for anything else.
+        0; 2 for a mistake of the user, told in one line on stderr; 130 after Ctrl-C; 1 for anything
+        else.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug, strict = (flag in given for flag in GLOBAL_FLAGS)
@@ -76,8 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _refuse(f"disk full, got {error.filename or 'the output'}; free some space")
     except (typer.Abort, KeyboardInterrupt):
+        result = INTERRUPTED
+    if result == INTERRUPTED:  # what typer makes of Ctrl-C
         _say("interrupted; the same command (with --resume for a training run) goes on")
-        return 1
     return result if isinstance(result, int) else 0
 
 

@@ -200,6 +200,18 @@ def test_names_that_the_locale_cannot_show(tmp_path: Path, store: Path) -> None:
     assert r"S\xfcd" in result.stdout
 
 
+def test_ctrl_c_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ecgfast.evaluate.cohort.describe", interrupted)
+    assert main(["info", str(store)]) == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the same command" in line
+
+
 def test_a_failure_that_nobody_expected_is_one_line_and_exit_1() -> None:
     impossible = "n" * 300  # no file system takes a name of this length
     command = [sys.executable, "-m", "ecgfast", "synth", impossible, "--records", "9"]
