@@ -20,7 +20,6 @@ from ecgfast.errors import BackendUnavailableError
 
 _LIBRARY = "libecgfast_dali.so"
 _SOURCES = ("codec.h", "codec_format.h", "codec_cuda.*", "warp*.h", "dali_plugin/*")
-_loaded: set[Path] = set()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +43,9 @@ class Target:
         return "-".join([*parts, *([f"sm{self.arch}"] if self.arch else [])])
 
 
+_loaded: list[Target] = []  # at most one: an operator is registered once in a process
+
+
 def load_plugin(device_index: int | None) -> None:
     """Make `fn.ecg_decode` known to DALI in this process, building it first where need be.
 
@@ -53,12 +55,18 @@ def load_plugin(device_index: int | None) -> None:
         BackendUnavailableError: DALI, a compiler or the CUDA headers are missing, or the build
             failed; the message holds the compiler's last lines.
     """
-    path = build_plugin(find_target(device_index), cache_folder())
-    if path not in _loaded:
+    target = find_target(device_index)
+    if _loaded and target not in _loaded:  # DALI aborts the process when an operator comes twice
+        raise BackendUnavailableError(
+            f"engine=dali runs for {_loaded[0].folder} in this process and cannot change to "
+            f"{target.folder}; start another process, or take engine=cpu"
+        )
+    path = build_plugin(target, cache_folder())
+    if not _loaded:
         from nvidia.dali import plugin_manager
 
         plugin_manager.load_library(str(path))
-        _loaded.add(path)
+        _loaded.append(target)
 
 
 def find_target(device_index: int | None) -> Target:
