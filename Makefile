@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 SOURCES := ecgfast kernels/ecgfast_kernels tools benchmarks tests
 NATIVE := $(wildcard kernels/csrc/*) CMakeLists.txt kernels/csrc/CMakeLists.txt
 
-.PHONY: setup demo test test-fast test-gpu lint type kernels bench ci clean
+.PHONY: setup demo test test-slow test-gpu lint type kernels bench ci clean
 
 ## setup: .venv with everything for development
 setup: $(VENV)/.dev
@@ -15,13 +15,13 @@ setup: $(VENV)/.dev
 demo: $(VENV)/.run
 	$(BIN)/ecgfast demo --out demo
 
-## test: every test that needs no GPU
+## test: every quick test that needs no GPU, under ten minutes on two cores
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -m "not gpu"
-
-## test-fast: without the slow ones
-test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m "not gpu and not slow"
+
+## test-slow: the others that need no GPU: kills, ranks, long runs
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 -m "slow and not gpu"
 
 ## test-gpu: the tests that need a CUDA device
 test-gpu: $(VENV)/.dev
@@ -42,7 +42,7 @@ kernels: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/ecgfast bench all
 
-ci: lint type test
+ci: lint type test test-slow
 
 clean:
 	rm -rf $(VENV) build demo
