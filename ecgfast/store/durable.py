@@ -5,14 +5,16 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from ecgfast import log
 from ecgfast.errors import EcgfastError
 from ecgfast.store.format import beside
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # Lustre without -o flock, some NFS
 
 
 def write_durably(path: Path, parts: Iterable[bytes], *, mode: int = 0o644) -> dict[str, int | str]:
@@ -58,42 +60,62 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into one clear error; other OSErrors pass."""
+def explained(path: Path, *, again: str = "run the same command again") -> Iterator[None]:
+    """Turn a full or read-only disk into one clear error; other OSErrors pass.
+
+    Args:
+        path: what is being written.
+        again: how to go on when there is space.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            raise EcgfastError(
-                f"disk full while writing {path}: free some space and run the same command again, "
-                "it goes on where it stopped"
-            ) from error
-        if error.errno in _FORBIDDEN:
-            raise EcgfastError(
-                f"cannot write {path}: {error.strerror}; choose a place that this user may write to"
-            ) from error
-        raise
+        told = explain(error, path, again=again)
+        if told is None:
+            raise
+        raise told from error
+
+
+def explain(error: OSError, path: Path, *, again: str) -> EcgfastError | None:
+    """Say what a full or read-only disk means for the user; None for any other error."""
+    if error.errno in _FULL:
+        return EcgfastError(
+            f"disk full while writing {path}: free some space and {again}, it goes on where it "
+            "stopped"
+        )
+    if error.errno in _FORBIDDEN:
+        return EcgfastError(
+            f"cannot write {path}: {error.strerror}; choose a place that this user may write to"
+        )
+    return None
+
+
+def store_lock(store: Path) -> AbstractContextManager[None]:
+    """Hold the one writer's lock of a store, beside it; see `exclusive`."""
+    return exclusive(beside(store, ".lock"), store)
 
 
 @contextmanager
-def store_lock(store: Path) -> Iterator[None]:
-    """Hold the one writer's lock of a store; it ends with the process, however that dies.
+def exclusive(lock: Path, what: Path) -> Iterator[None]:
+    """Be the only process that writes something; the lock ends with it, however it dies.
 
+    Args:
+        lock: a file that exists while it is held; its folder is created.
+        what: the folder that it stands for, for the message.
     Raises:
         EcgfastError: another process holds it.
     """
-    path = beside(store, ".lock")
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = _locked(path)
+    with explained(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        fd = _locked(lock)
     if fd is None:
         raise EcgfastError(
-            f"{store} is being written by another process; wait until it ends, then run again"
+            f"{what} is being written by another process; wait until it ends, then run again"
         )
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
         os.close(fd)
 
 
@@ -105,6 +127,14 @@ def _locked(path: Path) -> int | None:
         except BlockingIOError:
             os.close(fd)
             return None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            log.warning(
+                f"{path.parent} knows no file locks ({error.strerror}): see to it that no other "
+                "process writes there"
+            )
+            return fd
         # The holder before us may have unlinked the file between our open and our lock.
         if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
             return fd

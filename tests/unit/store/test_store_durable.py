@@ -1,5 +1,7 @@
 """Durable files and the lock."""
 
+import errno
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -49,3 +51,16 @@ def test_lock_excludes_and_dies_with_its_process(tmp_path: Path) -> None:
     with store_lock(store):
         pass
     assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_without_locks_is_written_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr("ecgfast.log.logger.propagate", True)
+    with store_lock(tmp_path / "store"):
+        pass
+    assert f"{tmp_path} knows no file locks" in caplog.text
