@@ -1,5 +1,6 @@
 """Spawned workers that give results in order, in bounded memory, and die with their parent."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,8 @@ from ecgfast.errors import EcgfastError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_KEPT_BYTES = 32 << 20  # the most that glibc takes as a threshold
 _IN_FLIGHT_PER_WORKER = 3  # batches: one in work, one waiting, one done and not yet written
 
 
@@ -64,10 +67,22 @@ def available_cores() -> int:
 
 def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    _keep_freed_memory()
     parent = multiprocessing.parent_process()
     assert parent is not None
     # A pipe that closes with the parent, however it dies; a worker would outlive kill -9 otherwise.
     threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _keep_freed_memory() -> None:
+    """Stop glibc from giving a batch's memory back to the kernel after each batch.
+
+    Every page that returns is a page fault: 100 microseconds a record, a fifth of the work.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # other C libraries have no such habit
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def _die_with(sentinel: int) -> None:

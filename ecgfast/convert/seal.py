@@ -1,10 +1,12 @@
 """The last step of a convert: tables, metadata, and the manifest that makes the folder a store."""
 
 import shutil
-from collections import Counter
-from itertools import groupby
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ecgfast.convert.preprocess import MAX_INVALID_SHARE
 from ecgfast.convert.work import Settings
@@ -13,7 +15,7 @@ from ecgfast.records import NUM_TIMESTEPS, SAMPLING_RATE_HZ
 from ecgfast.store.format import QUARANTINE, RECORDS, Codec, sources_beside
 from ecgfast.store.manifest import Manifest, write_manifest
 from ecgfast.store.metadata import write_metadata
-from ecgfast.store.table import write_quarantine, write_records, write_sources
+from ecgfast.store.table import records_table, write_quarantine, write_sources, write_table
 from ecgfast.store.writer import StoreWriter
 
 
@@ -25,14 +27,21 @@ def seal_converted(
     Raises:
         FormatError: not one input could be converted.
     """
-    quarantine = write_quarantine(out, writer.lines())
-    write_sources(sources_beside(out), writer.lines())
-    counts, synthetic = _counts(writer, num_inputs)
+    quarantine = write_quarantine(out, writer.csv("quarantine"))
+    write_sources(sources_beside(out), writer.csv("sources"))
     if writer.num_records == 0:
         raise FormatError(
             f"none of {num_inputs} inputs could be converted; {out / QUARANTINE} says why for each"
         )
-    records = write_records(out, writer.lines(), writer.columns)
+    converted: set[int] = set()  # positions: an input can give several windows
+    table = records_table(_rows(writer, converted), writer.columns)
+    records = write_table(out, table)
+    counts = {
+        "inputs": num_inputs,
+        "converted": len(converted),
+        "quarantined": num_inputs - len(converted),
+        "records": writer.num_records,
+    }
     preprocessing = {
         "sampling_rate_hz": SAMPLING_RATE_HZ,
         "num_timesteps": NUM_TIMESTEPS,
@@ -45,7 +54,7 @@ def seal_converted(
         "preprocessing": preprocessing,
         "quality": settings.quality,
         "counts": counts,
-        "synthetic": synthetic,
+        "synthetic": _any_synthetic(table["flags"]),
         "identifiers": "kept" if settings.pseudonyms.keep else "pseudonyms",
         "key_fingerprint": settings.pseudonyms.fingerprint,
         "labels": None,
@@ -87,19 +96,11 @@ def seal(
     return manifest
 
 
-def _counts(writer: StoreWriter, num_inputs: int) -> tuple[dict[str, int], bool]:
-    """Inputs, converted, quarantined, records; and whether any record is synthetic."""
-    lines = (line for part in writer.lines() for line in part)
-    seen: Counter[str] = Counter()
-    synthetic = False
-    for _, group in groupby(lines, key=lambda line: line["position"]):
-        rows = [line["row"] for line in group if "row" in line]
-        seen["converted" if rows else "quarantined"] += 1
-        synthetic = synthetic or any("synthetic" in row["flags"].split(";") for row in rows)
-    counts = {
-        "inputs": num_inputs,
-        "converted": seen["converted"],
-        "quarantined": seen["quarantined"],
-        "records": writer.num_records,
-    }
-    return counts, synthetic
+def _rows(writer: StoreWriter, converted: set[int]) -> Iterator[list[dict[str, Any]]]:
+    for positions, rows in writer.rows():
+        converted.update(positions)
+        yield rows
+
+
+def _any_synthetic(flags: pa.ChunkedArray) -> bool:
+    return bool(pc.any(pc.match_substring_regex(flags, r"(^|;)synthetic(;|$)")).as_py())

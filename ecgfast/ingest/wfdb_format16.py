@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ecgfast_kernels.frames import deinterleave
 from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError
@@ -32,8 +33,8 @@ def read_format16(folder: Path, header: WfdbHeader) -> NDArray[np.int16]:
             raise FormatError(
                 f"{file_name}: holds {len(frames)} timesteps, the other files {num_timesteps}"
             )
-        part = np.ascontiguousarray(frames.T)
-        _check_sums(part, specs, file_name)
+        part, sums = deinterleave(frames)
+        _check_sums(sums, specs, file_name)
         parts.append(part)
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -57,19 +58,19 @@ def _read_frames(
             f"{file_name}: holds {len(content)} bytes, its header promises "
             f"{offset + max(wanted, 1) * row_bytes}; the copy is cut short, copy it again"
         )
-    return np.frombuffer(content, "<i2", wanted * len(specs), offset).reshape(wanted, len(specs))
+    frames = np.frombuffer(content[offset:], "<i2", wanted * len(specs))
+    return frames.reshape(wanted, len(specs))
 
 
-def _check_sums(signal_ST: NDArray[np.int16], specs: list[SignalSpec], file_name: str) -> None:
+def _check_sums(sums_S: NDArray[np.uint16], specs: list[SignalSpec], file_name: str) -> None:
     """Compare the 16-bit sums with the header's; a writer that left them all 0 did not compute any.
 
     All 3,519 signals of the public records that this was tried on agree, so a difference means
     damage, or samples that belong to another header.
     """
-    sums = np.add.reduce(signal_ST, axis=1, dtype=np.int16).tolist()  # wraps, as the format wants
     wrong = [
         spec.name
-        for spec, total in zip(specs, sums, strict=True)
+        for spec, total in zip(specs, sums_S.tolist(), strict=True)
         if spec.checksum is not None and (spec.checksum - total) & 0xFFFF
     ]
     if wrong and any(spec.checksum for spec in specs):

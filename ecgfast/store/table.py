@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ SCHEMA = pa.schema(
         ("flags", pa.string()),
     ]
 )
+QUARANTINE_COLUMNS = ("record_id", "format", "reason")
+_SOURCES_COLUMNS = ("record_id", "source", "recorded")
 _ROW_GROUP = 65536
 _TYPES = {"number": pa.float64(), "bool": pa.bool_(), "text": pa.string()}
 
@@ -47,26 +50,17 @@ def column_kinds(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
     return kinds
 
 
-def write_records(
-    store: Path, lines: Iterable[list[dict[str, Any]]], kinds: dict[str, str]
-) -> dict[str, int | str]:
-    """Write records.parquet, one pass over the lines.
+def records_table(parts: Iterable[list[dict[str, Any]]], kinds: dict[str, str]) -> pa.Table:
+    """Build the table of records.parquet, one pass over the rows.
 
     Args:
-        store: folder of the store.
-        lines: the writer's lines.
+        parts: rows, label columns under "labels".
         kinds: label columns, as `StoreWriter.columns` has them.
-    Returns:
-        its manifest entry.
     """
     fields = [pa.field(name, _TYPES[kind]) for name, kind in sorted(kinds.items())]
     schema = pa.schema([*SCHEMA, *fields])
-    text = {name for name, kind in kinds.items() if kind == "text"}
-    tables = (
-        pa.Table.from_pylist([_flat(line["row"], text) for line in part if "row" in line], schema)
-        for part in lines
-    )
-    return write_table(store, pa.concat_tables([schema.empty_table(), *tables]))
+    tables = (_table(rows, schema, kinds) for rows in parts)
+    return pa.concat_tables([schema.empty_table(), *tables])
 
 
 def write_table(store: Path, table: pa.Table, name: str = RECORDS) -> dict[str, int | str]:
@@ -76,25 +70,21 @@ def write_table(store: Path, table: pa.Table, name: str = RECORDS) -> dict[str, 
     return write_durably(store / name, [sink.getvalue().to_pybytes()])
 
 
-def write_quarantine(store: Path, lines: Iterable[list[dict[str, Any]]]) -> dict[str, int | str]:
-    """Write quarantine.csv; returns its manifest entry."""
-    columns = ("record_id", "format", "reason")
-    rows = (line["refused"] for part in lines for line in part if "refused" in line)
-    return write_durably(store / QUARANTINE, _csv(columns, rows))
+def write_quarantine(store: Path, lines: Iterable[bytes]) -> dict[str, int | str]:
+    """Write quarantine.csv from its lines; returns its manifest entry."""
+    return write_durably(store / QUARANTINE, chain([csv_lines([QUARANTINE_COLUMNS])], lines))
 
 
-def write_sources(path: Path, lines: Iterable[list[dict[str, Any]]]) -> None:
+def write_sources(path: Path, lines: Iterable[bytes]) -> None:
     """Write the table of readable paths and dates, mode 0600; it never enters the store."""
-    rows = (
-        {
-            "record_id": (line.get("row") or line["refused"])["record_id"],
-            "source": line["source"],
-            "recorded": line.get("recorded", ""),
-        }
-        for part in lines
-        for line in part
-    )
-    write_durably(path, _csv(("record_id", "source", "recorded"), rows), mode=0o600)
+    write_durably(path, chain([csv_lines([_SOURCES_COLUMNS])], lines), mode=0o600)
+
+
+def csv_lines(rows: Iterable[Sequence[str]]) -> bytes:
+    """Rows as the lines of a CSV file, UTF-8."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue().encode()
 
 
 def _kind(value: object) -> str:
@@ -103,20 +93,19 @@ def _kind(value: object) -> str:
     return "number" if isinstance(value, int | float) else "text"
 
 
-def _flat(row: dict[str, Any], text: set[str]) -> dict[str, Any]:
-    labels = row.get("labels", {})
-    as_text = {name: str(labels[name]) for name in text & labels.keys() if labels[name] is not None}
-    return {**labels, **as_text, **{name: value for name, value in row.items() if name != "labels"}}
+def _table(rows: list[dict[str, Any]], schema: pa.Schema, kinds: dict[str, str]) -> pa.Table:
+    labels = [row.get("labels", {}) for row in rows]
+    columns = [
+        # A column of the schema that a source also has as a label keeps the schema's value.
+        [row.get(field.name) for row in rows]
+        if field.name in SCHEMA.names
+        else _label(labels, field.name, as_text=kinds[field.name] == "text")
+        for field in schema
+    ]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _csv(columns: tuple[str, ...], rows: Iterable[dict[str, str]]) -> Iterator[bytes]:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow(row)
-        if buffer.tell() > 1 << 20:
-            yield buffer.getvalue().encode()
-            buffer.seek(0)
-            buffer.truncate()
-    yield buffer.getvalue().encode()
+def _label(labels: list[dict[str, Any]], name: str, *, as_text: bool) -> list[Any]:
+    values = [label.get(name) for label in labels]
+    return [None if value is None else str(value) for value in values] if as_text else values

@@ -1,10 +1,10 @@
 """The one writer of a store: takes encoded records in order, cuts shards, journals each."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from ecgfast.store.format import (
     with_crc32c,
 )
 from ecgfast.store.journal import Cursor, Entry, Journal
-from ecgfast.store.table import column_kinds
+from ecgfast.store.table import QUARANTINE_COLUMNS, column_kinds, csv_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +49,16 @@ class Refusal:
     Attributes:
         row: record_id (pseudonym), format, reason.
         source: readable path, for the table beside the store.
+        recorded: empty: nothing was read.
     """
 
     row: dict[str, str]
     source: str = ""
+    recorded: str = ""
 
 
 Outcome = EncodedRecord | Refusal
+Table = Literal["quarantine", "sources"]
 
 
 class StoreWriter:
@@ -75,7 +78,9 @@ class StoreWriter:
             work.mkdir(parents=True, exist_ok=True)
         self._journal = Journal(work / "journal")
         self._pending: list[EncodedRecord] = []
-        self._lines: list[dict[str, Any]] = []
+        self._positions: list[int] = []
+        self._refused: list[Sequence[str]] = []
+        self._sources: list[Sequence[str]] = []
 
     @property
     def cursor(self) -> Cursor:
@@ -110,12 +115,13 @@ class StoreWriter:
             outcome: a record or a refusal.
             after: the cursor behind it.
         """
-        line = {"position": after.position, "source": outcome.source}
+        row = outcome.row
+        self._sources.append((row.get("record_id", ""), outcome.source, outcome.recorded))
         if isinstance(outcome, Refusal):
-            self._lines.append(line | {"refused": outcome.row})
+            self._refused.append([row[name] for name in QUARANTINE_COLUMNS])
             return
         self._pending.append(outcome)
-        self._lines.append(line | {"recorded": outcome.recorded, "row": outcome.row})
+        self._positions.append(after.position)
         if len(self._pending) == SHARD_RECORDS:
             self._flush(after)
 
@@ -124,13 +130,19 @@ class StoreWriter:
         if self.cursor != end:
             self._flush(end)
 
-    def lines(self) -> Iterator[list[dict[str, Any]]]:
-        """The durable lines in input order, one list per journal entry."""
+    def rows(self) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
+        """The durable rows of records.parquet and the inputs' positions, a shard at a time."""
         for number in range(len(self._journal.entries)):
-            yield json.loads(self._lines_path(number).read_bytes())
+            part = json.loads(self._part(number, "rows.json").read_bytes())
+            yield part["positions"], part["rows"]
 
-    def _lines_path(self, number: int) -> Path:
-        return self._work / f"lines-{number:06d}.json"
+    def csv(self, table: Table) -> Iterator[bytes]:
+        """The durable lines of one of the two CSV tables, in input order, without a header."""
+        for number in range(len(self._journal.entries)):
+            yield self._part(number, f"{table}.csv").read_bytes()
+
+    def _part(self, number: int, name: str) -> Path:
+        return self._work / f"{number:06d}.{name}"
 
     def _flush(self, cursor: Cursor) -> None:
         shard, records = len(self._journal.entries), self._pending
@@ -144,12 +156,19 @@ class StoreWriter:
             for array, values in zip(LEAD_ARRAYS, leads, strict=True):
                 name = lead_chunk_name(array, shard)
                 files[name] = self._write(name, [with_crc32c(values.tobytes())])
-        write_durably(self._lines_path(shard), [json.dumps(self._lines).encode()], mode=0o600)
+        rows = {"positions": self._positions, "rows": [record.row for record in records]}
+        parts = {
+            "rows.json": json.dumps(rows).encode(),
+            "quarantine.csv": csv_lines(self._refused),
+            "sources.csv": csv_lines(self._sources),
+        }
+        for name, part in parts.items():
+            write_durably(self._part(shard, name), [part], mode=0o600)
         columns = column_kinds(record.row for record in records)
         self._journal.append(
             Entry(num_records=len(records), cursor=cursor, columns=columns, files=files)
         )
-        self._pending, self._lines = [], []
+        self._pending, self._positions, self._refused, self._sources = [], [], [], []
 
     def _write(self, name: str, parts: list[bytes]) -> dict[str, Any]:
         return write_durably(self._store / name, parts)

@@ -73,6 +73,10 @@ ECGFAST_API void ecgfast_lead_statistics(const int16_t* signal, const uint8_t* v
                                          int64_t num_rows, int64_t num_timesteps, float* mean,
                                          float* std);
 
+// frames (T, S) -> rows (S, T), and the sum of each row mod 2^16 in sums (S,).
+ECGFAST_API void ecgfast_deinterleave(const int16_t* frames, int64_t num_timesteps,
+                                      int64_t num_signals, int16_t* rows, uint16_t* sums);
+
 ECGFAST_API uint32_t ecgfast_crc32c(const uint8_t* data, int64_t num_bytes);
 
 // Record numbers in the order in which an epoch visits them: out (N,).

@@ -10,22 +10,26 @@ constexpr int16_t kInvalid = -32768;  // the marker of a missing timestep
 struct Sums {
   int64_t count = 0, sum = 0, squares = 0;
 
+  template <bool kMasked>
   void add(const int16_t* row, const uint8_t* valid, int64_t n) {
-    constexpr int64_t kBlock = 1024;  // 1024 * 2^15 fits int32, which vectorises; squares need 64
+    constexpr int64_t kBlock = 1024;  // 1024 * 2^16 fits 32 bits, so all of a block vectorises
     for (int64_t from = 0; from < n; from += kBlock) {
       const int64_t to = from + kBlock < n ? from + kBlock : n;
       int32_t some = 0, part = 0;
-      int64_t square = 0;
+      uint32_t low = 0, high = 0;  // halves of the squares
       for (int64_t t = from; t < to; ++t) {
-        const int32_t use = (row[t] != kInvalid) & (valid == nullptr || valid[t] != 0);
-        const int32_t value = use ? row[t] : 0;
+        bool use = row[t] != kInvalid;
+        if constexpr (kMasked) use = use & (valid[t] != 0);
+        const int16_t value = use ? row[t] : int16_t(0);
+        const uint32_t square = uint32_t(int32_t(value) * int32_t(value));
         some += use;
         part += value;
-        square += int64_t(value * value);
+        low += square & 0xffff;
+        high += square >> 16;
       }
       count += some;
       sum += part;
-      squares += square;
+      squares += (int64_t(high) << 16) + low;
     }
   }
 };
@@ -39,7 +43,10 @@ extern "C" void ecgfast_lead_statistics(const int16_t* signal, const uint8_t* va
   for (int64_t row = 0; row < num_rows; ++row) {
     const int64_t at = row * num_timesteps;
     Sums sums;
-    sums.add(signal + at, valid == nullptr ? nullptr : valid + at, num_timesteps);
+    if (valid == nullptr)
+      sums.add<false>(signal + at, nullptr, num_timesteps);
+    else
+      sums.add<true>(signal + at, valid + at, num_timesteps);
     if (sums.count == 0) {
       mean[row] = std[row] = 0;
       continue;

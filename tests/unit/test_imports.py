@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "log": set(),
     "config": set(),
     "records": set(),
-    "ingest": set(),
+    "ingest": {"ecgfast_kernels.frames"},
     "labels": {"store"},
     "store": {"ecgfast_kernels"},
     "convert": {"ingest", "store", "labels", "ecgfast_kernels"},
@@ -86,7 +86,7 @@ def is_allowed(importer: str, target: str) -> bool:
     return any(
         target == entry or target.startswith(f"{entry}.")
         for name in ALLOWED[own]
-        for entry in ((name,) if name == "ecgfast_kernels" else (f"ecgfast.{name}",))
+        for entry in ((name,) if name.startswith("ecgfast_kernels") else (f"ecgfast.{name}",))
     )
 
 

@@ -1,40 +1,37 @@
-// ecg_decode on the CPU: the native codec, one task per sample in DALI's thread pool.
+// ecg_decode on the CPU: the native codec, one task per record in DALI's thread pool.
 #include "decode.h"
 
 #include "../codec.h"
 
 namespace ecgfast {
-namespace {
-
-// One chunk; returns an EcgfastStatus.
-int32_t decode_sample(const dali::Workspace& workspace, int sample, int num_leads,
-                      int num_timesteps, void* out) {
-  const auto& chunk = workspace.Input<dali::CPUBackend>(0);
-  const int64_t offset = 0, length = chunk.tensor_shape(sample).num_elements();
-  const EcgfastChunks chunks{
-      chunk.tensor<uint8_t>(sample), length, &offset, &length, 1, num_leads, num_timesteps};
-  int64_t bad = -1;
-  if (workspace.NumInput() == 1)
-    return ecgfast_decode(&chunks, static_cast<int16_t*>(out), 1, 1, &bad);
-  const float* const mean = workspace.Input<dali::CPUBackend>(1).tensor<float>(sample);
-  const float* const rstd = workspace.Input<dali::CPUBackend>(2).tensor<float>(sample);
-  return ecgfast_decode_patches(&chunks, mean, rstd, static_cast<uint16_t*>(out), 1, 1, &bad);
-}
-
-}  // namespace
 
 template <>
 void Decode<dali::CPUBackend>::RunImpl(dali::Workspace& workspace) {
-  auto& decoded = workspace.Output<dali::CPUBackend>(0);
-  auto& status = workspace.Output<dali::CPUBackend>(1);
+  const int64_t num_bytes = workspace.GetInputShape(0)[0].num_elements();
+  const int64_t num_records = workspace.GetInputShape(1)[0].num_elements();
+  const int64_t leads = num_leads_, timesteps = num_timesteps_;
+  const auto* const bytes = data<uint8_t>(workspace, 0);
+  const auto* const offsets = data<int64_t>(workspace, 1);
+  const auto* const lengths = data<int64_t>(workspace, 2);
+  const float* const mean = normalises(workspace) ? data<float>(workspace, 3) : nullptr;
+  const float* const rstd = normalises(workspace) ? data<float>(workspace, 4) : nullptr;
+  void* const out = workspace.Output<dali::CPUBackend>(0).raw_mutable_tensor(0);
+  auto* const status = workspace.Output<dali::CPUBackend>(1).mutable_tensor<int32_t>(0);
+
   auto& pool = workspace.GetThreadPool();
-  for (int sample = 0; sample < workspace.GetInputBatchSize(0); ++sample) {
-    pool.AddWork([&, sample](int) {
-      void* const out = decoded.raw_mutable_tensor(sample);
-      *status.mutable_tensor<int32_t>(sample) =
-          decode_sample(workspace, sample, num_leads_, num_timesteps_, out);
+  for (int64_t i = 0; i < num_records; ++i)
+    pool.AddWork([=](int) {
+      const EcgfastChunks chunk{bytes, num_bytes,  offsets + i,   lengths + i,
+                                1,     num_leads_, num_timesteps_};
+      int64_t bad = -1;
+      if (mean == nullptr)
+        status[i] = ecgfast_decode(&chunk, static_cast<int16_t*>(out) + i * leads * timesteps, 1, 1,
+                                   &bad);
+      else
+        status[i] = ecgfast_decode_patches(
+            &chunk, mean + i * leads, rstd + i * leads,
+            static_cast<uint16_t*>(out) + i * leads * (timesteps / 250) * 256, 1, 1, &bad);
     });
-  }
   pool.RunAll();
 }
 
@@ -44,7 +41,7 @@ namespace dali {  // the macros name things of DALI without saying so
 
 DALI_SCHEMA(EcgDecode)
     .DocStr("Decodes ecgpack chunks to int16, or to normalised patches of 250 timesteps.")
-    .NumInput(1, 3)
+    .NumInput(3, 5)
     .NumOutput(2)
     .AddArg("num_leads", "Leads of a record.", ::DALI_INT64)
     .AddArg("num_timesteps", "Timesteps of a record.", ::DALI_INT64);

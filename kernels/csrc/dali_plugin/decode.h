@@ -1,4 +1,4 @@
-// DALI operator ecg_decode: one ecgpack chunk per sample -> normalised fp16 patches, or int16.
+// DALI operator ecg_decode: a batch of ecgpack chunks -> normalised fp16 patches, or int16.
 #pragma once
 
 #include <cstdint>
@@ -8,10 +8,11 @@
 
 namespace ecgfast {
 
-// Inputs: chunk (bytes,) uint8; for patches also mean (C,) and rstd (C,) float32. Outputs: a
-// sample's (C * T / 250, 256) float16, or (C, T) int16 when there is only one input; and its
-// status, 0 or a code of docs/format.md, 2.4. On a GPU nobody waits for the status here, so it is
-// an output.
+// All records of a batch are one sample of DALI's: one copy to the GPU, one kernel, and no Python
+// or DALI bookkeeping per record. Inputs: chunks one after another (bytes,) uint8; offsets and
+// lengths (B,) int64; for patches also mean and rstd (B, C) float32. Outputs: (B, C * T / 250, 256)
+// float16, or (B, C, T) int16 when there are only three inputs; and (B,) int32 status, 0 or a code
+// of docs/format.md, 2.4. On a GPU nobody waits for the status here, so it is an output.
 template <class Backend>
 class Decode : public dali::StatelessOperator<Backend> {
  public:
@@ -22,28 +23,49 @@ class Decode : public dali::StatelessOperator<Backend> {
 
  protected:
   bool SetupImpl(std::vector<dali::OutputDesc>& output, const dali::Workspace& workspace) override {
+    DALI_ENFORCE(workspace.NumInput() != 4, "ecg_decode: mean and rstd must both be given");
+    DALI_ENFORCE(workspace.GetInputBatchSize(0) == 1,
+                 "ecg_decode: all records are one sample, so the pipeline's batch_size must be 1");
     const int64_t leads = num_leads_, timesteps = num_timesteps_;
-    const dali::TensorShape<> patches{leads * (timesteps / 250), 256}, signal{leads, timesteps};
-    const int samples = workspace.GetInputBatchSize(0);
-    const bool normalises = workspace.NumInput() == 3;
-    DALI_ENFORCE(workspace.GetInputDataType(0) == ::DALI_UINT8, "ecg_decode: chunks must be uint8");
-    for (int i = 1; i < workspace.NumInput(); ++i) {
-      const bool fits = workspace.GetInputShape(i) ==
-                        dali::uniform_list_shape(samples, dali::TensorShape<>{leads});
-      DALI_ENFORCE(normalises && fits && workspace.GetInputDataType(i) == ::DALI_FLOAT,
-                   "ecg_decode: mean and rstd must both be given, one float per lead");
-    }
+    const int64_t records = workspace.GetInputShape(1)[0].num_elements();
+    expect(workspace, 0, ::DALI_UINT8, {workspace.GetInputShape(0)[0].num_elements()});
+    for (int i : {1, 2}) expect(workspace, i, ::DALI_INT64, {records});
+    for (int i = 3; i < workspace.NumInput(); ++i)
+      expect(workspace, i, ::DALI_FLOAT, {records, leads});
+
     output.resize(2);
-    output[0].type = normalises ? ::DALI_FLOAT16 : ::DALI_INT16;
-    output[0].shape = dali::uniform_list_shape(samples, normalises ? patches : signal);
-    output[1].type = ::DALI_INT32;
-    output[1].shape = dali::uniform_list_shape(samples, dali::TensorShape<>{});
+    if (normalises(workspace))
+      output[0] = {{one({records, leads * (timesteps / 250), 256})}, ::DALI_FLOAT16};
+    else
+      output[0] = {{one({records, leads, timesteps})}, ::DALI_INT16};
+    output[1] = {{one({records})}, ::DALI_INT32};
     return true;
   }
 
   void RunImpl(dali::Workspace& workspace) override;
 
  private:
+  static bool normalises(const dali::Workspace& workspace) { return workspace.NumInput() == 5; }
+
+  static dali::TensorListShape<> one(dali::TensorShape<> shape) {
+    return dali::uniform_list_shape(1, shape);
+  }
+
+  static void expect(const dali::Workspace& workspace, int input, dali::DALIDataType type,
+                     dali::TensorShape<> shape) {
+    DALI_ENFORCE(workspace.GetInputDataType(input) == type &&
+                     workspace.GetInputShape(input)[0] == shape,
+                 dali::make_string("ecg_decode: input ", input, " must be ", type, " ", shape,
+                                   ", got ", workspace.GetInputDataType(input), " ",
+                                   workspace.GetInputShape(input)[0]));
+  }
+
+  // Element 0 of an input's only sample.
+  template <class T>
+  static const T* data(const dali::Workspace& workspace, int input) {
+    return workspace.Input<Backend>(input).template tensor<T>(0);
+  }
+
   int num_leads_, num_timesteps_;
 };
 

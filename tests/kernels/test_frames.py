@@ -1,0 +1,32 @@
+"""Frames to rows: every shape against NumPy, and sums that wrap."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from ecgfast_kernels.frames import deinterleave
+
+
+@pytest.mark.parametrize("num_signals", [1, 2, 7, 8, 9, 12, 15, 16, 17])
+@pytest.mark.parametrize("num_timesteps", [0, 1, 7, 8, 9, 5003])
+def test_rows_and_sums(num_timesteps: int, num_signals: int) -> None:
+    rng = np.random.default_rng(num_timesteps * 100 + num_signals)
+    frames = rng.integers(-32768, 32768, (num_timesteps, num_signals)).astype(np.int16)
+    rows, sums = deinterleave(frames)
+    np.testing.assert_array_equal(rows, frames.T)
+    assert rows.flags.c_contiguous
+    np.testing.assert_array_equal(sums, frames.astype(np.int64).sum(axis=0) % 65536)
+
+
+def test_without_the_library() -> None:
+    script = """
+import numpy as np
+from ecgfast_kernels.frames import deinterleave
+rows, sums = deinterleave(np.full((3, 9), 32767, np.int16))
+assert rows.shape == (9, 3) and rows.dtype == np.int16 and rows.flags.c_contiguous
+assert sums.dtype == np.uint16 and (sums == 3 * 32767 % 65536).all()
+"""
+    environment = {**os.environ, "ECGFAST_CODEC_BACKEND": "numpy"}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
