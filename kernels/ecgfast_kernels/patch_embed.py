@@ -1,6 +1,7 @@
 """patch_embed_masked: only the visible patches are gathered and embedded, in one pass.
 
-Shapes: B records, N patches, K kept patches, P padded patch length, D encoder width, T = 1 + K.
+Shapes: B records, N patches, K kept patches, L and P patch length bare and padded,
+D encoder width, T = 1 + K.
 """
 
 # ruff: noqa: ANN401 (PyTorch hands an autograd.Function its ctx untyped)
@@ -9,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ecgfast_kernels import library, reference
 from ecgfast_kernels.backend import resolve
@@ -21,7 +21,7 @@ MIN_PADDING = 2
 def patch_embed_masked(
     patches_BNP: Tensor,
     ids_keep_BK: Tensor,
-    weight_DP: Tensor,
+    weight_DL: Tensor,
     bias_D: Tensor,
     pos_ND: Tensor,
     cls_token_D: Tensor,
@@ -34,7 +34,7 @@ def patch_embed_masked(
         patches_BNP: (B, N, P) fp16 (fp32 or fp64 too), z-scored units; the columns from the
             weight's second size on are zero.
         ids_keep_BK: (B, K) int64, in [0, N).
-        weight_DP: (D, patch_length) in the dtype to compute in; patches are cast to it.
+        weight_DL: (D, patch_length) in the dtype to compute in; patches are cast to it.
         bias_D: (D,).
         pos_ND: (1 + N, D) fixed positions; row 0 belongs to the class token.
         cls_token_D: (D,).
@@ -45,7 +45,7 @@ def patch_embed_masked(
         ValueError: the shapes disagree, or patches or positions ask for a gradient.
     Source: He et al. 2022, section 3 (the encoder sees visible patches only).
     """
-    width, patch_length = weight_DP.shape
+    width, patch_length = weight_DL.shape
     library.require(
         patches_BNP.ndim == 3 and patches_BNP.shape[2] >= patch_length + MIN_PADDING,
         f"patches must be (B, N, P) with P >= {patch_length + MIN_PADDING} for this weight, "
@@ -71,10 +71,10 @@ def patch_embed_masked(
     )
     if resolve(backend, patches_BNP.device) == "reference":
         return reference.patch_embed_masked(
-            patches_BNP, ids_keep_BK, weight_DP, bias_D, pos_ND, cls_token_D
+            patches_BNP, ids_keep_BK, weight_DL, bias_D, pos_ND, cls_token_D
         )
     tokens_BTD: Tensor = _PatchEmbedMasked.apply(  # type: ignore[no-untyped-call]
-        patches_BNP, ids_keep_BK, weight_DP, bias_D, pos_ND, cls_token_D
+        patches_BNP, ids_keep_BK, weight_DL, bias_D, pos_ND, cls_token_D
     )
     return tokens_BTD
 
@@ -84,15 +84,14 @@ class _PatchEmbedMasked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> Tensor:
-        patches_BNP, ids_keep_BK, weight_DP, bias_D, pos_ND, cls_token_D = tensors
-        dtype = weight_DP.dtype
+        patches_BNP, ids_keep_BK, weight_DL, bias_D, pos_ND, cls_token_D = tensors
+        dtype = weight_DL.dtype
         ctx.save_for_backward(patches_BNP, ids_keep_BK)
-        ctx.patch_length = weight_DP.shape[1]
+        ctx.patch_length = weight_DL.shape[1]
         tokens_BTD: Tensor = torch.ops.ecgfast.patch_embed_masked(
             patches_BNP.contiguous(),
             ids_keep_BK.contiguous(),
-            # A row of 250 falls back to 4-byte copies; padded once, 0.5 MB at width 1024.
-            functional.pad(weight_DP, (0, patches_BNP.shape[2] - weight_DP.shape[1])),
+            weight_DL.contiguous(),
             bias_D.to(dtype).contiguous(),
             pos_ND.contiguous(),
             cls_token_D.to(dtype).contiguous(),
@@ -102,13 +101,13 @@ class _PatchEmbedMasked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         patches_BNP, ids_keep_BK = ctx.saved_tensors
-        weight_DP, bias_D, cls_token_D = torch.ops.ecgfast.patch_embed_masked_backward(
+        weight_DL, bias_D, cls_token_D = torch.ops.ecgfast.patch_embed_masked_backward(
             grads[0].contiguous(),
             patches_BNP.contiguous(),
             ids_keep_BK.contiguous(),
             ctx.patch_length,
         )
-        return None, None, weight_DP, bias_D, None, cls_token_D
+        return None, None, weight_DL, bias_D, None, cls_token_D
 
 
 def _triton(*tensors: Tensor) -> Tensor:
@@ -125,9 +124,9 @@ def _triton_backward(
     return patch_embed_triton.backward(grad_BTD, patches_BNP, ids_keep_BK, patch_length)
 
 
-def _fake(patches_BNP: Tensor, ids_keep_BK: Tensor, weight_DP: Tensor, *rest: Tensor) -> Tensor:
+def _fake(patches_BNP: Tensor, ids_keep_BK: Tensor, weight_DL: Tensor, *rest: Tensor) -> Tensor:
     batch, num_keep = ids_keep_BK.shape
-    return weight_DP.new_empty(batch, 1 + num_keep, weight_DP.shape[0])
+    return weight_DL.new_empty(batch, 1 + num_keep, weight_DL.shape[0])
 
 
 def _fake_backward(
@@ -142,7 +141,7 @@ def _fake_backward(
 
 
 library.register(
-    "patch_embed_masked(Tensor patches, Tensor ids_keep, Tensor weight_padded, Tensor bias,"
+    "patch_embed_masked(Tensor patches, Tensor ids_keep, Tensor weight, Tensor bias,"
     " Tensor pos, Tensor cls_token) -> Tensor",
     triton=_triton,
     reference=reference.patch_embed_masked,

@@ -27,9 +27,9 @@ from ecgfast_kernels.tuning import config_for
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+LENGTHS = {"L": 250, "P": 256}
 LOSS_SHAPE = {
-    "L": 250,
-    "P": 256,
+    **LENGTHS,
     "STRIDE_B": 241 * 256,
     "STRIDE_N": 256,
     "PRED_IS_PADDED": True,
@@ -87,21 +87,25 @@ def jobs(arch: int) -> list[Job]:
 def _gemm_jobs(arch: int, dtype: str, bits: int) -> list[Job]:
     data = {"patches_ptr": "*fp16", "ids_keep_ptr": "*i64"}
     parameters = ("weight_ptr", "bias_ptr", "pos_ptr", "cls_token_ptr", "tokens_ptr")
-    backward = config_for("patch_embed_backward", arch=arch, bits=bits)
-    backward.pop("PROGRAMS")
+    forward, backward = (
+        config_for(f"patch_embed_{direction}", arch=arch, bits=bits)
+        for direction in ("forward", "backward")
+    )
+    for config in (forward, backward):
+        config.pop("PROGRAMS")
     return [
         Job(
             name=f"patch_embed_forward_{dtype}",
             kernel=embed.forward_kernel,
             pointers=data | dict.fromkeys(parameters, f"*{dtype}"),
-            constants={"P": 256},
-            config=config_for("patch_embed_forward", arch=arch, bits=bits),
+            constants=LENGTHS,
+            config=forward,
         ),
         Job(
             name=f"patch_embed_backward_{dtype}",
             kernel=embed.weight_gradient_kernel,
             pointers=data | {"grad_ptr": f"*{dtype}", "partial_ptr": "*fp32"},
-            constants={"P": 256},
+            constants=LENGTHS,
             config=backward,
         ),
     ]
@@ -117,7 +121,7 @@ def _copy_jobs(arch: int) -> list[Job]:
             name="patch_embed_reduce",
             kernel=embed.reduce_kernel,
             pointers=outputs | {"partial_ptr": "*fp32"},
-            constants={"P": 256, "BLOCK": 1024},
+            constants=LENGTHS | {"SPLITS": 8, "BLOCK": 512},
         ),
         Job(
             name="unshuffle_forward",
