@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -77,8 +78,17 @@ def preset(folder: Path) -> Path:
     return path
 
 
-def start(command: Sequence[str], *, ranks: int = 0, restarts: int = 0) -> subprocess.Popen[str]:
-    """Start ``ecgfast COMMAND``, under torchrun when `ranks` is given."""
+def start(
+    command: Sequence[str], *, ranks: int = 0, restarts: int = 0, largest_file: int | None = None
+) -> subprocess.Popen[str]:
+    """Start ``ecgfast COMMAND``, under torchrun when `ranks` is given.
+
+    Args:
+        command: its words.
+        ranks: how many, 0 without torchrun.
+        restarts: of torchrun.
+        largest_file: the system lets no file grow beyond so many bytes, as a quota would.
+    """
     launcher = [sys.executable, "-m"]
     if ranks:
         launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
@@ -90,7 +100,12 @@ def start(command: Sequence[str], *, ranks: int = 0, restarts: int = 0) -> subpr
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=None if largest_file is None else lambda: _limit_files(largest_file),
     )
+
+
+def _limit_files(num_bytes: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
 
 
 def finish(process: subprocess.Popen[str], *, timeout_s: float = 300) -> str:

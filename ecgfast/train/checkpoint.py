@@ -1,40 +1,36 @@
-"""Checkpoints: written beside the training, valid at once or not at all, readable on any ranks.
+"""Checkpoints: what they hold, and how they are read back, on any number of ranks.
 
-``RUN/checkpoints/step-00001000/`` holds PyTorch's distributed checkpoint and ``meta.json``. It is
-written under a temporary name and renamed when every byte is on the disk, so that a folder with
-the final name is whole; whatever a crash left under another name is ignored and removed.
+``RUN/checkpoints/step-00001000/`` holds PyTorch's distributed checkpoint and ``meta.json``; a
+folder of that name is whole (see `checkpoint_writer`).
 """
 
+import hashlib
 import json
-import os
 import pickle
 import re
-import shutil
 import tomllib
 import warnings
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
-from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.tensor import DTensor
 
 from ecgfast.config import Config, config_from_dict
 from ecgfast.errors import ResumeError
 from ecgfast.model.build import build_classifier, build_model
-from ecgfast.store.durable import sync_folder, write_durably
 from ecgfast.train.distributed import Ranks, local, master
 from ecgfast.train.optim import MasterAdamW
 from ecgfast.train.weights import read_weights
 
-FORMAT = 1
+FORMAT = 2
+AGAIN = "run the same command with --resume"
+INDEX = ".metadata"  # PyTorch's: which tensor lies where. A pickle: nothing else is ever unpickled
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -87,97 +83,6 @@ def training_state(model: nn.Module, optimizer: MasterAdamW | None) -> State:
     return state
 
 
-class CheckpointWriter:
-    """Copies the state to host memory, then writes it on a thread while training goes on.
-
-    Use it as a context: leaving it waits for the last save.
-
-    Args:
-        run: the run's folder.
-        ranks: all of them call every method, in the same order.
-        keep: how many of the newest stay.
-        milestone_every: checkpoints at multiples of this step stay for good.
-    """
-
-    def __init__(
-        self, run: Path, ranks: Ranks, *, keep: int, milestone_every: int | None = None
-    ) -> None:
-        self._folder = run / "checkpoints"
-        self._ranks = ranks
-        self._keep = keep
-        self._milestone_every = milestone_every
-        self._group = ranks.side_group()  # so that a save never mixes with a step's collectives
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ecgfast-checkpoint")
-        self._pending: Future[None] | None = None
-        self._host: dict[str, Tensor] = {}
-        if ranks.is_main:
-            self._folder.mkdir(exist_ok=True)
-            for left_over in self._folder.glob("writing-*"):
-                shutil.rmtree(left_over)
-        ranks.barrier()
-
-    def save(self, state: State, *, step: int, meta: Mapping[str, Any]) -> None:
-        """Begin to write a checkpoint; waits for the one before.
-
-        Args:
-            state: read before this returns.
-            step: updates done.
-            meta: plain values, written as JSON.
-        """
-        self.wait()
-        host = {name: self._to_host(name, slot) for name, slot in state.items()}
-        if self._ranks.device.type == "cuda":
-            torch.cuda.current_stream().synchronize()
-        _ignore_single_process_warning()
-        self._pending = self._thread.submit(self._write, host, step, dict(meta))
-
-    def wait(self) -> None:
-        """Return when the last save is on the disk; raises what went wrong there."""
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        """Wait for the last save, on every rank; after an error other ranks may be gone."""
-        try:
-            if kind is None:
-                self.wait()
-                self._ranks.barrier()
-        finally:
-            self._thread.shutdown(wait=kind is None)
-
-    def _to_host(self, name: str, slot: Slot) -> Tensor:
-        if name not in self._host:
-            pinned = slot.live.is_cuda  # reused by every save: pinning 4 GB takes a second
-            self._host[name] = torch.empty_like(slot.live, device="cpu", pin_memory=pinned)
-        self._host[name].copy_(slot.live.detach(), non_blocking=True)
-        return _as_source(self._host[name], slot.source, self._ranks)
-
-    def _write(self, host: dict[str, Tensor], step: int, meta: dict[str, Any]) -> None:
-        final = self._folder / f"step-{step:08d}"
-        temporary = self._folder / f"writing-{final.name}"
-        writer = FileSystemWriter(temporary, sync_files=True)
-        dcp_save(host, storage_writer=writer, process_group=self._group)
-        if not self._ranks.is_main:
-            return
-        files = {p.name: p.stat().st_size for p in sorted(temporary.iterdir())}
-        text = json.dumps({**meta, "format": FORMAT, "step": step, "files": files}, indent=1)
-        write_durably(temporary / "meta.json", [text.encode()])
-        os.replace(temporary, final)
-        sync_folder(self._folder)
-        self._prune()
-
-    def _prune(self) -> None:
-        steps = checkpoint_steps(self._folder.parent)
-        every = self._milestone_every
-        for step in steps[: -self._keep]:
-            if not (every and step % every == 0):
-                shutil.rmtree(self._folder / f"step-{step:08d}")
-
-
 def checkpoint_steps(run: Path) -> list[int]:
     """Steps of a run's whole checkpoints, ascending."""
     folder = run / "checkpoints"
@@ -210,6 +115,8 @@ def newest(run: Path) -> Checkpoint | None:
             f"{path} has format {meta['format']}, this ecgfast reads {FORMAT}; "
             "resume with the version that wrote it (see versions.json)"
         )
+    if digest(path / INDEX) != meta["index_sha256"]:
+        raise ResumeError(_damaged(path, f"{INDEX} is not what was written"))
     return Checkpoint(path=path, step=steps[-1], meta=meta)
 
 
@@ -225,7 +132,7 @@ def load(checkpoint: Checkpoint, state: State, ranks: Ranks, optimizer: MasterAd
         ResumeError: the checkpoint is damaged or belongs to another model.
     """
     host = {
-        name: _as_source(torch.empty_like(slot.live, device="cpu"), slot.source, ranks)
+        name: as_source(torch.empty_like(slot.live, device="cpu"), slot.source, ranks)
         for name, slot in state.items()
     }
     _read(checkpoint.path, host)
@@ -312,14 +219,15 @@ def _fill(model: nn.Module, weights: Path) -> None:
 
 
 def _read(path: Path, state: dict[str, Tensor], *, no_dist: bool = False) -> None:
-    _ignore_single_process_warning()
+    ignore_single_process_warning()
     try:
         dcp_load(state, storage_reader=FileSystemReader(path), no_dist=no_dist)
     except (CheckpointException, OSError, RuntimeError, ValueError, pickle.PickleError) as error:
         raise ResumeError(_damaged(path, str(error).splitlines()[0])) from error
 
 
-def _as_source(part: Tensor, source: Tensor, ranks: Ranks) -> Tensor:
+def as_source(part: Tensor, source: Tensor, ranks: Ranks) -> Tensor:
+    """Return a rank's part on the CPU as the DTensor that its source is, if that is one."""
     if not isinstance(source, DTensor):
         return part
     whole: Tensor = DTensor.from_local(
@@ -333,10 +241,16 @@ def _as_source(part: Tensor, source: Tensor, ranks: Ranks) -> Tensor:
     return whole
 
 
+def digest(path: Path) -> str:
+    """SHA-256 of a small file, in hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _damaged(path: Path, why: str) -> str:
     return f"checkpoint {path} cannot be read: {why}; delete it to go on from the one before"
 
 
-def _ignore_single_process_warning() -> None:
-    # Here and not in the thread: changing the filters is not thread-safe.
+def ignore_single_process_warning() -> None:
+    """Let one process save and load as if it were many, without a word."""
+    # here and not in the thread: changing the filters is not thread-safe
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")

@@ -2,10 +2,10 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from ecgfast.errors import BackendUnavailableError, ConfigError
+from ecgfast.errors import BackendUnavailableError, ConfigError, EcgfastError
 
+T = TypeVar("T")
 Precision = Literal["fp32", "bf16"]
+USER_ERROR = 2  # exit status
 _MASTER = "_ecgfast_master"  # attribute of a bf16 parameter
 
 
@@ -53,6 +55,29 @@ class Ranks:
         if self.world_size > 1:
             on_gpu = self.device.type == "cuda"
             dist.barrier(device_ids=[self.device.index] if on_gpu else None)
+
+    def ask_main(self, decide: Callable[[], T]) -> T:
+        """Return on every rank what `decide` returns on rank 0; its result is sent as a pickle.
+
+        Raises:
+            EcgfastError: `decide` refused. Rank 0 says why; the others end with the same status
+                and no word, so that the user reads it once.
+        """
+        if self.world_size == 1:
+            return decide()
+        outcome: list[T | EcgfastError | None] = [None]
+        if self.is_main:
+            try:
+                outcome[0] = decide()
+            except EcgfastError as error:
+                outcome[0] = error
+        dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
+        answer = outcome[0]
+        if isinstance(answer, EcgfastError):
+            if self.is_main:
+                raise answer
+            raise SystemExit(USER_ERROR)
+        return cast(T, answer)
 
     def side_group(self) -> dist.ProcessGroup | None:
         """Return a CPU group of all ranks for work beside the training step; collective."""

@@ -22,9 +22,10 @@ from ecgfast.model.vit import Encoder, set_attention
 from ecgfast.store.durable import write_durably
 from ecgfast.store.reader import StoreReader
 from ecgfast.train import run_folder, setup
-from ecgfast.train.checkpoint import Checkpoint, CheckpointWriter, load, training_state
+from ecgfast.train.checkpoint import Checkpoint, load, training_state
+from ecgfast.train.checkpoint_writer import CheckpointWriter
 from ecgfast.train.distributed import Precision, Ranks, join, spread
-from ecgfast.train.guards import out_of_memory
+from ecgfast.train.guards import clear_errors
 from ecgfast.train.initial import (
     Initial,
     apply_initial,
@@ -71,17 +72,15 @@ def finetune(
     Raises:
         ConfigError: settings, labels or initial weights do not fit each other.
         ResumeError: `out` is not empty, or belongs to another run.
-        EcgfastError: memory ran out.
+        EcgfastError: another process trains in `out`, or memory or disk ran out.
     """
     setup.make_repeatable(config.train.deterministic)
     with join(device) as ranks, StopSignals(ranks) as stop:
         opened = setup.open_matching_store(Path(store), config)
-        checkpoint = run_folder.enter(out, ranks, resume=resume)
-        sweep = _prepare(config, opened, out, ranks, checkpoint, init, model, target, select)
-        try:
-            sweep.run(stop, checkpoint)
-        except torch.OutOfMemoryError as error:
-            raise out_of_memory(error, ranks, microbatch=sweep.microbatch) from error
+        with run_folder.enter(out, ranks, resume=resume) as checkpoint:
+            sweep = _prepare(config, opened, out, ranks, checkpoint, init, model, target, select)
+            with clear_errors(out, ranks, microbatch=sweep.microbatch):
+                sweep.run(stop, checkpoint)
     stop.end_process()
     return out
 

@@ -1,10 +1,16 @@
 """What watches a long run: steps that are not finite, memory that runs out, loaders that starve."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from ecgfast import log
 from ecgfast.errors import EcgfastError
+from ecgfast.store.durable import explained
+from ecgfast.train.checkpoint import AGAIN
 from ecgfast.train.distributed import Ranks
 
 ROLLBACK_AFTER = 10  # skipped steps in a row
@@ -56,8 +62,23 @@ class NonFiniteGuard:
         return True
 
 
-def out_of_memory(error: torch.OutOfMemoryError, ranks: Ranks, *, microbatch: int) -> EcgfastError:
-    """Say in numbers what did not fit, and what to change."""
+@contextmanager
+def clear_errors(run: Path, ranks: Ranks, *, microbatch: int) -> Iterator[None]:
+    """Say in one line what a full GPU or a full disk means for a run, and what to change.
+
+    Args:
+        run: its folder.
+        ranks: this process among them.
+        microbatch: records per forward pass.
+    """
+    try:
+        with explained(run, again=AGAIN):
+            yield
+    except torch.OutOfMemoryError as error:
+        raise _out_of_memory(ranks, microbatch) from error
+
+
+def _out_of_memory(ranks: Ranks, microbatch: int) -> EcgfastError:
     allocated = torch.cuda.max_memory_allocated(ranks.device) / 2**30
     free, total = (value / 2**30 for value in torch.cuda.mem_get_info(ranks.device))
     smaller = max(1, microbatch // 2)

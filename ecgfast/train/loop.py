@@ -14,15 +14,8 @@ from ecgfast import log
 from ecgfast.config import TrainConfig
 from ecgfast.data.batch import Batch
 from ecgfast.data.loader import Loader
-from ecgfast.train.checkpoint import (
-    Checkpoint,
-    CheckpointWriter,
-    Slot,
-    State,
-    load,
-    newest,
-    training_state,
-)
+from ecgfast.train.checkpoint import Checkpoint, Slot, State, load, newest, training_state
+from ecgfast.train.checkpoint_writer import CheckpointWriter
 from ecgfast.train.distributed import Ranks, accumulate
 from ecgfast.train.graph import MicrobatchGraph
 from ecgfast.train.guards import NonFiniteGuard, StarvationGuard

@@ -20,13 +20,12 @@ from ecgfast.model.attention_choice import shapes_of
 from ecgfast.model.build import build_model
 from ecgfast.model.flops import flops_per_record
 from ecgfast.model.mae import MaskedAutoencoder
-from ecgfast.model.vit import set_attention
 from ecgfast.store.reader import StoreReader
 from ecgfast.train import run_folder, setup
 from ecgfast.train.checkpoint import Checkpoint
 from ecgfast.train.distributed import Ranks, join, release, spread
 from ecgfast.train.graph import MicrobatchGraph, require_graphable
-from ecgfast.train.guards import out_of_memory
+from ecgfast.train.guards import clear_errors
 from ecgfast.train.heldout import split_heldout
 from ecgfast.train.loop import Loop, LossOf, split
 from ecgfast.train.microbatch import choose_microbatch, largest_divisor
@@ -61,19 +60,17 @@ def pretrain(
     Raises:
         ConfigError: settings that do not fit each other, the ranks or the store.
         ResumeError: `out` is not empty, or belongs to another run.
-        EcgfastError: memory ran out, or the loss was lost for good.
+        EcgfastError: another process trains in `out`, memory or disk ran out, or the loss was lost
+            for good.
     """
     setup.make_repeatable(config.train.deterministic)
     with join(device) as ranks, StopSignals(ranks) as stop:
         opened = setup.open_matching_store(Path(store), config)
-        checkpoint = run_folder.enter(out, ranks, resume=resume)
-        loop = _prepare(config, opened, out, select, ranks, checkpoint)
-        try:
-            finished = loop.run_to_end(stop)
-        except torch.OutOfMemoryError as error:
-            raise out_of_memory(error, ranks, microbatch=loop.microbatch) from error
-        if finished:
-            _export(loop, config)
+        with run_folder.enter(out, ranks, resume=resume) as checkpoint:
+            loop = _prepare(config, opened, out, select, ranks, checkpoint)
+            with clear_errors(out, ranks, microbatch=loop.microbatch):
+                if loop.run_to_end(stop):
+                    _export(loop, config)
     stop.end_process()
     return out
 
@@ -223,8 +220,9 @@ def build_spread(
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     shapes = shapes_of(config.model, num_keep=model.num_keep(config.mask.ratio), dtype=dtype)
     kernels = setup.settle_attention(config, shapes, ranks, checkpoint)
-    set_attention(model.blocks, cast(Backend, kernels["encoder"]))
-    set_attention(model.decoder_blocks, cast(Backend, kernels["decoder"]))
+    model.set_attention(
+        encoder=cast(Backend, kernels["encoder"]), decoder=cast(Backend, kernels["decoder"])
+    )
     compiled = setup.resolve_compile(config, ranks)
     spread(model, ranks, precision=precision, compile_blocks=compiled)
     return model, {"precision": precision, "attention_kernels": kernels}

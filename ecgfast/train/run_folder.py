@@ -3,7 +3,8 @@
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,9 +16,11 @@ from ecgfast import log
 from ecgfast.config import Config, config_to_toml
 from ecgfast.errors import ResumeError
 from ecgfast.log import read_metrics
+from ecgfast.store.durable import exclusive, write_durably
 from ecgfast.train.checkpoint import Checkpoint, newest
 from ecgfast.train.distributed import Ranks
 
+LOCK = ".lock"  # held by rank 0 while a run is trained
 # Settings that do not change what is computed, or whose resolved value is compared instead.
 FREE = frozenset(
     {
@@ -56,21 +59,33 @@ def asked_to_resume(resume: bool) -> bool:
     return resume or any(int(os.environ.get(name, "0")) > 0 for name in restarts)
 
 
-def enter(run: Path, ranks: Ranks, *, resume: bool) -> Checkpoint | None:
-    """Return the checkpoint to go on from, None for a fresh start.
+@contextmanager
+def enter(run: Path, ranks: Ranks, *, resume: bool) -> Iterator[Checkpoint | None]:
+    """Keep a run's folder from other processes; yield where to go on, None for a fresh start.
 
     Args:
-        run: need not exist.
-        ranks: all of them call this.
+        run: created where it does not exist.
+        ranks: all of them call this; rank 0 looks, and says what is wrong.
         resume: go on with what the folder holds; an empty one starts afresh.
     Raises:
+        EcgfastError: another process trains in it, or it cannot be written.
         ResumeError: the folder holds something and `resume` is off, or it is no run's folder.
     """
-    entries = {p.name for p in run.iterdir()} if run.is_dir() else set()
+    with ExitStack() as held:
+
+        def look() -> Checkpoint | None:
+            held.enter_context(exclusive(run / LOCK, run))
+            return _found(run, resume=asked_to_resume(resume))
+
+        yield ranks.ask_main(look)
+
+
+def _found(run: Path, *, resume: bool) -> Checkpoint | None:
+    entries = {p.name for p in run.iterdir()} - {LOCK}
     found = newest(run)
     if "config.toml" in entries and found is None and not read_metrics(run):
-        entries = set()  # a run that failed before its first step left nothing to lose
-    if entries and not asked_to_resume(resume):
+        return None  # a run that failed before its first step left nothing to lose
+    if entries and not resume:
         raise ResumeError(
             f"{run} is not empty; add --resume to go on with that run, or name another folder"
         )
@@ -78,10 +93,6 @@ def enter(run: Path, ranks: Ranks, *, resume: bool) -> Checkpoint | None:
         raise ResumeError(
             f"{run} is not the folder of a run: it has no config.toml; name another folder"
         )
-    ranks.barrier()  # everybody has looked before anybody writes
-    if ranks.is_main:
-        run.mkdir(parents=True, exist_ok=True)
-    ranks.barrier()
     if entries and found is None:
         log.info(f"{run} has no checkpoint yet: starting afresh")
     return found
@@ -135,7 +146,7 @@ def write_settings(run: Path, config: Config, facts: Mapping[str, Any]) -> None:
         config: resolved.
         facts: what was chosen at the start, such as the attention kernels.
     """
-    (run / "config.toml").write_text(config_to_toml(config), encoding="utf-8")
+    write_durably(run / "config.toml", [config_to_toml(config).encode()])
     versions = {name: found for name in _PACKAGES if (found := _version(name))}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     content = {
@@ -146,7 +157,7 @@ def write_settings(run: Path, config: Config, facts: Mapping[str, Any]) -> None:
         "gpu": gpu,
         **facts,
     }
-    (run / "versions.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_durably(run / "versions.json", [json.dumps(content, indent=1).encode() + b"\n"])
 
 
 def _version(package: str) -> str | None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from ecgfast_kernels.backend import BackendError, resolve
 from numpy.typing import NDArray
 
@@ -116,14 +115,14 @@ def settle_attention(
         kept: dict[str, str] = checkpoint.meta["identity"]["attention_kernels"]
         if set(kept) == set(shapes):  # else it is another kind of run, which is refused later
             return kept
-    found: list[dict[str, str]] = [{}]
-    for part, shape in shapes.items() if ranks.is_main else ():
-        choice = _choose(config, shape, ranks.device)
-        found[0][part] = choice.backend
-        log.info(f"attention of the {part}: {choice.backend} ({choice.reason})")
-    if ranks.world_size > 1:
-        dist.broadcast_object_list(found, src=0, device=torch.device("cpu"))
-    return found[0]
+
+    def choose() -> dict[str, str]:
+        choices = {part: _choose(config, shape, ranks.device) for part, shape in shapes.items()}
+        for part, choice in choices.items():
+            log.info(f"attention of the {part}: {choice.backend} ({choice.reason})")
+        return {part: choice.backend for part, choice in choices.items()}
+
+    return ranks.ask_main(choose)
 
 
 def _choose(config: Config, shape: Shape, device: torch.device) -> Choice:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ecgfast.config import Config, config_to_toml
 from ecgfast.errors import FormatError
+from ecgfast.store.durable import write_durably
 from ecgfast.train.distributed import full, master
 
 
@@ -22,10 +23,8 @@ def full_state(model: nn.Module) -> dict[str, Tensor]:
 
 def export_safetensors(state: Mapping[str, Tensor], path: Path, config: Config) -> None:
     """Write weights under the reference names; the settings go into the file's header."""
-    temporary = path.with_name(f".{path.name}.tmp")
     tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
-    save_file(tensors, temporary, metadata={"config": config_to_toml(config)})
-    temporary.replace(path)
+    write_durably(path, [save(tensors, metadata={"config": config_to_toml(config)})])
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

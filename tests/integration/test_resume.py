@@ -1,5 +1,6 @@
 """A run that is killed and resumed ends in the same bits as one that was left alone."""
 
+import logging
 import random
 import signal
 import time
@@ -147,22 +148,36 @@ def test_a_folder_that_is_no_run_is_refused(store: Path, tiny: Path, tmp_path: P
         pretrain(_config(tiny), store, tmp_path, device="cpu", resume=True)
 
 
-@pytest.mark.parametrize("damage", ["cut", "garbled", "removed"])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("__0_0.distcp", "cut"),
+        ("__0_0.distcp", "garbled"),
+        (".metadata", "garbled"),
+        (".metadata", "removed"),
+    ],
+)
 def test_a_damaged_checkpoint_is_named(
-    damage: str, store: Path, tiny: Path, tmp_path: Path
+    name: str,
+    damage: str,
+    store: Path,
+    tiny: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     run = tmp_path / "run"
     pretrain(_config(tiny, "train.max_steps=2"), store, run, device="cpu")
-    folder = run / "checkpoints" / "step-00000002"
-    data = folder / "__0_0.distcp"
+    file = run / "checkpoints" / "step-00000002" / name
     if damage == "cut":
-        data.write_bytes(data.read_bytes()[:100])
+        file.write_bytes(file.read_bytes()[:100])
     elif damage == "garbled":
-        data.write_bytes(b"\0" * data.stat().st_size)
+        file.write_bytes(b"\0" * file.stat().st_size)
     else:
-        (folder / ".metadata").unlink()
+        file.unlink()
     with pytest.raises(ResumeError, match=r"step-00000002 cannot be read"):
         pretrain(_config(tiny), store, run, device="cpu", resume=True)
+    said = [r for r in caplog.records if r.name == "root" and r.levelno >= logging.WARNING]
+    assert not said, "PyTorch shows a traceback beside our line"
 
 
 @pytest.mark.parametrize(("fraction", "scored"), [(0.0, False), (0.1, True), (0.3, True)])

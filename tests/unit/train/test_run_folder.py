@@ -1,12 +1,14 @@
 """What makes two runs the same experiment, and how a restart is noticed."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ecgfast.config import OptimConfig, load_config
+from ecgfast.errors import EcgfastError
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.run_folder import FREE, asked_to_resume, contradictions, enter, flat
 
@@ -49,4 +51,22 @@ def test_restarts_resume(variable: str, monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_run_that_failed_before_its_first_step_may_begin_again(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text('preset = "vit_tiny"\n')
     (tmp_path / "metrics.jsonl").write_text("")
-    assert enter(tmp_path, Ranks(), resume=False) is None
+    with enter(tmp_path, Ranks(), resume=False) as checkpoint:
+        assert checkpoint is None
+
+
+def test_a_run_has_one_writer(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "run"
+    with enter(run, Ranks(), resume=True):
+        with pytest.raises(EcgfastError, match=f"{run} is being written by another process"):
+            enter(run, Ranks(), resume=True).__enter__()
+        assert os.listdir(run) == [".lock"]
+    assert os.listdir(run) == []
+    with enter(run, Ranks(), resume=False) as checkpoint:
+        assert checkpoint is None
+
+
+def test_what_a_killed_run_left_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    with enter(tmp_path, Ranks(), resume=False) as checkpoint:
+        assert checkpoint is None

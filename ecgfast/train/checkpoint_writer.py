@@ -1,0 +1,148 @@
+"""Writes checkpoints beside the training: each is valid at once or not at all.
+
+A checkpoint is written under a temporary name and renamed when every byte is on the disk; whatever
+a crash left under another name is ignored and removed.
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+
+from ecgfast.errors import EcgfastError
+from ecgfast.store.durable import explain, explained, sync_folder, write_durably
+from ecgfast.train.checkpoint import (
+    AGAIN,
+    FORMAT,
+    INDEX,
+    Slot,
+    State,
+    as_source,
+    checkpoint_steps,
+    digest,
+    ignore_single_process_warning,
+)
+from ecgfast.train.distributed import Ranks
+
+
+class CheckpointWriter:
+    """Copies the state to host memory, then writes it on a thread while training goes on.
+
+    Use it as a context: leaving it waits for the last save.
+
+    Args:
+        run: the run's folder.
+        ranks: all of them call every method, in the same order.
+        keep: how many of the newest stay.
+        milestone_every: checkpoints at multiples of this step stay for good.
+    """
+
+    def __init__(
+        self, run: Path, ranks: Ranks, *, keep: int, milestone_every: int | None = None
+    ) -> None:
+        self._folder = run / "checkpoints"
+        self._ranks = ranks
+        self._keep = keep
+        self._milestone_every = milestone_every
+        self._group = ranks.side_group()  # so that a save never mixes with a step's collectives
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ecgfast-checkpoint")
+        self._pending: Future[None] | None = None
+        self._host: dict[str, Tensor] = {}
+        if ranks.is_main:
+            self._folder.mkdir(exist_ok=True)
+            for left_over in self._folder.glob("writing-*"):
+                shutil.rmtree(left_over)
+        ranks.barrier()
+
+    def save(self, state: State, *, step: int, meta: Mapping[str, Any]) -> None:
+        """Begin to write a checkpoint; waits for the one before.
+
+        Args:
+            state: read before this returns.
+            step: updates done.
+            meta: plain values, written as JSON.
+        """
+        self.wait()
+        host = {name: self._to_host(name, slot) for name, slot in state.items()}
+        if self._ranks.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        ignore_single_process_warning()
+        self._pending = self._thread.submit(self._write, host, step, dict(meta))
+
+    def wait(self) -> None:
+        """Return when the last save is on the disk; raises what went wrong there."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Wait for the last save, on every rank; after an error other ranks may be gone."""
+        try:
+            if kind is None:
+                self.wait()
+                self._ranks.barrier()
+        finally:
+            self._thread.shutdown(wait=kind is None)
+
+    def _to_host(self, name: str, slot: Slot) -> Tensor:
+        if name not in self._host:
+            pinned = slot.live.is_cuda  # reused by every save: pinning 4 GB takes a second
+            self._host[name] = torch.empty_like(slot.live, device="cpu", pin_memory=pinned)
+        self._host[name].copy_(slot.live.detach(), non_blocking=True)
+        return as_source(self._host[name], slot.source, self._ranks)
+
+    def _write(self, host: dict[str, Tensor], step: int, meta: dict[str, Any]) -> None:
+        final = self._folder / f"step-{step:08d}"
+        temporary = self._folder / f"writing-{final.name}"
+        writer = FileSystemWriter(temporary, sync_files=True)
+        try:
+            dcp_save(host, storage_writer=writer, process_group=self._group)
+        except CheckpointException as error:
+            if self._ranks.is_main:  # what is left of it fills the disk
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise _not_written(final, error) from error
+        if self._ranks.is_main:
+            with explained(final, again=AGAIN):
+                self._seal(temporary, {**meta, "format": FORMAT, "step": step})
+                os.replace(temporary, final)
+                sync_folder(self._folder)
+                self._prune()
+
+    def _seal(self, folder: Path, meta: dict[str, Any]) -> None:
+        meta["files"] = {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
+        meta["index_sha256"] = digest(folder / INDEX)
+        write_durably(folder / "meta.json", [json.dumps(meta, indent=1).encode()])
+
+    def _prune(self) -> None:
+        steps = checkpoint_steps(self._folder.parent)
+        every = self._milestone_every
+        for step in steps[: -self._keep]:
+            if not (every and step % every == 0):
+                shutil.rmtree(self._folder / f"step-{step:08d}")
+
+
+def _not_written(path: Path, error: CheckpointException) -> EcgfastError:
+    """One line instead of PyTorch's page: what the ranks met, a full disk before all else."""
+    failures = [failure for failure, _ in error.failures.values()]
+    for failure in failures:
+        # PyTorch's archive writer only sees that it did not get as far as it wrote
+        full = OSError(errno.ENOSPC, "") if "unexpected pos" in str(failure) else failure
+        if isinstance(full, OSError) and (told := explain(full, path, again=AGAIN)):
+            return told
+    return EcgfastError(
+        f"checkpoint {path} could not be written: {str(failures[0]).splitlines()[0]}; look at the "
+        f"disk, then {AGAIN}"
+    )
