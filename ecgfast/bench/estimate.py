@@ -17,6 +17,7 @@ _MAX_MICROBATCH = 256  # records per GPU and pass; more no longer raises the rat
 _ACTIVATION_BYTES = 34
 _STATE_BYTES = 16  # fp32 weight, gradient and two moments per parameter, shared by the GPUs
 _WORKING_BYTES = 4  # bf16 copy and gradient per parameter, on every GPU
+_WIDENED_BYTES = 4  # a microbatch's gradients in fp32, on one GPU that takes several per step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,8 @@ def memory_gib(config: Config, num_gpus: int) -> float:
     share = -(-config.train.batch_size // num_gpus)
     asked = config.train.microbatch
     microbatch = min(share, _MAX_MICROBATCH) if asked == "auto" else asked
-    state = parameters * (_STATE_BYTES / num_gpus + _WORKING_BYTES)
+    widened = _WIDENED_BYTES if num_gpus == 1 and microbatch < share else 0
+    state = parameters * (_STATE_BYTES / num_gpus + _WORKING_BYTES + widened)
     return (state + microbatch * _activation_bytes(config.model, config.mask.ratio)) / 2**30
 
 
