@@ -34,6 +34,7 @@ def decode_chunks(
     offsets: NDArray[np.int64],
     lengths: NDArray[np.int64],
     *,
+    out: NDArray[np.int16] | None = None,
     check: bool = True,
     num_threads: int = 1,
 ) -> NDArray[np.int16]:
@@ -44,6 +45,7 @@ def decode_chunks(
         buffer: (bytes,) uint8.
         offsets: (n,) int64, first byte of each chunk in `buffer`.
         lengths: (n,) int64, bytes.
+        out: (n, 12, 5000) int16 to fill, or None for a new array.
         check: compare checksums.
         num_threads: threads of the ecgpack decoder.
     Returns:
@@ -58,10 +60,12 @@ def decode_chunks(
             lengths,
             num_leads=NUM_LEADS,
             num_timesteps=NUM_TIMESTEPS,
+            out=out,
             num_threads=num_threads,
             check=check,
         )
-    out = np.empty((len(offsets), NUM_LEADS, NUM_TIMESTEPS), np.int16)
+    if out is None:
+        out = np.empty((len(offsets), NUM_LEADS, NUM_TIMESTEPS), np.int16)
     zstd = pa.Codec("zstd") if codec == "zstd" else None
     for n, (start, length) in enumerate(zip(offsets.tolist(), lengths.tolist(), strict=True)):
         out[n] = _decode_one(buffer[start : start + length], zstd, index=n, check=check)

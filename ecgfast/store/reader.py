@@ -27,6 +27,8 @@ from ecgfast.store.format import (
 from ecgfast.store.manifest import Manifest, read_manifest
 from ecgfast.store.shards import Shards
 
+_BLOCK_RECORDS = 64  # decoded while their 2 MB of chunks are still in the cache
+
 Chunks = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]
 
 
@@ -127,11 +129,19 @@ class StoreReader:
             IndexError: a number is outside the store.
         """
         index = self._checked_indices(indices)
-        buffer, offsets, lengths = self._shards.read(index)
+        signal = np.empty((index.size, NUM_LEADS, NUM_TIMESTEPS), np.int16)
+        block = _BLOCK_RECORDS * num_threads
+        for start in range(0, index.size, block):
+            part = slice(start, start + block)
+            self._decode(index[part], signal[part], check=check, num_threads=num_threads)
+        return signal
+
+    def _decode(
+        self, index: NDArray[np.int64], out: NDArray[np.int16], *, check: bool, num_threads: int
+    ) -> None:
+        chunks = self._shards.read(index)
         try:
-            return decode_chunks(
-                self.codec, buffer, offsets, lengths, check=check, num_threads=num_threads
-            )
+            decode_chunks(self.codec, *chunks, out=out, check=check, num_threads=num_threads)
         except CodecError as error:
             record = int(index[error.index])
             where = f"record {record} in {shard_name(record // SHARD_RECORDS)}"
