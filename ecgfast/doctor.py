@@ -12,6 +12,7 @@ from ecgfast_kernels import codec
 from ecgfast_kernels.backend import resolve
 
 from ecgfast.config import load_config
+from ecgfast.data import dali_plugin
 from ecgfast.model.attention_choice import choose_for_model
 from ecgfast.model.attention_xformers import explain_unavailable
 
@@ -72,7 +73,7 @@ def _codec() -> str:
 def _engine() -> str:
     if not torch.cuda.is_available():
         return "cpu: no GPU"
-    if find_spec("nvidia.dali") is None:
+    if not dali_plugin.is_installed():
         return "resident where the records fit into GPU memory, else cpu: DALI is not installed"
     return "resident where the records fit into GPU memory, else dali"
 

@@ -3,13 +3,13 @@
 import math
 import tempfile
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 from ecgfast import log
 from ecgfast.bench.meter import Epoch, Use, measure
 from ecgfast.bench.rows import Row, make_row
 from ecgfast.convert import convert
+from ecgfast.data import dali_plugin
 from ecgfast.data.loader import EngineName, Loader, build_loader
 from ecgfast.errors import BackendUnavailableError
 from ecgfast.ingest.synthetic import write_cohort
@@ -49,7 +49,7 @@ def measure_loader(
 def _variants(device: str) -> list[tuple[EngineName, int]]:
     """Engines to try, with their decoding threads."""
     variants: list[tuple[EngineName, int]] = [("cpu", 1), ("cpu", 2)]
-    if find_spec("nvidia.dali") is not None:
+    if dali_plugin.is_installed():
         variants += [("dali", 1), ("dali", 2)]
     if device.startswith("cuda"):
         variants += [("cpu", 8), ("resident", 1)]

@@ -9,6 +9,7 @@ import tempfile
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,14 @@ def load_plugin(device_index: int | None) -> None:
 
         plugin_manager.load_library(str(path))
         _loaded.append(target)
+
+
+def is_installed() -> bool:
+    """Whether DALI is there; importing it takes a second."""
+    try:
+        return find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # no package of NVIDIA's at all
+        return False
 
 
 def find_target(device_index: int | None) -> Target:

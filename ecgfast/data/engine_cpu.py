@@ -1,6 +1,5 @@
 """Engine `cpu`: native threads decode ahead while the model works on the batch before."""
 
-import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,49 +10,43 @@ from ecgfast_kernels import codec
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ecgfast.data.batch import PADDED_PATCH
-from ecgfast.store.reader import StoreReader
+from ecgfast.data.memory import HostBuffers, to_device
+from ecgfast.data.source import Source
 
-AHEAD = 2  # batches decoded in advance; one hides the decode, the second evens out a slow disk
+AHEAD = 2  # batches made in advance; one hides the decode, the second evens out a slow disk
+
+# patches, record_index, and on a GPU what says that their copies are done
+_Made = tuple[Tensor, Tensor, torch.cuda.Event | None]
 
 
 class CpuEngine:
     """Reads, decodes and normalises on the host.
 
     Args:
-        store: an open store.
-        mean: (R, C) float32 ADC units, subtracted.
-        rstd: (R, C) float32, multiplied.
-        device: where batches go.
-        num_threads: decoding threads.
+        source: records, normalisation, device and threads.
     """
 
-    def __init__(
-        self,
-        store: StoreReader,
-        *,
-        mean: NDArray[np.float32],
-        rstd: NDArray[np.float32],
-        device: torch.device,
-        num_threads: int,
-    ) -> None:
-        self._store = store
-        self._mean = mean
-        self._rstd = rstd
-        self._device = device
-        self._num_threads = num_threads
-        self._buffers: list[NDArray[np.float16]] = []
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        # Two batches are made at a time where there are two threads: one is read, one decoded.
+        self._num_workers = min(source.num_threads, AHEAD)
+        self._num_threads = source.num_threads // self._num_workers
+        self._buffers = HostBuffers()
         self._copy_stream: torch.cuda.Stream | None = None
-        if device.type == "cuda":
-            self._copy_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        if source.device.type == "cuda":
+            self._copy_stream = torch.cuda.Stream(source.device)  # type: ignore[no-untyped-call]
 
     def batches(self, schedule: Sequence[NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (patches (B, N, 256) fp16, record_index (B,) int64) for each entry."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ecgfast-decode") as pool:
-            pending: deque[Future[tuple[Tensor, Tensor]]] = deque()
+        """Yield (patches (B, N, 256) fp16, record_index (B,) int64) for each entry.
+
+        Raises:
+            CorruptStoreError: a record is damaged.
+        """
+        with ThreadPoolExecutor(self._num_workers, thread_name_prefix="ecgfast-decode") as pool:
+            pending: deque[Future[_Made]] = deque()
             try:
                 for index in schedule:
-                    pending.append(pool.submit(self._load, index))
+                    pending.append(pool.submit(self._make, index))
                     if len(pending) > AHEAD:
                         yield self._receive(pending.popleft())
                 while pending:
@@ -62,61 +55,43 @@ class CpuEngine:
                 for future in pending:
                     future.cancel()
 
-    def _load(self, index_B: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        num_patches = self._store.num_leads * self._store.num_timesteps // codec.COLUMN_TIMESTEPS
-        shape = (len(index_B), num_patches, PADDED_PATCH)
-        record_index = torch.from_numpy(index_B.copy())
+    def _make(self, index_B: NDArray[np.int64]) -> _Made:
+        shape, device = self._source.batch_shape(len(index_B)), self._source.device
         if self._copy_stream is None:
-            out_BNP = self._host_buffer(shape)
+            out_BNP = self._buffers.take(shape)
             self._decode(index_B, out_BNP)
-            return torch.from_numpy(out_BNP), record_index
-        patches = torch.empty(shape, dtype=torch.float16, pin_memory=True)
-        self._decode(index_B, patches.numpy())
+            return torch.from_numpy(out_BNP), torch.from_numpy(index_B.copy()), None
+        pinned = torch.empty(shape, dtype=torch.float16, pin_memory=True)
+        self._decode(index_B, pinned.numpy())
         with torch.cuda.stream(self._copy_stream):
-            # pin_memory hands the pinned block back only after the copy's stream has passed it
-            return (
-                patches.to(self._device, non_blocking=True),
-                record_index.pin_memory().to(self._device, non_blocking=True),
-            )
-
-    def _host_buffer(self, shape: tuple[int, ...]) -> NDArray[np.float16]:
-        """Take a buffer that no tensor uses any more: fresh pages cost a third of the decode."""
-        for buffer in self._buffers:
-            unused = sys.getrefcount(buffer) == 3  # the list, `buffer`, and the call's argument
-            if unused and buffer.shape == shape:
-                return buffer
-        self._buffers = [b for b in self._buffers if b.shape == shape]
-        self._buffers.append(np.empty(shape, np.float16))
-        return self._buffers[-1]
+            patches = pinned.to(device, non_blocking=True)
+            record_index = to_device(index_B, device)
+            return patches, record_index, self._copy_stream.record_event()
 
     def _decode(self, index_B: NDArray[np.int64], out_BNP: NDArray[np.float16]) -> None:
-        mean_BC, rstd_BC = self._mean[index_B], self._rstd[index_B]
-        threads = self._num_threads
-        if self._store.codec != "ecgpack":
-            signal_BCT = self._store.read(index_B, num_threads=threads)
-            codec.patches_from_int16(signal_BCT, mean_BC, rstd_BC, out=out_BNP, num_threads=threads)
+        store, threads = self._source.store, self._num_threads
+        moments = self._source.mean[index_B], self._source.rstd[index_B]
+        if store.codec != "ecgpack":
+            signal_BCT = store.read(index_B, num_threads=threads)
+            codec.patches_from_int16(signal_BCT, *moments, out=out_BNP, num_threads=threads)
             return
-        buffer, offsets, lengths = self._store.read_chunks(index_B)
         try:
             codec.decode_patches(
-                buffer,
-                offsets,
-                lengths,
-                mean_BC,
-                rstd_BC,
-                num_timesteps=self._store.num_timesteps,
+                *store.read_chunks(index_B),
+                *moments,
+                num_timesteps=store.num_timesteps,
                 out=out_BNP,
                 num_threads=threads,
             )
         except codec.CodecError:
-            self._store.read(index_B)  # names the record and its shard
+            store.read(index_B)  # names the record and its shard
             raise
 
-    def _receive(self, future: Future[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        patches, record_index = future.result()
-        if self._copy_stream is not None:
-            current = torch.cuda.current_stream(self._device)
-            current.wait_stream(self._copy_stream)
+    def _receive(self, future: Future[_Made]) -> tuple[Tensor, Tensor]:
+        patches, record_index, copied = future.result()
+        if copied is not None:
+            current = torch.cuda.current_stream(self._source.device)
+            current.wait_event(copied)
             patches.record_stream(current)  # the allocator must not reuse them while in use here
             record_index.record_stream(current)
         return patches, record_index

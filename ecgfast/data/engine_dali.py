@@ -4,9 +4,11 @@ Each call of `batches` builds a pipeline that starts at its first entry, so that
 state of DALI's. Shapes: B records of a batch, C leads, T timesteps, N patches.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from importlib import import_module
 from typing import Any, Protocol, cast
 
@@ -19,14 +21,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ecgfast.data.dali_plugin import load_plugin
+from ecgfast.data.memory import to_device
+from ecgfast.data.source import Source
 from ecgfast.errors import CorruptStoreError
-from ecgfast.store.reader import StoreReader
+from ecgfast.store.reader import Chunks
 
-_READ_AHEAD = 3  # batches of encoded bytes, about 0.6 MB each at 256 records
+_READ_AHEAD = 3  # batches of encoded bytes, about 6 MB each at 256 records
 _CRC = slice(12, 16)  # the checksum's own bytes in a chunk
 
-# B chunks (bytes,) uint8; mean and rstd (B, C) float32
-_Encoded = tuple[list[NDArray[np.uint8]], NDArray[np.float32], NDArray[np.float32]]
+# Chunks (bytes,) uint8, offsets and lengths (B,) int64; mean and rstd (B, C) float32
+_Encoded = tuple[NDArray[np.generic], ...]
 
 
 class _Output(Protocol):
@@ -47,32 +51,20 @@ class DaliEngine:
     """Feeds encoded records to a DALI pipeline and hands its output to PyTorch.
 
     Args:
-        store: an open store.
-        mean: (R, C) float32 ADC units, subtracted.
-        rstd: (R, C) float32, multiplied.
-        device: where batches go; the operator runs there.
-        num_threads: DALI's CPU threads.
+        source: records, normalisation, device (the operator runs there) and DALI's CPU threads.
     Raises:
         BackendUnavailableError: DALI is missing, or its operator could not be built.
     """
 
-    def __init__(
-        self,
-        store: StoreReader,
-        *,
-        mean: NDArray[np.float32],
-        rstd: NDArray[np.float32],
-        device: torch.device,
-        num_threads: int,
-    ) -> None:
-        self._store = store
-        self._mean = mean
-        self._rstd = rstd
-        self._device = device
-        self._num_threads = num_threads
-        self._gpu: int | None = None
-        if device.type == "cuda":
-            self._gpu = torch.cuda.current_device() if device.index is None else device.index
+    def __init__(self, source: Source) -> None:
+        device = source.device
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        self._source = replace(source, device=device)
+        self._gpu: int | None = device.index if device.type == "cuda" else None
+        # DALI would map and unmap the output of every batch; from this size on it keeps memory
+        # instead. Fresh pages take as long as the decode. Read once, at DALI's first use.
+        os.environ.setdefault("DALI_MALLOC_POOL_THRESHOLD", "1M")
         load_plugin(self._gpu)
 
     def batches(self, schedule: Sequence[NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -83,66 +75,77 @@ class DaliEngine:
         """
         if len(schedule) == 0:
             return
+        device = self._source.device
+        rows = np.concatenate(schedule)
+        # at once, because an upload of each batch would wait for the GPU each time
+        record_index = to_device(rows, device)
+        statuses: list[Tensor] = []
+        start = 0
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ecgfast-read") as pool:
-            source = _read_ahead(pool, self._read, schedule)
-            pipeline = self._build_pipeline(source, max(len(entry) for entry in schedule))
-            stream = None if self._gpu is None else torch.cuda.current_stream(self._device)
-            statuses = []
+            pipeline = self._build_pipeline(_read_ahead(pool, self._read, schedule))
             for entry in schedule:
-                patches, status = (_copy(output) for output in pipeline.run(stream))
+                stop = start + len(entry)
+                stream = None if self._gpu is None else torch.cuda.current_stream(device)
+                patches, status = map(_to_torch, pipeline.run(stream))
                 if self._gpu is None:
                     self._check(entry, status)
-                statuses.append(status)
-                yield patches, torch.from_numpy(entry.copy()).to(self._device)
-        # On a GPU reading a status waits for the kernel, so all are read here. The checksums were
-        # compared before the upload.
-        for entry, status in zip(schedule, statuses, strict=True):
-            self._check(entry, status)
+                else:  # reading it would wait for the kernel
+                    statuses.append(status)
+                yield patches, record_index[start:stop]
+                start = stop
+        if statuses:  # checksums were compared before the upload, so this finds our own bugs
+            self._check(rows, torch.cat(statuses))
 
-    def _build_pipeline(self, source: Iterator[_Encoded], batch_size: int) -> _Pipeline:
+    def _build_pipeline(self, batches: Iterator[_Encoded]) -> _Pipeline:
         dali: Any = import_module("nvidia.dali")  # ecg_decode is known at run time only
+        integers, floats = [dali.types.INT64] * 2, [dali.types.FLOAT] * 2
         pipeline = dali.Pipeline(
-            batch_size=batch_size,
-            num_threads=self._num_threads,
+            batch_size=1,  # all records of a batch are one sample: nothing is done per record
+            num_threads=self._source.num_threads,
             device_id=self._gpu,
             prefetch_queue_depth=2,
+            exec_dynamic=True,  # outputs belong to who holds them, instead of being used again
         )
         with pipeline:
             inputs = dali.fn.external_source(
-                source=source,
-                num_outputs=3,
-                dtype=[dali.types.UINT8, dali.types.FLOAT, dali.types.FLOAT],
-                ndim=[1, 1, 1],
+                source=([array[None] for array in batch] for batch in batches),
+                num_outputs=5,
+                dtype=[dali.types.UINT8, *integers, *floats],
+                ndim=[1, 1, 1, 2, 2],
             )
             if self._gpu is not None:
                 inputs = [item.gpu() for item in inputs]
             decoded = dali.fn.ecg_decode(
                 *inputs,
-                num_leads=self._store.num_leads,
-                num_timesteps=self._store.num_timesteps,
+                num_leads=self._source.store.num_leads,
+                num_timesteps=self._source.store.num_timesteps,
             )
             pipeline.set_outputs(*decoded)
         pipeline.build()
         return cast(_Pipeline, pipeline)
 
     def _read(self, index_B: NDArray[np.int64]) -> _Encoded:
-        if self._store.codec == "ecgpack":
-            buffer, offsets, lengths = self._store.read_chunks(index_B)
-            pairs = zip(offsets.tolist(), lengths.tolist(), strict=True)
-            chunks = [buffer[start : start + length] for start, length in pairs]
-            if self._gpu is not None:  # the CPU operator compares the checksum itself
-                for record, chunk in zip(index_B.tolist(), chunks, strict=True):
-                    self._check_crc(record, chunk)
+        source = self._source
+        if source.store.codec == "ecgpack":
+            chunks = source.store.read_chunks(index_B)
+            if self._gpu is not None:  # the CPU operator compares the checksums itself
+                self._check_crc(index_B, chunks)
         else:
-            chunks = [_as_raw_chunk(record) for record in self._store.read(index_B)]
-        return chunks, self._mean[index_B], self._rstd[index_B]
+            chunks = _as_raw_chunks(source.store.read(index_B))
+        return *chunks, source.mean[index_B], source.rstd[index_B]
 
-    def _check_crc(self, record: int, chunk: NDArray[np.uint8]) -> None:
-        stored = int.from_bytes(chunk[_CRC].tobytes(), "little")
-        zeroed = chunk.copy()
-        zeroed[_CRC] = 0
-        if len(chunk) < _CRC.stop or codec.crc32c(zeroed) != stored:
-            raise self._damage(record, 4)
+    def _check_crc(self, index_B: NDArray[np.int64], chunks: Chunks) -> None:
+        buffer, *places = chunks
+        for record, start, length in zip(
+            index_B.tolist(), *map(np.ndarray.tolist, places), strict=True
+        ):
+            chunk = buffer[start : start + length]
+            stored = chunk[_CRC].copy()
+            chunk[_CRC] = 0  # for the length of the sum: a copy would cost more than the sum
+            crc = codec.crc32c(chunk)
+            chunk[_CRC] = stored
+            if crc.to_bytes(4, "little") != stored.tobytes():
+                raise self._damage(record, 4)
 
     def _check(self, entry: NDArray[np.int64], status: Tensor) -> None:
         bad = torch.nonzero(status).flatten().tolist()
@@ -151,12 +154,16 @@ class DaliEngine:
 
     def _damage(self, record: int, code: int) -> CorruptStoreError:
         reason = codec.CodecError.from_code(code)
-        return CorruptStoreError(f"{self._store.path}: record {record} is damaged: {reason}")
+        return CorruptStoreError(f"{self._source.store.path}: record {record} is damaged: {reason}")
 
 
-def _copy(output: _Output) -> Tensor:
-    """To PyTorch, and out of the buffer that DALI overwrites in a later run."""
-    return torch.utils.dlpack.from_dlpack(output.as_tensor()).clone()
+def _to_torch(output: _Output) -> Tensor:
+    """PyTorch's view of DALI's memory on the host, a copy on a GPU.
+
+    DALI's allocator knows one stream; PyTorch's follows a tensor through all that use it.
+    """
+    tensor = torch.utils.dlpack.from_dlpack(output.as_tensor())[0]
+    return tensor.clone() if tensor.is_cuda else tensor
 
 
 def _read_ahead(
@@ -173,12 +180,17 @@ def _read_ahead(
         yield pending.popleft().result()
 
 
-def _as_raw_chunk(signal_CT: NDArray[np.int16]) -> NDArray[np.uint8]:
-    """A decoded record in the form that the operator takes: an ecgpack chunk of the RAW kind."""
-    num_leads, num_timesteps = signal_CT.shape
-    header = Header(
+def _as_raw_chunks(signal_BCT: NDArray[np.int16]) -> Chunks:
+    """Decoded records in the form that the operator takes: ecgpack chunks of the RAW kind."""
+    num_records, num_leads, num_timesteps = signal_BCT.shape
+    head = Header(
         flags=FLAG_RAW, num_timesteps=num_timesteps, num_leads=num_leads, quantum=NO_QUANTUM
-    )
-    chunk = np.frombuffer(bytearray(header.pack() + signal_CT.tobytes()), np.uint8)
-    chunk[_CRC] = np.frombuffer(codec.crc32c(chunk).to_bytes(4, "little"), np.uint8)
-    return chunk
+    ).pack()
+    heads = np.tile(np.frombuffer(head, np.uint8), (num_records, 1))
+    values = signal_BCT.astype("<i2", copy=False).reshape(num_records, -1).view(np.uint8)
+    chunks = np.concatenate([heads, values], axis=1)
+    for chunk in chunks:
+        chunk[_CRC] = np.frombuffer(codec.crc32c(chunk).to_bytes(4, "little"), np.uint8)
+    length = chunks.shape[1]
+    lengths = np.full(num_records, length, np.int64)
+    return chunks.reshape(-1), np.arange(num_records, dtype=np.int64) * length, lengths

@@ -2,8 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -12,11 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ecgfast import log
+from ecgfast.data import dali_plugin
 from ecgfast.data.batch import Batch
+from ecgfast.data.engine_cpu import CpuEngine
+from ecgfast.data.engine_dali import DaliEngine
 from ecgfast.data.engine_resident import ResidentEngine, resident_bytes
 from ecgfast.data.normalise import CohortStatistics, mean_and_rstd
-from ecgfast.data.order import epoch_order, rank_batches
-from ecgfast.errors import ConfigError, ResumeError
+from ecgfast.data.order import Plan
+from ecgfast.data.source import Source
+from ecgfast.errors import BackendUnavailableError, ConfigError, ResumeError
 from ecgfast.labels import parse_selection
 from ecgfast.store.reader import StoreReader
 
@@ -36,58 +39,25 @@ class Loader:
 
     Args:
         engine: where batches come from.
-        index: (R,) store rows to visit.
-        batch_size: records per rank.
-        seed: with the epoch, fixes the order.
+        plan: which records this rank visits.
         epoch: the first epoch.
-        rank: this rank.
-        world_size: number of ranks.
-        drop_last: leave out the last global batch when it is not full.
-        shuffle: visit `index` in random order; otherwise as it stands.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        index: NDArray[np.int64],
-        *,
-        batch_size: int,
-        seed: int,
-        epoch: int,
-        rank: int,
-        world_size: int,
-        drop_last: bool,
-        shuffle: bool,
-    ) -> None:
+    def __init__(self, engine: Engine, plan: Plan, *, epoch: int = 0) -> None:
         self._engine = engine
-        self._index = index
-        self._batch_size = batch_size
-        self._seed = seed
+        self._plan = plan
         self._epoch = epoch
         self._position = 0
-        self._rank = rank
-        self._world_size = world_size
-        self._drop_last = drop_last
-        self._shuffle = shuffle
 
     def __len__(self) -> int:
-        """Batches of a whole epoch on one rank."""
-        stride = self._batch_size * self._world_size
-        return len(self._index) // stride if self._drop_last else -(-len(self._index) // stride)
+        """Batches of a whole epoch on this rank."""
+        return len(self._plan)
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch, stride = self._epoch, self._batch_size * self._world_size
-        schedule = rank_batches(
-            self._order(epoch),
-            batch_size=self._batch_size,
-            rank=self._rank,
-            world_size=self._world_size,
-            position=self._position,
-            drop_last=self._drop_last,
-        )
-        for patches, record_index in self._engine.batches(schedule):
+        epoch, plan = self._epoch, self._plan
+        for patches, record_index in self._engine.batches(plan.batches(epoch, self._position)):
             # handed out = consumed; what is prefetched does not count
-            self._position = min(self._position + stride, len(self._index))
+            self._position = min(self._position + plan.global_batch, len(plan.index))
             yield Batch(patches=patches, record_index=record_index, epoch=epoch)
         self._epoch, self._position = epoch + 1, 0
 
@@ -101,17 +71,13 @@ class Loader:
         Raises:
             ResumeError: the position lies outside this selection's epoch.
         """
-        if not 0 <= state["position"] <= len(self._index):
+        num_records = len(self._plan.index)
+        if not 0 <= state["position"] <= num_records:
             raise ResumeError(
-                f"position {state['position']} lies outside an epoch of {len(self._index)} "
+                f"position {state['position']} lies outside an epoch of {num_records} "
                 "records; resume with the store and selection that the run began with"
             )
         self._epoch, self._position = state["epoch"], state["position"]
-
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        if not self._shuffle:
-            return self._index
-        return self._index[epoch_order(len(self._index), seed=self._seed, epoch=epoch)]
 
 
 def build_loader(
@@ -162,26 +128,24 @@ def build_loader(
             f"batch_size must be at least 1 and rank in [0, world_size), got batch_size "
             f"{batch_size}, rank {rank}, world_size {world_size}"
         )
-    if len(index) < (batch_size * world_size if drop_last else 1):
-        raise ConfigError(
-            f"{len(index)} records selected of {len(store)}, but one global batch has "
-            f"{batch_size * world_size}; widen the selection or lower train.batch_size"
-        )
-    name, reason = choose_engine(store, engine, device, resident_budget_gib)
-    log.info(f"data engine: {name} ({reason})")
-    mean, rstd = mean_and_rstd(store, normalise, cohort)
-    threads = num_threads or max(1, (os.cpu_count() or 1) // world_size)
-    return Loader(
-        _build_engine(name, store, index, mean, rstd, device, threads, resident_budget_gib),
-        index,
+    plan = Plan(
+        index=index,
         batch_size=batch_size,
         seed=seed,
-        epoch=epoch,
         rank=rank,
         world_size=world_size,
         drop_last=drop_last,
         shuffle=shuffle,
     )
+    if len(index) < (plan.global_batch if drop_last else 1):
+        raise ConfigError(
+            f"{len(index)} records selected of {len(store)}, but one global batch has "
+            f"{plan.global_batch}; widen the selection or lower train.batch_size"
+        )
+    mean, rstd = mean_and_rstd(store, normalise, cohort)
+    threads = num_threads or max(1, (os.cpu_count() or 1) // world_size)
+    source = Source(store=store, mean=mean, rstd=rstd, device=device, num_threads=threads)
+    return Loader(_build_engine(source, engine, index, resident_budget_gib), plan, epoch=epoch)
 
 
 def selected_rows(store: StoreReader, select: str | NDArray[np.int64] | None) -> NDArray[np.int64]:
@@ -194,43 +158,38 @@ def selected_rows(store: StoreReader, select: str | NDArray[np.int64] | None) ->
 
 
 def choose_engine(
-    store: StoreReader, engine: EngineName, device: torch.device, budget_gib: float | None
-) -> tuple[str, str]:
-    """Return the engine's name and why it was taken."""
-    if engine != "auto":
-        return engine, "as asked"
+    store: StoreReader, num_records: int, device: torch.device, budget_gib: float | None
+) -> tuple[EngineName, str]:
+    """Return the engine that `auto` takes for so many records of a store, and why."""
     if device.type != "cuda":
         return "cpu", f"device is {device.type}"
     if not codec_cuda.is_built():
         return "cpu", "the CUDA decoder was not built: install nvcc and reinstall ecgfast"
-    need_gib = resident_bytes(store) / 2**30
+    need_gib = resident_bytes(store) * num_records / len(store) / 2**30
     total_gib = torch.cuda.get_device_properties(device).total_memory / 2**30
     budget = budget_gib if budget_gib is not None else RESIDENT_SHARE * total_gib
     if need_gib <= budget:
         return "resident", f"{need_gib:.2f} GiB fit the budget of {budget:.1f} GiB"
     why = f"{need_gib:.1f} GiB exceed the resident budget of {budget:.1f} GiB"
-    if find_spec("nvidia.dali") is None:
+    if not dali_plugin.is_installed():
         return "cpu", f"{why}, and DALI is not installed"
     return "dali", why
 
 
 def _build_engine(
-    name: str,
-    store: StoreReader,
-    index: NDArray[np.int64],
-    mean: NDArray[np.float32],
-    rstd: NDArray[np.float32],
-    device: torch.device,
-    num_threads: int,
-    budget_gib: float | None,
+    source: Source, asked: EngineName, index: NDArray[np.int64], budget_gib: float | None
 ) -> Engine:
-    common: dict[str, Any] = {"mean": mean, "rstd": rstd, "device": device}
+    name, reason = asked, "as asked"
+    if asked == "auto":
+        name, reason = choose_engine(source.store, len(index), source.device, budget_gib)
+    log.info(f"data engine: {name} ({reason})")
     if name == "resident":
-        return ResidentEngine(store, index=index, budget_gib=budget_gib, **common)
+        return ResidentEngine(source, index=index, budget_gib=budget_gib)
     if name == "dali":
-        from ecgfast.data.engine_dali import DaliEngine
-
-        return DaliEngine(store, num_threads=num_threads, **common)
-    from ecgfast.data.engine_cpu import CpuEngine
-
-    return CpuEngine(store, num_threads=num_threads, **common)
+        try:
+            return DaliEngine(source)
+        except BackendUnavailableError as error:
+            if asked != "auto":
+                raise
+            log.warning(f"data engine: cpu instead of dali, which decodes on the host: {error}")
+    return CpuEngine(source)

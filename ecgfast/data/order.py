@@ -2,40 +2,72 @@
 
 Records are sorted by 64-bit Philox keys of (seed, epoch, record): exactly uniform, and the same for
 any library version, world size, engine or worker count. Resume is (epoch, position), nothing else.
+Shapes: R records of the epoch, B records of a rank's batch, W ranks.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 from ecgfast_kernels.order import epoch_order
 from numpy.typing import NDArray
 
-__all__ = ["epoch_order", "rank_batches"]
+__all__ = ["Plan", "epoch_order"]
 
 
-def rank_batches(
-    order_R: NDArray[np.int64],
-    *,
-    batch_size: int,
-    rank: int,
-    world_size: int,
-    position: int,
-    drop_last: bool,
-) -> list[NDArray[np.int64]]:
-    """Cut an epoch's order into the batches of one rank.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """What one rank visits.
 
-    Global batch g is `order_R[g * W * B : (g + 1) * W * B]`; rank r takes rows r * B to (r + 1) * B
-    of it, so that the union over ranks is the same for every world size with the same W * B.
+    Global batch g of an epoch is rows g * W * B to (g + 1) * W * B of its order; rank r takes rows
+    r * B to (r + 1) * B of that, so that the union over ranks is the same for every world size with
+    the same W * B.
 
-    Args:
-        order_R: (R,) the epoch's records in order.
+    Attributes:
+        index: (R,) int64 store rows to visit.
         batch_size: records per rank, B.
+        seed: with the epoch, fixes the order.
         rank: this rank, r.
         world_size: number of ranks, W.
-        position: records consumed in this epoch by all ranks together.
         drop_last: leave out a last global batch that is not full.
-    Returns:
-        (B,) int64 arrays, views of `order_R`; the last may be shorter without `drop_last`.
+        shuffle: visit `index` in random order; otherwise as it stands.
     """
-    stride = batch_size * world_size
-    stop = len(order_R) - len(order_R) % stride if drop_last else len(order_R)
-    starts = range(position + rank * batch_size, stop, stride)
-    return [order_R[start : min(start + batch_size, stop)] for start in starts]
+
+    index: NDArray[np.int64]
+    batch_size: int
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    drop_last: bool = True
+    shuffle: bool = True
+
+    @property
+    def global_batch(self) -> int:
+        """Records of all ranks together in one batch."""
+        return self.batch_size * self.world_size
+
+    def __len__(self) -> int:
+        """Batches of this rank in a whole epoch."""
+        return len(self._starts(0))
+
+    def batches(self, epoch: int, position: int = 0) -> list[NDArray[np.int64]]:
+        """Cut what is left of an epoch into this rank's batches.
+
+        Args:
+            epoch: 0 or more.
+            position: records consumed in this epoch by all ranks together.
+        Returns:
+            (B,) int64 arrays of store rows; without `drop_last` the last may be shorter, or be
+            missing on the later ranks.
+        """
+        order = self.index
+        if self.shuffle:
+            order = order[epoch_order(len(order), seed=self.seed, epoch=epoch)]
+        starts = self._starts(position)
+        return [order[start : min(start + self.batch_size, starts.stop)] for start in starts]
+
+    def _starts(self, position: int) -> range:
+        left = len(self.index) - position
+        # of what is left, so that ranks agree on the number of batches from any position
+        used = left - left % self.global_batch if self.drop_last else left
+        first = position + self.rank * self.batch_size
+        return range(first, position + used, self.global_batch)

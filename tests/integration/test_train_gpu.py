@@ -13,6 +13,7 @@ from torch import Tensor
 from ecgfast.config import Config, load_config
 from ecgfast.data.batch import PADDED_PATCH
 from ecgfast.data.loader import Loader
+from ecgfast.data.order import Plan
 from ecgfast.log import read_metrics
 from ecgfast.train import setup
 from ecgfast.train.checkpoint import newest
@@ -63,17 +64,7 @@ def _config(*settings: str) -> Config:
 
 
 def _loader(batch_size: int = 16) -> Loader:
-    return Loader(
-        WaveEngine(),
-        np.arange(NUM_RECORDS),
-        batch_size=batch_size,
-        seed=0,
-        epoch=0,
-        rank=0,
-        world_size=1,
-        drop_last=True,
-        shuffle=True,
-    )
+    return Loader(WaveEngine(), Plan(index=np.arange(NUM_RECORDS), batch_size=batch_size))
 
 
 def _loop(config: Config, ranks: Ranks, run: Path, num_steps: int) -> Loop:

@@ -34,3 +34,10 @@ def small_store(cohort: Path) -> StoreReader:
 def small_store_zstd(cohort: Path) -> StoreReader:
     """Return the same records under zstd."""
     return _store(cohort, "zstd")
+
+
+@pytest.fixture
+def dali_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One build of the DALI operator for all processes of a run, none in the user's own cache."""
+    folder = tmp_path_factory.getbasetemp().parent / "dali-cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))

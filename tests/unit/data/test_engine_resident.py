@@ -1,5 +1,6 @@
 """Engine resident on a CPU: the same bits as engine cpu, and damage found when it loads."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from recordings import make_store
 from ecgfast.data.engine_cpu import CpuEngine
 from ecgfast.data.engine_resident import ResidentEngine, resident_bytes
 from ecgfast.data.normalise import mean_and_rstd
+from ecgfast.data.source import Source
 from ecgfast.errors import BackendUnavailableError, CorruptStoreError
 from ecgfast.store.reader import StoreReader, open_store
 
@@ -25,14 +27,17 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return open_store(path)
 
 
-def resident(store: StoreReader, index: NDArray[np.int64]) -> ResidentEngine:
+def source(store: StoreReader, device: torch.device = CPU) -> Source:
     mean, rstd = mean_and_rstd(store, "record_lead")
-    return ResidentEngine(store, index=index, mean=mean, rstd=rstd, device=CPU)
+    return Source(store=store, mean=mean, rstd=rstd, device=device)
+
+
+def resident(store: StoreReader, index: NDArray[np.int64]) -> ResidentEngine:
+    return ResidentEngine(source(store), index=index)
 
 
 def test_batches_have_the_bits_of_engine_cpu(store: StoreReader) -> None:
-    mean, rstd = mean_and_rstd(store, "record_lead")
-    cpu = CpuEngine(store, mean=mean, rstd=rstd, device=CPU, num_threads=1)
+    cpu = CpuEngine(source(store))
     index = np.array([11, 9, 7, 6, 5, 3, 2, 1], np.int64)  # held in an order of its own
     pairs = zip(cpu.batches(SCHEDULE), resident(store, index).batches(SCHEDULE), strict=True)
     for entry, ((expected, rows), (patches, record_index)) in zip(SCHEDULE, pairs, strict=True):
@@ -51,21 +56,18 @@ def test_a_record_that_is_not_held_is_our_own_bug(store: StoreReader) -> None:
 
 def test_a_damaged_record_is_named_when_the_store_is_loaded(tmp_path: Path) -> None:
     path, _ = make_store(tmp_path, 12)
-    mean, rstd = mean_and_rstd(open_store(path), "record_lead")
+    sound = source(open_store(path))
     flip_a_bit(path, 5)
     with pytest.raises(CorruptStoreError, match="record 5"):
-        ResidentEngine(open_store(path), index=np.arange(12), mean=mean, rstd=rstd, device=CPU)
+        ResidentEngine(replace(sound, store=open_store(path)), index=np.arange(12))
 
 
 def test_without_the_cuda_decoder_a_gpu_is_refused_with_the_cure(
     store: StoreReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ecgfast_kernels.codec_cuda.is_built", lambda: False)
-    mean, rstd = mean_and_rstd(store, "record_lead")
     with pytest.raises(BackendUnavailableError, match="install nvcc"):
-        ResidentEngine(
-            store, index=np.arange(12), mean=mean, rstd=rstd, device=torch.device("cuda")
-        )
+        ResidentEngine(source(store, torch.device("cuda")), index=np.arange(12))
 
 
 def test_only_ecgpack_stays_packed(store: StoreReader) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ecgfast.config import Config, load_config
 from ecgfast.data.batch import Batch
 from ecgfast.data.loader import Loader
+from ecgfast.data.order import Plan
 from ecgfast.model.build import build_model
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.train.distributed import Ranks
@@ -59,17 +60,7 @@ def _patches(record: int) -> Tensor:
 
 
 def toy_loader(broken: range = range(0)) -> Loader:
-    return Loader(
-        ToyEngine(broken),
-        np.arange(NUM_RECORDS),
-        batch_size=BATCH,
-        seed=0,
-        epoch=0,
-        rank=0,
-        world_size=1,
-        drop_last=True,
-        shuffle=True,
-    )
+    return Loader(ToyEngine(broken), Plan(index=np.arange(NUM_RECORDS), batch_size=BATCH))
 
 
 def toy_batch() -> Batch:

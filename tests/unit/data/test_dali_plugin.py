@@ -1,0 +1,79 @@
+"""The DALI operator's build: from clean, once, without a warning, and readable when it fails."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ecgfast.data import dali_plugin, toolchain
+from ecgfast.errors import BackendUnavailableError
+
+pytest.importorskip("nvidia.dali")
+CPU_TARGET = dali_plugin.Target(dali="0", cuda="cpu", arch="")
+# DALI's headers are system headers, but inlining one of theirs makes GCC 12 warn of a free.
+STRICT = "-Wall -Wextra -Werror -Wno-error=free-nonheap-object"
+
+
+def test_a_build_from_clean_and_the_second_call_builds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXXFLAGS", STRICT)
+    target = dali_plugin.find_target(None)
+    library = dali_plugin.build_plugin(target, tmp_path)
+    built_at = library.stat().st_mtime_ns
+    assert dali_plugin.build_plugin(target, tmp_path) == library
+    assert library.stat().st_mtime_ns == built_at
+    assert target.dali in library.parent.name
+    leftovers = {path.name for path in tmp_path.iterdir()}
+    assert leftovers == {library.parent.name, f"{library.parent.name}.lock"}
+
+
+def test_another_target_has_another_folder() -> None:
+    folders = {
+        dali_plugin.Target(dali=dali, cuda=cuda, arch=arch).folder
+        for dali, cuda, arch in [
+            ("2.4.0", "13", "90"),
+            ("2.4.0", "13", "80"),
+            ("2.5.0", "13", "90"),
+        ]
+    }
+    assert len(folders | {CPU_TARGET.folder}) == 4
+
+
+def test_without_cmake_the_message_names_it_and_the_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toolchain, "search_path", lambda: str(tmp_path))
+    with pytest.raises(BackendUnavailableError, match=r"needs cmake.*pip install cmake"):
+        dali_plugin.build_plugin(dali_plugin.find_target(None), tmp_path)
+
+
+def test_a_failed_build_tells_what_the_compiler_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "/bin/false")
+    with pytest.raises(BackendUnavailableError, match=r"could not be built: .*take engine=cpu"):
+        dali_plugin.build_plugin(CPU_TARGET, tmp_path)
+    assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["80", "90", "100"])
+def test_the_gpu_backend_builds_and_registers_without_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arch: str
+) -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc")
+    monkeypatch.setenv("CXXFLAGS", STRICT)
+    monkeypatch.setenv("CUDAFLAGS", f"-Werror all-warnings -Xcompiler {STRICT.replace(' ', ',')}")
+    found = dali_plugin.find_target(None)
+    target = dali_plugin.Target(dali=found.dali, cuda="13", arch=arch)
+    library = dali_plugin.build_plugin(target, tmp_path)
+    assert library.parent.name.startswith(f"dali-{found.dali}-cuda-13-sm{arch}-")
+    program = (
+        "import sys; from nvidia.dali import ops, plugin_manager as m; m.load_library(sys.argv[1]);"
+        "assert 'EcgDecode' in ops.cpu_ops() and 'EcgDecode' in ops.gpu_ops()"
+    )
+    subprocess.run([sys.executable, "-c", program, str(library)], check=True)
