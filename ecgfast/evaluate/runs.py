@@ -62,6 +62,12 @@ class LoadedRun:
         return str(self.meta["identity"]["store"])
 
     @property
+    def labels_digest(self) -> str | None:
+        """Which records taught a classifier, and what; None for pretraining."""
+        digest: str | None = self.meta["identity"].get("labels")
+        return digest
+
+    @property
     def cohort(self) -> CohortStatistics | None:
         """Statistics that it was normalised with, where the mode needs any."""
         values = self.meta["preprocessing"]["cohort"]

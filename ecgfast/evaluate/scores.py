@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from ecgfast import log
-from ecgfast.data.loader import build_loader, selected_rows
+from ecgfast.data.loader import build_loader
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate.cohort import natural_order, patient_groups, text_column
 from ecgfast.evaluate.runs import LoadedRun
-from ecgfast.labels import parse_target
+from ecgfast.labels import Labelled, labelled, parse_target
 from ecgfast.store.reader import StoreReader
 
 _BATCH = 64
@@ -55,7 +55,8 @@ def plan_tests(store: StoreReader, classifiers: Sequence[LoadedRun]) -> TestPlan
         store: an open store.
         classifiers: the runs to compare, all of one target.
     Raises:
-        ConfigError: the runs have different targets, or no record is left to test on.
+        ConfigError: the runs have different targets, learned from other splits or labels than the
+            store has now, or no record is left to test on.
     """
     targets = sorted({run.target for run in classifiers})
     if len(targets) != 1:
@@ -65,11 +66,12 @@ def plan_tests(store: StoreReader, classifiers: Sequence[LoadedRun]) -> TestPlan
     is_case, is_known = parse_target(targets[0]).labels(store.records)
     site, split = text_column(store.records, "site"), text_column(store.records, "split")
     patients = patient_groups(store.records)
-    chosen = np.zeros(len(store), dtype=bool)
+    chosen, trained, valid = (np.zeros(len(store), dtype=bool) for _ in range(3))
     for run in classifiers:
         if run.store_identity == store.identity:
-            chosen[selected_rows(store, run.select)] = True
-    trained = chosen & is_known & np.isin(split, ("train", "valid"))
+            taught = _taught(run, store)
+            chosen[run.rows(store)] = True
+            trained[taught.train] = trained[taught.valid] = valid[taught.valid] = True
     free = is_known & ~np.isin(patients, patients[trained])
     notes = []
     if others := sorted({run.name for run in classifiers if run.store_identity != store.identity}):
@@ -100,10 +102,22 @@ def plan_tests(store: StoreReader, classifiers: Sequence[LoadedRun]) -> TestPlan
         target=targets[0],
         is_case=is_case & is_known,
         patients=patients,
-        valid=np.flatnonzero(chosen & is_known & (split == "valid")),
+        valid=np.flatnonzero(valid),
         cohorts=cohorts,
         notes=tuple(notes),
     )
+
+
+def _taught(run: LoadedRun, store: StoreReader) -> Labelled:
+    """The records that a run learned from, as long as the store still says so."""
+    now = labelled(store.records, run.rows(store), run.target)
+    if now.digest != run.labels_digest:
+        raise ConfigError(
+            f"run {run.path} was fine-tuned with other splits or labels than {store.path} has now "
+            f"(digest {run.labels_digest} then, {now.digest} now): patients that it learned from "
+            "could be tested; run ecgfast label with the CSV of then, or fine-tune again"
+        )
+    return now
 
 
 def probabilities(run: LoadedRun, store: StoreReader, rows: Rows) -> NDArray[np.float64]:

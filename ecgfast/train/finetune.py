@@ -14,6 +14,7 @@ from ecgfast.data.loader import Loader
 from ecgfast.data.normalise import CohortStatistics, cohort_statistics
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate.roc import auroc
+from ecgfast.labels.learning import Labelled
 from ecgfast.model.attention import Backend
 from ecgfast.model.attention_choice import Shape, shapes_of
 from ecgfast.model.build import build_classifier
@@ -32,7 +33,7 @@ from ecgfast.train.initial import (
     read_initial,
     require_same_preprocessing,
 )
-from ecgfast.train.labelled import Labelled, labelled_records
+from ecgfast.train.labelled import labelled_records
 from ecgfast.train.optim import MasterAdamW
 from ecgfast.train.scoring import Scorer
 from ecgfast.train.signals import StopSignals
@@ -95,6 +96,7 @@ class Sweep:
         out: its folder.
         store: where records come from.
         records: which ones, and their labels.
+        counts: cases and controls, for result.json.
         cohort: for ``normalise="cohort_lead"``.
         initial: weights that every trial starts from.
         identity: what a resumed run must have in common with this one.
@@ -107,6 +109,7 @@ class Sweep:
     out: Path
     store: StoreReader
     records: Labelled
+    counts: dict[str, int]
     cohort: CohortStatistics | None
     initial: Initial
     identity: dict[str, Any]
@@ -244,7 +247,7 @@ class Sweep:
             "epoch": progress.best_epoch,
             "val_loss": progress.best_loss,
             "val_auroc": progress.best_auroc,
-            "counts": self.records.counts,
+            "counts": self.counts,
         }
         write_durably(self.out / "result.json", [json.dumps(result, indent=1).encode()])
 
@@ -266,7 +269,7 @@ def _prepare(
         )
     share = setup.rank_share(config.finetune.batch_size, ranks, key="finetune.batch_size")
     microbatch = _microbatch(config, share)
-    records = labelled_records(store, target, select)
+    records, counts = labelled_records(store, target, select)
     initial = read_initial(init, config, model)
     cohort = _cohort(config, store, records, initial)
     preprocessing = setup.preprocessing(store, config, cohort)
@@ -278,6 +281,7 @@ def _prepare(
         "store": store.identity,
         "select": select,
         "target": target,
+        "labels": records.digest,
         "init": init,
         "model": model,
         "precision": precision,
@@ -302,6 +306,7 @@ def _prepare(
         out=out,
         store=store,
         records=records,
+        counts=counts,
         cohort=cohort,
         initial=initial,
         identity=identity,

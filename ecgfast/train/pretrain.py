@@ -15,6 +15,7 @@ from ecgfast.config import Config
 from ecgfast.data.batch import PADDED_PATCH, Batch
 from ecgfast.data.loader import selected_rows
 from ecgfast.data.normalise import CohortStatistics, cohort_statistics
+from ecgfast.labels.learning import digest_of
 from ecgfast.model.attention import Backend
 from ecgfast.model.attention_choice import shapes_of
 from ecgfast.model.build import build_model
@@ -146,7 +147,12 @@ def _prepare(
     )
     model, identity = build_spread(config, ranks, checkpoint)
     chosen = dict(identity)
-    identity |= {**run_folder.flat(config), "store": store.identity, "select": select}
+    identity |= {
+        **run_folder.flat(config),
+        "store": store.identity,
+        "select": select,
+        "records": digest_of(rows, held),  # new labels may have changed what `select` means
+    }
     if checkpoint is not None:
         run_folder.require_same(identity, checkpoint)
     optimizer = build_optimizer(model, config.optim, ranks, clip_norm=train.clip_norm)

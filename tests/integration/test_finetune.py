@@ -1,6 +1,8 @@
 """Fine-tuning: the sweep keeps the lowest loss, resumes exactly, and refuses what does not fit."""
 
+import csv
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from training_runs import finish, kill, make_store, preset, start, wait_for_step
 
 from ecgfast.config import Config, load_config
 from ecgfast.data.loader import build_loader
-from ecgfast.errors import ConfigError, FormatError
+from ecgfast.errors import ConfigError, FormatError, ResumeError
+from ecgfast.evaluate.report import evaluate
+from ecgfast.labels import label_store
 from ecgfast.log import read_metrics
 from ecgfast.store.reader import open_store
 from ecgfast.train.checkpoint import load_model
@@ -210,3 +214,53 @@ def test_a_convolutional_baseline_starts_at_random(
         finetune(
             config, store, tmp_path, init=str(pretrained), model="cnn", target=TARGET, device="cpu"
         )
+
+
+def _relabel(store: Path, out: Path, changes: dict[str, tuple[str, str]]) -> Path:
+    """Copy a store and label the copy again, some records otherwise: (fraction, split)."""
+    shutil.copytree(store, out)
+    shutil.copy(f"{store}.key", f"{out}.key")
+    shutil.copy(f"{store}.sources.csv", f"{out}.sources.csv")
+    with (store.parent / "labels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        if row["record_id"] in changes:
+            row["ejection_fraction"], row["split"] = changes[row["record_id"]]
+    with (out.parent / f"{out.name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    label_store(out, out.parent / f"{out.name}.csv", split="column")
+    return out
+
+
+def test_a_store_labelled_otherwise_since_the_fine_tuning_is_refused(
+    tuned: Path, store: Path, config: Config, pretrained: Path, tmp_path: Path
+) -> None:
+    """Patient P0, learned from, would be tested; patient P4 is tested with another label."""
+    moved = _relabel(store, tmp_path / "moved", {"r000": ("30", "test"), "r001": ("60", "test")})
+    with pytest.raises(ConfigError, match=r"other splits or labels .* fine-tune again"):
+        evaluate([tuned], moved, tmp_path / "report")
+    with pytest.raises(ResumeError, match=r"labels \(now '[0-9a-f]{16}', in the checkpoint '"):
+        finetune(
+            config,
+            moved,
+            shutil.copytree(tuned, tmp_path / "run"),
+            init=str(pretrained),
+            model="vit",
+            target=TARGET,
+            resume=True,
+            device="cpu",
+        )
+    tested = _relabel(store, tmp_path / "tested", {"r008": ("30", "test"), "r009": ("", "test")})
+    assert evaluate([tuned], tested, tmp_path / "report").is_file()
+
+
+def test_a_selection_that_labels_changed_is_not_resumed(
+    store: Path, config: Config, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    pretrain(config, store, run, select="ejection_fraction<40", device="cpu")
+    other = _relabel(store, tmp_path / "other", {"r000": ("60", "train")})
+    with pytest.raises(ResumeError, match=r"another run: records \(now '"):
+        pretrain(config, other, run, select="ejection_fraction<40", device="cpu", resume=True)

@@ -1,0 +1,59 @@
+"""Which records teach a classifier, and the digest that tells when others do."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ecgfast.labels import Labelled, labelled
+
+TARGET = "ejection_fraction<40"
+SPLITS = ["train", "train", "valid", "valid", "test", "test", None, "train"]
+FRACTIONS = [30.0, 60.0, 30.0, None, 30.0, 60.0, 30.0, 60.0]
+
+
+def _labelled(
+    fractions: list[float | None] = FRACTIONS,
+    splits: list[str | None] = SPLITS,
+    rows: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6),
+) -> Labelled:
+    table = pa.table({"ejection_fraction": fractions, "split": splits})
+    return labelled(table, np.array(rows, dtype=np.int64), TARGET)
+
+
+def _changed(values: list, row: int, value: object) -> list:  # type: ignore[type-arg]
+    return [value if number == row else old for number, old in enumerate(values)]
+
+
+def test_only_labelled_selected_records_of_the_two_splits_teach() -> None:
+    found = _labelled()
+    assert found.train.tolist() == [0, 1]  # row 7 is not selected
+    assert found.valid.tolist() == [2]  # row 3 has no label
+    assert found.num_unknown == 1
+    assert found.is_case[[0, 1, 2]].tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("fractions", "splits"),
+    [
+        (FRACTIONS, _changed(SPLITS, 0, "test")),
+        (FRACTIONS, _changed(SPLITS, 4, "train")),
+        (FRACTIONS, _changed(SPLITS, 1, "valid")),
+        (_changed(FRACTIONS, 0, 60.0), SPLITS),
+        (_changed(FRACTIONS, 1, None), SPLITS),
+        (_changed(FRACTIONS, 3, 30.0), SPLITS),
+    ],
+    ids=["train to test", "test to train", "train to valid", "label", "label lost", "label found"],
+)
+def test_the_digest_tells_when_a_run_would_learn_something_else(
+    fractions: list[float | None], splits: list[str | None]
+) -> None:
+    assert _labelled(fractions, splits).digest != _labelled().digest
+
+
+@pytest.mark.parametrize(
+    "fractions",
+    [_changed(FRACTIONS, 4, 60.0), _changed(FRACTIONS, 5, None), _changed(FRACTIONS, 0, 31.0)],
+    ids=["label of a test record", "lost there", "still a case"],
+)
+def test_the_digest_stays_where_only_testing_changes(fractions: list[float | None]) -> None:
+    assert _labelled(fractions).digest == _labelled().digest
