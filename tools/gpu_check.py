@@ -1,106 +1,182 @@
-"""Everything worth knowing of one GPU, in one call: tests, rates beside peers, profile.
+"""Everything worth knowing of one GPU, in one call of eight minutes: tests, tuning, rates, profile.
 
-    python tools/gpu_check.py --out results [--only tests,step] [--list]
+    python tools/gpu_check.py --out results [--only tests,tune] [--variants ecgfast-fsdp] [--list]
 
-Each stage is a process of its own with a time limit, so that one failure costs nothing else. Logs
-and rows go to `--out`; a summary comes last. Exit status 1 when any stage failed.
+Stages run in the order of what one most wants to know, each a process of its own with a time limit
+of its own; logs and rows grow while a stage runs, so that a limit costs only what was unfinished.
+The tuning stage writes the block sizes that later stages run with. A summary comes last. Exit
+status 1 when a stage failed or was stopped. docs/performance.md says how to read the results.
 """
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 ROOT = Path(__file__).resolve().parent.parent
+SHORTEST_S = 15  # a stage that would have less is not begun
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One process of the check; `{out}` in its command is the output folder."""
+    """One process of the check.
+
+    Attributes:
+        name: of the stage, and of its log.
+        command: program and arguments; `{out}` is the output folder.
+        limit_s: after so many seconds it is stopped, with all processes that it started.
+        needs: modules and programs without which it is left out.
+    """
 
     name: str
     command: tuple[str, ...]
     limit_s: int
+    needs: tuple[str, ...] = ()
+
+    def missing(self) -> list[str]:
+        """Return what the stage needs and this machine lacks."""
+        return [n for n in self.needs if which(n) is None and find_spec(n) is None]
 
 
-def _python(*words: str) -> tuple[str, ...]:
-    return (sys.executable, *words)
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How a stage ended: "ok", "FAILED", "stopped" or "left out", why, and after how long."""
+
+    status: str
+    seconds: float = 0.0
+    reason: str = ""
 
 
-def _bench(case: str) -> tuple[str, ...]:
-    return _python("-m", "ecgfast", "bench", case, "--json", "{out}/rows.jsonl")
+def gpu_tests() -> list[str]:
+    """Test files that hold GPU tests: to collect the others needs packages that they do not."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    return [str(f.relative_to(ROOT)) for f in files if "mark.gpu" in f.read_text(encoding="utf-8")]
 
 
-STAGES = (
-    Stage(name="doctor", command=_python("-m", "ecgfast", "doctor"), limit_s=60),
-    Stage(
-        name="tests",
-        command=_python("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "tests"),
-        limit_s=240,
-    ),
-    Stage(name="decode", command=_bench("decode"), limit_s=90),
-    Stage(name="kernels", command=_bench("kernels"), limit_s=120),
-    Stage(name="step", command=_bench("step"), limit_s=240),
-    Stage(name="profile", command=_python("tools/profile_step.py", "--out", "{out}"), limit_s=90),
-    Stage(
-        name="sanitizer",
-        command=("compute-sanitizer", *_python("tools/sanitize_decoder.py")),
-        limit_s=120,
-    ),
-    Stage(name="loader", command=_bench("loader"), limit_s=120),
-)
+def stages(variants: list[str]) -> tuple[Stage, ...]:
+    """Every stage, the most telling first.
+
+    Args:
+        variants: of the training step beside ours; none: those that `bench step` chooses.
+    """
+    python = sys.executable
+    bench = (python, "-m", "ecgfast", "bench")
+    rows = ("--json", "{out}/rows.jsonl")
+    steps = [word for name in variants for word in ("--variant", name)]
+    options = "-m gpu -v --durations=10 -p no:cacheprovider --continue-on-collection-errors"
+    tests = (python, "-m", "pytest", *options.split(), *gpu_tests())
+    tune = (python, "tools/tune_kernels.py", "--seconds", "80", "--copy", "{out}/tuning.json")
+    profile = (python, "tools/profile_step.py", "--out", "{out}")
+    memcheck = ("compute-sanitizer", python, "tools/sanitize_decoder.py", "--chunks", "10")
+    return (
+        Stage(name="doctor", command=(python, "-m", "ecgfast", "doctor"), limit_s=30),
+        Stage(name="tests", command=tests, limit_s=150),
+        Stage(name="tune", command=tune, limit_s=110),
+        Stage(name="step", command=(*bench, "step", *rows, *steps), limit_s=200),
+        Stage(name="kernels", command=(*bench, "kernels", *rows), limit_s=100),
+        Stage(name="decode", command=(*bench, "decode", *rows), limit_s=60),
+        Stage(name="loader", command=(*bench, "loader", *rows), limit_s=60, needs=("zarr",)),
+        Stage(
+            name="sanitizer",
+            command=memcheck,
+            limit_s=60,
+            needs=("compute-sanitizer",),
+        ),
+        Stage(name="profile", command=profile, limit_s=60),
+    )
 
 
-def run_stage(stage: Stage, out: Path) -> tuple[bool, float]:
-    """Run one stage; return whether it ended well, and its seconds."""
+def run_stage(stage: Stage, out: Path, seconds_left: float) -> Result:
+    """Run one stage for at most its limit and what is left of the whole check."""
+    if missing := stage.missing():
+        return Result(status="left out", reason=f"needs {', '.join(missing)}")
+    limit_s = min(stage.limit_s, seconds_left)
+    if limit_s < SHORTEST_S:
+        return Result(status="left out", reason=f"no time left; --only {stage.name} runs it")
     command = [word.replace("{out}", str(out)) for word in stage.command]
+    print(f"== {stage.name}, at most {limit_s:.0f} s: {' '.join(command)}", flush=True)
+    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]  # not installed
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTHONUNBUFFERED": "1",
+    }
     began = time.monotonic()
-    print(f"== {stage.name}: {' '.join(command)}", flush=True)
     with (out / f"{stage.name}.log").open("w", encoding="utf-8") as log:
+        # A session of its own, so that its compile workers can be stopped with it.
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
-            process = subprocess.run(
-                command,
-                cwd=ROOT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                timeout=stage.limit_s,
-                check=False,
-            )
-            good = process.returncode == 0
+            code = process.wait(limit_s)
         except subprocess.TimeoutExpired:
-            log.write(f"\nstopped after {stage.limit_s} s\n")
-            good = False
-    return good, time.monotonic() - began
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            seconds = time.monotonic() - began
+            return Result(status="stopped", seconds=seconds, reason=f"limit of {limit_s:.0f} s")
+    seconds = time.monotonic() - began
+    if code:
+        return Result(status="FAILED", seconds=seconds, reason=f"exit status {code}")
+    return Result(status="ok", seconds=seconds)
 
 
-def main() -> int:
-    """Parse the command line and run the stages it names."""
+def tail(result: Result, log: Path) -> list[str]:
+    """Last lines of a stage's log, more of them where something went wrong."""
+    if not log.is_file():
+        return []
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return lines[-(12 if result.status == "ok" else 40) :]
+
+
+def parse(names: list[str]) -> argparse.Namespace:
+    """Parse the command line; a stage that does not exist ends the program."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("gpu-check"), help="folder for results")
     parser.add_argument("--only", help="stages to run, comma-separated; all by default")
-    parser.add_argument("--list", action="store_true", help="name the stages and stop")
+    parser.add_argument("--seconds", type=float, default=480, help="for all stages together")
+    parser.add_argument("--variants", default="", help="of the training step, comma-separated")
+    parser.add_argument("--list", action="store_true", help="say what would run, and stop")
     arguments = parser.parse_args()
-    names = [stage.name for stage in STAGES]
-    if arguments.list:
-        print("\n".join(names))
-        return 0
-    wanted = arguments.only.split(",") if arguments.only else names
-    unknown = sorted(set(wanted) - set(names))
+    arguments.only = arguments.only.split(",") if arguments.only else names
+    unknown = sorted(set(arguments.only) - set(names))
     if unknown:
         parser.error(f"unknown stage {unknown[0]!r}; allowed: {', '.join(names)}")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    results = {s.name: run_stage(s, arguments.out) for s in STAGES if s.name in wanted}
-    for name, (good, _) in results.items():
-        lines = (arguments.out / f"{name}.log").read_text(encoding="utf-8").splitlines()
-        print(f"\n-- {name}", *lines[-(12 if good else 40) :], sep="\n")
+    return arguments
+
+
+def main() -> int:
+    """Run the stages that the command line names; return the exit status."""
+    arguments = parse([stage.name for stage in stages([])])
+    variants = [name for name in arguments.variants.split(",") if name]
+    chosen = [stage for stage in stages(variants) if stage.name in arguments.only]
+    if arguments.list:
+        for stage in chosen:
+            missing = f" (left out: needs {', '.join(m)})" if (m := stage.missing()) else ""
+            print(f"{stage.name:10} {stage.limit_s:4} s  {' '.join(stage.command)}{missing}")
+        return 0
+    out = arguments.out.resolve()  # stages run elsewhere
+    out.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + arguments.seconds
+    results: dict[str, Result] = {}
+    for stage in chosen:
+        results[stage.name] = run_stage(stage, out, end - time.monotonic())
+    for name, result in results.items():
+        print(f"\n-- {name}", *tail(result, out / f"{name}.log"), sep="\n")
     print()
-    for name, (good, seconds) in results.items():
-        print(f"{'ok    ' if good else 'FAILED'} {name:10} {seconds:6.1f} s")
-    return 0 if all(good for good, _ in results.values()) else 1
+    for name, result in results.items():
+        print(f"{result.status:8} {name:10} {result.seconds:6.1f} s  {result.reason}".rstrip())
+    return int(any(result.status in ("FAILED", "stopped") for result in results.values()))
 
 
 if __name__ == "__main__":

@@ -1,160 +1,102 @@
 """Measure block sizes of the kernels on this GPU and write the fastest into the table.
 
-    python tools/tune_kernels.py [--only patch_embed_forward,...] [--dry-run]
+    python tools/tune_kernels.py [--only patch_embed_forward,...] [--seconds 80] [--dry-run]
 
-ViT-Large's shapes in bf16, CUDA graphs, cold L2. About two minutes, most of it compilation. Rows of
-other architectures and of kernels that are not tuned here stay as they are.
+ViT-Large's shapes in bf16, CUDA graphs, cold L2; most of the time is compilation. The table is
+written after each kernel, so that a run cut short keeps what it found. Rows of other architectures
+stay as they are. A candidate whose results differ from those of the row in use is not timed.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+import sys
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from ecgfast_kernels import tuning
 from torch import Tensor
+from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources
 
-from ecgfast.bench.kernel_cases import OpCase, op_cases
+from ecgfast.bench.kernel_grids import SEARCHES, Call, Config, Search
 from ecgfast.bench.kernels import captured
 from ecgfast.bench.timing import time_interleaved
 
 REPEATS = 30
-Config = dict[str, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Search:
-    """Candidates of one kernel and the call that runs it."""
-
-    op: str
-    case: str  # of `op_cases`
-    backward: bool
-    bits: int
-    candidates: tuple[Config, ...]
-
-
-def _configs(names: str, *rows: tuple[int, ...]) -> tuple[Config, ...]:
-    keys = [*names.split(), "num_warps", "num_stages"]
-    return tuple(dict(zip(keys, row, strict=True)) for row in rows)
-
-
-SEARCHES = (
-    Search(
-        op="random_mask",
-        case="random_mask",
-        backward=False,
-        bits=64,
-        candidates=_configs("BLOCK_B", (1, 1, 1), (2, 1, 1), (4, 4, 1), (1, 2, 1)),
-    ),
-    Search(
-        op="patch_embed_forward",
-        case="patch_embed_masked",
-        backward=False,
-        bits=16,
-        candidates=_configs(
-            "BLOCK_R BLOCK_D BLOCK_P",
-            (128, 128, 64, 8, 3),
-            (128, 128, 64, 4, 3),
-            (64, 128, 64, 4, 3),
-            (128, 64, 64, 4, 3),
-            (64, 256, 64, 8, 3),
-            (128, 256, 64, 8, 3),
-            (64, 128, 128, 4, 2),
-            (128, 128, 128, 8, 2),
-            (64, 64, 128, 4, 2),
-        ),
-    ),
-    Search(
-        op="patch_embed_backward",
-        case="patch_embed_masked",
-        backward=True,
-        bits=16,
-        candidates=_configs(
-            "BLOCK_R BLOCK_D BLOCK_P PROGRAMS",
-            (64, 128, 128, 128, 8, 3),
-            (64, 128, 128, 256, 8, 3),
-            (64, 128, 128, 256, 4, 3),
-            (32, 128, 128, 256, 4, 4),
-            (128, 128, 128, 128, 8, 2),
-            (64, 128, 256, 128, 8, 3),
-            (64, 64, 256, 128, 8, 3),
-            (64, 64, 256, 256, 8, 3),
-            (64, 64, 128, 256, 4, 3),
-        ),
-    ),
-    Search(
-        op="unshuffle_forward",
-        case="unshuffle",
-        backward=False,
-        bits=16,
-        candidates=_configs(
-            "BLOCK_T BLOCK_E", (8, 512, 4, 1), (4, 512, 4, 1), (16, 512, 8, 1), (16, 256, 4, 1)
-        ),
-    ),
-    Search(
-        op="unshuffle_backward",
-        case="unshuffle",
-        backward=True,
-        bits=16,
-        candidates=_configs(
-            "BLOCK_T BLOCK_E",
-            (16, 256, 4, 2),
-            (16, 256, 4, 4),
-            (16, 128, 4, 3),
-            (32, 128, 4, 3),
-            (8, 512, 4, 3),
-            (16, 512, 8, 3),
-        ),
-    ),
-    Search(
-        op="masked_mse",
-        case="masked_mse",
-        backward=True,
-        bits=16,
-        candidates=_configs("BLOCK_R", (8, 4, 1), (4, 4, 1), (16, 4, 1), (16, 8, 1), (4, 2, 1)),
-    ),
-)
+# Another order of fp32 sums, rounded to bf16: one rounding of 2^-8 of the largest value, doubled.
+AGREEMENT = 2**-7
 
 
 def main() -> None:
-    """Search each kernel in turn; write the table at the end."""
+    """Search each kernel in turn, as long as there is time."""
+    arguments = parse()
+    wanted = [s for s in SEARCHES if arguments.only is None or s.op in arguments.only.split(",")]
+    if arguments.list:
+        print("\n".join(f"{s.op:28} {len(s.candidates)} candidates" for s in wanted))
+        return
+    if not torch.cuda.is_available():
+        sys.exit("error: tuning measures a CUDA device, and there is none; --list needs none")
+    major, minor = torch.cuda.get_device_capability()
+    arch = 10 * major + minor
+    end = time.monotonic() + arguments.seconds
+    for search in wanted:
+        if time.monotonic() > end:
+            print(f"{search.op}: not searched, {arguments.seconds:.0f} s are over")
+            continue
+        before = tuning.config_for(search.op, arch=arch, bits=search.bits)
+        row = f"sm{arch}-{search.bits}bit"
+        tuning.table()[search.op][row] = fastest(search, row, before)
+        text = render(tuning.table())
+        if not arguments.dry_run:
+            (Path(tuning.__file__).parent / tuning.FILE_NAME).write_text(text, encoding="utf-8")
+        if arguments.copy is not None:
+            arguments.copy.write_text(text, encoding="utf-8")
+
+
+def parse() -> argparse.Namespace:
+    """Parse the command line; a kernel without a search ends the program."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", help="kernels, comma-separated; all by default")
-    parser.add_argument("--dry-run", action="store_true", help="print, write nothing")
+    parser.add_argument("--seconds", type=float, default=600, help="begin no search after these")
+    parser.add_argument("--dry-run", action="store_true", help="leave the table as it is")
+    parser.add_argument("--copy", type=Path, help="write the new table to this file too")
+    parser.add_argument("--list", action="store_true", help="name the kernels and stop")
     arguments = parser.parse_args()
-    wanted = arguments.only.split(",") if arguments.only else [s.op for s in SEARCHES]
-    major, minor = torch.cuda.get_device_capability()
-    cases = {case.name: case for case in op_cases("cuda")}
-    for search in SEARCHES:
-        if search.op in wanted:
-            row = f"sm{10 * major + minor}-{search.bits}bit"
-            tuning.table()[search.op][row] = fastest(search, row, _call(search, cases[search.case]))
-    text = render(tuning.table())
-    if arguments.dry_run:
-        print(text)
-    else:
-        (Path(tuning.__file__).parent / tuning.FILE_NAME).write_text(text, encoding="utf-8")
+    names = [search.op for search in SEARCHES]
+    unknown = sorted(set(arguments.only.split(",")) - set(names)) if arguments.only else []
+    if unknown:
+        parser.error(f"unknown kernel {unknown[0]!r}; allowed: {', '.join(names)}")
+    return arguments
 
 
-def fastest(search: Search, row: str, call: Callable[[], Any]) -> Config:
-    """Time every candidate that fits the GPU, in turns, and return the best."""
-    replays: dict[str, Callable[[], Any]] = {}
-    for config in search.candidates:
+def fastest(search: Search, row: str, before: Config) -> Config:
+    """Time every candidate that fits the GPU and the row in use, in turns; return the best."""
+    torch.manual_seed(0)
+    call = search.prepare("cuda")
+    with _in_table(search.op, row, before):
+        want = _tensors(call())
+    replays: dict[str, Call] = {}
+    for config in (before, *search.candidates):
         with _in_table(search.op, row, config):
             try:
-                replays[json.dumps(config)] = captured(call)
-            except OutOfResources as error:
+                off = _difference(_tensors(call()), want)
+                if off <= AGREEMENT:
+                    replays[json.dumps(config)] = captured(call)
+                else:
+                    print(f"{search.op} {config}: differs by {off:.3g} of the largest value")
+            except (OutOfResources, CompilationError) as error:
                 print(f"{search.op} {config}: {error}")
     times = time_interleaved(replays, device="cuda", repeats=REPEATS, flush_cache=True)
     medians = {name: sorted(values)[len(values) // 2] for name, values in times.items()}
-    for name in sorted(medians, key=lambda key: medians[key]):
-        print(f"{search.op} {1e3 * medians[name]:8.1f} us  {name}", flush=True)
-    best: Config = json.loads(min(medians, key=lambda key: medians[key]))
+    ranked = sorted(medians, key=lambda name: medians[name])
+    for name in ranked:
+        used = "  (in use)" if name == json.dumps(before) else ""
+        print(f"{search.op} {1e3 * medians[name]:8.1f} us  {name}{used}", flush=True)
+    best: Config = json.loads(ranked[0])
     return best
 
 
@@ -167,16 +109,20 @@ def render(table: dict[str, dict[str, Config]]) -> str:
     return "{\n" + ",\n".join(ops) + "\n}\n"
 
 
-def _call(search: Search, case: OpCase) -> Callable[[], Any]:
-    def forward() -> Any:  # noqa: ANN401 (an op's outputs)
-        return case.function(*case.arguments, **case.options, backend="triton")
+def _tensors(result: Any) -> list[Tensor]:  # noqa: ANN401 (what an op returns, nested tuples too)
+    if isinstance(result, Tensor):
+        return [result.clone()]
+    return [tensor for item in result for tensor in _tensors(item)]
 
-    if not search.backward:
-        return torch.no_grad()(forward)
-    output: Tensor = forward()
-    leaves = [case.arguments[index] for index in case.leaves]
-    grad = output.detach().clone()
-    return lambda: torch.autograd.grad(forward(), leaves, grad)
+
+def _difference(got: list[Tensor], want: list[Tensor]) -> float:
+    """Largest difference of any output, in units of its largest value; NaN when one is."""
+    gaps = [
+        (a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-30)
+        for a, b in zip(got, want, strict=True)
+        if b.numel()
+    ]
+    return float(torch.stack(gaps).max())
 
 
 @contextmanager

@@ -86,7 +86,8 @@ def op_cases(device: str) -> list[OpCase]:
         backward_bytes=embed.backward_bytes,
         forward_flops=embed.forward_flops,
     )
-    return [mask, embed, fused, _unshuffle_case(sizes, masks[1], device), _loss_case(sizes, masks)]
+    # first what is held against torch.compile, should time run out
+    return [fused, embed, mask, _unshuffle_case(sizes, masks[1], device), _loss_case(sizes, masks)]
 
 
 def _mask_and_embed(
@@ -110,11 +111,11 @@ def _embed_case(sizes: _Sizes, ids_keep_BK: Tensor, device: str) -> OpCase:
             ids_keep_BK,
             _leaf(sizes.D, sizes.L, like=sizes, device=device, scale=sizes.L**-0.5),
             _leaf(sizes.D, like=sizes, device=device),
-            torch.randn(1 + sizes.N, sizes.D, device=device, dtype=sizes.dtype),
+            torch.randn(1 + sizes.N, sizes.D, device=device),  # fp32, as the model keeps them
             _leaf(sizes.D, like=sizes, device=device),
         ),
         leaves=(2, 3, 5),
-        forward_bytes=tokens_bytes + gathered_bytes + weight_bytes + sizes.N * sizes.D * size,
+        forward_bytes=tokens_bytes + gathered_bytes + weight_bytes + 4 * sizes.N * sizes.D,
         backward_bytes=tokens_bytes + gathered_bytes + weight_bytes,
         forward_flops=2 * sizes.B * sizes.K * sizes.L * sizes.D,
     )

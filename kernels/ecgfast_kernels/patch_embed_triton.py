@@ -5,7 +5,8 @@ class token is a row without a patch: its patch index is -1, which also makes it
 """
 
 # ruff: noqa: ANN001, ANN201 (Triton types its kernels itself)
-# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, assignment, var-annotated"
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,no-untyped-call"
+# mypy: allow-redefinition
 
 import torch
 import triton

@@ -85,8 +85,8 @@ def jobs(arch: int) -> list[Job]:
 
 
 def _gemm_jobs(arch: int, dtype: str, bits: int) -> list[Job]:
-    data = {"patches_ptr": "*fp16", "ids_keep_ptr": "*i64"}
-    parameters = ("weight_ptr", "bias_ptr", "pos_ptr", "cls_token_ptr", "tokens_ptr")
+    data = {"patches_ptr": "*fp16", "ids_keep_ptr": "*i64", "pos_ptr": "*fp32"}
+    parameters = ("weight_ptr", "bias_ptr", "cls_token_ptr", "tokens_ptr")
     forward, backward = (
         config_for(f"patch_embed_{direction}", arch=arch, bits=bits)
         for direction in ("forward", "backward")
