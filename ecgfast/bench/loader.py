@@ -20,7 +20,7 @@ CASE = "loader"
 
 
 def measure_loader(
-    device: str, *, num_records: int = 2048, batch_size: int = 64, seconds: float = 2.0
+    device: str, *, num_records: int = 2048, batch_size: int = 256, seconds: float = 2.0
 ) -> Iterator[Row]:
     """Measure our engines on a store made for the purpose, warm page cache.
 
@@ -30,8 +30,8 @@ def measure_loader(
         batch_size: records.
         seconds: of each timed round.
     Yields:
-        For each engine, number of threads and codec, rows of throughput, cores and memory; for each
-        codec the stored bytes of a record.
+        For each engine, number of threads and codec, rows of throughput, cores, memory and bytes
+        read; for each codec the stored bytes of a record.
     """
     with tempfile.TemporaryDirectory(prefix="ecgfast-bench-") as folder:
         cohort = Path(folder) / "cohort"
@@ -99,6 +99,7 @@ def use_rows(provider: str, shape: str, use: Use, device: str) -> Iterator[Row]:
         ("throughput", "records/s"): use.records_per_s,
         ("cores", "cores"): (use.cores,),
         ("memory", "GiB"): (use.memory_gib,),
+        ("read", "B/record"): (use.read_bytes,),
     }
     for (metric, unit), values in columns.items():
         if not any(math.isnan(value) for value in values):

@@ -1,15 +1,19 @@
-"""What a stream of batches costs: records a second, cores, memory."""
+"""What a stream of batches costs: records a second, cores, memory, bytes read from the disk."""
 
+import itertools
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 Epoch = Callable[[], Iterator[int]]  # starts an epoch; yields the number of records of each batch
+
+_WARM_UP = 0.2  # of a round's seconds: workers start, buffers are allocated
+_READ_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,71 +24,102 @@ class Use:
         records_per_s: one number per round.
         cores: processor time over wall time, workers included; NaN where /proc is missing.
         memory_gib: anonymous and shared memory of process and workers beyond what was there
-            before, page cache left out; NaN where /proc is missing.
+            before, page cache left out, the most that a round ended with; NaN where /proc is
+            missing.
+        read_bytes: that the disk delivered for a record, 0 where the page cache had all; NaN where
+            /proc is missing.
     """
 
     records_per_s: tuple[float, ...]
     cores: float
     memory_gib: float
+    read_bytes: float
 
 
-def measure(
-    epoch: Epoch,
-    *,
-    device: str = "cpu",
-    seconds: float = 2.0,
-    rounds: int = 5,
-    before_round: Callable[[], None] | None = None,
-) -> Use:
-    """Drain epochs for some rounds after one untimed epoch.
+def measure(epoch: Epoch, *, device: str = "cpu", seconds: float = 2.0, rounds: int = 5) -> Use:
+    """Time an endless stream of epochs in rounds, each up to the first batch after `seconds`.
 
     Args:
         epoch: starts an epoch.
         device: "cpu" or "cuda", synchronised at the end of a round.
-        seconds: a round ends with the first epoch that ends after so long.
+        seconds: of each round.
         rounds: number of repeats.
-        before_round: called before each round, out of the clock; a cold-cache round is one epoch.
     """
     memory_before = _memory_bytes()
-    if before_round is None:
-        _drain(epoch, device)
-    rates: list[float] = []
-    cpu_s, wall_s = 0.0, 0.0
-    for _ in range(rounds):
-        if before_round is not None:
-            before_round()
-        cpu_start, start = _cpu_seconds(), time.perf_counter()
-        count, elapsed = 0, 0.0
-        while elapsed < seconds:
-            count += _drain(epoch, device)
-            elapsed = time.perf_counter() - start
-            if before_round is not None:
-                break
-        cpu_s += _cpu_seconds() - cpu_start
-        wall_s += elapsed
-        rates.append(count / elapsed)
-    return Use(
-        records_per_s=tuple(rates),
-        cores=cpu_s / wall_s,
-        memory_gib=(_memory_bytes() - memory_before) / 2**30,
-    )
+    batches = itertools.chain.from_iterable(epoch() for _ in itertools.count())
+    _drain(batches, device, _WARM_UP * seconds)
+    return _summary([_drain(batches, device, seconds) for _ in range(rounds)], memory_before)
+
+
+def measure_cold(epoch: Epoch, forget: Callable[[], None], *, device: str = "cpu") -> Use:
+    """Time one whole epoch after `forget`, the start of its workers included.
+
+    Args:
+        epoch: starts an epoch; nothing may have mapped its files yet, such pages stay in memory.
+        forget: empties the page cache, see `drop_page_cache`.
+        device: as in `measure`.
+    """
+    memory_before = _memory_bytes()
+    forget()
+    return _summary([_drain(epoch(), device, float("inf"))], memory_before)
 
 
 def drop_page_cache(folder: Path) -> None:
     """Ask the kernel to forget the files below a folder, so that the next read is cold."""
     os.sync()
+    for descriptor in _open_files(folder):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def fill_page_cache(folder: Path) -> None:
+    """Read all files below a folder, so that they are in memory where they fit."""
+    for descriptor in _open_files(folder):
+        while os.read(descriptor, _READ_BYTES):
+            pass
+
+
+def _open_files(folder: Path) -> Iterator[int]:
     for path in folder.rglob("*"):
         if path.is_file():
             descriptor = os.open(path, os.O_RDONLY)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            yield descriptor
             os.close(descriptor)
 
 
-def _drain(epoch: Epoch, device: str) -> int:
-    count = sum(epoch())
+@dataclass(frozen=True, kw_only=True)
+class _Round:
+    records: int
+    wall_s: float
+    cpu_s: float
+    memory_bytes: float
+    read_bytes: float
+
+
+def _drain(batches: Iterable[int], device: str, seconds: float) -> _Round:
+    cpu_start, read_start, start = _cpu_seconds(), _read_bytes(), time.perf_counter()
+    records = 0
+    for count in batches:
+        records += count
+        if time.perf_counter() - start >= seconds:
+            break
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    return count
+    return _Round(
+        records=records,
+        wall_s=time.perf_counter() - start,
+        cpu_s=_cpu_seconds() - cpu_start,
+        memory_bytes=_memory_bytes(),
+        read_bytes=_read_bytes() - read_start,
+    )
+
+
+def _summary(rounds: list[_Round], memory_before: float) -> Use:
+    return Use(
+        records_per_s=tuple(one.records / one.wall_s for one in rounds),
+        cores=sum(one.cpu_s for one in rounds) / sum(one.wall_s for one in rounds),
+        memory_gib=(max(one.memory_bytes for one in rounds) - memory_before) / 2**30,
+        read_bytes=sum(one.read_bytes for one in rounds) / sum(one.records for one in rounds),
+    )
 
 
 def _process_ids() -> list[int]:
@@ -93,26 +128,31 @@ def _process_ids() -> list[int]:
     return [os.getpid(), *(pid for pid in workers if pid is not None)]
 
 
+def _texts(name: str) -> Iterator[str]:
+    """A file of /proc for each process; nothing where there is no /proc."""
+    for pid in _process_ids():
+        path = Path(f"/proc/{pid}/{name}")
+        if path.exists():
+            yield path.read_text()
+
+
 def _cpu_seconds() -> float:
     """Processor time so far of this process and its living workers."""
-    ticks = 0
-    for pid in _process_ids():
-        stat = Path(f"/proc/{pid}/stat")
-        if not stat.exists():
-            return float("nan")
-        user, system = stat.read_text().rpartition(")")[2].split()[11:13]
-        ticks += int(user) + int(system)
-    return ticks / os.sysconf("SC_CLK_TCK")
+    fields = [text.rpartition(")")[2].split()[11:13] for text in _texts("stat")]
+    ticks = sum(int(user) + int(system) for user, system in fields)
+    return ticks / os.sysconf("SC_CLK_TCK") if fields else float("nan")
 
 
 def _memory_bytes() -> float:
     """Proportional anonymous and shared memory; file pages are cache and can be dropped."""
-    kib = 0
-    for pid in _process_ids():
-        rollup = Path(f"/proc/{pid}/smaps_rollup")
-        if not rollup.exists():
-            return float("nan")
-        for line in rollup.read_text().splitlines():
-            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
-                kib += int(line.split()[1])
-    return kib * 1024.0
+    return _sum_of_lines("smaps_rollup", ("Pss_Anon:", "Pss_Shmem:")) * 1024
+
+
+def _read_bytes() -> float:
+    """Bytes that the disk delivered so far."""
+    return _sum_of_lines("io", ("read_bytes:",))
+
+
+def _sum_of_lines(name: str, keys: tuple[str, ...]) -> float:
+    lines = [line for text in _texts(name) for line in text.splitlines() if line.startswith(keys)]
+    return float(sum(int(line.split()[1]) for line in lines)) if lines else float("nan")

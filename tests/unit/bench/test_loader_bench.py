@@ -2,6 +2,7 @@
 
 import math
 import mmap
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,40 +10,50 @@ from pathlib import Path
 import pytest
 
 from ecgfast.bench.loader import measure_loader, use_rows
-from ecgfast.bench.meter import Use, drop_page_cache, measure
+from ecgfast.bench.meter import Use, drop_page_cache, fill_page_cache, measure, measure_cold
 
 
 def test_meter_counts_records_over_time() -> None:
-    epochs = 0
-
     def epoch() -> Iterator[int]:
-        nonlocal epochs
-        epochs += 1
         for _ in range(2):
             time.sleep(0.01)
             yield 5
 
     use = measure(epoch, seconds=0.1, rounds=3)
     assert len(use.records_per_s) == 3
-    assert epochs >= 4  # one of them untimed
     assert all(10 < rate <= 500 for rate in use.records_per_s)
     assert use.cores < 0.9 or math.isnan(use.cores)
 
 
-def test_cold_rounds_are_one_epoch_each(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"1")
+def test_a_cold_round_is_one_epoch_after_forgetting() -> None:
     calls: list[str] = []
 
     def epoch() -> Iterator[int]:
         calls.append("epoch")
-        yield 1
+        yield from (1, 1)
 
-    def forget() -> None:
-        calls.append("drop")
-        drop_page_cache(tmp_path)
+    use = measure_cold(epoch, lambda: calls.append("forget"))
+    assert calls == ["forget", "epoch"]
+    assert len(use.records_per_s) == 1
 
-    measure(epoch, seconds=60, rounds=2, before_round=forget)
-    assert calls == ["drop", "epoch", "drop", "epoch"]
+
+def test_only_what_the_cache_does_not_hold_is_read_from_the_disk(tmp_path: Path) -> None:
+    size = 8 << 20
+    path = tmp_path / "folder" / "x"
+    path.parent.mkdir()
+    path.write_bytes(os.urandom(size))
+
+    def epoch() -> Iterator[int]:
+        path.read_bytes()
+        yield 4
+
+    cold = measure_cold(epoch, lambda: drop_page_cache(tmp_path))
+    fill_page_cache(tmp_path)
+    warm = measure(epoch, seconds=0.05, rounds=1)
+    if cold.read_bytes == 0 or math.isnan(cold.read_bytes):
+        pytest.skip(f"{tmp_path} lies in memory, or /proc does not tell")
+    assert cold.read_bytes == pytest.approx(size / 4, rel=0.05)
+    assert warm.read_bytes < size / 100
 
 
 def test_meter_sees_a_busy_core_and_kept_memory() -> None:
@@ -65,7 +76,7 @@ def test_meter_sees_a_busy_core_and_kept_memory() -> None:
 
 
 def test_what_was_not_measured_has_no_row() -> None:
-    use = Use(records_per_s=(1.0, 2.0, 3.0), cores=math.nan, memory_gib=0.5)
+    use = Use(records_per_s=(1.0, 2.0, 3.0), cores=math.nan, memory_gib=0.5, read_bytes=math.nan)
     rows = list(use_rows("ecgfast-cpu", "s", use, "cpu"))
     assert [(row.metric, row.p50) for row in rows] == [("throughput", 2.0), ("memory", 0.5)]
 
