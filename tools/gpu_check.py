@@ -54,8 +54,8 @@ class Result:
 
 
 def gpu_tests() -> list[str]:
-    """Test files that hold GPU tests: to collect the others needs packages that they do not."""
-    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    """Files that hold GPU tests, whole runs last; to collect the others needs more packages."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"), key=lambda f: ("integration" in f.parts, f))
     return [str(f.relative_to(ROOT)) for f in files if "mark.gpu" in f.read_text(encoding="utf-8")]
 
 

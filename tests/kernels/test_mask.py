@@ -108,12 +108,18 @@ def test_patches_and_pairs_are_uniform() -> None:
     singles = kept.sum(axis=0)
     statistic = ((singles - count * p) ** 2).sum() / (count * p * (1 - p)) * (N - 1) / N
     assert chi2.sf(statistic, N - 1) > 1e-3
-    # Pairs: N (N - 1) / 2 counts are correlated weakly, so the mean of squares has a band.
-    pairs = (kept.T @ kept)[np.triu_indices(N, 1)]
-    q = K * (K - 1) / (N * (N - 1))
-    ratio = ((pairs - count * q) ** 2).mean() / (count * q * (1 - q))
-    assert 0.95 < ratio < 1.05
-    assert np.abs(pairs - count * q).max() < 6 * np.sqrt(count * q * (1 - q))
+    # Pairs: what their counts hold beyond those of their two patches. Kept sets look alike under
+    # every renaming of patches, so that all these contrasts have one variance, that of
+    # x_ab - x_bc + x_cd - x_da: 4 (p2 - 2 p3 + p4) for p_n = P(n given patches are all kept).
+    pairs = kept.T @ kept
+    np.fill_diagonal(pairs, 0)
+    own = (pairs.sum(axis=1) - pairs.sum() / (2 * (N - 1))) / (N - 2)
+    contrasts = (pairs - own[:, None] - own[None, :])[np.triu_indices(N, 1)]
+    p2, p3, p4 = (np.prod([(K - i) / (N - i) for i in range(n)]) for n in (2, 3, 4))
+    statistic = (contrasts**2).sum() / (count * (p2 - 2 * p3 + p4))
+    degrees = N * (N - 3) / 2
+    assert chi2.sf(statistic, degrees) > 1e-3
+    assert chi2.cdf(statistic, degrees) > 1e-3  # too even would be no chance either
 
 
 def test_neighbouring_records_and_epochs_share_nothing() -> None:
