@@ -1,10 +1,14 @@
 """The same run on 1, 2 and 4 ranks: equal records, masks and losses; checkpoints change hands."""
 
+import json
 import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,12 +51,46 @@ def _close(trace: dict[float, float], expected: dict[float, float]) -> None:
     assert max(abs(trace[s] - expected[s]) for s in expected) < RANKS_LOSS
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_change_nothing(
-    ranks: int, store: Path, tiny: Path, alone: dict[float, float], tmp_path: Path
+@pytest.fixture(scope="module")
+def two(store: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[float, float]:
+    run = tmp_path_factory.mktemp("two")
+    finish(start(_command(store, run, tiny), ranks=2))
+    return loss_trace(run)
+
+
+def test_two_ranks_change_nothing(two: dict[float, float], alone: dict[float, float]) -> None:
+    _close(two, alone)
+
+
+def test_four_ranks_change_nothing(
+    store: Path, tiny: Path, alone: dict[float, float], tmp_path: Path
 ) -> None:
-    finish(start(_command(store, tmp_path / "run", tiny), ranks=ranks))
+    finish(start(_command(store, tmp_path / "run", tiny), ranks=4))
     _close(loss_trace(tmp_path / "run"), alone)
+
+
+def _facts(store: Path, tiny: Path, ranks: int) -> dict[str, Any]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    script = Path(__file__).with_name("rank_facts.py")
+    done = subprocess.run(
+        [sys.executable, *(launcher if ranks > 1 else ()), script, store, tiny, str(STEPS)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("FACTS"))
+    facts: dict[str, Any] = json.loads(line.removeprefix("FACTS"))
+    return facts
+
+
+def test_ranks_start_from_the_same_bits_and_see_the_same_bits(store: Path, tiny: Path) -> None:
+    """Initial weights; then number, patches and masks of every record, in the global order."""
+    alone, two, four = (_facts(store, tiny, ranks) for ranks in (1, 2, 4))
+    assert len(set(alone["seen"])) == len(alone["seen"]) == 8 * STEPS, "a mask came twice"
+    assert alone == two == four
 
 
 def test_saved_on_four_resumed_on_two_and_on_one(
@@ -90,7 +128,7 @@ def test_bf16_runs_change_hands_between_one_rank_and_two(
 
 
 def test_torchrun_brings_a_killed_rank_back(
-    store: Path, tiny: Path, alone: dict[float, float], tmp_path: Path
+    store: Path, tiny: Path, two: dict[float, float], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     # One restart is for the kill; on a busy machine a rank that comes up late costs another.
@@ -100,7 +138,7 @@ def test_torchrun_brings_a_killed_rank_back(
     os.kill(int(children[-1]), signal.SIGKILL)
     output = finish(process)
     assert re.search(r"resumed from .*step-000000\d\d", output)
-    _close(loss_trace(run), alone)
+    assert loss_trace(run) == two
 
 
 def test_preempted_ranks_agree_on_a_step(

@@ -80,18 +80,34 @@ def test_bf16_training_gives_fp32_weights(store: Path, tiny: Path, tmp_path: Pat
         pretrain(_config(tiny), store, run, device="cpu", resume=True)
 
 
-@pytest.mark.slow
-def test_killed_at_random_moments(store: Path, tiny: Path, unbroken: Path, tmp_path: Path) -> None:
+def test_killed_once(store: Path, tiny: Path, unbroken: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    moments = random.Random(0)
-    for step in (3, 9, 16, 30):
-        process = start(_command(store, run, tiny))
-        wait_for_step(run, step, process)
-        time.sleep(moments.uniform(0, 0.1))
-        kill(process)
-    finish(start(_command(store, run, tiny)))
+    process = start(_command(store, run, tiny))
+    wait_for_step(run, 16, process)
+    kill(process)
+    pretrain(_config(tiny), store, run, device="cpu", resume=True)
     assert loss_trace(run) == loss_trace(unbroken)
     assert weights(run) == weights(unbroken)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(store: Path, tiny: Path, tmp_path: Path) -> None:
+    """Ten steps a life, a checkpoint every seven; some lives end before their first step."""
+    config = _config(tiny, "train.max_steps=200", "train.epochs=25")
+    run, whole = tmp_path / "run", pretrain(config, store, tmp_path / "whole", device="cpu")
+    more = ("--set", "train.max_steps=200", "--set", "train.epochs=25")
+    moments = random.Random(0)
+    for life in range(20):
+        process = start([*_command(store, run, tiny), *more])
+        if life % 5 == 4:
+            time.sleep(moments.uniform(0, 6))  # importing, reading the checkpoint, or training
+        else:
+            wait_for_step(run, 9 * life + moments.randint(1, 9), process)
+            time.sleep(moments.uniform(0, 0.1))
+        assert kill(process) == -signal.SIGKILL
+    pretrain(config, store, run, device="cpu", resume=True)
+    assert loss_trace(run) == loss_trace(whole)
+    assert weights(run) == weights(whole)
 
 
 @pytest.mark.slow
