@@ -1,13 +1,17 @@
 """The step and the loop around it: no waiting in a step, whole checkpoints, rollback."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy import toy_batch, toy_config, toy_loop, toy_model
 
+from ecgfast.data.batch import Batch
 from ecgfast.errors import EcgfastError
 from ecgfast.log import read_metrics
 from ecgfast.train.checkpoint import checkpoint_steps
@@ -19,37 +23,86 @@ from ecgfast.train.signals import StopSignals
 
 # What makes the host wait for a GPU: reading a value, or shapes that depend on values.
 WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "equal"}
+# The same as Python calls: on a CPU they reach no operator.
+WAITING_CALLS = {"item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__array__"}
 
 
-class _RefuseToWait(TorchDispatchMode):
+class _RefuseOperators(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         name = func.overloadpacket.__name__
         assert name not in WAITING, f"{name} waits for the device"
-        if name == "_to_copy" and (kwargs or {}).get("device") is not None:
+        if name == "_to_copy" and (kwargs or {}).get("device", args[0].device) != args[0].device:
             raise AssertionError(f"a copy to {kwargs['device']} waits for the device")
+        if name in ("index", "index_put_"):
+            by_mask = any(i is not None and i.dtype == torch.bool for i in args[1])
+            assert not by_mask, "choosing by a mask waits for the device"
         return func(*args, **(kwargs or {}))
 
 
-def test_the_refusal_refuses() -> None:
-    with pytest.raises(AssertionError, match="_local_scalar_dense"), _RefuseToWait():
-        torch.ones(1).item()
+class _RefuseCalls(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        assert name not in WAITING_CALLS, f"{name} waits for the device"
+        return func(*args, **(kwargs or {}))
 
 
-def test_a_step_does_not_wait_for_the_device() -> None:
-    config = toy_config("train.clip_norm=1.0")
-    model = toy_model(config)
-    optimizer = build_optimizer(model, config.optim, Ranks(), clip_norm=1.0)
-    with _RefuseToWait():
-        train_step(
-            model,
-            optimizer,
-            masked_loss(model, config),
-            toy_batch(),
-            microbatch=4,
-            learning_rate=1e-3,
-        )
+@contextmanager
+def _refusing_to_wait() -> Iterator[None]:
+    with _RefuseOperators(), _RefuseCalls():
+        yield
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda one: one.item(),
+        lambda one: one.cpu(),
+        lambda one: one.tolist(),
+        lambda one: one.nonzero(),
+        lambda one: bool(one),
+        lambda one: float(one),
+        lambda one: one[one > 0],
+        lambda one: one.to("meta"),
+    ],
+)
+def test_the_refusal_refuses(wait: Callable[[torch.Tensor], object]) -> None:
+    one = torch.ones(1)
+    with pytest.raises(AssertionError, match="waits for the device"), _refusing_to_wait():
+        wait(one)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_steps_between_logs_do_not_wait_for_the_device(precision: str, tmp_path: Path) -> None:
+    """Five steps of the loop itself: batches, masks, update, guards, meter and stop signals."""
+    settings = ("train.log_every=100", "train.checkpoint_every=100", "train.clip_norm=1.0")
+    config = toy_config(*settings, f"train.precision={precision}")
+    loop = toy_loop(config, tmp_path, num_steps=100)
+    steps, loss_of = [], loop.loss_of
+
+    class EnoughError(Exception):
+        pass
+
+    def counted(batch: Batch) -> torch.Tensor:
+        steps.append(len(steps) // 2 + 1)  # two microbatches a step
+        if steps[-1] == 6:
+            raise EnoughError
+        return loss_of(batch)
+
+    loop.loss_of = counted
+    with pytest.raises(EnoughError), _refusing_to_wait():
+        loop.run_to_end(StopSignals(Ranks()))
+    assert steps[-1] == 6
+
+
+def test_a_log_step_waits(tmp_path: Path) -> None:
+    """Once, for all values of the line: so that the test above looks where it should."""
+    loop = toy_loop(toy_config(), tmp_path, num_steps=3)
+    with pytest.raises(AssertionError, match="tolist waits"), _refusing_to_wait():
+        loop.run_to_end(StopSignals(Ranks()))
 
 
 def test_microbatches_add_up_to_the_batch() -> None:
