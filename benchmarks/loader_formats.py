@@ -5,6 +5,8 @@ int16 formats get mean and 1/std precomputed, as our store has them; float32 hol
 wfdb computes them on every read, as loaders over raw files must.
 """
 
+import csv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ from ecgfast.store import StoreReader, open_store
 
 SHAPE = (12, 5000)
 _PATCH, _PADDED = 250, 256
+
+
+_BLOCK = 256  # records read at a time while writing
 
 
 def to_patches(z_CT: NDArray[Any]) -> Tensor:
@@ -90,8 +95,8 @@ class Npy(Records):
 
     @staticmethod
     def write(store: StoreReader, folder: Path) -> None:
-        for index in range(len(store)):
-            np.save(folder / f"{index}.npy", store.read([index])[0])
+        for index, signal in enumerate(_signals(store)):
+            np.save(folder / f"{index}.npy", signal)
 
 
 class H5(Records):
@@ -111,8 +116,8 @@ class H5(Records):
 
         with h5py.File(folder / "signal.h5", "w") as file:
             signal = file.create_dataset("signal", (len(store), *SHAPE), "i2", chunks=(1, *SHAPE))
-            for index in range(len(store)):
-                signal[index] = store.read([index])[0]
+            for index, record in enumerate(_signals(store)):
+                signal[index] = record
 
 
 class Int16Memmap(Records):
@@ -127,8 +132,8 @@ class Int16Memmap(Records):
     @staticmethod
     def write(store: StoreReader, folder: Path) -> None:
         with open(folder / "signal.i2", "wb") as file:
-            for index in range(len(store)):
-                file.write(store.read([index]).tobytes())
+            for signal in _signals(store):
+                file.write(signal.tobytes())
 
 
 class Float32Memmap(Records):
@@ -144,9 +149,9 @@ class Float32Memmap(Records):
     def write(store: StoreReader, folder: Path) -> None:
         mean, rstd = mean_and_rstd(store, "record_lead")
         with open(folder / "signal.f4", "wb") as file:
-            for index in range(len(store)):
-                signal = store.read([index])[0].astype(np.float32)
-                file.write(((signal - mean[index][:, None]) * rstd[index][:, None]).tobytes())
+            for index, signal in enumerate(_signals(store)):
+                z_CT = signal.astype(np.float32) - mean[index][:, None]
+                file.write((z_CT * rstd[index][:, None]).tobytes())
 
 
 class Zarr(Records):
@@ -187,12 +192,16 @@ PEERS: dict[str, type[Records]] = {
 }
 
 
-def prepare(store_path: Path, cohort: Path, work: Path) -> None:
+def _signals(store: StoreReader) -> Iterator[NDArray[np.int16]]:
+    for start in range(0, len(store), _BLOCK):
+        yield from store.read(np.arange(start, min(start + _BLOCK, len(store))))
+
+
+def prepare(store_path: Path, work: Path) -> None:
     """Write every format below `work`, with the statistics that the int16 ones use.
 
     Args:
-        store_path: the ecgfast store of the cohort.
-        cohort: folder of its WFDB files.
+        store_path: the ecgfast store of a cohort of WFDB files.
         work: empty folder.
     """
     store = open_store(store_path)
@@ -202,5 +211,8 @@ def prepare(store_path: Path, cohort: Path, work: Path) -> None:
     for name, peer in PEERS.items():
         (work / name).mkdir()
         peer.write(store, work / name)  # type: ignore[attr-defined]
-    names = sorted(str(path.with_suffix("")) for path in cohort.rglob("*.hea"))
+    sources = csv.DictReader((work / f"{store_path.name}.sources.csv").open(encoding="utf-8"))
+    source_of = {row["record_id"]: row["source"] for row in sources}
+    ids = store.records.column("record_id").to_pylist()
+    names = [str(Path(source_of[record_id]).with_suffix("")) for record_id in ids]
     (work / "wfdb.rdsamp" / "names.txt").write_text("\n".join(names))

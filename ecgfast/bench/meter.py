@@ -36,30 +36,45 @@ class Use:
     read_bytes: float
 
 
-def measure(epoch: Epoch, *, device: str = "cpu", seconds: float = 2.0, rounds: int = 5) -> Use:
+def measure(
+    epoch: Epoch,
+    *,
+    device: str = "cpu",
+    memory_before: float | None = None,
+    seconds: float = 2.0,
+    rounds: int = 5,
+) -> Use:
     """Time an endless stream of epochs in rounds, each up to the first batch after `seconds`.
 
     Args:
         epoch: starts an epoch.
         device: "cpu" or "cuda", synchronised at the end of a round.
+        memory_before: `memory_bytes` that do not count; by default those of now.
         seconds: of each round.
         rounds: number of repeats.
     """
-    memory_before = _memory_bytes()
+    memory_before = memory_bytes() if memory_before is None else memory_before
     batches = itertools.chain.from_iterable(epoch() for _ in itertools.count())
     _drain(batches, device, _WARM_UP * seconds)
     return _summary([_drain(batches, device, seconds) for _ in range(rounds)], memory_before)
 
 
-def measure_cold(epoch: Epoch, forget: Callable[[], None], *, device: str = "cpu") -> Use:
+def measure_cold(
+    epoch: Epoch,
+    forget: Callable[[], None],
+    *,
+    device: str = "cpu",
+    memory_before: float | None = None,
+) -> Use:
     """Time one whole epoch after `forget`, the start of its workers included.
 
     Args:
         epoch: starts an epoch; nothing may have mapped its files yet, such pages stay in memory.
         forget: empties the page cache, see `drop_page_cache`.
         device: as in `measure`.
+        memory_before: as in `measure`.
     """
-    memory_before = _memory_bytes()
+    memory_before = memory_bytes() if memory_before is None else memory_before
     forget()
     return _summary([_drain(epoch(), device, float("inf"))], memory_before)
 
@@ -108,7 +123,7 @@ def _drain(batches: Iterable[int], device: str, seconds: float) -> _Round:
         records=records,
         wall_s=time.perf_counter() - start,
         cpu_s=_cpu_seconds() - cpu_start,
-        memory_bytes=_memory_bytes(),
+        memory_bytes=memory_bytes(),
         read_bytes=_read_bytes() - read_start,
     )
 
@@ -143,8 +158,11 @@ def _cpu_seconds() -> float:
     return ticks / os.sysconf("SC_CLK_TCK") if fields else float("nan")
 
 
-def _memory_bytes() -> float:
-    """Proportional anonymous and shared memory; file pages are cache and can be dropped."""
+def memory_bytes() -> float:
+    """Memory of this process and its workers: anonymous and shared, shares counted once.
+
+    File pages are cache and can be dropped.
+    """
     return _sum_of_lines("smaps_rollup", ("Pss_Anon:", "Pss_Shmem:")) * 1024
 
 
