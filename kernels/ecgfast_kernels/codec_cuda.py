@@ -70,17 +70,15 @@ def decode_patches(
     _check_chunks(chunks, records_B, status)
     _check_moments(mean_RC, rstd_RC, (len(chunks.offsets), chunks.num_leads))
     _check("out", out, "float16", shape)
-    _succeed(
-        _library().ecgfast_cuda_decode_patches(
-            *_chunk_arguments(chunks, records_B),
-            mean_RC.data_ptr(),
-            rstd_RC.data_ptr(),
-            chunks.num_leads,
-            chunks.num_timesteps,
-            out.data_ptr(),
-            status.data_ptr(),
-            _stream(out),
-        )
+    _launch(
+        "ecgfast_cuda_decode_patches",
+        *_chunk_arguments(chunks, records_B),
+        mean_RC.data_ptr(),
+        rstd_RC.data_ptr(),
+        chunks.num_leads,
+        chunks.num_timesteps,
+        out=out,
+        status=status,
     )
 
 
@@ -88,15 +86,13 @@ def decode(chunks: ResidentChunks, records_B: "Tensor", *, out: "Tensor", status
     """Decode chunks to their integers; as `decode_patches`, but `out` is (B, C, T) int16."""
     _check_chunks(chunks, records_B, status)
     _check("out", out, "int16", (len(records_B), chunks.num_leads, chunks.num_timesteps))
-    _succeed(
-        _library().ecgfast_cuda_decode(
-            *_chunk_arguments(chunks, records_B),
-            chunks.num_leads,
-            chunks.num_timesteps,
-            out.data_ptr(),
-            status.data_ptr(),
-            _stream(out),
-        )
+    _launch(
+        "ecgfast_cuda_decode",
+        *_chunk_arguments(chunks, records_B),
+        chunks.num_leads,
+        chunks.num_timesteps,
+        out=out,
+        status=status,
     )
 
 
@@ -128,20 +124,18 @@ def gather_patches(
     _check_moments(mean_RC, rstd_RC, (num_held, num_leads))
     shape = (len(records_B), *_patch_shape(num_leads, num_timesteps))
     _check("out", out, "float16", shape)
-    _succeed(
-        _library().ecgfast_cuda_gather_patches(
-            signal_RCT.data_ptr(),
-            records_B.data_ptr(),
-            num_held,
-            len(records_B),
-            mean_RC.data_ptr(),
-            rstd_RC.data_ptr(),
-            num_leads,
-            num_timesteps,
-            out.data_ptr(),
-            status.data_ptr(),
-            _stream(out),
-        )
+    _launch(
+        "ecgfast_cuda_gather_patches",
+        signal_RCT.data_ptr(),
+        records_B.data_ptr(),
+        num_held,
+        len(records_B),
+        mean_RC.data_ptr(),
+        rstd_RC.data_ptr(),
+        num_leads,
+        num_timesteps,
+        out=out,
+        status=status,
     )
 
 
@@ -220,13 +214,13 @@ def _check(
         )
 
 
-def _stream(tensor: "Tensor") -> int:
+def _launch(name: str, *arguments: int, out: "Tensor", status: "Tensor") -> None:
+    """Queue a kernel on the current stream of the GPU on which `out` lies."""
     import torch
 
-    return int(torch.cuda.current_stream(tensor.device).cuda_stream)
-
-
-def _succeed(code: int) -> None:
+    with torch.cuda.device(out.device):  # a stream takes launches from its own device only
+        stream = torch.cuda.current_stream().cuda_stream
+        code = getattr(_library(), name)(*arguments, out.data_ptr(), status.data_ptr(), stream)
     if code != 0:
         raise CudaCodecError(
             f"the CUDA decoder failed: {_library().ecgfast_cuda_error(code).decode()}"
