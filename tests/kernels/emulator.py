@@ -64,6 +64,10 @@ class Emulator:
         )
         return cls(library)
 
+    def stage_bytes(self, num_leads: int, *, to_signal: bool) -> int:
+        """Shared memory of one warp."""
+        return int(self._library.emulate_stage_bytes(num_leads, int(to_signal)))
+
     def decode(
         self,
         buffer: NDArray[np.uint8],

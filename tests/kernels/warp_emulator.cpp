@@ -289,3 +289,10 @@ extern "C" const char* emulate_gather_patches(const int16_t* signal, const int64
       run_warp(gather_lane);
   return emulated.fault[0] ? emulated.fault : nullptr;
 }
+
+// Bytes of shared memory that one warp takes.
+extern "C" int emulate_stage_bytes(int32_t num_leads, int32_t to_signal) {
+  const int output =
+      to_signal ? ecgfast::device::Signal::kStageWords : ecgfast::device::Patches::kStageWords;
+  return 4 * (ecgfast::device::stage_words(num_leads) + output);
+}
