@@ -65,6 +65,7 @@ class ResidentEngine:
         """Yield (patches (B, N, 256) fp16, record_index (B,) int64) for each entry of `schedule`.
 
         The order of all batches goes to the device at once; after that nothing waits until the end.
+        On a GPU, ask for all batches of a schedule on the same stream.
 
         Raises:
             CorruptStoreError: at the end, if a record could not be decoded after all.

@@ -115,7 +115,8 @@ def build_loader(
         shuffle: random order, new in each epoch.
         normalise: a mode of `ecgfast.data.normalise`.
         cohort: statistics for ``normalise="cohort_lead"``.
-        num_threads: decoding threads of this rank; by default the cores divided by the ranks.
+        num_threads: decoding threads of this rank; by default this machine's cores divided by its
+            ranks.
         resident_budget_gib: memory that the resident engine may take.
     Raises:
         ConfigError: nothing is selected, or an epoch has no full batch.
@@ -143,7 +144,7 @@ def build_loader(
             f"{plan.global_batch}; widen the selection or lower train.batch_size"
         )
     mean, rstd = mean_and_rstd(store, normalise, cohort)
-    threads = num_threads or max(1, (os.cpu_count() or 1) // world_size)
+    threads = num_threads or _default_threads(world_size)
     source = Source(store=store, mean=mean, rstd=rstd, device=device, num_threads=threads)
     return Loader(_build_engine(source, engine, index, resident_budget_gib), plan, epoch=epoch)
 
@@ -174,6 +175,13 @@ def choose_engine(
     if not dali_plugin.is_installed():
         return "cpu", f"{why}, and DALI is not installed"
     return "dali", why
+
+
+def _default_threads(world_size: int) -> int:
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # a container or a scheduler may grant fewer
+        cores = len(os.sched_getaffinity(0))
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))  # torchrun's
 
 
 def _build_engine(
