@@ -15,6 +15,7 @@ from ecgfast.convert.plan import (
     finished,
     freeze,
     freeze_inputs,
+    parse_input,
     thaw,
     work_folder,
 )
@@ -27,7 +28,7 @@ from ecgfast.store.format import FORMAT_VERSION
 from ecgfast.store.journal import Cursor
 from ecgfast.store.manifest import Manifest, read_manifest
 from ecgfast.store.pseudonyms import Pseudonyms, read_key, read_or_create_key
-from ecgfast.store.writer import StoreWriter
+from ecgfast.store.writer import Outcome, StoreWriter
 
 _BATCH_FILES = 32
 
@@ -73,8 +74,8 @@ def convert_files(
     if finished(out):
         return _same_store(out, request)
     plan = thaw(out, spec) if num_inputs is None else freeze(out, spec, num_inputs)
-    writer = StoreWriter(out, plan.work)
-    _write_all(plan, writer, settings, workers)
+    with StoreWriter(out, plan.work) as writer:
+        _write_all(plan, writer, settings, workers)
     return seal_converted(out, plan.work, writer, settings, request, plan.num_inputs)
 
 
@@ -105,7 +106,7 @@ def _write_all(plan: Plan, writer: StoreWriter, settings: Settings, workers: int
         advance(position)
         if position:
             log.info(f"going on at input {position:,} of {plan.num_inputs:,}")
-        work = partial(convert_batch, settings=settings)
+        work = partial(_convert_lines, settings=settings)
         for results in in_order(work, batches, workers=workers):
             for outcomes in results:
                 for number, outcome in enumerate(outcomes[done:], done + 1):
@@ -113,6 +114,11 @@ def _write_all(plan: Plan, writer: StoreWriter, settings: Settings, workers: int
                 position, done = position + 1, 0
             advance(len(results))
     writer.finish(Cursor(position=plan.num_inputs))
+
+
+def _convert_lines(lines: list[bytes], settings: Settings) -> list[list[Outcome]]:
+    """A worker's task; it parses the lines, because the writer's process is the busiest."""
+    return convert_batch([parse_input(line) for line in lines], settings)
 
 
 def _key(path: Path, *, new: bool) -> bytes:

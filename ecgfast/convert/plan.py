@@ -35,12 +35,12 @@ class Plan:
     work: Path
     num_inputs: int
 
-    def batches(self, start: int, size: int) -> Iterator[list[InputFile]]:
-        """The inputs from `start` on, in lists of `size`, read from disk as they are needed."""
-        with (self.work / _INPUTS).open(encoding="utf-8") as file:
+    def batches(self, start: int, size: int) -> Iterator[list[bytes]]:
+        """The lines of the inputs from `start` on, in lists of `size`, read as they are needed."""
+        with (self.work / _INPUTS).open("rb") as file:
             rest = islice(file, start, None)
             while lines := list(islice(rest, size)):
-                yield [_input(json.loads(line)) for line in lines]
+                yield lines
 
 
 def finished(out: Path) -> bool:
@@ -124,6 +124,7 @@ def _source(text: str) -> Path:
     return Path(text)
 
 
-def _input(entry: list[Any]) -> InputFile:
-    record_id, path, source, row = entry
+def parse_input(line: bytes) -> InputFile:
+    """The input that a line of `Plan.batches` names."""
+    record_id, path, source, row = json.loads(line)
     return InputFile(record_id=record_id, path=Path(path), source=_source(source), row=row)

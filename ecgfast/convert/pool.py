@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _KEPT_BYTES = 32 << 20  # the most that glibc takes as a threshold
-_IN_FLIGHT_PER_WORKER = 3  # batches: one in work, one waiting, one done and not yet written
+_IN_FLIGHT_PER_WORKER = 8  # batches, 7 MB: work for the time in which a shard is synced
 
 
 def in_order(

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import resample_poly
 
 from ecgfast.errors import FormatError
 from ecgfast.records import INVALID, NUM_LEADS, NUM_TIMESTEPS, SAMPLING_RATE_HZ, EcgRecord
@@ -88,6 +87,8 @@ def to_digits(record: EcgRecord) -> Digits:
     values = signal.astype(np.float64) if valid is None else _interpolated(signal, valid)
     if ratio != 1:
         flags = (*flags, "resampled")
+        from scipy.signal import resample_poly  # half a second in each worker, most need it never
+
         # "line": the default pads with zeros, which rings where a lead has an offset.
         values = resample_poly(values, ratio.numerator, ratio.denominator, axis=1, padtype="line")
         valid = None if valid is None else _resampled_mask(valid, ratio, values.shape[1])

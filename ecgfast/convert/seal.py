@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,24 @@ from ecgfast.errors import FormatError
 from ecgfast.records import NUM_TIMESTEPS, SAMPLING_RATE_HZ
 from ecgfast.store.format import QUARANTINE, RECORDS, Codec, sources_beside
 from ecgfast.store.manifest import Manifest, write_manifest
-from ecgfast.store.metadata import write_metadata
 from ecgfast.store.table import records_table, write_quarantine, write_sources, write_table
 from ecgfast.store.writer import StoreWriter
+
+
+@dataclass
+class _Lines:
+    """What one pass over the writer's lines leaves behind, beside the rows."""
+
+    converted: set[int] = field(default_factory=set)  # positions: an input can give many windows
+    quarantine: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+
+    def rows(self, writer: StoreWriter) -> Iterator[list[dict[str, Any]]]:
+        for part in writer.lines():
+            self.converted.update(part["positions"])
+            self.quarantine.append(part["quarantine"])
+            self.sources.append(part["sources"])
+            yield part["rows"]
 
 
 def seal_converted(
@@ -27,19 +43,19 @@ def seal_converted(
     Raises:
         FormatError: not one input could be converted.
     """
-    quarantine = write_quarantine(out, writer.csv("quarantine"))
-    write_sources(sources_beside(out), writer.csv("sources"))
+    lines = _Lines()
+    table = records_table(lines.rows(writer), writer.columns)
+    quarantine = write_quarantine(out, lines.quarantine)
+    write_sources(sources_beside(out), lines.sources)
     if writer.num_records == 0:
         raise FormatError(
             f"none of {num_inputs} inputs could be converted; {out / QUARANTINE} says why for each"
         )
-    converted: set[int] = set()  # positions: an input can give several windows
-    table = records_table(_rows(writer, converted), writer.columns)
     records = write_table(out, table)
     counts = {
         "inputs": num_inputs,
-        "converted": len(converted),
-        "quarantined": num_inputs - len(converted),
+        "converted": len(lines.converted),
+        "quarantined": num_inputs - len(lines.converted),
         "records": writer.num_records,
     }
     preprocessing = {
@@ -82,6 +98,8 @@ def seal(
         tables: manifest entries of records.parquet and quarantine.csv.
         content: further entries of the manifest.
     """
+    from ecgfast.store.metadata import write_metadata  # imports zarr: no worker needs that
+
     metadata = write_metadata(out, codec, writer.num_records)
     manifest = write_manifest(
         out,
@@ -94,12 +112,6 @@ def seal(
     )
     shutil.rmtree(work)
     return manifest
-
-
-def _rows(writer: StoreWriter, converted: set[int]) -> Iterator[list[dict[str, Any]]]:
-    for positions, rows in writer.rows():
-        converted.update(positions)
-        yield rows
 
 
 def _any_synthetic(flags: pa.ChunkedArray) -> bool:

@@ -61,8 +61,8 @@ def transcode(source: Path, out: Path, *, codec: Codec, workers: int) -> Manifes
     else:
         check_free(out)
         plan = freeze(out, spec, len(reader))
-    writer = StoreWriter(out, plan.work)
-    _encode_all(reader, writer, codec, workers)
+    with StoreWriter(out, plan.work) as writer:
+        _encode_all(reader, writer, codec, workers)
     tables = {
         RECORDS: _copy(source / reader.records_name, out / RECORDS),
         QUARANTINE: _copy(source / QUARANTINE, out / QUARANTINE),

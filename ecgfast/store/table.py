@@ -70,21 +70,28 @@ def write_table(store: Path, table: pa.Table, name: str = RECORDS) -> dict[str, 
     return write_durably(store / name, [sink.getvalue().to_pybytes()])
 
 
-def write_quarantine(store: Path, lines: Iterable[bytes]) -> dict[str, int | str]:
+def write_quarantine(store: Path, lines: Iterable[str]) -> dict[str, int | str]:
     """Write quarantine.csv from its lines; returns its manifest entry."""
-    return write_durably(store / QUARANTINE, chain([csv_lines([QUARANTINE_COLUMNS])], lines))
+    return _write_csv(store / QUARANTINE, QUARANTINE_COLUMNS, lines, mode=0o644)
 
 
-def write_sources(path: Path, lines: Iterable[bytes]) -> None:
+def write_sources(path: Path, lines: Iterable[str]) -> None:
     """Write the table of readable paths and dates, mode 0600; it never enters the store."""
-    write_durably(path, chain([csv_lines([_SOURCES_COLUMNS])], lines), mode=0o600)
+    _write_csv(path, _SOURCES_COLUMNS, lines, mode=0o600)
 
 
-def csv_lines(rows: Iterable[Sequence[str]]) -> bytes:
-    """Rows as the lines of a CSV file, UTF-8."""
+def csv_lines(rows: Iterable[Sequence[str]]) -> str:
+    """Rows as the lines of a CSV file."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue().encode()
+    return buffer.getvalue()
+
+
+def _write_csv(
+    path: Path, columns: Sequence[str], lines: Iterable[str], *, mode: int
+) -> dict[str, int | str]:
+    parts = (part.encode() for part in chain([csv_lines([columns])], lines))
+    return write_durably(path, parts, mode=mode)
 
 
 def _kind(value: object) -> str:

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,11 +59,34 @@ class Refusal:
 
 
 Outcome = EncodedRecord | Refusal
-Table = Literal["quarantine", "sources"]
+
+
+@dataclass(kw_only=True)
+class _Shard:
+    """What goes into the next shard and its lines."""
+
+    records: list[EncodedRecord] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)  # of each record's input
+    refused: list[Sequence[str]] = field(default_factory=list)
+    sources: list[Sequence[str]] = field(default_factory=list)
+
+    def lines(self) -> bytes:
+        """The table rows, as they wait for the end of the conversion."""
+        return json.dumps(
+            {
+                "positions": self.positions,
+                "rows": [record.row for record in self.records],
+                "quarantine": csv_lines(self.refused),
+                "sources": csv_lines(self.sources),
+            }
+        ).encode()
 
 
 class StoreWriter:
     """Writes shards of 1024 records; opened again after a crash, it says where to go on.
+
+    A full shard is written by a thread while the next one fills. Use it as a context manager: it
+    leaves no thread behind that writes into a store whose lock is gone.
 
     Args:
         store: folder of the store.
@@ -77,10 +101,15 @@ class StoreWriter:
                 (store / SIGNALS / name).mkdir(parents=True, exist_ok=True)
             work.mkdir(parents=True, exist_ok=True)
         self._journal = Journal(work / "journal")
-        self._pending: list[EncodedRecord] = []
-        self._positions: list[int] = []
-        self._refused: list[Sequence[str]] = []
-        self._sources: list[Sequence[str]] = []
+        self._next = _Shard()
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
 
     @property
     def cursor(self) -> Cursor:
@@ -109,66 +138,71 @@ class StoreWriter:
         return {name: value for entry in entries for name, value in entry.files.items()}
 
     def add(self, outcome: Outcome, after: Cursor) -> None:
-        """Take the next outcome; a full shard is written before this returns.
+        """Take the next outcome.
 
         Args:
             outcome: a record or a refusal.
             after: the cursor behind it.
+        Raises:
+            EcgfastError: an earlier shard could not be written.
         """
-        row = outcome.row
-        self._sources.append((row.get("record_id", ""), outcome.source, outcome.recorded))
+        shard, row = self._next, outcome.row
+        shard.sources.append((row.get("record_id", ""), outcome.source, outcome.recorded))
         if isinstance(outcome, Refusal):
-            self._refused.append([row[name] for name in QUARANTINE_COLUMNS])
+            shard.refused.append([row[name] for name in QUARANTINE_COLUMNS])
             return
-        self._pending.append(outcome)
-        self._positions.append(after.position)
-        if len(self._pending) == SHARD_RECORDS:
+        shard.records.append(outcome)
+        shard.positions.append(after.position)
+        if len(shard.records) == SHARD_RECORDS:
             self._flush(after)
 
     def finish(self, end: Cursor) -> None:
-        """Write what is left as the last shard; doing it twice does no harm."""
+        """Write what is left as the last shard; all is durable when this returns."""
+        self._settle()
         if self.cursor != end:
             self._flush(end)
+            self._settle()
 
-    def rows(self) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
-        """The durable rows of records.parquet and the inputs' positions, a shard at a time."""
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """The durable lines, a shard at a time.
+
+        Yields:
+            "positions" (inputs) and "rows" of its records; lines of "quarantine" and "sources",
+            CSV text without a header.
+        """
         for number in range(len(self._journal.entries)):
-            part = json.loads(self._part(number, "rows.json").read_bytes())
-            yield part["positions"], part["rows"]
+            yield json.loads(self._lines_path(number).read_bytes())
 
-    def csv(self, table: Table) -> Iterator[bytes]:
-        """The durable lines of one of the two CSV tables, in input order, without a header."""
-        for number in range(len(self._journal.entries)):
-            yield self._part(number, f"{table}.csv").read_bytes()
-
-    def _part(self, number: int, name: str) -> Path:
-        return self._work / f"{number:06d}.{name}"
+    def _lines_path(self, number: int) -> Path:
+        return self._work / f"lines-{number:06d}.json"
 
     def _flush(self, cursor: Cursor) -> None:
-        shard, records = len(self._journal.entries), self._pending
+        self._settle()  # at most one shard waits: memory stays bounded, errors come in order
+        self._writing = self._thread.submit(self._write_shard, self._next, cursor)
+        self._next = _Shard()
+
+    def _settle(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def _write_shard(self, shard: _Shard, cursor: Cursor) -> None:
+        number, records = len(self._journal.entries), shard.records
         files: dict[str, dict[str, Any]] = {}
         if records:
             chunks = [record.chunk for record in records]
             index = pack_shard_index([len(chunk) for chunk in chunks])
-            files[shard_name(shard)] = self._write(shard_name(shard), [*chunks, index])
+            files[shard_name(number)] = self._write(shard_name(number), [*chunks, index])
             leads = np.zeros((len(LEAD_ARRAYS), SHARD_RECORDS, records[0].leads.shape[1]), "<f4")
             leads[:, : len(records)] = np.stack([record.leads for record in records], axis=1)
             for array, values in zip(LEAD_ARRAYS, leads, strict=True):
-                name = lead_chunk_name(array, shard)
+                name = lead_chunk_name(array, number)
                 files[name] = self._write(name, [with_crc32c(values.tobytes())])
-        rows = {"positions": self._positions, "rows": [record.row for record in records]}
-        parts = {
-            "rows.json": json.dumps(rows).encode(),
-            "quarantine.csv": csv_lines(self._refused),
-            "sources.csv": csv_lines(self._sources),
-        }
-        for name, part in parts.items():
-            write_durably(self._part(shard, name), [part], mode=0o600)
+        write_durably(self._lines_path(number), [shard.lines()], mode=0o600)
         columns = column_kinds(record.row for record in records)
         self._journal.append(
             Entry(num_records=len(records), cursor=cursor, columns=columns, files=files)
         )
-        self._pending, self._positions, self._refused, self._sources = [], [], [], []
 
     def _write(self, name: str, parts: list[bytes]) -> dict[str, Any]:
         return write_durably(self._store / name, parts)
