@@ -38,12 +38,7 @@ def choose_microbatch(
         ConfigError: the number asked for does not divide `share`.
     """
     if asked != "auto":
-        if share % asked:
-            raise ConfigError(
-                f"train.microbatch must divide the {share} records that each rank takes of a "
-                f"batch, got {asked}; use one of {_divisors(share, share)}"
-            )
-        return asked
+        return require_divisor(asked, share)
     if before is not None and share % before == 0:
         return before
     if ranks.device.type == "cpu":
@@ -52,6 +47,20 @@ def choose_microbatch(
     chosen = largest_divisor(share, max(1, min(LARGEST_ON_GPU, fitting)))
     log.info(f"train.microbatch: {chosen} of {share} records per rank; about {fitting} would fit")
     return chosen
+
+
+def require_divisor(asked: int, share: int) -> int:
+    """Return the microbatch asked for.
+
+    Raises:
+        ConfigError: it does not divide `share`.
+    """
+    if share % asked:
+        raise ConfigError(
+            f"train.microbatch must divide the {share} records that each rank takes of a batch, "
+            f"got {asked}; use one of {_divisors(share, share)}"
+        )
+    return asked
 
 
 def largest_divisor(number: int, largest: int) -> int:

@@ -1,8 +1,11 @@
-"""One fine-tuning trial: epochs at one learning rate, stopped when validation stops improving."""
+"""Fine-tuning at one learning rate after the other; the weights with the lowest loss are kept."""
 
+import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,72 +14,207 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ecgfast import log
+from ecgfast.config import Config
 from ecgfast.data.batch import Batch
 from ecgfast.data.loader import Loader
+from ecgfast.data.normalise import CohortStatistics
+from ecgfast.evaluate.roc import auroc
+from ecgfast.labels.learning import Labelled
+from ecgfast.model.attention import Backend
+from ecgfast.model.build import build_classifier
 from ecgfast.model.classifier import Classifier
+from ecgfast.model.vit import Encoder, set_attention
+from ecgfast.store.durable import write_durably
+from ecgfast.store.reader import StoreReader
+from ecgfast.train import setup
+from ecgfast.train.checkpoint import Checkpoint, load, training_state
+from ecgfast.train.checkpoint_writer import CheckpointWriter
+from ecgfast.train.distributed import Ranks, spread
+from ecgfast.train.initial import Initial, apply_initial
 from ecgfast.train.loop import train_step
 from ecgfast.train.optim import MasterAdamW
+from ecgfast.train.progress import Progress
+from ecgfast.train.scoring import Scorer
 from ecgfast.train.signals import StopSignals
+from ecgfast.train.weights import export_safetensors, full_state
+
+ADAM_BETAS = (0.9, 0.999)  # with weight decay 0, AdamW is the study's Adam
 
 
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a sweep stands after an epoch; what its checkpoints keep.
+@dataclass(kw_only=True)
+class Sweep:
+    """Trials one after the other, resumable after every epoch.
 
     Attributes:
-        trial: index of the learning rate.
-        epoch: epochs done in this trial.
-        step: updates done in all trials.
-        best_loss: lowest validation loss so far, over all trials; None before the first.
-        best_trial: the trial that had it.
-        best_epoch: the epoch of that trial, from 1.
-        best_auroc: validation AUROC of the same weights.
-        trial_loss: lowest validation loss of this trial.
-        stale: epochs of this trial since then.
+        config: resolved settings.
+        ranks: who shares the run.
+        out: its folder.
+        store: where records come from.
+        records: which ones, and their labels.
+        counts: cases and controls, for result.json.
+        cohort: for ``normalise="cohort_lead"``.
+        initial: weights that every trial starts from.
+        identity: what a resumed run must have in common with this one.
+        meta: what checkpoints and result.json say about the run.
+        microbatch: records per rank and forward pass.
     """
 
-    trial: int = 0
-    epoch: int = 0
-    step: int = 0
-    best_loss: float | None = None
-    best_trial: int = 0
-    best_epoch: int = 0
-    best_auroc: float | None = None
-    trial_loss: float | None = None
-    stale: int = 0
+    config: Config
+    ranks: Ranks
+    out: Path
+    store: StoreReader
+    records: Labelled
+    counts: dict[str, int]
+    cohort: CohortStatistics | None
+    initial: Initial
+    identity: dict[str, Any]
+    meta: dict[str, Any]
+    microbatch: int
 
-    def after_epoch(self, *, steps: int, loss: float, auroc: float | None) -> "Progress":
-        """Account for an epoch and its validation."""
-        better = self.trial_loss is None or loss < self.trial_loss
-        done = replace(
-            self,
-            epoch=self.epoch + 1,
-            step=self.step + steps,
-            trial_loss=loss if better else self.trial_loss,
-            stale=0 if better else self.stale + 1,
+    def run(self, stop: StopSignals, checkpoint: Checkpoint | None) -> None:
+        """Go through the learning rates from where a checkpoint stands, to the end or a stop."""
+        settings = self.config.finetune
+        progress = Progress() if checkpoint is None else Progress(**checkpoint.meta["progress"])
+        loader, scorer = self._training_loader(), self._scorer()
+        with (
+            CheckpointWriter(self.out, self.ranks, keep=1) as writer,
+            self._open_metrics(progress) as metrics,
+        ):
+            while progress.trial < len(settings.learning_rates):
+                model, optimizer = self._fresh()
+                state = training_state(model, optimizer)
+                if checkpoint is not None:
+                    load(checkpoint, state, self.ranks, optimizer)
+                    self._keep_weights(model, progress)  # a crash may have come before it
+                    checkpoint = None
+                loader.load_state_dict({"epoch": progress.epoch, "position": 0})
+                while progress.epoch < settings.epochs and progress.stale < settings.patience:
+                    loss = self._train_epoch(model, optimizer, loader, progress, stop)
+                    if loss is None:  # the last whole epoch is saved; the next run repeats this one
+                        return
+                    val_loss, area = self._validate(model, scorer)
+                    progress = progress.after_epoch(steps=len(loader), loss=val_loss, auroc=area)
+                    self._log_epoch(metrics, progress, loss=loss, val_loss=val_loss, area=area)
+                    meta = {**self.meta, "progress": progress.as_meta()}
+                    writer.save(state, step=progress.step, meta=meta)
+                    writer.wait()
+                    self._keep_weights(model, progress)
+                progress = progress.next_trial()
+        if self.ranks.is_main:
+            self._write_result(progress)
+        self.ranks.barrier()
+
+    def _fresh(self) -> tuple[Classifier, MasterAdamW]:
+        model = build_classifier(self.config, self.identity["model"])
+        apply_initial(model, self.initial, source=self.identity["init"])
+        if isinstance(model.encoder, Encoder):
+            kernel = cast(Backend, self.identity["attention_kernels"]["encoder"])
+            set_attention(model.encoder.blocks, kernel)
+        compiled = setup.resolve_compile(self.config, self.ranks)
+        spread(model, self.ranks, precision=self.identity["precision"], compile_blocks=compiled)
+        optimizer = MasterAdamW(model, self.ranks, betas=ADAM_BETAS, weight_decay=0.0)
+        return model, optimizer
+
+    def _train_epoch(
+        self,
+        model: Classifier,
+        optimizer: MasterAdamW,
+        loader: Loader,
+        progress: Progress,
+        stop: StopSignals,
+    ) -> float | None:
+        """Train over one epoch; return the mean training loss, None when stopped."""
+        rate = self.config.finetune.learning_rates[progress.trial]
+        is_case = torch.from_numpy(self.records.is_case).to(self.ranks.device, torch.float32)
+        loss_of = classification_loss(model, is_case)
+        what = f"finetune lr {rate:g} epoch {progress.epoch + 1}"
+        losses: list[Tensor] = []
+        with log.progress(what, total=len(loader), unit="steps") as advance:
+            for batch in loader:
+                report = train_step(
+                    model,
+                    optimizer,
+                    loss_of,
+                    batch,
+                    microbatch=self.microbatch,
+                    learning_rate=rate,
+                )
+                losses.append(report.loss)
+                advance(1)
+                if stop.agreed():
+                    return None
+        return float(torch.stack(losses).mean())
+
+    def _open_metrics(self, progress: Progress) -> AbstractContextManager[log.MetricsWriter | None]:
+        if self.ranks.is_main:
+            return log.MetricsWriter(self.out, resume_step=progress.step)
+        return nullcontext()
+
+    def _scorer(self) -> Scorer:
+        return Scorer(
+            self.store,
+            self.config,
+            self.ranks,
+            self.records.valid,
+            batch_size=self.microbatch,
+            cohort=self.cohort,
         )
-        if self.best_loss is not None and not loss < self.best_loss:
-            return done
-        return replace(
-            done,
-            best_loss=loss,
-            best_trial=self.trial,
-            best_epoch=done.epoch,
-            best_auroc=auroc,
+
+    def _training_loader(self) -> Loader:
+        return setup.open_loader(
+            self.store,
+            self.config,
+            self.ranks,
+            self.records.train,
+            batch_size=self.config.finetune.batch_size // self.ranks.world_size,
+            seed=self.config.train.seed,
+            cohort=self.cohort,
         )
 
-    def next_trial(self) -> "Progress":
-        """Begin the next learning rate."""
-        return replace(self, trial=self.trial + 1, epoch=0, trial_loss=None, stale=0)
+    def _validate(self, model: Classifier, scorer: Scorer) -> tuple[float, float | None]:
+        logits = scorer.logits(model)
+        is_case = self.records.is_case[self.records.valid]
+        return cross_entropy(logits, is_case), auroc(is_case, logits)
 
-    @property
-    def improved(self) -> bool:
-        """Whether the last epoch has the lowest loss of all."""
-        return self.best_trial == self.trial and self.best_epoch == self.epoch > 0
+    def _keep_weights(self, model: Classifier, progress: Progress) -> None:
+        """Export weights that were the best of all, once their checkpoint says that they are."""
+        if not progress.improved:
+            return
+        weights = full_state(model)
+        if self.ranks.is_main:
+            export_safetensors(weights, self.out / "best.safetensors", self.config)
 
-    def as_meta(self) -> dict[str, Any]:
-        """Plain values for a checkpoint."""
-        return asdict(self)
+    def _log_epoch(
+        self,
+        metrics: log.MetricsWriter | None,
+        progress: Progress,
+        *,
+        loss: float,
+        val_loss: float,
+        area: float | None,
+    ) -> None:
+        if metrics is None:
+            return
+        rate = self.config.finetune.learning_rates[progress.trial]
+        row = {"loss": loss, "val_loss": val_loss, "val_auroc": area, "lr": rate}
+        step = {"step": progress.step, "epoch": progress.epoch, "trial": progress.trial}
+        metrics.write({**step, **row})
+        metrics.sync()
+        best = "  (lowest so far)" if progress.improved else ""
+        shown = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if v is not None)
+        log.info(f"trial {progress.trial + 1} epoch {progress.epoch}  {shown}{best}")
+
+    def _write_result(self, progress: Progress) -> None:
+        rates = self.config.finetune.learning_rates
+        result = {
+            **self.meta,
+            "learning_rate": rates[progress.best_trial],
+            "epoch": progress.best_epoch,
+            "val_loss": progress.best_loss,
+            "val_auroc": progress.best_auroc,
+            "counts": self.counts,
+        }
+        write_durably(self.out / "result.json", [json.dumps(result, indent=1).encode()])
 
 
 def classification_loss(model: Classifier, is_case_R: Tensor) -> Callable[[Batch], Tensor]:
@@ -92,37 +230,6 @@ def classification_loss(model: Classifier, is_case_R: Tensor) -> Callable[[Batch
         return binary_cross_entropy_with_logits(logits, is_case_R[batch.record_index])
 
     return loss_of
-
-
-def train_epoch(
-    model: Classifier,
-    optimizer: MasterAdamW,
-    loader: Loader,
-    is_case_R: Tensor,
-    *,
-    microbatch: int,
-    learning_rate: float,
-    what: str,
-    stop: StopSignals,
-) -> float | None:
-    """Train over one epoch of the loader; return the mean training loss, None when stopped."""
-    loss_of = classification_loss(model, is_case_R)
-    losses: list[Tensor] = []
-    with log.progress(what, total=len(loader), unit="steps") as advance:
-        for batch in loader:
-            report = train_step(
-                model,
-                optimizer,
-                loss_of,
-                batch,
-                microbatch=microbatch,
-                learning_rate=learning_rate,
-            )
-            losses.append(report.loss)
-            advance(1)
-            if stop.agreed():
-                return None
-    return float(torch.stack(losses).mean())
 
 
 def cross_entropy(logits_R: NDArray[np.float64], is_case_R: NDArray[np.bool_]) -> float:

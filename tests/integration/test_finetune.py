@@ -133,6 +133,27 @@ def test_resumed_fine_tuning_ends_in_the_same_bits(
     assert _best(tmp_path / "broken") == _best(tmp_path / "unbroken")
 
 
+def test_weights_lost_between_checkpoint_and_export_come_back(
+    store: Path, tiny: Path, tmp_path: Path
+) -> None:
+    """A power cut after the checkpoint of the best epoch: its weights are in there."""
+    one_epoch = ("finetune.epochs=1", "finetune.learning_rates=[1e-3]")
+    run, config = tmp_path / "run", load_config(str(tiny), one_epoch)
+
+    def tune(*, resume: bool) -> dict[str, bytes]:
+        finetune(
+            config, store, run, init="random", model="vit", target=TARGET, resume=resume,
+            device="cpu",
+        )  # fmt: skip
+        return _best(run)
+
+    whole = tune(resume=False)
+    (run / "result.json").unlink()
+    older = {n: torch.zeros(1) for n in whole}
+    save_file(older, run / "best.safetensors")
+    assert tune(resume=True) == whole
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["vit", "cnn"])
 def test_two_ranks_score_every_validation_record(
