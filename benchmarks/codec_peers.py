@@ -3,24 +3,22 @@
     python benchmarks/codec_peers.py ../shared/data/ludb ../shared/data/ptbxl/hr_gt
     python benchmarks/codec_peers.py STORE [--records 500]
 
-Each source is a store or a folder of WFDB records of 12 x 5000; each gives a table of its own. Rows
+Each source is a store or a folder of recordings; each gives a table of its own. Rows
 go to benchmarks/results/DEVICE/codec.jsonl, the plot to codec.png beside it.
 """
 
 import argparse
+import tempfile
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from ecgfast.bench.codec import MEMMAP, measure_signal
+from ecgfast.bench.codec import MEMMAP, measure_store
 from ecgfast.bench.rows import Row, append_rows, device_slug
-from ecgfast.ingest import discover, read_record
-from ecgfast.store import open_store
+from ecgfast.convert import convert
+from ecgfast.store import StoreReader, open_store
 
 RESULTS = Path(__file__).parent / "results"
-SHAPE = (12, 5000)
 
 
 def main() -> None:
@@ -28,22 +26,23 @@ def main() -> None:
     out = RESULTS / device_slug()
     rows: list[Row] = []
     for source in args.sources:
-        signal = read_signal(source, args.records)
-        print(f"\n{source.name}: {len(signal)} records\n")
-        measured = list(measure_signal(signal, source.name, repeats=args.repeats))
+        with tempfile.TemporaryDirectory(prefix="ecgfast-bench-") as folder:
+            store = open_as_store(source, Path(folder))
+            print(f"\n{source.name}: {len(store)} records, {args.records} at most\n")
+            measured = list(
+                measure_store(store, source.name, most=args.records, repeats=args.repeats)
+            )
         print_table(measured)
         rows += measured
     append_rows(out / "codec.jsonl", rows)
     plot(rows, out / "codec.png")
 
 
-def read_signal(source: Path, most: int) -> NDArray[np.int16]:
-    """Integers of up to `most` records of a store or of a folder of foreign files."""
+def open_as_store(source: Path, folder: Path) -> StoreReader:
+    """The store at `source`; a folder of foreign files is converted into `folder` first."""
     if (source / "manifest.json").is_file():
-        store = open_store(source)
-        return store.read(np.arange(min(most, len(store))))
-    records = (read_record(item).signal for item in discover([source])[:most])
-    return np.stack([s for s in records if s.shape == SHAPE and s.dtype == np.int16])
+        return open_store(source)
+    return open_store(convert([source], folder / "store", workers=1).store)
 
 
 def table(rows: list[Row]) -> dict[str, dict[str, float]]:

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from ecgfast.bench.rows import Row, make_row
 from ecgfast.bench.timing import per_second, time_interleaved
 from ecgfast.convert import convert
 from ecgfast.ingest.synthetic import write_cohort
-from ecgfast.store import open_store
+from ecgfast.store import StoreReader, open_store
 
 CASE = "codec"
 MEMMAP = "memmap-int16"
+STORE_READ = "ecgfast-store-read"
 _BATCH = 64
 _INDEX_BYTES = 16  # a chunk's entry in the shard index
 
@@ -28,20 +30,42 @@ def measure_codec(_device: str = "cpu") -> Iterator[Row]:
         log.info("codec: making 128 synthetic records")
         write_cohort(cohort, num_records=128, num_sites=1, seed=0)
         store = open_store(convert([cohort], Path(folder) / "store", workers=1).store)
-        signal_NCT = store.read(np.arange(len(store)))
-    yield from measure_signal(signal_NCT, "synthetic")
+        yield from measure_store(store, "synthetic")
 
 
-def measure_signal(signal_NCT: NDArray[np.int16], name: str, *, repeats: int = 7) -> Iterator[Row]:
+def measure_store(
+    store: StoreReader, name: str, *, most: int = 200, repeats: int = 7
+) -> Iterator[Row]:
+    """Measure every codec on the records of a store, and `store.read` of random ones beside them.
+
+    Args:
+        store: an ecgpack store.
+        name: of the data, for the rows.
+        most: records to take.
+        repeats: timed rounds.
+    """
+    signal_NCT = store.read(np.arange(min(most, len(store))))
+    yield from measure_signal(signal_NCT, name, repeats=repeats, read=store.read)
+
+
+def measure_signal(
+    signal_NCT: NDArray[np.int16],
+    name: str,
+    *,
+    repeats: int = 7,
+    read: Callable[[NDArray[np.int64]], object] | None = None,
+) -> Iterator[Row]:
     """Measure every codec on the same records, warm, on one thread.
 
     Args:
         signal_NCT: (N, C, T) int16.
         name: of the data, for the rows.
         repeats: timed rounds; codecs take turns in each.
+        read: reads these records by number from where they are stored, files and checks included.
     Yields:
         For each codec rows of "ratio" (shard index counted), "encode" and "decode" in records/s;
-        decode of a raw int16 memmap as the bound.
+        decode of a raw int16 memmap as the bound, and of
+        `read`.
     """
     chosen = np.random.default_rng(0).permutation(len(signal_NCT))[:_BATCH]
     batch = np.ascontiguousarray(signal_NCT[chosen])
@@ -52,6 +76,8 @@ def measure_signal(signal_NCT: NDArray[np.int16], name: str, *, repeats: int = 7
         stored = sum(len(chunk) + _INDEX_BYTES for chunk in peer.encode(signal_NCT))
         yield _row(peer.name, "ratio", "x", [signal_NCT.nbytes / stored], shape)
         encode[peer.name], decode[peer.name] = _calls(peer, batch)
+    if read is not None:
+        decode[STORE_READ] = partial(read, chosen)
     with tempfile.TemporaryDirectory(prefix="ecgfast-bench-") as folder:
         signal_NCT.tofile(Path(folder) / "signal.i2")
         raw = np.memmap(Path(folder) / "signal.i2", np.int16, "r").reshape(signal_NCT.shape)
