@@ -74,7 +74,7 @@ def plot(rows: list[Row], path: Path) -> None:
     per_core = [a / b for a, b in zip(rate, cores, strict=True)]
     kib = [read / 1024 for read in values("cold", "read")]
     panels = {
-        f"records/s, warm, {most} workers": rate,
+        f"records/s, warm, {most} workers (numpy: 1)": rate,
         "records/s a busy core, warm": per_core,
         "records/s, cold page cache": values("cold", "throughput"),
         "KiB read from disk a record, cold": kib,

@@ -1,8 +1,7 @@
 """Engine `cpu`: native threads decode ahead while the model works on the batch before."""
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from ecgfast_kernels import codec
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ecgfast.data.ahead import made_ahead
 from ecgfast.data.memory import HostBuffers, to_device
 from ecgfast.data.source import Source
 
@@ -42,18 +42,10 @@ class CpuEngine:
         Raises:
             CorruptStoreError: a record is damaged.
         """
-        with ThreadPoolExecutor(self._num_workers, thread_name_prefix="ecgfast-decode") as pool:
-            pending: deque[Future[_Made]] = deque()
-            try:
-                for index in schedule:
-                    pending.append(pool.submit(self._make, index))
-                    if len(pending) > AHEAD:
-                        yield self._receive(pending.popleft())
-                while pending:
-                    yield self._receive(pending.popleft())
-            finally:  # the consumer stopped early: do not decode what nobody will read
-                for future in pending:
-                    future.cancel()
+        made = made_ahead(self._make, schedule, depth=AHEAD, num_threads=self._num_workers)
+        with closing(made):
+            for batch in made:
+                yield self._receive(*batch)
 
     def _make(self, index_B: NDArray[np.int64]) -> _Made:
         shape, device = self._source.batch_shape(len(index_B)), self._source.device
@@ -87,8 +79,9 @@ class CpuEngine:
             store.read(index_B)  # names the record and its shard
             raise
 
-    def _receive(self, future: Future[_Made]) -> tuple[Tensor, Tensor]:
-        patches, record_index, copied = future.result()
+    def _receive(
+        self, patches: Tensor, record_index: Tensor, copied: torch.cuda.Event | None
+    ) -> tuple[Tensor, Tensor]:
         if copied is not None:
             current = torch.cuda.current_stream(self._source.device)
             current.wait_event(copied)

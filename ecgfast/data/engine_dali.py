@@ -5,9 +5,8 @@ state of DALI's. Shapes: B records of a batch, C leads, T timesteps, N patches.
 """
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from importlib import import_module
 from typing import Any, Protocol, cast
@@ -20,6 +19,7 @@ from ecgfast_kernels.codec_format import FLAG_RAW, NO_QUANTUM, Header
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ecgfast.data.ahead import made_ahead
 from ecgfast.data.dali_plugin import load_plugin
 from ecgfast.data.memory import to_device
 from ecgfast.data.source import Source
@@ -81,8 +81,8 @@ class DaliEngine:
         record_index = to_device(rows, device)
         statuses: list[Tensor] = []
         start = 0
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ecgfast-read") as pool:
-            pipeline = self._build_pipeline(_read_ahead(pool, self._read, schedule))
+        with closing(made_ahead(self._read, schedule, depth=_READ_AHEAD)) as encoded:
+            pipeline = self._build_pipeline(encoded)
             for entry in schedule:
                 stop = start + len(entry)
                 stream = None if self._gpu is None else torch.cuda.current_stream(device)
@@ -135,10 +135,9 @@ class DaliEngine:
         return *chunks, source.mean[index_B], source.rstd[index_B]
 
     def _check_crc(self, index_B: NDArray[np.int64], chunks: Chunks) -> None:
-        buffer, *places = chunks
-        for record, start, length in zip(
-            index_B.tolist(), *map(np.ndarray.tolist, places), strict=True
-        ):
+        buffer, offsets, lengths = chunks
+        places = (index_B.tolist(), offsets.tolist(), lengths.tolist())
+        for record, start, length in zip(*places, strict=True):
             chunk = buffer[start : start + length]
             stored = chunk[_CRC].copy()
             chunk[_CRC] = 0  # for the length of the sum: a copy would cost more than the sum
@@ -164,20 +163,6 @@ def _to_torch(output: _Output) -> Tensor:
     """
     tensor = torch.utils.dlpack.from_dlpack(output.as_tensor())[0]
     return tensor.clone() if tensor.is_cuda else tensor
-
-
-def _read_ahead(
-    pool: ThreadPoolExecutor,
-    read: Callable[[NDArray[np.int64]], _Encoded],
-    schedule: Sequence[NDArray[np.int64]],
-) -> Iterator[_Encoded]:
-    pending: deque[Future[_Encoded]] = deque()
-    for entry in schedule:
-        pending.append(pool.submit(read, entry))
-        if len(pending) > _READ_AHEAD:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
 
 
 def _as_raw_chunks(signal_BCT: NDArray[np.int16]) -> Chunks:
