@@ -72,14 +72,14 @@ def convert_files(
     # Keyed: the manifest must not let anybody test guesses of a readable path.
     request = pseudonyms.digest("request", json.dumps(spec, sort_keys=True)).hex()
     if finished(out):
-        return _same_store(out, request)
+        return _same_store(out, request, paths)
     plan = thaw(out, spec) if num_inputs is None else freeze(out, spec, num_inputs)
     with StoreWriter(out, plan.work) as writer:
         _write_all(plan, writer, settings, workers)
     return seal_converted(out, plan.work, writer, settings, request, plan.num_inputs)
 
 
-def _same_store(out: Path, request: str) -> Manifest:
+def _same_store(out: Path, request: str, paths: list[Path]) -> Manifest:
     manifest = read_manifest(out)
     if manifest["request"] != request:
         raise ConfigError(
@@ -88,6 +88,13 @@ def _same_store(out: Path, request: str) -> Manifest:
         )
     shutil.rmtree(work_folder(out), ignore_errors=True)  # of a crash after the last step
     log.info(f"{out} is finished already")
+    before = manifest["counts"]["inputs"]
+    now = len(discover(paths)) if all(path.exists() for path in paths) else before
+    if now != before:
+        log.warning(
+            f"the sources hold {now:,} inputs, {out} was made from {before:,} and stays as it is; "
+            "give another --out to convert them all"
+        )
     return manifest
 
 

@@ -15,6 +15,7 @@ import pytest
 from recordings import KEY, convert_quietly, ecg_like, snapshot, write_wfdb
 
 import ecgfast
+from ecgfast import log
 from ecgfast.errors import ConfigError, EcgfastError, ResumeError
 from ecgfast.store.verify import verify_store
 
@@ -259,6 +260,22 @@ def test_finished_store_is_left_alone(
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert convert_quietly([source], out) == first
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_finished_store_tells_of_new_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(log.logger, "warning", said.append)
+    source, out = tmp_path / "source", tmp_path / "run" / "store"
+    for number, record in enumerate(ecg_like(3, seed=0)):
+        write_wfdb(source / f"r{number}", record)
+        if number != 1:
+            convert_quietly([source], out, workers=1)
+    assert len(ecgfast.open_store(out)) == 1
+    assert len(said) == 1
+    assert "hold 3 inputs" in said[0]
+    assert "made from 1 " in said[0]
 
 
 def test_second_writer_is_refused(source: Path, tmp_path: Path) -> None:
