@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ecgfast_kernels import attention, gelu, mask, norm, patch_embed, unshuffle  # noqa: F401 (ops)
+from ecgfast_kernels import attention, gelu, norm  # noqa: F401 (they define operators)
+from ecgfast_kernels.adamw import factors
 from torch import Tensor
 
 from ecgfast.bench.kernel_cases import OpCase, op_cases
@@ -171,6 +172,24 @@ def _gelu_backward(part: _Part, device: str) -> Call:
     return lambda: torch.ops.ecgfast.bias_gelu_backward(grad, x, bias)
 
 
+def _adamw(device: str) -> Call:
+    shapes = [(1024, 4096)] * 16 if device == "cuda" else [(3, 100)]
+    weights, exp_avg = ([torch.randn(s, device=device) for s in shapes] for _ in range(2))
+    exp_avg_sq = [torch.rand(s, device=device) for s in shapes]
+    copies, gradients = ([_random(*s, device=device) for s in shapes] for _ in range(2))
+    lists = (weights, copies, gradients, exp_avg, exp_avg_sq)
+    one, zero = torch.ones((), device=device), torch.zeros((), device=device)
+    # a learning rate of 0: calls that are compared and timed start from the same weights
+    shared = factors(one, one, betas=(0.9, 0.95), learning_rate=0.0)
+    decays = [0.05] * len(shapes)
+
+    def call() -> list[Tensor]:
+        torch.ops.ecgfast.adamw_(*lists, decays, 0.9, 0.95, 1e-8, shared, zero)
+        return weights
+
+    return call
+
+
 def _configs(names: str, *rows: tuple[int, ...]) -> tuple[Config, ...]:
     keys = [*names.split(), "num_warps", "num_stages"]
     return tuple(dict(zip(keys, row, strict=True)) for row in rows)
@@ -255,6 +274,11 @@ SEARCHES = (
         candidates=_configs(
             "BLOCK_R BLOCK_C", (4, 512, 4, 1), (2, 512, 4, 1), (8, 512, 4, 1), (4, 1024, 8, 1)
         ),
+    ),
+    Search(
+        op="adamw",
+        prepare=_adamw,
+        candidates=_configs("BLOCK", (2048, 8, 1), (1024, 4, 1), (2048, 4, 1), (4096, 8, 1)),
     ),
     Search(
         op="attention_backward_short_64",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ecgfast import log
 from ecgfast.bench.reference_mae import ReferenceMae
+from ecgfast.bench.step_adamw import build_one_pass
 from ecgfast.config import Config
 from ecgfast.data.batch import Batch
 from ecgfast.model.attention import Backend
@@ -40,6 +41,7 @@ class Variant:
         fused: our own kernels between a block's matrix products.
         fsdp: FSDP2 on a single rank too, which otherwise keeps fp32 weights beside bf16 ones.
         graph: `train.cuda_graph`, for one GPU without FSDP2.
+        one_pass: our own AdamW kernel, likewise.
     """
 
     name: str = "ecgfast"
@@ -49,6 +51,7 @@ class Variant:
     fused: bool = False
     fsdp: bool = False
     graph: bool = False
+    one_pass: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,8 @@ def build_step(
         require_graphable(ranks, precision)
     model = _model(variant, config, ranks.device, precision)
     spread(model, ranks, precision=precision, compile_blocks=variant.compiled)
-    optimizer = build_optimizer(model, config.optim, ranks, clip_norm=train.clip_norm)
+    build = build_one_pass if variant.one_pass else build_optimizer
+    optimizer = build(model, config.optim, ranks, clip_norm=train.clip_norm)
     loss_of, graph = masked_loss(model, config), microbatch_graph(model, config, num_pieces=1)
     patches = random_patches(config, ranks.device, microbatch)
     records = torch.arange(microbatch, device=ranks.device)

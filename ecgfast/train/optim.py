@@ -123,7 +123,7 @@ class MasterAdamW:
             weights.grad = self._sums.get(name)
             if weights.grad is None:
                 weights.grad = local(self._gradient(name))
-        report = self._inspect(loss)
+        report = self._inspect(loss, [m.grad for m in self._masters.values() if m.grad is not None])
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
         # AdamW's own hooks for mixed precision: divide by grad_scale, do nothing on found_inf.
@@ -171,12 +171,13 @@ class MasterAdamW:
         assert gradient is not None, f"{name} got no gradient"
         return gradient
 
-    def _inspect(self, loss: Tensor) -> StepReport:
-        gradients = [m.grad for m in self._masters.values() if m.grad is not None and m.numel()]
-        norms = torch.stack(torch._foreach_norm(gradients)) if gradients else loss.new_zeros(1)
+    def _inspect(self, loss: Tensor, gradients: list[Tensor]) -> StepReport:
+        gradients = [gradient for gradient in gradients if gradient.numel()]
+        norms = torch._foreach_norm(gradients, 2, torch.float32)
+        squares = torch.stack(norms).square() if norms else loss.new_zeros(1)
         mean_loss = loss.detach().float() / self._ranks.world_size
         # one small collective for both; sums of squares add up over shards
-        summed = self._ranks.sum_(torch.stack([mean_loss, norms.float().square().sum()]))
+        summed = self._ranks.sum_(torch.stack([mean_loss, squares.sum()]))
         skipped = (~torch.isfinite(summed).all()).float()
         return StepReport(loss=summed[0], grad_norm=summed[1].sqrt(), skipped=skipped)
 

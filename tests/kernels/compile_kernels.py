@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import triton
+import triton.language as tl
+from ecgfast_kernels import adamw_triton as adamw
 from ecgfast_kernels import attention_triton as attention
 from ecgfast_kernels import gelu_triton as gelu
 from ecgfast_kernels import masked_loss_triton as loss
@@ -65,7 +67,7 @@ class Report:
 
 # A scalar that a multiple of 16 is passed for; Triton specialises on that at launch.
 MULTIPLES_OF_16 = {"num_patches", "width", "rows_per_split", "num_elements", "num_heads"}
-FLOATS = {"scale", "log2_e", "eps"}
+FLOATS = {"scale", "log2_e", "eps", "beta1", "beta2"}
 
 
 def jobs(arch: int) -> list[Job]:
@@ -81,7 +83,19 @@ def jobs(arch: int) -> list[Job]:
         config=config_for("random_mask", arch=arch, bits=64),
         wide=("seed", "epoch"),
     )
-    return [mask, *found]
+    return [mask, _adamw_job(arch), *found]
+
+
+def _adamw_job(arch: int) -> Job:
+    pointers = {"table_ptr": "*i64", "block_ptr": "*i32"}
+    pointers |= dict.fromkeys(("decay_ptr", "factor_ptr", "skipped_ptr"), "*fp32")
+    return Job(
+        name="adamw",
+        kernel=adamw.step_kernel,
+        pointers=pointers,
+        constants={"COPY": tl.bfloat16, "GRADIENT": tl.bfloat16, "ALIGNMENT": 16, "COLUMNS": 6},
+        config=config_for("adamw", arch=arch, bits=16),
+    )
 
 
 def _gemm_jobs(arch: int, dtype: str, bits: int) -> list[Job]:

@@ -63,6 +63,18 @@ def test_fsdp_on_one_rank_takes_the_same_steps() -> None:
     assert losses[True][0] != losses[True][1]
 
 
+def test_adamw_in_one_pass_takes_the_same_steps() -> None:
+    losses = {}
+    with join("cpu", mesh_of_one=True) as ranks:
+        for one_pass in (False, True):
+            torch.manual_seed(0)
+            variant = Variant(one_pass=one_pass, compiled=False)
+            step = build_step(variant, DEMO, ranks, microbatch=2)
+            losses[one_pass] = [step().item() for _ in range(3)]
+    assert losses[True] == pytest.approx(losses[False], rel=1e-5)
+    assert losses[True][0] != losses[True][1]
+
+
 def test_a_graph_that_cannot_be_recorded_gives_no_row() -> None:
     rows = measure_step(DEMO, device="cpu", microbatch=2, names=["ecgfast-graph"], repeats=1)
     assert {row.provider for row in rows} == {"ecgfast"}

@@ -1,0 +1,122 @@
+"""AdamW over all tensors of a model in one pass, which rounds the bf16 copies on its way.
+
+Beside fp32 weights and moments a step of the usual kernels widens the gradients to fp32, scales
+them, reads the new weights again and rounds them: 48 bytes a weight. Here it is 28: bf16 gradient,
+weight and two moments in; weight, moments and bf16 copy out.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ecgfast_kernels import library
+
+
+def adamw_(
+    weights: Sequence[Tensor],
+    copies: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    exp_avg: Sequence[Tensor],
+    exp_avg_sq: Sequence[Tensor],
+    *,
+    decays: Sequence[float],
+    betas: tuple[float, float],
+    eps: float,
+    factors_4: Tensor,
+    skipped: Tensor,
+) -> None:
+    """Update weights, moments and copies in place. Nothing is read back to the host.
+
+    Args:
+        weights: fp32, contiguous.
+        copies: bf16 or fp16 (or fp32), of the weights' shapes: the weights, rounded.
+        gradients: of one dtype, of the weights' shapes.
+        exp_avg: fp32, first moments.
+        exp_avg_sq: fp32, second moments.
+        decays: decoupled weight decay of each tensor.
+        betas: decay rates of the two moments.
+        eps: added to the root of the second moment.
+        factors_4: what `factors` returns.
+        skipped: scalar on the device; unless 0, everything stays as it is.
+    Raises:
+        ValueError: the lists disagree.
+    Source: Loshchilov and Hutter 2019, algorithm 2.
+    """
+    groups = (copies, gradients, exp_avg, exp_avg_sq)
+    for group in groups:
+        library.require(
+            [t.shape for t in group] == [w.shape for w in weights] and len(decays) == len(weights),
+            f"every list must hold {len(weights)} tensors of the weights' shapes, got "
+            f"{len(group)} tensors and {len(decays)} decays",
+        )
+    together = (*weights, *(tensor for group in groups for tensor in group))
+    library.require(
+        all(tensor.is_contiguous() for tensor in together),
+        "tensors must be contiguous, got one that is not; call contiguous()",
+    )
+    if weights:
+        lists = [list(weights), *(list(group) for group in groups)]
+        torch.ops.ecgfast.adamw_(*lists, list(decays), *betas, eps, factors_4, skipped)
+
+
+def factors(
+    count: Tensor, gradient_scale: Tensor, *, betas: tuple[float, float], learning_rate: float
+) -> Tensor:
+    """Return what all weights of a step share: fp32 (4,), on the device of `count`.
+
+    Args:
+        count: scalar, updates with this one.
+        gradient_scale: scalar; gradients are multiplied by it.
+        betas: as for `adamw_`.
+        learning_rate: of this step.
+    Returns:
+        gradient scale, learning rate / (1 - beta1^t), 1 / sqrt(1 - beta2^t), learning rate.
+    """
+    steps = count.double()  # in fp32, 1 - 0.999^t would lose four digits
+    first, second = (1 - torch.pow(beta, steps) for beta in betas)
+    rate = torch.full_like(steps, learning_rate)
+    return torch.stack([gradient_scale.double(), rate / first, second.rsqrt(), rate]).float()
+
+
+def reference_step(
+    weights: list[Tensor],
+    copies: list[Tensor],
+    gradients: list[Tensor],
+    exp_avg: list[Tensor],
+    exp_avg_sq: list[Tensor],
+    decays: list[float],
+    beta1: float,
+    beta2: float,
+    eps: float,
+    factors_4: Tensor,
+    skipped: Tensor,
+) -> None:
+    """Update one tensor after the other; see `adamw_`."""
+    if skipped.item():
+        return
+    scale, rate, root, learning_rate = factors_4.unbind()
+    tensors = (weights, copies, gradients, exp_avg, exp_avg_sq, decays)
+    for weight, copy, gradient, mean, square, decay in zip(*tensors, strict=True):
+        grad = gradient.to(weight.dtype) * scale
+        mean += (grad - mean) * (1 - beta1)
+        square += (grad * grad - square) * (1 - beta2)
+        weight *= 1 - learning_rate * decay
+        weight -= rate * mean / (square.sqrt() * root + eps)
+        copy.copy_(weight)
+
+
+def _launch(*arguments: object) -> None:
+    from ecgfast_kernels import adamw_triton  # Triton is optional: imported by its first use
+
+    adamw_triton.step(*arguments)  # type: ignore[arg-type]
+
+
+library.register(
+    "adamw_(Tensor(a!)[] weights, Tensor(b!)[] copies, Tensor[] gradients, Tensor(c!)[] exp_avg,"
+    " Tensor(d!)[] exp_avg_sq, float[] decays, float beta1, float beta2, float eps,"
+    " Tensor factors, Tensor skipped) -> ()",
+    triton=_launch,
+    reference=reference_step,
+    fake=lambda *arguments: None,
+)

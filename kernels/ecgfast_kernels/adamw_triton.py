@@ -1,0 +1,155 @@
+"""The Triton kernel behind `adamw.adamw_`: one launch that finds its tensors through a table."""
+
+# ruff: noqa: ANN001, ANN201 (Triton types its kernels itself)
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
+
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ecgfast_kernels.tuning import block_config
+
+_ELEMENTS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+_COLUMNS = 6  # of the table: five addresses and the number of elements
+
+
+@triton.jit
+def pointer(table_ptr, ELEMENT: tl.constexpr, ALIGNMENT: tl.constexpr):
+    """Address in the table -> pointer; the alignment lets it be read 16 bytes at a time."""
+    return tl.multiple_of(tl.load(table_ptr).to(tl.pointer_type(ELEMENT)), ALIGNMENT)
+
+
+@triton.jit
+def update_block(
+    row,  # of the table
+    at,  # (BLOCK,) elements of the tensor
+    valid,  # (BLOCK,)
+    decay,
+    factor_ptr,  # (4,) fp32
+    beta1,
+    beta2,
+    eps,
+    COPY: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+):
+    """AdamW of some elements of one tensor; see `adamw.reference_step`."""
+    weight_ptr = pointer(row, tl.float32, ALIGNMENT) + at
+    mean_ptr = pointer(row + 3, tl.float32, ALIGNMENT) + at
+    square_ptr = pointer(row + 4, tl.float32, ALIGNMENT) + at
+    grad = tl.load(pointer(row + 2, GRADIENT, ALIGNMENT) + at, mask=valid)
+    mean = tl.load(mean_ptr, mask=valid)
+    square = tl.load(square_ptr, mask=valid)
+    weight = tl.load(weight_ptr, mask=valid)
+
+    grad = grad.to(tl.float32) * tl.load(factor_ptr)
+    mean += (grad - mean) * (1 - beta1)
+    square += (grad * grad - square) * (1 - beta2)
+    weight *= 1 - tl.load(factor_ptr + 3) * decay
+    root = tl.sqrt(square) * tl.load(factor_ptr + 2)
+    weight -= tl.load(factor_ptr + 1) * mean / (root + eps)
+
+    tl.store(mean_ptr, mean, mask=valid)
+    tl.store(square_ptr, square, mask=valid)
+    tl.store(weight_ptr, weight, mask=valid)
+    tl.store(pointer(row + 1, COPY, ALIGNMENT) + at, weight.to(COPY), mask=valid)
+
+
+@triton.jit
+def step_kernel(
+    table_ptr,  # (tensors, 6) int64: weight, copy, gradient, two moments, elements
+    decay_ptr,  # (tensors,) fp32
+    block_ptr,  # (programs, 2) int32: tensor, block within it
+    factor_ptr,  # (4,) fp32
+    skipped_ptr,  # (1,)
+    beta1,
+    beta2,
+    eps,
+    COPY: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One block of one tensor."""
+    tensor = tl.load(block_ptr + 2 * tl.program_id(0))
+    first = tl.load(block_ptr + 2 * tl.program_id(0) + 1) * BLOCK
+    row = table_ptr + tensor * COLUMNS
+    decay = tl.load(decay_ptr + tensor)
+    end = tl.where(tl.load(skipped_ptr) == 0, tl.load(row + 5), 0)
+    at = first + tl.arange(0, BLOCK)
+    # Whole blocks go without a mask, which would make every access one of 4 bytes.
+    if first + BLOCK <= end:
+        update_block(row, at, None, decay, factor_ptr, beta1, beta2, eps, COPY, GRADIENT, ALIGNMENT)
+    else:
+        valid = at < end
+        update_block(
+            row, at, valid, decay, factor_ptr, beta1, beta2, eps, COPY, GRADIENT, ALIGNMENT
+        )
+
+
+def step(
+    weights: list[Tensor],
+    copies: list[Tensor],
+    gradients: list[Tensor],
+    exp_avg: list[Tensor],
+    exp_avg_sq: list[Tensor],
+    decays: list[float],
+    beta1: float,
+    beta2: float,
+    eps: float,
+    factors_4: Tensor,
+    skipped: Tensor,
+) -> None:
+    """Launch the kernel; see `adamw.reference_step`."""
+    device = weights[0].device
+    config = block_config("adamw", gradients[0])
+    columns = (weights, copies, gradients, exp_avg, exp_avg_sq)
+    addresses = tuple(tensor.data_ptr() for group in columns for tensor in group)
+    sizes = tuple(weight.numel() for weight in weights)
+    blocks = _blocks(sizes, config["BLOCK"], device)
+    with torch.cuda.device_of(weights[0]):
+        step_kernel[(len(blocks),)](
+            _table(addresses, sizes, device),
+            _vector(tuple(decays), device),
+            blocks,
+            factors_4,
+            skipped,
+            beta1,
+            beta2,
+            eps,
+            COPY=_ELEMENTS[copies[0].dtype],
+            GRADIENT=_ELEMENTS[gradients[0].dtype],
+            # an address that is no multiple of 16, such as that of a slice, slows all down
+            ALIGNMENT=16 if all(address % 16 == 0 for address in addresses) else 2,
+            COLUMNS=_COLUMNS,
+            **config,
+        )
+
+
+@lru_cache(maxsize=4)
+def _table(addresses: tuple[int, ...], sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """One row per tensor. Built anew only where gradients have moved since the last steps."""
+    groups = torch.tensor(addresses, dtype=torch.int64).unflatten(0, (_COLUMNS - 1, -1))
+    return _to_device(torch.cat([groups, torch.tensor([sizes])]).T.contiguous(), device)
+
+
+@lru_cache(maxsize=4)
+def _blocks(sizes: tuple[int, ...], block: int, device: torch.device) -> Tensor:
+    counts = torch.tensor([triton.cdiv(size, block) for size in sizes])
+    tensor = torch.arange(len(sizes)).repeat_interleave(counts)
+    within = torch.arange(len(tensor)) - (counts.cumsum(0) - counts)[tensor]
+    return _to_device(torch.stack([tensor, within], dim=1).int(), device)
+
+
+@lru_cache(maxsize=4)
+def _vector(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return _to_device(torch.tensor(values, dtype=torch.float32), device)
+
+
+def _to_device(host: Tensor, device: torch.device) -> Tensor:
+    """Copy without waiting for the device, which only pinned memory allows."""
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host

@@ -1,0 +1,138 @@
+"""adamw_: several steps beside PyTorch's AdamW, fp64, skipped steps, many shapes in one launch."""
+
+from itertools import chain
+
+import pytest
+import torch
+from checks import DEVICE, DTYPES
+from ecgfast_kernels import adamw as module
+from ecgfast_kernels.adamw import adamw_, factors
+from torch import Tensor
+
+# Less than a block of 16384 (2048 on a GPU), whole ones, and some more.
+SHAPES = [(3, 130), (1,), (128, 128), (2, 5, 7), (33_001,), (0,)]
+BETAS, EPS, RATE, DECAY = (0.9, 0.95), 1e-8, 1e-2, 0.1
+State = tuple[list[Tensor], ...]
+
+
+def state_of(dtype: torch.dtype) -> State:
+    """Weights, copies and moments."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(shape, generator=generator).to(DEVICE) for shape in SHAPES]
+    copies = [weight.to(dtype) for weight in weights]
+    return weights, copies, *([torch.zeros_like(w) for w in weights] for _ in range(2))
+
+
+def gradients_of(step: int, dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1 + step)
+    return [torch.randn(shape, generator=generator).to(dtype).to(DEVICE) for shape in SHAPES]
+
+
+def decays() -> list[float]:
+    return [DECAY if len(shape) > 1 else 0.0 for shape in SHAPES]
+
+
+def update(state: State, gradients: list[Tensor], step: int, *, skip: float = 0) -> None:
+    weights, copies, exp_avg, exp_avg_sq = state
+    count, scale = torch.tensor(float(step + 1)), torch.tensor(0.5)
+    adamw_(
+        weights,
+        copies,
+        gradients,
+        exp_avg,
+        exp_avg_sq,
+        decays=decays(),
+        betas=BETAS,
+        eps=EPS,
+        factors_4=factors(count, scale, betas=BETAS, learning_rate=RATE).to(DEVICE),
+        skipped=torch.tensor(skip, device=DEVICE),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_steps_match_pytorch_in_fp64(dtype: torch.dtype) -> None:
+    state = state_of(dtype)
+    oracle = [weight.double().requires_grad_() for weight in state[0]]
+    groups = [{"params": [w], "weight_decay": d} for w, d in zip(oracle, decays(), strict=True)]
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=BETAS, eps=EPS)
+    for step in range(5):
+        gradients = gradients_of(step, dtype)
+        for weight, gradient in zip(oracle, gradients, strict=True):
+            weight.grad = 0.5 * gradient.double()
+        optimizer.step()
+        update(state, gradients, step)
+    for index, want in enumerate(oracle):
+        moments = optimizer.state[want]
+        for got, exact in (
+            (state[0][index], want.detach()),
+            (state[2][index], moments["exp_avg"]),
+            (state[3][index], moments["exp_avg_sq"]),
+        ):
+            # five steps of some ten fp32 roundings each
+            torch.testing.assert_close(got.double(), exact, rtol=5e-6, atol=5e-7)
+        assert torch.equal(state[1][index], state[0][index].to(dtype))
+
+
+def test_kernel_and_reference_agree() -> None:
+    state, plain = state_of(torch.float16), state_of(torch.float16)
+    for step in range(3):
+        gradients = gradients_of(step, torch.float16)
+        update(state, gradients, step)
+        shared = factors(torch.tensor(step + 1), torch.tensor(0.5), betas=BETAS, learning_rate=RATE)
+        lists = (plain[0], plain[1], gradients, plain[2], plain[3])
+        skipped = torch.zeros((), device=DEVICE)
+        module.reference_step(*lists, decays(), *BETAS, EPS, shared.to(DEVICE), skipped)
+    for got, want in zip(state, plain, strict=True):
+        for a, b in zip(got, want, strict=True):
+            rounding = 2e-3 if a.dtype == torch.float16 else 1e-6
+            torch.testing.assert_close(a, b, rtol=rounding, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [torch.nan, 1.0])
+def test_a_skipped_step_changes_nothing(value: float) -> None:
+    state, before = state_of(torch.float16), state_of(torch.float16)
+    gradients = [torch.full_like(g, value) for g in gradients_of(0, torch.float16)]
+    update(state, gradients, 0, skip=1)
+    assert all(map(torch.equal, chain(*state), chain(*before)))
+    update(state, [torch.ones_like(g) for g in gradients], 0)
+    assert not torch.equal(state[0][0], before[0][0])
+
+
+def test_gradients_that_are_slices_and_moved() -> None:
+    """Addresses that are no multiple of 16 bytes, and others at every step."""
+    state, want = state_of(torch.float16), state_of(torch.float16)
+    held = []  # so that no gradient lies where an earlier one did
+    for step in range(2):
+        gradients = gradients_of(step, torch.float16)
+        slices = [torch.cat([g.new_zeros(3), g.flatten()])[3:].view(g.shape) for g in gradients]
+        held.append((gradients, slices))
+        update(state, slices, step)
+        update(want, gradients, step)
+    assert all(map(torch.equal, chain(*state), chain(*want)))
+
+
+def test_factors_of_late_and_early_steps() -> None:
+    early, late = (
+        factors(torch.tensor(n), torch.tensor(1.0), betas=(0.9, 0.999), learning_rate=1e-3)
+        for n in (1.0, 1e6)
+    )
+    torch.testing.assert_close(early.tolist(), [1.0, 1e-2, 1e-3**-0.5, 1e-3], rtol=1e-6, atol=0)
+    torch.testing.assert_close(late.tolist(), [1.0, 1e-3, 1.0, 1e-3], rtol=1e-6, atol=0)
+
+
+def test_opcheck() -> None:
+    weights, copies, exp_avg, exp_avg_sq = state_of(torch.float16)
+    shared = factors(torch.tensor(1.0), torch.tensor(1.0), betas=BETAS, learning_rate=RATE)
+    lists = (weights, copies, gradients_of(0, torch.float16), exp_avg, exp_avg_sq)
+    skipped = torch.zeros((), device=DEVICE)
+    arguments = (*lists, decays(), *BETAS, EPS, shared.to(DEVICE), skipped)
+    torch.library.opcheck(torch.ops.ecgfast.adamw_.default, arguments)
+
+
+def test_wrong_arguments() -> None:
+    weights, copies, exp_avg, exp_avg_sq = state_of(torch.float16)
+    with pytest.raises(ValueError, match="6 tensors of the weights' shapes, got 5"):
+        update((weights, copies[:-1], exp_avg, exp_avg_sq), gradients_of(0, torch.float16), 0)
+    strided = [torch.zeros(130, 3).T, *weights[1:]]
+    with pytest.raises(ValueError, match="must be contiguous"):
+        update((strided, copies, exp_avg, exp_avg_sq), gradients_of(0, torch.float16), 0)
