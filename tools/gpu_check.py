@@ -21,6 +21,8 @@ from shutil import which
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORTEST_S = 15  # a stage that would have less is not begun
+GPU_TESTS = "mark.gpu"  # what a file with tests for a GPU holds
+OP_TESTS = "from checks import"  # and one whose tests run on whatever device there is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +55,10 @@ class Result:
     reason: str = ""
 
 
-def gpu_tests() -> list[str]:
-    """Files that hold GPU tests, whole runs last; to collect the others needs more packages."""
+def test_files(phrase: str) -> list[str]:
+    """Test files that hold a phrase, whole runs last; to collect the others needs more packages."""
     files = sorted((ROOT / "tests").rglob("test_*.py"), key=lambda f: ("integration" in f.parts, f))
-    return [str(f.relative_to(ROOT)) for f in files if "mark.gpu" in f.read_text(encoding="utf-8")]
+    return [str(f.relative_to(ROOT)) for f in files if phrase in f.read_text(encoding="utf-8")]
 
 
 def stages(variants: list[str]) -> tuple[Stage, ...]:
@@ -69,13 +71,17 @@ def stages(variants: list[str]) -> tuple[Stage, ...]:
     bench = (python, "-m", "ecgfast", "bench")
     rows = ("--json", "{out}/rows.jsonl")
     steps = [word for name in variants for word in ("--variant", name)]
-    options = "-m gpu -v --durations=10 -p no:cacheprovider --continue-on-collection-errors"
-    tests = (python, "-m", "pytest", *options.split(), *gpu_tests())
+    options = ["-v", "--durations=10", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    pytest = (python, "-m", "pytest", *options)
+    # eight at a time: most of it is compilation, on the CPU
+    ops = (*pytest, "-n", "8", "-m", "not gpu", *test_files(OP_TESTS))
+    tests = (*pytest, "-m", "gpu", *test_files(GPU_TESTS))
     tune = (python, "tools/tune_kernels.py", "--seconds", "80", "--copy", "{out}/tuning.json")
     profile = (python, "tools/profile_step.py", "--out", "{out}")
     memcheck = ("compute-sanitizer", python, "tools/sanitize_decoder.py", "--chunks", "10")
     return (
         Stage(name="doctor", command=(python, "-m", "ecgfast", "doctor"), limit_s=30),
+        Stage(name="ops", command=ops, limit_s=90, needs=("xdist",)),
         Stage(name="tests", command=tests, limit_s=150),
         Stage(name="tune", command=tune, limit_s=110),
         Stage(name="step", command=(*bench, "step", *rows, *steps), limit_s=200),

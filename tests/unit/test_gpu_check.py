@@ -78,8 +78,9 @@ def test_a_stage_is_left_out_for_want_of_time_or_packages(
     assert not (tmp_path / "stage.log").exists()
 
 
-def test_only_files_with_gpu_tests_are_collected(check: ModuleType) -> None:
-    files = check.gpu_tests()
+def test_files_are_chosen_by_what_they_hold(check: ModuleType) -> None:
+    files = check.test_files(check.GPU_TESTS)
     assert "tests/kernels/test_kernels_gpu.py" in files
     assert "tests/unit/test_config.py" not in files
     assert files[-1].startswith("tests/integration/")
+    assert "tests/kernels/test_adamw.py" in check.test_files(check.OP_TESTS)
