@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from ecgfast_kernels.mask import random_mask
 from tolerances import kernel_tolerance
 from torch import Tensor
 
@@ -62,6 +63,18 @@ def patches_of(case: Case, *, seed: int = 0) -> Tensor:
     patches_BNP = torch.randn(case.batch, case.num_patches, case.padded, generator=generator)
     patches_BNP[..., case.length :] = 0
     return patches_BNP.half().to(DEVICE)
+
+
+def masks_of(case: Case, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """ids_keep, ids_restore and mask of the case's first records."""
+    return random_mask(
+        torch.arange(case.batch, device=DEVICE),
+        seed=seed,
+        epoch=1,
+        num_patches=case.num_patches,
+        num_keep=case.num_keep,
+        backend="reference",
+    )
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

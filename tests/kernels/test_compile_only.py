@@ -15,6 +15,11 @@ TENSOR_CORE = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 # Bytes that one program may use (CUDA C++ programming guide, technical specifications).
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 GEMMS = ["patch_embed_forward_bf16", "patch_embed_backward_bf16"]
+ATTENTION = [
+    f"attention_{direction}_{shape}"
+    for direction in ("forward", "backward")
+    for shape in ("61x64", "241x32", "241x64")
+]
 COPIES = ["unshuffle_forward", "unshuffle_backward"]
 
 pytestmark = pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -47,6 +52,17 @@ def test_gemms_use_tensor_cores_and_16_byte_copies(arch: int, name: str) -> None
     assert 16 in report["copy_bytes"]
     assert 4 not in report["copy_bytes"]  # 8 is an index; 4 would be rows that lost alignment
     assert report["wide_stores"] > 0
+
+
+@pytest.mark.parametrize("name", GEMMS)
+def test_gemms_compute_while_the_next_patches_are_under_way(arch: int, name: str) -> None:
+    # 0 when an address depends on an index that is loaded in the same step.
+    assert reports(arch)[name]["in_flight"] > 0
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_uses_tensor_cores(arch: int, name: str) -> None:
+    assert reports(arch)[name]["tensor_core"] in ("mma.sync", TENSOR_CORE[arch])
 
 
 @pytest.mark.parametrize("name", COPIES)

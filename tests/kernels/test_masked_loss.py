@@ -9,12 +9,12 @@ from checks import (
     INSIDE_DYNAMO,
     Case,
     assert_close,
+    masks_of,
     patches_of,
     poisoned_outputs,
     random,
 )
 from ecgfast_kernels import reference
-from ecgfast_kernels.mask import random_mask
 from ecgfast_kernels.masked_loss import masked_mse
 from torch import Tensor
 
@@ -25,16 +25,8 @@ CASE = CASES[2]
 
 def inputs_of(case: Case, dtype: torch.dtype) -> Inputs:
     """Return prediction (requires a gradient), patches and mask."""
-    mask = random_mask(
-        torch.arange(case.batch, device=DEVICE),
-        seed=5,
-        epoch=1,
-        num_patches=case.num_patches,
-        num_keep=case.num_keep,
-        backend="reference",
-    )[2]
     pred = random(case.batch, case.num_patches, case.length, dtype=dtype, seed=1)
-    return pred.requires_grad_(), patches_of(case), mask
+    return pred.requires_grad_(), patches_of(case), masks_of(case, seed=5)[2]
 
 
 def run(

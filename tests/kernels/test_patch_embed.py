@@ -9,12 +9,12 @@ from checks import (
     INSIDE_DYNAMO,
     Case,
     assert_close,
+    masks_of,
     patches_of,
     poisoned_outputs,
     random,
 )
 from ecgfast_kernels import reference
-from ecgfast_kernels.mask import random_mask
 from ecgfast_kernels.patch_embed import patch_embed_masked
 from torch import Tensor
 
@@ -25,19 +25,12 @@ CASE = CASES[2]
 
 def inputs_of(case: Case, dtype: torch.dtype) -> Inputs:
     """Return the op's arguments; weight, bias and class token require gradients."""
-    ids_keep = random_mask(
-        torch.arange(case.batch, device=DEVICE),
-        seed=3,
-        epoch=1,
-        num_patches=case.num_patches,
-        num_keep=case.num_keep,
-        backend="reference",
-    )[0]
     weight = random(case.width, case.length, dtype=dtype, seed=1) / case.length**0.5
     bias, cls_token = (random(case.width, dtype=dtype, seed=seed) for seed in (2, 3))
     pos = random(1 + case.num_patches, case.width, dtype=dtype, seed=4)
     for leaf in (weight, bias, cls_token):
         leaf.requires_grad_()
+    ids_keep = masks_of(case, seed=3)[0]
     return patches_of(case), ids_keep, weight, bias, pos, cls_token
 
 

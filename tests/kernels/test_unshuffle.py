@@ -4,16 +4,15 @@ import pytest
 import torch
 from checks import (
     CASES,
-    DEVICE,
     DTYPES,
     INSIDE_DYNAMO,
     Case,
     assert_close,
+    masks_of,
     poisoned_outputs,
     random,
 )
 from ecgfast_kernels import reference
-from ecgfast_kernels.mask import random_mask
 from ecgfast_kernels.unshuffle import unshuffle
 from torch import Tensor
 
@@ -24,17 +23,10 @@ CASE = CASES[2]
 
 def inputs_of(case: Case, dtype: torch.dtype) -> Inputs:
     """Return the op's arguments; tokens and mask token require gradients."""
-    ids_restore = random_mask(
-        torch.arange(case.batch, device=DEVICE),
-        seed=4,
-        epoch=1,
-        num_patches=case.num_patches,
-        num_keep=case.num_keep,
-        backend="reference",
-    )[1]
     tokens = random(case.batch, 1 + case.num_keep, case.width, dtype=dtype, seed=1)
     mask_token = random(case.width, dtype=dtype, seed=2)
     pos = random(1 + case.num_patches, case.width, seed=3)  # fp32, as the model keeps it
+    ids_restore = masks_of(case, seed=4)[1]
     return tokens.requires_grad_(), ids_restore, mask_token.requires_grad_(), pos
 
 
