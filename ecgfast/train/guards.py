@@ -24,8 +24,8 @@ class NonFiniteGuard:
 
     Policy: the optimizer skips a step whose loss or gradient is not finite. Ten in a row mean that
     the weights themselves are lost: they and the moments go back to the last checkpoint, while
-    records and schedule go on, so that the same records do not come again. The third time ends
-    the run.
+    records and schedule go on, so that the same records do not come again. The fourth time
+    ends the run.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -38,6 +38,10 @@ class NonFiniteGuard:
         """Add a step's flag (fp32 scalar, 1 = skipped) without waiting for the device."""
         self.skipped += skipped
         self.in_a_row.add_(1).mul_(skipped)
+
+    def resumed(self) -> None:
+        """Take the skipped steps that a checkpoint counted as told already."""
+        self._said = int(self.skipped.item())
 
     def wants_rollback(self, skipped: float, in_a_row: float, *, step: int) -> bool:
         """Judge the counters' values, read at a log step.

@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +111,11 @@ class Loop:
     validate: Callable[[], float] | None = None
     engine: str = "auto"
     graph: MicrobatchGraph | None = None
-    _step: int = 0
-    _saved_at: int = -1
-    _starving: StarvationGuard = field(default_factory=StarvationGuard)
 
     def __post_init__(self) -> None:
+        self._step = 0
+        self._saved_at = -1
+        self._starving = StarvationGuard()
         self._guard = NonFiniteGuard(self.ranks.device)
         self._meter = Meter(self.ranks.device, self.ranks.world_size, self.flops_per_record)
         self._state: State = training_state(self.model, self.optimizer)
@@ -126,6 +126,7 @@ class Loop:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on exactly where a checkpoint was taken."""
         load(checkpoint, self._state, self.ranks, self.optimizer)
+        self._guard.resumed()
         self._step = self._saved_at = checkpoint.step
         self.loader.load_state_dict(checkpoint.meta["loader"])
         log.info(f"resumed from {checkpoint.path}")
@@ -212,7 +213,7 @@ class Loop:
         self.ranks.barrier()
         checkpoint = newest(self.run)
         if checkpoint is None:
-            return  # nothing to return to yet: the guard's third time ends the run
+            return  # nothing to return to yet: the guard ends the run the fourth time
         counters = {n: s for n, s in self._state.items() if not n.startswith("guard.")}
         load(checkpoint, counters, self.ranks, self.optimizer)
         log.warning(f"step {self._step}: weights and moments are those of {checkpoint.path} again")

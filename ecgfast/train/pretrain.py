@@ -172,13 +172,7 @@ def _prepare(
         optimizer=optimizer,
         loader=loader,
         loss_of=masked_loss(model, config),
-        rate_of=lambda step: learning_rate(
-            step,
-            config.optim,
-            steps_per_epoch=steps_per_epoch,
-            epochs=train.epochs,
-            batch_size=train.batch_size,
-        ),
+        rate_of=_schedule(config, steps_per_epoch),
         microbatch=microbatch,
         steps_per_epoch=steps_per_epoch,
         num_steps=min(train.epochs * steps_per_epoch, train.max_steps or 2**62),
@@ -203,6 +197,17 @@ def _prepare(
     if checkpoint is not None:
         loop.resume(checkpoint)
     return loop
+
+
+def _schedule(config: Config, steps_per_epoch: int) -> Callable[[int], float]:
+    """Return the learning rate of the step after so many updates."""
+    return lambda step: learning_rate(
+        step,
+        config.optim,
+        steps_per_epoch=steps_per_epoch,
+        epochs=config.train.epochs,
+        batch_size=config.train.batch_size,
+    )
 
 
 def build_spread(

@@ -14,7 +14,7 @@ from toy import toy_batch, toy_config, toy_loop, toy_model
 from ecgfast.data.batch import Batch
 from ecgfast.errors import EcgfastError
 from ecgfast.log import read_metrics
-from ecgfast.train.checkpoint import checkpoint_steps
+from ecgfast.train.checkpoint import checkpoint_steps, newest
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.loop import train_step
 from ecgfast.train.optim import build_optimizer
@@ -154,6 +154,21 @@ def test_a_few_broken_batches_are_skipped(
     assert [i for i, loss in enumerate(losses) if loss is None] == [4, 5]
     assert loop.optimizer.num_updates.item() == 10
     assert "step 5: 1 steps skipped" in caplog.text
+
+
+def test_skipped_steps_are_told_once_and_not_again_after_a_resume(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ecgfast.log.logger.propagate", True)
+    toy_loop(toy_config(), tmp_path, num_steps=5, broken=range(1, 2)).run_to_end(
+        StopSignals(Ranks())
+    )
+    loop = toy_loop(toy_config(), tmp_path, num_steps=10)
+    checkpoint = newest(tmp_path)
+    assert checkpoint is not None
+    loop.resume(checkpoint)
+    loop.run_to_end(StopSignals(Ranks()))
+    assert caplog.text.count("steps skipped") == 1
 
 
 def test_ten_broken_batches_in_a_row_roll_back(
