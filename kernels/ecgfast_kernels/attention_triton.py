@@ -15,6 +15,18 @@ SHORT = 64  # tokens that one tile can hold
 
 
 @triton.jit
+def own_head(num_tokens, num_heads, HEAD: tl.constexpr):
+    """Where the record and head of this program begin in qkv, bias, out, lse and grad_bias."""
+    record = tl.program_id(0).to(tl.int64) // num_heads
+    head = tl.program_id(0) % num_heads
+    width = num_heads * HEAD
+    column = head * HEAD
+    row = record * num_tokens * width
+    in_lse = (record * num_heads + head) * num_tokens
+    return 3 * row + column, column, row + column, in_lse, record * 3 * width + column
+
+
+@triton.jit
 def load_rows(start, bias, rows, valid, HEAD: tl.constexpr):
     """Rows of query, key or value, with the bias that the projection left out."""
     tile = tl.load(start + rows, mask=valid[:, None], other=0.0)
@@ -35,13 +47,9 @@ def forward_kernel(
     BLOCK_N: tl.constexpr,  # keys, a power of two >= T
     BLOCK_M: tl.constexpr,  # queries at a time
 ):
-    record = tl.program_id(0).to(tl.int64) // num_heads
-    head = tl.program_id(0) % num_heads
+    in_qkv, in_bias, in_out, in_lse, _ = own_head(num_tokens, num_heads, HEAD)
+    qkv, bias, out, lse = qkv + in_qkv, bias + in_bias, out + in_out, lse + in_lse
     width = num_heads * HEAD
-    qkv += record * num_tokens * 3 * width + head * HEAD
-    bias += head * HEAD
-    out += record * num_tokens * width + head * HEAD
-    lse += (record * num_heads + head) * num_tokens
     k = tl.arange(0, HEAD)
     n = tl.arange(0, BLOCK_N)
     rows_n = n[:, None] * (3 * width) + k[None, :]
@@ -113,21 +121,16 @@ def backward_one_tile_kernel(
     HEAD: tl.constexpr,
     BLOCK: tl.constexpr,  # a power of two >= T
 ):
-    record = tl.program_id(0).to(tl.int64) // num_heads
-    head = tl.program_id(0) % num_heads
+    in_qkv, in_bias, in_out, in_lse, in_grad_bias = own_head(num_tokens, num_heads, HEAD)
+    qkv, grad_qkv, bias = qkv + in_qkv, grad_qkv + in_qkv, bias + in_bias
+    grad, out, lse = grad + in_out, out + in_out, lse + in_lse
     width = num_heads * HEAD
     element = grad_qkv.dtype.element_ty
     k = tl.arange(0, HEAD)
+    grad_bias += in_grad_bias + k
     n = tl.arange(0, BLOCK)
     rows = n[:, None] * (3 * width) + k[None, :]
     valid = n < num_tokens
-    qkv += record * num_tokens * 3 * width + head * HEAD
-    bias += head * HEAD
-    grad_qkv += record * num_tokens * 3 * width + head * HEAD
-    grad_bias += record * 3 * width + head * HEAD + k
-    grad += record * num_tokens * width + head * HEAD
-    out += record * num_tokens * width + head * HEAD
-    lse += (record * num_heads + head) * num_tokens
     key = load_rows(qkv + width, bias + width, rows, valid, HEAD)
     value = load_rows(qkv + 2 * width, bias + 2 * width, rows, valid, HEAD)
     query, grad_m, weight, grad_scores = backward_tile(
@@ -161,18 +164,13 @@ def backward_tiles_kernel(
     BLOCK: tl.constexpr,  # queries and keys at a time
 ):
     """Two passes, keys outside and then queries outside: no atomics, so bit-equal between runs."""
-    record = tl.program_id(0).to(tl.int64) // num_heads
-    head = tl.program_id(0) % num_heads
+    in_qkv, in_bias, in_out, in_lse, in_grad_bias = own_head(num_tokens, num_heads, HEAD)
+    qkv, grad_qkv, bias = qkv + in_qkv, grad_qkv + in_qkv, bias + in_bias
+    grad, out, lse = grad + in_out, out + in_out, lse + in_lse
     width = num_heads * HEAD
     element = grad_qkv.dtype.element_ty
     k = tl.arange(0, HEAD)
-    qkv += record * num_tokens * 3 * width + head * HEAD
-    bias += head * HEAD
-    grad_qkv += record * num_tokens * 3 * width + head * HEAD
-    grad_bias += record * 3 * width + head * HEAD + k
-    grad += record * num_tokens * width + head * HEAD
-    out += record * num_tokens * width + head * HEAD
-    lse += (record * num_heads + head) * num_tokens
+    grad_bias += in_grad_bias + k
     sum_key = tl.zeros((HEAD,), tl.float32)
     sum_value = tl.zeros((HEAD,), tl.float32)
     for start_n in range(0, num_tokens, BLOCK):
