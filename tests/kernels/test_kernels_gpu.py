@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from checks import INSIDE_DYNAMO, assert_close, poisoned_outputs
+from ecgfast_kernels.adamw import adamw_, factors
 from ecgfast_kernels.mask import random_mask
 from ecgfast_kernels.masked_loss import masked_mse
 from ecgfast_kernels.patch_embed import patch_embed_masked
@@ -149,6 +150,43 @@ def test_runs_are_bit_equal_and_never_wait_for_the_host(
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(map(torch.equal, first, second))
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
+def test_adamw_matches_pytorch_and_never_waits_for_the_host() -> None:
+    """Gradients lie in new places at every step, as autograd may leave them."""
+    betas, rate, decay = (0.9, 0.95), 1e-3, 0.05
+    shapes = [(1024, 4096), (4096,), (1024, 250), (250,)]
+    weights = [normal(*shape, dtype=torch.float32) for shape in shapes]
+    oracle = [weight.double().requires_grad_() for weight in weights]
+    optimizer = torch.optim.AdamW(oracle, lr=rate, betas=betas, weight_decay=decay)
+    copies = [weight.to(BF16) for weight in weights]
+    moments = [[torch.zeros_like(w) for w in weights] for _ in range(2)]
+    one, zero = torch.ones((), device="cuda"), torch.zeros((), device="cuda")
+    held = []
+    for step in range(4):
+        held.append([normal(*shape) for shape in shapes])
+        torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first one compiles
+        try:
+            adamw_(
+                weights,
+                copies,
+                held[-1],
+                *moments,
+                decays=[decay] * len(shapes),
+                betas=betas,
+                eps=1e-8,
+                factors_4=factors(one * (step + 1), one, betas=betas, learning_rate=rate),
+                skipped=zero,
+            )
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        for weight, gradient in zip(oracle, held[-1], strict=True):
+            weight.grad = gradient.double()
+        optimizer.step()
+    for weight, copy, want in zip(weights, copies, oracle, strict=True):
+        torch.testing.assert_close(weight.double(), want.detach(), rtol=5e-6, atol=5e-7)
+        assert torch.equal(copy, weight.to(BF16))
 
 
 def test_a_captured_graph_replays_on_new_records() -> None:
