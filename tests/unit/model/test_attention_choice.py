@@ -1,6 +1,7 @@
 """Attention: kernels agree, the choice explains itself, falls back aloud, and is remembered."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,6 +85,28 @@ def test_probe_finds_plain_softmax_right() -> None:
 
 def test_xformers_is_explained_on_a_cpu() -> None:
     assert explain_unavailable(CPU) == "xformers has no CPU operator"
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("ModuleNotFoundError", "No module named xformers"),
+        ("OSError", "libcudart.so.12: cannot open shared object file"),
+    ],
+)
+def test_an_xformers_that_does_not_load_is_explained_with_its_cure(
+    kind: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not installed, or lacks the runtime of CUDA 12 beside a newer torch."""
+    (tmp_path / "xformers").mkdir()
+    (tmp_path / "xformers" / "__init__.py").write_text(f"raise {kind}({words!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [n for n in sys.modules if n.partition(".")[0] == "xformers"]:
+        monkeypatch.delitem(sys.modules, name)
+    reason = explain_unavailable(torch.device("cuda"))
+    assert reason is not None
+    assert words in reason
+    assert "install xformers>=0.0.35, and nvidia-cuda-runtime-cu12" in reason
 
 
 @pytest.mark.usefixtures("_lenient")
