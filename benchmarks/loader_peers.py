@@ -88,7 +88,8 @@ def main() -> None:
     out = RESULTS / device_slug(args.device)
     append_rows(out / "loader.jsonl", rows)
     print_table(rows)
-    plot(rows, out / "loader.png")
+    if not args.providers:
+        plot(rows, out / "loader.png")
 
 
 def _write_cohort(args: argparse.Namespace, cohort: Path) -> None:
@@ -112,6 +113,7 @@ def _rows(args: argparse.Namespace, work: Path) -> Iterator[Row]:
         )
         for workers in args.workers
         for provider in (*PEERS, NUMPY, *_ours(args.device))
+        if provider in (args.providers or (provider,))
         if provider != NUMPY or workers == args.workers[0]  # has no workers
     ]
     uses: dict[tuple[Variant, str], list[Use]] = {}
@@ -270,6 +272,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("sources", type=Path, nargs="*", help="folders of WFDB records")
     parser.add_argument("--copies", type=int, default=18, help="of the sources")
     parser.add_argument("--records", type=int, default=4096, help="synthetic ones, without sources")
+    parser.add_argument("--providers", nargs="+", help="of the table; by default all, and a plot")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--turns", type=int, default=2, help="each has a cold and two warm rounds")
     parser.add_argument("--seconds", type=float, default=1.0, help="of a warm round")

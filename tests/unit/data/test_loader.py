@@ -1,10 +1,12 @@
 """The loader: what it visits, in which order, with which bits, and how it resumes."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from ecgfast.data.loader import Loader, build_loader
+from ecgfast.data.loader import Loader, _default_threads, build_loader, choose_engine
 from ecgfast.data.normalise import mean_and_rstd
 from ecgfast.errors import ConfigError, ResumeError
 from ecgfast.store.reader import StoreReader
@@ -116,3 +118,31 @@ def test_buffers_are_reused_only_when_nothing_looks_at_them(small_store: StoreRe
     addresses = {batch.patches.data_ptr() for _ in range(3) for batch in loader}
     assert torch.equal(kept, before)
     assert len(addresses) < len(loader)
+
+
+def test_threads_are_shared_by_the_ranks_of_this_machine_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert [_default_threads(ranks) for ranks in (1, 4, 32)] == [16, 4, 1]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")  # of 32 on four machines
+    assert _default_threads(32) == 2
+
+
+def test_auto_counts_what_is_selected_against_the_budget(
+    small_store: StoreReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ecgfast_kernels.codec_cuda.is_built", lambda: True)
+    monkeypatch.setattr("ecgfast.data.dali_plugin.is_installed", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 << 30)
+    )
+    budget = small_store.num_bytes / 2 / 2**30  # half of the store fits
+    chosen = [
+        choose_engine(small_store, count, torch.device("cuda"), budget)[0]
+        for count in (len(small_store) // 2, len(small_store))
+    ]
+    assert chosen == ["resident", "dali"]
+    assert choose_engine(small_store, len(small_store), torch.device("cuda"), None)[0] == "resident"
+    assert choose_engine(small_store, 1, torch.device("cpu"), None)[0] == "cpu"
