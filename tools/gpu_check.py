@@ -77,12 +77,12 @@ def stages(variants: list[str]) -> tuple[Stage, ...]:
     ops = (*pytest, "-n", "8", "-m", "not gpu", *test_files(OP_TESTS))
     tests = (*pytest, "-m", "gpu", *test_files(GPU_TESTS))
     tune = (python, "tools/tune_kernels.py", "--seconds", "80", "--copy", "{out}/tuning.json")
-    profile = (python, "tools/profile_step.py", "--out", "{out}")
+    profile = (python, "tools/profile_step.py", "--out", "{out}", "--variant", "ecgfast-graph")
     memcheck = ("compute-sanitizer", python, "tools/sanitize_decoder.py", "--chunks", "10")
     return (
         Stage(name="doctor", command=(python, "-m", "ecgfast", "doctor"), limit_s=30),
         Stage(name="ops", command=ops, limit_s=90, needs=("xdist",)),
-        Stage(name="tests", command=tests, limit_s=150),
+        Stage(name="tests", command=tests, limit_s=180),
         Stage(name="tune", command=tune, limit_s=110),
         Stage(name="step", command=(*bench, "step", *rows, *steps), limit_s=200),
         Stage(name="kernels", command=(*bench, "kernels", *rows), limit_s=100),

@@ -20,7 +20,7 @@ import torch
 from ecgfast_kernels import tuning
 from torch import Tensor
 from triton.compiler.errors import CompilationError
-from triton.runtime.errors import OutOfResources
+from triton.runtime.errors import OutOfResources, PTXASError
 
 from ecgfast.bench.kernel_grids import SEARCHES, Call, Config, Search
 from ecgfast.bench.kernels import captured
@@ -88,7 +88,7 @@ def fastest(search: Search, row: str, before: Config) -> Config:
                     replays[json.dumps(config)] = captured(call)
                 else:
                     print(f"{search.op} {config}: differs by {off:.3g} of the largest value")
-            except (OutOfResources, CompilationError) as error:
+            except (OutOfResources, CompilationError, PTXASError) as error:
                 print(f"{search.op} {config}: {error}")
     times = time_interleaved(replays, device="cuda", repeats=REPEATS, flush_cache=True)
     medians = {name: sorted(values)[len(values) // 2] for name, values in times.items()}
