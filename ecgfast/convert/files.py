@@ -22,7 +22,7 @@ from ecgfast.convert.plan import (
 from ecgfast.convert.pool import in_order
 from ecgfast.convert.seal import seal_converted
 from ecgfast.convert.work import Settings, convert_batch
-from ecgfast.errors import ConfigError
+from ecgfast.errors import ConfigError, FormatError
 from ecgfast.ingest import discover
 from ecgfast.store.format import FORMAT_VERSION
 from ecgfast.store.journal import Cursor
@@ -88,14 +88,24 @@ def _same_store(out: Path, request: str, paths: list[Path]) -> Manifest:
         )
     shutil.rmtree(work_folder(out), ignore_errors=True)  # of a crash after the last step
     log.info(f"{out} is finished already")
-    before = manifest["counts"]["inputs"]
-    now = len(discover(paths)) if all(path.exists() for path in paths) else before
+    _tell_of_changes(out, manifest["counts"]["inputs"], paths)
+    return manifest
+
+
+def _tell_of_changes(out: Path, before: int, paths: list[Path]) -> None:
+    """Warn where the sources hold other inputs than the finished store; it needs them no more."""
+    if not all(path.exists() for path in paths):
+        return
+    try:
+        now = len(discover(paths))
+    except (FormatError, OSError) as error:  # an emptied folder, a share that is not mounted
+        log.warning(f"{out} stays as it is; its sources cannot be listed again: {error}")
+        return
     if now != before:
         log.warning(
             f"the sources hold {now:,} inputs, {out} was made from {before:,} and stays as it is; "
             "give another --out to convert them all"
         )
-    return manifest
 
 
 def _freeze_inputs(paths: list[Path], out: Path) -> int:

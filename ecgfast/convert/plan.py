@@ -14,6 +14,7 @@ from ecgfast.store.durable import explained, write_durably
 from ecgfast.store.format import MANIFEST, beside
 
 _PLAN, _INPUTS = "plan.json", "inputs.jsonl"
+_LAYOUT = 2  # of the files beside the plan; another number cannot be gone on with
 
 Spec = dict[str, Any]
 
@@ -82,7 +83,7 @@ def freeze(out: Path, spec: Spec, num_inputs: int) -> Plan:
     """
     work = work_folder(out)
     _make(work)
-    content = {"spec": spec, "num_inputs": num_inputs}
+    content = {"layout": _LAYOUT, "spec": spec, "num_inputs": num_inputs}
     write_durably(work / _PLAN, [json.dumps(content).encode()], mode=0o600)
     return Plan(work=work, num_inputs=num_inputs)
 
@@ -91,10 +92,18 @@ def thaw(out: Path, spec: Spec) -> Plan:
     """The plan of an earlier run of the same command.
 
     Raises:
-        ResumeError: that run had other sources or options; names both values.
+        ResumeError: that run had other sources or options, named with both values, or was of a
+            version of ecgfast that kept its rows in another layout.
     """
     work = work_folder(out)
     plan = json.loads((work / _PLAN).read_bytes())
+    layout = plan.get("layout", 1)
+    if layout != _LAYOUT:
+        raise ResumeError(
+            f"{out} was begun by another version of ecgfast: {work / _PLAN} has layout {layout}, "
+            f"allowed {_LAYOUT}; finish it with that version, or remove {out} and {work} to begin "
+            "again"
+        )
     _compare(out, plan["spec"], spec)
     return Plan(work=work, num_inputs=plan["num_inputs"])
 

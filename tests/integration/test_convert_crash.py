@@ -1,5 +1,6 @@
 """Killed, out of disk, or refused: the same command goes on and ends in the same bytes."""
 
+import json
 import os
 import random
 import resource
@@ -276,6 +277,36 @@ def test_finished_store_tells_of_new_inputs(
     assert len(said) == 1
     assert "hold 3 inputs" in said[0]
     assert "made from 1 " in said[0]
+
+
+def test_finished_store_needs_no_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(log.logger, "warning", said.append)
+    source, out = tmp_path / "source", tmp_path / "run" / "store"
+    write_wfdb(source / "r0", ecg_like(1, seed=0)[0])
+    first = convert_quietly([source], out, workers=1)
+    for path in source.iterdir():
+        path.unlink()
+    assert convert_quietly([source], out, workers=1) == first
+    assert len(said) == 1
+    assert "holds no ECG file" in said[0]
+    source.rmdir()
+    assert convert_quietly([source], out, workers=1) == first
+    assert len(said) == 1
+
+
+def test_journal_of_another_version_is_refused(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run" / "store"
+    out.parent.mkdir()
+    finish(child(source, out, workers=1, limit=4 << 20))
+    plan = out.parent / "store.convert/plan.json"
+    content = json.loads(plan.read_text())
+    del content["layout"]  # as the first version wrote it, with other lines beside it
+    plan.write_text(json.dumps(content))
+    before = beside(out)
+    with pytest.raises(ResumeError, match=r"another version .* layout 1, allowed 2; finish it"):
+        convert_quietly([source], out)
+    assert beside(out) == before
 
 
 def test_second_writer_is_refused(source: Path, tmp_path: Path) -> None:
