@@ -1,5 +1,6 @@
 """Console lines, progress, and the numbers of a run (``metrics.jsonl`` and TensorBoard)."""
 
+import io
 import json
 import logging
 import math
@@ -179,6 +180,17 @@ class MetricsWriter:
         for name, value in metrics.items():
             if name != "step" and isinstance(value, int | float):
                 self._board.add_scalar(name, value, step)
+
+    def image(self, name: str, png: bytes, *, step: int) -> None:
+        """Show a picture in TensorBoard; ``metrics.jsonl`` holds numbers only."""
+        if self._board is None:
+            return
+        import numpy as np  # here, as above
+        from PIL import Image
+
+        with Image.open(io.BytesIO(png)) as picture:
+            pixels_HWC = np.asarray(picture.convert("RGB"))
+        self._board.add_image(name, pixels_HWC, step, dataformats="HWC")
 
     def sync(self) -> None:
         """Force what was written to the disk; called before a checkpoint becomes valid."""

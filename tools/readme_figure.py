@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ecgfast.evaluate import figures
-from ecgfast.evaluate.reconstruct import figure_title, fill_in
+from ecgfast.evaluate.reconstruct import draw, fill_in
 from ecgfast.evaluate.runs import load_run
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.store.reader import open_store
@@ -31,15 +30,8 @@ def main() -> None:
         fill_in(run.model, run.config, run.cohort, store, rows), key=lambda result: result.loss
     )
     middle = results[len(results) // 2]
-    figure = figures.reconstruction(
-        middle.original_mv,
-        middle.filled_mv,
-        middle.mask,
-        title=figure_title(store, middle),
-        leads=("II", "V5"),
-    )
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    draw(store, middle, ("II", "V5")).savefig(buffer, format="png")
     picture = Image.open(buffer).convert("RGB").quantize(NUM_COLOURS, dither=Image.Dither.NONE)
     picture.save(OUT, optimize=True)
     print(f"{OUT}: {OUT.stat().st_size} bytes, error {middle.loss:.3f}")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from ecgfast_kernels.mask import random_mask
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -75,24 +76,31 @@ def reconstruct(
     if not isinstance(loaded.model, MaskedAutoencoder):
         raise ConfigError(f"{run} must be a pretraining run, got a classifier: it has no decoder")
     result = fill_in(loaded.model, loaded.config, loaded.cohort, reader, rows[:1])[0]
-    figure = figures.reconstruction(
-        result.original_mv,
-        result.filled_mv,
-        result.mask,
-        title=figure_title(reader, result),
-        leads=leads,
-    )
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, format="png")
+    draw(reader, result, leads).savefig(out, format="png")
     return out
 
 
-def figure_title(store: StoreReader, result: Reconstruction) -> str:
-    """Pseudonym, loss and, where it is so, that the data are synthetic."""
+def draw(store: StoreReader, result: Reconstruction, leads: Sequence[str] = LEADS) -> Figure:
+    """Draw a record as original, masked and reconstructed.
+
+    The title names its pseudonym and loss and, where it is so, that the data are synthetic.
+
+    Args:
+        store: of the record.
+        result: what the model made of it.
+        leads: names of the leads to draw.
+    """
     record_id = str(store.records["record_id"][result.row].as_py())
     mark = "SYNTHETIC   " if is_synthetic(store) else ""
     share = result.mask.mean()
-    return f"{mark}record {record_id[:16]}   {share:.0%} masked, error {result.loss:.2f}"
+    return figures.reconstruction(
+        result.original_mv,
+        result.filled_mv,
+        result.mask,
+        title=f"{mark}record {record_id[:16]}   {share:.0%} masked, error {result.loss:.2f}",
+        leads=leads,
+    )
 
 
 def fill_in(
@@ -104,9 +112,6 @@ def fill_in(
 ) -> list[Reconstruction]:
     """Mask and reconstruct records of a store.
 
-    Where the model predicts normalised patches, each patch gets back its own mean and standard
-    deviation, as in the figures of He et al. 2022: shape is what the model predicts.
-
     Args:
         model: in evaluation mode.
         config: of its run.
@@ -115,7 +120,6 @@ def fill_in(
         rows_B: (B,) int64 rows.
     """
     mode = config.data.normalise
-    mean_NC, rstd_NC = mean_and_rstd(store, mode, cohort)
     loader = build_loader(
         store, batch_size=min(32, len(rows_B)), engine="cpu", select=rows_B, shuffle=False,
         drop_last=False, normalise=mode, cohort=cohort,
@@ -129,28 +133,63 @@ def fill_in(
         )  # fmt: skip
         with torch.inference_mode():
             _, pred_BNP = model(patches_BNP, ids_keep, ids_restore, mask_BN)
-        target_BNP = patches_BNP[..., : pred_BNP.shape[-1]]
-        losses, filled_BNP = _denormalise(pred_BNP, target_BNP, mask_BN, model.norm_patch_loss)
-        filled_BCT = unpatchify(filled_BNP, num_leads=store.num_leads).numpy()
-        mask_BCT = unpatchify(
-            mask_BN[..., None].expand_as(target_BNP), num_leads=store.num_leads
-        ).numpy()
-        adc_BCT = store.read(batch.record_index.numpy())
-        for n, row in enumerate(batch.record_index.tolist()):
-            scale, offset = store.scale_uv[row][:, None], store.offset_adc[row][:, None]
-            factor = rstd_NC[row][:, None]
-            z = filled_BCT[n]
-            adc = np.divide(z, factor, out=np.zeros_like(z), where=factor != 0)
-            filled = (adc + mean_NC[row][:, None] - offset) * scale / 1000
-            results.append(
-                Reconstruction(
-                    row=row,
-                    original_mv=((adc_BCT[n] - offset) * scale / 1000).astype(np.float32),
-                    filled_mv=filled.astype(np.float32),
-                    mask=mask_BCT[n],
-                    loss=float(losses[n]),
-                )
+        results += in_millivolt(
+            store, batch.record_index, patches_BNP, pred_BNP, mask_BN,
+            normalise=mode, cohort=cohort, norm_patch=model.norm_patch_loss,
+        )  # fmt: skip
+    return results
+
+
+def in_millivolt(
+    store: StoreReader,
+    record_index_B: Tensor,
+    patches_BNP: Tensor,
+    pred_BNP: Tensor,
+    mask_BN: Tensor,
+    *,
+    normalise: str,
+    cohort: CohortStatistics | None,
+    norm_patch: bool,
+) -> list[Reconstruction]:
+    """Bring what a model saw and predicted back to the units of its records.
+
+    Where the model predicts normalised patches, each patch gets back its own mean and standard
+    deviation, as in the figures of He et al. 2022: shape is what the model predicts.
+
+    Args:
+        store: of the records.
+        record_index_B: (B,) int64 rows; this and the other tensors on any device.
+        patches_BNP: (B, N, 256) any float, normalised as `normalise` says.
+        pred_BNP: (B, N, 250) any float, the model's output.
+        mask_BN: (B, N) bool, True = removed.
+        normalise: mode that made the patches.
+        cohort: its statistics, where the mode needs any.
+        norm_patch: whether the model predicts normalised patches.
+    """
+    rows_B = record_index_B.cpu().numpy()
+    pred_BNP, mask_BN = pred_BNP.float().cpu(), mask_BN.cpu()
+    target_BNP = patches_BNP[..., : pred_BNP.shape[-1]].float().cpu()
+    losses, filled_BNP = _denormalise(pred_BNP, target_BNP, mask_BN, norm_patch)
+    filled_BCT = unpatchify(filled_BNP, num_leads=store.num_leads).numpy()
+    mask_BCT = unpatchify(mask_BN[..., None].expand_as(target_BNP), num_leads=store.num_leads)
+    adc_BCT = store.read(rows_B)
+    mean_NC, rstd_NC = mean_and_rstd(store, normalise, cohort)
+    results = []
+    for n, row in enumerate(rows_B.tolist()):
+        scale, offset = store.scale_uv[row][:, None], store.offset_adc[row][:, None]
+        factor = rstd_NC[row][:, None]
+        z = filled_BCT[n]
+        adc = np.divide(z, factor, out=np.zeros_like(z), where=factor != 0)
+        filled = (adc + mean_NC[row][:, None] - offset) * scale / 1000
+        results.append(
+            Reconstruction(
+                row=row,
+                original_mv=((adc_BCT[n] - offset) * scale / 1000).astype(np.float32),
+                filled_mv=filled.astype(np.float32),
+                mask=mask_BCT[n].numpy(),
+                loss=float(losses[n]),
             )
+        )
     return results
 
 

@@ -6,15 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from ecgfast import log
-from ecgfast.evaluate import figures, page, plots
+from ecgfast.evaluate import page, plots
 from ecgfast.evaluate.cohort import cohort_table
-from ecgfast.evaluate.reconstruct import Reconstruction, figure_title, fill_in
+from ecgfast.evaluate.reconstruct import draw, fill_in
 from ecgfast.evaluate.results import CohortResult, Results
 from ecgfast.evaluate.roc import Auroc
 from ecgfast.evaluate.runs import LoadedRun
 from ecgfast.evaluate.scores import POOLED
 from ecgfast.model.mae import MaskedAutoencoder
-from ecgfast.records import LEADS
 from ecgfast.store.reader import StoreReader
 
 NUM_RECONSTRUCTED = 64  # records whose error is measured; the middle one is drawn
@@ -130,11 +129,12 @@ def reconstruction_section(run: LoadedRun, store: StoreReader) -> tuple[str, flo
         "predicted; each predicted patch is drawn with the mean and standard deviation of the "
         "original patch, as the model predicts shape alone. Each lead is drawn about its median."
     )
+    two_leads, all_leads = draw(store, middle, ("II", "V5")), draw(store, middle)
     return page.section(
         f"Reconstruction: {run.name}",
         page.text(words),
-        _reconstruction(store, middle, ("II", "V5"), "Leads II and V5."),
-        _reconstruction(store, middle, LEADS, "All 12 leads: original, masked, reconstructed."),
+        page.picture(two_leads, "Leads II and V5.", kind="png"),
+        page.picture(all_leads, "All 12 leads: original, masked, reconstructed.", kind="png"),
     ), mean_error
 
 
@@ -185,19 +185,6 @@ def origin_section(store: StoreReader, runs: Sequence[LoadedRun], results: Resul
                     "labels, as in the study."
                 )
     return page.section("Origin", page.table(header, rows), page.text(words))
-
-
-def _reconstruction(
-    store: StoreReader, result: Reconstruction, leads: Sequence[str], caption: str
-) -> str:
-    figure = figures.reconstruction(
-        result.original_mv,
-        result.filled_mv,
-        result.mask,
-        title=figure_title(store, result),
-        leads=leads,
-    )
-    return page.picture(figure, caption, kind="png")
 
 
 def _area(area: Auroc) -> str:

@@ -20,8 +20,10 @@ from ecgfast.train.distributed import Ranks, accumulate
 from ecgfast.train.graph import MicrobatchGraph
 from ecgfast.train.guards import NonFiniteGuard, StarvationGuard
 from ecgfast.train.metrics import Meter, console_line
+from ecgfast.train.microbatch import split
 from ecgfast.train.optim import MasterAdamW, StepReport
 from ecgfast.train.signals import StopSignals
+from ecgfast.train.validation import Validation
 
 LossOf = Callable[[Batch], Tensor]
 
@@ -61,17 +63,6 @@ def train_step(
     return optimizer.step(total, learning_rate=learning_rate)
 
 
-def split(batch: Batch, microbatch: int) -> Iterator[Batch]:
-    """Cut a batch into equal pieces, without a copy."""
-    num_records = len(batch.record_index)
-    assert num_records % microbatch == 0, f"{microbatch} does not divide {num_records}"
-    for start in range(0, num_records, microbatch):
-        rows = slice(start, start + microbatch)
-        yield Batch(
-            patches=batch.patches[rows], record_index=batch.record_index[rows], epoch=batch.epoch
-        )
-
-
 @dataclass(kw_only=True)
 class Loop:
     """A run in one process of its ranks.
@@ -90,7 +81,7 @@ class Loop:
         num_steps: where the run ends.
         meta: what every checkpoint says about the run.
         flops_per_record: for MFU, None where no formula holds.
-        validate: mean loss of held-out records, None without any.
+        validation: of held-out records, None without any.
         engine: where records come from, for messages.
         graph: of `loss_of` and its gradients, on one GPU.
     """
@@ -108,7 +99,7 @@ class Loop:
     num_steps: int
     meta: dict[str, Any]
     flops_per_record: float | None = None
-    validate: Callable[[], float] | None = None
+    validation: Validation | None = None
     engine: str = "auto"
     graph: MicrobatchGraph | None = None
 
@@ -181,8 +172,8 @@ class Loop:
     def _log_if_due(
         self, report: StepReport, metrics: log.MetricsWriter | None, writer: CheckpointWriter
     ) -> None:
-        validating = self.validate is not None and self._is_due(self.train.val_every)
-        if not (validating or self._is_due(self.train.log_every)):
+        validation = self.validation if self._is_due(self.train.val_every) else None
+        if validation is None and not self._is_due(self.train.log_every):
             return
         guard = self._guard
         # The one place where the host waits for the device.
@@ -198,11 +189,13 @@ class Loop:
             **self._meter.read(steps_left=self.num_steps - self._step),
         }
         self._starving.check(row["data_wait_pct"] or 0.0, engine=self.engine)
-        if validating and self.validate is not None:
-            row["val_loss"] = self.validate()
+        if validation is not None:
+            row["val_loss"] = validation.loss()
         if metrics is not None:
             metrics.write(row)
             log.info(console_line(row, total_steps=self.num_steps))
+            if validation is not None:
+                validation.draw(self.run, metrics, step=self._step)
         if guard.wants_rollback(skipped, in_a_row, step=self._step):
             self._roll_back(writer)
         gc.collect(1)

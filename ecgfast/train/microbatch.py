@@ -1,12 +1,13 @@
 """How many records one forward pass takes: as asked, as before, or what the memory holds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 
 from ecgfast import log
+from ecgfast.data.batch import Batch
 from ecgfast.errors import ConfigError
 from ecgfast.train.distributed import Ranks
 
@@ -66,6 +67,17 @@ def require_divisor(asked: int, share: int) -> int:
 def largest_divisor(number: int, largest: int) -> int:
     """Return the largest divisor of `number` that is at most `largest`."""
     return _divisors(number, largest)[-1]
+
+
+def split(batch: Batch, microbatch: int) -> Iterator[Batch]:
+    """Cut a batch into equal pieces, without a copy."""
+    num_records = len(batch.record_index)
+    assert num_records % microbatch == 0, f"{microbatch} does not divide {num_records}"
+    for start in range(0, num_records, microbatch):
+        rows = slice(start, start + microbatch)
+        yield Batch(
+            patches=batch.patches[rows], record_index=batch.record_index[rows], epoch=batch.epoch
+        )
 
 
 def _fitting_records(ranks: Ranks, probe: Callable[[int], None]) -> int:

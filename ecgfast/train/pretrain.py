@@ -24,14 +24,15 @@ from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.store.reader import StoreReader
 from ecgfast.train import run_folder, setup
 from ecgfast.train.checkpoint import Checkpoint
-from ecgfast.train.distributed import Ranks, join, release, spread
+from ecgfast.train.distributed import Ranks, join, spread
 from ecgfast.train.graph import MicrobatchGraph, require_graphable
 from ecgfast.train.guards import clear_errors
 from ecgfast.train.heldout import split_heldout
-from ecgfast.train.loop import Loop, LossOf, split
+from ecgfast.train.loop import Loop, LossOf
 from ecgfast.train.microbatch import choose_microbatch, largest_divisor
 from ecgfast.train.optim import MasterAdamW, build_optimizer, learning_rate
 from ecgfast.train.signals import StopSignals
+from ecgfast.train.validation import Validation
 from ecgfast.train.weights import export_safetensors, full_state
 
 VALIDATION_EPOCH = 2**32 - 1  # held-out records see the same masks whenever they are scored
@@ -76,15 +77,14 @@ def pretrain(
     return out
 
 
-def masked_loss(model: nn.Module, config: Config, *, epoch: int | None = None) -> LossOf:
+def masked_loss(model: nn.Module, config: Config) -> LossOf:
     """Return the loss of some records under the masks of (seed, epoch, record).
 
     Args:
         model: a `MaskedAutoencoder`, spread or not.
         config: its settings.
-        epoch: of the masks; None takes the batch's own.
     """
-    inputs_of = model_inputs(model, config, epoch=epoch)
+    inputs_of = model_inputs(model, config)
 
     def loss_of(batch: Batch) -> Tensor:
         loss: Tensor = model(*inputs_of(batch))[0]
@@ -96,7 +96,13 @@ def masked_loss(model: nn.Module, config: Config, *, epoch: int | None = None) -
 def model_inputs(
     model: nn.Module, config: Config, *, epoch: int | None = None
 ) -> Callable[[Batch], tuple[Tensor, ...]]:
-    """Return what turns records into the model's arguments; as for `masked_loss`."""
+    """Return what turns records into the model's arguments, as for `masked_loss`.
+
+    Args:
+        model: a `MaskedAutoencoder`, spread or not.
+        config: its settings.
+        epoch: of the masks; None takes the batch's own.
+    """
     seed, num_patches = config.train.seed, config.model.num_patches
     num_keep = cast(MaskedAutoencoder, model).num_keep(config.mask.ratio)
 
@@ -183,7 +189,7 @@ def _prepare(
             "preprocessing": setup.preprocessing(store, config, cohort),
         },
         flops_per_record=flops_per_record(config.model, config.mask.ratio),
-        validate=_validation(model, store, config, ranks, held, cohort, microbatch),
+        validation=_validation(model, store, config, ranks, held, cohort, microbatch),
         engine=config.data.engine,
         graph=microbatch_graph(model, config, num_pieces=share // microbatch),
     )
@@ -265,8 +271,8 @@ def _validation(
     held: NDArray[np.int64],
     cohort: CohortStatistics | None,
     microbatch: int,
-) -> Callable[[], float] | None:
-    """Mean loss of the held-out records: of whole global batches, so that ranks change nothing.
+) -> Validation | None:
+    """What scores the held-out records; None where too few are held out.
 
     Fewer records than a batch are one smaller batch.
     """
@@ -279,19 +285,18 @@ def _validation(
             "few for a held-out loss; hold out more, or set train.val_fraction=0"
         )
         return None
-    piece_size = largest_divisor(share, microbatch)
-    loader = setup.open_loader(
-        store, config, ranks, held, batch_size=share, seed=0, cohort=cohort, shuffle=False
+    return Validation(
+        ranks=ranks,
+        model=model,
+        store=store,
+        loader=setup.open_loader(
+            store, config, ranks, held, batch_size=share, seed=0, cohort=cohort, shuffle=False
+        ),
+        inputs_of=model_inputs(model, config, epoch=VALIDATION_EPOCH),
+        microbatch=largest_divisor(share, microbatch),
+        normalise=config.data.normalise,
+        cohort=cohort,
     )
-    loss_of = masked_loss(model, config, epoch=VALIDATION_EPOCH)
-
-    @torch.no_grad()
-    def validate() -> float:
-        losses = [loss_of(piece) for batch in loader for piece in split(batch, piece_size)]
-        release(model)
-        return float(ranks.sum_(torch.stack(losses).float().mean()) / ranks.world_size)
-
-    return validate
 
 
 def _export(loop: Loop, config: Config) -> None:

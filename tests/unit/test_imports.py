@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = {"ecgfast": ROOT / "ecgfast", "ecgfast_kernels": ROOT / "kernels" / "ecgfast_kernels"}
 
 # Left may import right, every layer itself and LEAVES, and nothing else of ours. A dotted entry
-# opens one module of a layer: the AUROC for validation, the loader of finished runs.
+# opens one module of a layer: the AUROC and the pictures for validation, the loader of finished
+# runs.
 LEAVES = {"errors", "log", "config", "records"}
 TOP = {"cli", "demo", "doctor", "__main__"}
 ALLOWED: dict[str, set[str]] = {
@@ -26,7 +27,10 @@ ALLOWED: dict[str, set[str]] = {
     "convert": {"ingest", "store", "labels", "ecgfast_kernels"},
     "data": {"store", "labels", "ecgfast_kernels"},
     "model": {"ecgfast_kernels"},
-    "train": {"data", "model", "store", "labels", "evaluate.roc", "ecgfast_kernels"},
+    "train": {
+        *("data", "model", "store", "labels", "ecgfast_kernels"),
+        *("evaluate.roc", "evaluate.reconstruct"),
+    },
     "evaluate": {"data", "model", "store", "labels", "train.checkpoint", "ecgfast_kernels"},
     "predict": {"ingest", "convert", "model", "data", "train.checkpoint", "ecgfast_kernels"},
     "reproduce": {"train", "evaluate"},
@@ -127,6 +131,7 @@ def test_the_rule_can_fail() -> None:
         ("import ecgfast_kernels.philox", "torch triton"),
         ("import ecgfast.ingest, ecgfast.store, ecgfast.labels, ecgfast.convert", "torch triton"),
         ("import ecgfast.evaluate.roc", "torch triton matplotlib"),
+        ("import ecgfast.train.pretrain", "matplotlib"),  # only the rank that draws needs it
     ],
 )
 def test_imports_stay_light(statement: str, unwanted: str) -> None:

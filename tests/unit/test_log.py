@@ -1,9 +1,13 @@
 """Progress lines, strictness and the metrics file."""
 
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ecgfast import log
 from ecgfast.errors import BackendUnavailableError, FormatError
@@ -25,6 +29,24 @@ def test_metrics_of_steps_after_the_resume_point_are_forgotten(tmp_path: Path) -
     assert [row["step"] for row in rows] == [10, 20, 30]
     assert rows[1]["loss"] == 20 / 7  # floats survive the rewrite bit for bit
     assert rows[2]["loss"] == 1.5
+
+
+def test_a_picture_goes_to_tensorboard_alone(tmp_path: Path) -> None:
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    made, png = tmp_path / "made", io.BytesIO()
+    made.mkdir()
+    Image.fromarray(pixels).save(png, format="png")
+    with log.MetricsWriter(made, tensorboard=True) as writer:
+        writer.image("drawn", png.getvalue(), step=7)
+    with log.MetricsWriter(tmp_path, tensorboard=False) as writer:
+        writer.image("drawn", png.getvalue(), step=7)
+    events = EventAccumulator(str(made / "tensorboard")).Reload()
+    (image,) = events.Images("drawn")
+    assert image.step == 7
+    shown = Image.open(io.BytesIO(image.encoded_image_string))
+    assert (np.asarray(shown) == pixels).all()
+    assert log.read_metrics(made) == []
+    assert not (tmp_path / "tensorboard").exists()
 
 
 def test_a_cut_last_line_is_left_out(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from ecgfast_kernels.mask import random_mask
 from ecgfast.config import Config, load_config
 from ecgfast.convert import convert
 from ecgfast.data.loader import build_loader
-from ecgfast.evaluate.reconstruct import MASK_EPOCH, _denormalise, fill_in
+from ecgfast.evaluate.reconstruct import MASK_EPOCH, _denormalise, draw, fill_in
 from ecgfast.ingest.synthetic import write_cohort
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.store.reader import StoreReader, open_store
@@ -81,6 +81,16 @@ def test_a_right_prediction_gives_the_record_back() -> None:
     loss, filled = _denormalise(normalised, target, mask, True)
     assert loss.max() < 1e-8
     torch.testing.assert_close(filled, target, atol=1e-4, rtol=1e-4)
+
+
+def test_a_title_has_pseudonym_and_error_and_says_that_data_are_synthetic(
+    store: StoreReader,
+) -> None:
+    model, config = tiny()
+    result = fill_in(model, config, None, store, ROWS)[0]
+    titles = [text.get_text() for text in draw(store, result, ("II",)).axes[0].texts]
+    pseudonym = store.records["record_id"][ROWS[0]].as_py()[:16]
+    assert f"SYNTHETIC   record {pseudonym}   75% masked, error {result.loss:.2f}" in titles
 
 
 def test_a_mask_covers_three_quarters_in_whole_patches(store: StoreReader) -> None:

@@ -13,7 +13,8 @@ from ecgfast.errors import ConfigError
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.train.checkpoint import load, newest, training_state
 from ecgfast.train.distributed import Ranks, join, master, spread
-from ecgfast.train.loop import split, train_step
+from ecgfast.train.loop import train_step
+from ecgfast.train.microbatch import split
 from ecgfast.train.optim import MasterAdamW, build_optimizer, is_decayed
 from ecgfast.train.pretrain import build_spread, masked_loss
 from ecgfast.train.signals import StopSignals
