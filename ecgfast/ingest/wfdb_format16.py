@@ -1,5 +1,6 @@
 """Signal files of WFDB format 16: little-endian int16, interleaved; read, checked, unpacked."""
 
+import os
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from ecgfast.errors import FormatError
 from ecgfast.ingest.wfdb_header import SignalSpec, WfdbHeader
 
+_MAX_BYTES = 1 << 30  # twelve hours of 12 leads at 1000 Hz; a sparse file must not end the convert
+
 
 def read_format16(folder: Path, header: WfdbHeader) -> NDArray[np.int16]:
     """Read every signal of a record whose signals are all in format 16.
@@ -21,7 +24,8 @@ def read_format16(folder: Path, header: WfdbHeader) -> NDArray[np.int16]:
     Returns:
         (S, T) int16 ADC digits in header order, C-contiguous.
     Raises:
-        FormatError: a file is missing, empty, too short, or its checksum differs from the header.
+        FormatError: a file is missing, empty, too short or too long, or its checksum differs from
+            the header.
     """
     parts: list[NDArray[np.int16]] = []
     num_timesteps = header.num_timesteps
@@ -45,21 +49,34 @@ def _read_frames(
     """Return (T, S) int16 of one signal file; T from the file's size where the header is silent."""
     if file_name == ".." or set(file_name) & set("/\\\0"):
         raise FormatError(f"signal file is {file_name!r}, allowed a plain name beside the header")
+    offset, row_bytes = specs[0].byte_offset, 2 * len(specs)
     try:
-        with open(folder / file_name, "rb", buffering=0) as file:
-            content = file.read()
+        with open(folder / file_name, "rb", buffering=0, opener=_open_at_once) as file:
+            size = os.fstat(file.fileno()).st_size
+            wanted = num_timesteps or max(size - offset, 0) // row_bytes
+            num_bytes = max(wanted, 1) * row_bytes
+            if size >= offset + num_bytes > offset + _MAX_BYTES:
+                raise FormatError(
+                    f"{file_name}: {wanted:,} timesteps of {len(specs)} signals, allowed "
+                    f"{_MAX_BYTES >> 30} GiB in one file; cut the recording into shorter records"
+                )
+            content = b""
+            if size >= offset + num_bytes:
+                file.seek(offset)
+                content = file.read(num_bytes)
     except FileNotFoundError:
         raise FormatError(f"signal file {file_name} is missing beside its header") from None
-    offset, row_bytes = specs[0].byte_offset, 2 * len(specs)
-    held = max(len(content) - offset, 0) // row_bytes
-    wanted = num_timesteps or held
-    if held < wanted or wanted == 0:
+    if len(content) < num_bytes:
         raise FormatError(
-            f"{file_name}: holds {len(content)} bytes, its header promises "
-            f"{offset + max(wanted, 1) * row_bytes}; the copy is cut short, copy it again"
+            f"{file_name}: holds {size} bytes, its header promises {offset + num_bytes}; the copy "
+            "is cut short, copy it again"
         )
-    frames = np.frombuffer(content[offset:], "<i2", wanted * len(specs))
-    return frames.reshape(wanted, len(specs))
+    return np.frombuffer(content, "<i2").reshape(wanted, len(specs))
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; a named pipe is then empty, where it would wait for its writer for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _check_sums(sums_S: NDArray[np.uint16], specs: list[SignalSpec], file_name: str) -> None:

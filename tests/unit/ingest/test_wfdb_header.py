@@ -1,5 +1,6 @@
 """The header grammar of header(5), and what damage looks like."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,8 @@ def test_microvolt_units(tmp_path: Path) -> None:
     ("change", "reason"),
     [
         ("500 100=>500 101", "holds 2400 bytes, its header promises 2424"),
+        ("500 100=>500 " + "9" * 23, "holds 2400 bytes, its header promises 2399999"),
+        ("16 200=>16+" + "9" * 23 + " 200", "holds 2400 bytes, its header promises 1000000"),
         ("500 100=>500 99", "checksum of I"),
         ("r.dat=>s.dat", "s.dat is missing"),
         ("r.dat=>../r.dat", "plain name"),
@@ -167,6 +170,23 @@ def test_flipped_bit_is_found(tmp_path: Path) -> None:
     content[1001] ^= 4
     (tmp_path / "r.dat").write_bytes(content)
     with pytest.raises(FormatError, match="checksum"):
+        _read(path)
+
+
+def test_huge_file_is_not_read_whole(tmp_path: Path) -> None:
+    path = _write(tmp_path)
+    os.truncate(tmp_path / "r.dat", 24 * 100 << 30)  # sparse: 2.4 TB that take no space
+    assert _read(path).signal.shape == (12, 100)
+    path.write_text(path.read_text().replace("500 100", "500"))
+    with pytest.raises(FormatError, match="107,374,182,400 timesteps of 12 signals, allowed 1 GiB"):
+        _read(path)
+
+
+def test_named_pipe_is_refused(tmp_path: Path) -> None:
+    path = _write(tmp_path)
+    (tmp_path / "r.dat").unlink()
+    os.mkfifo(tmp_path / "r.dat")
+    with pytest.raises(FormatError, match="holds 0 bytes"):
         _read(path)
 
 
