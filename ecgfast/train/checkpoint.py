@@ -223,7 +223,7 @@ def _read(path: Path, state: dict[str, Tensor], *, no_dist: bool = False) -> Non
     try:
         dcp_load(state, storage_reader=FileSystemReader(path), no_dist=no_dist)
     except (CheckpointException, OSError, RuntimeError, ValueError, pickle.PickleError) as error:
-        raise ResumeError(_damaged(path, str(error).splitlines()[0])) from error
+        raise ResumeError(_damaged(path, first_line(error))) from error
 
 
 def as_source(part: Tensor, source: Tensor, ranks: Ranks) -> Tensor:
@@ -244,6 +244,11 @@ def as_source(part: Tensor, source: Tensor, ranks: Ranks) -> Tensor:
 def digest(path: Path) -> str:
     """SHA-256 of a small file, in hex."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    """First line of what an error says; its type where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _damaged(path: Path, why: str) -> str:

@@ -30,6 +30,7 @@ from ecgfast.train.checkpoint import (
     as_source,
     checkpoint_steps,
     digest,
+    first_line,
     ignore_single_process_warning,
 )
 from ecgfast.train.distributed import Ranks
@@ -143,6 +144,6 @@ def _not_written(path: Path, error: CheckpointException) -> EcgfastError:
         if isinstance(full, OSError) and (told := explain(full, path, again=AGAIN)):
             return told
     return EcgfastError(
-        f"checkpoint {path} could not be written: {str(failures[0]).splitlines()[0]}; look at the "
-        f"disk, then {AGAIN}"
+        f"checkpoint {path} could not be written: {first_line(failures[0])}; look at the disk, "
+        f"then {AGAIN}"
     )

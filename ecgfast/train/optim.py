@@ -173,8 +173,10 @@ class MasterAdamW:
 
     def _inspect(self, loss: Tensor, gradients: list[Tensor]) -> StepReport:
         gradients = [gradient for gradient in gradients if gradient.numel()]
-        norms = torch._foreach_norm(gradients, 2, torch.float32)
-        squares = torch.stack(norms).square() if norms else loss.new_zeros(1)
+        if gradients:
+            squares = torch.stack(torch._foreach_norm(gradients, 2, torch.float32)).square()
+        else:  # other ranks may hold all of a small model
+            squares = torch.zeros(1, device=loss.device)
         mean_loss = loss.detach().float() / self._ranks.world_size
         # one small collective for both; sums of squares add up over shards
         summed = self._ranks.sum_(torch.stack([mean_loss, squares.sum()]))

@@ -94,3 +94,15 @@ def test_a_parameter_without_a_gradient_is_named() -> None:
     loss.backward()
     with pytest.raises(AssertionError, match=r"unused\.weight got no gradient"):
         optimizer.step(loss, learning_rate=1e-3)
+
+
+def test_a_rank_without_any_part_of_the_weights_takes_part_in_a_step() -> None:
+    """FSDP2 leaves the last ranks nothing where no weight has rows enough for all of them."""
+    model = torch.nn.Linear(3, 1, bias=False)
+    model.weight = torch.nn.Parameter(torch.empty(0, 3))
+    optimizer = MasterAdamW(model, Ranks(), betas=(0.9, 0.95), weight_decay=0.0)
+    loss = model(torch.ones(2, 3)).sum() + 4
+    loss.backward()
+    optimizer.collect()
+    report = optimizer.step(loss, learning_rate=1e-3)
+    assert (report.loss.item(), report.grad_norm.item(), report.skipped.item()) == (4, 0, 0)
