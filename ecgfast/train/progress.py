@@ -1,5 +1,6 @@
 """Where a sweep of learning rates stands."""
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -32,6 +33,8 @@ class Progress:
 
     def after_epoch(self, *, steps: int, loss: float, auroc: float | None) -> "Progress":
         """Account for an epoch and its validation."""
+        if math.isnan(loss):  # of weights that overflow; no later loss would be lower than NaN
+            loss = math.inf
         better = self.trial_loss is None or loss < self.trial_loss
         done = replace(
             self,

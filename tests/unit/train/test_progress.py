@@ -1,0 +1,24 @@
+"""Which epoch of a sweep counts as the best."""
+
+import math
+
+import pytest
+
+from ecgfast.train.progress import Progress
+
+
+@pytest.mark.parametrize("lost", [math.nan, math.inf])
+def test_a_rate_whose_weights_overflow_does_not_win(lost: float) -> None:
+    progress = Progress().after_epoch(steps=3, loss=lost, auroc=None).next_trial()
+    progress = progress.after_epoch(steps=3, loss=0.7, auroc=0.6)
+    assert progress.improved
+    assert (progress.best_trial, progress.best_loss, progress.best_auroc) == (1, 0.7, 0.6)
+
+
+def test_an_epoch_that_is_not_lower_is_stale_and_changes_nothing() -> None:
+    best = Progress().after_epoch(steps=3, loss=0.5, auroc=0.8)
+    for loss in (0.5, math.nan):
+        later = best.after_epoch(steps=3, loss=loss, auroc=0.9)
+        assert not later.improved
+        assert (later.epoch, later.step, later.stale) == (2, 6, 1)
+        assert (later.best_loss, later.best_epoch, later.best_auroc) == (0.5, 1, 0.8)
