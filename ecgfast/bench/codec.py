@@ -64,8 +64,7 @@ def measure_signal(
         read: reads these records by number from where they are stored, files and checks included.
     Yields:
         For each codec rows of "ratio" (shard index counted), "encode" and "decode" in records/s;
-        decode of a raw int16 memmap as the bound, and of
-        `read`.
+        decode of a raw int16 memmap as the bound, and of `read`.
     """
     chosen = np.random.default_rng(0).permutation(len(signal_NCT))[:_BATCH]
     batch = np.ascontiguousarray(signal_NCT[chosen])
