@@ -3,6 +3,7 @@
 import os
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,20 @@ class ShardFile:
             done += got
 
 
+@dataclass(slots=True)
+class _Run:
+    """Neighbours that are read in one call: bytes `start` to `end` of a shard's file."""
+
+    shard: int
+    start: int
+    end: int
+    place: int  # of the first byte in the buffer
+
+    @property
+    def place_end(self) -> int:
+        return self.place + self.end - self.start
+
+
 class Shards:
     """Chunk positions of all records, loaded shard by shard on first use.
 
@@ -94,29 +109,28 @@ class Shards:
             return np.empty(0, np.uint8), np.empty(0, np.int64), np.empty(0, np.int64)
         shards, offsets, lengths = self.locate(indices)
         order = np.lexsort((offsets, shards))
-        shard, start = shards[order], offsets[order]
-        end = start + lengths[order]
-        fresh = np.ones(order.size, bool)
-        fresh[1:] = (shard[1:] != shard[:-1]) | (start[1:] > end[:-1] + _GAP_BYTES)
-        firsts = np.flatnonzero(fresh)
-        lasts = np.append(firsts[1:], order.size) - 1
-        run_bytes = end[lasts] - start[firsts]
-        padded = -(-run_bytes // _ALIGNMENT) * _ALIGNMENT
-        run_starts = np.cumsum(padded) - padded
-        buffer = np.empty(int(padded.sum()), np.uint8)
-        view = buffer.data
-        for number, at, size, offset in zip(
-            shard[firsts].tolist(),
-            run_starts.tolist(),
-            run_bytes.tolist(),
-            start[firsts].tolist(),
+        places = np.empty_like(offsets)
+        runs: list[_Run] = []
+        # A loop, because a few dozen records are the rule: for them it beats a dozen array calls.
+        for n, shard, start, length in zip(
+            order.tolist(),
+            shards[order].tolist(),
+            offsets[order].tolist(),
+            lengths[order].tolist(),
             strict=True,
         ):
-            self._file(number).read_into(view[at : at + size], offset)
-        run = np.cumsum(fresh) - 1
-        positions = np.empty_like(offsets)
-        positions[order] = run_starts[run] + start - start[firsts][run]
-        return buffer, positions, lengths
+            run = runs[-1] if runs else None
+            if run is None or shard != run.shard or start > run.end + _GAP_BYTES:
+                place = 0 if run is None else -(-run.place_end // _ALIGNMENT) * _ALIGNMENT
+                run = _Run(shard=shard, start=start, end=start, place=place)
+                runs.append(run)
+            run.end = max(run.end, start + length)
+            places[n] = run.place + start - run.start
+        buffer = np.empty(runs[-1].place_end, np.uint8)
+        for run in runs:
+            room = buffer.data[run.place : run.place_end]
+            self._file(run.shard).read_into(room, run.start)
+        return buffer, places, lengths
 
     def _load(self, shard: int) -> None:
         file = self._file(shard)
