@@ -87,7 +87,7 @@ def to_digits(record: EcgRecord) -> Digits:
     values = signal.astype(np.float64) if valid is None else _interpolated(signal, valid)
     if ratio != 1:
         flags = (*flags, "resampled")
-        from scipy.signal import resample_poly  # half a second in each worker, most need it never
+        from scipy.signal import resample_poly  # slow to import, and most workers never need it
 
         # "line": the default pads with zeros, which rings where a lead has an offset.
         values = resample_poly(values, ratio.numerator, ratio.denominator, axis=1, padtype="line")

@@ -90,13 +90,17 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        """Wait for the last save, on every rank; after an error other ranks may be gone."""
+        """Wait for the last save, on every rank; after an error other ranks may be gone.
+
+        One rank alone waits even then: the run's lock goes next, and who comes after it removes
+        what looks half written.
+        """
         try:
             if kind is None:
                 self.wait()
                 self._ranks.barrier()
         finally:
-            self._thread.shutdown(wait=kind is None)
+            self._thread.shutdown(wait=kind is None or self._ranks.world_size == 1)
 
     def _to_host(self, name: str, slot: Slot) -> Tensor:
         if name not in self._host:
