@@ -258,6 +258,17 @@ def _relabel(store: Path, out: Path, changes: dict[str, tuple[str, str]]) -> Pat
     return out
 
 
+def test_a_run_that_does_not_say_what_it_learned_is_refused(
+    tuned: Path, store: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(tuned, tmp_path / "run")
+    result = json.loads((run / "result.json").read_text())
+    del result["identity"]["labels"]
+    (run / "result.json").write_text(json.dumps(result))
+    with pytest.raises(ConfigError, match="did not record which labels .* fine-tune again"):
+        evaluate([run], store, tmp_path / "report")
+
+
 def test_a_store_labelled_otherwise_since_the_fine_tuning_is_refused(
     tuned: Path, store: Path, config: Config, pretrained: Path, tmp_path: Path
 ) -> None:
