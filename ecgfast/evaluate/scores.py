@@ -112,8 +112,8 @@ def _taught(run: LoadedRun, store: StoreReader) -> Labelled:
     """The records that a run learned from, as long as the store still says so."""
     if run.labels_digest is None:
         raise ConfigError(
-            f"run {run.path} was fine-tuned by a version that did not record which labels it learned "
-            "from; evaluate it with that version, or fine-tune again"
+            f"run {run.path} was fine-tuned by a version that did not record which labels it "
+            "learned from; evaluate it with that version, or fine-tune again"
         )
     now = labelled(store.records, run.rows(store), run.target)
     if now.digest != run.labels_digest:

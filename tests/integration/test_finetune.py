@@ -265,7 +265,7 @@ def test_a_run_that_does_not_say_what_it_learned_is_refused(
     result = json.loads((run / "result.json").read_text())
     del result["identity"]["labels"]
     (run / "result.json").write_text(json.dumps(result))
-    with pytest.raises(ConfigError, match="did not record which labels .* fine-tune again"):
+    with pytest.raises(ConfigError, match=r"did not record which labels .* fine-tune again"):
         evaluate([run], store, tmp_path / "report")
 
 
