@@ -19,7 +19,7 @@ from ecgfast.store import StoreReader, open_store
 CASE = "codec"
 MEMMAP = "memmap-int16"
 STORE_READ = "ecgfast-store-read"
-_BATCH = 128
+_BATCH = 256  # as in training
 _INDEX_BYTES = 16  # a chunk's entry in the shard index
 
 
