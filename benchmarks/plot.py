@@ -82,6 +82,16 @@ HEADLINES = (
         ours="ecgfast", peer="zstd-3",
     ),
     Headline(
+        words="random reads from a store, one core, checks on",
+        case="codec", shape="ludb", metric="decode", unit="records/s",
+        ours="ecgfast-store-read", peer="blosc2-zstd-bitshuffle",
+    ),
+    Headline(
+        words="convert WFDB, one core",
+        case="convert", shape="hr_gt", metric="throughput", unit="records/s",
+        ours="ecgfast", peer="wfdb-rdsamp-loop",
+    ),
+    Headline(
         words="decode to normalised patches on the GPU",
         case="decode_patches", shape="1024", metric="throughput", unit="records/s",
         ours="ecgfast", peer="raw int16, torch.compile",

@@ -45,6 +45,8 @@ def measure_store(
         repeats: timed rounds.
     """
     signal_NCT = store.read(np.arange(min(most, len(store))))
+    ratio = len(store) * signal_NCT[0].nbytes / store.num_bytes  # of its files, indices and all
+    yield _row(STORE_READ, "ratio", "x", [ratio], _shape(name, signal_NCT))
     yield from measure_signal(signal_NCT, name, repeats=repeats, read=store.read)
 
 
@@ -70,7 +72,7 @@ def measure_signal(
     batch = np.ascontiguousarray(signal_NCT[chosen])
     encode: dict[str, Callable[[], object]] = {}
     decode: dict[str, Callable[[], object]] = {}
-    shape = f"{name}, {len(signal_NCT)} x {signal_NCT.shape[1]} x {signal_NCT.shape[2]} int16"
+    shape = _shape(name, signal_NCT)
     for peer in peers():
         stored = sum(len(chunk) + _INDEX_BYTES for chunk in peer.encode(signal_NCT))
         yield _row(peer.name, "ratio", "x", [signal_NCT.nbytes / stored], shape)
@@ -96,6 +98,10 @@ def _calls(
     if not np.array_equal(peer.decode(chunks, batch.shape[1:]), batch):
         raise AssertionError(f"{peer.name} does not give its input back")
     return lambda: peer.encode(batch), lambda: peer.decode(chunks, batch.shape[1:])
+
+
+def _shape(name: str, signal_NCT: NDArray[np.int16]) -> str:
+    return f"{name}, {' x '.join(map(str, signal_NCT.shape))} int16"
 
 
 def _row(provider: str, metric: str, unit: str, values: list[float], shape: str) -> Row:
