@@ -1,5 +1,6 @@
 """Killed, out of disk, or refused: the same command goes on and ends in the same bytes."""
 
+import contextlib
 import json
 import os
 import random
@@ -135,10 +136,10 @@ def kill_until_done(source: Path, out: Path, rng: random.Random) -> int:
 def test_workers_die_with_their_parent(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "run" / "store"
     out.parent.mkdir()
-    with child(source, out) as process:
+    with child(source, out, workers=3) as process:
         children: set[int] = set()
         until = time.monotonic() + 30
-        while len(children) < 3 and time.monotonic() < until:  # two workers, a resource tracker
+        while len(children) < 3 and time.monotonic() < until:  # two spawned, a resource tracker
             children |= children_of(process.pid)
         time.sleep(0.5)
         process.kill()
@@ -151,7 +152,19 @@ def test_workers_die_with_their_parent(source: Path, tmp_path: Path) -> None:
 
 
 def children_of(pid: int) -> set[int]:
-    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+    """Of every thread: a child belongs to the one that started it."""
+    found: set[int] = set()
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found |= {int(child) for child in (thread / "children").read_text().split()}
+    return found
+
+
+def is_worker(pid: int) -> bool:
+    """Whether it is one, and no resource tracker."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
+    return False
 
 
 def alive(pid: int) -> bool:
@@ -167,10 +180,10 @@ def test_killed_worker_is_one_error(
     out = tmp_path / "run" / "store"
     out.parent.mkdir()
     with child(source, out) as process:
-        wait_for(out.parent / "store.convert/journal", process)
-        for pid in children_of(process.pid):
-            if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text():  # no resource tracker
-                os.kill(pid, signal.SIGKILL)
+        while not (spawned := [pid for pid in children_of(process.pid) if is_worker(pid)]):
+            assert process.poll() is None, finish(process)
+        for pid in spawned:
+            os.kill(pid, signal.SIGKILL)
         code, errors = finish(process)
     assert code == 1
     assert errors.splitlines()[-1].startswith("a worker process was killed")
