@@ -82,9 +82,10 @@ def describe(store: StoreReader | str | Path) -> StoreInfo:
 
 
 def _reasons(path: Path) -> dict[str, int]:
+    here = pacsv.ReadOptions(use_threads=False)
     text = pacsv.ConvertOptions(column_types={"reason": pa.string()})
     try:
-        reasons = pacsv.read_csv(path, convert_options=text)["reason"].to_pylist()
+        reasons = pacsv.read_csv(path, here, convert_options=text)["reason"].to_pylist()
     except (OSError, KeyError, pa.ArrowInvalid) as error:
         raise CorruptStoreError(
             f"{path} is missing or damaged; restore it from a copy or convert again"
