@@ -105,7 +105,7 @@ class _Crew(Generic[Task, Result]):
         try:
             self._mine.connection.send(task)
             result: Result | Exception = self._mine.connection.recv()
-        except (EOFError, ConnectionError) as error:
+        except (EOFError, OSError) as error:  # OSError: in the middle of a result
             raise EcgfastError(
                 "a worker process was killed, most often for want of memory; run the same command "
                 "again with fewer --workers, it goes on where it stopped"
@@ -125,7 +125,7 @@ def _work(connection: "Connection[Any, Any]", function: Callable[[Any], Any]) ->
     """Answer tasks until the parent closes the connection, or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _keep_freed_memory()
-    with contextlib.suppress(EOFError, ConnectionError):
+    with contextlib.suppress(EOFError, OSError):
         while True:
             task = connection.recv()
             try:

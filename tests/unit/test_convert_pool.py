@@ -1,9 +1,9 @@
 """The workers of convert: order, errors, and a death in the worst moment."""
 
 import multiprocessing
-import os
-import signal
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -21,11 +21,22 @@ def _refuse(task: int) -> int:
     return task
 
 
-def _die_while_sending(task: int) -> bytes:
-    if multiprocessing.parent_process() is None:
-        return b""  # in this process, which works too
-    threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGKILL)).start()
-    return bytes(1 << 28)  # takes longer to send than that
+def _large(task: int) -> bytes:
+    """A quarter of a gigabyte from a worker; this process works too, on nothing."""
+    return b"" if multiprocessing.parent_process() is None else bytes(1 << 28)
+
+
+def _kill_workers_after(num_bytes: int) -> None:
+    while _bytes_read() < num_bytes:
+        time.sleep(0.0005)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
+def _bytes_read() -> int:
+    """By this process, through pipes and sockets as well."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["rchar"])
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -46,6 +57,10 @@ def test_an_error_of_a_worker_is_raised_here() -> None:
         list(in_order(_refuse, range(40), workers=2))
 
 
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="no /proc/PID/io")
 def test_a_worker_killed_while_it_sends_is_an_error_and_no_hang() -> None:
+    killer = threading.Thread(target=_kill_workers_after, args=(_bytes_read() + (8 << 20),))
+    killer.start()
     with pytest.raises(EcgfastError, match="a worker process was killed"):
-        list(in_order(_die_while_sending, range(40), workers=2))
+        list(in_order(_large, range(40), workers=2))
+    killer.join()
