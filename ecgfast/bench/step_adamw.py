@@ -2,10 +2,8 @@
 
 import torch
 from ecgfast_kernels.adamw import adamw_, factors
-from torch import Tensor, nn
+from torch import Tensor
 
-from ecgfast.config import OptimConfig
-from ecgfast.train.distributed import Ranks
 from ecgfast.train.optim import MasterAdamW, StepReport
 
 
@@ -54,16 +52,3 @@ class OnePassAdamW(MasterAdamW):
         torch._foreach_add_([state["step"] for state in states], 1 - report.skipped)
         self.zero_grad()
         return report
-
-
-def build_one_pass(
-    model: nn.Module, config: OptimConfig, ranks: Ranks, *, clip_norm: float | None
-) -> OnePassAdamW:
-    """Build it with the settings of a pretraining run, as `build_optimizer` does."""
-    return OnePassAdamW(
-        model,
-        ranks,
-        betas=(config.beta1, config.beta2),
-        weight_decay=config.weight_decay,
-        clip_norm=clip_norm,
-    )

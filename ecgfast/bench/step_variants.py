@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ecgfast import log
 from ecgfast.bench.reference_mae import ReferenceMae
-from ecgfast.bench.step_adamw import build_one_pass
+from ecgfast.bench.step_adamw import OnePassAdamW
 from ecgfast.config import Config
 from ecgfast.data.batch import Batch
 from ecgfast.model.attention import Backend
@@ -22,7 +22,7 @@ from ecgfast.model.vit import Kernels, set_fused
 from ecgfast.train.distributed import Precision, Ranks, spread
 from ecgfast.train.graph import require_graphable
 from ecgfast.train.loop import train_step
-from ecgfast.train.optim import build_optimizer
+from ecgfast.train.optim import MasterAdamW, build_optimizer
 from ecgfast.train.pretrain import masked_loss, microbatch_graph
 
 Step = Callable[[], Tensor]  # one update; returns the loss, still on the device
@@ -84,8 +84,8 @@ def build_step(
         require_graphable(ranks, precision)
     model = _model(variant, config, ranks.device, precision)
     spread(model, ranks, precision=precision, compile_blocks=variant.compiled)
-    build = build_one_pass if variant.one_pass else build_optimizer
-    optimizer = build(model, config.optim, ranks, clip_norm=train.clip_norm)
+    kind = OnePassAdamW if variant.one_pass else MasterAdamW
+    optimizer = build_optimizer(model, config.optim, ranks, clip_norm=train.clip_norm, kind=kind)
     loss_of, graph = masked_loss(model, config), microbatch_graph(model, config, num_pieces=1)
     patches = random_patches(config, ranks.device, microbatch)
     records = torch.arange(microbatch, device=ranks.device)

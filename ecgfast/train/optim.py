@@ -185,10 +185,15 @@ class MasterAdamW:
 
 
 def build_optimizer(
-    model: nn.Module, config: OptimConfig, ranks: Ranks, *, clip_norm: float | None = None
+    model: nn.Module,
+    config: OptimConfig,
+    ranks: Ranks,
+    *,
+    clip_norm: float | None = None,
+    kind: type[MasterAdamW] = MasterAdamW,
 ) -> MasterAdamW:
-    """AdamW with the settings of a pretraining run."""
-    return MasterAdamW(
+    """AdamW with the settings of a pretraining run; the bench tries another `kind`."""
+    return kind(
         model,
         ranks,
         betas=(config.beta1, config.beta2),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from tolerances import RANKS_LOSS, RANKS_LOSS_BF16
-from training_runs import finish, loss_trace, make_store, preset, start, wait_for_step
+from training_runs import finish, loss_trace, start, wait_for_step
 
 from ecgfast.config import load_config
 from ecgfast.train.checkpoint import load_model
@@ -21,16 +21,6 @@ from ecgfast.train.pretrain import pretrain
 
 STEPS = 50
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("cohort"))
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return preset(tmp_path_factory.mktemp("preset"))
 
 
 @pytest.fixture(scope="module")

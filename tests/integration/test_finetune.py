@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tolerances import RANKS_LOSS
-from training_runs import finish, kill, make_store, preset, start, wait_for_step
+from training_runs import finish, kill, start, wait_for_step
 
 from ecgfast.config import Config, load_config
 from ecgfast.data.loader import build_loader
@@ -26,16 +26,6 @@ from ecgfast.train.pretrain import pretrain
 from ecgfast.train.sweep import cross_entropy
 
 TARGET = "ejection_fraction<40"
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("cohort"))
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return preset(tmp_path_factory.mktemp("preset"))
 
 
 @pytest.fixture(scope="module")

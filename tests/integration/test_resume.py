@@ -12,8 +12,6 @@ from training_runs import (
     finish,
     kill,
     loss_trace,
-    make_store,
-    preset,
     start,
     wait_for_step,
     weights,
@@ -26,16 +24,6 @@ from ecgfast.train.checkpoint import load_model
 from ecgfast.train.pretrain import pretrain
 
 STEPS = 40
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("cohort"))
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return preset(tmp_path_factory.mktemp("preset"))
 
 
 @pytest.fixture(scope="module")

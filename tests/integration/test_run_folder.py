@@ -7,8 +7,6 @@ from training_runs import (
     finish,
     kill,
     loss_trace,
-    make_store,
-    preset,
     start,
     wait_for_step,
     weights,
@@ -22,16 +20,6 @@ pytestmark = pytest.mark.slow
 BUSY = "is being written by another process; wait until it ends, then run again"
 TARGET = ("--init", "random", "--target", "ejection_fraction<40")
 CHECKPOINT_BYTES = 393_216  # of this preset; no other file has a tenth of it
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("cohort"))
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return preset(tmp_path_factory.mktemp("preset"))
 
 
 def _command(name: str, store: Path, run: Path, tiny: Path, *more: str) -> list[str]:

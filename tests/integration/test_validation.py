@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training_runs import finish, loss_trace, make_store, preset, start
+from training_runs import finish, loss_trace, start
 
 from ecgfast import log
 from ecgfast.config import load_config
@@ -22,16 +22,6 @@ from ecgfast.train.validation import FOLDER, Validation
 
 SETTINGS = ("train.val_fraction=0.2", "train.max_steps=23")  # validated every 10 steps
 DRAWN_AT = [10, 20, 23]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("cohort"))
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return preset(tmp_path_factory.mktemp("preset"))
 
 
 @pytest.fixture(scope="module")
