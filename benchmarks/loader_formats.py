@@ -71,7 +71,7 @@ class Records(Dataset[Tensor]):
 class Wfdb(Records):
     """`wfdb.rdsamp` on the original files."""
 
-    def open(self) -> Any:  # noqa: ANN401
+    def open(self) -> Any:  # noqa: ANN401 (each library's own handle)
         return (self.folder / "names.txt").read_text().splitlines()
 
     def z_score(self, index: int) -> NDArray[Any]:
@@ -102,7 +102,7 @@ class Npy(Records):
 class H5(Records):
     """One HDF5 file, chunked by record, uncompressed."""
 
-    def open(self) -> Any:  # noqa: ANN401
+    def open(self) -> Any:  # noqa: ANN401 (each library's own handle)
         import h5py
 
         return h5py.File(self.folder / "signal.h5", "r")["signal"]
@@ -123,7 +123,7 @@ class H5(Records):
 class Int16Memmap(Records):
     """Raw int16, memory mapped: the plainest format that is fast."""
 
-    def open(self) -> Any:  # noqa: ANN401
+    def open(self) -> Any:  # noqa: ANN401 (each library's own handle)
         return np.memmap(self.folder / "signal.i2", np.int16, "r").reshape(-1, *SHAPE)
 
     def digits(self, index: int) -> NDArray[np.int16]:
@@ -139,7 +139,7 @@ class Int16Memmap(Records):
 class Float32Memmap(Records):
     """Preprocessed float32 z-scores, memory mapped."""
 
-    def open(self) -> Any:  # noqa: ANN401
+    def open(self) -> Any:  # noqa: ANN401 (each library's own handle)
         return np.memmap(self.folder / "signal.f4", np.float32, "r").reshape(-1, *SHAPE)
 
     def z_score(self, index: int) -> NDArray[Any]:
@@ -157,7 +157,7 @@ class Float32Memmap(Records):
 class Zarr(Records):
     """zarr-python's own defaults (zstd), one chunk a record, one shard per 1,024."""
 
-    def open(self) -> Any:  # noqa: ANN401
+    def open(self) -> Any:  # noqa: ANN401 (each library's own handle)
         import zarr
 
         return zarr.open_array(self.folder / "signal.zarr", mode="r")
@@ -210,7 +210,7 @@ def prepare(store_path: Path, work: Path) -> None:
     np.save(work / "rstd.npy", rstd)
     for name, peer in PEERS.items():
         (work / name).mkdir()
-        peer.write(store, work / name)  # type: ignore[attr-defined]
+        peer.write(store, work / name)  # type: ignore[attr-defined]  # those that have files write them
     sources = csv.DictReader((work / f"{store_path.name}.sources.csv").open(encoding="utf-8"))
     source_of = {row["record_id"]: row["source"] for row in sources}
     ids = store.records.column("record_id").to_pylist()

@@ -180,7 +180,7 @@ def _in_own_process(variant: Variant) -> tuple[Use, Use]:
 
 def _use(content: dict[str, object]) -> Use:
     rates = content.pop("records_per_s")
-    return Use(records_per_s=tuple(rates), **content)  # type: ignore[arg-type]
+    return Use(records_per_s=tuple(rates), **content)  # type: ignore[arg-type]  # JSON of this class
 
 
 def _run(variant: Variant, send: Connection) -> None:

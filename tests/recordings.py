@@ -79,7 +79,7 @@ def convert_quietly(sources: Sequence[Path], out: Path, **options: object) -> Co
     key.parent.mkdir(parents=True, exist_ok=True)
     if not key.exists():
         key.write_text(KEY)
-    return convert(sources, out, **{"workers": 1, **options})  # type: ignore[arg-type]
+    return convert(sources, out, **{"workers": 1, **options})  # type: ignore[arg-type]  # any of its options
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -148,7 +148,7 @@ def captured(call: _Call) -> _Call:
 
     Warmed up on a side stream, as capture requires.
     """
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):

@@ -55,8 +55,8 @@ def _time_cpu_ms(call: Callable[[], Any]) -> float:
 
 
 def _time_gpu_ms(call: Callable[[], Any], scratch: Tensor | None) -> float:
-    start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    start = torch.cuda.Event(enable_timing=True)
+    end = torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     if scratch is not None:
         scratch.fill_(1)  # keeps the GPU busy while the call is queued: no launch latency is timed

@@ -34,7 +34,7 @@ class CpuEngine:
         self._buffers = HostBuffers()
         self._copy_stream: torch.cuda.Stream | None = None
         if source.device.type == "cuda":
-            self._copy_stream = torch.cuda.Stream(source.device)  # type: ignore[no-untyped-call]
+            self._copy_stream = torch.cuda.Stream(source.device)
 
     def batches(self, schedule: Sequence[NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (patches (B, N, 256) fp16, record_index (B,) int64) for each entry.

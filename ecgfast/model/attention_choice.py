@@ -180,7 +180,7 @@ def _random_qkv(batch: int, device: torch.device, shape: Shape) -> Tensor:
 def _forward_backward(qkv: Tensor, backend: Backend) -> Tensor:
     qkv.grad = None
     out = attention(qkv, backend)
-    out.square().sum().backward()  # type: ignore[no-untyped-call]
+    out.square().sum().backward()
     return out.detach()
 
 
@@ -188,9 +188,9 @@ def _time_ms(backend: Backend, device: torch.device, shape: Shape) -> float:
     qkv = _random_qkv(_BATCH, device, shape)
     times: list[float] = []
     for _ in range(_REPEATS + 3):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         # else small shapes would time the host
-        torch.cuda._sleep(_AHEAD_CYCLES)  # type: ignore[no-untyped-call]
+        torch.cuda._sleep(_AHEAD_CYCLES)
         start.record()
         _forward_backward(qkv, backend)
         end.record()

@@ -57,7 +57,7 @@ class MicrobatchGraph:
 
     def _record(self, inputs: tuple[Tensor, ...]) -> torch.cuda.CUDAGraph:
         self._inputs = tuple(tensor.clone() for tensor in inputs)
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
@@ -74,7 +74,7 @@ class MicrobatchGraph:
         for parameter in self._parameters:
             parameter.grad = None  # so that the recorded pass writes new ones, and adds to none
         loss = self._loss_of(*self._inputs) / self._num_pieces
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss.detach()
 
 

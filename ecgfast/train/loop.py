@@ -55,7 +55,7 @@ def train_step(
         accumulate(model, last=number == len(pieces))
         if graph is None:
             loss = loss_of(piece) / len(pieces)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += loss.detach()
         else:
             total += graph(piece)

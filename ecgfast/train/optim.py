@@ -127,10 +127,10 @@ class MasterAdamW:
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
         # AdamW's own hooks for mixed precision: divide by grad_scale, do nothing on found_inf.
-        self._adamw.found_inf = report.skipped  # type: ignore[attr-defined]
+        self._adamw.found_inf = report.skipped  # type: ignore[attr-defined]  # PyTorch reads it
         if self._clip_norm is not None:
             scale = (report.grad_norm / self._clip_norm).clamp(min=1.0)
-            self._adamw.grad_scale = scale  # type: ignore[attr-defined]
+            self._adamw.grad_scale = scale  # type: ignore[attr-defined]  # PyTorch reads it
         self._adamw.step()
         self.refresh_copies()
         self.zero_grad()

@@ -257,7 +257,7 @@ def memory_probe(
         )
         index = torch.arange(num_records, device=ranks.device)
         batch = Batch(patches=patches.half(), record_index=index, epoch=0)
-        loss_of(batch).backward()  # type: ignore[no-untyped-call]
+        loss_of(batch).backward()
         optimizer.zero_grad()
 
     return probe

@@ -56,7 +56,7 @@ def make_repeatable(deterministic: bool) -> None:
 
     if hasattr(inductor, "deterministic"):  # absent from older versions, which time fewer kernels
         inductor.deterministic = True
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # missing in the stubs
 
 
 def rank_share(batch_size: int, ranks: Ranks, *, key: str = "train.batch_size") -> int:

@@ -109,7 +109,7 @@ def reference_step(
 def _launch(*arguments: object) -> None:
     from ecgfast_kernels import adamw_triton  # Triton is optional: imported by its first use
 
-    adamw_triton.step(*arguments)  # type: ignore[arg-type]
+    adamw_triton.step(*arguments)  # type: ignore[arg-type]  # those of step
 
 
 library.register(

@@ -57,7 +57,7 @@ def short_attention(qkv_BT3HK: Tensor, bias_3HK: Tensor) -> Tensor:
         f"short_attention needs T <= {MAX_TOKENS} and K in {HEAD_WIDTHS}, got T={num_tokens}, "
         f"K={head_width}; take another attention",
     )
-    out: Tensor = _ShortAttention.apply(qkv_BT3HK, bias_3HK)  # type: ignore[no-untyped-call]
+    out: Tensor = _ShortAttention.apply(qkv_BT3HK, bias_3HK)  # type: ignore[no-untyped-call]  # no types in PyTorch
     return out
 
 

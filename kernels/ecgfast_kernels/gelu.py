@@ -30,7 +30,7 @@ def bias_gelu(x: Tensor, bias_C: Tensor) -> Tensor:
         tuple(bias_C.shape) == (x.shape[-1],),
         f"bias must be ({x.shape[-1]},), got {tuple(bias_C.shape)}",
     )
-    out: Tensor = _BiasGelu.apply(x, bias_C)  # type: ignore[no-untyped-call]
+    out: Tensor = _BiasGelu.apply(x, bias_C)  # type: ignore[no-untyped-call]  # no types in PyTorch
     return out
 
 

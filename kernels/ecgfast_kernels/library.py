@@ -11,7 +11,7 @@ import torch
 
 from ecgfast_kernels.backend import INTERPRETED
 
-_LIBRARY: Any = torch.library.Library("ecgfast", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY: Any = torch.library.Library("ecgfast", "FRAGMENT")
 
 Implementation = Callable[..., Any]
 

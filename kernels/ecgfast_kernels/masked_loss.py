@@ -52,9 +52,7 @@ def masked_mse(
     )
     if resolve(backend, pred_BNP.device) == "reference":
         return reference.masked_mse(pred_BNP, patches_BNP, mask_BN, norm_patch=norm_patch)
-    loss: Tensor = _MaskedMse.apply(  # type: ignore[no-untyped-call]
-        pred_BNP, patches_BNP, mask_BN, norm_patch
-    )
+    loss: Tensor = _MaskedMse.apply(pred_BNP, patches_BNP, mask_BN, norm_patch)  # type: ignore[no-untyped-call]  # no types in PyTorch
     return loss
 
 

@@ -35,7 +35,7 @@ def fork_layer_norm(
     Source: Ba et al. 2016, section 3.1.
     """
     _check(stream, weight_D=weight_D, bias_D=bias_D)
-    total, out = _LayerNorm.apply(stream, None, None, weight_D, bias_D, eps)  # type: ignore[no-untyped-call]
+    total, out = _LayerNorm.apply(stream, None, None, weight_D, bias_D, eps)  # type: ignore[no-untyped-call]  # no types in PyTorch
     return total, out
 
 
@@ -68,9 +68,7 @@ def add_layer_norm(
         f"branch must be {tuple(stream.shape)} like the stream, got {tuple(branch.shape)}",
     )
     _check(stream, branch_bias_D=branch_bias_D, weight_D=weight_D, bias_D=bias_D)
-    total, out = _LayerNorm.apply(  # type: ignore[no-untyped-call]
-        stream, branch, branch_bias_D, weight_D, bias_D, eps
-    )
+    total, out = _LayerNorm.apply(stream, branch, branch_bias_D, weight_D, bias_D, eps)  # type: ignore[no-untyped-call]  # no types in PyTorch
     return total, out
 
 

@@ -73,7 +73,7 @@ def patch_embed_masked(
         return reference.patch_embed_masked(
             patches_BNP, ids_keep_BK, weight_DL, bias_D, pos_ND, cls_token_D
         )
-    tokens_BTD: Tensor = _PatchEmbedMasked.apply(  # type: ignore[no-untyped-call]
+    tokens_BTD: Tensor = _PatchEmbedMasked.apply(  # type: ignore[no-untyped-call]  # no types in PyTorch
         patches_BNP, ids_keep_BK, weight_DL, bias_D, pos_ND, cls_token_D
     )
     return tokens_BTD

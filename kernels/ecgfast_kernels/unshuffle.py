@@ -58,9 +58,7 @@ def unshuffle(
     )
     if resolve(backend, tokens_BKE.device) == "reference":
         return reference.unshuffle(tokens_BKE, ids_restore_BN, mask_token_E, pos_NE)
-    output_BNE: Tensor = _Unshuffle.apply(  # type: ignore[no-untyped-call]
-        tokens_BKE, ids_restore_BN, mask_token_E, pos_NE
-    )
+    output_BNE: Tensor = _Unshuffle.apply(tokens_BKE, ids_restore_BN, mask_token_E, pos_NE)  # type: ignore[no-untyped-call]  # no types in PyTorch
     return output_BNE
 
 

@@ -32,7 +32,7 @@ def unbroken(store: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) 
     return pretrain(_config(tiny), store, run, device="cpu")
 
 
-def _config(tiny: Path, *settings: str):  # noqa: ANN202
+def _config(tiny: Path, *settings: str):  # noqa: ANN202 (a Config)
     return load_config(str(tiny), [f"train.max_steps={STEPS}", *settings])
 
 

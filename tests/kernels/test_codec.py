@@ -127,7 +127,7 @@ def test_arguments_are_checked() -> None:
     chunk = codec.encode(np.zeros((1, 12, 250), np.int16))[0]
     shape = {"num_leads": 12, "num_timesteps": 250}
     with pytest.raises(codec.CodecError, match="int16"):
-        codec.encode(np.zeros((1, 12, 250), np.float32))  # type: ignore[arg-type]
+        codec.encode(np.zeros((1, 12, 250), np.float32))  # type: ignore[arg-type]  # refused
     with pytest.raises(codec.CodecError, match="outside the buffer"):
         codec.decode(chunk, [1], [len(chunk)], **shape)
     with pytest.raises(codec.CodecError, match="outside the buffer"):

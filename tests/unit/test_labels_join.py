@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> Path:
 def join(store: Path, text: str, **options: object) -> LabelSummary:
     csv = store.with_name("labels.csv")
     csv.write_text(text)
-    return label_store(store, csv, **options)  # type: ignore[arg-type]
+    return label_store(store, csv, **options)  # type: ignore[arg-type]  # any of its options
 
 
 def column(store: Path, name: str) -> list[object]:

@@ -20,7 +20,7 @@ def _labelled(
     return labelled(table, np.array(rows, dtype=np.int64), TARGET)
 
 
-def _changed(values: list, row: int, value: object) -> list:  # type: ignore[type-arg]
+def _changed(values: list, row: int, value: object) -> list:  # type: ignore[type-arg]  # a column of any kind
     return [value if number == row else old for number, old in enumerate(values)]
 
 

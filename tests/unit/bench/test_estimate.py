@@ -72,4 +72,4 @@ def test_an_unknown_gpu_is_refused_with_the_cure() -> None:
 @pytest.mark.parametrize("bad", [{"num_gpus": 0}, {"num_records": 0}])
 def test_counts_must_be_positive(bad: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="at least 1"):
-        estimate(LARGE, **bad)  # type: ignore[arg-type]
+        estimate(LARGE, **bad)  # type: ignore[arg-type]  # refused

@@ -64,7 +64,7 @@ def test_any_engine_goes_on_where_any_other_stopped(
         def loader(engine: str, rank: int = rank) -> Loader:
             return build_loader(
                 store,
-                engine=engine,  # type: ignore[arg-type]
+                engine=engine,  # type: ignore[arg-type]  # cpu, dali or resident
                 batch_size=batch_size,
                 seed=seed,
                 rank=rank,
@@ -85,7 +85,7 @@ def test_any_engine_goes_on_where_any_other_stopped(
 @pytest.mark.parametrize("num_threads", [1, 2, 3, 8])
 def test_threads_change_nothing(store: StoreReader, engine: str, num_threads: int) -> None:
     expected = list(build_loader(store, engine="cpu", batch_size=4, num_threads=1))
-    got = build_loader(store, engine=engine, batch_size=4, num_threads=num_threads)  # type: ignore[arg-type]
+    got = build_loader(store, engine=engine, batch_size=4, num_threads=num_threads)  # type: ignore[arg-type]  # cpu, dali or resident
     assert_equal(list(got), expected)
 
 
@@ -94,7 +94,7 @@ def test_threads_change_nothing(store: StoreReader, engine: str, num_threads: in
 def test_batches_stay_what_they_were_while_the_engine_runs_on(
     store: StoreReader, engine: str
 ) -> None:
-    loader = build_loader(store, engine=engine, batch_size=2)  # type: ignore[arg-type]
+    loader = build_loader(store, engine=engine, batch_size=2)  # type: ignore[arg-type]  # cpu, dali or resident
     seen = [(batch.patches, batch.patches.clone()) for batch in stream(loader)]
     del loader
     assert all(torch.equal(kept, copy) for kept, copy in seen)

@@ -71,7 +71,7 @@ def test_lead_names_and_metadata(tmp_path: Path) -> None:
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_batch_is_one_record_per_row(tmp_path: Path, order: str) -> None:
     batch = np.stack([DIGITS, DIGITS + 1, DIGITS + 2])
-    np.save(tmp_path / "all.npy", np.asarray(batch, order=order))  # type: ignore[call-overload]
+    np.save(tmp_path / "all.npy", np.asarray(batch, order=order))  # type: ignore[call-overload]  # C or F
     (tmp_path / "signals.json").write_text(json.dumps(META))
     records = _read(tmp_path)
     assert [record.record_id for record in records] == ["all/0", "all/1", "all/2"]

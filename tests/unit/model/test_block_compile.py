@@ -20,7 +20,7 @@ FP32_STATISTICS = 1e-6  # our kernels keep those of softmax and norms in fp32, e
 def compile_counted(blocks: torch.nn.ModuleList, backend: CompileCounterWithBackend) -> None:
     for block in blocks:
         assert isinstance(block, Block)
-        block.forward = torch.compile(  # type: ignore[method-assign]
+        block.forward = torch.compile(  # type: ignore[method-assign]  # what is tested
             block.forward,
             backend=backend,
             fullgraph=True,

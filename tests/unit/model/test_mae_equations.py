@@ -86,7 +86,7 @@ def test_loss_prediction_and_every_gradient_follow_the_equations() -> None:
         one_record(weights, p, removed) for p, removed in zip(patches, masks[2], strict=True)
     ]
     expected = torch.cat([errors for errors, _ in results]).mean()
-    expected.backward()  # type: ignore[no-untyped-call]
+    expected.backward()
 
     torch.testing.assert_close(loss, expected.detach(), rtol=EXACT, atol=0, check_dtype=True)
     torch.testing.assert_close(pred, torch.stack([p for _, p in results]), rtol=EXACT, atol=EXACT)

@@ -25,7 +25,7 @@ def test_entry_and_mode(tmp_path: Path) -> None:
 def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     write_durably(tmp_path / "file", [b"old"])
 
-    def parts():  # noqa: ANN202
+    def parts():  # noqa: ANN202 (a generator)
         yield b"new"
         raise OSError(28, "No space left on device")
 

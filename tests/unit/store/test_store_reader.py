@@ -64,7 +64,7 @@ def test_lead_arrays(made: tuple[Path, np.ndarray, Codec]) -> None:
 @pytest.mark.parametrize("wrong", [[-1], [NUM_RECORDS], [0.5], 3, [[1, 2]]])
 def test_wrong_indices(made: tuple[Path, np.ndarray, Codec], wrong: object) -> None:
     with pytest.raises(IndexError, match="record numbers"):
-        ecgfast.open_store(made[0]).read(wrong)  # type: ignore[arg-type]
+        ecgfast.open_store(made[0]).read(wrong)  # type: ignore[arg-type]  # refused
 
 
 def test_pickle_and_threads(

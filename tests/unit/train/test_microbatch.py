@@ -11,7 +11,7 @@ def _choose(asked: object, share: int, before: int | None = None) -> int:
     def never(num_records: int) -> None:
         raise AssertionError("a CPU needs no probe")
 
-    return choose_microbatch(asked, share, Ranks(), before=before, probe=never)  # type: ignore[arg-type]
+    return choose_microbatch(asked, share, Ranks(), before=before, probe=never)  # type: ignore[arg-type]  # text from a config
 
 
 @pytest.mark.parametrize(
