@@ -12,8 +12,8 @@ from torch import Tensor
 class HostBuffers:
     """Arrays for batches, used again when nothing looks at them any more.
 
-    Fresh pages would cost a third of a batch's decode. Threads may share it: taking and giving back
-    are each one operation on a list.
+    The kernel would have to clear fresh pages for every batch. Threads may share it: taking and
+    giving back are each one operation on a list.
     """
 
     def __init__(self) -> None:
