@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from ecgfast import log
@@ -19,7 +18,7 @@ from ecgfast.convert.plan import (
     thaw,
     work_folder,
 )
-from ecgfast.convert.pool import in_order
+from ecgfast.convert.pool import Crew
 from ecgfast.convert.seal import seal_converted
 from ecgfast.convert.work import Settings, convert_batch
 from ecgfast.errors import ConfigError, FormatError
@@ -31,6 +30,7 @@ from ecgfast.store.pseudonyms import Pseudonyms, read_key, read_or_create_key
 from ecgfast.store.writer import Outcome, StoreWriter
 
 _BATCH_FILES = 32
+_Task = tuple[list[bytes], Settings]
 
 
 def convert_files(
@@ -55,27 +55,28 @@ def convert_files(
         ConfigError: `out` holds something else.
         ResumeError: `out` was begun with other options or sources.
     """
-    # Found before anything else is written: a wrong path leaves nothing behind.
-    num_inputs = None if finished(out) or begun(out) else _freeze_inputs(paths, out)
-    pseudonyms = Pseudonyms(_key(key, new=num_inputs is not None), keep=keep)
-    settings = options(pseudonyms=pseudonyms)
-    spec: Spec = {
-        "sources": [str(path.resolve()) for path in paths],
-        "codec": settings.codec,
-        "window": settings.window,
-        "short": settings.short,
-        "quality": settings.quality,
-        "keep_identifiers": keep,
-        "key": pseudonyms.fingerprint,
-        "format_version": FORMAT_VERSION,
-    }
-    # Keyed: the manifest must not let anybody test guesses of a readable path.
-    request = pseudonyms.digest("request", json.dumps(spec, sort_keys=True)).hex()
-    if finished(out):
-        return _same_store(out, request, paths)
-    plan = thaw(out, spec) if num_inputs is None else freeze(out, spec, num_inputs)
-    with StoreWriter(out, plan.work) as writer:
-        _write_all(plan, writer, settings, workers)
+    with Crew(_convert_lines, 1 if finished(out) else workers) as crew:
+        # Found before anything else is written: a wrong path leaves nothing behind.
+        num_inputs = None if finished(out) or begun(out) else _freeze_inputs(paths, out)
+        pseudonyms = Pseudonyms(_key(key, new=num_inputs is not None), keep=keep)
+        settings = options(pseudonyms=pseudonyms)
+        spec: Spec = {
+            "sources": [str(path.resolve()) for path in paths],
+            "codec": settings.codec,
+            "window": settings.window,
+            "short": settings.short,
+            "quality": settings.quality,
+            "keep_identifiers": keep,
+            "key": pseudonyms.fingerprint,
+            "format_version": FORMAT_VERSION,
+        }
+        # Keyed: the manifest must not let anybody test guesses of a readable path.
+        request = pseudonyms.digest("request", json.dumps(spec, sort_keys=True)).hex()
+        if finished(out):
+            return _same_store(out, request, paths)
+        plan = thaw(out, spec) if num_inputs is None else freeze(out, spec, num_inputs)
+        with StoreWriter(out, plan.work) as writer:
+            _write_all(plan, writer, settings, crew)
     return seal_converted(out, plan.work, writer, settings, request, plan.num_inputs)
 
 
@@ -113,18 +114,17 @@ def _freeze_inputs(paths: list[Path], out: Path) -> int:
     return freeze_inputs(out, discover(paths))
 
 
-def _write_all(plan: Plan, writer: StoreWriter, settings: Settings, workers: int) -> None:
+def _write_all(
+    plan: Plan, writer: StoreWriter, settings: Settings, crew: Crew[_Task, list[list[Outcome]]]
+) -> None:
     start = writer.cursor
     position, done = start.position, start.outcome
-    left = plan.num_inputs - position
-    workers = max(1, min(workers, -(-left // _BATCH_FILES)))
-    batches = plan.batches(position, _BATCH_FILES)
+    tasks = ((lines, settings) for lines in plan.batches(position, _BATCH_FILES))
     with log.progress("convert", total=plan.num_inputs) as advance:
         advance(position)
         if position:
             log.info(f"going on at input {position:,} of {plan.num_inputs:,}")
-        work = partial(_convert_lines, settings=settings)
-        for results in in_order(work, batches, workers=workers):
+        for results in crew.map(tasks):
             for outcomes in results:
                 for number, outcome in enumerate(outcomes[done:], done + 1):
                     writer.add(outcome, Cursor(position=position, outcome=number))
@@ -133,8 +133,9 @@ def _write_all(plan: Plan, writer: StoreWriter, settings: Settings, workers: int
     writer.finish(Cursor(position=plan.num_inputs))
 
 
-def _convert_lines(lines: list[bytes], settings: Settings) -> list[list[Outcome]]:
+def _convert_lines(task: _Task) -> list[list[Outcome]]:
     """A worker's task; it parses the lines, because the writer's process is the busiest."""
+    lines, settings = task
     return convert_batch([parse_input(line) for line in lines], settings)
 
 

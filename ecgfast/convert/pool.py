@@ -2,16 +2,20 @@
 
 import contextlib
 import ctypes
+import fcntl
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from multiprocessing.connection import Connection
-from typing import Any, Generic, TypeVar
+from queue import SimpleQueue
+from typing import Any, Generic, Self, TypeVar
 
 from ecgfast.errors import EcgfastError
 
@@ -20,38 +24,75 @@ Result = TypeVar("Result")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _KEPT_BYTES = 32 << 20  # the most that glibc takes as a threshold
-# Batches of under a megabyte, for each worker: unfinished ones, and all that are not yet written.
+_PIPE_BYTES = 1 << 20  # a batch's result fits; the most that Linux gives without privileges
+# Batches of under a megabyte, for each worker: unanswered ones, and all that are not yet written.
 _QUEUED, _PENDING = 3, 12
 _SWITCH_INTERVAL_S = 0.0002
 
 
-def in_order(
-    function: Callable[[Task], Result], tasks: Iterable[Task], *, workers: int
-) -> Iterator[Result]:
-    """Yield `function(task)` for every task, in the order of the tasks.
+class Crew(Generic[Task, Result]):
+    """Processes that work on tasks together: this one and spawned ones; a context manager.
+
+    The first worker is hired at once, because its imports take a third of a second; each further
+    one when all the others have something to do.
 
     Args:
-        function: picklable; it runs in `workers` - 1 spawned processes, and here whenever there is
-            no result to yield: who writes the results has time left until there are many workers.
-        tasks: read only as far ahead as work is in flight.
-        workers: processes, this one included.
-    Raises:
-        EcgfastError: a worker was killed.
+        function: picklable; it runs in the workers, and here whenever they have enough to do: who
+            writes the results has time left until there are many workers.
+        size: processes, this one included.
     """
-    if workers == 1:
-        yield from map(function, tasks)
-        return
-    with _Crew(function, workers - 1) as crew:
-        pending: deque[Future[Result]] = deque()
+
+    def __init__(self, function: Callable[[Task], Result], size: int) -> None:
+        self._function, self._size = function, size
+        self._workers: list[_Worker[Task, Result]] = []
+
+    def __enter__(self) -> Self:
+        # A thread whose worker has answered would wait 5 ms for this process's own work.
+        self._interval_s = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        if self._size > 1:
+            self._hire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.end()
+        sys.setswitchinterval(self._interval_s)
+
+    def map(self, tasks: Iterable[Task]) -> Iterator[Result]:
+        """Yield `function(task)` for every task, in the order of the tasks.
+
+        Args:
+            tasks: read only as far ahead as work is in flight.
+        Raises:
+            EcgfastError: a worker was killed.
+        """
+        pending: deque[_Worker[Task, Result] | _Own[Result]] = deque()
         for task in tasks:
-            if sum(not future.done() for future in pending) < _QUEUED * (workers - 1):
-                pending.append(crew.submit(task))
+            worker = self._free()
+            if worker is None:
+                pending.append(_Own(self._function(task)))
             else:
-                pending.append(_finished(function(task)))
-            while pending and (pending[0].done() or len(pending) > _PENDING * workers):
+                worker.send(task)
+                pending.append(worker)
+            while pending and (pending[0].has_result or len(pending) > _PENDING * self._size):
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+    def _free(self) -> "_Worker[Task, Result] | None":
+        """A worker to send a task to."""
+        if self._size == 1:
+            return None
+        least = min(self._workers, key=lambda worker: worker.unanswered)
+        if least.unanswered and len(self._workers) < self._size - 1:
+            return self._hire()
+        return least if least.unanswered < _QUEUED else None
+
+    def _hire(self) -> "_Worker[Task, Result]":
+        worker = _Worker(self._function)
+        self._workers.append(worker)
+        return worker
 
 
 def available_cores() -> int:
@@ -61,78 +102,118 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-class _Crew(Generic[Task, Result]):
-    """Spawned processes, each behind a thread that sends it tasks and waits for its results.
+@dataclass(frozen=True)
+class _Own(Generic[Result]):
+    """A result of this process."""
+
+    value: Result
+    has_result = True
+
+    def result(self) -> Result:
+        return self.value
+
+
+class _Worker(Generic[Task, Result]):
+    """A spawned process, and a thread that takes its results, so that it never waits for ours.
 
     Not a ProcessPoolExecutor: when a worker is killed while it sends a result, that one waits for
     ever, because it holds the other end of the pipe open itself.
     """
 
-    def __init__(self, function: Callable[[Task], Result], size: int) -> None:
-        self._function = function
-        self._mine = threading.local()  # the connection of a thread's worker
-        self._all: list[tuple[Connection[Any, Any], multiprocessing.process.BaseProcess]] = []
-        self._threads = ThreadPoolExecutor(size, initializer=self._hire)
-
-    def __enter__(self) -> "_Crew[Task, Result]":
-        # A thread whose worker has answered would wait 5 ms for this process's own work, and the
-        # worker with it.
-        self._interval_s = sys.getswitchinterval()
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sys.setswitchinterval(self._interval_s)
-        self._threads.shutdown(cancel_futures=True)
-        for connection, process in self._all:
-            connection.close()  # which ends the worker
-            process.join()
-
-    def submit(self, task: Task) -> "Future[Result]":
-        return self._threads.submit(self._ask, task)
-
-    def _hire(self) -> None:
+    def __init__(self, function: Callable[[Task], Result]) -> None:
         # Spawned, not forked: the parent has threads (Arrow, progress bars) whose locks a fork
         # copies, and a forked worker would hold the ends of the others' pipes.
         context = multiprocessing.get_context("spawn")
-        self._mine.connection, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, self._function), daemon=True)
-        process.start()
-        theirs.close()
-        self._all.append((self._mine.connection, process))
+        tasks, self._tasks = context.Pipe(duplex=False)
+        self._answers, answers = context.Pipe(duplex=False)
+        _widen(answers)
+        self._process = context.Process(target=_work, args=(tasks, answers, function), daemon=True)
+        self._process.start()
+        tasks.close()
+        answers.close()
+        self._sent, self._received = 0, 0
+        self._results: SimpleQueue[Result | Exception] = SimpleQueue()
+        self._thread = threading.Thread(target=self._receive)
+        self._thread.start()
 
-    def _ask(self, task: Task) -> Result:
-        try:
-            self._mine.connection.send(task)
-            result: Result | Exception = self._mine.connection.recv()
-        except (EOFError, OSError) as error:  # OSError: in the middle of a result
-            raise EcgfastError(
-                "a worker process was killed, most often for want of memory; run the same command "
-                "again with fewer --workers, it goes on where it stopped"
-            ) from error
+    @property
+    def unanswered(self) -> int:
+        return self._sent - self._received
+
+    @property
+    def has_result(self) -> bool:
+        return not self._results.empty()
+
+    def send(self, task: Task) -> None:
+        self._sent += 1
+        with contextlib.suppress(OSError):  # it was killed: `result` says so
+            self._tasks.send(task)
+
+    def result(self) -> Result:
+        """The result of the first task that has none yet."""
+        result = self._results.get()
         if isinstance(result, Exception):
             raise result
         return result
 
+    def end(self) -> None:
+        self._process.terminate()  # after an error it may be in the middle of a task
+        self._thread.join()
+        self._process.join()
+        self._tasks.close()
+        self._answers.close()
 
-def _finished(result: Result) -> "Future[Result]":
-    future: Future[Result] = Future()
-    future.set_result(result)
-    return future
+    def _receive(self) -> None:
+        with contextlib.suppress(EOFError, OSError):  # OSError: in the middle of a result
+            while True:
+                self._results.put(_receive(self._answers))
+                self._received += 1
+        self._results.put(
+            EcgfastError(
+                "a worker process was killed, most often for want of memory; run the same command "
+                "again with fewer --workers, it goes on where it stopped"
+            )
+        )
 
 
-def _work(connection: "Connection[Any, Any]", function: Callable[[Any], Any]) -> None:
-    """Answer tasks until the parent closes the connection, or dies."""
+def _widen(pipe: "Connection[Any, Any]") -> None:
+    """Let a worker put a whole result down and go on, where the system allows it."""
+    if hasattr(fcntl, "F_SETPIPE_SZ"):  # Linux
+        with contextlib.suppress(OSError):  # the user's pipes have had their share
+            fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+
+def _send(result: object, answers: "Connection[Any, Any]") -> None:
+    """Send a pickle, and apart from it, in one piece, what the pickle only points to."""
+    buffers: list[memoryview] = []
+    head = pickle.dumps(result, 5, buffer_callback=lambda each: buffers.append(each.raw()))
+    answers.send((head, [len(buffer) for buffer in buffers]))
+    answers.send_bytes(b"".join(buffers))
+
+
+def _receive(answers: "Connection[Any, Any]") -> Any:  # noqa: ANN401 (a result or an exception)
+    head, lengths = answers.recv()
+    body = memoryview(answers.recv_bytes())
+    ends = list(accumulate(lengths, initial=0))
+    return pickle.loads(head, buffers=[body[start:end] for start, end in pairwise(ends)])
+
+
+def _work(
+    tasks: "Connection[Any, Any]",
+    answers: "Connection[Any, Any]",
+    function: Callable[[Any], Any],
+) -> None:
+    """Answer tasks until the parent ends this process, or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _keep_freed_memory()
     with contextlib.suppress(EOFError, OSError):
         while True:
-            task = connection.recv()
+            task = tasks.recv()
             try:
                 result = function(task)
             except Exception as error:  # the parent raises it
                 result = error
-            connection.send(result)
+            _send(result, answers)
 
 
 def _keep_freed_memory() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ecgfast import log
 from ecgfast.convert.plan import begun, check_free, finished, freeze, thaw, work_folder
-from ecgfast.convert.pool import in_order
+from ecgfast.convert.pool import Crew
 from ecgfast.convert.seal import seal
 from ecgfast.errors import ConfigError
 from ecgfast.store.chunks import encode_chunks
@@ -78,9 +78,9 @@ def _encode_all(reader: StoreReader, writer: StoreWriter, codec: Codec, workers:
     leads = np.stack([getattr(reader, name) for name in LEAD_ARRAYS], axis=1)  # (N, 4, 12)
     position = writer.cursor.position
     work = partial(_encode_batch, path=reader.path, codec=codec)
-    with log.progress("transcode", total=len(reader)) as advance:
+    with Crew(work, workers) as crew, log.progress("transcode", total=len(reader)) as advance:
         advance(position)
-        for chunks in in_order(work, _ranges(position, len(reader)), workers=workers):
+        for chunks in crew.map(_ranges(position, len(reader))):
             for chunk in chunks:
                 record = EncodedRecord(chunk=chunk, leads=leads[position], row={})
                 position += 1

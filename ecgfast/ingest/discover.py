@@ -46,8 +46,9 @@ def discover(sources: Sequence[Path]) -> list[InputFile]:
     for source in sources:
         before = len(found)
         if source.is_dir():
+            above = len(os.path.join(source, ""))
             for path in _walk(str(source)):
-                found.extend(_inputs(Path(path), os.path.relpath(path, source), source))
+                found.extend(_inputs(Path(path), path[above:], source))
         elif source.is_file():
             found.extend(_inputs(source, source.name, source))
         else:

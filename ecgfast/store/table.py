@@ -35,17 +35,19 @@ SCHEMA = pa.schema(
 QUARANTINE_COLUMNS = ("record_id", "format", "reason")
 _SOURCES_COLUMNS = ("record_id", "source", "recorded")
 _ROW_GROUP = 65536
+_KINDS = {bool: "bool", int: "number", float: "number"}  # of the values of a row, which is JSON
 _TYPES = {"number": pa.float64(), "bool": pa.bool_(), "text": pa.string()}
 
 
 def column_kinds(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
     """Name and kind ("number", "bool", "text") of the label columns in some rows."""
+    found = {
+        (name, type(value)) for row in rows for name, value in row.get("labels", {}).items()
+    }
     kinds: dict[str, str] = {}
-    for row in rows:
-        for name, value in row.get("labels", {}).items():
-            if value is None or name in SCHEMA.names:
-                continue
-            kind = _kind(value)
+    for name, type_ in found:
+        if type_ is not type(None) and name not in SCHEMA.names:
+            kind = _KINDS.get(type_, "text")
             kinds[name] = kind if kinds.get(name, kind) == kind else "text"
     return kinds
 
@@ -94,23 +96,14 @@ def _write_csv(
     return write_durably(path, parts, mode=mode)
 
 
-def _kind(value: object) -> str:
-    if isinstance(value, bool):
-        return "bool"
-    return "number" if isinstance(value, int | float) else "text"
-
-
 def _table(rows: list[dict[str, Any]], schema: pa.Schema, kinds: dict[str, str]) -> pa.Table:
+    table = pa.Table.from_pylist(rows, SCHEMA)
     labels = [row.get("labels", {}) for row in rows]
-    columns = [
-        # A column of the schema that a source also has as a label keeps the schema's value.
-        [row.get(field.name) for row in rows]
-        if field.name in SCHEMA.names
-        else _label(labels, field.name, as_text=kinds[field.name] == "text")
-        for field in schema
-    ]
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=schema)
+    # A column of the schema that a source also has as a label keeps the schema's value.
+    for field in list(schema)[len(SCHEMA) :]:
+        column = _label(labels, field.name, as_text=kinds[field.name] == "text")
+        table = table.append_column(field, pa.array(column, field.type))
+    return table
 
 
 def _label(labels: list[dict[str, Any]], name: str, *, as_text: bool) -> list[Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ecgfast.convert.pool import in_order
+from ecgfast.convert.pool import Crew
 from ecgfast.errors import EcgfastError, FormatError
 
 
@@ -41,26 +41,29 @@ def _bytes_read() -> int:
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_results_come_in_the_order_of_the_tasks(workers: int) -> None:
-    assert list(in_order(_square, range(200), workers=workers)) == [n * n for n in range(200)]
+    with Crew(_square, workers) as crew:
+        assert list(crew.map(range(200))) == [n * n for n in range(200)]
 
 
 def test_tasks_are_read_as_they_are_needed() -> None:
     tasks = iter(range(10_000))
-    results = in_order(_square, tasks, workers=2)
-    assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
-    assert next(tasks) < 100
-    assert len(list(results)) > 9_000  # and the workers end
+    with Crew(_square, 2) as crew:
+        results = crew.map(tasks)
+        assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
+        assert next(tasks) < 100
+        assert len(list(results)) > 9_000
 
 
 def test_an_error_of_a_worker_is_raised_here() -> None:
-    with pytest.raises(FormatError, match="task 20"):
-        list(in_order(_refuse, range(40), workers=2))
+    with pytest.raises(FormatError, match="task 20"), Crew(_refuse, 2) as crew:
+        list(crew.map(range(40)))
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="no /proc/PID/io")
 def test_a_worker_killed_while_it_sends_is_an_error_and_no_hang() -> None:
     killer = threading.Thread(target=_kill_workers_after, args=(_bytes_read() + (8 << 20),))
     killer.start()
-    with pytest.raises(EcgfastError, match="a worker process was killed"):
-        list(in_order(_large, range(40), workers=2))
+    killed = pytest.raises(EcgfastError, match="a worker process was killed")
+    with killed, Crew(_large, 2) as crew:
+        list(crew.map(range(40)))
     killer.join()
