@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +26,6 @@ _KEPT_BYTES = 32 << 20  # the most that glibc takes as a threshold
 _PIPE_BYTES = 1 << 20  # a batch's result fits; the most that Linux gives without privileges
 # Batches of under a megabyte, for each worker: unanswered ones, and all that are not yet written.
 _QUEUED, _PENDING = 3, 12
-_SWITCH_INTERVAL_S = 0.0002
 
 
 class Crew(Generic[Task, Result]):
@@ -47,9 +45,6 @@ class Crew(Generic[Task, Result]):
         self._workers: list[_Worker[Task, Result]] = []
 
     def __enter__(self) -> Self:
-        # A thread whose worker has answered would wait 5 ms for this process's own work.
-        self._interval_s = sys.getswitchinterval()
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         if self._size > 1:
             self._hire()
         return self
@@ -57,7 +52,6 @@ class Crew(Generic[Task, Result]):
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
             worker.end()
-        sys.setswitchinterval(self._interval_s)
 
     def map(self, tasks: Iterable[Task]) -> Iterator[Result]:
         """Yield `function(task)` for every task, in the order of the tasks.

@@ -27,12 +27,12 @@ class _Lines:
     quarantine: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
 
-    def rows(self, writer: StoreWriter) -> Iterator[list[dict[str, Any]]]:
-        for part in writer.lines():
-            self.converted.update(part["positions"])
-            self.quarantine.append(part["quarantine"])
-            self.sources.append(part["sources"])
-            yield part["rows"]
+    def rows(self, writer: StoreWriter) -> Iterator[pa.Table]:
+        for table, text in writer.lines():
+            self.converted.update(table["position"].to_pylist())
+            self.quarantine.append(text["quarantine"])
+            self.sources.append(text["sources"])
+            yield table
 
 
 def seal_converted(

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -52,16 +53,47 @@ def column_kinds(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
     return kinds
 
 
-def records_table(parts: Iterable[list[dict[str, Any]]], kinds: dict[str, str]) -> pa.Table:
-    """Build the table of records.parquet, one pass over the rows.
+def pack_rows(rows: list[dict[str, Any]], positions: list[int], text: dict[str, str]) -> bytes:
+    """The rows of a shard as they wait for the end of the conversion: an Arrow stream.
+
+    Labels are JSON in it: the kinds of their columns are known only at that end.
 
     Args:
-        parts: rows, label columns under "labels".
+        rows: of records.parquet, label columns under "labels".
+        positions: of each row's input.
+        text: further lines to keep, by name.
+    """
+    labels = [json.dumps(row["labels"]) if row.get("labels") else None for row in rows]
+    table = (
+        pa.Table.from_pylist(rows, SCHEMA)
+        .append_column("labels", pa.array(labels, pa.string()))
+        .append_column("position", pa.array(positions, pa.int64()))
+        .replace_schema_metadata(text)
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def unpack_rows(data: bytes) -> tuple[pa.Table, dict[str, str]]:
+    """What `pack_rows` packed: the rows with their positions, and the lines by name."""
+    options = pa.ipc.IpcReadOptions(use_threads=False)
+    table = pa.ipc.open_stream(data, options=options).read_all()
+    text = {name.decode(): line.decode() for name, line in table.schema.metadata.items()}
+    return table.replace_schema_metadata(), text
+
+
+def records_table(parts: Iterable[pa.Table], kinds: dict[str, str]) -> pa.Table:
+    """Build the table of records.parquet.
+
+    Args:
+        parts: of `unpack_rows`.
         kinds: label columns, as `StoreWriter.columns` has them.
     """
     fields = [pa.field(name, _TYPES[kind]) for name, kind in sorted(kinds.items())]
     schema = pa.schema([*SCHEMA, *fields])
-    tables = (_table(rows, schema, kinds) for rows in parts)
+    tables = (_with_labels(part, fields, kinds) for part in parts)
     return pa.concat_tables([schema.empty_table(), *tables])
 
 
@@ -96,11 +128,13 @@ def _write_csv(
     return write_durably(path, parts, mode=mode)
 
 
-def _table(rows: list[dict[str, Any]], schema: pa.Schema, kinds: dict[str, str]) -> pa.Table:
-    table = pa.Table.from_pylist(rows, SCHEMA)
-    labels = [row.get("labels", {}) for row in rows]
+def _with_labels(part: pa.Table, fields: list[pa.Field], kinds: dict[str, str]) -> pa.Table:
+    table = part.select(SCHEMA.names)
+    if not fields:
+        return table
+    labels = [json.loads(text) if text else {} for text in part["labels"].to_pylist()]
     # A column of the schema that a source also has as a label keeps the schema's value.
-    for field in list(schema)[len(SCHEMA) :]:
+    for field in fields:
         column = _label(labels, field.name, as_text=kinds[field.name] == "text")
         table = table.append_column(field, pa.array(column, field.type))
     return table

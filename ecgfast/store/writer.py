@@ -1,6 +1,5 @@
 """The one writer of a store: takes encoded records in order, cuts shards, journals each."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pickle import PickleBuffer
 from typing import Any, Self, SupportsIndex
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from ecgfast.store.durable import explained, write_durably
@@ -23,7 +23,7 @@ from ecgfast.store.format import (
     with_crc32c,
 )
 from ecgfast.store.journal import Cursor, Entry, Journal
-from ecgfast.store.table import QUARANTINE_COLUMNS, column_kinds, csv_lines
+from ecgfast.store.table import QUARANTINE_COLUMNS, column_kinds, csv_lines, pack_rows, unpack_rows
 
 
 _JOINED_CHUNKS = 32
@@ -93,14 +93,8 @@ class _Shard:
 
     def lines(self) -> bytes:
         """The table rows, as they wait for the end of the conversion."""
-        return json.dumps(
-            {
-                "positions": self.positions,
-                "rows": [record.row for record in self.records],
-                "quarantine": csv_lines(self.refused),
-                "sources": csv_lines(self.sources),
-            }
-        ).encode()
+        text = {"quarantine": csv_lines(self.refused), "sources": csv_lines(self.sources)}
+        return pack_rows([record.row for record in self.records], self.positions, text)
 
 
 class StoreWriter:
@@ -184,18 +178,17 @@ class StoreWriter:
             self._flush(end)
             self._settle()
 
-    def lines(self) -> Iterator[dict[str, Any]]:
+    def lines(self) -> Iterator[tuple[pa.Table, dict[str, str]]]:
         """The durable lines, a shard at a time.
 
         Yields:
-            "positions" (inputs) and "rows" of its records; lines of "quarantine" and "sources",
-            CSV text without a header.
+            rows of `unpack_rows`; lines of "quarantine" and "sources", CSV without a header.
         """
         for number in range(len(self._journal.entries)):
-            yield json.loads(self._lines_path(number).read_bytes())
+            yield unpack_rows(self._lines_path(number).read_bytes())
 
     def _lines_path(self, number: int) -> Path:
-        return self._work / f"lines-{number:06d}.json"
+        return self._work / f"lines-{number:06d}.arrow"
 
     def _flush(self, cursor: Cursor) -> None:
         self._settle()  # at most one shard waits: memory stays bounded, errors come in order
