@@ -10,7 +10,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -24,20 +24,19 @@ Result = TypeVar("Result")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _KEPT_BYTES = 32 << 20  # the most that glibc takes as a threshold
 _PIPE_BYTES = 1 << 20  # a batch's result fits; the most that Linux gives without privileges
-# Batches of under a megabyte, for each worker: unanswered ones, and all that are not yet written.
-_QUEUED, _PENDING = 3, 12
+_PENDING = 4  # tasks for each worker that are sent and not yet taken: batches of about a megabyte
+_HIRED_AT_ONCE = 4
 
 
 class Crew(Generic[Task, Result]):
-    """Processes that work on tasks together: this one and spawned ones; a context manager.
+    """Spawned processes that work on tasks for this one; a context manager.
 
-    The first worker is hired at once, because its imports take a third of a second; each further
-    one when all the others have something to do.
+    A few are hired at once, because their imports take a third of a second in which this process
+    may find out what there is to do; each further one when all the others are busy.
 
     Args:
-        function: picklable; it runs in the workers, and here whenever they have enough to do: who
-            writes the results has time left until there are many workers.
-        size: processes, this one included.
+        function: picklable; it runs in the workers.
+        size: the most workers; 1 hires nobody, and the function runs here.
     """
 
     def __init__(self, function: Callable[[Task], Result], size: int) -> None:
@@ -46,7 +45,8 @@ class Crew(Generic[Task, Result]):
 
     def __enter__(self) -> Self:
         if self._size > 1:
-            self._hire()
+            for _ in range(min(self._size, _HIRED_AT_ONCE)):
+                self._hire()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -61,27 +61,24 @@ class Crew(Generic[Task, Result]):
         Raises:
             EcgfastError: a worker was killed.
         """
-        pending: deque[_Worker[Task, Result] | _Own[Result]] = deque()
+        if self._size == 1:
+            yield from map(self._function, tasks)
+            return
+        pending: deque[_Worker[Task, Result]] = deque()
         for task in tasks:
-            worker = self._free()
-            if worker is None:
-                pending.append(_Own(self._function(task)))
-            else:
-                worker.send(task)
-                pending.append(worker)
-            while pending and (pending[0].has_result or len(pending) > _PENDING * self._size):
+            worker = self._least_busy()
+            worker.send(task)
+            pending.append(worker)
+            while len(pending) >= _PENDING * self._size:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
 
-    def _free(self) -> "_Worker[Task, Result] | None":
-        """A worker to send a task to."""
-        if self._size == 1:
-            return None
-        least = min(self._workers, key=lambda worker: worker.unanswered)
-        if least.unanswered and len(self._workers) < self._size - 1:
+    def _least_busy(self) -> "_Worker[Task, Result]":
+        worker = min(self._workers, key=lambda each: each.unanswered)
+        if worker.unanswered and len(self._workers) < self._size:
             return self._hire()
-        return least if least.unanswered < _QUEUED else None
+        return worker
 
     def _hire(self) -> "_Worker[Task, Result]":
         worker = _Worker(self._function)
@@ -94,17 +91,6 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-@dataclass(frozen=True)
-class _Own(Generic[Result]):
-    """A result of this process."""
-
-    value: Result
-    has_result = True
-
-    def result(self) -> Result:
-        return self.value
 
 
 class _Worker(Generic[Task, Result]):
@@ -122,7 +108,8 @@ class _Worker(Generic[Task, Result]):
         self._answers, answers = context.Pipe(duplex=False)
         _widen(answers)
         self._process = context.Process(target=_work, args=(tasks, answers, function), daemon=True)
-        self._process.start()
+        with _one_blas_thread():
+            self._process.start()
         tasks.close()
         answers.close()
         self._sent, self._received = 0, 0
@@ -133,10 +120,6 @@ class _Worker(Generic[Task, Result]):
     @property
     def unanswered(self) -> int:
         return self._sent - self._received
-
-    @property
-    def has_result(self) -> bool:
-        return not self._results.empty()
 
     def send(self, task: Task) -> None:
         self._sent += 1
@@ -168,6 +151,21 @@ class _Worker(Generic[Task, Result]):
                 "again with fewer --workers, it goes on where it stopped"
             )
         )
+
+
+@contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """For processes started here: NumPy's library would start a thread per core in each of them."""
+    name = "OPENBLAS_NUM_THREADS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _widen(pipe: "Connection[Any, Any]") -> None:
