@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import fcntl
+import gc
 import multiprocessing
 import os
 import pickle
@@ -15,6 +16,8 @@ from itertools import accumulate, pairwise
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, Generic, Self, TypeVar
+
+import numpy as np
 
 from ecgfast.errors import EcgfastError
 
@@ -180,14 +183,26 @@ def _send(result: object, answers: "Connection[Any, Any]") -> None:
     buffers: list[memoryview] = []
     head = pickle.dumps(result, 5, buffer_callback=lambda each: buffers.append(each.raw()))
     answers.send((head, [len(buffer) for buffer in buffers]))
-    answers.send_bytes(b"".join(buffers))
+    _write(answers.fileno(), b"".join(buffers))
 
 
 def _receive(answers: "Connection[Any, Any]") -> Any:  # noqa: ANN401 (a result or an exception)
     head, lengths = answers.recv()
-    body = memoryview(answers.recv_bytes())
     ends = list(accumulate(lengths, initial=0))
+    body = memoryview(np.empty(ends[-1], np.uint8))
+    got = 0
+    while got < len(body):
+        count = os.readv(answers.fileno(), [body[got:]])
+        if count == 0:
+            raise EOFError
+        got += count
     return pickle.loads(head, buffers=[body[start:end] for start, end in pairwise(ends)])
+
+
+def _write(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
 
 
 def _work(
@@ -198,6 +213,7 @@ def _work(
     """Answer tasks until the parent ends this process, or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _keep_freed_memory()
+    gc.freeze()  # what the imports have left is no garbage: no collection looks at it again
     with contextlib.suppress(EOFError, OSError):
         while True:
             task = tasks.recv()

@@ -49,7 +49,7 @@ class EncodedRecord:
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
         """Pickle everything but the chunk, which may travel beside the pickle."""
-        rest = (self.leads, self.row, self.source, self.recorded)
+        rest = (self.leads.tobytes(), self.row, self.source, self.recorded)
         return _unpickled, (PickleBuffer(self.chunk), *rest)
 
 
@@ -59,9 +59,11 @@ def _joined(chunks: Sequence[bytes | memoryview]) -> Iterator[bytes]:
         yield b"".join(chunks[start : start + _JOINED_CHUNKS])
 
 
-def _unpickled(chunk: memoryview, leads: NDArray[np.float32], *rest: Any) -> EncodedRecord:
-    row, source, recorded = rest
-    return EncodedRecord(chunk=chunk, leads=leads, row=row, source=source, recorded=recorded)
+def _unpickled(
+    chunk: memoryview, leads: bytes, row: dict[str, Any], source: str, recorded: str
+) -> EncodedRecord:
+    leads_4C = np.frombuffer(leads, np.float32).reshape(len(LEAD_ARRAYS), -1)
+    return EncodedRecord(chunk=chunk, leads=leads_4C, row=row, source=source, recorded=recorded)
 
 
 @dataclass(frozen=True, kw_only=True)
