@@ -3,7 +3,8 @@
     python benchmarks/convert_peers.py ../shared/data/ptbxl/hr_gt [--records 10000]
 
 The source's records are copied, folder after folder, until there are enough; the page cache is
-warm. Convert is timed as a whole process, from the command to the sealed store: discovery, checks,
+warm. Where the system empties it at once, `--cohort-in /dev/shm` keeps the copies in memory.
+Convert is timed as a whole process, from the command to the sealed store: discovery, checks,
 statistics, encoding, fsync. The loop only reads; its imports are not timed. Rows go to
 benchmarks/results/DEVICE/convert.jsonl.
 """
@@ -30,8 +31,11 @@ def main() -> None:
     args = _arguments()
     cores = sorted(os.sched_getaffinity(0))
     rates: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory(prefix="ecgfast-bench-") as folder:
-        cohort = Path(folder) / "cohort"
+    with (
+        tempfile.TemporaryDirectory(prefix="ecgfast-bench-") as folder,
+        tempfile.TemporaryDirectory(prefix="ecgfast-bench-", dir=args.cohort_in) as copies,
+    ):
+        cohort = Path(copies) / "cohort"
         count = copy_records(args.source, cohort, args.records)
         loop = sorted(cohort.rglob("*.hea"))[:LOOP_RECORDS]
         for _ in range(args.repeats):
@@ -112,6 +116,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("source", type=Path, help="folder of WFDB records of 12 x 5000")
     parser.add_argument("--records", type=int, default=10_000, help="copy until there are so many")
+    parser.add_argument("--cohort-in", type=Path, help="folder of the copies, else the temporary")
     parser.add_argument("--repeats", type=int, default=3)
     return parser.parse_args()
 

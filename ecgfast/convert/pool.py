@@ -48,8 +48,12 @@ class Crew(Generic[Task, Result]):
 
     def __enter__(self) -> Self:
         if self._size > 1:
-            for _ in range(min(self._size, _HIRED_AT_ONCE)):
-                self._hire()
+            try:
+                for _ in range(min(self._size, _HIRED_AT_ONCE)):
+                    self._hire()
+            except BaseException:  # no process or file is left: what was hired waits for ever
+                self.__exit__()
+                raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -144,16 +148,18 @@ class _Worker(Generic[Task, Result]):
         self._answers.close()
 
     def _receive(self) -> None:
-        with contextlib.suppress(EOFError, OSError):  # OSError: in the middle of a result
+        try:
             while True:
                 self._results.put(_receive(self._answers))
                 self._received += 1
-        self._results.put(
-            EcgfastError(
+        except (EOFError, OSError):  # OSError: in the middle of a result
+            killed = EcgfastError(
                 "a worker process was killed, most often for want of memory; run the same command "
                 "again with fewer --workers, it goes on where it stopped"
             )
-        )
+            self._results.put(killed)
+        except Exception as error:  # who asks for the result raises it
+            self._results.put(error)
 
 
 @contextmanager
@@ -189,7 +195,7 @@ def _send(result: object, answers: "Connection[Any, Any]") -> None:
 def _receive(answers: "Connection[Any, Any]") -> Any:  # noqa: ANN401 (a result or an exception)
     head, lengths = answers.recv()
     ends = list(accumulate(lengths, initial=0))
-    body = memoryview(np.empty(ends[-1], np.uint8))
+    body = np.empty(ends[-1], np.uint8).data
     got = 0
     while got < len(body):
         count = os.readv(answers.fileno(), [body[got:]])

@@ -65,7 +65,8 @@ def convert(
         out: folder of the new store; STORE.key and STORE.sources.csv appear beside it.
         labels: CSV to join afterwards, as `ecgfast label` does.
         codec: "ecgpack", "zstd" or "none".
-        workers: processes; None takes the cores that this process may use.
+        workers: processes that read and encode for this one, which writes; 1 does all in this
+            process, None takes the cores that it may use.
         window: of records longer than 5000 timesteps the "first", or "all" whole windows.
         short: "quarantine" records shorter than 5000 timesteps or "pad" them with 0 microvolt.
         quality: "flag" what the signal checks find, or "strict": quarantine it.

@@ -25,7 +25,7 @@ from ecgfast.store.writer import EncodedRecord, Outcome, Refusal
 
 Quality = Literal["flag", "strict"]
 _STRICT = ("flat_lead", "einthoven", "interpolated")
-_BLOCK_RECORDS = 32
+_BLOCK_RECORDS = 16  # two megabytes: what one step writes, the next finds in the cache
 _SHORTEST_NAME = 4  # the "1" of 1.hea is in many a reason; as a file name it is caught below
 _LONGEST_REASON = 500
 _FILE_NAME = re.compile(

@@ -17,7 +17,9 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # Lustre without -o flock, some NFS
 
 
-def write_durably(path: Path, parts: Iterable[bytes], *, mode: int = 0o644) -> dict[str, int | str]:
+def write_durably(
+    path: Path, parts: Iterable[bytes | memoryview], *, mode: int = 0o644
+) -> dict[str, int | str]:
     """Write a file to a temporary name, fsync it, rename it, fsync its folder.
 
     Args:

@@ -42,9 +42,7 @@ _TYPES = {"number": pa.float64(), "bool": pa.bool_(), "text": pa.string()}
 
 def column_kinds(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
     """Name and kind ("number", "bool", "text") of the label columns in some rows."""
-    found = {
-        (name, type(value)) for row in rows for name, value in row.get("labels", {}).items()
-    }
+    found = {(name, type(value)) for row in rows for name, value in row.get("labels", {}).items()}
     kinds: dict[str, str] = {}
     for name, type_ in found:
         if type_ is not type(None) and name not in SCHEMA.names:
@@ -73,7 +71,8 @@ def pack_rows(rows: list[dict[str, Any]], positions: list[int], text: dict[str, 
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
-    return sink.getvalue().to_pybytes()
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def unpack_rows(data: bytes) -> tuple[pa.Table, dict[str, str]]:

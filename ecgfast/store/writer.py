@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from pickle import PickleBuffer
 from typing import Any, Self, SupportsIndex
@@ -24,9 +23,6 @@ from ecgfast.store.format import (
 )
 from ecgfast.store.journal import Cursor, Entry, Journal
 from ecgfast.store.table import QUARANTINE_COLUMNS, column_kinds, csv_lines, pack_rows, unpack_rows
-
-
-_JOINED_CHUNKS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +47,6 @@ class EncodedRecord:
         """Pickle everything but the chunk, which may travel beside the pickle."""
         rest = (self.leads.tobytes(), self.row, self.source, self.recorded)
         return _unpickled, (PickleBuffer(self.chunk), *rest)
-
-
-def _joined(chunks: Sequence[bytes | memoryview]) -> Iterator[bytes]:
-    """Pieces of about a megabyte: for each, the writing thread waits for the interpreter twice."""
-    for start in range(0, len(chunks), _JOINED_CHUNKS):
-        yield b"".join(chunks[start : start + _JOINED_CHUNKS])
 
 
 def _unpickled(
@@ -208,7 +198,7 @@ class StoreWriter:
         if records:
             chunks = [record.chunk for record in records]
             index = pack_shard_index([len(chunk) for chunk in chunks])
-            files[shard_name(number)] = self._write(shard_name(number), chain(_joined(chunks), [index]))
+            files[shard_name(number)] = self._write(shard_name(number), [*chunks, index])
             leads = np.zeros((len(LEAD_ARRAYS), SHARD_RECORDS, records[0].leads.shape[1]), "<f4")
             leads[:, : len(records)] = np.stack([record.leads for record in records], axis=1)
             for array, values in zip(LEAD_ARRAYS, leads, strict=True):
@@ -220,5 +210,5 @@ class StoreWriter:
             Entry(num_records=len(records), cursor=cursor, columns=columns, files=files)
         )
 
-    def _write(self, name: str, parts: Iterable[bytes]) -> dict[str, Any]:
+    def _write(self, name: str, parts: Iterable[bytes | memoryview]) -> dict[str, Any]:
         return write_durably(self._store / name, parts)

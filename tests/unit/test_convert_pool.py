@@ -5,10 +5,12 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ecgfast.convert.pool import Crew
 from ecgfast.errors import EcgfastError, FormatError
+from ecgfast.store.writer import EncodedRecord
 
 
 def _square(task: int) -> int:
@@ -57,6 +59,48 @@ def test_tasks_are_read_as_they_are_needed() -> None:
 def test_an_error_of_a_worker_is_raised_here() -> None:
     with pytest.raises(FormatError, match="task 20"), Crew(_refuse, 2) as crew:
         list(crew.map(range(40)))
+
+
+class _OneWayError(ValueError):
+    """Cannot be unpickled: its argument is not among `args`."""
+
+    def __init__(self, *, number: int) -> None:
+        super().__init__(f"number {number}")
+
+
+def _refuse_one_way(task: int) -> int:
+    raise _OneWayError(number=task)
+
+
+def test_an_error_that_cannot_travel_is_an_error_and_no_hang() -> None:
+    with pytest.raises(TypeError, match="positional argument"), Crew(_refuse_one_way, 2) as crew:
+        list(crew.map(range(4)))
+
+
+def _parts(task: int) -> list[EncodedRecord]:
+    """Chunks of every size, the empty one and one beyond the pipe's room too."""
+    leads_4C = np.full((4, 12), task, np.float32)
+    sizes = [0, 1, 4096, 3 << 20]
+    return [
+        EncodedRecord(chunk=bytes([task]) * size, leads=leads_4C, row={"task": task}, source="s")
+        for size in sizes
+    ]
+
+
+def test_records_arrive_as_they_were_sent() -> None:
+    with Crew(_parts, 2) as crew:
+        for task, records in enumerate(crew.map(range(8))):
+            for got, sent in zip(records, _parts(task), strict=True):
+                assert bytes(got.chunk) == sent.chunk
+                np.testing.assert_array_equal(got.leads, sent.leads, strict=True)
+                assert (got.row, got.source, got.recorded) == (sent.row, sent.source, "")
+
+
+def test_workers_are_hired_as_they_are_needed() -> None:
+    with Crew(_square, 64) as crew:
+        assert list(crew.map(range(3))) == [0, 1, 4]
+        assert len(multiprocessing.active_children()) <= 4
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="no /proc/PID/io")
