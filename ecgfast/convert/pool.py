@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from multiprocessing.connection import Connection
+from multiprocessing.resource_tracker import ensure_running
 from queue import SimpleQueue
 from typing import Any, Generic, Self, TypeVar
 
@@ -66,7 +67,7 @@ class Crew(Generic[Task, Result]):
         Args:
             tasks: read only as far ahead as work is in flight.
         Raises:
-            EcgfastError: a worker was killed.
+            EcgfastError: a worker was killed, or cannot be started.
         """
         if self._size == 1:
             yield from map(self._function, tasks)
@@ -88,7 +89,13 @@ class Crew(Generic[Task, Result]):
         return worker
 
     def _hire(self) -> "_Worker[Task, Result]":
-        worker = _Worker(self._function)
+        try:
+            worker = _Worker(self._function)
+        except (OSError, RuntimeError) as error:  # RuntimeError: of threads
+            raise EcgfastError(
+                f"worker {len(self._workers) + 1} of {self._size} cannot be started: {error}; "
+                "give fewer --workers, or raise the limits of `ulimit -n` and `ulimit -u`"
+            ) from error
         self._workers.append(worker)
         return worker
 
@@ -115,14 +122,18 @@ class _Worker(Generic[Task, Result]):
         self._answers, answers = context.Pipe(duplex=False)
         _widen(answers)
         self._process = context.Process(target=_work, args=(tasks, answers, function), daemon=True)
-        with _one_blas_thread():
+        with _one_blas_thread(), _no_interrupts():
             self._process.start()
         tasks.close()
         answers.close()
         self._sent, self._received = 0, 0
         self._results: SimpleQueue[Result | Exception] = SimpleQueue()
         self._thread = threading.Thread(target=self._receive)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._process.terminate()
+            raise
 
     @property
     def unanswered(self) -> int:
@@ -153,13 +164,33 @@ class _Worker(Generic[Task, Result]):
                 self._results.put(_receive(self._answers))
                 self._received += 1
         except (EOFError, OSError):  # OSError: in the middle of a result
-            killed = EcgfastError(
+            self._results.put(EcgfastError(self._end_of_process()))
+        except Exception as error:  # who asks for the result raises it
+            self._results.put(error)
+
+    def _end_of_process(self) -> str:
+        self._process.join()
+        code = self._process.exitcode
+        if code is None or code < 0:  # a signal; None: somebody else has waited for it
+            return (
                 "a worker process was killed, most often for want of memory; run the same command "
                 "again with fewer --workers, it goes on where it stopped"
             )
-            self._results.put(killed)
-        except Exception as error:  # who asks for the result raises it
-            self._results.put(error)
+        return (
+            f"a worker process ended with exit code {code}, its reason stands above; a script that "
+            'converts with more than one worker needs `if __name__ == "__main__":` around its calls'
+        )
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """For processes started here, from the first instruction: Ctrl-C is the parent's to handle."""
+    ensure_running()  # or the first start would, and lift the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -217,7 +248,6 @@ def _work(
     function: Callable[[Any], Any],
 ) -> None:
     """Answer tasks until the parent ends this process, or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _keep_freed_memory()
     gc.freeze()  # what the imports have left is no garbage: no collection looks at it again
     with contextlib.suppress(EOFError, OSError):

@@ -14,6 +14,7 @@ import io
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -81,6 +82,8 @@ def read_arrays(path: Path, record_id: str, row: int | None) -> EcgRecord:
     signal, scale, offset = _digits_or_microvolt(signal_ST, scale, offset)
     leads = arrange_leads(plan_leads(names, path.name), signal, scale, offset, path.name)
     text = {key: str(meta[key]) for key in _IDENTITY if meta.get(key) is not None}
+    labels = {key: _label(key, meta[key], path) for key in sorted(set(meta) - _KNOWN - _IDENTITY)}
+    _check_text([*labels, *labels.values(), *text.values()], path)
     age = parse_age(text["age"]) if "age" in text else None
     return EcgRecord(
         record_id=record_id,
@@ -92,7 +95,7 @@ def read_arrays(path: Path, record_id: str, row: int | None) -> EcgRecord:
         site=text.get("site"),
         age=age,
         sex=parse_sex(text.get("sex", "")),
-        labels={key: _label(meta[key]) for key in sorted(set(meta) - _KNOWN - _IDENTITY)},
+        labels=labels,
         provenance={"format": "numpy"},
         flags=leads.flags + (("age_implausible",) if "age" in text and age is None else ()),
     )
@@ -218,8 +221,27 @@ def _digits_or_microvolt(
     return microvolt, [1.0] * len(scale), [0.0] * len(offset)
 
 
-def _label(value: object) -> str | float | None:
+def _label(name: str, value: object, path: Path) -> str | float | None:
     """Return a label as text, number or None."""
     if value is None or isinstance(value, str):
         return value
-    return float(value) if isinstance(value, int | float) else json.dumps(value)
+    if not isinstance(value, int | float):
+        return json.dumps(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise FormatError(
+            f"{path.name}: label {name!r} is a number beyond 1e308; write it as text"
+        ) from error
+
+
+def _check_text(values: Sequence[str | float | None], path: Path) -> None:
+    """JSON can hold half of a UTF-16 pair, which no table can."""
+    for value in values:
+        try:
+            str(value).encode()
+        except UnicodeEncodeError as error:
+            raise FormatError(
+                f"{path.name}: {value!r} holds half of a UTF-16 pair, allowed Unicode text; "
+                "correct it where the labels are written"
+            ) from error

@@ -1,6 +1,9 @@
 """The workers of convert: order, errors, and a death in the worst moment."""
 
 import multiprocessing
+import os
+import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -100,6 +103,39 @@ def test_workers_are_hired_as_they_are_needed() -> None:
     with Crew(_square, 64) as crew:
         assert list(crew.map(range(3))) == [0, 1, 4]
         assert len(multiprocessing.active_children()) <= 4
+    assert not multiprocessing.active_children()
+
+
+def _blocks_interrupts(task: int) -> bool:
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_ctrl_c_is_the_callers_alone() -> None:
+    with Crew(_blocks_interrupts, 2) as crew:
+        assert list(crew.map(range(4))) == [True] * 4
+    assert not _blocks_interrupts(0)
+
+
+def _leave(task: int) -> int:
+    if multiprocessing.parent_process() is not None:
+        sys.exit(3)
+    return task
+
+
+def test_a_worker_that_ends_by_itself_is_not_called_killed() -> None:
+    with pytest.raises(EcgfastError, match=r"exit code 3.*__main__"), Crew(_leave, 2) as crew:
+        list(crew.map(range(4)))
+
+
+def test_a_worker_that_cannot_be_started_is_one_error() -> None:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 2, hard))
+    try:
+        with pytest.raises(EcgfastError, match=r"cannot be started.*--workers"), Crew(_square, 9):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert not multiprocessing.active_children()
 
 

@@ -109,6 +109,23 @@ def test_what_is_no_ecg_is_refused(
         _read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("meta", "told"),
+    [
+        ({"troponin": 10**400}, "label 'troponin' is a number beyond 1e308"),
+        ({"note": "\ud800"}, "half of a UTF-16 pair"),
+        ({"\ud800": 1}, "half of a UTF-16 pair"),
+        ({"patient_id": "\udc00"}, "half of a UTF-16 pair"),
+    ],
+)
+def test_labels_that_no_table_holds_are_refused(
+    tmp_path: Path, meta: dict[str, object], told: str
+) -> None:
+    _save(tmp_path, DIGITS, **meta)
+    with pytest.raises(FormatError, match=told):
+        _read(tmp_path)
+
+
 def test_without_sidecar_nothing_is_guessed(tmp_path: Path) -> None:
     np.save(tmp_path / "ecg.npy", DIGITS)
     with pytest.raises(FormatError, match=r"write ecg\.json or signals\.json"):
