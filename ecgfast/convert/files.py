@@ -134,7 +134,7 @@ def _write_all(
 
 
 def _convert_lines(task: _Task) -> list[list[Outcome]]:
-    """A worker's task; it parses the lines, because the writer's process is the busiest."""
+    """A worker's task; it parses the lines, so that the one writing process need not."""
     lines, settings = task
     return convert_batch([parse_input(line) for line in lines], settings)
 

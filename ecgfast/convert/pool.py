@@ -52,7 +52,7 @@ class Crew(Generic[Task, Result]):
             try:
                 for _ in range(min(self._size, _HIRED_AT_ONCE)):
                     self._hire()
-            except BaseException:  # no process or file is left: what was hired waits for ever
+            except BaseException:  # Ctrl-C too: who was hired would keep this process from ending
                 self.__exit__()
                 raise
         return self
@@ -128,7 +128,7 @@ class _Worker(Generic[Task, Result]):
         answers.close()
         self._sent, self._received = 0, 0
         self._results: SimpleQueue[Result | Exception] = SimpleQueue()
-        self._thread = threading.Thread(target=self._receive)
+        self._thread = threading.Thread(target=self._take_results)
         try:
             self._thread.start()
         except RuntimeError:
@@ -158,7 +158,7 @@ class _Worker(Generic[Task, Result]):
         self._tasks.close()
         self._answers.close()
 
-    def _receive(self) -> None:
+    def _take_results(self) -> None:
         try:
             while True:
                 self._results.put(_receive(self._answers))

@@ -155,7 +155,7 @@ def test_a_launch_on_another_stream_is_ordered_by_it() -> None:
 
 @pytest.fixture(scope="module", params=["ecgpack", "zstd"])
 def store_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("zarr")
+    pytest.importorskip("zarr", reason="writing the test's store needs zarr")
     from recordings import make_store
 
     path, _ = make_store(tmp_path_factory.mktemp("store"), 40, codec=request.param)
@@ -181,7 +181,7 @@ def batches(
 @pytest.mark.parametrize("engine", ["resident", "dali", "cpu"])
 def test_engines_on_the_gpu_have_the_bits_of_engine_cpu(store_path: Path, engine: str) -> None:
     if engine == "dali":
-        pytest.importorskip("nvidia.dali")
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     expected = batches(store_path, "cpu", "cpu")
     for (a, rows_a), (b, rows_b) in zip(expected, batches(store_path, engine, "cuda"), strict=True):
         assert rows_a == rows_b

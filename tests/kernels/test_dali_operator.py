@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ecgfast.data import dali_plugin
 
-dali: Any = pytest.importorskip("nvidia.dali")
+dali: Any = pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 Arrays = list[NDArray[Any]]
 
 

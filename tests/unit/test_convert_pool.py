@@ -128,7 +128,7 @@ def test_a_worker_that_ends_by_itself_is_not_called_killed() -> None:
 
 
 def test_a_worker_that_cannot_be_started_is_one_error() -> None:
-    resource = pytest.importorskip("resource")
+    resource = pytest.importorskip("resource", reason="this system has no limits to lower")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 2, hard))
     try:

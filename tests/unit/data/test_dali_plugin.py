@@ -10,7 +10,7 @@ import pytest
 from ecgfast.data import dali_plugin, toolchain
 from ecgfast.errors import BackendUnavailableError
 
-pytest.importorskip("nvidia.dali")
+pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 CPU_TARGET = dali_plugin.Target(dali="0", cuda="cpu", arch="")
 # DALI's headers are system headers, but inlining one of theirs makes GCC 12 warn of a free.
 STRICT = "-Wall -Wextra -Werror -Wno-error=free-nonheap-object"

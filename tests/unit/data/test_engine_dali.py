@@ -15,7 +15,7 @@ from ecgfast.data.source import Source
 from ecgfast.errors import CorruptStoreError
 from ecgfast.store.reader import open_store
 
-pytest.importorskip("nvidia.dali")
+pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 pytestmark = pytest.mark.usefixtures("dali_cache")
 
 
