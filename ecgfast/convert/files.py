@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ecgfast import log
@@ -26,11 +26,12 @@ from ecgfast.ingest import discover
 from ecgfast.store.format import FORMAT_VERSION
 from ecgfast.store.journal import Cursor
 from ecgfast.store.manifest import Manifest, read_manifest
+from ecgfast.store.outcomes import Outcomes
 from ecgfast.store.pseudonyms import Pseudonyms, read_key, read_or_create_key
-from ecgfast.store.writer import Outcome, StoreWriter
+from ecgfast.store.writer import StoreWriter
 
 _BATCH_FILES = 32
-_Task = tuple[list[bytes], Settings]
+_Task = tuple[list[bytes], Cursor, Settings]
 
 
 def convert_files(
@@ -115,28 +116,29 @@ def _freeze_inputs(paths: list[Path], out: Path) -> int:
 
 
 def _write_all(
-    plan: Plan, writer: StoreWriter, settings: Settings, crew: Crew[_Task, list[list[Outcome]]]
+    plan: Plan, writer: StoreWriter, settings: Settings, crew: Crew[_Task, Outcomes]
 ) -> None:
     start = writer.cursor
-    position, done = start.position, start.outcome
-    tasks = ((lines, settings) for lines in plan.batches(position, _BATCH_FILES))
     with log.progress("convert", total=plan.num_inputs) as advance:
-        advance(position)
-        if position:
-            log.info(f"going on at input {position:,} of {plan.num_inputs:,}")
-        for results in crew.map(tasks):
-            for outcomes in results:
-                for number, outcome in enumerate(outcomes[done:], done + 1):
-                    writer.add(outcome, Cursor(position=position, outcome=number))
-                position, done = position + 1, 0
-            advance(len(results))
+        advance(start.position)
+        if start.position:
+            log.info(f"going on at input {start.position:,} of {plan.num_inputs:,}")
+        for outcomes in crew.map(_tasks(plan, start, settings)):
+            writer.add(outcomes)
+            advance(outcomes.num_inputs)
     writer.finish(Cursor(position=plan.num_inputs))
 
 
-def _convert_lines(task: _Task) -> list[list[Outcome]]:
+def _tasks(plan: Plan, start: Cursor, settings: Settings) -> Iterator[_Task]:
+    for lines in plan.batches(start.position, _BATCH_FILES):
+        yield lines, start, settings
+        start = Cursor(position=start.position + len(lines))
+
+
+def _convert_lines(task: _Task) -> Outcomes:
     """A worker's task; it parses the lines, so that the one writing process need not."""
-    lines, settings = task
-    return convert_batch([parse_input(line) for line in lines], settings)
+    lines, start, settings = task
+    return convert_batch([parse_input(line) for line in lines], start, settings)
 
 
 def _key(path: Path, *, new: bool) -> bytes:

@@ -2,23 +2,22 @@
 
 import contextlib
 import ctypes
-import fcntl
 import gc
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from itertools import accumulate, pairwise
+from contextlib import ExitStack, contextmanager
+from itertools import accumulate, cycle, pairwise
+from mmap import PROT_READ, mmap
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import DupFd
 from multiprocessing.resource_tracker import ensure_running
-from queue import SimpleQueue
-from typing import Any, Generic, Self, TypeVar
-
-import numpy as np
+from tempfile import TemporaryFile
+from typing import IO, Any, Generic, Self, TypeVar
 
 from ecgfast.errors import EcgfastError
 
@@ -27,9 +26,12 @@ Result = TypeVar("Result")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _KEPT_BYTES = 32 << 20  # the most that glibc takes as a threshold
-_PIPE_BYTES = 1 << 20  # a batch's result fits; the most that Linux gives without privileges
-_PENDING = 4  # tasks for each worker that are sent and not yet taken: batches of about a megabyte
+_PENDING = 4  # tasks of a worker whose result was not asked for: batches of about a megabyte
+_ROOMS = _PENDING + 1  # at the last result its caller may still look
 _HIRED_AT_ONCE = 4
+_FILES_OF_WORKER = 2 * _ROOMS + 4  # each room once more while it is looked at; pipes
+_OTHER_FILES = 128
+_CURE = "run the same command again with fewer --workers, it goes on where it stopped"
 
 
 class Crew(Generic[Task, Result]):
@@ -49,6 +51,7 @@ class Crew(Generic[Task, Result]):
 
     def __enter__(self) -> Self:
         if self._size > 1:
+            _allow_files(self._size * _FILES_OF_WORKER + _OTHER_FILES)
             try:
                 for _ in range(min(self._size, _HIRED_AT_ONCE)):
                     self._hire()
@@ -64,10 +67,14 @@ class Crew(Generic[Task, Result]):
     def map(self, tasks: Iterable[Task]) -> Iterator[Result]:
         """Yield `function(task)` for every task, in the order of the tasks.
 
+        Arrays and `PickleBuffer`s of a result lie in memory that its worker fills again: take what
+        is to stay before asking for the next result.
+
         Args:
             tasks: read only as far ahead as work is in flight.
         Raises:
             EcgfastError: a worker was killed, or cannot be started.
+            BufferError: such memory is still held when it is needed.
         """
         if self._size == 1:
             yield from map(self._function, tasks)
@@ -77,21 +84,21 @@ class Crew(Generic[Task, Result]):
             worker = self._least_busy()
             worker.send(task)
             pending.append(worker)
-            while len(pending) >= _PENDING * self._size:
+            if len(pending) == _PENDING * self._size:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
 
     def _least_busy(self) -> "_Worker[Task, Result]":
-        worker = min(self._workers, key=lambda each: each.unanswered)
-        if worker.unanswered and len(self._workers) < self._size:
+        worker = min(self._workers, key=lambda each: each.num_pending)
+        if worker.num_pending and len(self._workers) < self._size:
             return self._hire()
         return worker
 
     def _hire(self) -> "_Worker[Task, Result]":
         try:
             worker = _Worker(self._function)
-        except (OSError, RuntimeError) as error:  # RuntimeError: of threads
+        except OSError as error:
             raise EcgfastError(
                 f"worker {len(self._workers) + 1} of {self._size} cannot be started: {error}; "
                 "give fewer --workers, or raise the limits of `ulimit -n` and `ulimit -u`"
@@ -108,78 +115,129 @@ def available_cores() -> int:
 
 
 class _Worker(Generic[Task, Result]):
-    """A spawned process, and a thread that takes its results, so that it never waits for ours.
+    """A spawned process, with rooms for the results that nobody has asked for yet.
 
-    Not a ProcessPoolExecutor: when a worker is killed while it sends a result, that one waits for
-    ever, because it holds the other end of the pipe open itself.
+    Not a ProcessPoolExecutor: that one sends results through a pipe, which copies them twice, and
+    waits for ever when a worker is killed meanwhile, because it holds the pipe's other end open.
     """
 
     def __init__(self, function: Callable[[Task], Result]) -> None:
         # Spawned, not forked: the parent has threads (Arrow, progress bars) whose locks a fork
         # copies, and a forked worker would hold the ends of the others' pipes.
         context = multiprocessing.get_context("spawn")
-        tasks, self._tasks = context.Pipe(duplex=False)
-        self._answers, answers = context.Pipe(duplex=False)
-        _widen(answers)
-        self._process = context.Process(target=_work, args=(tasks, answers, function), daemon=True)
-        with _one_blas_thread(), _no_interrupts():
-            self._process.start()
+        with ExitStack() as opened:
+            tasks, self._tasks = map(opened.enter_context, context.Pipe(duplex=False))
+            self._answers, answers = map(opened.enter_context, context.Pipe(duplex=False))
+            files = [opened.enter_context(_file_in_memory()) for _ in range(_ROOMS)]
+            self._rooms = [_Room(file) for file in files]
+            args = (tasks, answers, self._rooms, function)
+            self._process = context.Process(target=_work, args=args, daemon=True)
+            with _one_blas_thread(), _no_interrupts():
+                self._process.start()
+            self._opened = opened.pop_all()
         tasks.close()
         answers.close()
-        self._sent, self._received = 0, 0
-        self._results: SimpleQueue[Result | Exception] = SimpleQueue()
-        self._thread = threading.Thread(target=self._take_results)
-        try:
-            self._thread.start()
-        except RuntimeError:
-            self._process.terminate()
-            raise
+        self._sent, self._taken = 0, 0
 
     @property
-    def unanswered(self) -> int:
-        return self._sent - self._received
+    def num_pending(self) -> int:
+        """Tasks whose result was not asked for yet; the caller keeps it at `_PENDING` or below."""
+        return self._sent - self._taken
 
     def send(self, task: Task) -> None:
+        self._rooms[self._sent % _ROOMS].free()
         self._sent += 1
         with contextlib.suppress(OSError):  # it was killed: `result` says so
             self._tasks.send(task)
 
     def result(self) -> Result:
         """The result of the first task that has none yet."""
-        result = self._results.get()
+        try:
+            self._answers.recv()
+        except (EOFError, OSError) as error:  # OSError: in the middle of an answer
+            raise EcgfastError(self._end_of_process()) from error
+        result: Result | Exception = self._rooms[self._taken % _ROOMS].take()
+        self._taken += 1
         if isinstance(result, Exception):
             raise result
         return result
 
     def end(self) -> None:
         self._process.terminate()  # after an error it may be in the middle of a task
-        self._thread.join()
         self._process.join()
-        self._tasks.close()
-        self._answers.close()
-
-    def _take_results(self) -> None:
-        try:
-            while True:
-                self._results.put(_receive(self._answers))
-                self._received += 1
-        except (EOFError, OSError):  # OSError: in the middle of a result
-            self._results.put(EcgfastError(self._end_of_process()))
-        except Exception as error:  # who asks for the result raises it
-            self._results.put(error)
+        self._opened.close()
 
     def _end_of_process(self) -> str:
         self._process.join()
         code = self._process.exitcode
         if code is None or code < 0:  # a signal; None: somebody else has waited for it
-            return (
-                "a worker process was killed, most often for want of memory; run the same command "
-                "again with fewer --workers, it goes on where it stopped"
-            )
+            return f"a worker process was killed, most often for want of memory; {_CURE}"
         return (
             f"a worker process ended with exit code {code}, its reason stands above; a script that "
             'converts with more than one worker needs `if __name__ == "__main__":` around its calls'
         )
+
+
+class _Room:
+    """A file in memory that two processes share: a worker puts a result in, the parent looks at it.
+
+    It holds a pickle, and behind it what the pickle only points to.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._memory: mmap | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _shared_room, (DupFd(self._file.fileno()),)
+
+    def put(self, result: object) -> None:
+        views: list[memoryview] = []
+        head = pickle.dumps(result, 5, buffer_callback=lambda each: views.append(each.raw()))
+        try:
+            self._file.seek(0)
+            self._file.write(pickle.dumps((head, [len(view) for view in views])))
+            self._file.writelines(views)
+            self._file.truncate()
+        except OSError as error:
+            raise EcgfastError(
+                f"no memory for the result of a worker: {error.strerror}; {_CURE}"
+            ) from error
+
+    def take(self) -> Any:  # noqa: ANN401 (a result or an exception)
+        """The result; its buffers are views of this memory."""
+        try:
+            self._memory = mmap(self._file.fileno(), 0, prot=PROT_READ)
+        except OSError as error:
+            raise EcgfastError(
+                f"the result of a worker cannot be seen: {error.strerror}; {_CURE}"
+            ) from error
+        head, lengths = pickle.load(self._memory)
+        view, ends = memoryview(self._memory), accumulate(lengths, initial=self._memory.tell())
+        return pickle.loads(head, buffers=[view[start:end] for start, end in pairwise(ends)])
+
+    def free(self) -> None:
+        if self._memory is not None:
+            self._memory.close()
+
+
+def _shared_room(handle: Any) -> _Room:  # noqa: ANN401 (of a type without a name)
+    return _Room(open(handle.detach(), "w+b"))
+
+
+def _file_in_memory() -> IO[bytes]:
+    try:
+        return open(os.memfd_create("ecgfast"), "w+b")
+    except (AttributeError, OSError):  # only Linux has it
+        return TemporaryFile()
+
+
+def _allow_files(wanted: int) -> None:
+    """Let this process open more files than its shell asked for, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 @contextmanager
@@ -208,56 +266,25 @@ def _one_blas_thread() -> Iterator[None]:
             os.environ[name] = before
 
 
-def _widen(pipe: "Connection[Any, Any]") -> None:
-    """Let a worker put a whole result down and go on, where the system allows it."""
-    if hasattr(fcntl, "F_SETPIPE_SZ"):  # Linux
-        with contextlib.suppress(OSError):  # the user's pipes have had their share
-            fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-
-
-def _send(result: object, answers: "Connection[Any, Any]") -> None:
-    """Send a pickle, and apart from it, in one piece, what the pickle only points to."""
-    buffers: list[memoryview] = []
-    head = pickle.dumps(result, 5, buffer_callback=lambda each: buffers.append(each.raw()))
-    answers.send((head, [len(buffer) for buffer in buffers]))
-    _write(answers.fileno(), b"".join(buffers))
-
-
-def _receive(answers: "Connection[Any, Any]") -> Any:  # noqa: ANN401 (a result or an exception)
-    head, lengths = answers.recv()
-    ends = list(accumulate(lengths, initial=0))
-    body = np.empty(ends[-1], np.uint8).data
-    got = 0
-    while got < len(body):
-        count = os.readv(answers.fileno(), [body[got:]])
-        if count == 0:
-            raise EOFError
-        got += count
-    return pickle.loads(head, buffers=[body[start:end] for start, end in pairwise(ends)])
-
-
-def _write(fd: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
-
-
 def _work(
     tasks: "Connection[Any, Any]",
     answers: "Connection[Any, Any]",
+    rooms: list[_Room],
     function: Callable[[Any], Any],
 ) -> None:
     """Answer tasks until the parent ends this process, or dies."""
     _keep_freed_memory()
     gc.freeze()  # what the imports have left is no garbage: no collection looks at it again
-    with contextlib.suppress(EOFError, OSError):
-        while True:
+    for room in cycle(rooms):
+        try:
             task = tasks.recv()
-            try:
-                result = function(task)
-            except Exception as error:  # the parent raises it
-                result = error
-            _send(result, answers)
+        except (EOFError, OSError):
+            return
+        try:
+            room.put(function(task))
+        except Exception as error:  # the parent raises it
+            room.put(error)
+        answers.send(None)
 
 
 def _keep_freed_memory() -> None:

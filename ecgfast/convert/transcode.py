@@ -25,8 +25,9 @@ from ecgfast.store.format import (
 )
 from ecgfast.store.journal import Cursor
 from ecgfast.store.manifest import Manifest, read_manifest
+from ecgfast.store.outcomes import EncodedRecord, in_columns
 from ecgfast.store.reader import StoreReader, open_store
-from ecgfast.store.writer import EncodedRecord, StoreWriter
+from ecgfast.store.writer import StoreWriter
 
 _BATCH_RECORDS = 64
 _COPIED = (
@@ -81,10 +82,12 @@ def _encode_all(reader: StoreReader, writer: StoreWriter, codec: Codec, workers:
     with Crew(work, workers) as crew, log.progress("transcode", total=len(reader)) as advance:
         advance(position)
         for chunks in crew.map(_ranges(position, len(reader))):
-            for chunk in chunks:
-                record = EncodedRecord(chunk=chunk, leads=leads[position], row={})
-                position += 1
-                writer.add(record, Cursor(position=position))
+            records = [
+                EncodedRecord(after=Cursor(position=n + 1), chunk=chunk, leads=leads[n], row={})
+                for n, chunk in enumerate(chunks, position)
+            ]
+            writer.add(in_columns(records))
+            position += len(chunks)
             advance(len(chunks))
     writer.finish(Cursor(position=len(reader)))
 

@@ -20,8 +20,9 @@ from ecgfast.labels.splits import split_of
 from ecgfast.records import NUM_LEADS, NUM_TIMESTEPS, EcgRecord
 from ecgfast.store.chunks import encode_chunks
 from ecgfast.store.format import Codec
+from ecgfast.store.journal import Cursor
+from ecgfast.store.outcomes import EncodedRecord, Outcome, Outcomes, Refusal, in_columns
 from ecgfast.store.pseudonyms import Pseudonyms
-from ecgfast.store.writer import EncodedRecord, Outcome, Refusal
 
 Quality = Literal["flag", "strict"]
 _STRICT = ("flat_lead", "einthoven", "interpolated")
@@ -54,19 +55,22 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidate:
-    """A window on its way into the store."""
+    """A window on its way into the store; `position` is its input's number, `after` the cursor."""
 
-    slot: tuple[int, int]  # input of the batch, outcome of the input
+    item: InputFile
+    position: int
+    after: Cursor
     record: EcgRecord
     digits: Digits
     segment: Segment
 
 
-def convert_batch(items: Sequence[InputFile], settings: Settings) -> list[list[Outcome]]:
+def convert_batch(items: Sequence[InputFile], start: Cursor, settings: Settings) -> Outcomes:
     """Turn input files into encoded records and refusals.
 
     Args:
         items: the files.
+        start: of the first one, with the outcomes of it that are to be left out.
         settings: what to do with them.
     Returns:
         for each file its outcomes, at least one, in order of time.
@@ -74,36 +78,48 @@ def convert_batch(items: Sequence[InputFile], settings: Settings) -> list[list[O
         EcgfastError: a whole source has gone; a single bad file is a refusal.
         OSError: the share fails; the caller stops and goes on later.
     """
-    outcomes: list[list[Outcome | None]] = []
-    candidates: list[_Candidate] = []
-    for number, item in enumerate(items):
-        try:
-            record = read_record(item)
-            digits = to_digits(record)
-        except (FormatError, ShapeError) as error:
-            _still_there(item.source)
-            outcomes.append([_refusal(item, str(error), settings)])
-            continue
-        windows = cut(digits, window=settings.window, short=settings.short)
-        row: list[Outcome | None] = []
-        for segment in windows:
-            if isinstance(segment, str):
-                row.append(_refusal(item, segment, settings))
-                continue
-            slot = (number, len(row))
-            candidates.append(_Candidate(slot=slot, record=record, digits=digits, segment=segment))
-            row.append(None)
-        outcomes.append(row)
-    for start in range(0, len(candidates), _BLOCK_RECORDS):
-        block = candidates[start : start + _BLOCK_RECORDS]
-        for (number, place), outcome in _encoded(block, items, settings):
-            outcomes[number][place] = outcome
-    return [[outcome for outcome in row if outcome is not None] for row in outcomes]
+    found: list[_Candidate | Refusal] = []
+    for position, item in enumerate(items, start.position):
+        found += _windows(item, position, settings)
+    del found[: start.outcome]
+    candidates = [each for each in found if isinstance(each, _Candidate)]
+    encoded: list[Outcome] = []
+    for first in range(0, len(candidates), _BLOCK_RECORDS):
+        encoded += _encoded(candidates[first : first + _BLOCK_RECORDS], settings)
+    rest = iter(encoded)
+    return in_columns([each if isinstance(each, Refusal) else next(rest) for each in found])
 
 
-def _encoded(
-    candidates: list[_Candidate], items: Sequence[InputFile], settings: Settings
-) -> list[tuple[tuple[int, int], Outcome]]:
+def _windows(item: InputFile, position: int, settings: Settings) -> list[_Candidate | Refusal]:
+    behind = Cursor(position=position + 1)
+    try:
+        record = read_record(item)
+        digits = to_digits(record)
+    except (FormatError, ShapeError) as error:
+        _still_there(item.source)
+        return [_refusal(item, behind, str(error), settings)]
+    windows: list[_Candidate | Refusal] = []
+    segments = cut(digits, window=settings.window, short=settings.short)
+    for number, segment in enumerate(segments, 1):
+        last = number == len(segments)
+        after = behind if last else Cursor(position=position, outcome=number)
+        if isinstance(segment, str):
+            windows.append(_refusal(item, after, segment, settings))
+        else:
+            windows.append(
+                _Candidate(
+                    item=item,
+                    position=position,
+                    after=after,
+                    record=record,
+                    digits=digits,
+                    segment=segment,
+                )
+            )
+    return windows
+
+
+def _encoded(candidates: list[_Candidate], settings: Settings) -> list[Outcome]:
     signal_NCT = _room()[: len(candidates)]
     np.stack([candidate.segment.signal for candidate in candidates], out=signal_NCT)
     mean_NC, std_NC = lead_statistics(signal_NCT, _valid(candidates, signal_NCT.shape))
@@ -113,25 +129,25 @@ def _encoded(
     einthoven = einthoven_uv(signal_NCT, scale_NC, offset_NC).tolist()
     leads_N4C = np.stack([scale_NC, offset_NC, mean_NC, std_NC], axis=1)
     chunks = encode_chunks(settings.codec, signal_NCT)
-    result: list[tuple[tuple[int, int], Outcome]] = []
+    result: list[Outcome] = []
     for n, candidate in enumerate(candidates):
-        item = items[candidate.slot[0]]
-        row = _row(candidate, item, settings.pseudonyms, flat=flat[n], einthoven=einthoven[n])
+        item, after = candidate.item, candidate.after
+        row = _row(candidate, settings.pseudonyms, flat=flat[n], einthoven=einthoven[n])
         found = [flag for flag in _STRICT if flag in row["flags"].split(";")]
-        outcome: Outcome
         if settings.quality == "strict" and found:
-            outcome = _refusal(
-                item, f"signal check: {', '.join(found)}; --quality flag takes it", settings
-            )
-        else:
-            outcome = EncodedRecord(
+            reason = f"signal check: {', '.join(found)}; --quality flag takes it"
+            result.append(_refusal(item, after, reason, settings))
+            continue
+        result.append(
+            EncodedRecord(
+                after=after,
                 chunk=chunks[n],
                 leads=leads_N4C[n],
                 row=row,
                 source=printable(str(item.path)),
                 recorded=candidate.record.provenance.get("recorded", ""),
             )
-        result.append((candidate.slot, outcome))
+        )
     return result
 
 
@@ -152,14 +168,9 @@ def _valid(candidates: list[_Candidate], shape: tuple[int, ...]) -> NDArray[np.b
 
 
 def _row(
-    candidate: _Candidate,
-    item: InputFile,
-    pseudonyms: Pseudonyms,
-    *,
-    flat: bool,
-    einthoven: float,
+    candidate: _Candidate, pseudonyms: Pseudonyms, *, flat: bool, einthoven: float
 ) -> dict[str, Any]:
-    record, segment = candidate.record, candidate.segment
+    item, record, segment = candidate.item, candidate.record, candidate.segment
     flags = list(segment.flags)
     if flat:
         flags.append("flat_lead")
@@ -190,16 +201,17 @@ def _row(
         "einthoven_uv": round(einthoven, 3),
         "flags": ";".join(sorted(set(flags))),
         "labels": labels,
+        "position": candidate.position,
     }
 
 
-def _refusal(item: InputFile, reason: str, settings: Settings) -> Refusal:
+def _refusal(item: InputFile, after: Cursor, reason: str, settings: Settings) -> Refusal:
     row = {
         "record_id": settings.pseudonyms.of("record", item.record_id),
         "format": item.path.suffix.lstrip("."),
         "reason": reason if settings.pseudonyms.keep else _without_names(reason, item),
     }
-    return Refusal(row=row, source=printable(str(item.path)))
+    return Refusal(after=after, row=row, source=printable(str(item.path)))
 
 
 def _without_names(reason: str, item: InputFile) -> str:

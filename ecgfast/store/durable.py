@@ -1,5 +1,6 @@
 """Files that survive a power cut: whole or not at all, and errors that say what to do."""
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -17,10 +18,60 @@ _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # Lustre without -o flock, some NFS
 
 
+class DurableFile:
+    """A file on its way: written under a temporary name, and whole when it gets its own.
+
+    Args:
+        path: the file; its folder exists.
+        mode: permission bits.
+    Raises:
+        EcgfastError: here and in every method, the disk is full or not writable.
+    """
+
+    def __init__(self, path: Path, *, mode: int = 0o644) -> None:
+        self._path, self._temporary = path, path.with_name(f".{path.name}.tmp")
+        self._digest, self._size = hashlib.sha256(), 0
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        with explained(path):
+            self._file = open(os.open(self._temporary, flags, mode), "wb")  # noqa: SIM115 (`finish`)
+
+    def write(self, parts: Iterable[bytes | memoryview]) -> None:
+        """Add to the file; the parts may change when this returns."""
+        with explained(self._path):
+            for part in parts:
+                self._file.write(part)
+                self._digest.update(part)
+                self._size += len(part)
+
+    def finish(self) -> dict[str, int | str]:
+        """Fsync the file, rename it, fsync its folder.
+
+        Returns:
+            its entry in the manifest: {"bytes": size, "sha256": hex digest}.
+        """
+        try:
+            with explained(self._path):
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
+                os.replace(self._temporary, self._path)
+                sync_folder(self._path.parent)
+        except BaseException:
+            self.discard()
+            raise
+        return {"bytes": self._size, "sha256": self._digest.hexdigest()}
+
+    def discard(self) -> None:
+        """Leave nothing behind of a file that will not be finished."""
+        with contextlib.suppress(OSError):  # what it still holds back may not fit on the disk
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
 def write_durably(
     path: Path, parts: Iterable[bytes | memoryview], *, mode: int = 0o644
 ) -> dict[str, int | str]:
-    """Write a file to a temporary name, fsync it, rename it, fsync its folder.
+    """Write a file whole or not at all, to survive a power cut.
 
     Args:
         path: the file; its folder exists.
@@ -31,25 +82,13 @@ def write_durably(
     Raises:
         EcgfastError: the disk is full or not writable.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    digest, size = hashlib.sha256(), 0
-    with explained(path):
-        try:
-            with open(
-                os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb"
-            ) as file:
-                for part in parts:
-                    file.write(part)
-                    digest.update(part)
-                    size += len(part)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    file = DurableFile(path, mode=mode)
+    try:
+        file.write(parts)
+    except BaseException:
+        file.discard()
+        raise
+    return file.finish()
 
 
 def sync_folder(folder: Path) -> None:

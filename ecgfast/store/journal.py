@@ -16,7 +16,8 @@ class Cursor:
 
     Attributes:
         position: index in the frozen input list.
-        outcome: outcomes of that input (its windows) that are done already.
+        outcome: outcomes of that input (its windows) that are done already; behind the last one
+            is the next input.
     """
 
     position: int = 0

@@ -33,41 +33,58 @@ SCHEMA = pa.schema(
         ("flags", pa.string()),
     ]
 )
+_WAITING = pa.schema([*SCHEMA, ("labels", pa.string()), ("position", pa.int64())])
 QUARANTINE_COLUMNS = ("record_id", "format", "reason")
 _SOURCES_COLUMNS = ("record_id", "source", "recorded")
 _ROW_GROUP = 65536
 _KINDS = {bool: "bool", int: "number", float: "number"}  # of the values of a row, which is JSON
 _TYPES = {"number": pa.float64(), "bool": pa.bool_(), "text": pa.string()}
+Columns = dict[str, list[Any]]
+
+
+def columns_of(rows: Sequence[dict[str, Any]]) -> Columns:
+    """The columns of some rows, as `pack_rows` takes them.
+
+    Args:
+        rows: of records.parquet; label columns under "labels", the input under "position".
+    """
+    columns: Columns = {name: [row.get(name) for row in rows] for name in _WAITING.names}
+    columns["labels"] = [json.dumps(each) if each else None for each in columns["labels"]]
+    return columns
 
 
 def column_kinds(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
     """Name and kind ("number", "bool", "text") of the label columns in some rows."""
     found = {(name, type(value)) for row in rows for name, value in row.get("labels", {}).items()}
+    return joined_kinds(
+        {name: _KINDS.get(type_, "text")}
+        for name, type_ in found
+        if type_ is not type(None) and name not in SCHEMA.names
+    )
+
+
+def joined_kinds(parts: Iterable[dict[str, str]]) -> dict[str, str]:
+    """The kinds of the label columns of several parts; where two differ, both hold text."""
     kinds: dict[str, str] = {}
-    for name, type_ in found:
-        if type_ is not type(None) and name not in SCHEMA.names:
-            kind = _KINDS.get(type_, "text")
+    for part in parts:
+        for name, kind in part.items():
             kinds[name] = kind if kinds.get(name, kind) == kind else "text"
     return kinds
 
 
-def pack_rows(rows: list[dict[str, Any]], positions: list[int], text: dict[str, str]) -> bytes:
+def pack_rows(parts: Sequence[Columns], text: dict[str, str]) -> bytes:
     """The rows of a shard as they wait for the end of the conversion: an Arrow stream.
 
     Labels are JSON in it: the kinds of their columns are known only at that end.
 
     Args:
-        rows: of records.parquet, label columns under "labels".
-        positions: of each row's input.
+        parts: of `columns_of`, one behind another.
         text: further lines to keep, by name.
     """
-    labels = [json.dumps(row["labels"]) if row.get("labels") else None for row in rows]
-    table = (
-        pa.Table.from_pylist(rows, SCHEMA)
-        .append_column("labels", pa.array(labels, pa.string()))
-        .append_column("position", pa.array(positions, pa.int64()))
-        .replace_schema_metadata(text)
-    )
+    columns = {
+        name: list(chain.from_iterable(part[name] for part in parts)) for name in _WAITING.names
+    }
+    table = pa.Table.from_pydict(columns, _WAITING).replace_schema_metadata(text)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)

@@ -1,17 +1,16 @@
-"""The one writer of a store: takes encoded records in order, cuts shards, journals each."""
+"""The one writer of a store: takes outcomes in order, cuts shards, journals each."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from pickle import PickleBuffer
-from typing import Any, Self, SupportsIndex
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ecgfast.store.durable import explained, write_durably
+from ecgfast.store.durable import DurableFile, explained, write_durably
 from ecgfast.store.format import (
     LEAD_ARRAYS,
     SHARD_RECORDS,
@@ -22,77 +21,62 @@ from ecgfast.store.format import (
     with_crc32c,
 )
 from ecgfast.store.journal import Cursor, Entry, Journal
-from ecgfast.store.table import QUARANTINE_COLUMNS, column_kinds, csv_lines, pack_rows, unpack_rows
+from ecgfast.store.outcomes import Outcomes
+from ecgfast.store.table import csv_lines, joined_kinds, pack_rows, unpack_rows
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncodedRecord:
-    """One record, ready to be written.
-
-    Attributes:
-        chunk: its encoded signal.
-        leads: (4, 12) float32: scale_uv, offset_adc, lead_mean, lead_std.
-        row: its line of records.parquet; label columns under "labels".
-        source: readable path, for the table beside the store.
-        recorded: readable date of the recording, for the same table.
-    """
-
-    chunk: bytes | memoryview
-    leads: NDArray[np.float32]
-    row: dict[str, Any]
-    source: str = ""
-    recorded: str = ""
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
-        """Pickle everything but the chunk, which may travel beside the pickle."""
-        rest = (self.leads.tobytes(), self.row, self.source, self.recorded)
-        return _unpickled, (PickleBuffer(self.chunk), *rest)
-
-
-def _unpickled(
-    chunk: memoryview, leads: bytes, row: dict[str, Any], source: str, recorded: str
-) -> EncodedRecord:
-    leads_4C = np.frombuffer(leads, np.float32).reshape(len(LEAD_ARRAYS), -1)
-    return EncodedRecord(chunk=chunk, leads=leads_4C, row=row, source=source, recorded=recorded)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refusal:
-    """One input, or one window of it, that the store does not take.
-
-    Attributes:
-        row: record_id (pseudonym), format, reason.
-        source: readable path, for the table beside the store.
-        recorded: empty: nothing was read.
-    """
-
-    row: dict[str, str]
-    source: str = ""
-    recorded: str = ""
-
-
-Outcome = EncodedRecord | Refusal
-
-
-@dataclass(kw_only=True)
 class _Shard:
-    """What goes into the next shard and its lines."""
+    """A shard that fills: its chunks go to the disk as they come, the rest waits.
 
-    records: list[EncodedRecord] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)  # of each record's input
-    refused: list[Sequence[str]] = field(default_factory=list)
-    sources: list[Sequence[str]] = field(default_factory=list)
+    Args:
+        path: of its chunks; a shard of refusals alone has none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: DurableFile | None = None
+        self.lengths: list[int] = []  # of its chunks
+        self.parts: list[Outcomes] = []
+
+    def add(self, outcomes: Outcomes) -> None:
+        """Take outcomes; the memory of chunks and leads may change when this returns."""
+        if outcomes.chunks:
+            if self._file is None:
+                self._file = DurableFile(self._path)
+            self._file.write(outcomes.chunks)
+            self.lengths += map(len, outcomes.chunks)
+        self.parts.append(replace(outcomes, chunks=[], leads=outcomes.leads.copy()))
+
+    def finish(self) -> dict[str, Any] | None:
+        """Make the chunks durable, with their index; returns their manifest entry."""
+        if self._file is None:
+            return None
+        self._file.write([pack_shard_index(self.lengths)])
+        return self._file.finish()
+
+    def discard(self) -> None:
+        if self._file is not None:
+            self._file.discard()
+
+    def leads(self) -> NDArray[np.float32]:
+        """The arrays of `LEAD_ARRAYS`, (4, 1024, 12) float32."""
+        leads_N4C = np.concatenate([part.leads for part in self.parts])
+        padded = np.zeros((len(LEAD_ARRAYS), SHARD_RECORDS, leads_N4C.shape[2]), "<f4")
+        padded[:, : len(leads_N4C)] = leads_N4C.swapaxes(0, 1)
+        return padded
 
     def lines(self) -> bytes:
         """The table rows, as they wait for the end of the conversion."""
-        text = {"quarantine": csv_lines(self.refused), "sources": csv_lines(self.sources)}
-        return pack_rows([record.row for record in self.records], self.positions, text)
+        refused = (line for part in self.parts for line in part.refused if line is not None)
+        sources = (line for part in self.parts for line in part.sources)
+        text = {"quarantine": csv_lines(refused), "sources": csv_lines(sources)}
+        return pack_rows([part.rows for part in self.parts], text)
 
 
 class StoreWriter:
     """Writes shards of 1024 records; opened again after a crash, it says where to go on.
 
-    A full shard is written by a thread while the next one fills. Use it as a context manager: it
+    A thread makes a full shard durable while the next one fills. Use it as a context manager: it
     leaves no thread behind that writes into a store whose lock is gone.
 
     Args:
@@ -108,15 +92,17 @@ class StoreWriter:
                 (store / SIGNALS / name).mkdir(parents=True, exist_ok=True)
             work.mkdir(parents=True, exist_ok=True)
         self._journal = Journal(work / "journal")
-        self._next = _Shard()
+        self._number = len(self._journal.entries)  # of the shard that fills
+        self._shard = _Shard(store / shard_name(self._number))
         self._thread = ThreadPoolExecutor(1)
-        self._writing: Future[None] | None = None
+        self._sealing: Future[None] | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown()
+        self._shard.discard()
 
     @property
     def cursor(self) -> Cursor:
@@ -132,11 +118,7 @@ class StoreWriter:
     @property
     def columns(self) -> dict[str, str]:
         """Label columns seen so far, name -> "number", "bool" or "text"."""
-        kinds: dict[str, str] = {}
-        for entry in self._journal.entries:
-            for name, kind in entry.columns.items():
-                kinds[name] = kind if kinds.get(name, kind) == kind else "text"
-        return kinds
+        return joined_kinds(entry.columns for entry in self._journal.entries)
 
     @property
     def files(self) -> dict[str, dict[str, Any]]:
@@ -144,24 +126,18 @@ class StoreWriter:
         entries = self._journal.entries
         return {name: value for entry in entries for name, value in entry.files.items()}
 
-    def add(self, outcome: Outcome, after: Cursor) -> None:
-        """Take the next outcome.
+    def add(self, outcomes: Outcomes) -> None:
+        """Take the next outcomes; the memory of chunks and leads may change when this returns.
 
-        Args:
-            outcome: a record or a refusal.
-            after: the cursor behind it.
         Raises:
-            EcgfastError: an earlier shard could not be written.
+            EcgfastError: this shard or an earlier one could not be written.
         """
-        shard, row = self._next, outcome.row
-        shard.sources.append((row.get("record_id", ""), outcome.source, outcome.recorded))
-        if isinstance(outcome, Refusal):
-            shard.refused.append([row[name] for name in QUARANTINE_COLUMNS])
-            return
-        shard.records.append(outcome)
-        shard.positions.append(after.position)
-        if len(shard.records) == SHARD_RECORDS:
-            self._flush(after)
+        while (room := SHARD_RECORDS - len(self._shard.lengths)) <= len(outcomes.chunks):
+            head, outcomes = outcomes.split(room)
+            self._shard.add(head)
+            position, outcome = head.after[-1]
+            self._flush(Cursor(position=position, outcome=outcome))
+        self._shard.add(outcomes)
 
     def finish(self, end: Cursor) -> None:
         """Write what is left as the last shard; all is durable when this returns."""
@@ -183,32 +159,26 @@ class StoreWriter:
         return self._work / f"lines-{number:06d}.arrow"
 
     def _flush(self, cursor: Cursor) -> None:
-        self._settle()  # at most one shard waits: memory stays bounded, errors come in order
-        self._writing = self._thread.submit(self._write_shard, self._next, cursor)
-        self._next = _Shard()
+        self._settle()  # at most one shard waits: errors come in order
+        self._sealing = self._thread.submit(self._seal, self._shard, self._number, cursor)
+        self._number += 1
+        self._shard = _Shard(self._store / shard_name(self._number))
 
     def _settle(self) -> None:
-        if self._writing is not None:
-            self._writing.result()
-            self._writing = None
+        if self._sealing is not None:
+            self._sealing.result()
+            self._sealing = None
 
-    def _write_shard(self, shard: _Shard, cursor: Cursor) -> None:
-        number, records = len(self._journal.entries), shard.records
+    def _seal(self, shard: _Shard, number: int, cursor: Cursor) -> None:
         files: dict[str, dict[str, Any]] = {}
-        if records:
-            chunks = [record.chunk for record in records]
-            index = pack_shard_index([len(chunk) for chunk in chunks])
-            files[shard_name(number)] = self._write(shard_name(number), [*chunks, index])
-            leads = np.zeros((len(LEAD_ARRAYS), SHARD_RECORDS, records[0].leads.shape[1]), "<f4")
-            leads[:, : len(records)] = np.stack([record.leads for record in records], axis=1)
-            for array, values in zip(LEAD_ARRAYS, leads, strict=True):
+        chunks = shard.finish()
+        if chunks is not None:
+            files[shard_name(number)] = chunks
+            for array, values in zip(LEAD_ARRAYS, shard.leads(), strict=True):
                 name = lead_chunk_name(array, number)
-                files[name] = self._write(name, [with_crc32c(values.tobytes())])
+                files[name] = write_durably(self._store / name, [with_crc32c(values.tobytes())])
         write_durably(self._lines_path(number), [shard.lines()], mode=0o600)
-        columns = column_kinds(record.row for record in records)
+        columns = joined_kinds(part.kinds for part in shard.parts)
         self._journal.append(
-            Entry(num_records=len(records), cursor=cursor, columns=columns, files=files)
+            Entry(num_records=len(shard.lengths), cursor=cursor, columns=columns, files=files)
         )
-
-    def _write(self, name: str, parts: Iterable[bytes | memoryview]) -> dict[str, Any]:
-        return write_durably(self._store / name, parts)

@@ -2,18 +2,20 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import sys
-import threading
-import time
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import replace
+from pickle import PicklingError
 
 import numpy as np
 import pytest
 
 from ecgfast.convert.pool import Crew
 from ecgfast.errors import EcgfastError, FormatError
-from ecgfast.store.writer import EncodedRecord
+from ecgfast.store.journal import Cursor
+from ecgfast.store.outcomes import EncodedRecord, Outcomes, in_columns
 
 
 def _square(task: int) -> int:
@@ -24,24 +26,6 @@ def _refuse(task: int) -> int:
     if task == 20:
         raise FormatError("task 20")
     return task
-
-
-def _large(task: int) -> bytes:
-    """A quarter of a gigabyte from a worker; this process works too, on nothing."""
-    return b"" if multiprocessing.parent_process() is None else bytes(1 << 28)
-
-
-def _kill_workers_after(num_bytes: int) -> None:
-    while _bytes_read() < num_bytes:
-        time.sleep(0.0005)
-    for worker in multiprocessing.active_children():
-        worker.kill()
-
-
-def _bytes_read() -> int:
-    """By this process, through pipes and sockets as well."""
-    lines = Path("/proc/self/io").read_text().splitlines()
-    return int(dict(line.split(": ") for line in lines)["rchar"])
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -80,23 +64,55 @@ def test_an_error_that_cannot_travel_is_an_error_and_no_hang() -> None:
         list(crew.map(range(4)))
 
 
-def _parts(task: int) -> list[EncodedRecord]:
-    """Chunks of every size, the empty one and one beyond the pipe's room too."""
-    leads_4C = np.full((4, 12), task, np.float32)
-    sizes = [0, 1, 4096, 3 << 20]
-    return [
-        EncodedRecord(chunk=bytes([task]) * size, leads=leads_4C, row={"task": task}, source="s")
-        for size in sizes
-    ]
+def _parts(task: int) -> Outcomes:
+    """Chunks of every size, the empty one and one beyond all others too."""
+    sizes = [0, 1, 4096, (task % 4) << 20]
+    return in_columns(
+        [
+            EncodedRecord(
+                after=Cursor(position=task, outcome=number),
+                chunk=bytes([task]) * size,
+                leads=np.full((4, 12), task, np.float32),
+                row={"site": f"site {task}", "labels": {"task": task}},
+                source="s",
+            )
+            for number, size in enumerate(sizes, 1)
+        ]
+    )
 
 
-def test_records_arrive_as_they_were_sent() -> None:
+def test_outcomes_arrive_as_they_were_sent() -> None:
     with Crew(_parts, 2) as crew:
-        for task, records in enumerate(crew.map(range(8))):
-            for got, sent in zip(records, _parts(task), strict=True):
-                assert bytes(got.chunk) == sent.chunk
-                np.testing.assert_array_equal(got.leads, sent.leads, strict=True)
-                assert (got.row, got.source, got.recorded) == (sent.row, sent.source, "")
+        for task, got in enumerate(crew.map(range(30))):
+            sent = _parts(task)
+            assert [bytes(chunk) for chunk in got.chunks] == sent.chunks
+            np.testing.assert_array_equal(got.leads, sent.leads, strict=True)
+            assert replace(got, leads=sent.leads, chunks=sent.chunks) == sent
+
+
+def test_memory_that_is_needed_again_must_not_be_held() -> None:
+    with pytest.raises(BufferError), Crew(_parts, 2) as crew:
+        list(crew.map(range(30)))
+
+
+def _not_picklable(task: int) -> object:
+    return lambda: task
+
+
+def test_a_result_that_cannot_travel_is_an_error_and_no_hang() -> None:
+    with pytest.raises((AttributeError, PicklingError)), Crew(_not_picklable, 2) as crew:
+        list(crew.map(range(4)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, results go through a file")
+def test_no_memory_for_a_result_is_one_error() -> None:
+    with pytest.raises(EcgfastError, match=r"no memory.*--workers"), Crew(_too_large, 2) as crew:
+        list(crew.map(range(4)))
+
+
+def _too_large(task: int) -> bytes:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+    return bytes(2 << 20)
 
 
 def test_workers_are_hired_as_they_are_needed() -> None:
@@ -127,23 +143,45 @@ def test_a_worker_that_ends_by_itself_is_not_called_killed() -> None:
         list(crew.map(range(4)))
 
 
-def test_a_worker_that_cannot_be_started_is_one_error() -> None:
-    resource = pytest.importorskip("resource", reason="this system has no limits to lower")
+@pytest.fixture
+def few_files() -> Iterator[None]:
+    """This process may open few files, until it asks for more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 2, hard))
-    try:
-        with pytest.raises(EcgfastError, match=r"cannot be started.*--workers"), Crew(_square, 9):
-            pass
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("few_files")
+def test_a_low_limit_of_open_files_is_raised() -> None:
+    with Crew(_square, 9) as crew:
+        assert list(crew.map(range(40))) == [n * n for n in range(40)]
+
+
+@pytest.mark.usefixtures("few_files")
+def test_a_worker_that_cannot_be_started_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)  # the hard limit is as low
+    with pytest.raises(EcgfastError, match=r"cannot be started.*--workers"), Crew(_square, 9):
+        pass
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="no /proc/PID/io")
-def test_a_worker_killed_while_it_sends_is_an_error_and_no_hang() -> None:
-    killer = threading.Thread(target=_kill_workers_after, args=(_bytes_read() + (8 << 20),))
-    killer.start()
-    killed = pytest.raises(EcgfastError, match="a worker process was killed")
-    with killed, Crew(_large, 2) as crew:
+def _die(task: int) -> bytes:
+    if task == 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return bytes(1 << 20)
+
+
+def test_a_worker_that_is_killed_is_an_error_and_no_hang() -> None:
+    with pytest.raises(EcgfastError, match="a worker process was killed"), Crew(_die, 2) as crew:
         list(crew.map(range(40)))
-    killer.join()
+
+
+def test_workers_killed_from_outside_are_an_error_and_no_hang() -> None:
+    with Crew(_square, 2) as crew:
+        results = crew.map(iter(int, 1))  # 0 for ever
+        assert next(results) == 0
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        with pytest.raises(EcgfastError, match="a worker process was killed"):
+            list(results)

@@ -100,6 +100,7 @@ def test_one_key_gives_one_pseudonym_in_two_stores(tmp_path: Path) -> None:
 def test_a_source_that_goes_away_is_not_quarantined(tmp_path: Path) -> None:
     from ecgfast.convert.work import Settings, convert_batch
     from ecgfast.ingest import discover
+    from ecgfast.store.journal import Cursor
 
     write_wfdb(tmp_path / "share/r", ecg_like(1, seed=0)[0])
     items = discover([tmp_path / "share"])
@@ -112,7 +113,7 @@ def test_a_source_that_goes_away_is_not_quarantined(tmp_path: Path) -> None:
         pseudonyms=Pseudonyms(bytes(32)),
     )
     with pytest.raises(EcgfastError, match="has gone"):
-        convert_batch(items, settings)
+        convert_batch(items, Cursor(), settings)
 
 
 def test_statistics_leave_padding_and_holes_out(tmp_path: Path) -> None:

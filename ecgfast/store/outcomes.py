@@ -1,0 +1,125 @@
+"""What inputs have become, records or refusals, on their way from the workers to the writer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pickle import PickleBuffer
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfast.records import NUM_LEADS
+from ecgfast.store.journal import Cursor
+from ecgfast.store.table import QUARANTINE_COLUMNS, column_kinds, columns_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedRecord:
+    """One record, ready to be written.
+
+    Attributes:
+        after: the cursor behind it.
+        chunk: its encoded signal.
+        leads: (4, 12) float32: scale_uv, offset_adc, lead_mean, lead_std.
+        row: its line of records.parquet; label columns under "labels", the input's number under
+            "position".
+        source: readable path, for the table beside the store.
+        recorded: readable date of the recording, for the same table.
+    """
+
+    after: Cursor
+    chunk: bytes
+    leads: NDArray[np.float32]
+    row: dict[str, Any]
+    source: str = ""
+    recorded: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """One input, or one window of it, that the store does not take.
+
+    Attributes:
+        after: the cursor behind it.
+        row: record_id (pseudonym), format, reason.
+        source: readable path, for the table beside the store.
+        recorded: empty: nothing was read.
+    """
+
+    after: Cursor
+    row: dict[str, str]
+    source: str = ""
+    recorded: str = ""
+
+
+Outcome = EncodedRecord | Refusal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcomes:
+    """Outcomes in order, in columns: these travel between processes faster than objects do.
+
+    Attributes:
+        after: of each outcome, the cursor behind it as (position, outcome).
+        sources: of each outcome, its line of the table beside the store.
+        refused: of each outcome, its line of quarantine.csv; None for a record.
+        rows: columns of records.parquet with one value for each record, "labels" in JSON.
+        kinds: label columns of these rows, name -> "number", "bool" or "text".
+        leads_N4C: (N, 4, 12) float32 of the records.
+        chunks: encoded signals of the records.
+    """
+
+    after: list[tuple[int, int]]
+    sources: list[tuple[str, str, str]]
+    refused: list[tuple[str, ...] | None]
+    rows: dict[str, list[Any]]
+    kinds: dict[str, str]
+    leads: NDArray[np.float32]
+    chunks: list[bytes | memoryview]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Chunks may travel beside the pickle of all the rest."""
+        return {**vars(self), "chunks": [PickleBuffer(chunk) for chunk in self.chunks]}
+
+    @property
+    def num_inputs(self) -> int:
+        """Inputs that end among these outcomes."""
+        return sum(1 for _, outcome in self.after if outcome == 0)
+
+    def split(self, num_records: int) -> tuple["Outcomes", "Outcomes"]:
+        """Cut behind the outcome that is the record of this number."""
+        records = [place for place, line in enumerate(self.refused) if line is None]
+        cut = records[num_records - 1] + 1
+        head = self._part(slice(cut), slice(num_records))
+        return head, self._part(slice(cut, None), slice(num_records, None))
+
+    def _part(self, outcomes: slice, records: slice) -> "Outcomes":
+        return Outcomes(
+            after=self.after[outcomes],
+            sources=self.sources[outcomes],
+            refused=self.refused[outcomes],
+            rows={name: values[records] for name, values in self.rows.items()},
+            kinds=self.kinds,
+            leads=self.leads[records],
+            chunks=self.chunks[records],
+        )
+
+
+def in_columns(outcomes: Sequence[Outcome]) -> Outcomes:
+    """Columns of some outcomes."""
+    records = [each for each in outcomes if isinstance(each, EncodedRecord)]
+    rows = [record.row for record in records]
+    return Outcomes(
+        after=[(each.after.position, each.after.outcome) for each in outcomes],
+        sources=[(each.row.get("record_id", ""), each.source, each.recorded) for each in outcomes],
+        refused=[
+            tuple(each.row[name] for name in QUARANTINE_COLUMNS)
+            if isinstance(each, Refusal)
+            else None
+            for each in outcomes
+        ],
+        rows=columns_of(rows),
+        kinds=column_kinds(rows),
+        leads=np.array([record.leads for record in records]).reshape(-1, 4, NUM_LEADS),
+        chunks=[record.chunk for record in records],
+    )

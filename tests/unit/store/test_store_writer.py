@@ -1,0 +1,108 @@
+"""Outcomes in columns, and the one writer: however they are cut, the same files come out."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recordings import snapshot
+
+from ecgfast.store.format import SHARD_RECORDS, shard_name
+from ecgfast.store.journal import Cursor
+from ecgfast.store.outcomes import EncodedRecord, Outcome, Refusal, in_columns
+from ecgfast.store.writer import StoreWriter
+
+
+def outcomes(num_inputs: int) -> list[Outcome]:
+    """Three windows of each input; every fifth window is refused."""
+    made: list[Outcome] = []
+    for number in range(3 * num_inputs):
+        position, window = divmod(number, 3)
+        last = window == 2
+        after = Cursor(position=position + last, outcome=0 if last else window + 1)
+        if number % 5 == 4:
+            row = {"record_id": f"r{number}", "format": "npy", "reason": "too short"}
+            made.append(Refusal(after=after, row=row, source=f"s{number}"))
+            continue
+        made.append(
+            EncodedRecord(
+                after=after,
+                chunk=number.to_bytes(4, "little") * (number % 7),
+                leads=np.full((4, 12), number, np.float32),
+                row={
+                    "record_id": f"r{number}",
+                    "labels": {"n": number} if number % 2 else {},
+                    "position": position,
+                },
+                source=f"s{number}",
+            )
+        )
+    return made
+
+
+def write(folder: Path, made: list[Outcome], size: int, *, stops: int = 0) -> dict[str, bytes]:
+    """Write all in batches; the writer is opened again after every `stops` of them."""
+    end = Cursor(position=len(made) // 3)
+    while True:
+        with StoreWriter(folder / "store", folder / "work") as writer:
+            rest = [each for each in made if each.after > writer.cursor]
+            batches = range(0, len(rest), size)
+            for first in batches if not stops else batches[:stops]:
+                writer.add(in_columns(rest[first : first + size]))
+            if stops and stops * size < len(rest):
+                continue
+            writer.finish(end)
+            assert writer.cursor == end
+            return snapshot(folder)
+
+
+def test_a_cut_is_behind_its_record() -> None:
+    whole = in_columns(outcomes(4))
+    for records in range(1, len(whole.chunks) + 1):
+        head, tail = whole.split(records)
+        assert (len(head.chunks), len(head.leads), len(head.rows["site"])) == (records,) * 3
+        assert head.refused[-1] is None
+        for name in ("after", "sources", "refused", "chunks"):
+            assert getattr(head, name) + getattr(tail, name) == getattr(whole, name)
+        np.testing.assert_array_equal(np.concatenate([head.leads, tail.leads]), whole.leads)
+        assert head.rows["labels"] + tail.rows["labels"] == whole.rows["labels"]
+        assert head.num_inputs + tail.num_inputs == whole.num_inputs == 4
+
+
+def test_labels_keep_their_kinds() -> None:
+    assert in_columns(outcomes(4)).kinds == {"n": "number"}
+
+
+def test_no_outcomes_are_columns_too() -> None:
+    none = in_columns([])
+    assert (none.chunks, none.leads.shape, none.num_inputs) == ([], (0, 4, 12), 0)
+    assert set(none.rows) == set(in_columns(outcomes(1)).rows)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1500, 10_000])
+def test_batches_of_any_size_give_the_same_files(tmp_path: Path, size: int) -> None:
+    made = outcomes(1000)
+    expected = write(tmp_path / "whole", made, 64)
+    assert write(tmp_path / "other", made, size) == expected
+    assert {f"store/{shard_name(n)}" for n in range(3)} <= expected.keys()
+
+
+def test_a_writer_goes_on_where_the_last_one_stopped(tmp_path: Path) -> None:
+    made = outcomes(1000)
+    stopped = write(tmp_path / "stopped", made, 300, stops=5)
+    assert stopped == write(tmp_path / "whole", made, 64)
+
+
+def test_shards_that_end_with_the_inputs_leave_no_empty_one(tmp_path: Path) -> None:
+    made = [each for each in outcomes(3000) if isinstance(each, EncodedRecord)][:SHARD_RECORDS]
+    with StoreWriter(tmp_path / "store", tmp_path / "work") as writer:
+        writer.add(in_columns(made))
+        writer.finish(made[-1].after)
+        assert writer.num_records == SHARD_RECORDS
+        assert len(list(writer.lines())) == 1
+
+
+def test_a_writer_that_is_left_early_leaves_no_temporary_file(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path / "store", tmp_path / "work") as writer:
+        writer.add(in_columns(outcomes(10)))
+        assert len(snapshot(tmp_path)) == 1
+    assert snapshot(tmp_path) == {}
