@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _KEPT_BYTES = 32 << 20  # the most that glibc takes as a threshold
-_PENDING = 4  # tasks of a worker whose result was not asked for: batches of about a megabyte
+_PENDING = 8  # tasks of a worker whose result was not asked for: batches of about a megabyte
 _ROOMS = _PENDING + 1  # at the last result its caller may still look
 _HIRED_AT_ONCE = 4
 _FILES_OF_WORKER = 2 * _ROOMS + 4  # each room once more while it is looked at; pipes
