@@ -14,13 +14,12 @@ from ecgfast.convert.plan import (
     finished,
     freeze,
     freeze_inputs,
-    parse_input,
     thaw,
     work_folder,
 )
 from ecgfast.convert.pool import Crew
 from ecgfast.convert.seal import seal_converted
-from ecgfast.convert.work import Settings, convert_batch
+from ecgfast.convert.work import Settings, Task, convert_lines
 from ecgfast.errors import ConfigError, FormatError
 from ecgfast.ingest import discover
 from ecgfast.store.format import FORMAT_VERSION
@@ -31,7 +30,6 @@ from ecgfast.store.pseudonyms import Pseudonyms, read_key, read_or_create_key
 from ecgfast.store.writer import StoreWriter
 
 _BATCH_FILES = 32
-_Task = tuple[list[bytes], Cursor, Settings]
 
 
 def convert_files(
@@ -56,7 +54,7 @@ def convert_files(
         ConfigError: `out` holds something else.
         ResumeError: `out` was begun with other options or sources.
     """
-    with Crew(_convert_lines, 1 if finished(out) else workers) as crew:
+    with Crew(convert_lines, 1 if finished(out) else workers) as crew:
         # Found before anything else is written: a wrong path leaves nothing behind.
         num_inputs = None if finished(out) or begun(out) else _freeze_inputs(paths, out)
         pseudonyms = Pseudonyms(_key(key, new=num_inputs is not None), keep=keep)
@@ -116,7 +114,7 @@ def _freeze_inputs(paths: list[Path], out: Path) -> int:
 
 
 def _write_all(
-    plan: Plan, writer: StoreWriter, settings: Settings, crew: Crew[_Task, Outcomes]
+    plan: Plan, writer: StoreWriter, settings: Settings, crew: Crew[Task, Outcomes]
 ) -> None:
     start = writer.cursor
     with log.progress("convert", total=plan.num_inputs) as advance:
@@ -129,16 +127,10 @@ def _write_all(
     writer.finish(Cursor(position=plan.num_inputs))
 
 
-def _tasks(plan: Plan, start: Cursor, settings: Settings) -> Iterator[_Task]:
+def _tasks(plan: Plan, start: Cursor, settings: Settings) -> Iterator[Task]:
     for lines in plan.batches(start.position, _BATCH_FILES):
         yield lines, start, settings
         start = Cursor(position=start.position + len(lines))
-
-
-def _convert_lines(task: _Task) -> Outcomes:
-    """A worker's task; it parses the lines, so that the one writing process need not."""
-    lines, start, settings = task
-    return convert_batch([parse_input(line) for line in lines], start, settings)
 
 
 def _key(path: Path, *, new: bool) -> bytes:

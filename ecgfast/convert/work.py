@@ -11,6 +11,7 @@ import numpy as np
 from ecgfast_kernels.codec import lead_statistics
 from numpy.typing import NDArray
 
+from ecgfast.convert.plan import parse_input
 from ecgfast.convert.preprocess import Digits, Segment, Short, Window, cut, to_digits
 from ecgfast.convert.quality import breaks_einthoven, einthoven_uv, flat_leads
 from ecgfast.errors import EcgfastError, FormatError, ShapeError
@@ -53,6 +54,9 @@ class Settings:
     pseudonyms: Pseudonyms
 
 
+Task = tuple[list[bytes], Cursor, Settings]  # lines of inputs, where the first one begins
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Candidate:
     """A window on its way into the store; `position` is its input's number, `after` the cursor."""
@@ -63,6 +67,12 @@ class _Candidate:
     record: EcgRecord
     digits: Digits
     segment: Segment
+
+
+def convert_lines(task: Task) -> Outcomes:
+    """`convert_batch` of lines of the plan: workers parse them, the one writer need not."""
+    lines, start, settings = task
+    return convert_batch([parse_input(line) for line in lines], start, settings)
 
 
 def convert_batch(items: Sequence[InputFile], start: Cursor, settings: Settings) -> Outcomes:

@@ -1,9 +1,14 @@
 """Labels and splits of a store, and the expressions that choose records by them."""
 
-from ecgfast.labels.joining import LabelSummary, label_store
-from ecgfast.labels.learning import Labelled, labelled
-from ecgfast.labels.selection import Selection, Target, parse_selection, parse_target
-from ecgfast.labels.splits import SPLITS
+from typing import TYPE_CHECKING
+
+from ecgfast.lazy import lazily
+
+if TYPE_CHECKING:
+    from ecgfast.labels.joining import LabelSummary, label_store
+    from ecgfast.labels.learning import Labelled, labelled
+    from ecgfast.labels.selection import Selection, Target, parse_selection, parse_target
+    from ecgfast.labels.splits import SPLITS
 
 __all__ = [
     "SPLITS",
@@ -16,3 +21,19 @@ __all__ = [
     "parse_selection",
     "parse_target",
 ]
+
+# A worker of convert draws splits, and needs no Arrow for it.
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "SPLITS": "ecgfast.labels.splits",
+        "LabelSummary": "ecgfast.labels.joining",
+        "Labelled": "ecgfast.labels.learning",
+        "Selection": "ecgfast.labels.selection",
+        "Target": "ecgfast.labels.selection",
+        "label_store": "ecgfast.labels.joining",
+        "labelled": "ecgfast.labels.learning",
+        "parse_selection": "ecgfast.labels.selection",
+        "parse_target": "ecgfast.labels.selection",
+    },
+)

@@ -1,8 +1,12 @@
 """The store: format, writer, reader, verification."""
 
 import sys
+from typing import TYPE_CHECKING
 
-from ecgfast.store.reader import StoreReader, open_store
+from ecgfast.lazy import lazily
+
+if TYPE_CHECKING:
+    from ecgfast.store.reader import StoreReader, open_store
 
 if "zarr" in sys.modules:
     # An installed ecgfast announces its codec by entry point; this serves a source checkout. zarr
@@ -10,3 +14,6 @@ if "zarr" in sys.modules:
     import ecgfast.store.zarr_codec  # noqa: F401 (registers the codec)
 
 __all__ = ["StoreReader", "open_store"]
+
+# A worker of convert encodes chunks, and needs no Arrow for it.
+__getattr__, __dir__ = lazily(__name__, dict.fromkeys(__all__, "ecgfast.store.reader"))

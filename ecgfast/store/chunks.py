@@ -1,13 +1,17 @@
 """Encode and decode the chunks of a store: one record each, by the store's codec."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import pyarrow as pa
 from ecgfast_kernels import codec as ecgpack
 from ecgfast_kernels.codec import CodecError, crc32c
 from numpy.typing import NDArray
 
 from ecgfast.records import NUM_LEADS, NUM_TIMESTEPS
 from ecgfast.store.format import ZSTD_LEVEL, Codec, with_crc32c
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 RECORD_BYTES = NUM_LEADS * NUM_TIMESTEPS * 2
 
@@ -23,7 +27,7 @@ def encode_chunks(codec: Codec, signal_NCT: NDArray[np.int16]) -> list[bytes]:
         return ecgpack.encode(signal_NCT)
     raw = (np.ascontiguousarray(record, "<i2").tobytes() for record in signal_NCT)
     if codec == "zstd":
-        zstd = pa.Codec("zstd", compression_level=ZSTD_LEVEL)
+        zstd = _zstd()
         raw = (zstd.compress(data, asbytes=True) for data in raw)
     return [with_crc32c(data) for data in raw]
 
@@ -66,14 +70,20 @@ def decode_chunks(
         )
     if out is None:
         out = np.empty((len(offsets), NUM_LEADS, NUM_TIMESTEPS), np.int16)
-    zstd = pa.Codec("zstd") if codec == "zstd" else None
+    zstd = _zstd() if codec == "zstd" else None
     for n, (start, length) in enumerate(zip(offsets.tolist(), lengths.tolist(), strict=True)):
         out[n] = _decode_one(buffer[start : start + length], zstd, index=n, check=check)
     return out
 
 
+def _zstd() -> "pa.Codec":
+    import pyarrow as pa  # no worker that encodes ecgpack needs it
+
+    return pa.Codec("zstd", compression_level=ZSTD_LEVEL)
+
+
 def _decode_one(
-    chunk: NDArray[np.uint8], zstd: pa.Codec | None, *, index: int, check: bool
+    chunk: NDArray[np.uint8], zstd: "pa.Codec | None", *, index: int, check: bool
 ) -> NDArray[np.int16]:
     data, checksum = chunk[:-4], chunk[-4:]
     if check and crc32c(data) != int.from_bytes(checksum.tobytes(), "little"):

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from ecgfast import log
 from ecgfast.errors import EcgfastError
 from ecgfast.store.format import beside
 
@@ -171,6 +170,8 @@ def _locked(path: Path) -> int | None:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
+            from ecgfast import log  # with it comes rich, which no worker needs
+
             log.warning(
                 f"{path.parent} knows no file locks ({error.strerror}): see to it that no other "
                 "process writes there"

@@ -24,6 +24,25 @@ CHUNK_SHAPE = (1, NUM_LEADS, NUM_TIMESTEPS)
 SHARD_SHAPE = (SHARD_RECORDS, NUM_LEADS, NUM_TIMESTEPS)
 LEAD_ARRAYS = ("scale_uv", "offset_adc", "lead_mean", "lead_std")  # float32 (N, 12)
 
+ROW_TYPES = {  # columns of records.parquet, with the names that Arrow has for types
+    "record_id": "string",
+    "patient_id": "string",
+    "site": "string",
+    "split": "string",
+    "age": "float64",
+    "sex": "string",
+    "ejection_fraction": "float64",
+    "format": "string",
+    "original_rate_hz": "float64",
+    "original_timesteps": "int64",
+    "start_timestep": "int64",
+    "invalid_share": "float64",
+    "quantisation_error_uv": "float64",
+    "einthoven_uv": "float64",
+    "flags": "string",
+}
+QUARANTINE_COLUMNS = ("record_id", "format", "reason")
+
 MANIFEST = "manifest.json"
 RECORDS = "records.parquet"
 NEXT_RECORDS = "records.parquet.next"  # while labels are joined; counts if the manifest says so

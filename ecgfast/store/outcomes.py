@@ -1,6 +1,7 @@
 """What inputs have become, records or refusals, on their way from the workers to the writer."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pickle import PickleBuffer
 from typing import Any
@@ -9,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.records import NUM_LEADS
+from ecgfast.store.format import QUARANTINE_COLUMNS, ROW_TYPES
 from ecgfast.store.journal import Cursor
-from ecgfast.store.table import QUARANTINE_COLUMNS, column_kinds, columns_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ class Refusal:
 
 
 Outcome = EncodedRecord | Refusal
+_KINDS = {bool: "bool", int: "number", float: "number"}  # of the values of a row, which is JSON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +120,34 @@ def in_columns(outcomes: Sequence[Outcome]) -> Outcomes:
             else None
             for each in outcomes
         ],
-        rows=columns_of(rows),
-        kinds=column_kinds(rows),
+        rows=_columns(rows),
+        kinds=_kinds(rows),
         leads=np.array([record.leads for record in records]).reshape(-1, 4, NUM_LEADS),
         chunks=[record.chunk for record in records],
+    )
+
+
+def joined_kinds(parts: Iterable[dict[str, str]]) -> dict[str, str]:
+    """The kinds of the label columns of several parts; where two differ, both hold text."""
+    kinds: dict[str, str] = {}
+    for part in parts:
+        for name, kind in part.items():
+            kinds[name] = kind if kinds.get(name, kind) == kind else "text"
+    return kinds
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    names = (*ROW_TYPES, "labels", "position")
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    columns["labels"] = [json.dumps(each) if each else None for each in columns["labels"]]
+    return columns
+
+
+def _kinds(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Name and kind ("number", "bool", "text") of the label columns in some rows."""
+    found = {(name, type(value)) for row in rows for name, value in row.get("labels", {}).items()}
+    return joined_kinds(
+        {name: _KINDS.get(type_, "text")}
+        for name, type_ in found
+        if type_ is not type(None) and name not in ROW_TYPES
     )

@@ -12,73 +12,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ecgfast.store.durable import write_durably
-from ecgfast.store.format import QUARANTINE, RECORDS
+from ecgfast.store.format import QUARANTINE, QUARANTINE_COLUMNS, RECORDS, ROW_TYPES
 
-SCHEMA = pa.schema(
-    [
-        ("record_id", pa.string()),
-        ("patient_id", pa.string()),
-        ("site", pa.string()),
-        ("split", pa.string()),
-        ("age", pa.float64()),
-        ("sex", pa.string()),
-        ("ejection_fraction", pa.float64()),
-        ("format", pa.string()),
-        ("original_rate_hz", pa.float64()),
-        ("original_timesteps", pa.int64()),
-        ("start_timestep", pa.int64()),
-        ("invalid_share", pa.float64()),
-        ("quantisation_error_uv", pa.float64()),
-        ("einthoven_uv", pa.float64()),
-        ("flags", pa.string()),
-    ]
-)
+SCHEMA = pa.schema(list(ROW_TYPES.items()))
 _WAITING = pa.schema([*SCHEMA, ("labels", pa.string()), ("position", pa.int64())])
-QUARANTINE_COLUMNS = ("record_id", "format", "reason")
 _SOURCES_COLUMNS = ("record_id", "source", "recorded")
 _ROW_GROUP = 65536
-_KINDS = {bool: "bool", int: "number", float: "number"}  # of the values of a row, which is JSON
 _TYPES = {"number": pa.float64(), "bool": pa.bool_(), "text": pa.string()}
-Columns = dict[str, list[Any]]
 
 
-def columns_of(rows: Sequence[dict[str, Any]]) -> Columns:
-    """The columns of some rows, as `pack_rows` takes them.
-
-    Args:
-        rows: of records.parquet; label columns under "labels", the input under "position".
-    """
-    columns: Columns = {name: [row.get(name) for row in rows] for name in _WAITING.names}
-    columns["labels"] = [json.dumps(each) if each else None for each in columns["labels"]]
-    return columns
-
-
-def column_kinds(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
-    """Name and kind ("number", "bool", "text") of the label columns in some rows."""
-    found = {(name, type(value)) for row in rows for name, value in row.get("labels", {}).items()}
-    return joined_kinds(
-        {name: _KINDS.get(type_, "text")}
-        for name, type_ in found
-        if type_ is not type(None) and name not in SCHEMA.names
-    )
-
-
-def joined_kinds(parts: Iterable[dict[str, str]]) -> dict[str, str]:
-    """The kinds of the label columns of several parts; where two differ, both hold text."""
-    kinds: dict[str, str] = {}
-    for part in parts:
-        for name, kind in part.items():
-            kinds[name] = kind if kinds.get(name, kind) == kind else "text"
-    return kinds
-
-
-def pack_rows(parts: Sequence[Columns], text: dict[str, str]) -> bytes:
+def pack_rows(parts: Sequence[dict[str, list[Any]]], text: dict[str, str]) -> bytes:
     """The rows of a shard as they wait for the end of the conversion: an Arrow stream.
 
     Labels are JSON in it: the kinds of their columns are known only at that end.
 
     Args:
-        parts: of `columns_of`, one behind another.
+        parts: columns of these rows, as `Outcomes` has them, one part behind another.
         text: further lines to keep, by name.
     """
     columns = {

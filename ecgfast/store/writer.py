@@ -21,8 +21,8 @@ from ecgfast.store.format import (
     with_crc32c,
 )
 from ecgfast.store.journal import Cursor, Entry, Journal
-from ecgfast.store.outcomes import Outcomes
-from ecgfast.store.table import csv_lines, joined_kinds, pack_rows, unpack_rows
+from ecgfast.store.outcomes import Outcomes, joined_kinds
+from ecgfast.store.table import csv_lines, pack_rows, unpack_rows
 
 
 class _Shard:
