@@ -37,7 +37,7 @@ _CURE = "run the same command again with fewer --workers, it goes on where it st
 class Crew(Generic[Task, Result]):
     """Spawned processes that work on tasks for this one; a context manager.
 
-    A few are hired at once, because their imports take a third of a second in which this process
+    A few are hired at once, because their imports take a quarter of a second in which this process
     may find out what there is to do; each further one when all the others are busy.
 
     Args:

@@ -20,6 +20,8 @@ _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # Lustre without -o 
 class DurableFile:
     """A file on its way: written under a temporary name, and whole when it gets its own.
 
+    An error leaves nothing of it behind; who stops without one calls `discard`.
+
     Args:
         path: the file; its folder exists.
         mode: permission bits.
@@ -36,7 +38,7 @@ class DurableFile:
 
     def write(self, parts: Iterable[bytes | memoryview]) -> None:
         """Add to the file; the parts may change when this returns."""
-        with explained(self._path):
+        with self._whole():
             for part in parts:
                 self._file.write(part)
                 self._digest.update(part)
@@ -48,16 +50,12 @@ class DurableFile:
         Returns:
             its entry in the manifest: {"bytes": size, "sha256": hex digest}.
         """
-        try:
-            with explained(self._path):
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._file.close()
-                os.replace(self._temporary, self._path)
-                sync_folder(self._path.parent)
-        except BaseException:
-            self.discard()
-            raise
+        with self._whole():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._temporary, self._path)
+            sync_folder(self._path.parent)
         return {"bytes": self._size, "sha256": self._digest.hexdigest()}
 
     def discard(self) -> None:
@@ -65,6 +63,15 @@ class DurableFile:
         with contextlib.suppress(OSError):  # what it still holds back may not fit on the disk
             self._file.close()
         self._temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        try:
+            with explained(self._path):
+                yield
+        except BaseException:
+            self.discard()
+            raise
 
 
 def write_durably(
@@ -82,11 +89,7 @@ def write_durably(
         EcgfastError: the disk is full or not writable.
     """
     file = DurableFile(path, mode=mode)
-    try:
-        file.write(parts)
-    except BaseException:
-        file.discard()
-        raise
+    file.write(parts)
     return file.finish()
 
 

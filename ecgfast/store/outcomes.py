@@ -67,7 +67,7 @@ class Outcomes:
         refused: of each outcome, its line of quarantine.csv; None for a record.
         rows: columns of records.parquet with one value for each record, "labels" in JSON.
         kinds: label columns of these rows, name -> "number", "bool" or "text".
-        leads_N4C: (N, 4, 12) float32 of the records.
+        leads: (N, 4, 12) float32 of the records.
         chunks: encoded signals of the records.
     """
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ecgfast.errors import EcgfastError
-from ecgfast.store.durable import store_lock, write_durably
+from ecgfast.store.durable import DurableFile, store_lock, write_durably
 
 
 def test_entry_and_mode(tmp_path: Path) -> None:
@@ -33,6 +33,24 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
         write_durably(tmp_path / "file", parts())
     assert (tmp_path / "file").read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_parts_may_change_behind_the_writer(tmp_path: Path) -> None:
+    file = DurableFile(tmp_path / "file")
+    part = bytearray(b"first")
+    file.write([part])
+    part[:] = b"later"
+    file.write([part])
+    assert not (tmp_path / "file").exists()
+    assert file.finish() == {"bytes": 10, "sha256": hashlib.sha256(b"firstlater").hexdigest()}
+    assert (tmp_path / "file").read_bytes() == b"firstlater"
+
+
+def test_a_file_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
+    file = DurableFile(tmp_path / "file")
+    file.write([b"half"])
+    file.discard()
+    assert os.listdir(tmp_path) == []
 
 
 def test_lock_excludes_and_dies_with_its_process(tmp_path: Path) -> None:
