@@ -11,13 +11,15 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from io import FileIO
 from itertools import accumulate, cycle, pairwise
 from mmap import PROT_READ, mmap
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import DupFd
 from multiprocessing.resource_tracker import ensure_running
 from tempfile import TemporaryFile
-from typing import IO, Any, Generic, Self, TypeVar
+from threading import Lock
+from typing import Any, Generic, Self, TypeVar
 
 from ecgfast.errors import EcgfastError
 
@@ -31,6 +33,7 @@ _ROOMS = _PENDING + 1  # at the last result its caller may still look
 _HIRED_AT_ONCE = 4
 _FILES_OF_WORKER = 2 * _ROOMS + 4  # each room once more while it is looked at; pipes
 _OTHER_FILES = 128
+_one_start_at_a_time = Lock()  # it changes the environment
 _CURE = "run the same command again with fewer --workers, it goes on where it stopped"
 
 
@@ -132,7 +135,7 @@ class _Worker(Generic[Task, Result]):
             self._rooms = [_Room(file) for file in files]
             args = (tasks, answers, self._rooms, function)
             self._process = context.Process(target=_work, args=args, daemon=True)
-            with _one_blas_thread(), _no_interrupts():
+            with _one_start_at_a_time, _one_blas_thread(), _no_interrupts():
                 self._process.start()
             self._opened = opened.pop_all()
         tasks.close()
@@ -163,7 +166,7 @@ class _Worker(Generic[Task, Result]):
         return result
 
     def end(self) -> None:
-        self._process.terminate()  # after an error it may be in the middle of a task
+        self._process.kill()  # it may be in the middle of a task, or stopped
         self._process.join()
         self._opened.close()
 
@@ -184,7 +187,7 @@ class _Room:
     It holds a pickle, and behind it what the pickle only points to.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: FileIO) -> None:
         self._file = file
         self._memory: mmap | None = None
 
@@ -194,14 +197,18 @@ class _Room:
     def put(self, result: object) -> None:
         views: list[memoryview] = []
         head = pickle.dumps(result, 5, buffer_callback=lambda each: views.append(each.raw()))
+        start = pickle.dumps((head, [len(view) for view in views]))
         try:
             self._file.seek(0)
-            self._file.write(pickle.dumps((head, [len(view) for view in views])))
-            self._file.writelines(views)
+            for part in (memoryview(start), *views):
+                rest = part
+                while rest:
+                    rest = rest[self._file.write(rest) :]
             self._file.truncate()
         except OSError as error:
             raise EcgfastError(
-                f"no memory for the result of a worker: {error.strerror}; {_CURE}"
+                f"no room for the result of a worker: {error.strerror}; it takes memory, and must "
+                f"be allowed by `ulimit -f`; {_CURE}"
             ) from error
 
     def take(self) -> Any:  # noqa: ANN401 (a result or an exception)
@@ -222,13 +229,13 @@ class _Room:
 
 
 def _shared_room(handle: Any) -> _Room:  # noqa: ANN401 (of a type without a name)
-    return _Room(open(handle.detach(), "w+b"))
+    return _Room(FileIO(handle.detach(), "r+"))
 
 
-def _file_in_memory() -> IO[bytes]:
+def _file_in_memory() -> FileIO:
     if hasattr(os, "memfd_create"):  # Linux; not bound by the size of /dev/shm
-        return open(os.memfd_create("ecgfast"), "w+b")
-    return TemporaryFile()
+        return FileIO(os.memfd_create("ecgfast"), "r+")
+    return TemporaryFile(buffering=0)
 
 
 def _allow_files(wanted: int) -> None:
@@ -274,16 +281,14 @@ def _work(
     """Answer tasks until the parent ends this process, or dies."""
     _keep_freed_memory()
     gc.freeze()  # what the imports have left is no garbage: no collection looks at it again
-    for room in cycle(rooms):
-        try:
+    with contextlib.suppress(EOFError, OSError):  # the parent has gone
+        for room in cycle(rooms):
             task = tasks.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            room.put(function(task))
-        except Exception as error:  # the parent raises it
-            room.put(error)
-        answers.send(None)
+            try:
+                room.put(function(task))
+            except Exception as error:  # the parent raises it
+                room.put(error)
+            answers.send(None)
 
 
 def _keep_freed_memory() -> None:

@@ -92,6 +92,7 @@ class StoreWriter:
                 (store / SIGNALS / name).mkdir(parents=True, exist_ok=True)
             work.mkdir(parents=True, exist_ok=True)
         self._journal = Journal(work / "journal")
+        self._remove_unfinished()
         self._number = len(self._journal.entries)  # of the shard that fills
         self._shard = _Shard(store / shard_name(self._number))
         self._thread = ThreadPoolExecutor(1)
@@ -154,6 +155,14 @@ class StoreWriter:
         """
         for number in range(len(self._journal.entries)):
             yield unpack_rows(self._lines_path(number).read_bytes())
+
+    def _remove_unfinished(self) -> None:
+        """Remove what a crash left of a shard: other inputs may have gone, and never fill it."""
+        durable = self.files
+        with explained(self._store):
+            for path in (self._store / SIGNALS).glob("*/*"):
+                if path.relative_to(self._store).as_posix() not in durable:
+                    path.unlink()
 
     def _lines_path(self, number: int) -> Path:
         return self._work / f"lines-{number:06d}.arrow"

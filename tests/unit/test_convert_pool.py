@@ -6,8 +6,9 @@ import resource
 import signal
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pickle import PicklingError
+from pickle import PickleBuffer, PicklingError
 
 import numpy as np
 import pytest
@@ -105,14 +106,17 @@ def test_a_result_that_cannot_travel_is_an_error_and_no_hang() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, results go through a file")
-def test_no_memory_for_a_result_is_one_error() -> None:
-    with pytest.raises(EcgfastError, match=r"no memory.*--workers"), Crew(_too_large, 2) as crew:
+def test_no_room_for_a_result_is_one_error() -> None:
+    with (
+        pytest.raises(EcgfastError, match=r"no room.*File too large.*--workers"),
+        Crew(_too_large, 2) as crew,
+    ):
         list(crew.map(range(4)))
 
 
-def _too_large(task: int) -> bytes:
+def _too_large(task: int) -> PickleBuffer:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-    return bytes(2 << 20)
+    return PickleBuffer(bytes(2 << 20))
 
 
 def test_workers_are_hired_as_they_are_needed() -> None:
@@ -185,3 +189,23 @@ def test_workers_killed_from_outside_are_an_error_and_no_hang() -> None:
             worker.kill()
         with pytest.raises(EcgfastError, match="a worker process was killed"):
             list(results)
+
+
+def test_a_stopped_worker_does_not_hold_the_end_up() -> None:
+    with Crew(_square, 2) as crew:
+        assert list(crew.map(range(4))) == [0, 1, 4, 9]
+        for worker in multiprocessing.active_children():
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGSTOP)
+    assert not multiprocessing.active_children()
+
+
+def test_crews_of_several_threads_leave_the_environment_as_it_was() -> None:
+    def work(_: int) -> list[int]:
+        with Crew(_square, 2) as crew:
+            return list(crew.map(range(4)))
+
+    before = dict(os.environ)
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(work, range(4))) == [[0, 1, 4, 9]] * 4
+    assert dict(os.environ) == before

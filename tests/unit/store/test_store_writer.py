@@ -106,3 +106,16 @@ def test_a_writer_that_is_left_early_leaves_no_temporary_file(tmp_path: Path) ->
         writer.add(in_columns(outcomes(10)))
         assert len(snapshot(tmp_path)) == 1
     assert snapshot(tmp_path) == {}
+
+
+def test_what_a_crash_left_of_a_shard_is_removed(tmp_path: Path) -> None:
+    made = outcomes(1000)
+    with StoreWriter(tmp_path / "store", tmp_path / "work") as writer:
+        writer.add(in_columns(made[:1500]))
+    durable = snapshot(tmp_path)
+    assert f"store/{shard_name(0)}" in durable
+    signal = (tmp_path / "store" / shard_name(1)).parent
+    (signal / ".c.1.0.0.tmp").write_bytes(b"half a shard")
+    (signal / "c.1.0.0").write_bytes(b"a whole one that the journal does not know")
+    with StoreWriter(tmp_path / "store", tmp_path / "work"):
+        assert snapshot(tmp_path) == durable
