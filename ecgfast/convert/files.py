@@ -19,7 +19,7 @@ from ecgfast.convert.plan import (
 )
 from ecgfast.convert.pool import Crew
 from ecgfast.convert.seal import seal_converted
-from ecgfast.convert.work import Settings, Task, convert_lines
+from ecgfast.convert.work import Lines, Settings, convert_lines
 from ecgfast.errors import ConfigError, FormatError
 from ecgfast.ingest import discover
 from ecgfast.store.format import FORMAT_VERSION
@@ -114,7 +114,7 @@ def _freeze_inputs(paths: list[Path], out: Path) -> int:
 
 
 def _write_all(
-    plan: Plan, writer: StoreWriter, settings: Settings, crew: Crew[Task, Outcomes]
+    plan: Plan, writer: StoreWriter, settings: Settings, crew: Crew[Lines, Outcomes]
 ) -> None:
     start = writer.cursor
     with log.progress("convert", total=plan.num_inputs) as advance:
@@ -127,7 +127,7 @@ def _write_all(
     writer.finish(Cursor(position=plan.num_inputs))
 
 
-def _tasks(plan: Plan, start: Cursor, settings: Settings) -> Iterator[Task]:
+def _tasks(plan: Plan, start: Cursor, settings: Settings) -> Iterator[Lines]:
     for lines in plan.batches(start.position, _BATCH_FILES):
         yield lines, start, settings
         start = Cursor(position=start.position + len(lines))

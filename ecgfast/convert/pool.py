@@ -28,8 +28,9 @@ Result = TypeVar("Result")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _KEPT_BYTES = 32 << 20  # the most that glibc takes as a threshold
-_PENDING = 8  # tasks of a worker whose result was not asked for: batches of about a megabyte
-_ROOMS = _PENDING + 1  # at the last result its caller may still look
+_PENDING = 4  # tasks for each worker, on average, whose result was not asked for
+_MOST_PENDING = 2 * _PENDING  # of one: who is faster than the others takes more
+_ROOMS = _MOST_PENDING + 1  # at the last result its caller may still look
 _HIRED_AT_ONCE = 4
 _FILES_OF_WORKER = 2 * _ROOMS + 4  # each room once more while it is looked at; pipes
 _OTHER_FILES = 128
@@ -65,6 +66,8 @@ class Crew(Generic[Task, Result]):
 
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
+            worker.kill()
+        for worker in self._workers:
             worker.end()
 
     def map(self, tasks: Iterable[Task]) -> Iterator[Result]:
@@ -93,8 +96,9 @@ class Crew(Generic[Task, Result]):
             yield pending.popleft().result()
 
     def _least_busy(self) -> "_Worker[Task, Result]":
-        worker = min(self._workers, key=lambda each: each.num_pending)
-        if worker.num_pending and len(self._workers) < self._size:
+        with_room = (each for each in self._workers if each.num_pending < _MOST_PENDING)
+        worker = min(with_room, key=lambda each: each.num_unanswered())
+        if worker.num_unanswered() and len(self._workers) < self._size:
             return self._hire()
         return worker
 
@@ -140,12 +144,23 @@ class _Worker(Generic[Task, Result]):
             self._opened = opened.pop_all()
         tasks.close()
         answers.close()
-        self._sent, self._taken = 0, 0
+        self._sent, self._answered, self._taken = 0, 0, 0
 
     @property
     def num_pending(self) -> int:
-        """Tasks whose result was not asked for yet; the caller keeps it at `_PENDING` or below."""
+        """Tasks whose result was not asked for yet; the caller stays below `_ROOMS`."""
         return self._sent - self._taken
+
+    def num_unanswered(self) -> int:
+        """Tasks that this worker has before it."""
+        with contextlib.suppress(EOFError, OSError):  # it was killed: `result` says so
+            while self._answers.poll():
+                self._await_answer()
+        return self._sent - self._answered
+
+    def _await_answer(self) -> None:
+        self._answers.recv()
+        self._answered += 1
 
     def send(self, task: Task) -> None:
         self._rooms[self._sent % _ROOMS].free()
@@ -156,8 +171,9 @@ class _Worker(Generic[Task, Result]):
     def result(self) -> Result:
         """The result of the first task that has none yet."""
         try:
-            self._answers.recv()
-        except (EOFError, OSError) as error:  # OSError: in the middle of an answer
+            if self._answered == self._taken:
+                self._await_answer()
+        except (EOFError, OSError) as error:
             raise EcgfastError(self._end_of_process()) from error
         result: Result | Exception = self._rooms[self._taken % _ROOMS].take()
         self._taken += 1
@@ -165,8 +181,10 @@ class _Worker(Generic[Task, Result]):
             raise result
         return result
 
-    def end(self) -> None:
+    def kill(self) -> None:
         self._process.kill()  # it may be in the middle of a task, or stopped
+
+    def end(self) -> None:
         self._process.join()
         self._opened.close()
 

@@ -54,7 +54,7 @@ class Settings:
     pseudonyms: Pseudonyms
 
 
-Task = tuple[list[bytes], Cursor, Settings]  # lines of inputs, where the first one begins
+Lines = tuple[list[bytes], Cursor, Settings]  # of the plan; where the first one begins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class _Candidate:
     segment: Segment
 
 
-def convert_lines(task: Task) -> Outcomes:
+def convert_lines(task: Lines) -> Outcomes:
     """`convert_batch` of lines of the plan: workers parse them, the one writer need not."""
     lines, start, settings = task
     return convert_batch([parse_input(line) for line in lines], start, settings)
@@ -130,7 +130,7 @@ def _windows(item: InputFile, position: int, settings: Settings) -> list[_Candid
 
 
 def _encoded(candidates: list[_Candidate], settings: Settings) -> list[Outcome]:
-    signal_NCT = _room()[: len(candidates)]
+    signal_NCT = _block()[: len(candidates)]
     np.stack([candidate.segment.signal for candidate in candidates], out=signal_NCT)
     mean_NC, std_NC = lead_statistics(signal_NCT, _valid(candidates, signal_NCT.shape))
     scale_NC = np.stack([candidate.digits.scale_uv for candidate in candidates])
@@ -162,7 +162,7 @@ def _encoded(candidates: list[_Candidate], settings: Settings) -> list[Outcome]:
 
 
 @lru_cache(maxsize=1)
-def _room() -> NDArray[np.int16]:
+def _block() -> NDArray[np.int16]:
     """One block of signals, used again and again: fresh pages cost 70 microseconds a record."""
     return np.empty((_BLOCK_RECORDS, NUM_LEADS, NUM_TIMESTEPS), np.int16)
 

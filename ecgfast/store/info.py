@@ -90,4 +90,6 @@ def _reasons(path: Path) -> dict[str, int]:
         raise CorruptStoreError(
             f"{path} is missing or damaged; restore it from a copy or convert again"
         ) from error
-    return dict(Counter(re.sub(r"\d[\d.,]*", "#", reason) for reason in reasons).most_common())
+    return dict(
+        Counter(re.sub(r"\d+(?:[.,]\d+)*", "#", reason) for reason in reasons).most_common()
+    )

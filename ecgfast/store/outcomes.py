@@ -44,7 +44,7 @@ class Refusal:
         after: the cursor behind it.
         row: record_id (pseudonym), format, reason.
         source: readable path, for the table beside the store.
-        recorded: empty: nothing was read.
+        recorded: empty: the date of what is refused is not kept.
     """
 
     after: Cursor
@@ -66,7 +66,8 @@ class Outcomes:
         sources: of each outcome, its line of the table beside the store.
         refused: of each outcome, its line of quarantine.csv; None for a record.
         rows: columns of records.parquet with one value for each record, "labels" in JSON.
-        kinds: label columns of these rows, name -> "number", "bool" or "text".
+        kinds: label columns of these rows, or of those that they were cut from, name -> "number",
+            "bool" or "text".
         leads: (N, 4, 12) float32 of the records.
         chunks: encoded signals of the records.
     """
@@ -89,7 +90,7 @@ class Outcomes:
         return sum(1 for _, outcome in self.after if outcome == 0)
 
     def split(self, num_records: int) -> tuple["Outcomes", "Outcomes"]:
-        """Cut behind the outcome that is the record of this number."""
+        """Cut behind the outcome that is the record of this number, 1 or more."""
         records = [place for place, line in enumerate(self.refused) if line is None]
         cut = records[num_records - 1] + 1
         head = self._part(slice(cut), slice(num_records))
@@ -122,7 +123,7 @@ def in_columns(outcomes: Sequence[Outcome]) -> Outcomes:
         ],
         rows=_columns(rows),
         kinds=_kinds(rows),
-        leads=np.array([record.leads for record in records]).reshape(-1, 4, NUM_LEADS),
+        leads=np.array([each.leads for each in records], np.float32).reshape(-1, 4, NUM_LEADS),
         chunks=[record.chunk for record in records],
     )
 

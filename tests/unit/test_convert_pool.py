@@ -5,6 +5,8 @@ import os
 import resource
 import signal
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -209,3 +211,16 @@ def test_crews_of_several_threads_leave_the_environment_as_it_was() -> None:
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(work, range(4))) == [[0, 1, 4, 9]] * 4
     assert dict(os.environ) == before
+
+
+def _as_fast_as_its_worker(task: int) -> int:
+    """Every other worker takes ten times as long."""
+    number = int(multiprocessing.current_process().name.rpartition("-")[2])
+    time.sleep(0.05 if number % 2 else 0.005)
+    return os.getpid()
+
+
+def test_a_fast_worker_takes_more_than_a_slow_one() -> None:
+    with Crew(_as_fast_as_its_worker, 2) as crew:
+        counts = Counter(crew.map(range(80))).most_common()
+    assert len(counts) == 1 or counts[0][1] > 2 * counts[1][1]

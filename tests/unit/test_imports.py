@@ -1,6 +1,7 @@
 """The layers of ecgfast: who may import whom, read from the syntax trees."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -142,3 +143,13 @@ def test_imports_stay_light(statement: str, unwanted: str) -> None:
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.split() == []
+
+
+@pytest.mark.parametrize("package", ["", ".convert", ".labels", ".store"])
+def test_names_that_are_imported_on_first_use(package: str) -> None:
+    module = importlib.import_module(f"ecgfast{package}")
+    assert set(module.__all__) <= set(dir(module))
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = module.nothing

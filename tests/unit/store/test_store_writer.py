@@ -74,7 +74,8 @@ def test_labels_keep_their_kinds() -> None:
 
 def test_no_outcomes_are_columns_too() -> None:
     none = in_columns([])
-    assert (none.chunks, none.leads.shape, none.num_inputs) == ([], (0, 4, 12), 0)
+    assert (none.chunks, none.num_inputs) == ([], 0)
+    assert (none.leads.shape, none.leads.dtype) == ((0, 4, 12), np.float32)
     assert set(none.rows) == set(in_columns(outcomes(1)).rows)
 
 
