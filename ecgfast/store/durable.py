@@ -69,7 +69,7 @@ class DurableFile:
         try:
             with explained(self._path):
                 yield
-        except BaseException:
+        except BaseException:  # Ctrl-C too: half a file would take its place on the disk for ever
             self.discard()
             raise
 

@@ -107,7 +107,6 @@ def test_a_result_that_cannot_travel_is_an_error_and_no_hang() -> None:
         list(crew.map(range(4)))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, results go through a file")
 def test_no_room_for_a_result_is_one_error() -> None:
     with (
         pytest.raises(EcgfastError, match=r"no room.*File too large.*--workers"),
