@@ -1,5 +1,6 @@
 """The one in-memory form of an ECG, between every foreign format and the store."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,24 @@ NUM_TIMESTEPS = 5000
 PATCH_TIMESTEPS = 250
 SAMPLING_RATE_HZ = 500
 INVALID = -32768  # the marker of a missing timestep, as in WFDB format 16
+NO_PATIENT = "no_patient_id"  # the flag of a record that names no patient
+NOT_KNOWN = frozenset({"", "-", "?", "nan", "na", "n/a", "#n/a", "none", "null", "unknown"})
+_WHOLE_NUMBER = re.compile(r"(\d+)\.0+")  # what spreadsheets make of a column with empty cells
+
+
+def known_id(value: object) -> str | None:
+    """Return the id of a patient or site as a person would read it, None where it names nobody.
+
+    Blanks around it are cut and 7.0 is 7; "007" stays, because hospitals pad their numbers.
+
+    Args:
+        value: of a header, sidecar or CSV.
+    """
+    text = "" if value is None else str(value).strip()
+    if text.lower() in NOT_KNOWN:
+        return None
+    whole = _WHOLE_NUMBER.fullmatch(text)
+    return whole[1] if whole else text
 
 
 @dataclass(frozen=True, kw_only=True)

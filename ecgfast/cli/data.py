@@ -1,4 +1,4 @@
-"""Commands on records and stores: synth, convert, label, info, verify."""
+"""Commands on records and stores: synth, convert, label, splits, info, verify."""
 
 from collections.abc import Callable
 from enum import StrEnum
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from ecgfast.errors import ConfigError
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by convert.")]
 
@@ -53,6 +55,27 @@ class Split(StrEnum):
     COLUMN = "column"
 
 
+class PatientIds(StrEnum):
+    """Whose the numbers of patients are."""
+
+    SITE = "site"
+    GLOBAL = "global"
+
+
+Target = Annotated[
+    str | None,
+    typer.Option(help="What a case is: splits get equal shares. Default: ejection_fraction<40."),
+]
+SplitSeed = Annotated[int | None, typer.Option(min=0, help="Another seed, another division.")]
+OneEcg = Annotated[
+    bool,
+    typer.Option(
+        "--assume-one-ecg-per-patient", help="Records that name no patient are one patient each."
+    ),
+]
+KeyFile = Annotated[Path | None, typer.Option(help="Pseudonym key; default STORE.key.")]
+
+
 class Steps:
     """Turns "so much is done in all" into the steps that a progress bar counts."""
 
@@ -68,7 +91,7 @@ class Steps:
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    for command in (synth, convert, label, info, verify):
+    for command in (synth, convert, label, splits, info, verify):
         app.command()(command)
 
 
@@ -103,10 +126,16 @@ def convert(
     short: Annotated[Short, typer.Option(help="Records under 10 s.")] = Short.QUARANTINE,
     quality: Annotated[Quality, typer.Option(help="Records that fail a check.")] = Quality.FLAG,
     on_bad: Annotated[OnBad, typer.Option(help="Unreadable inputs.")] = OnBad.QUARANTINE,
-    key_file: Annotated[Path | None, typer.Option(help="Pseudonym key; default STORE.key.")] = None,
+    key_file: KeyFile = None,
     keep_identifiers: Annotated[
         bool, typer.Option("--keep-identifiers", help="Keep readable identifiers.")
     ] = False,
+    patient_ids: Annotated[
+        PatientIds, typer.Option(help="Numbers of each site, or of all of them.")
+    ] = PatientIds.SITE,
+    one_ecg: OneEcg = False,
+    split_seed: SplitSeed = None,
+    target: Target = None,
 ) -> None:
     """Turn raw files into a store; run again, it goes on."""
     from ecgfast.convert import convert as convert_files
@@ -123,6 +152,10 @@ def convert(
         on_bad=on_bad.value,
         key_file=key_file,
         keep_identifiers=keep_identifiers,
+        patient_ids=patient_ids.value,
+        one_ecg_per_patient=one_ecg,
+        split_seed=split_seed or 0,
+        target=target,
     )
     print(
         f"{summary.num_inputs} inputs = {summary.num_converted} converted + "
@@ -140,7 +173,10 @@ def label(
     split: Annotated[
         Split | None, typer.Option(help="By patient, or from the CSV. Default: as before.")
     ] = None,
-    key_file: Annotated[Path | None, typer.Option(help="Pseudonym key; default STORE.key.")] = None,
+    target: Target = None,
+    split_seed: SplitSeed = None,
+    one_ecg: OneEcg = False,
+    key_file: KeyFile = None,
 ) -> None:
     """Join labels and splits into a finished store."""
     from ecgfast.labels import label_store
@@ -151,6 +187,9 @@ def label(
         label_window_days=label_window_days,
         columns=columns.split(",") if columns else None,
         split=None if split is None else split.value,
+        target=target,
+        split_seed=split_seed,
+        one_ecg_per_patient=one_ecg or None,
         key_file=key_file,
     )
     counts = ", ".join(f"{name} {number}" for name, number in sorted(summary.splits.items()))
@@ -160,6 +199,42 @@ def label(
         f"{summary.num_outside_window} outside the window, "
         f"{summary.num_unused_lines} lines unused; {counts}"
     )
+
+
+def splits(
+    store: StorePath,
+    export: Annotated[
+        Path | None, typer.Option("--export", metavar="CSV", help="Write record_id, split, fold.")
+    ] = None,
+    readable: Annotated[
+        bool, typer.Option("--readable", help="Export readable record ids, to publish a split.")
+    ] = False,
+    given: Annotated[
+        Path | None, typer.Option("--import", metavar="CSV", help="Take the splits of such a file.")
+    ] = None,
+    draw: Annotated[bool, typer.Option("--draw", help="Draw the splits anew.")] = False,
+    target: Target = None,
+    split_seed: SplitSeed = None,
+    one_ecg: OneEcg = False,
+    key_file: KeyFile = None,
+) -> None:
+    """Show, draw, export or import train, valid, test and folds."""
+    from ecgfast.labels.published import draw_again, export_splits, import_splits, summary
+
+    if sum((export is not None, given is not None, draw)) > 1:
+        raise ConfigError("splits takes one of --export, --import and --draw, got several")
+    if given is not None:
+        import_splits(store, given, key_file=key_file)
+    if draw:
+        draw_again(
+            store,
+            target=target,
+            split_seed=split_seed,
+            one_ecg_per_patient=one_ecg or None,
+        )
+    if export is not None:
+        export_splits(store, export, readable=readable)
+    print(summary(store, target))
 
 
 def info(

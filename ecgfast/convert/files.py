@@ -26,7 +26,7 @@ from ecgfast.store.format import FORMAT_VERSION
 from ecgfast.store.journal import Cursor
 from ecgfast.store.manifest import Manifest, read_manifest
 from ecgfast.store.outcomes import Outcomes
-from ecgfast.store.pseudonyms import Pseudonyms, read_key, read_or_create_key
+from ecgfast.store.pseudonyms import PatientIds, Pseudonyms, read_key, read_or_create_key
 from ecgfast.store.writer import StoreWriter
 
 _BATCH_FILES = 32
@@ -39,6 +39,7 @@ def convert_files(
     *,
     key: Path,
     keep: bool,
+    patient_ids: PatientIds,
     workers: int,
 ) -> Manifest:
     """Convert files and folders, or go on where an earlier run stopped.
@@ -49,6 +50,7 @@ def convert_files(
         options: gives the settings when it is called with `pseudonyms`.
         key: file of the pseudonym key.
         keep: keep readable ids.
+        patient_ids: whose the patients' ids are, a site's or everybody's.
         workers: processes.
     Raises:
         ConfigError: `out` holds something else.
@@ -57,7 +59,7 @@ def convert_files(
     with Crew(convert_lines, 1 if finished(out) else workers) as crew:
         # Found before anything else is written: a wrong path leaves nothing behind.
         num_inputs = None if finished(out) or begun(out) else _freeze_inputs(paths, out)
-        pseudonyms = Pseudonyms(_key(key, new=num_inputs is not None), keep=keep)
+        pseudonyms = Pseudonyms(_key(key, new=num_inputs is not None), keep, patient_ids)
         settings = options(pseudonyms=pseudonyms)
         spec: Spec = {
             "sources": [str(path.resolve()) for path in paths],
@@ -66,6 +68,9 @@ def convert_files(
             "short": settings.short,
             "quality": settings.quality,
             "keep_identifiers": keep,
+            "patient_ids": patient_ids,
+            "one_ecg_per_patient": settings.one_ecg_per_patient,
+            "split_seed": settings.split_seed,
             "key": pseudonyms.fingerprint,
             "format_version": FORMAT_VERSION,
         }

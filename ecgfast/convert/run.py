@@ -13,9 +13,12 @@ from ecgfast.convert.transcode import transcode
 from ecgfast.convert.work import Quality, Settings
 from ecgfast.errors import ConfigError
 from ecgfast.labels import label_store
+from ecgfast.labels.assign import warn_of_unnamed
 from ecgfast.labels.table import read_labels
 from ecgfast.store.durable import store_lock
 from ecgfast.store.format import MANIFEST, SIGNALS, Codec, key_beside
+from ecgfast.store.pseudonyms import PatientIds
+from ecgfast.store.reader import open_store
 
 OnBad = Literal["quarantine", "fail"]
 
@@ -54,6 +57,10 @@ def convert(
     on_bad: OnBad = "quarantine",
     key_file: str | Path | None = None,
     keep_identifiers: bool = False,
+    patient_ids: PatientIds = "site",
+    one_ecg_per_patient: bool = False,
+    split_seed: int = 0,
+    target: str | None = None,
 ) -> ConvertSummary:
     """Convert files or folders, or transcode one store; the same call goes on after any crash.
 
@@ -73,6 +80,12 @@ def convert(
         on_bad: "fail" marks the summary as failed when an input was quarantined.
         key_file: pseudonym key, made if it does not exist; None means STORE.key.
         keep_identifiers: keep readable ids instead of pseudonyms.
+        patient_ids: "site" where each hospital numbers its own patients, "global" where one number
+            is one person everywhere.
+        one_ecg_per_patient: each record that names no patient is another patient; else such records
+            get no split.
+        split_seed: another seed is another division into train, valid and test.
+        target: what a case is, such as "ejection_fraction<40": splits get equal shares of cases.
     Raises:
         ConfigError, FormatError: a wrong option or source.
         ResumeError: `out` was begun with other options or sources.
@@ -80,30 +93,52 @@ def convert(
     """
     _check(codec=(codec, Codec), window=(window, Window), short=(short, Short))
     _check(quality=(quality, Quality), on_bad=(on_bad, OnBad))
+    _check(patient_ids=(patient_ids, PatientIds))
     paths, out = [Path(source) for source in sources], Path(out)
     workers = available_cores() if workers is None else workers
     if workers < 1:
         raise ConfigError(f"--workers must be at least 1, got {workers}")
+    if labels is None and target is not None:
+        raise ConfigError(f"--target {target!r} needs --labels; ecgfast label takes both later")
     if labels is not None:
         read_labels(Path(labels))  # a wrong table is refused now, not after hours of converting
     # An unfinished store too: its signals must not be taken for a folder without recordings.
     stores = [path for path in paths if (path / MANIFEST).exists() or (path / SIGNALS).exists()]
     with store_lock(out):
         if stores:
-            if len(paths) > 1 or (window, short, quality) != ("first", "quarantine", "flag"):
+            own = (window, short, quality, patient_ids, one_ecg_per_patient, split_seed)
+            if len(paths) > 1 or own != ("first", "quarantine", "flag", "site", False, 0):
                 raise ConfigError(
                     f"{stores[0]} is a store, which is transcoded alone and as it is; give only "
                     "--out, --codec and --workers with it"
                 )
             manifest = transcode(paths[0], out, codec=codec, workers=workers)
         else:
-            settings = partial(Settings, codec=codec, window=window, short=short, quality=quality)
+            settings = partial(
+                Settings,
+                codec=codec,
+                window=window,
+                short=short,
+                quality=quality,
+                one_ecg_per_patient=one_ecg_per_patient,
+                split_seed=split_seed,
+            )
             key = Path(key_file) if key_file is not None else key_beside(out)
             manifest = convert_files(
-                paths, out, settings, key=key, keep=keep_identifiers, workers=workers
+                paths,
+                out,
+                settings,
+                key=key,
+                keep=keep_identifiers,
+                patient_ids=patient_ids,
+                workers=workers,
             )
     if labels is not None:
-        label_store(out, labels, key_file=None if key_file is None else Path(key_file))
+        label_store(
+            out, labels, key_file=None if key_file is None else Path(key_file), target=target
+        )
+    else:
+        warn_of_unnamed(open_store(out).records, one_ecg_per_patient=one_ecg_per_patient)
     counts = manifest["counts"]
     return ConvertSummary(
         store=out,

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from ecgfast.convert.preprocess import MAX_INVALID_SHARE
 from ecgfast.convert.work import Settings
 from ecgfast.errors import FormatError
+from ecgfast.labels.assign import assign_splits, known_target
 from ecgfast.records import NUM_TIMESTEPS, SAMPLING_RATE_HZ
 from ecgfast.store.format import QUARANTINE, RECORDS, Codec, sources_beside
 from ecgfast.store.manifest import Manifest, write_manifest
@@ -26,12 +27,14 @@ class _Lines:
     converted: set[int] = field(default_factory=set)  # positions: an input can give many windows
     quarantine: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
+    patient_keys: list[str] = field(default_factory=list)
 
     def rows(self, writer: StoreWriter) -> Iterator[pa.Table]:
         for table, text in writer.lines():
             self.converted.update(table["position"].to_pylist())
             self.quarantine.append(text["quarantine"])
             self.sources.append(text["sources"])
+            self.patient_keys += table["patient_key"].to_pylist()
             yield table
 
 
@@ -51,6 +54,14 @@ def seal_converted(
         raise FormatError(
             f"none of {num_inputs} inputs could be converted; {out / QUARANTINE} says why for each"
         )
+    table, splits = assign_splits(
+        table,
+        lines.patient_keys,
+        seed=settings.split_seed,
+        target=known_target(table, None),
+        one_ecg_per_patient=settings.one_ecg_per_patient,
+        drawn_by="convert",
+    )
     records = write_table(out, table)
     counts = {
         "inputs": num_inputs,
@@ -73,6 +84,11 @@ def seal_converted(
         "synthetic": _any_synthetic(table["flags"]),
         "identifiers": "kept" if settings.pseudonyms.keep else "pseudonyms",
         "key_fingerprint": settings.pseudonyms.fingerprint,
+        "patients": {
+            "ids": settings.pseudonyms.patient_ids,
+            "one_ecg_each": settings.one_ecg_per_patient,
+        },
+        "splits": splits,
         "labels": None,
         "request": request,
     }

@@ -38,6 +38,8 @@ _COPIED = (
     "identifiers",
     "key_fingerprint",
     "labels",
+    "patients",
+    "splits",
 )
 
 
@@ -71,7 +73,7 @@ def transcode(source: Path, out: Path, *, codec: Codec, workers: int) -> Manifes
     for beside in (key_beside, sources_beside):
         if beside(source).exists():
             _copy(beside(source), beside(out), mode=0o600)
-    content = {name: reader.manifest[name] for name in _COPIED}
+    content = {name: reader.manifest[name] for name in _COPIED if name in reader.manifest}
     return seal(out, plan.work, writer, codec, tables, content | {"request": request})
 
 

@@ -17,13 +17,12 @@ from ecgfast.convert.quality import breaks_einthoven, einthoven_uv, flat_leads
 from ecgfast.errors import EcgfastError, FormatError, ShapeError
 from ecgfast.ingest import InputFile, read_record
 from ecgfast.ingest.discover import printable
-from ecgfast.labels.splits import split_of
-from ecgfast.records import NUM_LEADS, NUM_TIMESTEPS, EcgRecord
+from ecgfast.records import NO_PATIENT, NUM_LEADS, NUM_TIMESTEPS, EcgRecord
 from ecgfast.store.chunks import encode_chunks
 from ecgfast.store.format import Codec
 from ecgfast.store.journal import Cursor
 from ecgfast.store.outcomes import EncodedRecord, Outcome, Outcomes, Refusal, in_columns
-from ecgfast.store.pseudonyms import Pseudonyms
+from ecgfast.store.pseudonyms import Pseudonyms, key_of_unnamed
 
 Quality = Literal["flag", "strict"]
 _STRICT = ("flat_lead", "einthoven", "interpolated")
@@ -44,7 +43,9 @@ class Settings:
         window: "first" or "all" windows of longer records.
         short: "quarantine" or "pad" shorter ones.
         quality: "flag" or, "strict", quarantine what the signal checks find.
-        pseudonyms: the key, and whether ids stay readable.
+        pseudonyms: the key, whether ids stay readable, and whose they are.
+        one_ecg_per_patient: records that name no patient are one patient each.
+        split_seed: of the splits.
     """
 
     codec: Codec
@@ -52,6 +53,8 @@ class Settings:
     short: Short
     quality: Quality
     pseudonyms: Pseudonyms
+    one_ecg_per_patient: bool = False
+    split_seed: int = 0
 
 
 Lines = tuple[list[bytes], Cursor, Settings]  # of the plan; where the first one begins
@@ -156,6 +159,7 @@ def _encoded(candidates: list[_Candidate], settings: Settings) -> list[Outcome]:
                 row=row,
                 source=printable(str(item.path)),
                 recorded=candidate.record.provenance.get("recorded", ""),
+                record=item.record_id,
             )
         )
     return result
@@ -188,17 +192,18 @@ def _row(
         flags.append("einthoven")
     if record.patient_id is None:
         # Without a patient, a record is its own patient; the flag says that this is a guess.
-        flags.append("no_patient_id")
+        flags.append(NO_PATIENT)
         patient = pseudonyms.of("record as patient", item.record_id)
+        key = key_of_unnamed(item.record_id)
     else:
-        patient = pseudonyms.of("patient", record.patient_id)
+        patient = pseudonyms.patient(record.patient_id, record.site)
+        key = pseudonyms.patient_key(record.patient_id, record.site)
     record_id = pseudonyms.of("record", item.record_id)
     labels = dict(record.labels)
     return {
         "record_id": f"{record_id}@{segment.start}" if segment.start else record_id,
         "patient_id": patient,
         "site": record.site,
-        "split": split_of(pseudonyms, patient),
         "age": record.age,
         "sex": record.sex,
         "ejection_fraction": labels.pop("ejection_fraction", None),
@@ -212,6 +217,7 @@ def _row(
         "flags": ";".join(sorted(set(flags))),
         "labels": labels,
         "position": candidate.position,
+        "patient_key": key,
     }
 
 
@@ -221,7 +227,8 @@ def _refusal(item: InputFile, after: Cursor, reason: str, settings: Settings) ->
         "format": item.path.suffix.lstrip("."),
         "reason": reason if settings.pseudonyms.keep else _without_names(reason, item),
     }
-    return Refusal(after=after, row=row, source=printable(str(item.path)))
+    source = printable(str(item.path))
+    return Refusal(after=after, row=row, source=source, record=item.record_id)
 
 
 def _without_names(reason: str, item: InputFile) -> str:

@@ -8,6 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ecgfast.labels import parse_target
+from ecgfast.labels.patients import patient_groups
 from ecgfast.store.info import describe as describe_store
 from ecgfast.store.reader import StoreReader
 
@@ -53,13 +54,6 @@ def text_column(records: pa.Table, name: str) -> NDArray[np.str_]:
         return np.full(records.num_rows, "-")
     values = records.column(name).to_pylist()
     return np.array(["-" if value is None else str(value) for value in values], dtype=np.str_)
-
-
-def patient_groups(records: pa.Table) -> NDArray[np.intp]:
-    """(N,) number of each record's patient; a record without one is its own patient."""
-    patients = text_column(records, "patient_id")
-    own = [f"\0{row}" if name == "-" else name for row, name in enumerate(patients)]
-    return np.unique(np.array(own, dtype=np.str_), return_inverse=True)[1]
 
 
 def cohort_table(records: pa.Table, target: str | None) -> list[CohortRow]:

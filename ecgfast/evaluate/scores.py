@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from ecgfast import log
 from ecgfast.data.loader import build_loader
 from ecgfast.errors import ConfigError
-from ecgfast.evaluate.cohort import natural_order, patient_groups, text_column
+from ecgfast.evaluate.cohort import natural_order, text_column
 from ecgfast.evaluate.runs import LoadedRun
 from ecgfast.labels import Labelled, labelled, parse_target
+from ecgfast.labels.patients import patient_groups
 from ecgfast.store.reader import StoreReader
 
 _BATCH = 64

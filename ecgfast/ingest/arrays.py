@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ecgfast.errors import FormatError
 from ecgfast.ingest.leads import arrange_leads, plan_leads
 from ecgfast.ingest.wfdb_comments import parse_age, parse_sex
-from ecgfast.records import INVALID, LEADS, EcgRecord
+from ecgfast.records import INVALID, LEADS, EcgRecord, known_id
 
 SHARED_SIDECAR = "signals.json"
 _KNOWN = {"signal", "sampling_rate_hz", "scale_uv", "offset_adc", "leads"}
@@ -91,8 +91,8 @@ def read_arrays(path: Path, record_id: str, row: int | None) -> EcgRecord:
         scale_uv=leads.scale_uv,
         offset_adc=leads.offset_adc,
         sampling_rate_hz=rate,
-        patient_id=text.get("patient_id"),
-        site=text.get("site"),
+        patient_id=known_id(text.get("patient_id")),
+        site=known_id(text.get("site")),
         age=age,
         sex=parse_sex(text.get("sex", "")),
         labels=labels,

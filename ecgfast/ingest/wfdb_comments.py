@@ -10,9 +10,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ecgfast.records import NOT_KNOWN, known_id
+
 MAX_AGE = 120.0  # years; PTB-XL and MIMIC write 300 for "over 89"
 _TAGGED = re.compile(r"<(\w+)>:?\s*([^<]*)")
-_UNKNOWN = {"", "unknown", "nan", "n/a", "na", "none", "?", "-"}
 _SEX = {"f": "female", "female": "female", "m": "male", "male": "male"}
 _PATIENT_KEYS = ("patient", "patient_id", "subject_id", "patient id")
 _SITE_KEYS = ("site", "institution", "hospital")
@@ -72,7 +73,7 @@ def _pairs(line: str) -> list[tuple[str, str]]:
 
 def _take(out: CommentFields, key: str, value: str) -> None:
     """Store one pair where the key is known."""
-    if value.lower() in _UNKNOWN:
+    if value.lower() in NOT_KNOWN:
         return
     if key == "age":
         out.age = parse_age(value)
@@ -81,9 +82,9 @@ def _take(out: CommentFields, key: str, value: str) -> None:
     elif key in ("sex", "gender"):
         out.sex = parse_sex(value)
     elif key in _PATIENT_KEYS:
-        out.patient_id = value
+        out.patient_id = known_id(value)
     elif key in _SITE_KEYS:
-        out.site = value
+        out.site = known_id(value)
     elif key in _DIAGNOSIS_KEYS:
         out.labels["diagnosis"] = value
     elif key == "ejection fraction":

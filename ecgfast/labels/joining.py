@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,18 +13,26 @@ from numpy.typing import NDArray
 
 from ecgfast import log
 from ecgfast.errors import ConfigError
-from ecgfast.labels.matching import (
-    agreeing_rows,
-    first_rows,
-    match_rows,
-    nearest_rows,
-    recorded_dates,
+from ecgfast.labels.assign import (
+    assign_splits,
+    count_splits,
+    known_target,
+    set_column,
+    warn_of_unnamed,
 )
-from ecgfast.labels.splits import check_splits, split_of
-from ecgfast.labels.table import PERSONAL, label_columns, read_labels, stored
+from ecgfast.labels.identities import (
+    Identities,
+    cells,
+    one_ecg_each,
+    splits_of,
+    store_pseudonyms,
+    with_identities,
+)
+from ecgfast.labels.matching import agreeing_rows, first_rows, match_rows, nearest_rows
+from ecgfast.labels.patients import patient_groups
+from ecgfast.labels.splits import check_folds, check_splits
+from ecgfast.labels.table import label_columns, read_labels, stored
 from ecgfast.store.durable import store_lock
-from ecgfast.store.format import key_beside, sources_beside
-from ecgfast.store.pseudonyms import Pseudonyms, read_key
 from ecgfast.store.reader import open_store
 from ecgfast.store.relabel import replace_records
 
@@ -40,6 +48,7 @@ class LabelSummary:
         num_matched: of them, named by a line of the CSV.
         num_outside_window: matched, but without a label inside --label-window-days.
         num_unused_lines: lines of the CSV that name no record of the store.
+        num_unnamed: records of the store that name no patient.
         columns: label columns taken.
         splits: records in each split.
     """
@@ -48,6 +57,7 @@ class LabelSummary:
     num_matched: int
     num_outside_window: int
     num_unused_lines: int
+    num_unnamed: int
     columns: tuple[str, ...]
     splits: dict[str, int]
 
@@ -59,6 +69,9 @@ def label_store(
     label_window_days: int | None = None,
     columns: Sequence[str] | None = None,
     split: Split | None = None,
+    target: str | None = None,
+    split_seed: int | None = None,
+    one_ecg_per_patient: bool | None = None,
     key_file: Path | None = None,
 ) -> LabelSummary:
     """Join labels and assign splits; the signals are not touched.
@@ -66,12 +79,19 @@ def label_store(
     Args:
         store: a finished store.
         csv: a table with record_id or patient_id, readable or pseudonyms, and label columns. The
-            columns patient_id, site, age and sex correct what the recordings say.
+            columns patient_id, site, age and sex correct what the recordings say; joined by
+            patient_id, a patient is the one of that site.
         label_window_days: take only labels whose label_date lies within so many days of the ECG
             (column ecg_date, or the recording's own date), the nearest where there are several.
         columns: label columns to take; None takes all numbers and yes/no columns, no text.
-        split: "patient" draws 70/15/15 by patient from the key; "column" takes the CSV's `split`;
-            None keeps splits that an earlier CSV gave, and draws where none did.
+        split: "patient" draws 70/15/15 by patient; "column" takes the CSV's `split`, and `fold`
+            where it has one; None draws with the first labels, and keeps what an earlier label
+            drew or gave.
+        target: what a case is: splits get equal shares of cases. None takes
+            "ejection_fraction<40" where an ejection fraction is known.
+        split_seed: another seed is another draw; None keeps the store's.
+        one_ecg_per_patient: each record that names no patient is another patient; None keeps what
+            the store says, at first that such records get no split.
         key_file: the store's pseudonym key, where it is not STORE.key.
     Raises:
         ConfigError: the CSV does not fit, or splits leak a patient.
@@ -79,13 +99,13 @@ def label_store(
     path, csv = Path(store), Path(csv)
     with store_lock(path):
         reader = open_store(path)
-        pseudonyms = _pseudonyms(path, key_file, reader.manifest)
+        pseudonyms = store_pseudonyms(reader, key_file)
         labels = read_labels(csv)
         taken = label_columns(labels, columns, csv)
-        records = reader.records
+        records, named = reader.records, Identities.of(reader)
         matches = match_rows(records, labels, pseudonyms)
-        named = first_rows(matches)
-        if not (named >= 0).any():
+        first = first_rows(matches)
+        if not (first >= 0).any():
             raise ConfigError(
                 f"labels {csv}: no line names a record of {path}; ids are paths below the source "
                 "without suffix, such as data/1; see the .sources.csv beside the store"
@@ -93,39 +113,52 @@ def label_store(
         if label_window_days is None:
             chosen = agreeing_rows(matches, labels, taken)
         else:
-            dates = recorded_dates(sources_beside(path), records)
-            chosen = nearest_rows(matches, labels, dates, label_window_days)
+            chosen = nearest_rows(matches, labels, named.recorded_dates(), label_window_days)
         records = _with_labels(records, labels, taken, chosen)
-        records = _with_personal(records, labels, matches, named, pseudonyms)
-        earlier = (reader.manifest["labels"] or {}).get("split", "patient")
-        records = _with_splits(records, labels, matches, split, earlier, pseudonyms)
+        records, patients = with_identities(records, labels, matches, named, pseudonyms)
+        earlier = splits_of(reader)
+        if one_ecg_per_patient is None:
+            one_ecg_per_patient = one_ecg_each(reader)
+        rule = _Rule(
+            split=split,
+            target=known_target(records, target),
+            seed=earlier.get("seed", 0) if split_seed is None else split_seed,
+            one_ecg_each=one_ecg_per_patient,
+        )
+        records, splits = _with_splits(records, patients, labels, matches, earlier, rule)
         spec = {
             "csv_sha256": hashlib.sha256(csv.read_bytes()).hexdigest(),
             "columns": taken,
             "window_days": label_window_days,
-            "split": split or earlier,
         }
-        replace_records(reader, records, spec)
+        manifest = {
+            "labels": spec,
+            "splits": splits,
+            "patients": {"ids": pseudonyms.patient_ids, "one_ecg_each": rule.one_ecg_each},
+        }
+        replace_records(reader, records, manifest)
+        named.write_changes(patients)
+        num_unnamed = warn_of_unnamed(records, one_ecg_per_patient=rule.one_ecg_each)
     used = {row for rows in matches for row in rows}
-    counts = pc.value_counts(records["split"].drop_null()).to_pylist()
     return LabelSummary(
         num_records=records.num_rows,
-        num_matched=int((named >= 0).sum()),
-        num_outside_window=int(((named >= 0) & (chosen < 0)).sum()),
+        num_matched=int((first >= 0).sum()),
+        num_outside_window=int(((first >= 0) & (chosen < 0)).sum()),
         num_unused_lines=labels.num_rows - len(used),
+        num_unnamed=num_unnamed,
         columns=tuple(taken),
-        splits={entry["values"]: entry["counts"] for entry in counts},
+        splits=count_splits(records["split"].to_pylist()),
     )
 
 
-def _pseudonyms(path: Path, key_file: Path | None, manifest: dict[str, object]) -> Pseudonyms:
-    where = key_file or key_beside(path)
-    pseudonyms = Pseudonyms(read_key(where), keep=manifest["identifiers"] == "kept")
-    if pseudonyms.fingerprint != manifest["key_fingerprint"]:
-        raise ConfigError(
-            f"pseudonym key {where}: it is not the key of {path}; give that one with --key-file"
-        )
-    return pseudonyms
+@dataclass(frozen=True, kw_only=True)
+class _Rule:
+    """How splits are made, as asked for or as before."""
+
+    split: Split | None
+    target: str | None
+    seed: int
+    one_ecg_each: bool
 
 
 def _with_labels(
@@ -133,75 +166,56 @@ def _with_labels(
 ) -> pa.Table:
     """Set label columns; records without a line keep what they had."""
     for name in columns:
-        column = stored(_taken(labels[name], chosen))
+        column = stored(cells(labels[name], chosen))
         if name in records.column_names and records[name].type == column.type:
             column = pc.if_else(pa.array(chosen >= 0), column, records[name])
-        records = _set(records, name, column)
-    return records
-
-
-def _with_personal(
-    records: pa.Table,
-    labels: pa.Table,
-    matches: list[list[int]],
-    named: NDArray[np.int64],
-    pseudonyms: Pseudonyms,
-) -> pa.Table:
-    """Correct patient, site, age and sex where the CSV says something."""
-    for name in PERSONAL:
-        if name in labels.column_names:
-            column = _taken(labels[name], named).cast(records.schema.field(name).type)
-            records = _set(records, name, pc.coalesce(column, records[name]))
-    if "patient_id" in labels.column_names and "record_id" in labels.column_names:
-        agreeing_rows(matches, labels, ["patient_id"])
-        known = set(records["patient_id"].to_pylist())
-        patients = [
-            name if name is None or name in known else pseudonyms.of("patient", name)
-            for name in _taken(labels["patient_id"], named).to_pylist()
-        ]
-        column = pc.coalesce(
-            pa.chunked_array([pa.array(patients, pa.string())]), records["patient_id"]
-        )
-        given = pa.array([name is not None for name in patients])
-        flags = pc.replace_substring_regex(records["flags"], r"no_patient_id;?|;no_patient_id$", "")
-        records = _set(records, "patient_id", column)
-        records = _set(records, "flags", pc.if_else(given, flags, records["flags"]))
+        records = set_column(records, name, column)
     return records
 
 
 def _with_splits(
     records: pa.Table,
+    patients: Sequence[str],
     labels: pa.Table,
     matches: list[list[int]],
-    split: Split | None,
-    earlier: Split,
-    pseudonyms: Pseudonyms,
-) -> pa.Table:
-    patients = records["patient_id"].to_pylist()
-    if split not in (None, "patient", "column"):
-        raise ConfigError(f"--split must be patient or column, got {split!r}")
-    if split == "column":
-        if "split" not in labels.column_names:
-            raise ConfigError("--split column needs a column named split in the CSV")
-        column = _taken(labels["split"], agreeing_rows(matches, labels, ["split"]))
-        check_splits(patients, column.to_pylist())
-        return _set(records, "split", column)
+    earlier: dict[str, Any],
+    rule: _Rule,
+) -> tuple[pa.Table, dict[str, Any]]:
+    """The rows with their splits, and what the manifest says about these."""
+    if rule.split not in (None, "patient", "column"):
+        raise ConfigError(f"--split must be patient or column, got {rule.split!r}")
+    if rule.split == "column":
+        return _given_splits(records, labels, matches), {"kind": "column"}
     if "split" in labels.column_names:
         log.info("labels: the column split is not used; --split column takes it")
-    if split is None and earlier == "column":
+    if rule.split is None and earlier["kind"] == "column":
         log.info("splits stay as an earlier CSV gave them; --split patient draws them anew")
-        check_splits(patients, records["split"].to_pylist())
-        return records
-    names = [split_of(pseudonyms, patient) for patient in patients]
-    return _set(records, "split", pa.chunked_array([pa.array(names, pa.string())]))
+        check_splits(patient_groups(records).tolist(), records["split"].to_pylist())
+        return records, earlier
+    keep = rule.split is None and earlier["drawn_by"] == "label"
+    if keep:
+        log.info("splits stay as the first labels drew them; --split patient draws them anew")
+    return assign_splits(
+        records,
+        patients,
+        seed=rule.seed,
+        target=rule.target,
+        one_ecg_per_patient=rule.one_ecg_each,
+        drawn_by="label",
+        keep=keep,
+    )
 
 
-def _taken(column: pa.ChunkedArray, rows: NDArray[np.int64]) -> pa.ChunkedArray:
-    """Cells of some lines, null for line -1."""
-    return column.take(pa.array(np.maximum(rows, 0), mask=rows < 0))
-
-
-def _set(table: pa.Table, name: str, column: pa.ChunkedArray) -> pa.Table:
-    if name in table.column_names:
-        return table.set_column(table.column_names.index(name), name, column)
-    return table.append_column(name, column)
+def _given_splits(records: pa.Table, labels: pa.Table, matches: list[list[int]]) -> pa.Table:
+    if "split" not in labels.column_names:
+        raise ConfigError("--split column needs a column named split in the CSV")
+    names = [name for name in ("split", "fold") if name in labels.column_names]
+    rows = agreeing_rows(matches, labels, names)
+    split = cells(labels["split"], rows)
+    check_splits(patient_groups(records).tolist(), split.to_pylist())
+    records = set_column(records, "split", split)
+    if "fold" not in names:
+        return set_column(records, "fold", pa.nulls(records.num_rows, pa.int64()))
+    fold = cells(labels["fold"], rows).cast(pa.int64())
+    check_folds(patient_groups(records).tolist(), fold.to_pylist())
+    return set_column(records, "fold", fold)

@@ -1,9 +1,7 @@
 """Which line of a CSV belongs to which record."""
 
-import csv
 import datetime
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,23 +17,76 @@ _NO_ROW = -1
 def match_rows(records: pa.Table, labels: pa.Table, pseudonyms: Pseudonyms) -> list[list[int]]:
     """For each record the lines of the CSV that name it, in the order of the CSV.
 
-    Joined on record_id where the CSV has one, else on patient_id. Readable ids are turned into
-    pseudonyms with the store's key; pseudonyms are taken as they are.
+    Joined on record_id where the CSV has one, else on patient_id and the patient's site. Readable
+    ids are turned into pseudonyms with the store's key; pseudonyms are taken as they are.
+
+    Raises:
+        ConfigError: several sites number their own patients, and the CSV does not say which.
     """
-    kind = "record" if "record_id" in labels.column_names else "patient"
-    ours = [str(name) for name in records[f"{kind}_id"].to_pylist()]
-    if kind == "record":  # windows of one recording are ID, ID@5000, ID@10000 ...
-        starts = records["start_timestep"].to_pylist()
-        ours = [
-            name.rsplit("@", 1)[0] if start else name
-            for name, start in zip(ours, starts, strict=True)
-        ]
+    if "record_id" not in labels.column_names:
+        lines = _lines_by_patient(records, labels, pseudonyms)
+        return [lines.get(name, []) for name in records["patient_id"].to_pylist()]
+    starts = records["start_timestep"].to_pylist()
+    ours = [  # windows of one recording are ID, ID@5000, ID@10000 ...
+        str(name).rsplit("@", 1)[0] if start else str(name)
+        for name, start in zip(records["record_id"].to_pylist(), starts, strict=True)
+    ]
     known = set(ours)
-    lines: dict[str, list[int]] = defaultdict(list)
-    for number, name in enumerate(labels[f"{kind}_id"].to_pylist()):
+    lines = defaultdict(list)
+    for number, name in enumerate(labels["record_id"].to_pylist()):
         if name is not None:
-            lines[name if name in known else pseudonyms.of(kind, name)].append(number)
+            lines[name if name in known else pseudonyms.of("record", name)].append(number)
     return [lines.get(name, []) for name in ours]
+
+
+def _lines_by_patient(
+    records: pa.Table, labels: pa.Table, pseudonyms: Pseudonyms
+) -> dict[str, list[int]]:
+    """Stored patient id -> lines of the CSV."""
+    known = set(records["patient_id"].to_pylist())
+    names = labels["patient_id"].to_pylist()
+    sites = _sites_of_lines(records, labels, pseudonyms)
+    sites_of: dict[str, set[str | None]] = defaultdict(set)
+    for name, site in zip(names, sites, strict=True):
+        sites_of[name].add(site)
+    lines: dict[str, list[int]] = defaultdict(list)
+    for number, (name, site) in enumerate(zip(names, sites, strict=True)):
+        if name is None:
+            continue
+        if name in known:
+            lines[name].append(number)
+            continue
+        lines[pseudonyms.patient(name, site)].append(number)
+        siteless = pseudonyms.patient(name, None)  # of a recording that names no site
+        if site is not None and siteless in known and pseudonyms.patient_ids == "site":
+            if len(sites_of[name]) > 1:
+                raise ConfigError(
+                    f"labels: line {number + 2} and others give one patient_id at "
+                    f"{len(sites_of[name])} sites, and recordings of it name no site; join by "
+                    "record_id"
+                )
+            lines[siteless].append(number)
+    return lines
+
+
+def _sites_of_lines(
+    records: pa.Table, labels: pa.Table, pseudonyms: Pseudonyms
+) -> list[str | None]:
+    """The site whose patient each line means."""
+    if "site" in labels.column_names:
+        sites: list[str | None] = labels["site"].to_pylist()
+        return sites
+    ours = set(records["site"].to_pylist())
+    if pseudonyms.patient_ids == "global" or len(ours) == 1:
+        return [next(iter(ours)) if len(ours) == 1 else None] * labels.num_rows
+    known = set(records["patient_id"].to_pylist())
+    if all(name is None or name in known for name in labels["patient_id"].to_pylist()):
+        return [None] * labels.num_rows  # pseudonyms, which know their site
+    raise ConfigError(
+        f"labels: joined by patient_id without a column site, and the store has {len(ours)} sites "
+        "that each number their own patients; add the column site, or convert with --patient-ids "
+        "global where one number is one person everywhere"
+    )
 
 
 def first_rows(matches: list[list[int]]) -> NDArray[np.int64]:
@@ -98,12 +149,3 @@ def nearest_rows(
             if ecg is not None and label is not None and abs((label - ecg).days) < nearest:
                 nearest, chosen[n] = abs((label - ecg).days), row
     return chosen
-
-
-def recorded_dates(sources: Path, records: pa.Table) -> list[datetime.date | None]:
-    """Dates of the recordings from the table beside the store; None where it does not say."""
-    if not sources.exists():
-        return [None] * records.num_rows
-    with sources.open(newline="", encoding="utf-8") as file:
-        dates = {line["record_id"]: parse_date(line["recorded"]) for line in csv.DictReader(file)}
-    return [dates.get(name) for name in records["record_id"].to_pylist()]

@@ -11,6 +11,7 @@ import pyarrow.csv as pacsv
 
 from ecgfast import log
 from ecgfast.errors import ConfigError
+from ecgfast.records import known_id
 from ecgfast.store.table import SCHEMA
 
 KEYS = ("record_id", "patient_id")
@@ -49,6 +50,15 @@ def read_labels(path: Path) -> pa.Table:
             text = pc.utf8_trim_whitespace(table[name].cast(pa.string()))
             position = table.column_names.index(name)
             table = table.set_column(position, name, text.cast(pa.float64()))
+    return _with_known_ids(table)
+
+
+def _with_known_ids(table: pa.Table) -> pa.Table:
+    """Ids as the readers of recordings have them: 7.0 is 7, "nan" is an empty cell."""
+    for name in ("patient_id", "site"):
+        if name in table.column_names:
+            ids = pa.array([known_id(value) for value in table[name].to_pylist()], pa.string())
+            table = table.set_column(table.column_names.index(name), name, ids)
     return table
 
 

@@ -29,6 +29,7 @@ ROW_TYPES = {  # columns of records.parquet, with the names that Arrow has for t
     "patient_id": "string",
     "site": "string",
     "split": "string",
+    "fold": "int64",
     "age": "float64",
     "sex": "string",
     "ejection_fraction": "float64",
@@ -41,6 +42,9 @@ ROW_TYPES = {  # columns of records.parquet, with the names that Arrow has for t
     "einthoven_uv": "float64",
     "flags": "string",
 }
+# Columns that wait for the end of a conversion beside those, and enter no store.
+WAITING_TYPES = {"labels": "string", "position": "int64", "patient_key": "string"}
+SOURCES_COLUMNS = ("record_id", "source", "recorded", "record", "patient")  # beside the store
 QUARANTINE_COLUMNS = ("record_id", "format", "reason")
 
 MANIFEST = "manifest.json"

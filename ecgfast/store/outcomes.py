@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.records import NUM_LEADS
-from ecgfast.store.format import QUARANTINE_COLUMNS, ROW_TYPES
+from ecgfast.store.format import QUARANTINE_COLUMNS, ROW_TYPES, WAITING_TYPES
 from ecgfast.store.journal import Cursor
+from ecgfast.store.pseudonyms import UNNAMED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +24,10 @@ class EncodedRecord:
         chunk: its encoded signal.
         leads: (4, 12) float32: scale_uv, offset_adc, lead_mean, lead_std.
         row: its line of records.parquet; label columns under "labels", the input's number under
-            "position".
+            "position", `Pseudonyms.patient_key` of its patient under "patient_key".
         source: readable path, for the table beside the store.
         recorded: readable date of the recording, for the same table.
+        record: readable id, for the same table.
     """
 
     after: Cursor
@@ -34,6 +36,7 @@ class EncodedRecord:
     row: dict[str, Any]
     source: str = ""
     recorded: str = ""
+    record: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +48,14 @@ class Refusal:
         row: record_id (pseudonym), format, reason.
         source: readable path, for the table beside the store.
         recorded: empty: the date of what is refused is not kept.
+        record: readable id, for the table beside the store.
     """
 
     after: Cursor
     row: dict[str, str]
     source: str = ""
     recorded: str = ""
+    record: str = ""
 
 
 Outcome = EncodedRecord | Refusal
@@ -73,7 +78,7 @@ class Outcomes:
     """
 
     after: list[tuple[int, int]]
-    sources: list[tuple[str, str, str]]
+    sources: list[tuple[str, ...]]
     refused: list[tuple[str, ...] | None]
     rows: dict[str, list[Any]]
     kinds: dict[str, str]
@@ -114,7 +119,7 @@ def in_columns(outcomes: Sequence[Outcome]) -> Outcomes:
     rows = [record.row for record in records]
     return Outcomes(
         after=[(each.after.position, each.after.outcome) for each in outcomes],
-        sources=[(each.row.get("record_id", ""), each.source, each.recorded) for each in outcomes],
+        sources=[_source(each) for each in outcomes],
         refused=[
             tuple(each.row[name] for name in QUARANTINE_COLUMNS)
             if isinstance(each, Refusal)
@@ -137,8 +142,15 @@ def joined_kinds(parts: Iterable[dict[str, str]]) -> dict[str, str]:
     return kinds
 
 
+def _source(each: Outcome) -> tuple[str, ...]:
+    """The columns of SOURCES_COLUMNS."""
+    patient = each.row.get("patient_key", "")
+    named = "" if patient.startswith(UNNAMED) else patient
+    return each.row.get("record_id", ""), each.source, each.recorded, each.record, named
+
+
 def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    names = (*ROW_TYPES, "labels", "position")
+    names = (*ROW_TYPES, *WAITING_TYPES)
     columns = {name: [row.get(name) for row in rows] for name in names}
     columns["labels"] = [json.dumps(each) if each else None for each in columns["labels"]]
     return columns

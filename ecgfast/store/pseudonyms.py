@@ -6,11 +6,14 @@ import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ecgfast.errors import ConfigError
 from ecgfast.store.durable import explained, write_durably
 
 KEY_BYTES = 32
+UNNAMED = "\0"  # begins the key of a patient who is known by his record alone
+PatientIds = Literal["site", "global"]
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,26 @@ class Pseudonyms:
     Attributes:
         key: 32 random bytes.
         keep: give readable ids back unchanged (`--keep-identifiers`).
+        patient_ids: "site" where each hospital numbers its own patients, "global" where one
+            number is one person everywhere.
     """
 
     key: bytes
     keep: bool = False
+    patient_ids: PatientIds = "site"
+
+    def patient(self, readable: str, site: str | None) -> str:
+        """The stored id of a patient: of his hospital's number, unless numbers are global.
+
+        Args:
+            readable: the id as the source has it.
+            site: of the record, None where nobody knows.
+        """
+        return self.of("patient", self.patient_key(readable, site))
+
+    def patient_key(self, readable: str, site: str | None) -> str:
+        """What tells this patient from all others, readable: SITE/ID where ids belong to a site."""
+        return readable if self.patient_ids == "global" or site is None else f"{site}/{readable}"
 
     def of(self, kind: str, readable: str) -> str:
         """The pseudonym of an id.
@@ -42,6 +61,11 @@ class Pseudonyms:
     def fingerprint(self) -> str:
         """Tells keys apart without giving them away."""
         return self.digest("fingerprint", "").hex()[:16]
+
+
+def key_of_unnamed(record_id: str) -> str:
+    """The key of the patient of a record that names none, from the record's readable id."""
+    return f"{UNNAMED}{record_id}"
 
 
 def read_key(path: Path) -> bytes:

@@ -15,7 +15,7 @@ from ecgfast.store.table import write_table
 _SEALED = ("format", "version", "identity", "digest")
 
 
-def replace_records(reader: StoreReader, records: pa.Table, labels: dict[str, Any]) -> None:
+def replace_records(reader: StoreReader, records: pa.Table, changed: dict[str, Any]) -> None:
     """Write a new records.parquet and seal the manifest again; the caller holds the store's lock.
 
     The new table lies beside the old one until the manifest names it: whichever of the two files
@@ -24,7 +24,7 @@ def replace_records(reader: StoreReader, records: pa.Table, labels: dict[str, An
     Args:
         reader: the store.
         records: one row per record, in the same order.
-        labels: what was joined, for the manifest.
+        changed: entries of the manifest that change with it, such as what was joined.
     """
     if records.num_rows != len(reader):
         raise ShapeError(f"records must have {len(reader)} rows, got {records.num_rows}")
@@ -34,7 +34,7 @@ def replace_records(reader: StoreReader, records: pa.Table, labels: dict[str, An
     if (store / NEXT_RECORDS).exists() and reader.records_name == NEXT_RECORDS:
         os.replace(store / NEXT_RECORDS, store / RECORDS)
     files = content["files"] | {RECORDS: write_table(store, records, NEXT_RECORDS)}
-    write_manifest(store, content | {"files": files, "labels": labels})
+    write_manifest(store, content | changed | {"files": files})
     with explained(store):
         os.replace(store / NEXT_RECORDS, store / RECORDS)
         sync_folder(store)

@@ -12,11 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ecgfast.store.durable import write_durably
-from ecgfast.store.format import QUARANTINE, QUARANTINE_COLUMNS, RECORDS, ROW_TYPES
+from ecgfast.store.format import (
+    QUARANTINE,
+    QUARANTINE_COLUMNS,
+    RECORDS,
+    ROW_TYPES,
+    SOURCES_COLUMNS,
+    WAITING_TYPES,
+)
 
 SCHEMA = pa.schema(list(ROW_TYPES.items()))
-_WAITING = pa.schema([*SCHEMA, ("labels", pa.string()), ("position", pa.int64())])
-_SOURCES_COLUMNS = ("record_id", "source", "recorded")
+_WAITING = pa.schema([*SCHEMA, *WAITING_TYPES.items()])
 _ROW_GROUP = 65536
 _TYPES = {"number": pa.float64(), "bool": pa.bool_(), "text": pa.string()}
 
@@ -76,7 +82,7 @@ def write_quarantine(store: Path, lines: Iterable[str]) -> dict[str, int | str]:
 
 def write_sources(path: Path, lines: Iterable[str]) -> None:
     """Write the table of readable paths and dates, mode 0600; it never enters the store."""
-    _write_csv(path, _SOURCES_COLUMNS, lines, mode=0o600)
+    _write_csv(path, SOURCES_COLUMNS, lines, mode=0o600)
 
 
 def csv_lines(rows: Iterable[Sequence[str]]) -> str:

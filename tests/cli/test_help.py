@@ -12,7 +12,7 @@ from ecgfast.cli import app, main
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
-    "synth", "convert", "label", "info", "verify", "pretrain", "finetune", "evaluate", "predict",
+    "splits", "synth", "convert", "label", "info", "verify", "pretrain", "finetune", "evaluate", "predict",
     "reconstruct", "bench", "estimate", "doctor", "demo",
 )  # fmt: skip
 

@@ -84,12 +84,11 @@ def test_same_join_same_bytes(store: Path) -> None:
 def test_personal_columns_correct_the_recordings(store: Path) -> None:
     join(store, "record_id,patient_id,site,age,sex,x\na/r0,p9,south,,female,1\na/r1,p9,,77.5,,1\n")
     patients = column(store, "patient_id")
-    assert patients[0] == patients[1] == Pseudonyms(bytes.fromhex(KEY)).of("patient", "p9")
+    ours = Pseudonyms(bytes.fromhex(KEY))
+    assert patients[:2] == [ours.of("patient", "south/p9"), ours.of("patient", "north/p9")]
     assert column(store, "site")[:2] == ["south", "north"]
     assert column(store, "age")[:2] == [50, 77.5]
     assert column(store, "sex")[:2] == ["female", None]
-    splits = column(store, "split")
-    assert splits[0] == splits[1]
 
 
 def test_text_is_taken_only_by_name(store: Path) -> None:
@@ -255,9 +254,19 @@ def test_damaged_table_is_said(store: Path) -> None:
 
 def test_join_is_in_the_manifest(store: Path) -> None:
     join(store, "record_id,x\na/r0,1\n")
-    labels = json.loads((store / "manifest.json").read_text())["labels"]
-    assert (labels["columns"], labels["split"], labels["window_days"]) == (["x"], "patient", None)
+    manifest = json.loads((store / "manifest.json").read_text())
+    labels = manifest["labels"]
+    assert (labels["columns"], labels["window_days"]) == (["x"], None)
     assert len(labels["csv_sha256"]) == 64
+    assert manifest["splits"] == {
+        "kind": "patient",
+        "drawn_by": "label",
+        "seed": 0,
+        "shares": {"test": 0.15, "valid": 0.15},
+        "folds": 5,
+        "strata": ["site"],
+    }
+    assert manifest["patients"] == {"ids": "site", "one_ecg_each": False}
 
 
 def test_signals_stay(store: Path) -> None:

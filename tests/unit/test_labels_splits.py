@@ -1,24 +1,146 @@
-"""Splits by patient: right shares, stable, keyed."""
+"""Splits by patient: right shares in each stratum, written down for ever, no patient torn."""
 
 from collections import Counter
 
-from ecgfast.labels.splits import split_of
-from ecgfast.store.pseudonyms import Pseudonyms
+import numpy as np
+import pytest
 
-PSEUDONYMS = Pseudonyms(bytes(range(32)))
+from ecgfast.errors import ConfigError
+from ecgfast.labels.splits import (
+    NUM_FOLDS,
+    Drawn,
+    Strata,
+    draw,
+    draw_splits,
+    splits_of_fold,
+    warn_where_few,
+)
 
 
-def test_shares() -> None:
-    num_patients = 20_000
-    counts = Counter(split_of(PSEUDONYMS, f"patient {n}") for n in range(num_patients))
-    # Five standard deviations of a binomial with p = 0.7 or 0.15 are 0.016 and 0.013.
-    assert abs(counts["train"] / num_patients - 0.70) < 0.016
-    assert abs(counts["valid"] / num_patients - 0.15) < 0.013
-    assert abs(counts["test"] / num_patients - 0.15) < 0.013
+def strata(num_records: int, site: list[str | None] | None = None) -> Strata:
+    nothing = np.zeros(num_records, bool)
+    return Strata(site=site or [None] * num_records, is_case=nothing, is_known=nothing)
 
 
-def test_depends_on_the_key_alone() -> None:
-    other = Pseudonyms(bytes(32))
-    ours = [split_of(PSEUDONYMS, f"{n}") for n in range(100)]
-    assert ours == [split_of(PSEUDONYMS, f"{n}") for n in range(100)]
-    assert ours != [split_of(other, f"{n}") for n in range(100)]
+def divide(keys: list[str], chosen: Strata | None = None, *, seed: int = 0) -> Drawn:
+    groups = np.unique(keys, return_inverse=True)[1]
+    left_out = np.zeros(len(keys), bool)
+    return draw_splits(keys, groups, chosen or strata(len(keys)), seed=seed, left_out=left_out)
+
+
+def test_a_patients_number_is_written_down() -> None:
+    """SHA-256 of "ecgfast split 0", NUL and the key: its first 16 digits over 2**64."""
+    assert draw(0, "P7") == int("f6f5b3d874ad76d0", 16) / 2**64
+    assert draw(0, "2/P7") == int("31ac91db29c33afa", 16) / 2**64
+    assert draw(1, "P7") == int("7ffc47474b9b5ff8", 16) / 2**64
+
+
+def test_splits_are_written_down() -> None:
+    """The order of these numbers, by hand: the lowest three are test, the next three valid."""
+    keys = [f"P{n}" for n in range(20)]
+    expected = sorted(keys, key=lambda key: draw(0, key))
+    drawn = divide(keys)
+    by_split = {
+        name: {key for key, split in zip(keys, drawn.split, strict=True) if split == name}
+        for name in ("test", "valid", "train")
+    }
+    assert by_split["test"] == set(expected[:3])
+    assert by_split["valid"] == set(expected[3:6])
+    assert by_split["train"] == set(expected[6:])
+    assert sorted(by_split["test"]) == ["P17", "P3", "P8"]
+
+
+def test_each_stratum_has_its_share() -> None:
+    site: list[str | None] = ["1"] * 400 + ["2"] * 200
+    is_case = np.arange(600) % 10 == 0
+    chosen = Strata(site=site, is_case=is_case, is_known=np.ones(600, bool))
+    drawn = divide([f"P{n}" for n in range(600)], chosen)
+    for where, number in (("1", 400), ("2", 200)):
+        for case in (True, False):
+            here = [drawn.split[n] for n in range(600) if site[n] == where and is_case[n] == case]
+            count = Counter(here)
+            total = number // 10 if case else number * 9 // 10
+            assert len(here) == total
+            assert abs(count["test"] - 0.15 * total) <= 1
+            assert abs(count["valid"] - 0.15 * total) <= 1
+
+
+def test_many_small_strata_get_their_share_together() -> None:
+    """Rounding each of them would leave all 100 patients in train."""
+    drawn = divide([f"P{n}" for n in range(100)], strata(100, [f"site{n}" for n in range(100)]))
+    assert Counter(drawn.split) == {"train": 70, "valid": 15, "test": 15}
+
+
+def test_folds_are_equal_and_whole() -> None:
+    keys = [f"P{n // 2}" for n in range(200)]
+    drawn = divide(keys)
+    assert Counter(drawn.fold) == dict.fromkeys(range(1, NUM_FOLDS + 1), 40)
+    assert len(set(zip(keys, drawn.fold, strict=True))) == 100
+
+
+def test_records_of_one_patient_stay_together() -> None:
+    keys = [f"P{n % 40}" for n in range(120)]
+    drawn = divide(keys)
+    assert len(set(zip(keys, drawn.split, strict=True))) == 40
+
+
+def test_the_order_of_the_records_does_not_matter() -> None:
+    keys = [f"P{n // 3}" for n in range(90)]
+    forwards, backwards = divide(keys), divide(keys[::-1])
+    assert forwards.split == backwards.split[::-1]
+    assert forwards.fold == backwards.fold[::-1]
+
+
+def test_another_seed_is_another_split() -> None:
+    keys = [f"P{n}" for n in range(100)]
+    assert divide(keys, seed=1).split != divide(keys).split
+
+
+def test_kept_splits_stay_and_others_join_them() -> None:
+    keys = ["a", "a", "b", "c"]
+    drawn = draw_splits(
+        keys,
+        np.array([0, 0, 1, 2]),
+        strata(4),
+        seed=0,
+        left_out=np.zeros(4, bool),
+        kept=["test", None, None, "valid"],
+    )
+    assert drawn.split == ["test", "test", "train", "valid"]
+    with pytest.raises(ConfigError, match="1 patients are in more than one split"):
+        draw_splits(
+            keys,
+            np.array([0, 0, 1, 2]),
+            strata(4),
+            seed=0,
+            left_out=np.zeros(4, bool),
+            kept=["test", "train", None, None],
+        )
+
+
+def test_records_left_out_get_nothing() -> None:
+    drawn = draw_splits(
+        ["a", "b"], np.array([0, 1]), strata(2), seed=0, left_out=np.array([True, False])
+    )
+    assert (drawn.split[0], drawn.fold[0]) == (None, None)
+    assert drawn.split[1] is not None
+
+
+def test_a_round_of_cross_validation() -> None:
+    fold = [1, 2, 3, None, 1]
+    assert splits_of_fold(fold, 1) == ["test", "valid", "train", None, "test"]
+    assert splits_of_fold(fold, 3) == ["valid", "train", "test", None, "valid"]
+    with pytest.raises(ConfigError, match="got 4, allowed 1, 2, 3"):
+        splits_of_fold(fold, 4)
+    with pytest.raises(ConfigError, match="allowed none: draw splits"):
+        splits_of_fold([None], 1)
+
+
+def test_few_cases_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    split = ["train"] * 60 + ["valid"] * 60
+    is_case = np.array(([True] * 20 + [False] * 40) + ([True] * 19 + [False] * 41))
+    warn_where_few("x=1", split, is_case, np.ones(120, bool))
+    assert [record.message for record in caplog.records] == [
+        "split valid: 19 cases and 41 controls of x=1; below 20 of either, thresholds and results "
+        "say little"
+    ]

@@ -3,7 +3,8 @@
 import pyarrow as pa
 import pytest
 
-from ecgfast.evaluate.cohort import cohort_table, natural_order, patient_groups
+from ecgfast.evaluate.cohort import cohort_table, natural_order
+from ecgfast.labels.patients import patient_groups
 
 TABLE = pa.table(
     {

@@ -1,0 +1,93 @@
+"""Splits that are drawn again, written for others and taken from others."""
+
+from pathlib import Path
+
+import pytest
+from recordings import convert_quietly, ecg_like, write_wfdb
+
+import ecgfast
+from ecgfast.cli import main
+from ecgfast.errors import ConfigError
+from ecgfast.labels.published import draw_again, export_splits, import_splits
+from ecgfast.store.verify import verify_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """Forty patients with one record each."""
+    for number, signal in enumerate(ecg_like(40, seed=0)):
+        write_wfdb(tmp_path / f"in/a/r{number}", signal, comments=[f"patient: {number}"])
+    convert_quietly([tmp_path / "in"], tmp_path / "store")
+    return tmp_path / "store"
+
+
+def splits(store: Path) -> list[tuple[object, object]]:
+    records = ecgfast.open_store(store).records
+    return list(zip(records["split"].to_pylist(), records["fold"].to_pylist(), strict=True))
+
+
+@pytest.mark.parametrize("readable", [False, True])
+def test_exported_splits_come_back(store: Path, tmp_path: Path, readable: bool) -> None:
+    before = splits(store)
+    assert export_splits(store, tmp_path / "splits.csv", readable=readable) == 40
+    text = (tmp_path / "splits.csv").read_text()
+    assert text.startswith("record_id,split,fold\n")
+    assert ("a/r7," in text) is readable
+    draw_again(store, split_seed=3)
+    assert splits(store) != before
+    import_splits(store, tmp_path / "splits.csv")
+    assert splits(store) == before
+    assert verify_store(store) == []
+    assert ecgfast.open_store(store).manifest["splits"] == {"kind": "column"}
+
+
+def test_a_published_split_fits_a_store_under_another_key(store: Path, tmp_path: Path) -> None:
+    draw_again(store, split_seed=5)
+    export_splits(store, tmp_path / "splits.csv", readable=True)
+    other = tmp_path / "other"
+    other.with_name("other.key").write_text("11" * 32)
+    convert_quietly([tmp_path / "in"], other)
+    assert splits(other) != splits(store)
+    import_splits(other, tmp_path / "splits.csv")
+    assert splits(other) == splits(store)
+
+
+def test_a_split_that_leaks_is_refused(tmp_path: Path) -> None:
+    for number, signal in enumerate(ecg_like(2, seed=0)):
+        write_wfdb(tmp_path / f"in/r{number}", signal, comments=["patient: 1"])
+    convert_quietly([tmp_path / "in"], tmp_path / "store")
+    csv = tmp_path / "splits.csv"
+    csv.write_text("record_id,split,fold\nr0,train,1\nr1,test,1\n")
+    with pytest.raises(ConfigError, match="1 patients are in more than one split"):
+        import_splits(tmp_path / "store", csv)
+    csv.write_text("record_id,split,fold\nr0,train,1\nr1,train,2\n")
+    with pytest.raises(ConfigError, match="1 patients are in more than one fold"):
+        import_splits(tmp_path / "store", csv)
+
+
+def test_records_without_a_split_in_the_file_are_counted(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "splits.csv").write_text("record_id,split\na/r1,test\n")
+    import_splits(store, tmp_path / "splits.csv")
+    assert "39 of 40 records get no split from it" in caplog.text
+
+
+def test_readable_ids_need_the_table_beside_the_store(store: Path, tmp_path: Path) -> None:
+    store.with_name("store.sources.csv").unlink()
+    with pytest.raises(ConfigError, match="--readable needs the readable ids"):
+        export_splits(store, tmp_path / "splits.csv", readable=True)
+    export_splits(store, tmp_path / "splits.csv")
+
+
+def test_the_command(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    csv = tmp_path / "splits.csv"
+    assert main(["splits", str(store), "--export", str(csv)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines[1:4]] == [
+        ["train", "28", "28"], ["valid", "6", "6"], ["test", "6", "6"],
+    ]  # fmt: skip
+    assert main(["splits", str(store), "--draw", "--split-seed", "2"]) == 0
+    assert main(["splits", str(store), "--import", str(csv)]) == 0
+    assert main(["splits", str(store), "--draw", "--import", str(csv)]) == 2
+    assert "takes one of --export, --import and --draw" in capsys.readouterr().err
