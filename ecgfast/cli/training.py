@@ -36,6 +36,10 @@ def pretrain(
     out: RunOption,
     preset: Preset = "vit_large",
     select: Select = None,
+    include_test: Annotated[
+        bool,
+        typer.Option("--include-test", help="Read test patients too, unlabelled, as the study did"),
+    ] = False,
     settings: Settings = None,
     resume: Resume = False,
     device: Device = None,
@@ -45,7 +49,16 @@ def pretrain(
     from ecgfast.train.pretrain import pretrain as train
 
     config = load_config(preset, settings or ())
-    print(train(config, store, out, select=select, resume=resume, device=device))
+    out = train(
+        config,
+        store,
+        out,
+        select=select,
+        include_test=include_test,
+        resume=resume,
+        device=device,
+    )
+    print(out)
 
 
 def finetune(
@@ -60,6 +73,9 @@ def finetune(
         str | None, typer.Option(help="Default: that of the initial weights.")
     ] = None,
     select: Select = None,
+    fold: Annotated[
+        int | None, typer.Option(min=1, help="Hold out this fold instead of the test split.")
+    ] = None,
     settings: Settings = None,
     resume: Resume = False,
     device: Device = None,
@@ -81,6 +97,7 @@ def finetune(
         model=model.value,
         target=target,
         select=select,
+        fold=fold,
         resume=resume,
         device=device,
     )

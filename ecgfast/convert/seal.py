@@ -13,6 +13,7 @@ from ecgfast.convert.preprocess import MAX_INVALID_SHARE
 from ecgfast.convert.work import Settings
 from ecgfast.errors import FormatError
 from ecgfast.labels.assign import assign_splits, known_target
+from ecgfast.labels.patients import with_pseudonyms
 from ecgfast.records import NUM_TIMESTEPS, SAMPLING_RATE_HZ
 from ecgfast.store.format import QUARANTINE, RECORDS, Codec, sources_beside
 from ecgfast.store.manifest import Manifest, write_manifest
@@ -62,6 +63,7 @@ def seal_converted(
         one_ecg_per_patient=settings.one_ecg_per_patient,
         drawn_by="convert",
     )
+    table = with_pseudonyms(table, lines.patient_keys, settings.pseudonyms)
     records = write_table(out, table)
     counts = {
         "inputs": num_inputs,

@@ -3,6 +3,7 @@
 Shapes: n labelled records.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,3 +94,19 @@ def calibration(is_case: Flags, probability: Floats, num_bins: int = 10) -> Cali
         bin_predicted=tuple(float(probability[rows].mean()) for rows in bins),
         bin_observed=tuple(float(is_case[rows].mean()) for rows in bins),
     )
+
+
+def sensitivity_threshold(
+    is_case: Flags, probability: Floats, sensitivity: float = 0.9
+) -> float | None:
+    """Highest threshold that still finds a share of the cases; None when a class is missing.
+
+    Args:
+        is_case: (n,) bool.
+        probability: (n,) float, higher = more likely a case.
+        sensitivity: the share, in (0, 1].
+    """
+    if is_case.all() or not is_case.any():
+        return None
+    cases = np.sort(probability[is_case])[::-1]
+    return float(cases[math.ceil(sensitivity * len(cases) - 1e-9) - 1])

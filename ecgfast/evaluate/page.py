@@ -18,6 +18,7 @@ th:first-child,td:first-child{text-align:left}th{border-bottom:2px solid #888}
 tr.sum td{font-weight:600;background:#f6f6f6}
 figure{margin:1em 0;overflow-x:auto}figcaption{color:#444;font-size:.92em}
 .note{color:#444;font-size:.92em}
+.warning{border-left:4px solid #b00020;padding-left:.8em;font-weight:600}
 """.strip()
 
 
@@ -46,6 +47,11 @@ def page(first_line: str, sections: Sequence[str], *, synthetic: bool) -> str:
 def section(title: str, *parts: str) -> str:
     """A heading and what belongs to it."""
     return "\n".join((f"<h2>{escape(title)}</h2>", *parts))
+
+
+def warnings(sentences: Sequence[str]) -> str:
+    """What must be read before the first number."""
+    return "\n".join(f'<p class="warning">{escape(words)}</p>' for words in sentences)
 
 
 def text(words: str) -> str:

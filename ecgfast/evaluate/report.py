@@ -8,6 +8,7 @@ from ecgfast import log
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate import page
 from ecgfast.evaluate.cohort import is_synthetic
+from ecgfast.evaluate.disclosure import disclosures
 from ecgfast.evaluate.results import Results, compute
 from ecgfast.evaluate.runs import LoadedRun, load_run, name_runs
 from ecgfast.evaluate.scores import plan_tests
@@ -20,6 +21,7 @@ from ecgfast.evaluate.sections import (
     reconstruction_section,
     result_section,
 )
+from ecgfast.labels.patients import is_unnamed
 from ecgfast.store.durable import write_durably
 from ecgfast.store.reader import StoreReader, open_store
 
@@ -50,12 +52,15 @@ def evaluate(runs: Sequence[Path], store: Path, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     log.info("drawing the report")
     reconstructions = {run.name: reconstruction_section(run, reader) for run in pretrained}
-    sections = _sections(reader, results, loaded, [html for html, _ in reconstructions.values()])
+    said = disclosures(reader, loaded, results)
+    sections = [page.warnings(said)] if said else []
+    sections += _sections(reader, results, loaded, [html for html, _ in reconstructions.values()])
     synthetic = is_synthetic(reader)
     html = page.page(_first_line(reader, results), sections, synthetic=synthetic)
     metrics = {
         "synthetic": synthetic,
         "store": {"name": reader.path.name, "identity": reader.identity},
+        "disclosures": said,
         "masked_mse": {name: error for name, (_, error) in reconstructions.items()},
         **(results.to_json() if results else {}),
     }
@@ -67,9 +72,11 @@ def evaluate(runs: Sequence[Path], store: Path, out: Path) -> Path:
 def _first_line(store: StoreReader, results: Results | None) -> str:
     sites = len(set(store.records["site"].to_pylist()))
     task = f", {results.plan.target}" if results else ""
+    unnamed = int(is_unnamed(store.records).sum())
+    doubt = f"; {unnamed:,} ECGs name no patient" if unnamed else ""
     return (
         f"data: {store.path.name}, {len(store):,} ECGs of {sites} "
-        f"{'site' if sites == 1 else 'sites'}{task}"
+        f"{'site' if sites == 1 else 'sites'}{task}{doubt}"
     )
 
 

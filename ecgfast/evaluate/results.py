@@ -1,6 +1,6 @@
 """Every number of a report: AUROC by cohort, paired tests, operating points, calibration."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ from ecgfast.evaluate.operating import (
     OperatingPoint,
     calibration,
     operating_point,
-    youden_threshold,
 )
 from ecgfast.evaluate.roc import Auroc, PairedTest, delong, delong_paired
 from ecgfast.evaluate.runs import LoadedRun
@@ -28,7 +27,7 @@ class CohortResult:
     Attributes:
         auroc: with its interval, records of one patient taken together.
         average_precision: area under the precision-recall curve, None when a class is missing.
-        operating: at the threshold of the validation split, None without one.
+        operating: at the threshold of the run's validation records, None without one.
         calibration: None without records.
         is_case: (n,) bool.
         probability: (n,) float64.
@@ -50,7 +49,8 @@ class Results:
         plan: who was tested on what.
         cohorts: cohort -> run's name -> result.
         paired: cohort -> run's name -> first run minus this one.
-        thresholds: run's name -> threshold with the highest Youden index on validation.
+        thresholds: run's name -> threshold with the highest Youden index on its own validation
+            records.
     """
 
     plan: TestPlan
@@ -78,42 +78,65 @@ class Results:
 
 
 def compute(plan: TestPlan, classifiers: Sequence[LoadedRun], store: StoreReader) -> Results:
-    """Score every run on every cohort of a plan.
+    """Score every run on its cohorts of a plan.
 
     Args:
         plan: from `plan_tests`.
         classifiers: the runs; the first is the one that the others are tested against.
         store: an open store.
     """
-    rows = np.unique(np.concatenate([plan.valid, *plan.cohorts.values()]))
     scores: dict[str, NDArray[np.float64]] = {}
-    thresholds: dict[str, float | None] = {}
     for run in classifiers:
-        full = np.full(len(store), np.nan)
-        full[rows] = probabilities(run, store, rows)
-        scores[run.name] = full
-        thresholds[run.name] = youden_threshold(plan.is_case[plan.valid], full[plan.valid])
+        own = [by_run[run.name] for by_run in plan.cohorts.values() if run.name in by_run]
+        rows = np.unique(np.concatenate(own)) if own else np.zeros(0, np.int64)
+        scores[run.name] = np.full(len(store), np.nan)
+        scores[run.name][rows] = probabilities(run, store, rows)
+    return tabulate(plan, scores, {run.name: run.threshold for run in classifiers})
+
+
+def tabulate(
+    plan: TestPlan,
+    scores: Mapping[str, NDArray[np.float64]],
+    thresholds: Mapping[str, float | None],
+) -> Results:
+    """Every number of a report from the scores.
+
+    Args:
+        plan: who is tested on what.
+        scores: run's name -> (N,) probabilities, NaN where it is not tested.
+        thresholds: run's name -> its own, fixed on its own validation records.
+    """
     cohorts = {
         cohort: {
-            name: _result(plan, chosen, full[chosen], thresholds[name])
-            for name, full in scores.items()
+            name: _result(plan, rows, scores[name][rows], thresholds[name])
+            for name, rows in by_run.items()
         }
-        for cohort, chosen in plan.cohorts.items()
+        for cohort, by_run in plan.cohorts.items()
     }
     first, *others = scores
     paired = {
         cohort: {
-            name: delong_paired(
-                plan.is_case[chosen],
-                scores[first][chosen],
-                scores[name][chosen],
-                plan.patients[chosen],
-            )
+            name: _paired(plan, np.intersect1d(by_run[first], by_run[name]), scores, first, name)
             for name in others
+            if name in by_run
         }
-        for cohort, chosen in plan.cohorts.items()
+        for cohort, by_run in plan.cohorts.items()
+        if first in by_run
     }
-    return Results(plan=plan, cohorts=cohorts, paired=paired, thresholds=thresholds)
+    return Results(plan=plan, cohorts=cohorts, paired=paired, thresholds=dict(thresholds))
+
+
+def _paired(
+    plan: TestPlan,
+    rows: NDArray[np.int64],
+    scores: Mapping[str, NDArray[np.float64]],
+    first: str,
+    second: str,
+) -> PairedTest:
+    """First minus second on the records that test both."""
+    return delong_paired(
+        plan.is_case[rows], scores[first][rows], scores[second][rows], plan.patients[rows]
+    )
 
 
 def _result(

@@ -6,16 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from ecgfast import log
 from ecgfast.config import Config
-from ecgfast.data.loader import selected_rows
 from ecgfast.data.normalise import CohortStatistics
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate.plots import Curve
+from ecgfast.runs.register import FILE, Register, read_register
 from ecgfast.store.reader import StoreReader
 from ecgfast.train.checkpoint import load_model
 
@@ -32,6 +30,7 @@ class LoadedRun:
         model: on the CPU, in evaluation mode.
         config: resolved settings.
         meta: what its checkpoint says about data and origin.
+        register: whom it learned from and read; None for a pretraining run of an earlier version.
     """
 
     name: str
@@ -39,6 +38,7 @@ class LoadedRun:
     model: nn.Module
     config: Config
     meta: dict[str, Any]
+    register: Register | None
 
     @property
     def target(self) -> str:
@@ -57,15 +57,16 @@ class LoadedRun:
         return expression
 
     @property
-    def store_identity(self) -> str:
-        """Identity of the store that it was trained on."""
-        return str(self.meta["identity"]["store"])
+    def fold(self) -> int | None:
+        """The fold that it held out, None where it took the splits."""
+        fold: int | None = self.meta["identity"].get("fold")
+        return fold
 
     @property
-    def labels_digest(self) -> str | None:
-        """Which records taught a classifier, and what; None for pretraining."""
-        digest: str | None = self.meta["identity"].get("labels")
-        return digest
+    def threshold(self) -> float | None:
+        """With the highest Youden index on its own validation records; None without one."""
+        threshold: float | None = self.meta.get("thresholds", {}).get("youden")
+        return threshold
 
     @property
     def cohort(self) -> CohortStatistics | None:
@@ -75,12 +76,6 @@ class LoadedRun:
             return None
         mean_uv, std_uv = tuple(values["mean_uv"]), tuple(values["std_uv"])
         return CohortStatistics(mean_uv=mean_uv, std_uv=std_uv)
-
-    def rows(self, store: StoreReader) -> NDArray[np.int64]:
-        """Rows of `store` that the run could read while it was trained."""
-        if self.store_identity != store.identity:
-            return np.zeros(0, dtype=np.int64)
-        return selected_rows(store, self.select)
 
     def loss_curves(self) -> dict[str, Curve]:
         """Loss over steps, as ``metrics.jsonl`` has it."""
@@ -97,10 +92,17 @@ def load_run(path: Path, store: StoreReader) -> LoadedRun:
     """Load a finished run for use on a store.
 
     Raises:
-        ConfigError: the store's signals were preprocessed in another way than the run's.
+        ConfigError: the store's signals were preprocessed in another way than the run's, or a
+            classifier does not say whom it learned from.
         ResumeError: no finished run, or a damaged one.
     """
     model, config, meta = load_model(path)
+    register = read_register(path)
+    if meta["kind"] == "finetune" and register is None:
+        raise ConfigError(
+            f"run {path} has no {FILE}: an earlier version trained it and did not record which "
+            "patients it learned from, so that these could be tested; fine-tune again"
+        )
     theirs, ours = meta["preprocessing"]["store"], store.manifest["preprocessing"]
     if theirs != ours:
         differing = sorted(k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k))
@@ -113,7 +115,12 @@ def load_run(path: Path, store: StoreReader) -> LoadedRun:
             "run's options"
         )
     return LoadedRun(
-        name=_name(meta["identity"]), path=path, model=model.eval(), config=config, meta=meta
+        name=_name(meta["identity"]),
+        path=path,
+        model=model.eval(),
+        config=config,
+        meta=meta,
+        register=register,
     )
 
 

@@ -1,28 +1,43 @@
-"""Which records test a set of runs, and the probabilities that the runs give them.
+"""Which records test a set of runs.
 
 Shapes: N records of the store, n chosen ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ecgfast import log
-from ecgfast.data.loader import build_loader
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate.cohort import natural_order, text_column
 from ecgfast.evaluate.runs import LoadedRun
-from ecgfast.labels import Labelled, labelled, parse_target
+from ecgfast.labels import parse_target
 from ecgfast.labels.patients import patient_groups
+from ecgfast.labels.splits import splits_of_fold
+from ecgfast.runs.register import Register
+from ecgfast.runs.scoring import probabilities as score
+from ecgfast.runs.seen import Seen, seen
 from ecgfast.store.reader import StoreReader
 
-_BATCH = 64
 POOLED = "all external sites"
+NO_SITE = "-"
 
 Rows = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """What decides which records may test a run.
+
+    Attributes:
+        register: whom it learned from.
+        fold: that it held out, None where it took the splits.
+    """
+
+    register: Register
+    fold: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,97 +48,187 @@ class TestPlan:
         target: what a case is.
         is_case: (N,) bool, meaningful where the label is known.
         patients: (N,) number of each record's patient.
-        valid: rows that fix thresholds: the validation split of the training sites.
-        cohorts: name -> rows with known labels that no fine-tuning has seen.
-        notes: what was left out, for the report.
+        cohorts: cohort -> run's name -> rows with known labels of patients that this run has not
+            learned from. A run that knows a site is tested on its test split alone.
+        seen: run's name -> what it knows of this store's patients.
+        notes: what was left out and what could not be told, for the report.
     """
 
     target: str
-    is_case: NDArray[np.bool_]
+    is_case: Flags
     patients: NDArray[np.intp]
-    valid: Rows
-    cohorts: dict[str, Rows]
+    cohorts: dict[str, dict[str, Rows]]
+    seen: dict[str, Seen]
     notes: tuple[str, ...]
 
 
-def plan_tests(store: StoreReader, classifiers: Sequence[LoadedRun]) -> TestPlan:
-    """Choose test records that no compared run was fine-tuned on.
+@dataclass(frozen=True, kw_only=True)
+class _Test:
+    """One run on one store.
 
-    Sites that fine-tuning used are tested on their test split, every other site on all its
-    labelled records except those of patients who were fine-tuned on elsewhere.
+    Attributes:
+        known: sites of the store that it learned from.
+        free: (N,) labelled records of patients that it did not learn from.
+        held: (N,) of these, those in its test split or fold.
+    """
+
+    known: frozenset[str]
+    free: Flags
+    held: Flags
+
+
+def plan_tests(store: StoreReader, classifiers: Sequence[LoadedRun]) -> TestPlan:
+    """Choose test records for each run, whatever it is compared with.
 
     Args:
         store: an open store.
         classifiers: the runs to compare, all of one target.
     Raises:
-        ConfigError: the runs have different targets, learned from other splits or labels than the
-            store has now, or no record is left to test on.
+        ConfigError: the runs have different targets, or no record is left to test on.
     """
     targets = sorted({run.target for run in classifiers})
     if len(targets) != 1:
         raise ConfigError(
             f"runs must share one target, got {', '.join(targets) or 'none'}; evaluate them apart"
         )
-    is_case, is_known = parse_target(targets[0]).labels(store.records)
-    site, split = text_column(store.records, "site"), text_column(store.records, "split")
-    patients = patient_groups(store.records)
-    chosen, trained, valid = (np.zeros(len(store), dtype=bool) for _ in range(3))
+    learners = {}
     for run in classifiers:
-        if run.store_identity == store.identity:
-            taught = _taught(run, store)
-            chosen[run.rows(store)] = True
-            trained[taught.train] = trained[taught.valid] = valid[taught.valid] = True
-    free = is_known & ~np.isin(patients, patients[trained])
-    notes = []
-    if others := sorted({run.name for run in classifiers if run.store_identity != store.identity}):
-        notes.append(
-            f"{', '.join(others)}: trained on another store, so patients of both cannot be told"
-        )
-    cohorts: dict[str, Rows] = {}
-    external = np.zeros(len(store), dtype=bool)
-    for name in natural_order(np.unique(site).tolist()):
-        here, called = site == name, "no site" if name == "-" else f"site {name}"
-        if (here & chosen).any():
-            cohorts[f"{called}, test split"] = np.flatnonzero(here & free & (split == "test"))
-            continue
-        external |= here & free
-        cohorts[f"{called}, external"] = np.flatnonzero(here & free)
-        if shared := int((here & is_known & ~free).sum()):
-            notes.append(f"{called}: {shared} records of patients in training left out")
-    if sum(", external" in name for name in cohorts) > 1:
-        cohorts[POOLED] = np.flatnonzero(external)
-    if not any(len(rows) for rows in cohorts.values()):
+        assert run.register is not None  # load_run refuses classifiers without
+        learners[run.name] = Learner(register=run.register, fold=run.fold)
+    return plan_for(store, targets[0], learners)
+
+
+def plan_for(store: StoreReader, target: str, learners: Mapping[str, Learner]) -> TestPlan:
+    """Choose test records; see `plan_tests`.
+
+    Args:
+        store: an open store.
+        target: what a case is.
+        learners: run's name -> what it learned from.
+    """
+    is_case, is_known = parse_target(target).labels(store.records)
+    site = text_column(store.records, "site")
+    sites = natural_order(np.unique(site).tolist())
+    known_by = {name: seen(learner.register, store) for name, learner in learners.items()}
+    tests = {
+        name: _test(store, learner, known_by[name], site, is_known)
+        for name, learner in learners.items()
+    }
+    cohorts: dict[str, dict[str, Rows]] = {}
+    for name in sites:
+        here = site == name
+        users = [run for run, test in tests.items() if name in test.known]
+        if users:
+            words = _held_words([learners[run] for run in users])
+            cohorts[f"{_called(name)}, {words}"] = {
+                run: np.flatnonzero(here & test.held) for run, test in tests.items()
+            }
+        if others := [run for run in tests if run not in users]:
+            cohorts[f"{_called(name)}, external"] = {
+                run: np.flatnonzero(here & tests[run].free) for run in others
+            }
+    cohorts |= _pooled(site, sites, tests)
+    if not any(len(rows) for by_run in cohorts.values() for rows in by_run.values()):
         raise ConfigError(
-            f"no record of {store.path} is left to test {targets[0]}: labels missing, or all in "
+            f"no record of {store.path} is left to test {target}: labels missing, or all in "
             "training; join labels and splits with ecgfast label"
         )
-    if unknown := int((~is_known).sum()):
-        notes.append(f"{unknown} records have no label for {targets[0]} and count nowhere")
     return TestPlan(
-        target=targets[0],
+        target=target,
         is_case=is_case & is_known,
-        patients=patients,
-        valid=np.flatnonzero(valid),
+        patients=patient_groups(store.records),
         cohorts=cohorts,
-        notes=tuple(notes),
+        seen=known_by,
+        notes=_notes(store, target, site, is_known, tests, known_by),
     )
 
 
-def _taught(run: LoadedRun, store: StoreReader) -> Labelled:
-    """The records that a run learned from, as long as the store still says so."""
-    if run.labels_digest is None:
-        raise ConfigError(
-            f"run {run.path} was fine-tuned by a version that did not record which labels it "
-            "learned from; evaluate it with that version, or fine-tune again"
-        )
-    now = labelled(store.records, run.rows(store), run.target)
-    if now.digest != run.labels_digest:
-        raise ConfigError(
-            f"run {run.path} was fine-tuned with other splits or labels than {store.path} has now "
-            f"(digest {run.labels_digest} then, {now.digest} now): patients that it learned from "
-            "could be tested; run ecgfast label with the CSV of then, or fine-tune again"
-        )
-    return now
+def _test(
+    store: StoreReader, learner: Learner, known_by: Seen, site: NDArray[np.str_], is_known: Flags
+) -> _Test:
+    free = is_known & ~known_by.taught
+    names = store.records["split"].to_pylist()
+    if learner.fold is not None and "fold" in store.records.column_names:
+        folds = store.records["fold"].to_pylist()
+        if learner.fold in folds:
+            names = splits_of_fold(folds, learner.fold)
+    held = np.array([name == "test" for name in names], dtype=bool)
+    trained = {NO_SITE if name is None else name for name in learner.register.sites}
+    # Under another key an equal name may be another hospital, unless its ECGs say otherwise.
+    ours = {
+        name for name in trained if known_by.by_patient or (known_by.taught & (site == name)).any()
+    }
+    return _Test(known=frozenset(ours), free=free, held=free & held)
+
+
+def _pooled(
+    site: NDArray[np.str_], sites: Sequence[str], tests: Mapping[str, _Test]
+) -> dict[str, dict[str, Rows]]:
+    """Sites taken together: those that a run learned from, and those that it never saw."""
+    cohorts: dict[str, dict[str, Rows]] = {}
+    for known in _distinct(test.known & set(sites) for test in tests.values()):
+        together = np.isin(site, sorted(known))
+        cohorts[f"test splits of {_listed(known)}"] = {
+            run: np.flatnonzero(together & test.held) for run, test in tests.items()
+        }
+    external = _distinct(frozenset(sites) - test.known for test in tests.values())
+    for unknown in external:
+        together = np.isin(site, sorted(unknown))
+        name = POOLED if len(external) == 1 else f"external {_listed(unknown)}"
+        cohorts[name] = {
+            run: np.flatnonzero(together & test.free)
+            for run, test in tests.items()
+            if not unknown & test.known
+        }
+    return cohorts
+
+
+def _distinct(groups: Iterable[frozenset[str]]) -> list[frozenset[str]]:
+    """Different sets of at least two sites, larger ones first."""
+    found = {group for group in groups if len(group) > 1}
+    return sorted(found, key=lambda group: (-len(group), natural_order(list(group))))
+
+
+def _called(site: str) -> str:
+    return "no site" if site == NO_SITE else f"site {site}"
+
+
+def _listed(sites: frozenset[str]) -> str:
+    return f"sites {', '.join(natural_order(list(sites)))}"
+
+
+def _held_words(users: Sequence[Learner]) -> str:
+    """What the records of a site are called that its users held back."""
+    folds = {learner.fold for learner in users}
+    if folds == {None}:
+        return "test split"
+    return "held-out fold" if None not in folds else "test split or fold"
+
+
+def _notes(
+    store: StoreReader,
+    target: str,
+    site: NDArray[np.str_],
+    is_known: Flags,
+    tests: Mapping[str, _Test],
+    known_by: Mapping[str, Seen],
+) -> tuple[str, ...]:
+    notes = []
+    for run, test in tests.items():
+        left_out = is_known & known_by[run].taught & ~np.isin(site, sorted(test.known))
+        for name in natural_order(np.unique(site[left_out]).tolist()):
+            count = int((left_out & (site == name)).sum())
+            notes.append(
+                f"{_called(name)}: {count} records of patients whom {run} learned from left out"
+            )
+        if not known_by[run].by_patient:
+            notes.append(
+                f"{run} was trained on a store under another pseudonym key: its patients are "
+                "recognised here by identical ECGs alone"
+            )
+    if unknown := int((~is_known).sum()):
+        notes.append(f"{unknown} records have no label for {target} and count nowhere")
+    return tuple(notes)
 
 
 def probabilities(run: LoadedRun, store: StoreReader, rows: Rows) -> NDArray[np.float64]:
@@ -136,25 +241,11 @@ def probabilities(run: LoadedRun, store: StoreReader, rows: Rows) -> NDArray[np.
     Returns:
         (n,) float64 in [0, 1].
     """
-    if not len(rows):
-        return np.zeros(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = run.model.to(device).eval()
-    loader = build_loader(
+    return score(
+        run.model,
         store,
-        batch_size=_BATCH,
-        engine="cpu",
-        device=device,
-        select=rows,
-        drop_last=False,
-        shuffle=False,
+        rows,
         normalise=run.config.data.normalise,
         cohort=run.cohort,
+        name=run.name,
     )
-    parts = []
-    with torch.inference_mode(), log.progress(f"score {run.name}", total=len(rows)) as advance:
-        for batch in loader:
-            logits = model(batch.patches.float())
-            parts.append(torch.sigmoid(logits.double()).cpu().numpy())
-            advance(len(logits))
-    return np.concatenate(parts)

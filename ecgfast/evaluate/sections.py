@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ecgfast import log
 from ecgfast.evaluate import page, plots
@@ -14,6 +15,7 @@ from ecgfast.evaluate.roc import Auroc
 from ecgfast.evaluate.runs import LoadedRun
 from ecgfast.evaluate.scores import POOLED
 from ecgfast.model.mae import MaskedAutoencoder
+from ecgfast.runs.seen import seen
 from ecgfast.store.reader import StoreReader
 
 NUM_RECONSTRUCTED = 64  # records whose error is measured; the middle one is drawn
@@ -25,16 +27,16 @@ def result_section(results: Results) -> str:
     header = ("cohort", "cases / controls", *(f"{name}: AUROC (95 % CI)" for name in names))
     rows, reasons = [], []
     for cohort, by_run in results.cohorts.items():
-        area = by_run[names[0]].auroc
-        cells = [_area(by_run[name].auroc) for name in names]
-        rows.append((cohort, f"{area.num_cases} / {area.num_controls}", *cells))
-        if area.reason:
-            reasons.append(page.text(f"{cohort}: {_why(area)}"))
+        cells = [_area(by_run[name].auroc) if name in by_run else "-" for name in names]
+        counts = {f"{r.auroc.num_cases} / {r.auroc.num_controls}": None for r in by_run.values()}
+        rows.append((cohort, "; ".join(counts), *cells))
+        whys = {_why(r.auroc): None for r in by_run.values() if r.auroc.reason}
+        reasons += [page.text(f"{cohort}: {why}") for why in whys]
     areas = {c: {n: r.auroc for n, r in by.items()} for c, by in results.cohorts.items()}
     curves = {
         cohort: {name: (r.is_case, r.probability) for name, r in by_run.items()}
         for cohort, by_run in results.cohorts.items()
-        if by_run[names[0]].auroc.value is not None
+        if all(r.auroc.value is not None for r in by_run.values())
     }
     parts = [page.table(header, rows, sums=_sums(list(results.cohorts))), *reasons]
     parts += [page.text(note) for note in results.plan.notes]
@@ -62,7 +64,10 @@ def comparison_section(results: Results) -> str:
     for cohort, tests in results.paired.items():
         row = [cohort]
         for name in others:
-            test = tests[name]
+            test = tests.get(name)
+            if test is None:
+                row += ["-", "-"]
+                continue
             if test.difference is None or test.p_value is None:
                 row += ["not defined", "-"]
                 continue
@@ -113,8 +118,7 @@ def reconstruction_section(run: LoadedRun, store: StoreReader) -> tuple[str, flo
     The record with the middle error is drawn, neither the best nor the worst.
     """
     assert isinstance(run.model, MaskedAutoencoder)
-    unseen = np.setdiff1d(np.arange(len(store)), run.rows(store))
-    pool = unseen if len(unseen) else np.arange(len(store))
+    pool, source = _to_reconstruct(run, store)
     step = max(1, len(pool) // NUM_RECONSTRUCTED)
     rows = pool[::step][:NUM_RECONSTRUCTED]
     with log.progress(f"reconstruct with {run.name}", total=len(rows)) as advance:
@@ -122,7 +126,6 @@ def reconstruction_section(run: LoadedRun, store: StoreReader) -> tuple[str, flo
         advance(len(rows))
     mean_error = float(np.mean([result.loss for result in results]))
     middle = sorted(results, key=lambda result: result.loss)[len(results) // 2]
-    source = "that pretraining never read" if len(unseen) else "all of which pretraining read"
     words = (
         f"Masked mean squared error of {len(rows)} records {source}: {mean_error:.3f} "
         "(1.0 = predicting each patch's mean). Below: the record with the middle error. Blue was "
@@ -138,6 +141,26 @@ def reconstruction_section(run: LoadedRun, store: StoreReader) -> tuple[str, flo
     ), mean_error
 
 
+def _to_reconstruct(run: LoadedRun, store: StoreReader) -> tuple[NDArray[np.int64], str]:
+    """Rows whose patients pretraining has not read, where there are any, and what they are."""
+    everything = np.arange(len(store))
+    if run.register is None:
+        return everything, "of which nobody knows whether pretraining read them"
+    known = seen(run.register, store)
+    if not known.by_patient and not known.read.any():
+        return (
+            everything,
+            "of a store under another key, none of them an ECG that it read",
+        )
+    for rows, words in (
+        (np.flatnonzero(~known.read & ~known.heldout), "of patients whom pretraining never read"),
+        (np.flatnonzero(known.heldout & ~known.read), "that were held out of pretraining"),
+    ):
+        if len(rows):
+            return rows, words
+    return everything, "all of which pretraining read"
+
+
 def calibration_section(results: Results) -> str:
     """Sensitivity and specificity at the validation threshold, and calibration."""
     header = ("cohort", "run", "threshold", "sensitivity", "specificity", "AUPRC", "Brier score",
@@ -150,7 +173,8 @@ def calibration_section(results: Results) -> str:
     ]
     parts = [
         page.text(
-            "Threshold: the highest sensitivity + specificity on the validation split, then kept. "
+            "Threshold: the highest sensitivity + specificity on the run's own validation records, "
+            "then kept. "
             "Probabilities are as the network gives them, without recalibration."
         ),
         page.table(header, rows),
@@ -174,16 +198,9 @@ def origin_section(store: StoreReader, runs: Sequence[LoadedRun], results: Resul
     words = f"Store {store.path.name}, identity {store.identity[:16]}, codec {store.codec}."
     if results:
         words += (
-            " Sites used in fine-tuning are tested on their test split, all others on every "
-            "labelled record of patients who were not in training."
+            " Each run is tested on the test split of the sites that it learned from, and on every "
+            "labelled record of all other sites, without patients whom it learned from."
         )
-        tested = np.unique(np.concatenate(list(results.plan.cohorts.values())))
-        for run in runs:
-            if not run.target and (read := len(np.intersect1d(run.rows(store), tested))):
-                words += (
-                    f" {run.name} read {read} of the {len(tested)} tested records, without their "
-                    "labels, as in the study."
-                )
     return page.section("Origin", page.table(header, rows), page.text(words))
 
 

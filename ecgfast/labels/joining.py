@@ -29,7 +29,7 @@ from ecgfast.labels.identities import (
     with_identities,
 )
 from ecgfast.labels.matching import agreeing_rows, first_rows, match_rows, nearest_rows
-from ecgfast.labels.patients import patient_groups
+from ecgfast.labels.patients import patient_groups, with_pseudonyms
 from ecgfast.labels.splits import check_folds, check_splits
 from ecgfast.labels.table import label_columns, read_labels, stored
 from ecgfast.store.durable import store_lock
@@ -126,6 +126,7 @@ def label_store(
             one_ecg_each=one_ecg_per_patient,
         )
         records, splits = _with_splits(records, patients, labels, matches, earlier, rule)
+        records = with_pseudonyms(records, patients, pseudonyms)
         spec = {
             "csv_sha256": hashlib.sha256(csv.read_bytes()).hexdigest(),
             "columns": taken,

@@ -8,6 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ecgfast.labels.selection import parse_target
+from ecgfast.labels.splits import splits_of_fold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,18 +34,26 @@ class Labelled:
         return digest_of(self.train, self.valid, *labels)
 
 
-def labelled(records: pa.Table, rows: NDArray[np.int64], target: str) -> Labelled:
+def labelled(
+    records: pa.Table, rows: NDArray[np.int64], target: str, fold: int | None = None
+) -> Labelled:
     """Sort selected records by split, those without a label left out.
 
     Args:
         records: `StoreReader.records`.
         rows: (R,) selected rows.
         target: what a case is, such as "ejection_fraction<40".
+        fold: of a cross-validation, which is held out; None takes the store's splits.
     Raises:
-        ConfigError: `target` cannot be read, or names a column that is not there.
+        ConfigError: `target` cannot be read, or names a column that is not there; no such fold.
     """
     is_case, is_known = parse_target(target).labels(records)
-    split = np.array(records.column("split").to_pylist(), dtype=object)[rows]
+    names = records.column("split").to_pylist()
+    if fold is not None:
+        has_folds = "fold" in records.column_names
+        folds = records.column("fold").to_pylist() if has_folds else [None] * records.num_rows
+        names = splits_of_fold(folds, fold)
+    split = np.array(names, dtype=object)[rows]
     known = is_known[rows]
     return Labelled(
         is_case=is_case,

@@ -1,10 +1,17 @@
 """Who is the same patient: by id, and by an ECG that two ids share."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ecgfast.errors import ConfigError
 from ecgfast.records import NO_PATIENT
+from ecgfast.store.pseudonyms import UNNAMED, Pseudonyms
+from ecgfast.store.reader import StoreReader
+
+PSEUDONYM = "patient_pseudonym"  # column beside readable ids, for what may leave the store
 
 
 def patient_groups(records: pa.Table) -> NDArray[np.intp]:
@@ -42,3 +49,42 @@ def is_unnamed(records: pa.Table) -> NDArray[np.bool_]:
     """(N,) whether a record names no patient, so that nobody knows which records share one."""
     flags = records["flags"].to_pylist()
     return np.array([NO_PATIENT in text.split(";") for text in flags], dtype=bool)
+
+
+def pseudonymous_patients(store: StoreReader) -> pa.Array:
+    """(N,) text: pseudonyms of a store's patients, also where it keeps readable ids.
+
+    Raises:
+        ConfigError: it keeps readable ids, of a version that put no pseudonyms beside them.
+    """
+    records = store.records
+    if store.manifest["identifiers"] != "kept":
+        return records["patient_id"].combine_chunks()
+    if PSEUDONYM not in records.column_names:
+        raise ConfigError(
+            f"{store.path} keeps readable patient ids without pseudonyms beside them, and a run "
+            "must hold no readable id; join its labels again with ecgfast label"
+        )
+    return records[PSEUDONYM].combine_chunks()
+
+
+def with_pseudonyms(records: pa.Table, keys: Sequence[str], pseudonyms: Pseudonyms) -> pa.Table:
+    """Put pseudonyms beside readable ids.
+
+    Args:
+        records: rows of a store that keeps readable ids; of another they are given back as is.
+        keys: (N,) readable keys of the patients.
+        pseudonyms: of the store.
+    """
+    if not pseudonyms.keep:
+        return records
+    names = [
+        pseudonyms.digest(
+            "record as patient" if key.startswith(UNNAMED) else "patient", key.removeprefix(UNNAMED)
+        ).hex()[:32]
+        for key in keys
+    ]
+    column = pa.array(names, pa.string())
+    if PSEUDONYM in records.column_names:
+        return records.set_column(records.column_names.index(PSEUDONYM), PSEUDONYM, column)
+    return records.append_column(PSEUDONYM, column)

@@ -10,6 +10,7 @@ from ecgfast.data.normalise import CohortStatistics, cohort_statistics
 from ecgfast.errors import ConfigError
 from ecgfast.labels.learning import Labelled
 from ecgfast.model.attention_choice import Shape, shapes_of
+from ecgfast.runs.register import Register, with_encoder
 from ecgfast.store.reader import StoreReader
 from ecgfast.train import run_folder, setup
 from ecgfast.train.checkpoint import Checkpoint
@@ -37,6 +38,7 @@ def finetune(
     model: Kind,
     target: str,
     select: str | None = None,
+    fold: int | None = None,
     resume: bool = False,
     device: str | None = None,
 ) -> Path:
@@ -50,10 +52,12 @@ def finetune(
         model: "vit" or "cnn".
         target: what a case is, such as ``ejection_fraction<40``.
         select: an expression such as ``site=1``; splits apply within it.
+        fold: of a cross-validation: this fold is held out, the next one validates; None takes the
+            store's train and valid.
         resume: go on after the last whole epoch; an empty folder starts afresh.
         device: "cpu" or "cuda"; by default a GPU where there is one.
     Returns:
-        `out`, with best.safetensors and result.json besides what every run holds.
+        `out`, with best.safetensors, result.json and register.parquet besides what every run holds.
     Raises:
         ConfigError: settings, labels or initial weights do not fit each other.
         ResumeError: `out` is not empty, or belongs to another run.
@@ -63,7 +67,9 @@ def finetune(
     with join(device) as ranks, StopSignals(ranks) as stop:
         opened = setup.open_matching_store(Path(store), config)
         with run_folder.enter(out, ranks, resume=resume) as checkpoint:
-            sweep = _prepare(config, opened, out, ranks, checkpoint, init, model, target, select)
+            sweep = _prepare(
+                config, opened, out, ranks, checkpoint, init, model, target, select, fold
+            )
             with clear_errors(out, ranks, microbatch=sweep.microbatch):
                 sweep.run(stop, checkpoint)
     stop.end_process()
@@ -80,6 +86,7 @@ def _prepare(
     model: Kind,
     target: str,
     select: str | None,
+    fold: int | None,
 ) -> Sweep:
     if config.train.cuda_graph:
         raise ConfigError(
@@ -88,7 +95,7 @@ def _prepare(
     share = setup.rank_share(config.finetune.batch_size, ranks, key="finetune.batch_size")
     asked = config.train.microbatch
     microbatch = share if asked == "auto" else require_divisor(asked, share)
-    records, counts = labelled_records(store, target, select)
+    records, counts = labelled_records(store, target, select, fold)
     initial = read_initial(init, config, model)
     cohort = _cohort(config, store, records, initial)
     preprocessing = setup.preprocessing(store, config, cohort)
@@ -99,6 +106,7 @@ def _prepare(
         **run_folder.flat(config),
         "store": store.identity,
         "select": select,
+        "fold": fold,
         "target": target,
         "labels": records.digest,
         "init": init,
@@ -130,6 +138,11 @@ def _prepare(
         initial=initial,
         identity=identity,
         meta=meta,
+        register=with_encoder(
+            Register.of(store, {"train": records.train, "valid": records.valid}),
+            initial.register,
+            initial.origin,
+        ),
         microbatch=microbatch,
     )
 

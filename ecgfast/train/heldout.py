@@ -1,11 +1,39 @@
-"""Records that pretraining sets aside to watch itself, whole patients at a time."""
+"""Records that pretraining reads, and those that it sets aside to watch itself."""
 
 import hashlib
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ecgfast import log
+from ecgfast.data.loader import selected_rows
+from ecgfast.labels.patients import patient_groups
 from ecgfast.store.reader import StoreReader
+
+
+def pretraining_rows(
+    store: StoreReader, select: str | None, *, include_test: bool
+) -> NDArray[np.int64]:
+    """Return the rows that pretraining may read: without test patients, unless asked for.
+
+    Args:
+        store: an open store.
+        select: an expression, None for all records.
+        include_test: as in `pretrain`.
+    """
+    rows = selected_rows(store, select)
+    if include_test:
+        return rows
+    kept = without_splits(store, rows, "test")
+    if len(kept) < len(rows):
+        log.info(f"{len(rows) - len(kept)} records of test patients left out")
+    return kept
+
+
+def without_splits(store: StoreReader, rows: NDArray[np.int64], *splits: str) -> NDArray[np.int64]:
+    """Return the rows that are in none of some splits."""
+    names = np.array([name or "" for name in store.records["split"].to_pylist()], dtype=np.str_)
+    return rows[~np.isin(names[rows], splits)]
 
 
 def split_heldout(
@@ -13,8 +41,7 @@ def split_heldout(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Split rows into training and held-out ones by a keyed hash of the patient.
 
-    The hash knows nothing but seed and patient (or record, where no patient is named), so that
-    records added later move nobody.
+    The hash knows nothing but seed and patient, so that records added later move nobody.
 
     Args:
         store: the rows' store.
@@ -26,15 +53,12 @@ def split_heldout(
     """
     if fraction == 0:
         return rows, rows[:0]
-    table = store.records.select(["patient_id", "record_id"]).take(rows)
-    patients, records = (table.column(name).to_pylist() for name in ("patient_id", "record_id"))
-    held = np.array(
-        [
-            _uniform(seed, p if p is not None else r) < fraction
-            for p, r in zip(patients, records, strict=True)
-        ],
-        dtype=bool,
-    )
+    groups = patient_groups(store.records)[rows]
+    names = store.records["patient_id"].take(rows).to_pylist()
+    first: dict[int, str] = {}  # one name of each patient, whatever the order of his records
+    for group, name in zip(groups.tolist(), names, strict=True):
+        first[group] = min(first.get(group, name), name)
+    held = np.array([_uniform(seed, first[group]) < fraction for group in groups], dtype=bool)
     return rows[~held], rows[held]
 
 

@@ -13,6 +13,7 @@ from ecgfast.config import Config
 from ecgfast.errors import ConfigError, FormatError
 from ecgfast.model.classifier import Classifier, encoder_state
 from ecgfast.model.vit import Encoder
+from ecgfast.runs.register import Origin, Register, read_register
 from ecgfast.train.checkpoint import load_model
 from ecgfast.train.weights import read_weights
 
@@ -30,10 +31,14 @@ class Initial:
     Attributes:
         encoder: state dict under the reference names; None leaves the random weights.
         preprocessing: how their records were prepared, None where nobody knows.
+        register: whose records they were trained on, None where there were none or nobody knows.
+        origin: which of the two, for the run's own register.
     """
 
     encoder: dict[str, Tensor] | None = None
     preprocessing: dict[str, Any] | None = None
+    register: Register | None = None
+    origin: Origin = "none"
 
 
 def read_initial(init: str, config: Config, model: str) -> Initial:
@@ -55,20 +60,29 @@ def read_initial(init: str, config: Config, model: str) -> Initial:
     if init == "imagenet-mae":
         state = encoder_state(read_weights(imagenet_file(config)))
         log.info(f"ImageNet weights: {', '.join(NOT_FROM_IMAGENET)} start anew")
-        return Initial(encoder={n: t for n, t in state.items() if n not in NOT_FROM_IMAGENET})
+        taken = {n: t for n, t in state.items() if n not in NOT_FROM_IMAGENET}
+        return Initial(encoder=taken, origin="imagenet")
     path = Path(init)
     if path.is_dir():
         pretrained, _, meta = load_model(path)
         if meta["kind"] != "pretrain":
             raise ConfigError(f"--init {init} must be a pretraining run, got a {meta['kind']} run")
         state = encoder_state(pretrained.state_dict())
-        return Initial(encoder=state, preprocessing=meta["preprocessing"])
+        register = read_register(path)
+        if register is None:
+            log.warning(f"{path} does not say whose ECGs it read: an earlier version trained it")
+        return Initial(
+            encoder=state,
+            preprocessing=meta["preprocessing"],
+            register=register,
+            origin="unknown" if register is None else "run",
+        )
     if not path.is_file():
         raise ConfigError(
             f"--init must be a run, a .safetensors or .pth file, imagenet-mae or random, got "
             f"{init!r}, which does not exist"
         )
-    return Initial(encoder=encoder_state(read_weights(path)))
+    return Initial(encoder=encoder_state(read_weights(path)), origin="unknown")
 
 
 def imagenet_file(config: Config) -> Path:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ecgfast import log
 from ecgfast.config import Config
 from ecgfast.data.batch import PADDED_PATCH, Batch
-from ecgfast.data.loader import selected_rows
 from ecgfast.data.normalise import CohortStatistics, cohort_statistics
 from ecgfast.labels.learning import digest_of
 from ecgfast.model.attention import Backend
@@ -21,13 +20,14 @@ from ecgfast.model.attention_choice import shapes_of
 from ecgfast.model.build import build_model
 from ecgfast.model.flops import flops_per_record
 from ecgfast.model.mae import MaskedAutoencoder
+from ecgfast.runs.register import Register, write_register
 from ecgfast.store.reader import StoreReader
 from ecgfast.train import run_folder, setup
 from ecgfast.train.checkpoint import Checkpoint
 from ecgfast.train.distributed import Ranks, join, spread
 from ecgfast.train.graph import MicrobatchGraph, require_graphable
 from ecgfast.train.guards import clear_errors
-from ecgfast.train.heldout import split_heldout
+from ecgfast.train.heldout import pretraining_rows, split_heldout, without_splits
 from ecgfast.train.loop import Loop, LossOf
 from ecgfast.train.microbatch import choose_microbatch, largest_divisor
 from ecgfast.train.optim import MasterAdamW, build_optimizer, learning_rate
@@ -44,6 +44,7 @@ def pretrain(
     out: Path,
     *,
     select: str | None = None,
+    include_test: bool = False,
     resume: bool = False,
     device: str | None = None,
 ) -> Path:
@@ -54,11 +55,12 @@ def pretrain(
         store: a finished store.
         out: the run's folder, created.
         select: an expression such as ``site=1``; None takes every record.
+        include_test: read the test patients too, without labels, as the study does; reports say so.
         resume: go on with the run in `out`; an empty folder starts afresh.
         device: "cpu" or "cuda"; by default a GPU where there is one.
     Returns:
-        `out`, with config.toml, metrics.jsonl, checkpoints/, versions.json and, at the end,
-        model.safetensors.
+        `out`, with config.toml, metrics.jsonl, checkpoints/, versions.json, register.parquet and,
+        at the end, model.safetensors.
     Raises:
         ConfigError: settings that do not fit each other, the ranks or the store.
         ResumeError: `out` is not empty, or belongs to another run.
@@ -69,7 +71,7 @@ def pretrain(
     with join(device) as ranks, StopSignals(ranks) as stop:
         opened = setup.open_matching_store(Path(store), config)
         with run_folder.enter(out, ranks, resume=resume) as checkpoint:
-            loop = _prepare(config, opened, out, select, ranks, checkpoint)
+            loop = _prepare(config, opened, out, select, include_test, ranks, checkpoint)
             with clear_errors(out, ranks, microbatch=loop.microbatch):
                 if loop.run_to_end(stop):
                     _export(loop, config)
@@ -139,15 +141,17 @@ def _prepare(
     store: StoreReader,
     out: Path,
     select: str | None,
+    include_test: bool,
     ranks: Ranks,
     checkpoint: Checkpoint | None,
 ) -> Loop:
     train = config.train
     share = setup.rank_share(train.batch_size, ranks)
-    rows, held = split_heldout(
-        store, selected_rows(store, select), fraction=train.val_fraction, seed=train.seed
-    )
-    cohort = cohort_statistics(store, rows) if config.data.normalise == "cohort_lead" else None
+    chosen_rows = pretraining_rows(store, select, include_test=include_test)
+    rows, held = split_heldout(store, chosen_rows, fraction=train.val_fraction, seed=train.seed)
+    cohort = None
+    if config.data.normalise == "cohort_lead":
+        cohort = cohort_statistics(store, without_splits(store, rows, "valid", "test"))
     loader = setup.open_loader(
         store, config, ranks, rows, batch_size=share, seed=train.seed, cohort=cohort
     )
@@ -158,6 +162,7 @@ def _prepare(
         "store": store.identity,
         "select": select,
         "records": digest_of(rows, held),  # new labels may have changed what `select` means
+        **({"include_test": True} if include_test else {}),
     }
     if checkpoint is not None:
         run_folder.require_same(identity, checkpoint)
@@ -195,6 +200,7 @@ def _prepare(
     )
     if ranks.is_main:
         run_folder.write_settings(out, config, {**chosen, "microbatch": microbatch})
+        write_register(out, Register.of(store, {"pretrain": rows, "heldout": held}))
         log.info(
             f"{len(rows)} records, {len(held)} held out; {steps_per_epoch} steps per epoch, "
             f"{loop.num_steps} steps in all; {ranks.world_size} x {ranks.device.type}, "

@@ -18,12 +18,15 @@ from ecgfast.config import Config
 from ecgfast.data.batch import Batch
 from ecgfast.data.loader import Loader
 from ecgfast.data.normalise import CohortStatistics
+from ecgfast.evaluate.operating import sensitivity_threshold, youden_threshold
 from ecgfast.evaluate.roc import auroc
 from ecgfast.labels.learning import Labelled
 from ecgfast.model.attention import Backend
 from ecgfast.model.build import build_classifier
 from ecgfast.model.classifier import Classifier
 from ecgfast.model.vit import Encoder, set_attention
+from ecgfast.runs.register import Register, with_validation, write_register
+from ecgfast.runs.scoring import probabilities
 from ecgfast.store.durable import write_durably
 from ecgfast.store.reader import StoreReader
 from ecgfast.train import setup
@@ -36,7 +39,7 @@ from ecgfast.train.optim import MasterAdamW
 from ecgfast.train.progress import Progress
 from ecgfast.train.scoring import Scorer
 from ecgfast.train.signals import StopSignals
-from ecgfast.train.weights import export_safetensors, full_state
+from ecgfast.train.weights import export_safetensors, full_state, read_weights
 
 ADAM_BETAS = (0.9, 0.999)  # with weight decay 0, AdamW is the study's Adam
 
@@ -56,6 +59,7 @@ class Sweep:
         initial: weights that every trial starts from.
         identity: what a resumed run must have in common with this one.
         meta: what checkpoints and result.json say about the run.
+        register: whom the run learns from, and whom its encoder has read.
         microbatch: records per rank and forward pass.
     """
 
@@ -69,6 +73,7 @@ class Sweep:
     initial: Initial
     identity: dict[str, Any]
     meta: dict[str, Any]
+    register: Register
     microbatch: int
 
     def run(self, stop: StopSignals, checkpoint: Checkpoint | None) -> None:
@@ -205,6 +210,19 @@ class Sweep:
         log.info(f"trial {progress.trial + 1} epoch {progress.epoch}  {shown}{best}")
 
     def _write_result(self, progress: Progress) -> None:
+        """Score the validation records with the kept weights, as any later test will."""
+        model = build_classifier(self.config, self.identity["model"])
+        model.load_state_dict(read_weights(self.out / "best.safetensors"))
+        scores = probabilities(
+            model,
+            self.store,
+            self.records.valid,
+            normalise=self.config.data.normalise,
+            cohort=self.cohort,
+            name="validation",
+        )
+        is_case = self.records.is_case[self.records.valid]
+        write_register(self.out, with_validation(self.register, is_case.tolist(), scores))
         rates = self.config.finetune.learning_rates
         result = {
             **self.meta,
@@ -213,6 +231,10 @@ class Sweep:
             "val_loss": progress.best_loss,
             "val_auroc": progress.best_auroc,
             "counts": self.counts,
+            "thresholds": {
+                "youden": youden_threshold(is_case, scores),
+                "sensitivity_90": sensitivity_threshold(is_case, scores, 0.9),
+            },
         }
         write_durably(self.out / "result.json", [json.dumps(result, indent=1).encode()])
 

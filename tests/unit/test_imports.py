@@ -29,12 +29,16 @@ ALLOWED: dict[str, set[str]] = {
     "convert": {"ingest", "store", "labels", "ecgfast_kernels"},
     "data": {"store", "labels", "ecgfast_kernels"},
     "model": {"ecgfast_kernels"},
+    "runs": {"data", "model", "store", "labels"},
     "train": {
-        *("data", "model", "store", "labels", "ecgfast_kernels"),
-        *("evaluate.roc", "evaluate.reconstruct"),
+        *("runs", "data", "model", "store", "labels", "ecgfast_kernels"),
+        *("evaluate.roc", "evaluate.operating", "evaluate.reconstruct"),
     },
-    "evaluate": {"data", "model", "store", "labels", "train.checkpoint", "ecgfast_kernels"},
-    "predict": {"ingest", "convert", "model", "data", "train.checkpoint", "ecgfast_kernels"},
+    "evaluate": {"runs", "data", "model", "store", "labels", "train.checkpoint", "ecgfast_kernels"},
+    "predict": {
+        *("ingest", "convert", "model", "data", "runs", "store", "ecgfast_kernels"),
+        "train.checkpoint",
+    },
     "reproduce": {"train", "evaluate"},
     "bench": {
         *("train", "data", "model", "store", "ecgfast_kernels"),

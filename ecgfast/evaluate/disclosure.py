@@ -1,0 +1,70 @@
+"""What a reader must know before the first number: unknown patients, copies, what was read."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfast.evaluate.results import Results
+from ecgfast.evaluate.runs import LoadedRun
+from ecgfast.labels.identities import one_ecg_each
+from ecgfast.labels.patients import is_unnamed
+from ecgfast.runs.register import Register
+from ecgfast.runs.seen import seen
+from ecgfast.store.reader import StoreReader
+
+
+def disclosures(
+    store: StoreReader, runs: Sequence[LoadedRun], results: Results | None
+) -> list[str]:
+    """Sentences for the top of a report, the gravest first.
+
+    Args:
+        store: that was tested on.
+        runs: all of the report.
+        results: of the classifiers among them, None without any.
+    """
+    said = [_unnamed(store), _copies(store)]
+    if results is not None:
+        plan = results.plan
+        parts = [rows for by_run in plan.cohorts.values() for rows in by_run.values()]
+        tested = np.unique(np.concatenate(parts))
+        said += [_read(run, store, tested) for run in runs]
+    return [sentence for sentence in said if sentence]
+
+
+def _unnamed(store: StoreReader) -> str:
+    count = int(is_unnamed(store.records).sum())
+    if not count:
+        return ""
+    what = (
+        "they count as one patient each, which nobody has checked"
+        if one_ecg_each(store)
+        else "nobody knows which belong together, and they are in no split"
+    )
+    return f"{count:,} of {len(store):,} ECGs name no patient: {what}."
+
+
+def _copies(store: StoreReader) -> str:
+    if "duplicate_of" not in store.records.column_names:
+        return ""
+    count = store.records.num_rows - int(store.records["duplicate_of"].null_count)
+    if not count:
+        return ""
+    return f"{count:,} ECGs are copies of others, and stand in the same split as these."
+
+
+def _read(run: LoadedRun, store: StoreReader, tested: NDArray[np.int64]) -> str:
+    """What a run, or the encoder that it starts from, had read of the tested records."""
+    subject = f"{run.name}: its encoder" if run.target else f"{run.name}"
+    register: Register | None = run.register
+    if register is None or register.encoder == "unknown":
+        return f"{subject} read ECGs of which nobody knows whose they are."
+    known = seen(register, store)
+    count = int(known.read[tested].sum())
+    if not count:
+        return ""
+    return (
+        f"{subject} read, without labels, ECGs of the patients of {count:,} of the "
+        f"{len(tested):,} tested records."
+    )

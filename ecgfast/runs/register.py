@@ -1,0 +1,189 @@
+"""The register of a run: whose ECGs it learned from and read, for any later test to leave out.
+
+`RUN/register.parquet` has one row per record, with pseudonyms and digests of signals, never a
+readable id. It is compared with any store: converted again, under another codec, grown, or from
+another hospital.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ecgfast.errors import ResumeError
+from ecgfast.labels.patients import pseudonymous_patients
+from ecgfast.store.durable import write_durably
+from ecgfast.store.reader import StoreReader
+
+FILE = "register.parquet"
+VERSION = 1
+Role = Literal["train", "valid", "pretrain", "heldout"]
+Origin = Literal["none", "run", "imagenet", "unknown"]  # of an encoder's first weights
+_FACTS = b"ecgfast"
+_SCHEMA = pa.schema(
+    {
+        "patient": pa.string(),
+        "content": pa.string(),
+        "site": pa.string(),
+        "role": pa.string(),
+        "is_case": pa.bool_(),
+        "probability": pa.float64(),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Register:
+    """Who taught a run.
+
+    Attributes:
+        rows: one per record and role: patient (pseudonym), content (digest of the signal, null
+            where it has none), site, role ("train" and "valid" taught a classifier, "pretrain"
+            and "heldout" were read without labels, the latter only to watch), and for "valid"
+            is_case and probability.
+        key_fingerprint: of the pseudonym key of the store that it was trained on.
+        patient_ids: whose the patient ids of that store are, "site" or "global".
+        encoder: where a classifier's first weights come from; "unknown" when nobody can say what
+            they were trained on.
+    """
+
+    rows: pa.Table
+    key_fingerprint: str
+    patient_ids: str
+    encoder: Origin = "none"
+
+    @classmethod
+    def of(cls, store: StoreReader, parts: dict[Role, NDArray[np.int64]]) -> Self:
+        """The register of records of a store.
+
+        Args:
+            store: an open store.
+            parts: role -> rows of the store.
+        Raises:
+            ConfigError: a store with readable ids has no pseudonyms beside them.
+        """
+        patients = pa.chunked_array([pseudonymous_patients(store)], pa.string())
+        tables = []
+        for role, rows in parts.items():
+            taken = store.records.take(rows)
+            nothing = pa.nulls(len(rows))
+            content = taken["content"] if "content" in taken.column_names else nothing
+            columns = {
+                "patient": patients.take(pa.array(rows)),
+                "content": content,
+                "site": taken["site"],
+                "role": pa.array([role] * len(rows), pa.string()),
+                "is_case": nothing,
+                "probability": nothing,
+            }
+            tables.append(pa.table(columns).cast(_SCHEMA))
+        return cls(
+            rows=pa.concat_tables([_SCHEMA.empty_table(), *tables]),
+            key_fingerprint=store.manifest["key_fingerprint"],
+            patient_ids=store.manifest.get("patients", {}).get("ids", "global"),
+        )
+
+    def select(self, *roles: Role) -> pa.Table:
+        """The rows of some roles."""
+        return self.rows.filter(pa.compute.is_in(self.rows["role"], pa.array(roles, pa.string())))
+
+    @property
+    def sites(self) -> frozenset[str | None]:
+        """Sites whose labels taught the run."""
+        return frozenset(self.select("train", "valid")["site"].to_pylist())
+
+    @property
+    def validation(self) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Labels and probabilities of the validation records."""
+        rows = self.select("valid")
+        return (
+            rows["is_case"].to_numpy().astype(bool),
+            rows["probability"].to_numpy().astype(np.float64),
+        )
+
+
+def with_validation(
+    register: Register, is_case: Sequence[bool], probability: NDArray[np.float64]
+) -> Register:
+    """The register with what the run says of its validation records, in their order."""
+    roles = np.array(register.rows["role"].to_pylist(), dtype=np.str_)
+    valid = np.flatnonzero(roles == "valid")
+    case: list[bool | None] = [None] * len(roles)
+    score: list[float | None] = [None] * len(roles)
+    for row, truth, value in zip(valid, is_case, probability.tolist(), strict=True):
+        case[row], score[row] = bool(truth), value
+    rows = register.rows.set_column(4, "is_case", pa.array(case, pa.bool_()))
+    rows = rows.set_column(5, "probability", pa.array(score, pa.float64()))
+    return _changed(register, rows=rows)
+
+
+def with_encoder(register: Register, encoder: "Register | None", origin: Origin) -> Register:
+    """The register of a classifier with what its encoder had read before.
+
+    Args:
+        register: of the classifier.
+        encoder: of the pretraining run, None where there is none.
+        origin: where the first weights come from.
+    """
+    if encoder is None:
+        return _changed(register, rows=register.rows, encoder=origin)
+    if encoder.key_fingerprint != register.key_fingerprint:
+        # Pseudonyms of another key say nothing here; the digests of the signals still do.
+        strangers = encoder.rows.set_column(0, "patient", pa.nulls(len(encoder.rows), pa.string()))
+        return _changed(register, rows=pa.concat_tables([register.rows, strangers]), encoder=origin)
+    rows = pa.concat_tables([register.rows, encoder.rows])
+    return _changed(register, rows=rows, encoder=origin)
+
+
+def write_register(run: Path, register: Register) -> None:
+    """Write RUN/register.parquet."""
+    facts = {
+        "version": VERSION,
+        "key_fingerprint": register.key_fingerprint,
+        "patient_ids": register.patient_ids,
+        "encoder": register.encoder,
+    }
+    sink = pa.BufferOutputStream()
+    rows = register.rows.replace_schema_metadata({_FACTS: json.dumps(facts)})
+    pq.write_table(rows, sink, compression="zstd")
+    write_durably(run / FILE, [sink.getvalue().to_pybytes()])
+
+
+def read_register(run: Path) -> Register | None:
+    """Read RUN/register.parquet; None where a run of an earlier version has none.
+
+    Raises:
+        ResumeError: the file is damaged, or of a later version.
+    """
+    path = run / FILE
+    if not path.exists():
+        return None
+    try:
+        rows = pq.ParquetFile(pa.BufferReader(path.read_bytes())).read(use_threads=False)
+        facts: dict[str, Any] = json.loads(rows.schema.metadata[_FACTS])
+        version = facts.pop("version")
+        if version != VERSION:
+            raise ResumeError(
+                f"{path} has version {version}, this ecgfast reads {VERSION}; update ecgfast"
+            )
+        return Register(rows=rows.replace_schema_metadata().cast(_SCHEMA), **facts)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise ResumeError(
+            f"{path} is damaged: whom the run learned from is not known; restore it from a copy, "
+            "or train again"
+        ) from error
+
+
+def _changed(register: Register, *, rows: pa.Table, encoder: Origin | None = None) -> Register:
+    return Register(
+        rows=rows,
+        key_fingerprint=register.key_fingerprint,
+        patient_ids=register.patient_ids,
+        encoder=register.encoder if encoder is None else encoder,
+    )
