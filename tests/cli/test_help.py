@@ -12,8 +12,8 @@ from ecgfast.cli import app, main
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
-    "splits", "synth", "convert", "label", "info", "verify", "pretrain", "finetune", "evaluate", "predict",
-    "reconstruct", "bench", "estimate", "doctor", "demo",
+    "synth", "convert", "label", "splits", "info", "verify", "pretrain", "finetune", "evaluate",
+    "predict", "reconstruct", "bench", "estimate", "doctor", "demo",
 )  # fmt: skip
 
 

@@ -1,0 +1,134 @@
+"""Who is tested on what: no patient of a run's training, whatever the store and the company."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from two_hospitals import TARGET, make, rows_of
+
+from ecgfast.errors import ConfigError
+from ecgfast.evaluate import scores
+from ecgfast.evaluate.scores import POOLED, Learner, plan_for
+from ecgfast.runs.register import Register
+from ecgfast.store.reader import StoreReader
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> StoreReader:
+    return make(tmp_path_factory.mktemp("hospitals"))
+
+
+def learner(store: StoreReader, *sites: str, fold: int | None = None) -> Learner:
+    parts = {
+        split: np.concatenate([rows_of(store, site, split) for site in sites])
+        for split in ("train", "valid")
+    }
+    return Learner(register=Register.of(store, parts), fold=fold)  # type: ignore[arg-type]  # two roles
+
+
+def rows_by_cohort(plan: scores.TestPlan, run: str) -> dict[str, list[int]]:
+    return {
+        cohort: by_run[run].tolist() for cohort, by_run in plan.cohorts.items() if run in by_run
+    }
+
+
+def test_patients_of_training_and_validation_are_tested_nowhere(store: StoreReader) -> None:
+    plan = plan_for(store, TARGET, {"one": learner(store, "1")})
+    assert rows_by_cohort(plan, "one") == {
+        "site 1, test split": [4, 5],
+        "site 2, external": [8, 9, 10, 11],  # without A and C
+        "site 3, external": [13, 14],  # without B; M has no label
+        POOLED: [8, 9, 10, 11, 13, 14],
+    }
+    assert plan.notes == (
+        "site 2: 2 records of patients whom one learned from left out",
+        "site 3: 1 records of patients whom one learned from left out",
+        f"1 records have no label for {TARGET} and count nowhere",
+    )
+
+
+def test_a_run_is_tested_alike_in_any_company(store: StoreReader) -> None:
+    """One run of hospital 1 beside one of hospitals 1 and 2: hospital 2 is external to one."""
+    alone = rows_by_cohort(plan_for(store, TARGET, {"one": learner(store, "1")}), "one")
+    runs = {"one": learner(store, "1"), "two": learner(store, "1", "2")}
+    plan = plan_for(store, TARGET, runs)
+    both = rows_by_cohort(plan, "one")
+    for cohort in ("site 1, test split", "site 2, external", "site 3, external"):
+        assert both[cohort] == alone[cohort]
+    assert rows_by_cohort(plan, "two") == {
+        "site 1, test split": [4, 5],
+        "site 2, test split": [8, 11],
+        "site 3, external": [13, 14],
+        "test splits of sites 1, 2": [4, 5, 8, 11],
+    }
+    assert both["site 2, test split"] == [8, 11]  # the same records, to compare the two on
+    assert both["test splits of sites 1, 2"] == [4, 5, 8, 11]
+    assert both[POOLED] == alone[POOLED]
+
+
+def test_sites_that_all_runs_never_saw_are_pooled_by_themselves(store: StoreReader) -> None:
+    runs = {"one": learner(store, "1"), "three": learner(store, "3")}
+    plan = plan_for(store, TARGET, runs)
+    assert rows_by_cohort(plan, "one")["external sites 2, 3"] == [8, 9, 10, 11, 13, 14]
+    assert rows_by_cohort(plan, "three")["external sites 1, 2"] == [
+        0,
+        2,
+        3,
+        4,
+        5,
+        6,
+        7,
+        8,
+        9,
+        10,
+        11,
+    ]
+
+
+@pytest.mark.parametrize("key", [None, "11" * 32])
+def test_a_store_converted_again_tests_no_patient_of_training(
+    store: StoreReader, tmp_path: Path, key: str | None
+) -> None:
+    """Under the same key and under another one; before, all its records were external."""
+    if key:
+        (tmp_path / "again.key").write_text(key)
+    again = make(tmp_path, "again", codec="zstd")
+    plan = plan_for(again, TARGET, {"one": learner(store, "1")})
+    assert rows_by_cohort(plan, "one") == {
+        "site 1, test split": [4, 5],
+        "site 2, external": [8, 9, 10, 11],
+        "site 3, external": [13, 14],
+        POOLED: [8, 9, 10, 11, 13, 14],
+    }
+    assert any("under another pseudonym key" in note for note in plan.notes) is bool(key)
+
+
+def test_two_hospitals_that_both_number_from_one_keep_their_patients(tmp_path: Path) -> None:
+    """A and C of hospital 2 and B of hospital 3 are others than those of hospital 1."""
+    store = make(tmp_path, ids="site")
+    plan = plan_for(store, TARGET, {"one": learner(store, "1")})
+    assert rows_by_cohort(plan, "one")["site 2, external"] == [6, 7, 8, 9, 10, 11]
+    assert rows_by_cohort(plan, "one")["site 3, external"] == [12, 13, 14]
+
+
+def test_a_run_of_a_fold_is_tested_on_it(store: StoreReader, tmp_path: Path) -> None:
+    from ecgfast.labels.published import draw_again
+    from ecgfast.store.reader import open_store
+
+    folder = make(tmp_path, ids="site").path
+    draw_again(folder)
+    folded = open_store(folder)
+    fold = np.array(folded.records["fold"].to_pylist())
+    here = rows_of(folded, "1")
+    held, valid = here[fold[here] == 2], here[fold[here] == 3]
+    rest = here[(fold[here] != 2) & (fold[here] != 3)]
+    register = Register.of(folded, {"train": rest, "valid": valid})
+    plan = plan_for(folded, TARGET, {"one": Learner(register=register, fold=2)})
+    assert len(held)
+    assert rows_by_cohort(plan, "one")["site 1, held-out fold"] == held.tolist()
+
+
+def test_nothing_left_to_test_is_said(store: StoreReader) -> None:
+    everything = Register.of(store, {"train": np.arange(len(store))})
+    with pytest.raises(ConfigError, match="is left to test"):
+        plan_for(store, TARGET, {"one": Learner(register=everything)})
