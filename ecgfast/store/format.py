@@ -40,6 +40,8 @@ ROW_TYPES = {  # columns of records.parquet, with the names that Arrow has for t
     "quantisation_error_uv": "float64",
     "einthoven_uv": "float64",
     "flags": "string",
+    "content": "string",
+    "duplicate_of": "string",
 }
 QUARANTINE_COLUMNS = ("record_id", "format", "reason")
 

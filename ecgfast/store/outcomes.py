@@ -22,8 +22,9 @@ class EncodedRecord:
         after: the cursor behind it.
         chunk: its encoded signal.
         leads: (4, 12) float32: scale_uv, offset_adc, lead_mean, lead_std.
-        row: its line of records.parquet; label columns under "labels", the input's number under
-            "position".
+        row: its line of records.parquet, and what waits with it for the end: label columns under
+            "labels", the input's number under "position", what duplicates are found by under
+            "fingerprint" and "segments".
         source: readable path, for the table beside the store.
         recorded: readable date of the recording, for the same table.
     """
@@ -54,6 +55,7 @@ class Refusal:
 
 
 Outcome = EncodedRecord | Refusal
+_WAITING_COLUMNS = ("labels", "position", "fingerprint", "segments")
 _KINDS = {bool: "bool", int: "number", float: "number"}  # of the values of a row, which is JSON
 
 
@@ -138,7 +140,7 @@ def joined_kinds(parts: Iterable[dict[str, str]]) -> dict[str, str]:
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    names = (*ROW_TYPES, "labels", "position")
+    names = (*ROW_TYPES, *_WAITING_COLUMNS)
     columns = {name: [row.get(name) for row in rows] for name in names}
     columns["labels"] = [json.dumps(each) if each else None for each in columns["labels"]]
     return columns

@@ -15,7 +15,15 @@ from ecgfast.store.durable import write_durably
 from ecgfast.store.format import QUARANTINE, QUARANTINE_COLUMNS, RECORDS, ROW_TYPES
 
 SCHEMA = pa.schema(list(ROW_TYPES.items()))
-_WAITING = pa.schema([*SCHEMA, ("labels", pa.string()), ("position", pa.int64())])
+_WAITING = pa.schema(
+    [
+        *SCHEMA,
+        ("labels", pa.string()),
+        ("position", pa.int64()),
+        ("fingerprint", pa.binary()),
+        ("segments", pa.string()),
+    ]
+)
 _SOURCES_COLUMNS = ("record_id", "source", "recorded")
 _ROW_GROUP = 65536
 _TYPES = {"number": pa.float64(), "bool": pa.bool_(), "text": pa.string()}
