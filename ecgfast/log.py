@@ -57,6 +57,11 @@ def setup(*, debug: bool = False, strict: bool = False, rank: int = 0) -> None:
     logger.setLevel(level if rank == 0 else logging.WARNING)
 
 
+def is_strict() -> bool:
+    """Whether `setup` was told to be strict: what a warning would say is an error."""
+    return _strict
+
+
 def info(text: str) -> None:
     """Say what happens, or what was chosen and why."""
     logger.info(text)

@@ -53,6 +53,7 @@ class EcgRecord:
         labels: further columns as the source has them (diagnosis codes, ejection_fraction ...).
         provenance: format name, header comments worth keeping, conversions done while reading.
         flags: short words on what was noticed, such as "quantised" or "leads_normalised".
+        segments: names of the records beside this one that it was joined from.
     """
 
     record_id: str
@@ -67,6 +68,7 @@ class EcgRecord:
     labels: dict[str, str | float | None] = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    segments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.signal.ndim != 2 or self.signal.shape[0] != NUM_LEADS:

@@ -157,9 +157,12 @@ def convert(
         split_seed=split_seed or 0,
         target=target,
     )
+    found = summary.num_duplicates
+    duplicates = "" if found is None else f" ({found} of them duplicates)"
     print(
         f"{summary.num_inputs} inputs = {summary.num_converted} converted + "
-        f"{summary.num_quarantined} quarantined; {summary.num_records} records in {summary.store}"
+        f"{summary.num_quarantined} quarantined; {summary.num_records} records"
+        f"{duplicates} in {summary.store}"
     )
     if summary.failed:
         raise typer.Exit(1)

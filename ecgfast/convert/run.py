@@ -6,17 +6,20 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
+import pyarrow.compute as pc
+
+from ecgfast import log
 from ecgfast.convert.files import convert_files
 from ecgfast.convert.pool import available_cores
 from ecgfast.convert.preprocess import Short, Window
 from ecgfast.convert.transcode import transcode
 from ecgfast.convert.work import Quality, Settings
-from ecgfast.errors import ConfigError
+from ecgfast.errors import ConfigError, EcgfastError
 from ecgfast.labels import label_store
 from ecgfast.labels.assign import warn_of_unnamed
 from ecgfast.labels.table import read_labels
 from ecgfast.store.durable import store_lock
-from ecgfast.store.format import MANIFEST, SIGNALS, Codec, key_beside
+from ecgfast.store.format import MANIFEST, SIGNALS, Codec, key_beside, sources_beside
 from ecgfast.store.pseudonyms import PatientIds
 from ecgfast.store.reader import open_store
 
@@ -33,6 +36,8 @@ class ConvertSummary:
         num_converted: inputs with at least one record in the store.
         num_quarantined: inputs without; quarantine.csv says why for each.
         num_records: records in the store, more than inputs with `--window all`.
+        num_duplicates: records that are another record's ECG once more; None for a transcoded
+            store that was made before they were counted.
         failed: True when `--on-bad fail` was asked for and an input was quarantined (exit code 1).
     """
 
@@ -41,6 +46,7 @@ class ConvertSummary:
     num_converted: int
     num_quarantined: int
     num_records: int
+    num_duplicates: int | None
     failed: bool
 
 
@@ -89,7 +95,8 @@ def convert(
     Raises:
         ConfigError, FormatError: a wrong option or source.
         ResumeError: `out` was begun with other options or sources.
-        EcgfastError: the disk is full or read-only, or another process writes this store.
+        EcgfastError: the disk is full or read-only, or another process writes this store. Under
+            `--strict` also: records are duplicates; the store is finished, labels joined.
     """
     _check(codec=(codec, Codec), window=(window, Window), short=(short, Short))
     _check(quality=(quality, Quality), on_bad=(on_bad, OnBad))
@@ -140,13 +147,28 @@ def convert(
     else:
         warn_of_unnamed(open_store(out).records, one_ecg_per_patient=one_ecg_per_patient)
     counts = manifest["counts"]
+    if log.is_strict() and not stores and counts.get("duplicates"):
+        _refuse_duplicates(out, counts["duplicates"])
     return ConvertSummary(
         store=out,
         num_inputs=counts["inputs"],
         num_converted=counts["converted"],
         num_quarantined=counts["quarantined"],
         num_records=counts["records"],
+        num_duplicates=counts.get("duplicates"),
         failed=on_bad == "fail" and counts["quarantined"] > 0,
+    )
+
+
+def _refuse_duplicates(out: Path, num_duplicates: int) -> None:
+    records = open_store(out).records
+    number = pc.index(records["duplicate_of"].is_valid(), True).as_py()
+    later, first = (records[name][number].as_py() for name in ("record_id", "duplicate_of"))
+    raise EcgfastError(
+        f"{num_duplicates} records duplicate other records, allowed 0 with --strict; the first is "
+        f"{later}, the same ECG as {first}; {out} is finished and whole: use it without --strict, "
+        f"or remove the copies from the sources ({sources_beside(out)} has their paths) and "
+        "convert into another folder"
     )
 
 

@@ -3,20 +3,26 @@
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from ecgfast.convert.marks import Waiting, mark_duplicates
 from ecgfast.convert.preprocess import MAX_INVALID_SHARE
 from ecgfast.convert.work import Settings
 from ecgfast.errors import FormatError
 from ecgfast.labels.assign import assign_splits, known_target
 from ecgfast.labels.patients import with_pseudonyms
 from ecgfast.records import NUM_TIMESTEPS, SAMPLING_RATE_HZ
+from ecgfast.store.chunks import decode_chunks
 from ecgfast.store.format import QUARANTINE, RECORDS, Codec, sources_beside
 from ecgfast.store.manifest import Manifest, write_manifest
+from ecgfast.store.shards import Shards
 from ecgfast.store.table import records_table, write_quarantine, write_sources, write_table
 from ecgfast.store.writer import StoreWriter
 
@@ -29,6 +35,7 @@ class _Lines:
     quarantine: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     patient_keys: list[str] = field(default_factory=list)
+    waiting: Waiting = field(default_factory=Waiting)
 
     def rows(self, writer: StoreWriter) -> Iterator[pa.Table]:
         for table, text in writer.lines():
@@ -36,6 +43,7 @@ class _Lines:
             self.quarantine.append(text["quarantine"])
             self.sources.append(text["sources"])
             self.patient_keys += table["patient_key"].to_pylist()
+            self.waiting.add(table)
             yield table
 
 
@@ -55,6 +63,8 @@ def seal_converted(
         raise FormatError(
             f"none of {num_inputs} inputs could be converted; {out / QUARANTINE} says why for each"
         )
+    read = partial(_read, Shards(out, writer.num_records), settings.codec)
+    table = mark_duplicates(table, lines.waiting, read)
     table, splits = assign_splits(
         table,
         lines.patient_keys,
@@ -70,6 +80,7 @@ def seal_converted(
         "converted": len(lines.converted),
         "quarantined": num_inputs - len(lines.converted),
         "records": writer.num_records,
+        "duplicates": table.num_rows - table["duplicate_of"].null_count,
     }
     preprocessing = {
         "sampling_rate_hz": SAMPLING_RATE_HZ,
@@ -130,6 +141,11 @@ def seal(
     )
     shutil.rmtree(work)
     return manifest
+
+
+def _read(shards: Shards, codec: Codec, records: NDArray[np.int64]) -> NDArray[np.int16]:
+    """Records of a store that has no manifest yet, (n, 12, 5000)."""
+    return decode_chunks(codec, *shards.read(records))
 
 
 def _any_synthetic(flags: pa.ChunkedArray) -> bool:

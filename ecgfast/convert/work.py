@@ -1,5 +1,6 @@
 """What a worker does: read, preprocess, check and encode a batch of input files."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 from ecgfast_kernels.codec import lead_statistics
 from numpy.typing import NDArray
 
+from ecgfast.convert.content import content_digests, packed_fingerprints
 from ecgfast.convert.plan import parse_input
 from ecgfast.convert.preprocess import Digits, Segment, Short, Window, cut, to_digits
 from ecgfast.convert.quality import breaks_einthoven, einthoven_uv, flat_leads
@@ -141,11 +143,14 @@ def _encoded(candidates: list[_Candidate], settings: Settings) -> list[Outcome]:
     flat = flat_leads(std_NC).tolist()
     einthoven = einthoven_uv(signal_NCT, scale_NC, offset_NC).tolist()
     leads_N4C = np.stack([scale_NC, offset_NC, mean_NC, std_NC], axis=1)
+    content = content_digests(signal_NCT, std_NC)
+    fingerprints = packed_fingerprints(signal_NCT)
     chunks = encode_chunks(settings.codec, signal_NCT)
     result: list[Outcome] = []
     for n, candidate in enumerate(candidates):
         item, after = candidate.item, candidate.after
         row = _row(candidate, settings.pseudonyms, flat=flat[n], einthoven=einthoven[n])
+        row |= {"content": content[n], "fingerprint": fingerprints[n]}
         found = [flag for flag in _STRICT if flag in row["flags"].split(";")]
         if settings.quality == "strict" and found:
             reason = f"signal check: {', '.join(found)}; --quality flag takes it"
@@ -217,8 +222,18 @@ def _row(
         "flags": ";".join(sorted(set(flags))),
         "labels": labels,
         "position": candidate.position,
+        "segments": _segments(item, record, pseudonyms),
         "patient_key": key,
     }
+
+
+def _segments(item: InputFile, record: EcgRecord, pseudonyms: Pseudonyms) -> str | None:
+    """Pseudonyms of the segments that a record was joined from, in JSON: they may be inputs too."""
+    if not record.segments:
+        return None
+    folder = item.record_id.rpartition("/")[0]
+    names = [f"{folder}/{name}" if folder else name for name in record.segments]
+    return json.dumps([pseudonyms.of("record", name) for name in names])
 
 
 def _refusal(item: InputFile, after: Cursor, reason: str, settings: Settings) -> Refusal:

@@ -49,11 +49,20 @@ class SignalSpec(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class WfdbHeader:
-    """A parsed header: record line, signal lines, comment lines without their `#`."""
+    """A parsed header: record line, signal lines, comment lines without their `#`.
+
+    Attributes:
+        sampling_rate_hz: frames per second.
+        num_timesteps: frames, 0 where the header is silent.
+        segments: names of the records that this one is joined from, gaps left out.
+        date_time: words of the record line that say when it was made.
+        signals: none for a record of segments.
+        comments: as they stand.
+    """
 
     sampling_rate_hz: float
     num_timesteps: int
-    num_segments: int
+    segments: tuple[str, ...]
     date_time: tuple[str, ...]
     signals: tuple[SignalSpec, ...]
     comments: tuple[str, ...]
@@ -101,7 +110,7 @@ def parse_header(text: str, source: str) -> WfdbHeader:
     return WfdbHeader(
         sampling_rate_hz=rate,
         num_timesteps=num_timesteps,
-        num_segments=segments,
+        segments=_segment_names(lines[1 : segments + 1]),
         date_time=tuple(fields[4:6]),
         signals=()
         if segments
@@ -113,6 +122,11 @@ def parse_header(text: str, source: str) -> WfdbHeader:
 def unit_uv(unit: str) -> float:
     """Return the microvolts in one physical unit, NaN when it is no voltage ("mmHg")."""
     return _UNIT_UV.get(unit.lower(), math.nan)
+
+
+def _segment_names(lines: list[str]) -> tuple[str, ...]:
+    """Names of lines 'NAME TIMESTEPS'; a gap is called `~`."""
+    return tuple(name for name in (line.split()[0] for line in lines) if name != "~")
 
 
 def _leading_float(field: str) -> float:

@@ -56,6 +56,7 @@ def read_wfdb(path: Path, record_id: str) -> EcgRecord:
         if header.date_time
         else {"format": "wfdb"},
         flags=(*leads.flags, *comments.flags) + (() if plausible else ("gain_implausible",)),
+        segments=header.segments,
     )
 
 

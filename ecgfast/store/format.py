@@ -41,9 +41,17 @@ ROW_TYPES = {  # columns of records.parquet, with the names that Arrow has for t
     "quantisation_error_uv": "float64",
     "einthoven_uv": "float64",
     "flags": "string",
+    "content": "string",
+    "duplicate_of": "string",
 }
 # Columns that wait for the end of a conversion beside those, and enter no store.
-WAITING_TYPES = {"labels": "string", "position": "int64", "patient_key": "string"}
+WAITING_TYPES = {
+    "labels": "string",
+    "position": "int64",
+    "patient_key": "string",
+    "fingerprint": "binary",
+    "segments": "string",
+}
 SOURCES_COLUMNS = ("record_id", "source", "recorded", "record", "patient")  # beside the store
 QUARANTINE_COLUMNS = ("record_id", "format", "reason")
 

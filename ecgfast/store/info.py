@@ -28,6 +28,8 @@ class StoreInfo:
         num_converted: of them, in the store.
         num_quarantined: of them, refused.
         num_records: records.
+        num_duplicates: records that are another record's ECG once more; None in a store that was
+            made before they were counted.
         num_patients: patients.
         raw_bytes: the signals as int16.
         stored_bytes: the signals in the store, all headers and indexes counted.
@@ -44,6 +46,7 @@ class StoreInfo:
     num_converted: int
     num_quarantined: int
     num_records: int
+    num_duplicates: int | None
     num_patients: int
     raw_bytes: int
     stored_bytes: int
@@ -72,6 +75,7 @@ def describe(store: StoreReader | str | Path) -> StoreInfo:
         num_converted=counts["converted"],
         num_quarantined=counts["quarantined"],
         num_records=len(reader),
+        num_duplicates=counts.get("duplicates"),
         num_patients=pc.count_distinct(table["patient_id"]).as_py(),
         raw_bytes=len(reader) * RECORD_BYTES,
         stored_bytes=sum(files[shard_name(n)]["bytes"] for n in range(num_shards(len(reader)))),

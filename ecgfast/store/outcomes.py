@@ -23,8 +23,9 @@ class EncodedRecord:
         after: the cursor behind it.
         chunk: its encoded signal.
         leads: (4, 12) float32: scale_uv, offset_adc, lead_mean, lead_std.
-        row: its line of records.parquet; label columns under "labels", the input's number under
-            "position", `Pseudonyms.patient_key` of its patient under "patient_key".
+        row: its line of records.parquet, and what waits with it for the end: label columns under
+            "labels", the input's number under "position", what duplicates are found by under
+            "fingerprint" and "segments", `Pseudonyms.patient_key` under "patient_key".
         source: readable path, for the table beside the store.
         recorded: readable date of the recording, for the same table.
         record: readable id, for the same table.

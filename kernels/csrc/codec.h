@@ -73,6 +73,12 @@ ECGFAST_API void ecgfast_lead_statistics(const int16_t* signal, const uint8_t* v
                                          int64_t num_rows, int64_t num_timesteps, float* mean,
                                          float* std);
 
+// signal (N, 12, T) at 500 Hz -> correlation (N, 28) of the leads' slopes, beats (N, 32) in
+// milliseconds, 0xffff behind the last; zeros and no beats where fewer timesteps hold a signal.
+ECGFAST_API void ecgfast_fingerprints(const int16_t* signal, int64_t num_records,
+                                      int64_t num_timesteps, int64_t least_timesteps,
+                                      float* correlation, uint16_t* beats);
+
 // frames (T, S) -> rows (S, T), and the sum of each row mod 2^16 in sums (S,).
 ECGFAST_API void ecgfast_deinterleave(const int16_t* frames, int64_t num_timesteps,
                                       int64_t num_signals, int16_t* rows, uint16_t* sums);

@@ -46,6 +46,7 @@ def _declare(library: ctypes.CDLL) -> None:
         "ecgfast_decode_patches": (i32, [chunks, *[pointer] * 3, i32, i32, pointer]),
         "ecgfast_patches": (None, [pointer, i64, i32, i32, *[pointer] * 3, i32]),
         "ecgfast_lead_statistics": (None, [pointer, pointer, i64, i64, pointer, pointer]),
+        "ecgfast_fingerprints": (None, [pointer, i64, i64, i64, pointer, pointer]),
         "ecgfast_deinterleave": (None, [pointer, i64, i64, pointer, pointer]),
         "ecgfast_crc32c": (u32, [pointer, i64]),
         "ecgfast_epoch_order": (i32, [u64, u32, i64, pointer]),

@@ -1,0 +1,112 @@
+"""Fingerprints of ECGs: alike under another gain, sampling rate, offset or cut; no proof of it."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfast_kernels.codec_format import CodecError
+from ecgfast_kernels.native import address, load
+
+NUM_CORRELATIONS = 28  # pairs of 8 leads: I, II, V1 to V6; the four others follow from I and II
+MAX_BEATS = 32
+NO_BEAT = 0xFFFF
+LEADS = (0, 1, 6, 7, 8, 9, 10, 11)
+BOX = 5  # timesteps in a bin: 100 bins a second
+
+_ALL_LEADS = 12
+_STEP = 2  # bins from which a slope is taken: it passes 5 to 40 Hz, most at 25 Hz
+_SMOOTH = 4  # bins to each side in the mean power: the width of a QRS complex
+_REFRACTORY = 25  # bins to each side without another beat
+_LEAST_POWER = 0.3  # of the median beat's
+_MS_PER_TIMESTEP = 2.0
+
+
+class Fingerprints(NamedTuple):
+    """Of N records.
+
+    Attributes:
+        correlation: (N, 28) float32 in [-1, 1], of the slopes of each two leads over the record:
+            the lead axes and the course of the heart's dipole, but neither gain nor place in time.
+        beats: (N, 32) uint16, milliseconds from the record's begin, ascending; `NO_BEAT` behind
+            the last.
+    """
+
+    correlation: NDArray[np.float32]
+    beats: NDArray[np.uint16]
+
+
+def fingerprints(signal_NCT: NDArray[np.int16], *, least_timesteps: int) -> Fingerprints:
+    """Fingerprint records of 500 Hz.
+
+    A constant begin or end of all leads is left out: it is padding.
+
+    Args:
+        signal_NCT: (N, 12, T) int16, ADC units; T up to 30,000.
+        least_timesteps: records with fewer timesteps of signal get zeros and no beats.
+    Raises:
+        CodecError: another shape or dtype.
+    """
+    if signal_NCT.ndim != 3 or signal_NCT.shape[1] != _ALL_LEADS or signal_NCT.dtype != np.int16:
+        raise CodecError(
+            f"signal must be int16 (N, {_ALL_LEADS}, T), got {signal_NCT.dtype} {signal_NCT.shape}"
+        )
+    signal = np.ascontiguousarray(signal_NCT)
+    library = load()
+    if library is None:
+        return _slowly(signal, least_timesteps)
+    found = _none(len(signal))
+    size = (len(signal), signal.shape[2], least_timesteps)
+    library.ecgfast_fingerprints(
+        address(signal), *size, address(found.correlation), address(found.beats)
+    )
+    return found
+
+
+def live_span(signal_CT: NDArray[np.int16]) -> tuple[int, int]:
+    """First timestep and end of what is not a constant begin or end of all leads; 0, 0 for none."""
+    changed = np.flatnonzero((signal_CT[:, 1:] != signal_CT[:, :-1]).any(axis=0))
+    return (int(changed[0]) + 1, int(changed[-1]) + 1) if changed.size else (0, 0)
+
+
+def _none(num_records: int) -> Fingerprints:
+    return Fingerprints(
+        correlation=np.zeros((num_records, NUM_CORRELATIONS), np.float32),
+        beats=np.full((num_records, MAX_BEATS), NO_BEAT, np.uint16),
+    )
+
+
+def _slowly(signal: NDArray[np.int16], least_timesteps: int) -> Fingerprints:
+    found = _none(len(signal))
+    upper = np.triu_indices(len(LEADS), 1)
+    for record, signal_CT in enumerate(signal):
+        first, end = live_span(signal_CT)
+        num_bins = (end - first) // BOX
+        if end - first < least_timesteps or num_bins <= _STEP:
+            continue
+        binned = signal_CT[list(LEADS), first : first + BOX * num_bins].astype(np.float64)
+        bins = binned.reshape(len(LEADS), num_bins, BOX).sum(axis=2)
+        slopes = bins[:, _STEP:] - bins[:, :-_STEP]
+        size = np.sqrt((slopes**2).mean(axis=1, keepdims=True))
+        slopes = np.divide(slopes, size, out=np.zeros_like(slopes), where=size > 0)
+        found.correlation[record] = (slopes @ slopes.T / slopes.shape[1])[upper]
+        beats = _beats((slopes**2).sum(axis=0))
+        times = np.rint((first + BOX * beats) * _MS_PER_TIMESTEP)
+        found.beats[record, : len(times)] = times
+    return found
+
+
+def _beats(power: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Peaks of the mean power, in bins."""
+    mean = np.convolve(power, np.ones(2 * _SMOOTH + 1), "full")[_SMOOTH : _SMOOTH + len(power)]
+    around = np.pad(mean, _REFRACTORY)
+    highest = np.lib.stride_tricks.sliding_window_view(around, 2 * _REFRACTORY + 1).max(axis=1)
+    peak = np.flatnonzero(mean[1:-1] == highest[1:-1]) + 1
+    peak = peak[(mean[peak] > mean[peak - 1]) & (mean[peak] >= mean[peak + 1])]
+    if peak.size == 0:
+        return np.zeros(0)
+    median = np.sort(mean[peak])[peak.size // 2]
+    peak = peak[mean[peak] > _LEAST_POWER * median][:MAX_BEATS]
+    left, top, right = mean[peak - 1], mean[peak], mean[peak + 1]
+    at: NDArray[np.float64] = peak + 0.5 * (left - right) / (left - 2 * top + right)
+    return at
