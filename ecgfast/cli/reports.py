@@ -34,11 +34,15 @@ def predict(
     run: RunPath,
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Raw ECGs or folders.")],
     out: Annotated[Path | None, typer.Option(metavar="CSV", help="Default: the screen.")] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help="Pseudonym key of the run's store: recognises its patients."),
+    ] = None,
 ) -> None:
     """Write a probability for each raw ECG file."""
     from ecgfast.predict import predict as predict_files
 
-    predict_files(run, files, out)
+    predict_files(run, files, out, key_file=key_file)
 
 
 def reconstruct(

@@ -1,0 +1,129 @@
+"""predict scores raw files exactly as the store's windows are, and says what the run has seen."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recordings import KEY, convert_quietly, ecg_like, write_wfdb
+
+from ecgfast.cli import main
+from ecgfast.config import load_config
+from ecgfast.errors import ConfigError
+from ecgfast.evaluate.runs import load_run
+from ecgfast.evaluate.scores import probabilities
+from ecgfast.labels import label_store
+from ecgfast.predict import Predictor, predict
+from ecgfast.store.reader import open_store
+from ecgfast.train.finetune import finetune
+
+TARGET = "ejection_fraction<40"
+LENGTHS = (5000, 3500, 12500, 5000)  # 10 s, 7 s, 25 s
+SPLITS = ("train", "train", "valid", "test")
+NUM_RECORDS = 24
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recordings of 7, 10 and 25 seconds with offsets, padded and cut into all their windows."""
+    folder = tmp_path_factory.mktemp("lengths")
+    lines = ["record_id,split,ejection_fraction"]
+    for number in range(NUM_RECORDS):
+        length = LENGTHS[number % 4]
+        signal = ecg_like(1, seed=number, num_timesteps=length)[0]
+        signal[6:] += 500  # what padding with zeros would show in the statistics of a lead
+        if number == 2:
+            signal[:, 5000:5100] = -32768  # too much is missing of its second window
+        write_wfdb(folder / f"in/r{number:02d}", signal, comments=[f"patient: {number}"])
+        # in rounds of eight, so that every split has cases and controls
+        lines.append(f"r{number:02d},{SPLITS[number % 4]},{30 if number % 8 < 4 else 60}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    convert_quietly([folder / "in"], folder / "store", short="pad", window="all")
+    label_store(folder / "store", folder / "labels.csv", split="column")
+    return folder / "store"
+
+
+@pytest.fixture(scope="module", params=["record_lead", "cohort_lead"])
+def run(
+    request: pytest.FixtureRequest,
+    store: Path,
+    tiny: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    settings = [f"data.normalise={request.param}", "finetune.epochs=1", "finetune.batch_size=4"]
+    config = load_config(str(tiny), [*settings, "finetune.learning_rates=[1e-2]"])
+    out = tmp_path_factory.mktemp("run") / request.param
+    return finetune(config, store, out, init="random", model="vit", target=TARGET, device="cpu")
+
+
+def table(path: Path) -> dict[tuple[str, float], dict[str, str]]:
+    """File stem and second -> line of each window that has a probability."""
+    with path.open() as file:
+        return {
+            (Path(line["file"]).stem, float(line["start_s"])): line
+            for line in csv.DictReader(file)
+            if line["probability"]
+        }
+
+
+def test_each_window_has_the_probability_that_the_store_gives_it(
+    run: Path, store: Path, tmp_path: Path
+) -> None:
+    predict(run, [store.with_name("in")], tmp_path / "out.csv")
+    lines = table(tmp_path / "out.csv")
+    opened = open_store(store)
+    loaded = load_run(run, opened)
+    expected = probabilities(loaded, opened, np.arange(len(opened)))
+    with store.with_name("store.sources.csv").open() as file:
+        name_of = {line["record_id"]: line["record"] for line in csv.DictReader(file)}
+    starts = opened.records["start_timestep"].to_pylist()
+    stored = set()
+    for row, (record_id, start) in enumerate(
+        zip(opened.records["record_id"].to_pylist(), starts, strict=True)
+    ):
+        key = (name_of[record_id], start / 500)
+        stored.add(key)
+        line = lines[key]
+        # batches of another size round apart; the columns have six digits
+        assert float(line["probability"]) == pytest.approx(expected[row], abs=2e-5)
+        assert line["target"] == TARGET
+        if abs(expected[row] - loaded.threshold) > 2e-5:  # the record that it was taken from
+            finding = expected[row] > loaded.threshold
+            assert line["finding"] == ("yes" if finding else "no")
+        assert float(line["threshold"]) == pytest.approx(loaded.threshold, abs=1e-6)
+    assert set(lines) == stored
+    assert len({round(value, 3) for value in expected}) > 5  # a model that tells records apart
+
+
+def test_a_file_with_one_bad_window_is_usable(run: Path, store: Path, tmp_path: Path) -> None:
+    write_wfdb(tmp_path / "gap", np.full((12, 5000), -32768, np.int16))
+    files = [store.with_name("in") / "r02.hea", tmp_path / "gap.hea"]
+    assert predict(run, files, tmp_path / "out.csv") == 1  # the gap alone
+    with (tmp_path / "out.csv").open() as file:
+        shares = [line["probability"] for line in csv.DictReader(file)]
+    assert [bool(share) for share in shares] == [False, True, False]
+
+
+def test_ecgs_of_training_are_said(run: Path, store: Path, tmp_path: Path) -> None:
+    predict(run, [store.with_name("in")], tmp_path / "out.csv")
+    for (name, _), line in table(tmp_path / "out.csv").items():
+        taught = SPLITS[int(name[1:]) % 4] in {"train", "valid"}
+        assert ("learned_from" in line["note"].split()) is taught
+
+
+def test_other_ecgs_of_their_patients_are_said_with_the_key(
+    run: Path, store: Path, tmp_path: Path
+) -> None:
+    for patient in (0, 3):  # learned from, and tested
+        signal = ecg_like(1, seed=900 + patient)[0]
+        write_wfdb(tmp_path / f"new/p{patient}", signal, comments=[f"patient: {patient}"])
+    key = store.with_name("store.key")
+    command = ["predict", str(run), str(tmp_path / "new"), "--out", str(tmp_path / "out.csv")]
+    assert main(command) == 0
+    assert [line["note"] for line in table(tmp_path / "out.csv").values()] == ["", ""]
+    assert main([*command, "--key-file", str(key)]) == 0
+    notes = [line["note"] for line in table(tmp_path / "out.csv").values()]
+    assert notes == ["learned_from", ""]
+    (tmp_path / "other.key").write_text(KEY[::-1])
+    with pytest.raises(ConfigError, match="it is not the key of the store that the run was"):
+        Predictor(run, tmp_path / "other.key")
