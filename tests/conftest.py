@@ -25,7 +25,9 @@ _SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 def _log_as_before() -> Iterator[None]:
     """Undo what a command run inside a test did to the log: its stream ends with the test."""
     before = log.logger.handlers[:], log.logger.propagate, log.logger.level
+    strict = log.is_strict()
     yield
+    log.setup(strict=strict)
     log.logger.handlers[:], log.logger.propagate = before[:2]
     log.logger.setLevel(before[2])
 

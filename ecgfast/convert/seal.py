@@ -17,11 +17,11 @@ from ecgfast.convert.preprocess import MAX_INVALID_SHARE
 from ecgfast.convert.work import Settings
 from ecgfast.errors import FormatError
 from ecgfast.labels.assign import assign_splits, known_target
-from ecgfast.labels.patients import with_pseudonyms
 from ecgfast.records import NUM_TIMESTEPS, SAMPLING_RATE_HZ
 from ecgfast.store.chunks import decode_chunks
 from ecgfast.store.format import QUARANTINE, RECORDS, Codec, sources_beside
 from ecgfast.store.manifest import Manifest, write_manifest
+from ecgfast.store.patients import with_pseudonyms
 from ecgfast.store.shards import Shards
 from ecgfast.store.table import records_table, write_quarantine, write_sources, write_table
 from ecgfast.store.writer import StoreWriter

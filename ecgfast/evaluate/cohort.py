@@ -8,8 +8,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ecgfast.labels import parse_target
-from ecgfast.labels.patients import patient_groups
 from ecgfast.store.info import describe as describe_store
+from ecgfast.store.patients import patient_groups
 from ecgfast.store.reader import StoreReader
 
 SPLITS = ("train", "valid", "test")

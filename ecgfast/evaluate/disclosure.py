@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from ecgfast.evaluate.results import Results
 from ecgfast.evaluate.runs import LoadedRun
 from ecgfast.labels.identities import one_ecg_each
-from ecgfast.labels.patients import is_unnamed
 from ecgfast.runs.register import Register
 from ecgfast.runs.seen import seen
+from ecgfast.store.patients import is_unnamed
 from ecgfast.store.reader import StoreReader
 
 

@@ -21,8 +21,8 @@ from ecgfast.evaluate.sections import (
     reconstruction_section,
     result_section,
 )
-from ecgfast.labels.patients import is_unnamed
 from ecgfast.store.durable import write_durably
+from ecgfast.store.patients import is_unnamed
 from ecgfast.store.reader import StoreReader, open_store
 
 

@@ -13,11 +13,11 @@ from ecgfast.errors import ConfigError
 from ecgfast.evaluate.cohort import natural_order, text_column
 from ecgfast.evaluate.runs import LoadedRun
 from ecgfast.labels import parse_target
-from ecgfast.labels.patients import patient_groups
 from ecgfast.labels.splits import splits_of_fold
 from ecgfast.runs.register import Register
 from ecgfast.runs.scoring import probabilities as score
 from ecgfast.runs.seen import Seen, seen
+from ecgfast.store.patients import patient_groups
 from ecgfast.store.reader import StoreReader
 
 POOLED = "all external sites"

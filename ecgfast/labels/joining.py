@@ -29,10 +29,10 @@ from ecgfast.labels.identities import (
     with_identities,
 )
 from ecgfast.labels.matching import agreeing_rows, first_rows, match_rows, nearest_rows
-from ecgfast.labels.patients import patient_groups, with_pseudonyms
-from ecgfast.labels.splits import check_folds, check_splits
+from ecgfast.labels.splits import check_folds, check_splits, num_torn
 from ecgfast.labels.table import label_columns, read_labels, stored
 from ecgfast.store.durable import store_lock
+from ecgfast.store.patients import patient_groups, with_pseudonyms
 from ecgfast.store.reader import open_store
 from ecgfast.store.relabel import replace_records
 
@@ -191,7 +191,7 @@ def _with_splits(
         log.info("labels: the column split is not used; --split column takes it")
     if rule.split is None and earlier["kind"] == "column":
         log.info("splits stay as an earlier CSV gave them; --split patient draws them anew")
-        check_splits(patient_groups(records).tolist(), records["split"].to_pylist())
+        check_splits(records["patient_id"].to_pylist(), records["split"].to_pylist())
         return records, earlier
     keep = rule.split is None and earlier["drawn_by"] == "label"
     if keep:
@@ -213,10 +213,26 @@ def _given_splits(records: pa.Table, labels: pa.Table, matches: list[list[int]])
     names = [name for name in ("split", "fold") if name in labels.column_names]
     rows = agreeing_rows(matches, labels, names)
     split = cells(labels["split"], rows)
-    check_splits(patient_groups(records).tolist(), split.to_pylist())
+    patients = records["patient_id"].to_pylist()
+    check_splits(patients, split.to_pylist())
+    _say_torn_copies(records, split.to_pylist())
     records = set_column(records, "split", split)
     if "fold" not in names:
         return set_column(records, "fold", pa.nulls(records.num_rows, pa.int64()))
     fold = cells(labels["fold"], rows).cast(pa.int64())
-    check_folds(patient_groups(records).tolist(), fold.to_pylist())
+    check_folds(patients, fold.to_pylist())
     return set_column(records, "fold", fold)
+
+
+def _say_torn_copies(records: pa.Table, split: Sequence[str | None]) -> None:
+    """Published splits tear copies of one ECG: loud, because they must be taken as they are."""
+    torn = num_torn(patient_groups(records).tolist(), split)
+    if not torn:
+        return
+    text = (
+        f"split column: copies of {torn} ECGs are in more than one split, so that models are tested "
+        "on what they learned; give copies one split, or use --split patient"
+    )
+    if log.is_strict():
+        raise ConfigError(text)
+    log.warning(text)

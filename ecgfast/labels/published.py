@@ -9,11 +9,11 @@ from ecgfast.errors import ConfigError
 from ecgfast.labels.assign import assign_splits, known_target, warn_of_unnamed
 from ecgfast.labels.identities import Identities, one_ecg_each, patient_ids, splits_of
 from ecgfast.labels.joining import label_store
-from ecgfast.labels.patients import patient_groups
 from ecgfast.labels.selection import parse_target
 from ecgfast.labels.splits import SPLITS
 from ecgfast.store.durable import store_lock, write_durably
 from ecgfast.store.format import sources_beside
+from ecgfast.store.patients import patient_groups
 from ecgfast.store.reader import open_store
 from ecgfast.store.relabel import replace_records
 from ecgfast.store.table import csv_lines

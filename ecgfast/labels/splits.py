@@ -165,13 +165,17 @@ def check_folds(patients: Sequence[object], folds: Sequence[int | None]) -> None
     _refuse_torn(patients, folds, "fold")
 
 
-def _refuse_torn(patients: Sequence[object], parts: Sequence[object], name: str) -> None:
+def num_torn(patients: Sequence[object], parts: Sequence[object]) -> int:
+    """Patients whose records are in several parts; None is no part."""
     seen: dict[object, set[object]] = defaultdict(set)
     for patient, part in zip(patients, parts, strict=True):
         if part is not None:
             seen[patient].add(part)
-    torn = sum(len(found) > 1 for found in seen.values())
-    if torn:
+    return sum(len(found) > 1 for found in seen.values())
+
+
+def _refuse_torn(patients: Sequence[object], parts: Sequence[object], name: str) -> None:
+    if torn := num_torn(patients, parts):
         raise ConfigError(
             f"{name} column: {torn} patients are in more than one {name}, allowed none; "
             f"give each patient one {name}, or use --split patient"

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ecgfast.errors import ResumeError
-from ecgfast.labels.patients import pseudonymous_patients
 from ecgfast.store.durable import write_durably
+from ecgfast.store.patients import pseudonymous_patients
 from ecgfast.store.reader import StoreReader
 
 FILE = "register.parquet"

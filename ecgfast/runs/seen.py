@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ecgfast.labels.patients import patient_groups, pseudonymous_patients
 from ecgfast.runs.register import Register, Role
+from ecgfast.store.patients import patient_groups, pseudonymous_patients
 from ecgfast.store.reader import StoreReader
 
 Flags = NDArray[np.bool_]

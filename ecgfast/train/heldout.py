@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ecgfast import log
 from ecgfast.data.loader import selected_rows
-from ecgfast.labels.patients import patient_groups
+from ecgfast.store.patients import patient_groups
 from ecgfast.store.reader import StoreReader
 
 

@@ -11,8 +11,8 @@ from recordings import KEY, convert_quietly, ecg_like, snapshot, write_wfdb
 import ecgfast
 from ecgfast.errors import ConfigError
 from ecgfast.labels import label_store
-from ecgfast.labels.patients import patient_groups
 from ecgfast.records import known_id
+from ecgfast.store.patients import patient_groups
 from ecgfast.store.pseudonyms import Pseudonyms
 from ecgfast.store.verify import verify_store
 

@@ -91,3 +91,23 @@ def test_the_command(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["splits", str(store), "--import", str(csv)]) == 0
     assert main(["splits", str(store), "--draw", "--import", str(csv)]) == 2
     assert "takes one of --export, --import and --draw" in capsys.readouterr().err
+
+
+def test_copies_in_two_splits_are_said_and_refused_when_strict(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PTB-XL's own folds tear copies of one ECG; who wants these folds must get them."""
+    signal = ecg_like(1, seed=0)[0]
+    for number in range(2):
+        write_wfdb(tmp_path / f"in/r{number}", signal, comments=[f"patient: {number}"])
+    convert_quietly([tmp_path / "in"], tmp_path / "store")
+    records = ecgfast.open_store(tmp_path / "store").records
+    assert len(set(records["patient_id"].to_pylist())) == 2
+    assert len(set(records["split"].to_pylist())) == 1  # drawn, they stay together
+    csv = tmp_path / "splits.csv"
+    csv.write_text("record_id,split\nr0,train\nr1,test\n")
+    import_splits(tmp_path / "store", csv)
+    assert "copies of 1 ECGs are in more than one split" in caplog.text
+    assert splits(tmp_path / "store") == [("train", None), ("test", None)]
+    assert main(["splits", str(tmp_path / "store"), "--import", str(csv), "--strict"]) == 2
+    assert "copies of 1 ECGs are in more than one split" in capsys.readouterr().err

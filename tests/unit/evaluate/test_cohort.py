@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from ecgfast.evaluate.cohort import cohort_table, natural_order
-from ecgfast.labels.patients import patient_groups
+from ecgfast.store.patients import patient_groups
 
 TABLE = pa.table(
     {

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from recordings import make_store
 
 import ecgfast
 from ecgfast.errors import CorruptStoreError, FormatError
 from ecgfast.store.format import CODECS, Codec
+from ecgfast.store.relabel import replace_records
 from ecgfast.store.verify import verify_store
 
 NUM_FLIPS = 1000
@@ -77,3 +79,15 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
 def test_not_a_store(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="not a store"):
         verify_store(tmp_path)
+
+
+def test_a_patient_in_two_splits_is_found(tmp_path: Path) -> None:
+    """The digests are right and the content is not."""
+    path, _ = make_store(tmp_path, NUM_RECORDS)
+    reader = ecgfast.open_store(path)
+    records = reader.records
+    assert records["patient_id"][0] == records["patient_id"][1]
+    torn = pa.array(["train", "test", *records["split"].to_pylist()[2:]], pa.string())
+    at = records.column_names.index("split")
+    replace_records(reader, records.set_column(at, "split", torn), {})
+    assert verify_store(path) == ["records.parquet: a patient is in more than one split"]

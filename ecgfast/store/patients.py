@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ecgfast.errors import ConfigError
+from ecgfast.errors import ConfigError, CorruptStoreError
 from ecgfast.records import NO_PATIENT
 from ecgfast.store.pseudonyms import UNNAMED, Pseudonyms
 from ecgfast.store.reader import StoreReader
@@ -38,6 +38,12 @@ def patient_groups(records: pa.Table) -> NDArray[np.intp]:
     from scipy.sparse.csgraph import connected_components
 
     row_of = {name: row for row, name in enumerate(records["record_id"].to_pylist())}
+    strangers = [first_of[row] for row in later if first_of[row] not in row_of]
+    if strangers:
+        raise CorruptStoreError(
+            f"duplicate_of names {len(strangers)} records that the store does not have; restore "
+            "records.parquet from a copy, or convert again"
+        )
     ends = np.array([(number[row], number[row_of[first_of[row]]]) for row in later])
     count = int(number.max(initial=-1)) + 1
     edges = coo_array((np.ones(len(ends), bool), (ends[:, 0], ends[:, 1])), shape=(count, count))
