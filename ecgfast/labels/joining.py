@@ -230,7 +230,7 @@ def _say_torn_copies(records: pa.Table, split: Sequence[str | None]) -> None:
     if not torn:
         return
     text = (
-        f"split column: copies of {torn} ECGs are in more than one split, so that models are tested "
+        f"split column: copies of {torn} ECGs are in more than one split, so models are tested "
         "on what they learned; give copies one split, or use --split patient"
     )
     if log.is_strict():
