@@ -8,6 +8,14 @@ from typing import Annotated
 import typer
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by convert.")]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B",
+        help="Label columns of the CSV. Default: those of numbers or yes/no; text only by name.",
+    ),
+]
+NUM_EXAMPLES = 3  # of passed over files, shown by convert
 
 
 class Codec(StrEnum):
@@ -76,7 +84,7 @@ def synth(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
     records: Annotated[int, typer.Option(min=1, help="Number of records.")] = 1000,
     sites: Annotated[int, typer.Option(min=1, help="Number of hospitals.")] = 4,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed, the same files.")] = 0,
 ) -> None:
     """Write a synthetic cohort: WFDB files and labels.csv."""
     from ecgfast import log
@@ -97,6 +105,7 @@ def convert(
     sources: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Files or folders.")],
     out: Annotated[Path, typer.Option(metavar="STORE", help="Store to write.")],
     labels: Annotated[Path | None, typer.Option(metavar="CSV", help="Labels to join.")] = None,
+    columns: Columns = None,
     codec: Annotated[Codec, typer.Option(help="How chunks are compressed.")] = Codec.ECGPACK,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: cores.")] = None,
     window: Annotated[Window, typer.Option(help="Of records over 10 s.")] = Window.FIRST,
@@ -115,6 +124,7 @@ def convert(
         sources,
         out,
         labels=labels,
+        columns=columns.split(",") if columns else None,
         codec=codec.value,
         workers=workers,
         window=window.value,
@@ -128,6 +138,16 @@ def convert(
         f"{summary.num_inputs} inputs = {summary.num_converted} converted + "
         f"{summary.num_quarantined} quarantined; {summary.num_records} records in {summary.store}"
     )
+    if summary.passed_over:
+        from ecgfast.store.info import kinds_in_words
+
+        examples = [path for paths in summary.examples.values() for path in paths]
+        shown = f", e.g. {', '.join(examples[:NUM_EXAMPLES])}" if examples else ""
+        number = sum(summary.passed_over.values())
+        print(
+            f"{number:,} {'file' if number == 1 else 'files'} passed over: "
+            f"{kinds_in_words(summary.passed_over)}{shown}"
+        )
     if summary.failed:
         raise typer.Exit(1)
 
@@ -136,7 +156,7 @@ def label(
     store: StorePath,
     csv: Annotated[Path, typer.Argument(metavar="CSV", help="One row per echo or record.")],
     label_window_days: Annotated[int | None, typer.Option(min=0, help="Longest gap.")] = None,
-    columns: Annotated[str | None, typer.Option(metavar="A,B", help="Default: all.")] = None,
+    columns: Columns = None,
     split: Annotated[
         Split | None, typer.Option(help="By patient, or from the CSV. Default: as before.")
     ] = None,
@@ -154,11 +174,14 @@ def label(
         key_file=key_file,
     )
     counts = ", ".join(f"{name} {number}" for name, number in sorted(summary.splits.items()))
+    unused = f"{summary.num_unused_lines} lines unused"
+    if summary.num_unused_lines:
+        unused += " (they name no record of this store; capitals count in ids)"
     print(
         f"{summary.num_matched} of {summary.num_records} records labelled with "
         f"{', '.join(summary.columns) or 'no column'}; "
         f"{summary.num_outside_window} outside the window, "
-        f"{summary.num_unused_lines} lines unused; {counts}"
+        f"{unused}; {counts}"
     )
 
 

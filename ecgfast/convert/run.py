@@ -1,7 +1,8 @@
 """`convert`: files to a store, or a store to another codec."""
 
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,18 +12,19 @@ from ecgfast.convert.pool import available_cores
 from ecgfast.convert.preprocess import Short, Window
 from ecgfast.convert.transcode import transcode
 from ecgfast.convert.work import Quality, Settings
-from ecgfast.errors import ConfigError
+from ecgfast.errors import ConfigError, EcgfastError
 from ecgfast.labels import label_store
-from ecgfast.labels.table import read_labels
+from ecgfast.labels.table import check_labels
 from ecgfast.store.durable import store_lock
 from ecgfast.store.format import MANIFEST, SIGNALS, Codec, key_beside
+from ecgfast.store.info import passed_over_examples
 
 OnBad = Literal["quarantine", "fail"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertSummary:
-    """What a convert did; inputs = converted + quarantined.
+    """What a convert did; inputs = converted + quarantined, and every other file has its kind.
 
     Attributes:
         store: the finished store.
@@ -31,6 +33,9 @@ class ConvertSummary:
         num_quarantined: inputs without; quarantine.csv says why for each.
         num_records: records in the store, more than inputs with `--window all`.
         failed: True when `--on-bad fail` was asked for and an input was quarantined (exit code 1).
+        num_files: files below the sources; None where the store does not know.
+        passed_over: of them, those that nothing read, by kind; the others belong to inputs.
+        examples: kind -> some of their readable paths, where the table beside the store has them.
     """
 
     store: Path
@@ -39,6 +44,9 @@ class ConvertSummary:
     num_quarantined: int
     num_records: int
     failed: bool
+    num_files: int | None = None
+    passed_over: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
 
 
 def convert(
@@ -46,6 +54,7 @@ def convert(
     out: str | Path,
     *,
     labels: str | Path | None = None,
+    columns: Sequence[str] | None = None,
     codec: Codec = "ecgpack",
     workers: int | None = None,
     window: Window = "first",
@@ -64,6 +73,7 @@ def convert(
         sources: files and folders, or one store.
         out: folder of the new store; STORE.key and STORE.sources.csv appear beside it.
         labels: CSV to join afterwards, as `ecgfast label` does.
+        columns: label columns of that CSV to take, as `ecgfast label --columns` does.
         codec: "ecgpack", "zstd" or "none".
         workers: processes that read and encode for this one, which writes; 1 does all in this
             process, None takes the cores that it may use.
@@ -84,8 +94,10 @@ def convert(
     workers = available_cores() if workers is None else workers
     if workers < 1:
         raise ConfigError(f"--workers must be at least 1, got {workers}")
-    if labels is not None:
-        read_labels(Path(labels))  # a wrong table is refused now, not after hours of converting
+    if labels is not None:  # a wrong table is refused now, not after hours of converting
+        check_labels(Path(labels), columns)
+    elif columns is not None:
+        raise ConfigError("--columns chooses columns of a CSV, got no --labels; give both")
     # An unfinished store too: its signals must not be taken for a folder without recordings.
     stores = [path for path in paths if (path / MANIFEST).exists() or (path / SIGNALS).exists()]
     with store_lock(out):
@@ -103,7 +115,7 @@ def convert(
                 paths, out, settings, key=key, keep=keep_identifiers, workers=workers
             )
     if labels is not None:
-        label_store(out, labels, key_file=None if key_file is None else Path(key_file))
+        _label(out, Path(labels), columns, None if key_file is None else Path(key_file))
     counts = manifest["counts"]
     return ConvertSummary(
         store=out,
@@ -112,7 +124,24 @@ def convert(
         num_quarantined=counts["quarantined"],
         num_records=counts["records"],
         failed=on_bad == "fail" and counts["quarantined"] > 0,
+        num_files=manifest.get("source_files"),
+        passed_over=manifest.get("passed_over", {}),
+        examples=passed_over_examples(out),
     )
+
+
+def _label(out: Path, csv: Path, columns: Sequence[str] | None, key_file: Path | None) -> None:
+    """Label a store that is finished, whatever becomes of it."""
+    try:
+        label_store(out, csv, columns=columns, key_file=key_file)
+    except EcgfastError as error:
+        words = ["ecgfast", "label", str(out), str(csv)]
+        words += ["--columns", ",".join(columns)] if columns else []
+        words += ["--key-file", str(key_file)] if key_file else []
+        raise ConfigError(
+            f"{error}; the store {out} is finished, only its labels are missing: when the table "
+            f"is right, run {shlex.join(words)}"
+        ) from error
 
 
 def _check(**options: tuple[str, object]) -> None:
