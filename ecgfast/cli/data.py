@@ -104,14 +104,24 @@ def synth(
 def convert(
     sources: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Files or folders.")],
     out: Annotated[Path, typer.Option(metavar="STORE", help="Store to write.")],
-    labels: Annotated[Path | None, typer.Option(metavar="CSV", help="Labels to join.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="CSV", help="Table to join, as label does.")
+    ] = None,
     columns: Columns = None,
     codec: Annotated[Codec, typer.Option(help="How chunks are compressed.")] = Codec.ECGPACK,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: cores.")] = None,
-    window: Annotated[Window, typer.Option(help="Of records over 10 s.")] = Window.FIRST,
-    short: Annotated[Short, typer.Option(help="Records under 10 s.")] = Short.QUARANTINE,
-    quality: Annotated[Quality, typer.Option(help="Records that fail a check.")] = Quality.FLAG,
-    on_bad: Annotated[OnBad, typer.Option(help="Unreadable inputs.")] = OnBad.QUARANTINE,
+    window: Annotated[
+        Window, typer.Option(help="Of records over 10 s: the first 10 s, or all.")
+    ] = Window.FIRST,
+    short: Annotated[
+        Short, typer.Option(help="What becomes of records under 10 s.")
+    ] = Short.QUARANTINE,
+    quality: Annotated[
+        Quality, typer.Option(help="Records that fail a signal check.")
+    ] = Quality.FLAG,
+    on_bad: Annotated[
+        OnBad, typer.Option(help="With unreadable inputs, exit 0 or 1.")
+    ] = OnBad.QUARANTINE,
     key_file: Annotated[Path | None, typer.Option(help="Pseudonym key; default STORE.key.")] = None,
     keep_identifiers: Annotated[
         bool, typer.Option("--keep-identifiers", help="Keep readable identifiers.")
@@ -154,8 +164,15 @@ def convert(
 
 def label(
     store: StorePath,
-    csv: Annotated[Path, typer.Argument(metavar="CSV", help="One row per echo or record.")],
-    label_window_days: Annotated[int | None, typer.Option(min=0, help="Longest gap.")] = None,
+    csv: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CSV", help="One row per echo or record: record_id or patient_id, labels."
+        ),
+    ],
+    label_window_days: Annotated[
+        int | None, typer.Option(min=0, help="Most days from label_date to the ECG.")
+    ] = None,
     columns: Columns = None,
     split: Annotated[
         Split | None, typer.Option(help="By patient, or from the CSV. Default: as before.")

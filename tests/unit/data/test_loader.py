@@ -146,3 +146,10 @@ def test_auto_counts_what_is_selected_against_the_budget(
     assert chosen == ["resident", "dali"]
     assert choose_engine(small_store, len(small_store), torch.device("cuda"), None)[0] == "resident"
     assert choose_engine(small_store, 1, torch.device("cpu"), None)[0] == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that is asked for")
+def test_a_gpu_that_is_not_there_is_said(tmp_path: Path) -> None:
+    store, _ = make_store(tmp_path, 2)
+    with pytest.raises(BackendUnavailableError, match="device 'cuda' was asked for .* sees no GPU"):
+        build_loader(open_store(store), batch_size=1, device="cuda")
