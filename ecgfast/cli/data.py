@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from enum import StrEnum
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated
 
@@ -151,7 +152,9 @@ def convert(
     if summary.passed_over:
         from ecgfast.store.info import kinds_in_words
 
-        examples = [path for paths in summary.examples.values() for path in paths]
+        kinds = sorted(summary.examples, key=lambda kind: -summary.passed_over[kind])
+        turns = zip_longest(*(summary.examples[kind] for kind in kinds))  # one of each kind first
+        examples = [path for turn in turns for path in turn if path is not None]
         shown = f", e.g. {', '.join(examples[:NUM_EXAMPLES])}" if examples else ""
         number = sum(summary.passed_over.values())
         print(
