@@ -16,7 +16,8 @@ PATCH_TIMESTEPS = 250
 SAMPLING_RATE_HZ = 500
 INVALID = -32768  # the marker of a missing timestep, as in WFDB format 16
 NO_PATIENT = "no_patient_id"  # the flag of a record that names no patient
-NOT_KNOWN = frozenset({"", "-", "?", "nan", "na", "n/a", "#n/a", "none", "null", "unknown"})
+# Words of an empty cell or field, in lower case; docs/datasets.md has the same list.
+NOT_KNOWN = frozenset({"", "-", "?", "nan", "na", "n/a", "#n/a", "<na>", "none", "null", "unknown"})
 _WHOLE_NUMBER = re.compile(r"(\d+)\.0+")  # what spreadsheets make of a column with empty cells
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from enum import StrEnum
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,14 @@ import typer
 from ecgfast.errors import ConfigError
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by convert.")]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B",
+        help="Label columns of the CSV. Default: those of numbers or yes/no; text only by name.",
+    ),
+]
+NUM_EXAMPLES = 3  # of passed over files, shown by convert
 
 
 class Codec(StrEnum):
@@ -99,7 +108,7 @@ def synth(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
     records: Annotated[int, typer.Option(min=1, help="Number of records.")] = 1000,
     sites: Annotated[int, typer.Option(min=1, help="Number of hospitals.")] = 4,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed, the same files.")] = 0,
 ) -> None:
     """Write a synthetic cohort: WFDB files and labels.csv."""
     from ecgfast import log
@@ -119,13 +128,24 @@ def synth(
 def convert(
     sources: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Files or folders.")],
     out: Annotated[Path, typer.Option(metavar="STORE", help="Store to write.")],
-    labels: Annotated[Path | None, typer.Option(metavar="CSV", help="Labels to join.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="CSV", help="Table to join, as label does.")
+    ] = None,
+    columns: Columns = None,
     codec: Annotated[Codec, typer.Option(help="How chunks are compressed.")] = Codec.ECGPACK,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: cores.")] = None,
-    window: Annotated[Window, typer.Option(help="Of records over 10 s.")] = Window.FIRST,
-    short: Annotated[Short, typer.Option(help="Records under 10 s.")] = Short.QUARANTINE,
-    quality: Annotated[Quality, typer.Option(help="Records that fail a check.")] = Quality.FLAG,
-    on_bad: Annotated[OnBad, typer.Option(help="Unreadable inputs.")] = OnBad.QUARANTINE,
+    window: Annotated[
+        Window, typer.Option(help="Of records over 10 s: the first 10 s, or all.")
+    ] = Window.FIRST,
+    short: Annotated[
+        Short, typer.Option(help="What becomes of records under 10 s.")
+    ] = Short.QUARANTINE,
+    quality: Annotated[
+        Quality, typer.Option(help="Records that fail a signal check.")
+    ] = Quality.FLAG,
+    on_bad: Annotated[
+        OnBad, typer.Option(help="With unreadable inputs, exit 0 or 1.")
+    ] = OnBad.QUARANTINE,
     key_file: KeyFile = None,
     keep_identifiers: Annotated[
         bool, typer.Option("--keep-identifiers", help="Keep readable identifiers.")
@@ -144,6 +164,7 @@ def convert(
         sources,
         out,
         labels=labels,
+        columns=columns.split(",") if columns else None,
         codec=codec.value,
         workers=workers,
         window=window.value,
@@ -164,15 +185,34 @@ def convert(
         f"{summary.num_quarantined} quarantined; {summary.num_records} records"
         f"{duplicates} in {summary.store}"
     )
+    if summary.passed_over:
+        from ecgfast.store.info import kinds_in_words
+
+        kinds = sorted(summary.examples, key=lambda kind: -summary.passed_over[kind])
+        turns = zip_longest(*(summary.examples[kind] for kind in kinds))  # one of each kind first
+        examples = [path for turn in turns for path in turn if path is not None]
+        shown = f", e.g. {', '.join(examples[:NUM_EXAMPLES])}" if examples else ""
+        number = sum(summary.passed_over.values())
+        print(
+            f"{number:,} {'file' if number == 1 else 'files'} passed over: "
+            f"{kinds_in_words(summary.passed_over)}{shown}"
+        )
     if summary.failed:
         raise typer.Exit(1)
 
 
 def label(
     store: StorePath,
-    csv: Annotated[Path, typer.Argument(metavar="CSV", help="One row per echo or record.")],
-    label_window_days: Annotated[int | None, typer.Option(min=0, help="Longest gap.")] = None,
-    columns: Annotated[str | None, typer.Option(metavar="A,B", help="Default: all.")] = None,
+    csv: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CSV", help="One row per echo or record: record_id or patient_id, labels."
+        ),
+    ],
+    label_window_days: Annotated[
+        int | None, typer.Option(min=0, help="Most days from label_date to the ECG.")
+    ] = None,
+    columns: Columns = None,
     split: Annotated[
         Split | None, typer.Option(help="By patient, or from the CSV. Default: as before.")
     ] = None,
@@ -196,11 +236,14 @@ def label(
         key_file=key_file,
     )
     counts = ", ".join(f"{name} {number}" for name, number in sorted(summary.splits.items()))
+    unused = f"{summary.num_unused_lines} lines unused"
+    if summary.num_unused_lines:
+        unused += " (they name no record of this store; capitals count in ids)"
     print(
         f"{summary.num_matched} of {summary.num_records} records labelled with "
         f"{', '.join(summary.columns) or 'no column'}; "
         f"{summary.num_outside_window} outside the window, "
-        f"{summary.num_unused_lines} lines unused; {counts}"
+        f"{unused}; {counts}"
     )
 
 

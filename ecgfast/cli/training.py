@@ -10,9 +10,22 @@ from ecgfast.cli.data import StorePath
 
 RunOption = Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder of the run.")]
 Preset = Annotated[str, typer.Option(help="Name of a preset, or a TOML file.")]
-Select = Annotated[str | None, typer.Option(metavar="EXPR", help="Records, such as 'site=1'.")]
+Select = Annotated[
+    str | None,
+    typer.Option(
+        metavar="EXPR",
+        help="Records to use, such as 'site=1 and age>=18'; comparisons < <= > >= = != and ~ "
+        "(contains), joined by 'and'. Default: all.",
+    ),
+]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="K=V", help="section.name=value; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="K=V",
+        help="Change a setting of the preset, such as train.batch_size=64; repeatable. Sections: "
+        "model, mask, train, optim, data, finetune; all settings: docs/training.md.",
+    ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on; starts afresh if empty.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: the best.")]
@@ -67,8 +80,10 @@ def finetune(
     init: Annotated[
         str, typer.Option(metavar="RUN|FILE|imagenet-mae|random", help="Initial weights.")
     ],
-    model: Annotated[Model, typer.Option(help="Which classifier.")] = Model.VIT,
-    target: Annotated[str, typer.Option(help="What a case is.")] = "ejection_fraction<40",
+    model: Annotated[Model, typer.Option(help="Transformer or convolutional network.")] = Model.VIT,
+    target: Annotated[
+        str, typer.Option(help="What a case is, as in --select.")
+    ] = "ejection_fraction<40",
     preset: Annotated[
         str | None, typer.Option(help="Default: that of the initial weights.")
     ] = None,

@@ -1,4 +1,4 @@
-"""What a worker notes of each signal, so that the same ECG is recognised: digest and fingerprint."""
+"""Digest and fingerprint of each signal, by which the same ECG is recognised."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ def content_digests(
     digits = np.ascontiguousarray(signal_NCT, "<i2")
     return [
         xxhash.xxh3_128_hexdigest(record) if changes else None
-        for record, changes in zip(digits, lead_std_NC.any(axis=1).tolist(), strict=True)
+        for record, changes in zip(digits, np.any(lead_std_NC, axis=1).tolist(), strict=True)
     ]
 
 

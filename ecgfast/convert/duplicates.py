@@ -174,7 +174,7 @@ class _Signals(NamedTuple):
     """The signals of a few records, made ready when they are first compared."""
 
     numbers: dict[int, int]
-    signal_NCT: NDArray[np.int16]
+    signals: NDArray[np.int16]  # (N, 12, 5000)
     beats: NDArray[np.uint16]
     ready: dict[int, Smooth | None]
 
@@ -182,7 +182,7 @@ class _Signals(NamedTuple):
         if record not in self.ready:
             n = self.numbers[record]
             beats = self.beats[n][self.beats[n] != NO_BEAT]
-            self.ready[record] = smooth(self.signal_NCT[n], beats)
+            self.ready[record] = smooth(self.signals[n], beats)
         return self.ready[record]
 
 
@@ -200,7 +200,7 @@ def _join_confirmed(
         signals = _Signals(numbers, read(records), beats[records], {})
         for pair in some:
             if _apart(groups, pair):
-                one, other = map(signals, pair)
+                one, other = signals(pair[0]), signals(pair[1])
                 if one is not None and other is not None and likeness(one, other).same:
                     groups.join(pair[0], pair[1])
                     joined += 1

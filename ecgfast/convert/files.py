@@ -21,12 +21,13 @@ from ecgfast.convert.pool import Crew
 from ecgfast.convert.seal import seal_converted
 from ecgfast.convert.work import Lines, Settings, convert_lines
 from ecgfast.errors import ConfigError, FormatError
-from ecgfast.ingest import discover
-from ecgfast.store.format import FORMAT_VERSION
+from ecgfast.ingest import discover, take_inventory
+from ecgfast.store.format import FORMAT_VERSION, passed_over_beside
 from ecgfast.store.journal import Cursor
 from ecgfast.store.manifest import Manifest, read_manifest
 from ecgfast.store.outcomes import Outcomes
 from ecgfast.store.pseudonyms import PatientIds, Pseudonyms, read_key, read_or_create_key
+from ecgfast.store.table import write_passed_over
 from ecgfast.store.writer import StoreWriter
 
 _BATCH_FILES = 32
@@ -58,8 +59,8 @@ def convert_files(
     """
     with Crew(convert_lines, 1 if finished(out) else workers) as crew:
         # Found before anything else is written: a wrong path leaves nothing behind.
-        num_inputs = None if finished(out) or begun(out) else _freeze_inputs(paths, out)
-        pseudonyms = Pseudonyms(_key(key, new=num_inputs is not None), keep, patient_ids)
+        new = None if finished(out) or begun(out) else _freeze_inputs(paths, out)
+        pseudonyms = Pseudonyms(_key(key, new=new is not None), keep, patient_ids)
         settings = options(pseudonyms=pseudonyms)
         spec: Spec = {
             "sources": [str(path.resolve()) for path in paths],
@@ -78,10 +79,13 @@ def convert_files(
         request = pseudonyms.digest("request", json.dumps(spec, sort_keys=True)).hex()
         if finished(out):
             return _same_store(out, request, paths)
-        plan = thaw(out, spec) if num_inputs is None else freeze(out, spec, num_inputs)
+        plan = thaw(out, spec) if new is None else freeze(out, spec, new)
         with StoreWriter(out, plan.work) as writer:
             _write_all(plan, writer, settings, crew)
-    return seal_converted(out, plan.work, writer, settings, request, plan.num_inputs)
+    if plan.passed_over:
+        write_passed_over(passed_over_beside(out), plan.examples)
+    found = {"source_files": plan.num_files, "passed_over": plan.passed_over}
+    return seal_converted(out, plan.work, writer, settings, request, plan.num_inputs, found)
 
 
 def _same_store(out: Path, request: str, paths: list[Path]) -> Manifest:
@@ -113,9 +117,9 @@ def _tell_of_changes(out: Path, before: int, paths: list[Path]) -> None:
         )
 
 
-def _freeze_inputs(paths: list[Path], out: Path) -> int:
+def _freeze_inputs(paths: list[Path], out: Path) -> Plan:
     check_free(out)
-    return freeze_inputs(out, discover(paths))
+    return freeze_inputs(out, take_inventory(paths))
 
 
 def _write_all(

@@ -1,4 +1,4 @@
-"""What records.parquet says of duplicates: column `duplicate_of`, flags `duplicate` and `segment`."""
+"""What records.parquet says of duplicates: `duplicate_of`, flags `duplicate` and `segment`."""
 
 import json
 from dataclasses import dataclass, field
@@ -53,9 +53,8 @@ def mark_duplicates(table: pa.Table, waiting: Waiting, read: Read) -> pa.Table:
     codes = table["content"].combine_chunks().dictionary_encode().indices
     join_same_content(groups, pc.fill_null(codes, -1).to_numpy().astype(np.int64))
     if waiting.num_records:
-        correlation, beats = (
-            np.concatenate(each) for each in (waiting.correlations, waiting.beats)
-        )
+        correlation = np.concatenate(waiting.correlations)
+        beats = np.concatenate(waiting.beats)
         join_same_signal(groups, correlation, beats, recordings, read)
     named = _named(groups.firsts(), segments, recordings)
     return _with_columns(table, named, segments)

@@ -1,20 +1,21 @@
 """The frozen request of a convert: what, from where, in which order; compared on every resume."""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ecgfast.errors import ConfigError, ResumeError
-from ecgfast.ingest import InputFile
+from ecgfast.ingest import InputFile, Inventory
 from ecgfast.store.durable import explained, write_durably
 from ecgfast.store.format import MANIFEST, beside
 
 _PLAN, _INPUTS = "plan.json", "inputs.jsonl"
 _LAYOUT = 4  # of the files beside the plan; another number cannot be gone on with
+_COUNTS = ("num_inputs", "num_files", "passed_over", "examples")  # of a plan
 
 Spec = dict[str, Any]
 
@@ -31,10 +32,16 @@ class Plan:
     Attributes:
         work: folder that holds it.
         num_inputs: how many there are.
+        num_files: files below the sources, counted when the list was made; 0 for a store.
+        passed_over: of them, those that nothing reads, by kind.
+        examples: kind -> some of their paths.
     """
 
     work: Path
     num_inputs: int
+    num_files: int = 0
+    passed_over: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
 
     def batches(self, start: int, size: int) -> Iterator[list[bytes]]:
         """The lines of the inputs from `start` on, in lists of `size`, read as they are needed."""
@@ -66,26 +73,32 @@ def check_free(out: Path) -> None:
         )
 
 
-def freeze_inputs(out: Path, inputs: Sequence[InputFile]) -> int:
-    """Write down the inputs of a new store, sorted; returns how many there are."""
-    _make(work_folder(out))
-    write_durably(work_folder(out) / _INPUTS, map(_line, inputs), mode=0o600)
-    return len(inputs)
+def freeze_inputs(out: Path, inventory: Inventory) -> Plan:
+    """Write down the inputs of a new store, sorted; returns what `freeze` makes durable."""
+    work = work_folder(out)
+    _make(work)
+    write_durably(work / _INPUTS, map(_line, inventory.inputs), mode=0o600)
+    return Plan(
+        work=work,
+        num_inputs=len(inventory.inputs),
+        num_files=inventory.num_files,
+        passed_over=dict(inventory.passed_over),
+        examples=inventory.examples,
+    )
 
 
-def freeze(out: Path, spec: Spec, num_inputs: int) -> Plan:
+def freeze(out: Path, spec: Spec, plan: Plan) -> Plan:
     """Write down the plan of a new store, after its inputs: a plan that exists is whole.
 
     Args:
         out: folder of the store.
         spec: all that decides the store's bytes, sources included.
-        num_inputs: inputs of the list, or records to transcode.
+        plan: its inputs, or the number of records to transcode, and what else was found.
     """
-    work = work_folder(out)
-    _make(work)
-    content = {"layout": _LAYOUT, "spec": spec, "num_inputs": num_inputs}
-    write_durably(work / _PLAN, [json.dumps(content).encode()], mode=0o600)
-    return Plan(work=work, num_inputs=num_inputs)
+    _make(plan.work)
+    content = {"layout": _LAYOUT, "spec": spec} | {key: getattr(plan, key) for key in _COUNTS}
+    write_durably(plan.work / _PLAN, [json.dumps(content).encode()], mode=0o600)
+    return plan
 
 
 def thaw(out: Path, spec: Spec) -> Plan:
@@ -105,7 +118,7 @@ def thaw(out: Path, spec: Spec) -> Plan:
             "again"
         )
     _compare(out, plan["spec"], spec)
-    return Plan(work=work, num_inputs=plan["num_inputs"])
+    return Plan(work=work, **{key: plan[key] for key in _COUNTS})
 
 
 def _compare(out: Path, earlier: Spec, now: Spec) -> None:

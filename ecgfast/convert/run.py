@@ -1,7 +1,8 @@
 """`convert`: files to a store, or a store to another codec."""
 
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -17,9 +18,10 @@ from ecgfast.convert.work import Quality, Settings
 from ecgfast.errors import ConfigError, EcgfastError
 from ecgfast.labels import label_store
 from ecgfast.labels.assign import warn_of_unnamed
-from ecgfast.labels.table import read_labels
+from ecgfast.labels.table import check_labels
 from ecgfast.store.durable import store_lock
 from ecgfast.store.format import MANIFEST, SIGNALS, Codec, key_beside, sources_beside
+from ecgfast.store.info import passed_over_examples
 from ecgfast.store.pseudonyms import PatientIds
 from ecgfast.store.reader import open_store
 
@@ -28,7 +30,7 @@ OnBad = Literal["quarantine", "fail"]
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertSummary:
-    """What a convert did; inputs = converted + quarantined.
+    """What a convert did; inputs = converted + quarantined, and every other file has its kind.
 
     Attributes:
         store: the finished store.
@@ -39,6 +41,9 @@ class ConvertSummary:
         num_duplicates: records that are another record's ECG once more; None for a transcoded
             store that was made before they were counted.
         failed: True when `--on-bad fail` was asked for and an input was quarantined (exit code 1).
+        num_files: files below the sources; None where the store does not know.
+        passed_over: of them, those that nothing read, by kind; the others belong to inputs.
+        examples: kind -> some of their readable paths, where the table beside the store has them.
     """
 
     store: Path
@@ -48,6 +53,9 @@ class ConvertSummary:
     num_records: int
     num_duplicates: int | None
     failed: bool
+    num_files: int | None = None
+    passed_over: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
 
 
 def convert(
@@ -55,6 +63,7 @@ def convert(
     out: str | Path,
     *,
     labels: str | Path | None = None,
+    columns: Sequence[str] | None = None,
     codec: Codec = "ecgpack",
     workers: int | None = None,
     window: Window = "first",
@@ -77,6 +86,7 @@ def convert(
         sources: files and folders, or one store.
         out: folder of the new store; STORE.key and STORE.sources.csv appear beside it.
         labels: CSV to join afterwards, as `ecgfast label` does.
+        columns: label columns of that CSV to take, as `ecgfast label --columns` does.
         codec: "ecgpack", "zstd" or "none".
         workers: processes that read and encode for this one, which writes; 1 does all in this
             process, None takes the cores that it may use.
@@ -107,8 +117,10 @@ def convert(
         raise ConfigError(f"--workers must be at least 1, got {workers}")
     if labels is None and target is not None:
         raise ConfigError(f"--target {target!r} needs --labels; ecgfast label takes both later")
-    if labels is not None:
-        read_labels(Path(labels))  # a wrong table is refused now, not after hours of converting
+    if labels is not None:  # a wrong table is refused now, not after hours of converting
+        check_labels(Path(labels), columns)
+    elif columns is not None:
+        raise ConfigError("--columns chooses columns of a CSV, got no --labels; give both")
     # An unfinished store too: its signals must not be taken for a folder without recordings.
     stores = [path for path in paths if (path / MANIFEST).exists() or (path / SIGNALS).exists()]
     with store_lock(out):
@@ -141,9 +153,8 @@ def convert(
                 workers=workers,
             )
     if labels is not None:
-        label_store(
-            out, labels, key_file=None if key_file is None else Path(key_file), target=target
-        )
+        given = None if key_file is None else Path(key_file)
+        _label(out, Path(labels), columns, target, given)
     else:
         warn_of_unnamed(open_store(out).records, one_ecg_per_patient=one_ecg_per_patient)
     counts = manifest["counts"]
@@ -157,6 +168,9 @@ def convert(
         num_records=counts["records"],
         num_duplicates=counts.get("duplicates"),
         failed=on_bad == "fail" and counts["quarantined"] > 0,
+        num_files=manifest.get("source_files"),
+        passed_over=manifest.get("passed_over", {}),
+        examples=passed_over_examples(out),
     )
 
 
@@ -170,6 +184,27 @@ def _refuse_duplicates(out: Path, num_duplicates: int) -> None:
         f"or remove the copies from the sources ({sources_beside(out)} has their paths) and "
         "convert into another folder"
     )
+
+
+def _label(
+    out: Path,
+    csv: Path,
+    columns: Sequence[str] | None,
+    target: str | None,
+    key_file: Path | None,
+) -> None:
+    """Label a store that is finished, whatever becomes of it."""
+    try:
+        label_store(out, csv, columns=columns, target=target, key_file=key_file)
+    except EcgfastError as error:
+        words = ["ecgfast", "label", str(out), str(csv)]
+        words += ["--columns", ",".join(columns)] if columns else []
+        words += ["--target", target] if target else []
+        words += ["--key-file", str(key_file)] if key_file else []
+        raise ConfigError(
+            f"{error}; the store {out} is finished, only its labels are missing: when the table "
+            f"is right, run {shlex.join(words)}"
+        ) from error
 
 
 def _check(**options: tuple[str, object]) -> None:

@@ -191,12 +191,13 @@ def _unexplained(beats_CBT: NDArray[np.float32]) -> NDArray[np.float32]:
     basis = np.linalg.qr(explained)[0]  # (8, 300, 3)
     rest = beats_CBT - beats_CBT.mean(axis=1, keepdims=True)
     rest -= (rest @ basis) @ basis.swapaxes(1, 2)
-    return rest.reshape(len(rest), -1)
+    flat: NDArray[np.float32] = rest.reshape(len(rest), -1)
+    return flat
 
 
 def _unit(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows with mean 0 and norm 1; rows of zeros where nothing changes."""
-    centred = values - values.mean(axis=1, keepdims=True)
+    centred: NDArray[np.float32] = values - values.mean(axis=1, keepdims=True)
     norm = np.sqrt(np.einsum("ct,ct->c", centred, centred))
     centred /= np.where(norm > 0, norm, 1)[:, None]
     return centred

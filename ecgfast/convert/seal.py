@@ -48,9 +48,15 @@ class _Lines:
 
 
 def seal_converted(
-    out: Path, work: Path, writer: StoreWriter, settings: Settings, request: str, num_inputs: int
+    out: Path,
+    work: Path,
+    writer: StoreWriter,
+    settings: Settings,
+    request: str,
+    num_inputs: int,
+    found: dict[str, Any],
 ) -> Manifest:
-    """Seal a store that was made from files.
+    """Seal a store that was made from files; `found` holds the manifest's counts of other files.
 
     Raises:
         FormatError: not one input could be converted.
@@ -104,6 +110,7 @@ def seal_converted(
         "splits": splits,
         "labels": None,
         "request": request,
+        **found,
     }
     tables = {QUARANTINE: quarantine, RECORDS: records}
     return seal(out, work, writer, settings.codec, tables, content)

@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from ecgfast import log
-from ecgfast.convert.plan import begun, check_free, finished, freeze, thaw, work_folder
+from ecgfast.convert.plan import (
+    Plan,
+    begun,
+    check_free,
+    finished,
+    freeze,
+    thaw,
+    work_folder,
+)
 from ecgfast.convert.pool import Crew
 from ecgfast.convert.seal import seal
 from ecgfast.errors import ConfigError
@@ -21,6 +29,7 @@ from ecgfast.store.format import (
     RECORDS,
     Codec,
     key_beside,
+    passed_over_beside,
     sources_beside,
 )
 from ecgfast.store.journal import Cursor
@@ -40,6 +49,7 @@ _COPIED = (
     "labels",
     "patients",
     "splits",
+    *("source_files", "passed_over"),  # stores of before have none
 )
 
 
@@ -63,14 +73,14 @@ def transcode(source: Path, out: Path, *, codec: Codec, workers: int) -> Manifes
         plan = thaw(out, spec)
     else:
         check_free(out)
-        plan = freeze(out, spec, len(reader))
+        plan = freeze(out, spec, Plan(work=work_folder(out), num_inputs=len(reader)))
     with StoreWriter(out, plan.work) as writer:
         _encode_all(reader, writer, codec, workers)
     tables = {
         RECORDS: _copy(source / reader.records_name, out / RECORDS),
         QUARANTINE: _copy(source / QUARANTINE, out / QUARANTINE),
     }
-    for beside in (key_beside, sources_beside):
+    for beside in (key_beside, sources_beside, passed_over_beside):
         if beside(source).exists():
             _copy(beside(source), beside(out), mode=0o600)
     content = {name: reader.manifest[name] for name in _COPIED if name in reader.manifest}

@@ -120,9 +120,14 @@ def build_loader(
         resident_budget_gib: memory that the resident engine may take.
     Raises:
         ConfigError: nothing is selected, or an epoch has no full batch.
-        BackendUnavailableError: the engine asked for cannot run here.
+        BackendUnavailableError: the device or the engine asked for cannot run here.
     """
     device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BackendUnavailableError(
+            f"device {str(device)!r} was asked for and this PyTorch sees no GPU; use device='cpu', "
+            "or install a CUDA build and check nvidia-smi"
+        )
     index = selected_rows(store, select)
     if batch_size < 1 or not 0 <= rank < world_size:
         raise ConfigError(
@@ -141,7 +146,8 @@ def build_loader(
     if len(index) < (plan.global_batch if drop_last else 1):
         raise ConfigError(
             f"{len(index)} records selected of {len(store)}, but one global batch has "
-            f"{plan.global_batch}; widen the selection or lower train.batch_size"
+            f"{plan.global_batch}; widen the selection or lower batch_size "
+            "(train.batch_size of a run)"
         )
     mean, rstd = mean_and_rstd(store, normalise, cohort)
     threads = num_threads or _default_threads(world_size)

@@ -8,6 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ecgfast.labels import parse_target
+from ecgfast.store.info import StoreInfo, kinds_in_words
 from ecgfast.store.info import describe as describe_store
 from ecgfast.store.patients import patient_groups
 from ecgfast.store.reader import StoreReader
@@ -105,11 +106,11 @@ def describe(store: StoreReader, target: str | None = None) -> str:
 
     Args:
         store: an open store.
-        target: what a case is; None takes "ejection_fraction<40" where that column exists.
+        target: what a case is; None takes "ejection_fraction<40" where a record has one.
     Raises:
         ConfigError: the target names a column that the store lacks.
     """
-    if target is None and "ejection_fraction" in store.records.column_names:
+    if target is None and _has_values(store.records, "ejection_fraction"):
         target = DEFAULT_TARGET
     rows = cohort_table(store.records, target)
     info = describe_store(store)
@@ -120,11 +121,12 @@ def describe(store: StoreReader, target: str | None = None) -> str:
         f"inputs    {info.num_inputs} = {info.num_converted} converted + "
         f"{info.num_quarantined} quarantined",
         *(f"          {count} refused: {reason}" for reason, count in info.reasons.items()),
+        *_passed_over(info),
         f"records   {len(store)}, each {store.num_leads} leads x {store.num_timesteps} timesteps",
         f"flags     {flags or 'none'}",
         f"codec     {info.codec}, {info.stored_bytes / 2**20:.1f} MiB, "
         f"ratio {info.ratio:.2f} to int16, all headers and indexes counted",
-        f"target    {target or 'none: no label column'}",
+        f"target    {target or 'none: no record has an ejection fraction; name one with --target'}",
         "",
         f"{'site':<12}{'split':<8}{'records':>9}{'patients':>10}{'cases':>8}{'controls':>10}"
         f"{'unlabelled':>12}{'prevalence':>12}",
@@ -136,3 +138,24 @@ def describe(store: StoreReader, target: str | None = None) -> str:
             f"{row.num_cases:>8}{row.num_controls:>10}{row.num_unlabelled:>12}{share:>12}"
         )
     return "\n".join(lines)
+
+
+def _has_values(records: pa.Table, name: str) -> bool:
+    """Whether a column exists and holds anything."""
+    return name in records.column_names and records[name].null_count < records.num_rows
+
+
+def _passed_over(info: StoreInfo) -> list[str]:
+    """Lines on the files below the sources that nothing read."""
+    if info.num_files is None:
+        return ["files     unknown: converted by an earlier version"]
+    number = sum(info.passed_over.values())
+    lines = [
+        f"files     {info.num_files} = {info.num_files - number} of the inputs + "
+        f"{number} passed over"
+    ]
+    for kind, count in sorted(info.passed_over.items(), key=lambda item: (-item[1], item[0])):
+        examples = info.examples.get(kind, [])
+        shown = f", e.g. {', '.join(examples)}" if examples else ""
+        lines.append(f"          {kinds_in_words({kind: count})}{shown}")
+    return lines

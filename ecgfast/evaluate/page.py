@@ -6,7 +6,7 @@ from typing import Literal
 
 from matplotlib.figure import Figure
 
-from ecgfast.evaluate.plots import data_uri
+from ecgfast.evaluate.plots import data_uri, mark_synthetic
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#181818;max-width:300mm;margin:2em auto;padding:0 1em}
@@ -28,17 +28,18 @@ def page(first_line: str, sections: Sequence[str], *, synthetic: bool) -> str:
     Args:
         first_line: names the data; the page's title and heading.
         sections: HTML, in order.
-        synthetic: mark the heading.
+        synthetic: mark the heading and every figure.
     """
     mark = "<b>SYNTHETIC</b> " if synthetic else ""
     title = ("SYNTHETIC " if synthetic else "") + first_line
+    body = "\n".join(sections)
     return "\n".join(
         (
             "<!doctype html>",
             f'<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
             f"<style>{_STYLE}</style></head><body>",
             f"<h1>{mark}{escape(first_line)}</h1>",
-            *sections,
+            mark_synthetic(body) if synthetic else body,
             "</body></html>\n",
         )
     )

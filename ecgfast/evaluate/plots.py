@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -25,6 +26,9 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ecgfast",  # the same figure gives the same bytes
 }
+_STRIP_PT = 14  # above a figure, for the word SYNTHETIC
+_SVG_URI = re.compile(r"(data:image/svg\+xml;base64,)([A-Za-z0-9+/=]+)")
+_SVG_SIZE = re.compile(r'width="([\d.]+)pt" height="([\d.]+)pt" viewBox="0 0 [\d.]+ [\d.]+"')
 
 Curve = tuple[Sequence[float], Sequence[float]]
 Labelled = tuple[NDArray[np.bool_], NDArray[np.float64]]
@@ -37,6 +41,41 @@ def data_uri(figure: Figure, kind: Literal["png", "svg"]) -> str:
         figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
     mime = "image/png" if kind == "png" else "image/svg+xml"
     return f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def mark_synthetic(html: str) -> str:
+    """Write SYNTHETIC over every SVG figure of a page: a figure that is copied keeps the word.
+
+    The word stands in a strip of its own above the figure, so that it covers nothing.
+
+    Args:
+        html: holds figures as `data_uri` gives them; PNG figures of ECGs carry the word already.
+    """
+    return _SVG_URI.sub(
+        lambda match: match[1] + _encoded(_with_strip(base64.b64decode(match[2]).decode())), html
+    )
+
+
+def _encoded(svg: str) -> str:
+    return base64.b64encode(svg.encode()).decode()
+
+
+def _with_strip(svg: str) -> str:
+    size = _SVG_SIZE.search(svg)
+    assert size is not None, "matplotlib writes width, height and viewBox in this order"
+    width, height = float(size[1]), float(size[2])
+    root = (
+        f'width="{width:g}pt" height="{height + _STRIP_PT:g}pt" '
+        f'viewBox="0 {-_STRIP_PT} {width:g} {height + _STRIP_PT:g}"'
+    )
+    word = (
+        f'<rect y="{-_STRIP_PT}" width="{width:g}" height="{_STRIP_PT}" fill="#ffffff"/>'
+        f'<text x="{width - 4:g}" y="-4" text-anchor="end" font-family="sans-serif" '
+        f'font-size="10" font-weight="bold" fill="#b00020">SYNTHETIC</text>'
+    )
+    head, tail = svg[: size.start()], svg[size.end() :]
+    body, end, rest = tail.rpartition("</svg>")
+    return head + root + body + word + end + rest
 
 
 def roc_curves(cohorts: Mapping[str, Mapping[str, Labelled]]) -> Figure:

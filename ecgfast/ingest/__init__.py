@@ -4,7 +4,7 @@ import errno
 
 from ecgfast.errors import FormatError
 from ecgfast.ingest.arrays import read_arrays
-from ecgfast.ingest.discover import InputFile, discover
+from ecgfast.ingest.discover import InputFile, Inventory, discover, take_inventory
 from ecgfast.ingest.wfdb_record import read_wfdb
 from ecgfast.records import EcgRecord
 
@@ -14,7 +14,7 @@ _OF_ONE_FILE = {
     *(errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
 }
 
-__all__ = ["InputFile", "discover", "read_record"]
+__all__ = ["InputFile", "Inventory", "discover", "read_record", "take_inventory"]
 
 
 def read_record(item: InputFile) -> EcgRecord:

@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError
+from ecgfast.ingest.kinds import SHARED_SIDECAR
 from ecgfast.ingest.leads import arrange_leads, plan_leads
 from ecgfast.ingest.wfdb_comments import parse_age, parse_sex
 from ecgfast.records import INVALID, LEADS, EcgRecord, known_id
 
-SHARED_SIDECAR = "signals.json"
 _KNOWN = {"signal", "sampling_rate_hz", "scale_uv", "offset_adc", "leads"}
 _IDENTITY = {"patient_id", "site", "age", "sex"}
 

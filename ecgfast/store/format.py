@@ -109,6 +109,11 @@ def sources_beside(store: Path) -> Path:
     return beside(store, ".sources.csv")
 
 
+def passed_over_beside(store: Path) -> Path:
+    """The table of examples of source files that nothing read: beside the store, never in it."""
+    return beside(store, ".passed_over.csv")
+
+
 def with_crc32c(data: bytes) -> bytes:
     """The data with its little-endian CRC32C behind it, as Zarr's crc32c codec writes it."""
     return data + crc32c(data).to_bytes(4, "little")

@@ -1,7 +1,9 @@
 """What a store holds: inputs, refusals, flags, the codec's ratio."""
 
+import csv
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +13,14 @@ import pyarrow.csv as pacsv
 
 from ecgfast.errors import CorruptStoreError
 from ecgfast.store.chunks import RECORD_BYTES
-from ecgfast.store.format import QUARANTINE, num_shards, shard_name
+from ecgfast.store.format import QUARANTINE, num_shards, passed_over_beside, shard_name
 from ecgfast.store.reader import StoreReader, as_store
+
+_ECG_FORMATS = {
+    "XML",
+    "DICOM",
+    "SCP-ECG",
+}  # kinds whose files can be ECGs that convert does not read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +44,9 @@ class StoreInfo:
         columns: of records.parquet.
         flags: records with each flag.
         reasons: refused inputs by reason, digits replaced by #.
+        num_files: files below the sources; None where an earlier version converted.
+        passed_over: of them, those that nothing read, by kind.
+        examples: kind -> readable paths, from the table beside the store; empty without it.
     """
 
     path: Path
@@ -53,6 +64,9 @@ class StoreInfo:
     columns: tuple[str, ...]
     flags: dict[str, int]
     reasons: dict[str, int]
+    num_files: int | None
+    passed_over: dict[str, int]
+    examples: dict[str, list[str]]
 
     @property
     def ratio(self) -> float:
@@ -82,7 +96,30 @@ def describe(store: StoreReader | str | Path) -> StoreInfo:
         columns=tuple(table.column_names),
         flags=dict(flags.most_common()),
         reasons=_reasons(reader.path / QUARANTINE),
+        num_files=reader.manifest.get("source_files"),
+        passed_over=reader.manifest.get("passed_over", {}),
+        examples=passed_over_examples(reader.path),
     )
+
+
+def passed_over_examples(store: Path) -> dict[str, list[str]]:
+    """Read the examples of files that were passed over, by kind; none where their table is not."""
+    path = passed_over_beside(store)
+    examples: dict[str, list[str]] = {}
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            for line in csv.DictReader(file):
+                examples.setdefault(line["kind"], []).append(line["source"])
+    return examples
+
+
+def kinds_in_words(counts: Mapping[str, int]) -> str:
+    """Return counts by kind as text, the most frequent first: "8 XML, 3 DICOM (not read yet)"."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    foreign = [f"{count:,} {kind}" for kind, count in ordered if kind in _ECG_FORMATS]
+    others = [f"{count:,} {kind}" for kind, count in ordered if kind not in _ECG_FORMATS]
+    parts = [f"{', '.join(foreign)} (not read yet)"] if foreign else []
+    return "; ".join([*parts, *([", ".join(others)] if others else [])])
 
 
 def _reasons(path: Path) -> dict[str, int]:

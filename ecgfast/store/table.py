@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ecgfast.store.format import (
 
 SCHEMA = pa.schema(list(ROW_TYPES.items()))
 _WAITING = pa.schema([*SCHEMA, *WAITING_TYPES.items()])
+_PASSED_OVER_COLUMNS = ("kind", "source")
 _ROW_GROUP = 65536
 _TYPES = {"number": pa.float64(), "bool": pa.bool_(), "text": pa.string()}
 
@@ -83,6 +84,17 @@ def write_quarantine(store: Path, lines: Iterable[str]) -> dict[str, int | str]:
 def write_sources(path: Path, lines: Iterable[str]) -> None:
     """Write the table of readable paths and dates, mode 0600; it never enters the store."""
     _write_csv(path, SOURCES_COLUMNS, lines, mode=0o600)
+
+
+def write_passed_over(path: Path, examples: Mapping[str, Sequence[str]]) -> None:
+    """Write examples of files that were passed over, mode 0600; it never enters the store.
+
+    Args:
+        path: of the table.
+        examples: kind -> readable paths.
+    """
+    rows = [(kind, source) for kind in sorted(examples) for source in examples[kind]]
+    _write_csv(path, _PASSED_OVER_COLUMNS, [csv_lines(rows)], mode=0o600)
 
 
 def csv_lines(rows: Iterable[Sequence[str]]) -> str:

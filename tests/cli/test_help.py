@@ -7,8 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from ecgfast.cli import app, main
+from ecgfast.config import load_config
+from ecgfast.labels import parse_selection
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
@@ -53,3 +56,25 @@ def test_the_readme_names_only_commands_and_options_that_exist(
         page = capsys.readouterr().out
         for option in re.findall(r"--[a-z-]+", rest):
             assert option in page, f"ecgfast {command} has no {option}"
+
+
+def test_every_option_and_argument_has_a_line_of_help() -> None:
+    for name in COMMANDS:
+        command = get_command(app).commands[name]  # type: ignore[attr-defined]  # it is a group
+        for parameter in command.params:
+            words = getattr(parameter, "help", None) or ""
+            assert len(words) >= 10, f"ecgfast {name}: {parameter.name} is not explained"
+
+
+def test_select_names_its_operators_and_set_a_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("pretrain", "finetune"):
+        assert main([name, "--help"]) == 0
+        page = " ".join(capsys.readouterr().out.split())
+        (example,) = re.findall(r"Records to use, such as '(.+?)'", page)
+        assert str(parse_selection(example)) == example
+        (operators,) = re.findall(r"comparisons (.+?) \(contains\)", page)
+        for operator in operators.replace(" and", "").split():
+            assert parse_selection(f"age{operator}18").clauses[0].op == operator
+        assert operators.replace(" and", "").split() == ["<", "<=", ">", ">=", "=", "!=", "~"]
+        (setting,) = re.findall(r"Change a setting of the preset, such as (\S+);", page)
+        assert load_config("demo", [setting]).train.batch_size == 64

@@ -1,9 +1,21 @@
 """Pages that are made from the code are current."""
 
+import ast
+import dataclasses
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from recordings import make_store
+
+from ecgfast.config import Config
+from ecgfast.ingest.kinds import PASSED_OVER
+from ecgfast.records import NOT_KNOWN
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,3 +31,68 @@ def test_links_of_the_pages_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_page_of_the_docs_is_linked_from_the_readme() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{page.name}" in text, f"README.md does not lead to {page.name}"
+
+
+def test_the_python_of_the_readme_runs_without_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cohort").mkdir()
+    _, signal = make_store(tmp_path / "cohort", 20)
+    (tmp_path / "cohort/store").rename(tmp_path / "store")
+    shutil.rmtree(tmp_path / "cohort")
+    (tmp_path / "store").rename(tmp_path / "cohort")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    np.testing.assert_array_equal(names["store"].read([5, 0, 3]), signal[[5, 0, 3]])
+    batch = names["batch"]
+    assert tuple(batch.patches.shape) == (16, 240, 256)
+    assert str(batch.patches.dtype) == "torch.float16"
+    assert tuple(batch.record_index.shape) == (16,)
+
+
+def test_the_list_of_settings_is_complete_and_their_defaults_true() -> None:
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    block = text.split("## Settings", 1)[1].split("```")[1].replace("null", "None")
+    section, listed = Config(), set()
+    prefix = ""
+    for word in re.findall(r"\[[a-z]+\]\n|[a-z_0-9]+=(?:\[.*?\]|\S+)", block):
+        if word.startswith("["):
+            prefix = word.strip("[]\n")
+            section = getattr(Config(), prefix)
+            continue
+        name, _, value = word.partition("=")
+        value = {"true": "True", "false": "False"}.get(value, value)
+        default = getattr(section, name)
+        shown = ast.literal_eval(value)
+        assert (tuple(shown) if isinstance(shown, list) else shown) == default, word
+        listed.add(f"{prefix}.{name}".strip("."))
+    every = {
+        f"{field.name}.{inner.name}"
+        for field in dataclasses.fields(Config)
+        if dataclasses.is_dataclass(getattr(Config(), field.name))
+        for inner in dataclasses.fields(getattr(Config(), field.name))
+    }
+    assert listed == every | {"kernels", "attention"}
+
+
+def test_the_kinds_and_the_words_for_nothing_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
+    (line,) = (line for line in text.splitlines() if line.startswith("| any other file |"))
+    listed = set(line.strip("| ").split("passed over: ")[1].split(", "))
+    words = {"pipes, sockets and devices": {"pipes", "sockets and devices"}}
+    elsewhere = {"hidden folders", "links to folders", "folders named as records"}
+    expected: set[str] = set()
+    for kind in set(PASSED_OVER) - elsewhere:
+        expected |= words.get(kind, {kind})
+    assert listed == expected
+    (words_for_nothing,) = re.findall(r"- Empty are: no text, (.*?), in capitals", text, re.DOTALL)
+    assert {"", *re.findall(r"`(.+?)`", words_for_nothing.lower())} == NOT_KNOWN

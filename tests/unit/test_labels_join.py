@@ -164,6 +164,79 @@ def test_what_spreadsheets_and_pandas_write(store: Path) -> None:
     assert column(store, "ejection_fraction")[:2] == [35.5, None]
 
 
+def test_one_bad_cell_is_an_error_and_not_a_column_less(store: Path) -> None:
+    rows = "".join(f"b/r{number},{number % 2}\n" for number in range(100_000))
+    before = snapshot(store)
+    with pytest.raises(ConfigError) as refusal:
+        join(store, f"record_id,lvh\na/r0,1\n{rows}a/r1,n.a.\n")
+    message = str(refusal.value)
+    assert "column 'lvh', row 100002 below the header: got 'n.a.', allowed a number" in message
+    assert "or an empty cell; correct the cell" in message
+    with pytest.raises(ConfigError, match="row 1 below the header: got 'x', allowed"):
+        join(store, "record_id,lvh\na/r0,x\na/r1,1\n")
+    long = "left ventricular hypertrophy by Sokolow and Lyon"
+    with pytest.raises(ConfigError, match=f"got {long[:40]!r}, allowed"):
+        join(store, f"record_id,lvh\na/r0,1\na/r1,{long}\n", columns=["lvh"])
+    assert snapshot(store) == before
+
+
+def test_text_columns_are_no_bad_cells(store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = (
+        "record_id,snomed,ward,x\na/r0,426783006,1a,1\na/r1,426783006;164889003,2,2\n"
+        "a/r2,426783006,3b,3\na/r3,164889003,4,4\n"
+    )
+    with caplog.at_level("INFO"):
+        assert join(store, text).columns == ("x",)
+    assert "left out snomed (text), ward (text)" in caplog.text
+    assert join(store, text, columns=["snomed"]).columns == ("snomed",)
+    assert column(store, "snomed")[:2] == ["426783006", "426783006;164889003"]
+
+
+@pytest.mark.parametrize("word", ["", "NA", "n/a", "NULL", " nan ", "None", "Unknown", "-", "<NA>"])
+def test_words_for_nothing_are_empty_cells(store: Path, word: str) -> None:
+    rows = f"a/r0,1,true,north wing,35\na/r1,{word},{word},{word},{word}\n"
+    text = f"record_id,score,lvh,ward,ejection_fraction\n{rows}"
+    join(store, text, columns=["score", "lvh", "ward", "ejection_fraction"])
+    for name in ("score", "lvh", "ward", "ejection_fraction"):
+        assert column(store, name)[0] is not None
+        assert column(store, name)[1] is None
+    assert column(store, "score")[0] == 1
+    assert column(store, "lvh")[0] is True
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_tables_of_a_german_spreadsheet(store: Path, separator: str) -> None:
+    lines = ["record_id,ejection_fraction,score,lvh", "a/r0,33|5,1.5,yes", "a/r1,60,2.25,no"]
+    text = "\r\n".join(line.replace(",", separator).replace("|", ",") for line in lines)
+    assert join(store, text).columns == ("ejection_fraction", "score", "lvh")
+    assert column(store, "ejection_fraction")[:2] == [33.5, 60]
+    assert column(store, "score")[:2] == [1.5, 2.25]
+    assert column(store, "lvh")[:2] == [True, False]
+
+
+def test_a_column_has_one_decimal_sign(store: Path) -> None:
+    with pytest.raises(ConfigError, match="row 2 below the header: got '1,234', allowed"):
+        join(store, "record_id;x\na/r0;2.5\na/r1;1,234\n")
+
+
+def test_encodings_other_than_utf8_are_named(store: Path) -> None:
+    csv = store.with_name("labels.csv")
+    csv.write_bytes("record_id,ward,x\na/r0,K\u00f6ln,1\n".encode("latin-1"))
+    assert label_store(store, csv).columns == ("x",)
+    with pytest.raises(ConfigError, match=r"'ward' .* is not UTF-8 text; save the table as CSV"):
+        label_store(store, csv, columns=["ward"])
+    csv.write_bytes("record_id,x\na/r0,1\n".encode("utf-16"))
+    with pytest.raises(ConfigError, match="got UTF-16, allowed UTF-8"):
+        label_store(store, csv)
+
+
+def test_ids_may_carry_a_suffix_but_not_other_capitals(store: Path) -> None:
+    text = "record_id,x\na/r0.hea,1\na/r1.dat,2\na/r2.MAT,3\nA/r3,4\na/r4,5\n"
+    summary = join(store, text)
+    assert column(store, "x") == [1, 2, 3, None, 5, None]
+    assert summary.num_unused_lines == 1
+
+
 def test_a_refusal_does_not_repeat_cells(store: Path) -> None:
     for text in ("record_id,age\na/r0,Jane\n", "record_id,x\na/r0,1,Jane\n"):
         with pytest.raises(ConfigError) as refusal:
@@ -174,7 +247,7 @@ def test_a_refusal_does_not_repeat_cells(store: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("record_id;x\na/r0;1\n", {}, "with commas between the columns"),
+        ("record_id|x\na/r0|1\n", {}, "with commas, semicolons or tabs between the columns"),
         ("record_id,x,x\na/r0,1,2\n", {}, "column 'x' occurs twice"),
         ("record_id,x\na/r0,1\na/r1,1,2\n", {}, "line 3 has 3 cells, the header 2"),
         (

@@ -8,7 +8,7 @@ import torch
 
 from ecgfast.data.loader import Loader, _default_threads, build_loader, choose_engine
 from ecgfast.data.normalise import mean_and_rstd
-from ecgfast.errors import ConfigError, ResumeError
+from ecgfast.errors import BackendUnavailableError, ConfigError, ResumeError
 from ecgfast.store.reader import StoreReader
 
 
@@ -146,3 +146,14 @@ def test_auto_counts_what_is_selected_against_the_budget(
     assert chosen == ["resident", "dali"]
     assert choose_engine(small_store, len(small_store), torch.device("cuda"), None)[0] == "resident"
     assert choose_engine(small_store, 1, torch.device("cpu"), None)[0] == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that is asked for")
+def test_a_gpu_that_is_not_there_is_said(small_store: StoreReader) -> None:
+    with pytest.raises(BackendUnavailableError, match="'cuda' was asked for and this PyTorch sees"):
+        build_loader(small_store, batch_size=1, device="cuda")
+
+
+def test_a_batch_beyond_the_store_names_the_argument(small_store: StoreReader) -> None:
+    with pytest.raises(ConfigError, match="widen the selection or lower batch_size"):
+        build_loader(small_store, batch_size=4096)

@@ -1,5 +1,9 @@
 """Pages: escaped, self-contained, and honest about what is not defined."""
 
+import base64
+import re
+import xml.etree.ElementTree as ET
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -15,6 +19,37 @@ def test_a_page_begins_with_its_data() -> None:
     assert "<title>SYNTHETIC data: a &lt; b</title>" in text
     assert "<h1><b>SYNTHETIC</b> data: a &lt; b</h1>" in text
     assert "SYNTHETIC" not in page.page("data: real", [], synthetic=False)
+
+
+def figures_of(html: str) -> list[ET.Element]:
+    return [
+        ET.fromstring(base64.b64decode(text))
+        for text in re.findall(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", html)
+    ]
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_every_figure_says_synthetic(synthetic: bool) -> None:
+    y, score = np.array([True, False, True]), np.array([0.9, 0.1, 0.4])
+    result = calibration(y, score)
+    assert result is not None
+    charts = [
+        plots.roc_curves({"site 1": {"CNN": (y, score)}}),
+        plots.auroc_by_site({"a": {"CNN": delong([1, 0, 1, 0], [0.9, 0.1, 0.4, 0.6])}}),
+        plots.losses({"loss": ([1, 2], [1.0, 0.9])}, y_label="loss"),
+        plots.reliability({"CNN": result}),
+    ]
+    sections = [page.section("x", *(page.picture(chart, "c") for chart in charts))]
+    figures = figures_of(page.page("data: x", sections, synthetic=synthetic))
+    assert len(figures) == len(charts)
+    for figure, chart in zip(figures, charts, strict=True):
+        words = [text.text for text in figure.iter("{http://www.w3.org/2000/svg}text")]
+        assert words.count("SYNTHETIC") == int(synthetic)
+        width, height = (72 * inches for inches in chart.get_size_inches())
+        left, top, *size = (float(number) for number in figure.attrib["viewBox"].split())
+        assert (left, top) == (0, -14 if synthetic else 0)
+        assert size == pytest.approx([width, height - top])
+        assert float(figure.attrib["height"].removesuffix("pt")) == pytest.approx(height - top)
 
 
 def test_text_of_others_is_escaped() -> None:

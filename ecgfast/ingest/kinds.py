@@ -1,0 +1,159 @@
+"""What the files of one folder are, by their names alone: a record's own, or one of few kinds."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+SUFFIXES = (".hea", ".npy", ".npz")  # of the files that name a record; signal files lie beside them
+SHARED_SIDECAR = "signals.json"
+
+SIGNALS, SIDECARS, ANNOTATIONS = "signal files", "sidecars", "annotations"
+BELONGING = (SIGNALS, SIDECARS, ANNOTATIONS)
+
+XML, DICOM, SCP = "XML", "DICOM", "SCP-ECG"
+OTHER_SIGNALS, PICTURES, TEXTS = "other signal formats", "PDFs and images", "tables and texts"
+ARCHIVES, OTHER = "archives", "other files"
+LOST_SIGNALS = "signal files without a header"
+LOST_ANNOTATIONS = "annotations without a header"
+HIDDEN, HIDDEN_FOLDERS = "hidden files", "hidden folders"
+LINKS, BROKEN_LINKS = "links to folders", "broken links"
+NAMED_FOLDERS, SPECIAL = "folders named as records", "pipes, sockets and devices"
+# A fixed list: names, and even odd suffixes, can hold the name of a patient.
+PASSED_OVER = (
+    *(XML, DICOM, SCP, OTHER_SIGNALS, LOST_SIGNALS, LOST_ANNOTATIONS, PICTURES, TEXTS, ARCHIVES),
+    *(HIDDEN, HIDDEN_FOLDERS, LINKS, BROKEN_LINKS, NAMED_FOLDERS, SPECIAL, OTHER),
+)
+
+_KINDS = {
+    XML: "xml",
+    DICOM: "dcm dicom dic ima",
+    SCP: "scp",
+    OTHER_SIGNALS: "edf bdf gdf h5 hdf5 hl7 mwf mfer ecg",
+    PICTURES: "pdf png jpg jpeg gif bmp tif tiff svg ps eps",
+    TEXTS: "csv tsv txt md rst rtf log htm html doc docx xls xlsx ods parquet json yml yaml",
+    ARCHIVES: "zip gz tgz tar bz2 xz zst 7z rar",
+}
+_KIND_OF = {suffix: kind for kind, suffixes in _KINDS.items() for suffix in suffixes.split()}
+_KIND_OF_NAME = {
+    "DICOMDIR": DICOM,
+    **dict.fromkeys(("RECORDS", "ANNOTATORS", "SHA256SUMS", "MD5SUMS", "LICENSE", "README"), TEXTS),
+}
+_SIGNAL = {"dat", "mat", "xyz", "flac", "bin", "raw", "sig"} | {f"d{n}" for n in range(100)}
+# The annotators of PhysioNet's ECG databases; any word can be one, but few are.
+_ANNOTATOR = {
+    *("atr", "ann", "ari", "apn", "aux", "ecg", "event", "man", "mrk", "pu", "pu0", "pu1", "pwave"),
+    *("qrs", "gqrs", "sqrs", "wqrs", "xws", "q1c", "q2c", "qt1", "qt2", "st", "sta", "stb", "stc"),
+    *("i", "ii", "iii", "avr", "avl", "avf", "v1", "v2", "v3", "v4", "v5", "v6"),
+}
+_HEADER_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderContent:
+    """The files of one folder that name no record.
+
+    Attributes:
+        belonging: files that belong to records of the folder, by kind.
+        passed_over: names of all others, by kind.
+    """
+
+    belonging: Counter[str]
+    passed_over: dict[str, list[str]]
+
+
+def suffix_of(name: str) -> str:
+    """Return the suffix of a file name in lower case without its dot, "" for none."""
+    dot = name.rfind(".")
+    return name[dot + 1 :].lower() if dot > 0 else ""
+
+
+def sort_names(folder: str, names: Mapping[str, Sequence[str]]) -> FolderContent:
+    """Say of every file of a folder to which record it belongs, or what it is.
+
+    A signal file belongs to the header of its own stem. Only where some are left over, headers
+    without one are opened for the names that they hold: several records can share one file.
+
+    Args:
+        folder: path of the folder.
+        names: regular files of the folder by suffix (`suffix_of`), those of records too.
+    """
+    headers, arrays = _stems(names.get("hea", ())), _stems(names.get("npy", ()))
+    belonging: Counter[str] = Counter()
+    passed_over: dict[str, list[str]] = {}
+    alone = headers  # headers without a signal file of their own stem
+    for suffix, members in names.items():
+        if f".{suffix}" in SUFFIXES:
+            continue
+        if suffix in _SIGNAL:
+            alone = alone - _stems(members)
+            rest = _without(members, suffix, headers)
+            belonging[SIGNALS] += len(members) - len(rest)
+            passed_over.setdefault(LOST_SIGNALS, []).extend(rest)
+        elif suffix == "json":
+            rest = _without(members, suffix, arrays)
+            if arrays and SHARED_SIDECAR in rest:
+                rest.remove(SHARED_SIDECAR)
+            belonging[SIDECARS] += len(members) - len(rest)
+            passed_over.setdefault(TEXTS, []).extend(rest)
+        elif suffix in _ANNOTATOR:
+            rest = _without(members, suffix, headers)
+            belonging[ANNOTATIONS] += len(members) - len(rest)
+            kind = _KIND_OF.get(suffix, LOST_ANNOTATIONS)
+            passed_over.setdefault(kind, []).extend(rest)
+        elif suffix in _KIND_OF:
+            passed_over.setdefault(_KIND_OF[suffix], []).extend(members)
+        else:
+            for name in members:
+                passed_over.setdefault(_KIND_OF_NAME.get(name, OTHER), []).append(name)
+    if alone and any(passed_over.get(kind) for kind in (LOST_SIGNALS, OTHER)):
+        wanted = [name for name in names["hea"] if name[: -len(".hea")] in alone]
+        belonging[SIGNALS] += _claim(passed_over, _named_by(folder, wanted))
+    return FolderContent(
+        belonging=+belonging, passed_over={kind: each for kind, each in passed_over.items() if each}
+    )
+
+
+def suffixes_in_words(suffixes: Counter[str]) -> str:
+    """Return counts of suffixes as text, the most frequent first: "8 .xml, 3 .dcm"."""
+    words = [
+        f"{count:,} {f'.{suffix}' if suffix else 'without suffix'}"
+        for suffix, count in sorted(suffixes.items(), key=lambda item: (-item[1], item[0]))
+    ]
+    shown, rest = words[:5], len(words) - 5
+    return ", ".join(shown) + (f" and {rest} other suffixes" if rest > 0 else "")
+
+
+def _stems(names: Iterable[str]) -> set[str]:
+    return {name[: name.rfind(".")] for name in names}
+
+
+def _without(names: Sequence[str], suffix: str, stems: set[str]) -> list[str]:
+    """The names whose stem is none of these."""
+    cut = -len(suffix) - 1
+    return [name for name in names if name[:cut] not in stems]
+
+
+def _claim(passed_over: dict[str, list[str]], named: set[str]) -> int:
+    """Take the files that headers name out of those passed over; returns how many there were."""
+    claimed = 0
+    for kind in (LOST_SIGNALS, OTHER):
+        members = passed_over.get(kind, [])
+        rest = [name for name in members if name not in named]
+        claimed += len(members) - len(rest)
+        passed_over[kind] = rest
+    return claimed
+
+
+def _named_by(folder: str, headers: Iterable[str]) -> set[str]:
+    """The first words of the headers' lines, which are the signal files; reading fails later."""
+    named: set[str] = set()
+    for header in headers:
+        try:
+            with open(os.path.join(folder, header), encoding="utf-8", errors="replace") as file:
+                text = file.read(_HEADER_BYTES)
+        except OSError:
+            continue
+        named.update(re.findall(r"^[ \t]*([^\s#]\S*)", text, re.MULTILINE))
+    return named

@@ -1,0 +1,52 @@
+"""What `convert` prints of files that nothing reads, and its options for labels."""
+
+from pathlib import Path
+
+import pytest
+from recordings import write_cohort
+
+from ecgfast.cli import main
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    write_cohort(tmp_path / "in", 2)
+    names = [*(f"{n}.xml" for n in range(8)), "a.dcm", "b.dcm", "c.dcm", "d.scp", "e.pdf"]
+    for name in names:
+        (tmp_path / "in" / name).write_bytes(b"")
+    return tmp_path / "in"
+
+
+def test_files_that_are_passed_over_are_said(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", str(source), "--out", str(tmp_path / "s"), "--workers", "1"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("2 inputs = 2 converted + 0 quarantined; 2 records in ")
+    counts, examples = second.split(", e.g. ")
+    assert counts == (
+        "13 files passed over: 8 XML, 3 DICOM, 1 SCP-ECG (not read yet); 1 PDFs and images"
+    )
+    assert examples.split(", ") == [f"{source}/{name}" for name in ("0.xml", "a.dcm", "e.pdf")]
+
+
+def test_columns_of_the_labels(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text("record_id,x,y\nr00000.hea,1,2\n")
+    command = ["convert", source, "--out", tmp_path / "s", "--labels", labels, "--columns", "y"]
+    assert main([*map(str, command), "--workers", "1"]) == 0
+    assert main(["info", str(tmp_path / "s"), "--target", "y=2"]) == 0
+    assert "target    y=2" in capsys.readouterr().out
+    assert main(["info", str(tmp_path / "s"), "--target", "x=1"]) == 2
+
+
+def test_a_folder_of_vendor_files_says_what_it_holds(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in [*source.glob("*.hea"), *source.glob("*.dat"), *source.glob("*.pdf")]:
+        path.unlink()
+    assert main(["convert", str(source), "--out", str(tmp_path / "s"), "--workers", "1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "holds no ECG file that is read (found 8 .xml, 3 .dcm, 1 .scp), allowed .hea" in line

@@ -1,0 +1,143 @@
+"""Every file below a source has one place: of a record, belonging to one, or passed over."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from recordings import ecg_like, write_wfdb
+
+from ecgfast.errors import FormatError
+from ecgfast.ingest import Inventory, discover, read_record, take_inventory
+from ecgfast.ingest.kinds import BELONGING, PASSED_OVER
+
+
+def entries(root: Path) -> int:
+    """What `os.walk` finds: hidden folders, links to folders and x.hea folders count as one."""
+    count = 0
+    for folder, folders, files in os.walk(root):
+        count += len(files)
+        for name in folders[:]:
+            if name.startswith(".") or (Path(folder) / name).is_symlink():
+                folders.remove(name)
+                count += 1
+            elif name.lower().endswith((".hea", ".npy", ".npz")):
+                count += 1
+    return count
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+
+
+def check_sum(inventory: Inventory, root: Path) -> None:
+    assert inventory.num_files == entries(root)
+    assert set(inventory.belonging) <= set(BELONGING)
+    assert set(inventory.passed_over) <= set(PASSED_OVER)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    root = tmp_path / "in"
+    write_wfdb(root / "a/1", ecg_like(1, seed=0)[0])
+    touch(root, "a/1.atr", "a/1.xml", "a/2.mat", "a/3.atr", "b/muse.XML", "b/x.dcm", "b/DICOMDIR")
+    touch(
+        root, "b/y.scp", "b/y.pdf", "b/list.csv", "b/RECORDS", "b/data.zip", "b/noname", "b/q.edf"
+    )
+    touch(
+        root, "b/Doe.Jane", ".hidden.hea", ".snapshot/1.hea", ".snapshot/2.hea", "folder.hea/9.hea"
+    )
+    np.save(root / "b/batch.npy", np.zeros((3, 12, 5), np.int16))
+    touch(root, "b/batch.json", "b/signals.json", "b/other.json", "c/signals.json")
+    os.mkfifo(root / "c/pipe.hea")
+    os.mkfifo(root / "c/pipe.dat")
+    (root / "c/link").symlink_to(tmp_path)
+    (root / "c/lost.txt").symlink_to("nowhere")
+    (root / "c/lost.hea").symlink_to("nowhere")
+    (root / "c/copy.hea").symlink_to(root / "a/1.hea")
+    return root
+
+
+def test_a_mixed_folder_adds_up(mixed: Path) -> None:
+    inventory = take_inventory([mixed])
+    check_sum(inventory, mixed)
+    ids = [item.record_id for item in inventory.inputs]
+    assert ids == ["a/1", "b/batch/0", "b/batch/1", "b/batch/2", "c/copy", "c/lost", "folder.hea/9"]
+    assert inventory.num_record_files == 5
+    assert inventory.belonging == {"signal files": 1, "annotations": 1, "sidecars": 2}
+    assert inventory.passed_over == {
+        "XML": 2, "DICOM": 2, "SCP-ECG": 1, "PDFs and images": 1, "archives": 1,
+        "other signal formats": 1, "signal files without a header": 1,
+        "annotations without a header": 1, "tables and texts": 4, "hidden files": 1,
+        "hidden folders": 1, "links to folders": 1, "broken links": 1,
+        "folders named as records": 1, "pipes, sockets and devices": 2, "other files": 2,
+    }  # fmt: skip
+    assert inventory.examples["XML"] == [f"{mixed}/a/1.xml", f"{mixed}/b/muse.XML"]
+    assert inventory.examples["signal files without a header"] == [f"{mixed}/a/2.mat"]
+
+
+def test_examples_are_the_first_three_in_order(tmp_path: Path) -> None:
+    touch(tmp_path, "r.hea", *(f"{folder}/{n}.xml" for folder in "cab" for n in range(4)))
+    inventory = take_inventory([tmp_path])
+    assert inventory.passed_over == {"XML": 12}
+    assert inventory.examples == {"XML": [f"{tmp_path}/a/{n}.xml" for n in range(3)]}
+
+
+def test_signal_files_that_headers_name_otherwise_are_no_orphans(tmp_path: Path) -> None:
+    touch(tmp_path, "shared.dat", "lead.ecgdata", "lost.dat", "r.d0", "r.d1", "s.dat")
+    for name in ("r", "s"):
+        (tmp_path / f"{name}.hea").write_text(f"{name} 1 500 10\n{name}.dat 16 200 16 0 0 0 0 I\n")
+    (tmp_path / "t.hea").write_text(
+        "t 2 500 10\nshared.dat 16 200\nlead.ecgdata 16 200\n# lost.dat\n"
+    )
+    inventory = take_inventory([tmp_path])
+    assert inventory.belonging == {"signal files": 5}
+    assert inventory.passed_over == {"signal files without a header": 1}
+    check_sum(inventory, tmp_path)
+
+
+def test_only_headers_in_doubt_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "1.hea", "1.dat", "2.hea", "2.mat", "3.xml", "4.txt")
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a file was opened")
+
+    monkeypatch.setattr("builtins.open", never)
+    assert take_inventory([tmp_path]).num_files == 6
+
+
+def test_a_folder_of_other_files_is_refused_with_their_suffixes(tmp_path: Path) -> None:
+    touch(
+        tmp_path, *(f"{n}.xml" for n in range(8)), "a.dcm", "b.DCM", "c.dcm", "d.scp", "noname", "x"
+    )
+    with pytest.raises(FormatError) as refusal:
+        discover([tmp_path])
+    assert "found 8 .xml, 3 .dcm, 2 without suffix, 1 .scp" in str(refusal.value)
+
+
+def test_an_empty_batch_is_an_input_that_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "none.npy", np.zeros((0, 12, 5000), np.int16))
+    (tmp_path / "none.json").write_text('{"sampling_rate_hz": 500, "scale_uv": 1}')
+    (item,) = discover([tmp_path])
+    assert item.record_id == "none"
+    with pytest.raises(FormatError, match=r"shape \(0, 12, 5000\)"):
+        read_record(item)
+
+
+def test_a_pipe_is_no_source(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.hea")
+    with pytest.raises(FormatError, match="is a pipe or a device"):
+        discover([tmp_path / "pipe.hea"])
+
+
+def test_real_recordings_add_up(shared_data: Path) -> None:
+    inventory = take_inventory([shared_data])
+    check_sum(inventory, shared_data)
+    assert inventory.num_record_files == len(list(shared_data.rglob("*.hea")))
+    assert inventory.passed_over["XML"] == 8
+    assert inventory.passed_over["DICOM"] == 3
+    assert inventory.passed_over["SCP-ECG"] == 1
+    assert inventory.belonging["annotations"] == 200
+    assert "other files" not in inventory.passed_over
