@@ -1,13 +1,13 @@
 """Every number of a report: AUROC by cohort, paired tests, operating points, calibration."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score
 
+from ecgfast.evaluate.interval import Interval
 from ecgfast.evaluate.operating import (
     Calibration,
     OperatingPoint,
@@ -15,6 +15,7 @@ from ecgfast.evaluate.operating import (
     operating_point,
     youden_threshold,
 )
+from ecgfast.evaluate.precision import average_precision
 from ecgfast.evaluate.roc import Auroc, PairedTest, delong, delong_paired
 from ecgfast.evaluate.runs import LoadedRun
 from ecgfast.evaluate.scores import TestPlan, probabilities
@@ -23,11 +24,11 @@ from ecgfast.store.reader import StoreReader
 
 @dataclass(frozen=True, kw_only=True)
 class CohortResult:
-    """One run on one cohort.
+    """One run on one cohort; all intervals take the records of one patient together.
 
     Attributes:
-        auroc: with its interval, records of one patient taken together.
-        average_precision: area under the precision-recall curve, None when a class is missing.
+        auroc: with its interval.
+        average_precision: area under the precision-recall curve, with its interval.
         operating: at the threshold of the validation split, None without one.
         calibration: None without records.
         is_case: (n,) bool.
@@ -35,7 +36,7 @@ class CohortResult:
     """
 
     auroc: Auroc
-    average_precision: float | None
+    average_precision: Interval
     operating: OperatingPoint | None
     calibration: Calibration | None
     is_case: NDArray[np.bool_]
@@ -87,12 +88,25 @@ def compute(plan: TestPlan, classifiers: Sequence[LoadedRun], store: StoreReader
     """
     rows = np.unique(np.concatenate([plan.valid, *plan.cohorts.values()]))
     scores: dict[str, NDArray[np.float64]] = {}
-    thresholds: dict[str, float | None] = {}
     for run in classifiers:
         full = np.full(len(store), np.nan)
         full[rows] = probabilities(run, store, rows)
         scores[run.name] = full
-        thresholds[run.name] = youden_threshold(plan.is_case[plan.valid], full[plan.valid])
+    return summarise(plan, scores)
+
+
+def summarise(plan: TestPlan, scores: Mapping[str, NDArray[np.float64]]) -> Results:
+    """Every number of a report from probabilities that are already there.
+
+    Args:
+        plan: who is tested on what.
+        scores: run's name -> (N,) float64 probabilities of the store's records, NaN where the plan
+            does not ask for one; the first run is the one that the others are tested against.
+    """
+    thresholds = {
+        name: youden_threshold(plan.is_case[plan.valid], full[plan.valid])
+        for name, full in scores.items()
+    }
     cohorts = {
         cohort: {
             name: _result(plan, chosen, full[chosen], thresholds[name])
@@ -122,15 +136,14 @@ def _result(
     probability: NDArray[np.float64],
     threshold: float | None,
 ) -> CohortResult:
-    is_case = plan.is_case[rows]
-    area = delong(is_case, probability, plan.patients[rows])
+    is_case, patients = plan.is_case[rows], plan.patients[rows]
     return CohortResult(
-        auroc=area,
-        average_precision=None
-        if area.value is None
-        else float(average_precision_score(is_case, probability)),
-        operating=None if threshold is None else operating_point(is_case, probability, threshold),
-        calibration=calibration(is_case, probability),
+        auroc=delong(is_case, probability, patients),
+        average_precision=average_precision(is_case, probability, patients),
+        operating=None
+        if threshold is None
+        else operating_point(is_case, probability, threshold, patients),
+        calibration=calibration(is_case, probability, patients),
         is_case=is_case,
         probability=probability,
     )
@@ -139,7 +152,7 @@ def _result(
 def _numbers(result: CohortResult) -> dict[str, Any]:
     return {
         "auroc": asdict(result.auroc),
-        "average_precision": result.average_precision,
+        "average_precision": asdict(result.average_precision),
         "operating_point": result.operating and asdict(result.operating),
         "calibration": result.calibration and asdict(result.calibration),
     }
