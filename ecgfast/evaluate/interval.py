@@ -125,7 +125,7 @@ def limits(value: float, of: Spread) -> tuple[float, float, str]:
     Args:
         value: the statistic.
         of: from `spread`.
-    Source: DeLong's variance on the logit scale: Pepe 2003, section 5.2. Without variance:
+    Source: DeLong's variance on the logit scale: Pepe 2003. Without variance:
         Clopper and Pearson 1934 with the patients of the smaller class as trials. So many pairs
         of a case and a control share no patient, so for an area of 1 the bound is exact; it is
         the "rule of three" of Hanley and Lippman-Hand 1983 at 97.5 %.

@@ -47,11 +47,13 @@ def scores_table(
     """
     num_records = len(is_case)
     columns = {name: records[name] for name in ("record_id", "patient_id", "site", "split")}
-    for name, values in {**columns, **scores}.items():
-        if len(values) != num_records:
+    lengths = {name: len(values) for name, values in columns.items()}
+    lengths |= {name: len(values) for name, values in scores.items()}
+    for name, length in lengths.items():
+        if length != num_records:
             raise ShapeError(
-                f"{name} must have one value per record, {num_records}, got {len(values)}; give "
-                "whole columns of the store"
+                f"{name} must have one value per record, {num_records}, got {length}; give whole "
+                "columns of the store"
             )
     named = np.full(num_records, -1)
     for number, rows in reversed(list(enumerate(cohorts.values()))):
@@ -70,7 +72,10 @@ def scores_table(
                 {
                     "run": [run] * len(chosen),
                     "cohort": names[named[chosen]].tolist(),
-                    **{name: [values[row] for row in chosen] for name, values in columns.items()},
+                    **{
+                        name: [values[row] for row in chosen.tolist()]
+                        for name, values in columns.items()
+                    },
                     "is_case": is_case[chosen],
                     "probability": probability[chosen],
                 },
