@@ -39,7 +39,7 @@ def test_auroc_is_covered(patients: int, shift: float, floor: float) -> None:
         assert wald / number < floor - 0.01
 
 
-@pytest.mark.slow  # 4,800 cohorts, five intervals and a test each: a minute
+@pytest.mark.slow  # 4,800 cohorts, four intervals and a test each: some minutes
 @pytest.mark.parametrize("changing", [False, True])
 @pytest.mark.parametrize("alike", [0.5, 0.8])
 @pytest.mark.parametrize("shift", [1.5, 2.6])
