@@ -7,8 +7,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from ecgfast.evaluate.interval import Interval, mean_interval, patients_of
 from ecgfast.evaluate.roc import roc_curve
 
 Floats = NDArray[np.float64]
@@ -17,11 +18,17 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class OperatingPoint:
-    """What a threshold does to one cohort; shares are None where their class is missing."""
+    """What a threshold does to one cohort.
+
+    Attributes:
+        threshold: a probability at or above it is a finding; taken as given in the intervals.
+        sensitivity: share of the cases that are found; its value is None without cases.
+        specificity: share of the controls that are not; its value is None without controls.
+    """
 
     threshold: float
-    sensitivity: float | None
-    specificity: float | None
+    sensitivity: Interval
+    specificity: Interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +36,15 @@ class Calibration:
     """How far predicted probabilities can be taken at their word.
 
     Attributes:
-        brier: mean squared difference of probability and outcome; lower is better.
+        brier: mean squared difference of probability and outcome; lower is better. With its
+            interval.
         mean_predicted: average probability of all records.
         observed: share of cases.
         bin_predicted: average probability of each tenth of the records, ascending.
         bin_observed: share of cases in each tenth.
     """
 
-    brier: float
+    brier: Interval
     mean_predicted: float
     observed: float
     bin_predicted: tuple[float, ...]
@@ -59,36 +67,50 @@ def youden_threshold(is_case: Flags, probability: Floats) -> float | None:
     return float(candidates[best])
 
 
-def operating_point(is_case: Flags, probability: Floats, threshold: float) -> OperatingPoint:
+def operating_point(
+    is_case: Flags, probability: Floats, threshold: float, groups: ArrayLike | None = None
+) -> OperatingPoint:
     """Apply a threshold, a probability at or above it being a finding.
 
     Args:
         is_case: (n,) bool.
         probability: (n,) float.
         threshold: fixed elsewhere, on validation.
+        groups: (n,) patient of each record; None: every record is its own patient.
+    Raises:
+        ShapeError: the lengths differ.
     """
-    found = probability >= threshold
+    found, patients = probability >= threshold, patients_of(groups, len(is_case))
     return OperatingPoint(
         threshold=threshold,
-        sensitivity=float(found[is_case].mean()) if is_case.any() else None,
-        specificity=float((~found[~is_case]).mean()) if not is_case.all() else None,
+        sensitivity=mean_interval(found[is_case], patients[is_case], nobody="no cases"),
+        specificity=mean_interval(~found[~is_case], patients[~is_case], nobody="no controls"),
     )
 
 
-def calibration(is_case: Flags, probability: Floats, num_bins: int = 10) -> Calibration | None:
+def calibration(
+    is_case: Flags,
+    probability: Floats,
+    groups: ArrayLike | None = None,
+    *,
+    num_bins: int = 10,
+) -> Calibration | None:
     """Compare predicted and observed frequencies in bins of equal size; None without records.
 
     Args:
         is_case: (n,) bool.
         probability: (n,) float in [0, 1].
+        groups: (n,) patient of each record; None: every record is its own patient.
         num_bins: at most this many bins, each of ten records or more where there are enough.
+    Raises:
+        ShapeError: the lengths differ.
     """
     if not len(is_case):
         return None
     order = np.argsort(probability, kind="stable")
     bins = np.array_split(order, max(1, min(num_bins, len(order) // 10)))
     return Calibration(
-        brier=float(np.mean((probability - is_case) ** 2)),
+        brier=mean_interval((probability - is_case) ** 2, groups, nobody="no labelled records"),
         mean_predicted=float(probability.mean()),
         observed=float(is_case.mean()),
         bin_predicted=tuple(float(probability[rows].mean()) for rows in bins),

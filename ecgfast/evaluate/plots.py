@@ -84,6 +84,7 @@ def roc_curves(cohorts: Mapping[str, Mapping[str, Labelled]]) -> Figure:
     Args:
         cohorts: cohort -> model -> (labels (n,) bool, probabilities (n,) float); both classes.
     """
+    colour_of = dict(zip(_models(cohorts), COLOURS, strict=False))
     columns = min(3, len(cohorts))
     rows = -(-len(cohorts) // columns)
     with mpl.rc_context(_STYLE):
@@ -91,15 +92,15 @@ def roc_curves(cohorts: Mapping[str, Mapping[str, Labelled]]) -> Figure:
         panels = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes, (cohort, models) in zip(panels, cohorts.items(), strict=False):
             axes.plot([0, 1], [0, 1], color="#b0b0b0", linewidth=0.8, linestyle=":")
-            for colour, (model, (is_case, probability)) in zip(
-                COLOURS, models.items(), strict=False
-            ):
-                axes.step(*roc_curve(is_case, probability), where="post", color=colour, label=model)
+            for model, (is_case, probability) in models.items():
+                points = roc_curve(is_case, probability)
+                axes.step(*points, where="post", color=colour_of[model], label=model)
             axes.set(title=cohort, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
             axes.set(xlabel="1 - specificity", ylabel="sensitivity")
         for axes in panels[len(cohorts) :]:
             axes.set_visible(False)
-        figure.axes[0].legend(loc="lower right", fontsize=7)
+        fullest = max(panels[: len(cohorts)], key=lambda axes: len(axes.get_lines()))
+        fullest.legend(loc="lower right", fontsize=7)
     return figure
 
 
@@ -107,16 +108,18 @@ def auroc_by_site(results: Mapping[str, Mapping[str, Auroc]]) -> Figure:
     """Draw point and 95 % interval of each model at each cohort.
 
     Args:
-        results: cohort -> model -> AUROC; those not defined are left out.
+        results: cohort -> model -> AUROC; those not defined are left out, and so are models that a
+            cohort does not test.
     """
-    models = list(next(iter(results.values())))
+    models = _models(results)
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(7, 0.8 + 0.6 * len(results)), layout="constrained")
         axes = figure.subplots()
         for number, (colour, model) in enumerate(zip(COLOURS, models, strict=False)):
             offset = (number - (len(models) - 1) / 2) * 0.22
             for row, by_model in enumerate(results.values()):
-                _interval(axes, by_model[model], row + offset, colour)
+                if model in by_model:
+                    _interval(axes, by_model[model], row + offset, colour)
             axes.plot([], [], "o-", color=colour, markersize=4, label=model)
         axes.axvline(0.5, color="#b0b0b0", linestyle=":")
         axes.set_yticks(range(len(results)), list(results))
@@ -164,6 +167,11 @@ def reliability(results: Mapping[str, Calibration]) -> Figure:
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
         axes.legend(loc="upper left", fontsize=8)
     return figure
+
+
+def _models(by_cohort: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """Every model of any cohort, once: each keeps its colour."""
+    return list(dict.fromkeys(model for models in by_cohort.values() for model in models))
 
 
 def _interval(axes: Axes, result: Auroc, y: float, colour: str) -> None:

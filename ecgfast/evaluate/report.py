@@ -4,6 +4,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from ecgfast import log
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate import page
@@ -11,6 +14,7 @@ from ecgfast.evaluate.cohort import is_synthetic
 from ecgfast.evaluate.disclosure import disclosures
 from ecgfast.evaluate.results import Results, compute
 from ecgfast.evaluate.runs import LoadedRun, load_run, name_runs
+from ecgfast.evaluate.score_table import scores_table
 from ecgfast.evaluate.scores import plan_tests
 from ecgfast.evaluate.sections import (
     calibration_section,
@@ -25,6 +29,8 @@ from ecgfast.store.durable import write_durably
 from ecgfast.store.patients import is_unnamed
 from ecgfast.store.reader import StoreReader, open_store
 
+SCORES = "scores.parquet"
+
 
 def evaluate(runs: Sequence[Path], store: Path, out: Path) -> Path:
     """Test fine-tuned runs site by site, show what pretraining runs learned, write a report.
@@ -33,7 +39,7 @@ def evaluate(runs: Sequence[Path], store: Path, out: Path) -> Path:
         runs: folders of finished runs. Classifiers are compared, the first with each other one;
             pretraining runs give loss curves and reconstructions.
         store: path of the store to test on.
-        out: folder for ``report.html`` and ``metrics.json``.
+        out: folder for ``report.html``, ``metrics.json`` and ``scores.parquet``.
     Returns:
         Path of ``report.html``.
     Raises:
@@ -65,8 +71,24 @@ def evaluate(runs: Sequence[Path], store: Path, out: Path) -> Path:
         **(results.to_json() if results else {}),
     }
     write_durably(out / "metrics.json", [json.dumps(metrics, indent=1).encode() + b"\n"])
+    if results is not None:
+        write_durably(out / SCORES, [_scores(reader, results)])
     write_durably(out / "report.html", [html.encode()])
     return out / "report.html"
+
+
+def _scores(store: StoreReader, results: Results) -> bytes:
+    """scores.parquet: every probability behind the report."""
+    names = ("record_id", "patient_id", "site", "split")
+    columns = {name: store.records[name].to_pylist() for name in names}
+    plan, tables = results.plan, []
+    for run, probability in results.scores.items():
+        own = {name: by_run[run] for name, by_run in plan.cohorts.items() if run in by_run}
+        tables.append(scores_table(columns, plan.is_case, own, {run: probability}))
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.concat_tables(tables), sink, compression="zstd")
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def _first_line(store: StoreReader, results: Results | None) -> str:

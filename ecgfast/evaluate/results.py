@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score
 
+from ecgfast.evaluate.interval import Interval
 from ecgfast.evaluate.operating import (
     Calibration,
     OperatingPoint,
     calibration,
     operating_point,
 )
+from ecgfast.evaluate.precision import average_precision
 from ecgfast.evaluate.roc import Auroc, PairedTest, delong, delong_paired
 from ecgfast.evaluate.runs import LoadedRun
 from ecgfast.evaluate.scores import TestPlan, probabilities
@@ -22,11 +23,11 @@ from ecgfast.store.reader import StoreReader
 
 @dataclass(frozen=True, kw_only=True)
 class CohortResult:
-    """One run on one cohort.
+    """One run on one cohort; all intervals take the records of one patient together.
 
     Attributes:
-        auroc: with its interval, records of one patient taken together.
-        average_precision: area under the precision-recall curve, None when a class is missing.
+        auroc: with its interval.
+        average_precision: area under the precision-recall curve, with its interval.
         operating: at the threshold of the run's validation records, None without one.
         calibration: None without records.
         is_case: (n,) bool.
@@ -34,7 +35,7 @@ class CohortResult:
     """
 
     auroc: Auroc
-    average_precision: float | None
+    average_precision: Interval
     operating: OperatingPoint | None
     calibration: Calibration | None
     is_case: NDArray[np.bool_]
@@ -51,12 +52,14 @@ class Results:
         paired: cohort -> run's name -> first run minus this one.
         thresholds: run's name -> threshold with the highest Youden index on its own validation
             records.
+        scores: run's name -> (N,) probabilities of the store's records, NaN where it is not tested.
     """
 
     plan: TestPlan
     cohorts: dict[str, dict[str, CohortResult]]
     paired: dict[str, dict[str, PairedTest]]
     thresholds: dict[str, float | None]
+    scores: dict[str, NDArray[np.float64]]
 
     def to_json(self) -> dict[str, Any]:
         """The numbers alone, for ``metrics.json``."""
@@ -91,10 +94,10 @@ def compute(plan: TestPlan, classifiers: Sequence[LoadedRun], store: StoreReader
         rows = np.unique(np.concatenate(own)) if own else np.zeros(0, np.int64)
         scores[run.name] = np.full(len(store), np.nan)
         scores[run.name][rows] = probabilities(run, store, rows)
-    return tabulate(plan, scores, {run.name: run.threshold for run in classifiers})
+    return summarise(plan, scores, {run.name: run.threshold for run in classifiers})
 
 
-def tabulate(
+def summarise(
     plan: TestPlan,
     scores: Mapping[str, NDArray[np.float64]],
     thresholds: Mapping[str, float | None],
@@ -123,7 +126,13 @@ def tabulate(
         for cohort, by_run in plan.cohorts.items()
         if first in by_run
     }
-    return Results(plan=plan, cohorts=cohorts, paired=paired, thresholds=dict(thresholds))
+    return Results(
+        plan=plan,
+        cohorts=cohorts,
+        paired=paired,
+        thresholds=dict(thresholds),
+        scores=dict(scores),
+    )
 
 
 def _paired(
@@ -145,15 +154,14 @@ def _result(
     probability: NDArray[np.float64],
     threshold: float | None,
 ) -> CohortResult:
-    is_case = plan.is_case[rows]
-    area = delong(is_case, probability, plan.patients[rows])
+    is_case, patients = plan.is_case[rows], plan.patients[rows]
     return CohortResult(
-        auroc=area,
-        average_precision=None
-        if area.value is None
-        else float(average_precision_score(is_case, probability)),
-        operating=None if threshold is None else operating_point(is_case, probability, threshold),
-        calibration=calibration(is_case, probability),
+        auroc=delong(is_case, probability, patients),
+        average_precision=average_precision(is_case, probability, patients),
+        operating=None
+        if threshold is None
+        else operating_point(is_case, probability, threshold, patients),
+        calibration=calibration(is_case, probability, patients),
         is_case=is_case,
         probability=probability,
     )
@@ -162,7 +170,7 @@ def _result(
 def _numbers(result: CohortResult) -> dict[str, Any]:
     return {
         "auroc": asdict(result.auroc),
-        "average_precision": result.average_precision,
+        "average_precision": asdict(result.average_precision),
         "operating_point": result.operating and asdict(result.operating),
         "calibration": result.calibration and asdict(result.calibration),
     }

@@ -1,6 +1,6 @@
-"""AUROC with DeLong intervals, clustered by patient where records repeat, and paired tests.
+"""AUROC with intervals, clustered by patient where records repeat, and paired tests.
 
-Shapes: n records, m cases, k controls, K scores compared on the same records.
+Shapes: n records, m cases, k controls, K scores compared on the same records, P patients.
 """
 
 from collections.abc import Sequence
@@ -8,12 +8,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm, rankdata
+from scipy.stats import rankdata, t
 
 from ecgfast.errors import ShapeError
+from ecgfast.evaluate.interval import limits, patients_of, spread
 
 Floats = NDArray[np.float64]
-CONFIDENCE = 0.95
+DELONG_T = "patient-clustered DeLong t"
+PERMUTATION = "permutation of patients"
+NUM_PERMUTATIONS = 999
+_PERMUTATION_SEED = 20050801
+_RANKS_AT_ONCE = 2**22  # permuted ranks held at a time, 32 MiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +32,7 @@ class Auroc:
         low: lower end of the 95 % interval, or None.
         high: upper end of the 95 % interval, or None.
         std_error: of the value, or None.
+        method: of the interval, `interval.LOGIT_T` or `interval.BINOMIAL`; empty without one.
         reason: why `value` or the interval is not defined; empty when both are.
     """
 
@@ -36,6 +42,7 @@ class Auroc:
     low: float | None = None
     high: float | None = None
     std_error: float | None = None
+    method: str = ""
     reason: str = ""
 
 
@@ -47,7 +54,9 @@ class PairedTest:
         difference: in [-1, 1], or None where it is not defined.
         low: lower end of the 95 % interval, or None.
         high: upper end of the 95 % interval, or None.
-        p_value: two-sided, of equal areas, or None.
+        p_value: two-sided, of equal areas, above 0, or None.
+        std_error: of the difference, or None.
+        method: of the p-value, `DELONG_T` or `PERMUTATION`; empty without one.
         reason: why it is not defined; empty when it is.
     """
 
@@ -55,6 +64,8 @@ class PairedTest:
     low: float | None = None
     high: float | None = None
     p_value: float | None = None
+    std_error: float | None = None
+    method: str = ""
     reason: str = ""
 
 
@@ -71,13 +82,13 @@ def auroc(y: ArrayLike, score: ArrayLike) -> float | None:
     Source: Hanley and McNeil 1982.
     """
     is_case, scores = _checked(y, [score])
-    if _undefined(is_case):
+    if undefined(is_case):
         return None
     return float(_components(is_case, scores)[0].mean())
 
 
 def delong(y: ArrayLike, score: ArrayLike, groups: ArrayLike | None = None) -> Auroc:
-    """AUROC with its 95 % interval from DeLong's variance, on the plain scale, cut to [0, 1].
+    """AUROC with its 95 % interval from DeLong's variance, by the rule of `interval`.
 
     Args:
         y: (n,) bool or 0/1, True = case.
@@ -92,24 +103,29 @@ def delong(y: ArrayLike, score: ArrayLike, groups: ArrayLike | None = None) -> A
     Source: DeLong et al. 1988; Obuchowski 1997 for clustered records.
     """
     is_case, scores = _checked(y, [score])
+    patients = patients_of(groups, len(is_case))
     result = Auroc(num_cases=int(is_case.sum()), num_controls=int((~is_case).sum()))
-    if reason := _undefined(is_case):
+    if reason := undefined(is_case):
         return replace(result, reason=reason)
-    components = _components(is_case, scores)
-    value = float(components[0].mean())
-    clusters = _clusters(groups, len(is_case))
-    if reason := _no_variance(is_case, clusters):
+    areas, influence = _areas(is_case, scores)
+    value = float(areas[0])
+    if reason := no_variance(is_case, patients):
         return replace(result, value=value, reason=reason)
-    std_error = float(np.sqrt(_covariance(is_case, clusters, *components)[0, 0]))
-    half = _z() * std_error
-    low, high = max(0.0, value - half), min(1.0, value + half)
-    return replace(result, value=value, low=low, high=high, std_error=std_error)
+    found = spread(influence[0], is_case, patients)
+    low, high, method = limits(value, found)
+    return replace(
+        result, value=value, low=low, high=high, std_error=found.std_error, method=method
+    )
 
 
 def delong_paired(
     y: ArrayLike, first: ArrayLike, second: ArrayLike, groups: ArrayLike | None = None
 ) -> PairedTest:
     """Test whether two scores of the same records have the same AUROC.
+
+    Student's t with the degrees of freedom of `interval.spread`. Where the difference has no
+    variance, such as 1 against 0, patients swap the ranks that the two scores gave them, and the
+    interval joins those of the two areas as if they were independent.
 
     Args:
         y: (n,) bool or 0/1, True = case.
@@ -120,30 +136,59 @@ def delong_paired(
         `PairedTest` of first minus second; p is 1 when both rank alike.
     Raises:
         ShapeError: the lengths differ or a score is not finite.
-    Source: DeLong et al. 1988; Obuchowski 1997 for clustered records.
+    Source: DeLong et al. 1988; Obuchowski 1997 for clustered records; Bandos et al. 2005 for the
+        permutation; Zou and Donner 2008 for the joined interval.
     """
     is_case, scores = _checked(y, [first, second])
-    clusters = _clusters(groups, len(is_case))
-    if reason := _undefined(is_case) or _no_variance(is_case, clusters):
+    patients = patients_of(groups, len(is_case))
+    if reason := undefined(is_case) or no_variance(is_case, patients):
         return PairedTest(reason=reason)
-    components = _components(is_case, scores)
-    areas = components[0].mean(axis=1)
-    covariance = _covariance(is_case, clusters, *components)
-    contrast = np.array([1.0, -1.0])
+    areas, influence = _areas(is_case, scores)
     difference = float(areas[0] - areas[1])
-    # Rounding can leave a variance of -1e-18 where the two scores rank alike.
-    std_error = float(np.sqrt(max(0.0, contrast @ covariance @ contrast)))
-    if std_error < 1e-12:
-        p_value = 1.0 if abs(difference) < 1e-12 else 0.0
-    else:
-        p_value = float(2 * norm.sf(abs(difference) / std_error))
-    half = _z() * std_error
-    return PairedTest(
-        difference=difference,
+    found = spread(influence[0] - influence[1], is_case, patients)
+    result = PairedTest(difference=difference, std_error=found.std_error)
+    if found.std_error == 0.0:
+        low, high = _joined(is_case, scores, areas, patients)
+        p_value = permutation_p_value(is_case, scores, patients)
+        return replace(result, low=low, high=high, p_value=p_value, method=PERMUTATION)
+    half = found.quantile * found.std_error
+    return replace(
+        result,
         low=max(-1.0, difference - half),
         high=min(1.0, difference + half),
-        p_value=p_value,
+        p_value=float(2 * t.sf(abs(difference) / found.std_error, found.dof)),
+        method=DELONG_T,
     )
+
+
+def permutation_p_value(is_case: NDArray[np.bool_], scores: Floats, patients: ArrayLike) -> float:
+    """Two-sided p-value of equal areas, by swapping the two scores' ranks of whole patients.
+
+    Args:
+        is_case: (n,) bool, both classes present.
+        scores: (2, n) float.
+        patients: (n,) patient of each record.
+    Returns:
+        (1 + permutations with at least the observed difference) / (1 + `NUM_PERMUTATIONS`), the
+        same for the same input: the permutations are drawn with a fixed seed.
+    Source: Bandos et al. 2005; Phipson and Smyth 2010 for the 1 in both counts.
+    """
+    ranks = rankdata(scores, axis=1)
+    own = patients_of(patients, len(is_case))
+    areas = _components(is_case, ranks)[0].mean(axis=1)
+    observed = abs(areas[0] - areas[1]) - 1e-12  # rounding is no difference
+    if observed <= 0:
+        return 1.0  # every permutation is as extreme
+    rng = np.random.default_rng(_PERMUTATION_SEED)
+    at_once = max(1, min(NUM_PERMUTATIONS, _RANKS_AT_ONCE // len(is_case)))
+    as_extreme = 0
+    for start in range(0, NUM_PERMUTATIONS, at_once):
+        number = min(at_once, NUM_PERMUTATIONS - start)
+        swap = rng.random((number, int(own.max()) + 1))[:, own] < 0.5
+        one = _components(is_case, np.where(swap, ranks[1], ranks[0]))[0].mean(axis=1)
+        other = _components(is_case, np.where(swap, ranks[0], ranks[1]))[0].mean(axis=1)
+        as_extreme += int((abs(one - other) >= observed).sum())
+    return (1 + as_extreme) / (1 + NUM_PERMUTATIONS)
 
 
 def roc_curve(y: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats]:
@@ -158,7 +203,7 @@ def roc_curve(y: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats]:
         ShapeError: the lengths differ, a score is not finite, or a class is missing.
     """
     is_case, scores = _checked(y, [score])
-    if reason := _undefined(is_case):
+    if reason := undefined(is_case):
         raise ShapeError(f"a ROC curve needs both classes, got {reason}; leave this cohort out")
     order = np.argsort(-scores[0], kind="stable")
     sorted_scores = scores[0][order]
@@ -187,7 +232,8 @@ def _checked(y: ArrayLike, scores: Sequence[ArrayLike]) -> tuple[NDArray[np.bool
     return is_case, table
 
 
-def _undefined(is_case: NDArray[np.bool_]) -> str:
+def undefined(is_case: NDArray[np.bool_]) -> str:
+    """Why labels of (n,) records define no area; empty when both classes are present."""
     if not len(is_case):
         return "no labelled records"
     if is_case.all():
@@ -195,19 +241,11 @@ def _undefined(is_case: NDArray[np.bool_]) -> str:
     return "" if is_case.any() else "no cases"
 
 
-def _no_variance(is_case: NDArray[np.bool_], clusters: NDArray[np.intp]) -> str:
-    if len(np.unique(clusters[is_case])) < 2:
+def no_variance(is_case: NDArray[np.bool_], patients: NDArray[np.intp]) -> str:
+    """Why an area of (n,) records, both classes present, has no interval; empty when it has."""
+    if len(np.unique(patients[is_case])) < 2:
         return "cases of a single patient"
-    return "controls of a single patient" if len(np.unique(clusters[~is_case])) < 2 else ""
-
-
-def _clusters(groups: ArrayLike | None, num_records: int) -> NDArray[np.intp]:
-    if groups is None:
-        return np.arange(num_records)
-    labels = np.asarray(groups)
-    if labels.shape != (num_records,):
-        raise ShapeError(f"groups must have shape ({num_records},), got {labels.shape}")
-    return np.unique(labels, return_inverse=True)[1]
+    return "controls of a single patient" if len(np.unique(patients[~is_case])) < 2 else ""
 
 
 def _components(is_case: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
@@ -224,32 +262,29 @@ def _components(is_case: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Flo
     return of_cases, of_controls
 
 
-def _covariance(
-    is_case: NDArray[np.bool_],
-    clusters: NDArray[np.intp],
-    of_cases: Floats,
-    of_controls: Floats,
-) -> Floats:
-    """(K, K) covariance of the areas; with one record per cluster this is DeLong's.
-
-    Source: Obuchowski 1997, equations for S10, S01 and S11.
-    """
-    num_clusters = int(clusters.max()) + 1
-    areas = of_cases.mean(axis=1, keepdims=True)  # the controls' mean is the same number
-    case_sums = _sum_by_cluster(of_cases - areas, clusters[is_case], num_clusters)
-    control_sums = _sum_by_cluster(of_controls - areas, clusters[~is_case], num_clusters)
-    m, k = of_cases.shape[1], of_controls.shape[1]
-    with_cases = len(np.unique(clusters[is_case]))
-    with_controls = len(np.unique(clusters[~is_case]))
-    s10 = case_sums @ case_sums.T * with_cases / ((with_cases - 1) * m)
-    s01 = control_sums @ control_sums.T * with_controls / ((with_controls - 1) * k)
-    s11 = case_sums @ control_sums.T * num_clusters / (num_clusters - 1)
-    return np.asarray(s10 / m + s01 / k + (s11 + s11.T) / (m * k))
+def _areas(is_case: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
+    """(K,) areas, and the (K, n) influence of each record on them."""
+    of_cases, of_controls = _components(is_case, scores)
+    areas = of_cases.mean(axis=1)
+    influence = np.empty_like(scores)
+    influence[:, is_case] = (of_cases - areas[:, None]) / of_cases.shape[1]
+    influence[:, ~is_case] = (of_controls - areas[:, None]) / of_controls.shape[1]
+    return areas, influence
 
 
-def _sum_by_cluster(values: Floats, clusters: NDArray[np.intp], num_clusters: int) -> Floats:
-    return np.stack([np.bincount(clusters, weights=row, minlength=num_clusters) for row in values])
-
-
-def _z() -> float:
-    return float(norm.ppf(0.5 + CONFIDENCE / 2))
+def _joined(
+    is_case: NDArray[np.bool_], scores: Floats, areas: Floats, patients: NDArray[np.intp]
+) -> tuple[float, float]:
+    """Ends of the difference's interval from those of two areas: MOVER without correlation."""
+    ranks = rankdata(scores, axis=1)
+    difference = float(areas[0] - areas[1])
+    if np.array_equal(ranks[0], ranks[1]):
+        return difference, difference  # two scores that rank alike are one
+    ends = [
+        limits(float(a), spread(i, is_case, patients))
+        for a, i in zip(*_areas(is_case, scores), strict=True)
+    ]
+    (low_1, high_1, _), (low_2, high_2, _) = ends
+    below = np.hypot(areas[0] - low_1, high_2 - areas[1])
+    above = np.hypot(high_1 - areas[0], areas[1] - low_2)
+    return max(-1.0, difference - float(below)), min(1.0, difference + float(above))

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from ecgfast import log
 from ecgfast.evaluate import page, plots
 from ecgfast.evaluate.cohort import cohort_table
+from ecgfast.evaluate.interval import Interval
 from ecgfast.evaluate.reconstruct import draw, fill_in
 from ecgfast.evaluate.results import CohortResult, Results
 from ecgfast.evaluate.roc import Auroc
@@ -19,6 +20,11 @@ from ecgfast.runs.seen import seen
 from ecgfast.store.reader import StoreReader
 
 NUM_RECONSTRUCTED = 64  # records whose error is measured; the middle one is drawn
+_METHOD = (
+    "Intervals take the records of one patient together (DeLong 1988, Obuchowski 1997) and are "
+    "Student's t on the logit scale with Satterthwaite's degrees of freedom; where no patient "
+    "differs, binomial over patients (Clopper and Pearson 1934)."
+)
 
 
 def result_section(results: Results) -> str:
@@ -44,8 +50,7 @@ def result_section(results: Results) -> str:
         parts += [
             page.picture(
                 plots.auroc_by_site(areas),
-                "AUROC and 95 % interval (DeLong; records of one patient taken together, "
-                "Obuchowski 1997). Dotted: chance.",
+                f"AUROC and 95 % interval. {_METHOD} Dotted: chance.",
             ),
             page.picture(plots.roc_curves(curves), "ROC curve of each run at each site."),
         ]
@@ -77,8 +82,9 @@ def comparison_section(results: Results) -> str:
             ]
         rows.append(row)
     words = (
-        f"Difference of AUROC, {first} minus the other, on the same records (paired DeLong test, "
-        "patient-clustered, two-sided, not corrected for the number of tests)."
+        f"Difference of AUROC, {first} minus the other, on the same records (paired DeLong test "
+        "with Student's t, patient-clustered, two-sided, not corrected for the number of tests; a "
+        "difference without variance: ranks swapped by patient, Bandos 2005)."
     )
     table = page.table(header, rows, sums=_sums(list(results.paired)))
     return page.section("Is the difference real?", page.text(words), table)
@@ -174,8 +180,8 @@ def calibration_section(results: Results) -> str:
     parts = [
         page.text(
             "Threshold: the highest sensitivity + specificity on the run's own validation records, "
-            "then kept. "
-            "Probabilities are as the network gives them, without recalibration."
+            "then kept. Probabilities are as the network gives them, without recalibration. In "
+            f"brackets: 95 % intervals, with the threshold taken as given. {_METHOD}"
         ),
         page.table(header, rows),
     ]
@@ -205,11 +211,7 @@ def origin_section(store: StoreReader, runs: Sequence[LoadedRun], results: Resul
 
 
 def _area(area: Auroc) -> str:
-    if area.value is None:
-        return "not defined"
-    if area.low is None:
-        return f"{area.value:.3f} (no interval)"
-    return f"{area.value:.3f} ({area.low:.3f} to {area.high:.3f})"
+    return _with_interval(area, digits=3) if area.value is not None else "not defined"
 
 
 def _why(area: Auroc) -> str:
@@ -222,12 +224,21 @@ def _operating(result: CohortResult) -> tuple[str, ...]:
     assert calibration is not None
     return (
         "-" if point is None else f"{point.threshold:.2g}",
-        "-" if point is None or point.sensitivity is None else f"{point.sensitivity:.2f}",
-        "-" if point is None or point.specificity is None else f"{point.specificity:.2f}",
-        "-" if result.average_precision is None else f"{result.average_precision:.3f}",
-        f"{calibration.brier:.3f}",
+        "-" if point is None else _with_interval(point.sensitivity),
+        "-" if point is None else _with_interval(point.specificity),
+        _with_interval(result.average_precision),
+        _with_interval(calibration.brier, digits=3),
         f"{100 * calibration.mean_predicted:.1f} % / {100 * calibration.observed:.1f} %",
     )
+
+
+def _with_interval(share: Auroc | Interval, *, digits: int = 2) -> str:
+    """Such as "0.83 (0.71 to 0.92)"; "-" where the value is not defined."""
+    if share.value is None:
+        return "-"
+    if share.low is None or share.high is None:
+        return f"{share.value:.{digits}f} (no interval)"
+    return f"{share.value:.{digits}f} ({share.low:.{digits}f} to {share.high:.{digits}f})"
 
 
 def _sums(cohorts: Sequence[str]) -> list[int]:

@@ -112,7 +112,8 @@ def test_the_numbers_are_those_of_the_runs(finished: Path) -> None:
     run = load_run(finished / "runs" / "cnn", store)
     plan = plan_tests(store, [run])
     ejection_fraction = store.records["ejection_fraction"].to_numpy()
-    for cohort, rows in plan.cohorts.items():
+    for cohort, by_run in plan.cohorts.items():
+        rows = by_run["CNN"]
         reported = metrics["cohorts"][cohort]["CNN"]["auroc"]
         y = ejection_fraction[rows] < 40
         assert (reported["num_cases"], reported["num_controls"]) == (y.sum(), (~y).sum())
@@ -140,8 +141,9 @@ def test_no_patient_of_training_is_tested(finished: Path) -> None:
     assert set(plan.cohorts) == {
         "site 1, test split", "site 2, external", "site 3, external", "all external sites",
     }  # fmt: skip
-    for rows in plan.cohorts.values():
-        assert not patients & set(records["patient_id"].take(rows).to_pylist())
+    for by_run in plan.cohorts.values():
+        for rows in by_run.values():
+            assert not patients & set(records["patient_id"].take(rows).to_pylist())
 
 
 def test_a_demo_run_again_goes_on_where_it_was(finished: Path) -> None:

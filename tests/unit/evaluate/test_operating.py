@@ -26,16 +26,21 @@ def test_operating_point_counts() -> None:
     y = np.array([True, True, True, False, False])
     score = np.array([0.9, 0.5, 0.2, 0.5, 0.1])
     point = operating_point(y, score, 0.5)
-    assert point.sensitivity == pytest.approx(2 / 3)
-    assert point.specificity == pytest.approx(1 / 2)
+    assert point.sensitivity.value == pytest.approx(2 / 3)
+    assert point.specificity.value == pytest.approx(1 / 2)
+    same = operating_point(y, score, 0.5, ["a", "b", "b", "c", "d"])
+    assert same.sensitivity.value == point.sensitivity.value
+    assert same.sensitivity.low != point.sensitivity.low  # two of the cases are one patient
+    assert same.specificity == point.specificity
 
 
 def test_a_missing_class_has_no_rate() -> None:
     y, score = np.array([True, True]), np.array([0.3, 0.8])
     assert youden_threshold(y, score) is None
     point = operating_point(y, score, 0.5)
-    assert (point.sensitivity, point.specificity) == (0.5, None)
-    assert operating_point(~y, score, 0.5).sensitivity is None
+    assert (point.sensitivity.value, point.specificity.value) == (0.5, None)
+    assert point.specificity.reason == "no controls"
+    assert operating_point(~y, score, 0.5).sensitivity.reason == "no cases"
     assert calibration(y[:0], score[:0]) is None
 
 
@@ -48,7 +53,19 @@ def test_calibration_equals_scikit_learn() -> None:
     observed, predicted = calibration_curve(y, probability, n_bins=10, strategy="quantile")
     np.testing.assert_allclose(result.bin_predicted, predicted)
     np.testing.assert_allclose(result.bin_observed, observed)
-    assert result.brier == pytest.approx(brier_score_loss(y, probability))
+    assert result.brier.value == pytest.approx(brier_score_loss(y, probability))
+    assert result.brier.low is not None
+    assert result.brier.low < result.brier.value
     assert (
         result.mean_predicted > result.observed + 0.1
     )  # the network is overconfident, and it shows
+
+
+@pytest.mark.parametrize(
+    ("records", "bins"), [(9, 1), (19, 1), (20, 2), (60, 6), (99, 9), (500, 10)]
+)
+def test_every_bin_has_ten_records_or_more(records: int, bins: int) -> None:
+    probability = np.linspace(0, 1, records)
+    result = calibration(probability > 0.5, probability)
+    assert result is not None
+    assert len(result.bin_predicted) == len(result.bin_observed) == bins

@@ -8,7 +8,16 @@ from numpy.typing import NDArray
 from sklearn import metrics
 
 from ecgfast.errors import ShapeError
-from ecgfast.evaluate.roc import auroc, delong, delong_paired, roc_curve
+from ecgfast.evaluate.roc import (
+    DELONG_T,
+    PERMUTATION,
+    Auroc,
+    auroc,
+    delong,
+    delong_paired,
+    permutation_p_value,
+    roc_curve,
+)
 
 Floats = NDArray[np.float64]
 
@@ -24,6 +33,14 @@ OVARIAN = np.fromstring(
     3.6 6.6 5 1""",
     sep=" ",
 ).reshape(-1, 4)
+
+
+def _plain(result: Auroc) -> tuple[float, float, float, float]:
+    """Value, standard error and the normal interval that other packages print."""
+    assert result.value is not None
+    assert result.std_error is not None
+    half = 1.959964 * result.std_error
+    return result.value, result.std_error, result.value - half, result.value + half
 
 
 def correlated_cohort(
@@ -51,8 +68,7 @@ def test_delong_equals_sas_on_ovarian_cancer(
     column: int, sign: int, area: float, std_error: float, low: float, high: float
 ) -> None:
     result = delong(OVARIAN[:, 3], sign * OVARIAN[:, column])
-    got = (result.value, result.std_error, result.low, result.high)
-    assert got == pytest.approx((area, std_error, low, high), abs=5e-5)
+    assert _plain(result) == pytest.approx((area, std_error, low, high), abs=5e-5)
     assert (result.num_cases, result.num_controls) == (31, 12)
 
 
@@ -60,9 +76,17 @@ def test_paired_delong_equals_sas_on_ovarian_cancer() -> None:
     kg_score = -OVARIAN[:, 2]
     albumin = delong_paired(OVARIAN[:, 3], OVARIAN[:, 0], kg_score)
     protein = delong_paired(OVARIAN[:, 3], OVARIAN[:, 1], kg_score)
-    got = [(t.difference, t.low, t.high, t.p_value) for t in (albumin, protein)]
-    assert got[0] == pytest.approx((0.0108, -0.1761, 0.1976, 0.9102), abs=5e-5)
-    assert got[1] == pytest.approx((-0.0780, -0.2830, 0.1271, 0.4561), abs=5e-5)
+    for test, difference, low, high in (
+        (albumin, 0.0108, -0.1761, 0.1976),
+        (protein, -0.0780, -0.2830, 0.1271),
+    ):
+        # SAS takes the normal distribution; ours is Student's t, so wider, around the same value.
+        error = (high - low) / 2 / 1.959964
+        assert test.std_error == pytest.approx(error, abs=3e-5)
+        assert test.difference == pytest.approx(difference, abs=5e-5)
+        assert test.low is not None
+        assert -0.34 < test.low < low
+    assert (albumin.p_value, protein.p_value) == pytest.approx((0.9102, 0.4561), abs=0.02)
 
 
 def test_delong_equals_stata_on_hanley_mcneil_ratings() -> None:
@@ -70,8 +94,14 @@ def test_delong_equals_stata_on_hanley_mcneil_ratings() -> None:
     y = np.repeat([0] * 5 + [1] * 5, counts)
     rating = np.repeat(list(range(1, 6)) * 2, counts)
     result = delong(y, rating)
-    got = (result.value, result.std_error, result.low, result.high)
-    assert got == pytest.approx((0.8932, 0.0307, 0.83295, 0.95339), abs=5e-5)
+    assert _plain(result) == pytest.approx((0.8932, 0.0307, 0.83295, 0.95339), abs=5e-5)
+    # Ours is on the logit scale: further from 1, and it stays so under the mirrored scale.
+    assert result.low is not None
+    assert result.high is not None
+    assert result.low < 0.83295
+    assert result.high < 0.95339
+    mirrored = delong(y, -rating)
+    assert (mirrored.low, mirrored.high) == pytest.approx((1 - result.high, 1 - result.low))
 
 
 @settings(max_examples=60, deadline=None)
@@ -158,6 +188,47 @@ def test_paired_test_rejects_at_its_level_under_the_null() -> None:
         assert p_value is not None
         rejected += p_value < 0.05
     assert 2 <= rejected <= 20  # 10 expected, binomial 99.9 % range
+
+
+@pytest.mark.parametrize("patients", [3, 40])
+def test_one_against_zero_has_an_exact_test(patients: int) -> None:
+    """All patients swapped, or none: 2 of the 2^P ways are as far apart; p is never 0."""
+    y, patient = np.repeat([True, False], [patients, patients]), np.tile(np.arange(patients), 2)
+    perfect = y * 1000.0 + patient
+    result = delong_paired(y, perfect, -perfect, patient)
+    assert (result.difference, result.std_error, result.method) == (1.0, 0.0, PERMUTATION)
+    assert result.p_value is not None
+    expected = 2 / 2**patients
+    noise = 4 * (expected * (1 - expected) / 999) ** 0.5  # of 999 permutations
+    assert 1 / 1000 <= result.p_value <= 1 / 1000 + expected + noise
+    assert result.p_value >= expected - noise
+    assert result.high == 1.0
+    assert result.low is not None
+    # Both areas have the bound of `patients` pairs; the difference joins the two distances.
+    assert result.low == pytest.approx(1 - 2**0.5 * (1 - 0.025 ** (1 / patients)))
+
+
+def test_two_perfect_scores_differ_by_no_more_than_their_bounds() -> None:
+    y, patient = np.repeat([True, False], [12, 48]), np.arange(60)
+    result = delong_paired(y, y + patient / 1000, y - patient / 1000, patient)
+    assert (result.difference, result.p_value) == (0.0, 1.0)
+    low = 0.025 ** (1 / 12) - 1
+    assert (result.low, result.high) == pytest.approx((low, -low))
+
+
+def test_the_permutation_test_agrees_with_the_variance_and_keeps_patients_whole() -> None:
+    y, score, patient = correlated_cohort(21, num_patients=60)
+    other = score + 1.2 * np.random.default_rng(1).normal(size=len(y))
+    usual = delong_paired(y, score, other, patient)
+    assert usual.method == DELONG_T
+    assert usual.p_value is not None
+    permuted = permutation_p_value(y, np.stack([score, other]), patient)
+    assert permuted == permutation_p_value(y, np.stack([score, other]), patient)
+    assert permuted == pytest.approx(usual.p_value, abs=0.03)
+    # Four copies of one cohort are four times the records, and not one patient more.
+    copies = np.tile(np.stack([score, other]), 4)
+    assert permutation_p_value(np.tile(y, 4), copies, np.tile(patient, 4)) == permuted
+    assert permutation_p_value(np.tile(y, 4), copies, np.arange(4 * len(y))) < permuted
 
 
 @pytest.mark.parametrize(

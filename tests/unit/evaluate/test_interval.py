@@ -1,0 +1,90 @@
+"""Intervals of shares against written-out formulas, binomial tables and numbers by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ecgfast.errors import ShapeError
+from ecgfast.evaluate.interval import BINOMIAL, LOGIT_T, mean_interval
+from ecgfast.evaluate.roc import delong
+
+# Records, and hits among them, of five patients.
+RECORDS, HITS = (2, 1, 4, 3, 2), (2, 0, 3, 1, 2)
+
+
+def five_patients() -> tuple[list[bool], list[str]]:
+    hits = [i < hit for n, hit in zip(RECORDS, HITS, strict=True) for i in range(n)]
+    return hits, [name for name, n in zip("abcde", RECORDS, strict=True) for _ in range(n)]
+
+
+def test_a_clustered_share_equals_the_written_out_formula() -> None:
+    hits, patient = five_patients()
+    share = 8 / 12
+    sums = [(hit - n * share) / 12 for n, hit in zip(RECORDS, HITS, strict=True)]
+    second, fourth = sum(u**2 for u in sums), sum(u**4 for u in sums)
+    std_error = math.sqrt(second * 5 / 4)
+    dof = min(4.0, 2 / (fourth / second**2 - 1 / 5))
+    half = stats.t.ppf(0.975, dof) * std_error / (share * (1 - share))
+    ends = [1 / (1 + math.exp(-(math.log(2) + sign * half))) for sign in (-1, 1)]
+    result = mean_interval(hits, patient, nobody="no cases")
+    assert (result.value, result.low, result.high) == pytest.approx((share, *ends), rel=1e-12)
+    assert (result.method, result.reason) == (LOGIT_T, "")
+
+
+def test_records_of_one_patient_are_not_independent() -> None:
+    hits, patient = five_patients()
+    many, names = np.tile(hits, 8), np.tile(patient, 8)
+    same = mean_interval(many, names, nobody="no cases")
+    once = mean_interval(hits, patient, nobody="no cases")
+    apart = mean_interval(many, None, nobody="no cases")
+    assert (same.low, same.high) == pytest.approx((once.low, once.high), rel=1e-9)
+    assert None not in (apart.low, apart.high, same.low, same.high)
+    assert apart.high - apart.low < 0.5 * (same.high - same.low)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("patients", [2, 12, 60])
+def test_perfect_shares_have_the_exact_bound_over_patients(patients: int) -> None:
+    names = np.repeat(np.arange(patients), 3)
+    everyone = mean_interval(np.ones(len(names), dtype=bool), names, nobody="no cases")
+    nobody = mean_interval(np.zeros(len(names), dtype=bool), names, nobody="no cases")
+    exact = stats.binomtest(patients, patients).proportion_ci(0.95, method="exact")
+    assert (everyone.low, everyone.high) == pytest.approx((exact.low, 1.0), rel=1e-9)
+    assert (nobody.low, nobody.high) == pytest.approx((0.0, 1 - exact.low), rel=1e-9)
+    assert everyone.low == pytest.approx(0.025 ** (1 / patients))
+    assert everyone.method == nobody.method == BINOMIAL
+
+
+def test_perfect_separation_is_not_certainty() -> None:
+    """12 patients are cases and 48 controls, 2 ECGs each: 12 pairs that share no patient."""
+    y = np.repeat([True, False], [24, 96])
+    area = delong(y, y + 0.1, np.arange(120) // 2)
+    assert (area.value, area.high, area.reason) == (1.0, 1.0, "")
+    assert area.low == pytest.approx(0.73535, abs=5e-6)  # 0.025 ** (1 / 12)
+    reverse = delong(y, -y.astype(float), np.arange(120) // 2)
+    assert (reverse.value, reverse.low) == (0.0, 0.0)
+    assert reverse.high == pytest.approx(0.26465, abs=5e-6)
+
+
+def test_one_score_for_all_is_a_share_of_half() -> None:
+    area = delong([1] * 10 + [0] * 30, np.zeros(40))
+    exact = stats.binomtest(5, 10).proportion_ci(0.95, method="exact")
+    assert (area.value, area.low, area.high) == pytest.approx((0.5, exact.low, exact.high))
+
+
+def test_what_has_no_interval_says_why() -> None:
+    assert mean_interval([], None, nobody="no cases").reason == "no cases"
+    single = mean_interval([True, False], ["a", "a"], nobody="no cases")
+    assert (single.value, single.low, single.reason) == (0.5, None, "records of a single patient")
+    with pytest.raises(ShapeError, match="one patient per record"):
+        mean_interval([True, False], ["a"], nobody="no cases")
+
+
+def test_a_nearly_certain_value_stays_inside_zero_and_one() -> None:
+    values = np.zeros(4000, dtype=bool)
+    values[0] = True
+    result = mean_interval(values, np.arange(4000) // 2, nobody="no cases")
+    assert result.low is not None
+    assert result.high is not None
+    assert 0 < result.low < 1 / 4000 < result.high < 1

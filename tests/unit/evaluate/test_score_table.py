@@ -1,0 +1,59 @@
+"""scores.parquet: which rows it has and what stands in them, by hand."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ecgfast.errors import ShapeError
+from ecgfast.evaluate.score_table import SCHEMA, scores_table
+
+RECORDS = {
+    "record_id": ["r0", "r1", "r2", "r3"],
+    "patient_id": ["p0", None, "p2", "p2"],
+    "site": ["1", "2", "3", "3"],
+    "split": ["valid", "test", None, None],
+    "sex": ["F", "M", "F", "F"],
+}
+IS_CASE = np.array([False, True, False, True])
+COHORTS = {
+    "site 2, test split": np.array([1]),
+    "site 3, external": np.array([3, 2]),
+    "all external sites": np.array([2, 3]),
+}
+
+
+def test_every_run_and_tested_record_has_one_row(tmp_path: object) -> None:
+    nan = float("nan")
+    scores = {"A": np.array([nan, 0.5, 0.25, 0.75]), "B": np.array([0.9, 0.1, 0.2, 0.3])}
+    table = scores_table(RECORDS, IS_CASE, COHORTS, scores)
+    path = f"{tmp_path}/scores.parquet"
+    pq.write_table(table, path)
+    back = pq.read_table(path)
+    assert back.schema.equals(SCHEMA)
+    assert [tuple(row.values()) for row in back.to_pylist()] == [
+        ("A", "site 2, test split", "r1", None, "2", "test", True, 0.5),
+        ("A", "site 3, external", "r2", "p2", "3", None, False, 0.25),
+        ("A", "site 3, external", "r3", "p2", "3", None, True, 0.75),
+        ("B", "site 2, test split", "r1", None, "2", "test", True, 0.1),
+        ("B", "site 3, external", "r2", "p2", "3", None, False, 0.2),
+        ("B", "site 3, external", "r3", "p2", "3", None, True, 0.3),
+    ]
+
+
+def test_nobody_tested_is_an_empty_table() -> None:
+    nothing = {"site 2, external": np.zeros(0, dtype=np.int64)}
+    assert scores_table(RECORDS, IS_CASE, nothing, {"A": np.zeros(4)}).num_rows == 0
+    assert scores_table(RECORDS, IS_CASE, COHORTS, {}).schema.equals(SCHEMA)
+
+
+def test_a_tested_record_without_probability_is_refused() -> None:
+    scores = {"A": np.array([0.1, float("nan"), 0.2, 0.3])}
+    with pytest.raises(ShapeError, match="run A has no probability for 1 of 3 tested records"):
+        scores_table(RECORDS, IS_CASE, COHORTS, scores)
+
+
+def test_columns_of_another_length_are_refused() -> None:
+    with pytest.raises(ShapeError, match="A must have one value per record, 4, got 3"):
+        scores_table(RECORDS, IS_CASE, COHORTS, {"A": np.zeros(3)})
+    with pytest.raises(ShapeError, match="site must have one value per record"):
+        scores_table({**RECORDS, "site": ["1"]}, IS_CASE, COHORTS, {"A": np.zeros(4)})
