@@ -28,7 +28,9 @@ LEAST_BEATS = 4
 
 _NEIGHBOURS = 8
 _DIRECTIONS = 8
-_QUERY_SLACK = 0.5  # the tree may miss a neighbour for one up to 1.5 times as far: four times faster
+_QUERY_SLACK = (
+    0.5  # the tree may miss a neighbour for one up to 1.5 times as far: four times faster
+)
 _FARTHEST = 0.1  # root mean square over the correlations; half of a record stays within 0.05
 _BEAT_TOLERANCE_MS = 4
 _NO_LAG = np.iinfo(np.int16).max

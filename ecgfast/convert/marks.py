@@ -54,7 +54,9 @@ def mark_duplicates(table: pa.Table, waiting: Waiting, read: Read) -> pa.Table:
     codes = table["content"].combine_chunks().dictionary_encode().indices
     join_same_content(groups, pc.fill_null(codes, -1).to_numpy().astype(np.int64))
     if waiting.num_records:
-        correlation, beats = (np.concatenate(each) for each in (waiting.correlations, waiting.beats))
+        correlation, beats = (
+            np.concatenate(each) for each in (waiting.correlations, waiting.beats)
+        )
         join_same_signal(groups, correlation, beats, recordings, read)
     named = _named(groups.firsts(), segments, recordings)
     return _with_columns(table, named, segments)
@@ -130,5 +132,3 @@ def _with_columns(
 
 def _replaced(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
     return table.set_column(table.schema.get_field_index(name), name, column)
-
-

@@ -1,0 +1,205 @@
+"""The same ECG twice is found, whatever was done to it; two ECGs of one heart are not."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+from hearts import heart, irregular, recording
+from numpy.typing import NDArray
+from recordings import convert_quietly, write_wfdb
+from scipy.signal import resample
+
+import ecgfast
+from ecgfast import log
+from ecgfast.convert.content import content_digests, packed_fingerprints, unpacked_fingerprints
+from ecgfast.convert.duplicates import Groups, join_same_content, join_same_signal
+from ecgfast.errors import EcgfastError
+from ecgfast.store.info import describe
+
+LONG = recording(heart(0), irregular(30, seed=5), seconds=30, seed=6)
+WHOLE = LONG[:, :5000]
+
+
+def others() -> dict[str, NDArray[np.int16]]:
+    """Other hearts, the same heart another day, and a paced heart that was recorded twice."""
+    paced = np.arange(0.4, 10, 0.8)
+    hearts = {
+        f"other{n}": recording(heart(n), irregular(10, seed=n), seconds=10, seed=n)
+        for n in range(1, 6)
+    }
+    return hearts | {
+        "same_heart": recording(heart(0), irregular(10, seed=77), seconds=10, seed=78),
+        "paced1": recording(heart(9), paced, seconds=10, seed=1),
+        "paced2": recording(heart(9), paced, seconds=10, seed=2),
+    }
+
+
+def at_rate(signal: NDArray[np.int16], rate: int) -> NDArray[np.int16]:
+    """Another sampling of the same ECG, by FFT: convert itself uses a filter."""
+    return np.rint(resample(signal, signal.shape[1] * rate // 500, axis=1)).astype(np.int16)
+
+
+def rescaled(signal: NDArray[np.int16]) -> NDArray[np.int16]:
+    gain = np.linspace(0.4, 2.5, 12)[:, None]
+    return np.rint(signal * gain + np.arange(-300, 300, 50)[:, None]).astype(np.int16)
+
+
+COPIES = {  # signal, rate
+    "same": (WHOLE, 500),
+    "rescaled": (rescaled(WHOLE), 500),
+    "coarse": (WHOLE // 8, 500),
+    "100Hz": (at_rate(WHOLE, 100), 100),
+    "250Hz": (at_rate(WHOLE, 250), 250),
+    "400Hz": (at_rate(WHOLE, 400), 400),
+    "1000Hz": (at_rate(WHOLE, 1000), 1000),
+    "cut8s": (WHOLE[:, 731:4731], 500),
+    "middle": (LONG[:, 2333:7333], 500),
+    "middle_250Hz": (at_rate(LONG[:, 1501:6501], 250), 250),
+}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str | None, list[str]]]:
+    """By name: duplicate_of, and the flags."""
+    folder = tmp_path_factory.mktemp("copies")
+    write_wfdb(folder / "in/a_long", LONG)
+    for name, (signal, rate) in COPIES.items():
+        write_wfdb(folder / "in" / f"copy_{name}", signal, rate=rate)
+    for name, signal in others().items():
+        write_wfdb(folder / "in" / name, signal)
+    convert_quietly([folder / "in"], folder / "store", short="pad", keep_identifiers=True)
+    records = ecgfast.open_store(folder / "store").records.to_pylist()
+    return {row["record_id"]: (row["duplicate_of"], row["flags"].split(";")) for row in records}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_copy_is_found(found: dict[str, tuple[str | None, list[str]]], name: str) -> None:
+    duplicate_of, flags = found[f"copy_{name}"]
+    assert duplicate_of == "a_long"
+    assert "duplicate" in flags
+
+
+@pytest.mark.parametrize("name", ["a_long", *others()])
+def test_another_ecg_is_none(found: dict[str, tuple[str | None, list[str]]], name: str) -> None:
+    duplicate_of, flags = found[name]
+    assert duplicate_of is None
+    assert "duplicate" not in flags
+
+
+def test_content_is_the_digest_of_the_digits() -> None:
+    signal = np.stack([WHOLE, WHOLE, np.zeros_like(WHOLE)])
+    signal[1, 11, 4999] += 1
+    first, second, empty = content_digests(signal, signal.std(axis=2).astype(np.float32))
+    digits = b"".join(struct.pack("<5000h", *lead) for lead in WHOLE.tolist())
+    assert first == xxhash.xxh3_128(digits).hexdigest()
+    assert len(first) == 32
+    assert second not in (first, None)
+    assert empty is None
+
+
+def test_content_knows_no_codec_and_no_key(tmp_path: Path) -> None:
+    write_wfdb(tmp_path / "in/r", WHOLE)
+    write_wfdb(tmp_path / "in/zeros", np.zeros((12, 5000), np.int16))
+    columns = []
+    for codec, key in (("ecgpack", "11"), ("zstd", "22")):
+        (tmp_path / f"{codec}.key").write_text(key * 32)
+        convert_quietly([tmp_path / "in"], tmp_path / codec, codec=codec)
+        records = ecgfast.open_store(tmp_path / codec).records
+        columns.append(dict(zip(records["flags"].to_pylist(), records["content"].to_pylist())))
+    assert columns[0] == columns[1]
+    assert [value is None for value in columns[0].values()].count(True) == 1
+
+
+def test_groups_are_transitive() -> None:
+    groups = Groups(6)
+    groups.join(4, 5)
+    groups.join(1, 5)
+    groups.join(3, 0)
+    assert groups.firsts().tolist() == [0, 1, 2, 0, 1, 1]
+
+
+def test_no_content_joins_nothing() -> None:
+    groups = Groups(5)
+    join_same_content(groups, np.array([-1, 7, -1, 7, 3]))
+    assert groups.firsts().tolist() == [0, 1, 2, 1, 4]
+
+
+def test_many_copies_cost_no_comparison() -> None:
+    groups = Groups(300)
+    join_same_content(groups, np.zeros(300, np.int64))
+    one = unpacked_fingerprints(packed_fingerprints(WHOLE[None]))
+    correlation, beats = (np.repeat(each, 300, axis=0) for each in one)
+
+    def read(records: NDArray[np.int64]) -> NDArray[np.int16]:
+        raise AssertionError(f"read {records}")
+
+    join_same_signal(groups, correlation, beats, np.arange(300), read)
+    assert not groups.firsts().any()
+
+
+def test_forty_copies_behind_eight_neighbours() -> None:
+    rng = np.random.default_rng(0)
+    copies = np.stack([WHOLE * 4 + rng.integers(-2, 3, (12, 1)) for _ in range(40)])
+    copies = copies.astype(np.int16)
+    groups = Groups(40)
+    found = unpacked_fingerprints(packed_fingerprints(copies))
+    join_same_signal(groups, *found, np.arange(40), lambda records: copies[records])
+    assert not groups.firsts().any()
+
+
+def test_windows_of_one_recording_are_not_compared(tmp_path: Path) -> None:
+    beats = np.arange(0.4, 20, 0.8)
+    steady = recording(heart(9), beats, seconds=10, seed=1)
+    write_wfdb(tmp_path / "in/twice", np.concatenate([steady, steady[:, ::1] + 1], axis=1))
+    convert_quietly([tmp_path / "in"], tmp_path / "store", window="all")
+    assert describe(tmp_path / "store").num_duplicates == 0
+
+
+@pytest.mark.parametrize("whole", ["a", "z"])  # before and behind its segments
+def test_segments_belong_to_their_record(tmp_path: Path, whole: str) -> None:
+    folder = tmp_path / "in/patient"
+    write_wfdb(folder / "s1", LONG[:, :6000])
+    write_wfdb(folder / "s2", LONG[:, 6000:])
+    (folder / f"{whole}.hea").write_text(f"{whole}/2 12 500 15000\ns1 6000\ns2 9000\n")
+    write_wfdb(tmp_path / "in/elsewhere/s1", others()["other1"])
+    write_wfdb(tmp_path / "in/zcopy", LONG[:, 6500:11500])
+    summary = convert_quietly([tmp_path / "in"], tmp_path / "store", keep_identifiers=True)
+    records = ecgfast.open_store(tmp_path / "store").records.to_pylist()
+    rows = {row["record_id"]: row for row in records}
+    joined = f"patient/{whole}"
+    named = {name: row["duplicate_of"] for name, row in rows.items()}
+    assert named == {
+        "elsewhere/s1": None,
+        joined: None,
+        "patient/s1": joined,
+        "patient/s2": joined,
+        "zcopy": joined,  # of a segment that is part of it
+    }
+    assert "segment" in rows["patient/s2"]["flags"].split(";")
+    assert "duplicate" not in rows["patient/s2"]["flags"].split(";")
+    assert "duplicate" in rows["zcopy"]["flags"].split(";")
+    assert summary.num_duplicates == 3
+
+
+def test_strict_ends_with_an_error_and_a_finished_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        write_wfdb(tmp_path / "in" / name, WHOLE)
+    (tmp_path / "labels.csv").write_text("record_id,case\na,1\nb,0\nc,1\n")
+    labels = tmp_path / "labels.csv"
+    monkeypatch.setattr(log, "_strict", True)
+    for _ in range(2):  # a finished store too
+        with pytest.raises(EcgfastError, match="2 records duplicate other records") as error:
+            convert_quietly([tmp_path / "in"], tmp_path / "store", labels=labels)
+        store = ecgfast.open_store(tmp_path / "store")
+        first, second, _ = store.records["record_id"].to_pylist()
+        assert f"the first is {second}, the same ECG as {first};" in str(error.value)
+        assert "without --strict" in str(error.value)
+        assert store.records["case"].to_pylist() == [1, 0, 1]
+    monkeypatch.setattr(log, "_strict", False)
+    summary = convert_quietly([tmp_path / "in"], tmp_path / "store", labels=labels)
+    assert (summary.num_records, summary.num_duplicates) == (3, 2)
+    assert describe(summary.store).num_duplicates == 2
