@@ -8,9 +8,10 @@ compared where they overlap, at least 4.8 s, lead by lead without mean and gain:
 - rest: what is left of each beat without the mean beat. Two clean recordings of one paced heart
   agree in the first two; noise and wander from beat to beat come once only.
 
-Measured on the two rates of 500 PTB-XL records, and on copies that were cut, padded, rescaled,
-resampled or rounded to 25 microvolt: slope at least SLOPE_T, plain at least PLAIN_T, rest at least
-REST_T. Other records of the same patients, of PTB-XL and of `ecgfast synth`, at best: REACH_F.
+Measured on the two rates of 500 PTB-XL records and on copies that were cut, padded, rescaled or
+rounded to 25 microvolt: slope at least 0.96, plain 0.98, rest 0.87. Other records of the same
+patients reach at most 0.86 and 0.77 in the first two (PTB-XL) or 0.98 and 0.91 (2,508 pairs of
+`ecgfast synth`); two clean paced recordings of one heart 0.05 in the rest.
 """
 
 from collections.abc import Iterator

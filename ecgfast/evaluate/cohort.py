@@ -123,6 +123,7 @@ def describe(store: StoreReader, target: str | None = None) -> str:
         *(f"          {count} refused: {reason}" for reason, count in info.reasons.items()),
         *_passed_over(info),
         f"records   {len(store)}, each {store.num_leads} leads x {store.num_timesteps} timesteps",
+        *([] if info.num_duplicates is None else [f"          {info.num_duplicates} duplicates"]),
         f"flags     {flags or 'none'}",
         f"codec     {info.codec}, {info.stored_bytes / 2**20:.1f} MiB, "
         f"ratio {info.ratio:.2f} to int16, all headers and indexes counted",

@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -84,7 +85,7 @@ def roc_curves(cohorts: Mapping[str, Mapping[str, Labelled]]) -> Figure:
     Args:
         cohorts: cohort -> model -> (labels (n,) bool, probabilities (n,) float); both classes.
     """
-    colour_of = dict(zip(_models(cohorts), COLOURS, strict=False))
+    colour_of = dict(zip(_models(cohorts), cycle(COLOURS), strict=False))
     columns = min(3, len(cohorts))
     rows = -(-len(cohorts) // columns)
     with mpl.rc_context(_STYLE):

@@ -163,7 +163,7 @@ def test_segments_belong_to_their_record(tmp_path: Path, whole: str) -> None:
     folder = tmp_path / "in/patient"
     write_wfdb(folder / "s1", LONG[:, :6000])
     write_wfdb(folder / "s2", LONG[:, 6000:])
-    (folder / f"{whole}.hea").write_text(f"{whole}/3 12 500 16000\ns1 6000\n~ 1000\ns2 9000\n")
+    (folder / f"{whole}.hea").write_text(f"{whole}/2 12 500 15000\ns1 6000\ns2 9000\n")
     write_wfdb(tmp_path / "in/elsewhere/s1", others()["other1"])
     write_wfdb(tmp_path / "in/zcopy", LONG[:, 6500:11500])
     summary = convert_quietly([tmp_path / "in"], tmp_path / "store", keep_identifiers=True)
