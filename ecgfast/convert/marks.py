@@ -1,4 +1,4 @@
-"""What records.parquet says of duplicates: `duplicate_of`, flags `duplicate` and `segment`."""
+"""Duplicates in records.parquet: column `duplicate_of`, flags `duplicate` and `segment`."""
 
 import json
 from dataclasses import dataclass, field
@@ -49,13 +49,14 @@ def mark_duplicates(table: pa.Table, waiting: Waiting, read: Read) -> pa.Table:
     """
     groups = Groups(table.num_rows)
     recordings = _recordings(table)
-    segments = _join_segments(groups, waiting.segments, table, recordings)
+    segments = _segments(waiting.segments, table, recordings)
     codes = table["content"].combine_chunks().dictionary_encode().indices
     join_same_content(groups, pc.fill_null(codes, -1).to_numpy().astype(np.int64))
-    if waiting.num_records:
-        correlation = np.concatenate(waiting.correlations)
-        beats = np.concatenate(waiting.beats)
-        join_same_signal(groups, correlation, beats, recordings, read)
+    correlation = np.concatenate(waiting.correlations)
+    beats = np.concatenate(waiting.beats)
+    join_same_signal(groups, correlation, beats, recordings, read)
+    for number in np.flatnonzero(segments).tolist():  # not before: copies of segments are compared
+        groups.join(int(recordings[number]), number)
     named = _named(groups.firsts(), segments, recordings)
     return _with_columns(table, named, segments)
 
@@ -81,13 +82,10 @@ def _recordings(table: pa.Table) -> NDArray[np.int64]:
     return recordings
 
 
-def _join_segments(
-    groups: Groups,
-    segments: dict[int, list[str]],
-    table: pa.Table,
-    recordings: NDArray[np.int64],
+def _segments(
+    segments: dict[int, list[str]], table: pa.Table, recordings: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Join segments to their records, as windows of one recording; (N,) which rows are segments."""
+    """(N,) which rows are segments; in `recordings` they get the number of the joined record."""
     is_segment = np.zeros(table.num_rows, bool)
     joined = {name: int(recordings[number]) for number, names in segments.items() for name in names}
     for number, base in enumerate(_bases(table) if joined else []):
@@ -95,7 +93,6 @@ def _join_segments(
         if whole != number:
             is_segment[number] = True
             recordings[number] = whole
-            groups.join(whole, number)
     return is_segment
 
 
