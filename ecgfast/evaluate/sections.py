@@ -124,7 +124,7 @@ def reconstruction_section(run: LoadedRun, store: StoreReader) -> tuple[str, flo
     The record with the middle error is drawn, neither the best nor the worst.
     """
     assert isinstance(run.model, MaskedAutoencoder)
-    pool, source = _to_reconstruct(run, store)
+    pool, source = to_reconstruct(run, store)
     step = max(1, len(pool) // NUM_RECONSTRUCTED)
     rows = pool[::step][:NUM_RECONSTRUCTED]
     with log.progress(f"reconstruct with {run.name}", total=len(rows)) as advance:
@@ -147,7 +147,7 @@ def reconstruction_section(run: LoadedRun, store: StoreReader) -> tuple[str, flo
     ), mean_error
 
 
-def _to_reconstruct(run: LoadedRun, store: StoreReader) -> tuple[NDArray[np.int64], str]:
+def to_reconstruct(run: LoadedRun, store: StoreReader) -> tuple[NDArray[np.int64], str]:
     """Rows whose patients pretraining has not read, where there are any, and what they are."""
     everything = np.arange(len(store))
     if run.register is None:

@@ -283,7 +283,7 @@ def test_finished_store_tells_of_new_inputs(
     monkeypatch.setattr(log.logger, "warning", said.append)
     source, out = tmp_path / "source", tmp_path / "run" / "store"
     for number, record in enumerate(ecg_like(3, seed=0)):
-        write_wfdb(source / f"r{number}", record)
+        write_wfdb(source / f"r{number}", record, comments=[f"patient: {number}"])
         if number != 1:
             convert_quietly([source], out, workers=1)
     assert len(ecgfast.open_store(out)) == 1
@@ -296,7 +296,7 @@ def test_finished_store_needs_no_sources(tmp_path: Path, monkeypatch: pytest.Mon
     said: list[str] = []
     monkeypatch.setattr(log.logger, "warning", said.append)
     source, out = tmp_path / "source", tmp_path / "run" / "store"
-    write_wfdb(source / "r0", ecg_like(1, seed=0)[0])
+    write_wfdb(source / "r0", ecg_like(1, seed=0)[0], comments=["patient: 1"])
     first = convert_quietly([source], out, workers=1)
     for path in source.iterdir():
         path.unlink()

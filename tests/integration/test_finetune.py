@@ -21,6 +21,7 @@ from ecgfast.errors import ConfigError, FormatError, ResumeError
 from ecgfast.evaluate.report import evaluate
 from ecgfast.evaluate.runs import load_run
 from ecgfast.evaluate.scores import plan_tests
+from ecgfast.evaluate.sections import to_reconstruct
 from ecgfast.labels import label_store
 from ecgfast.labels.published import draw_again
 from ecgfast.log import read_metrics
@@ -349,6 +350,17 @@ def test_pretraining_reads_test_patients_only_when_asked(
         said[0],
     )
     assert report.index(said[0]) < report.index("Detection of")
+    opened = open_store(store)
+    rows, words = to_reconstruct(load_run(run, opened), opened)
+    assert (len(rows), words) == (len(opened), "all of which pretraining read")
+
+
+def test_only_unread_records_are_called_unread(pretrained: Path, store: Path) -> None:
+    opened = open_store(store)
+    rows, words = to_reconstruct(load_run(pretrained, opened), opened)
+    splits = np.array(opened.records["split"].to_pylist())
+    assert rows.tolist() == np.flatnonzero(splits == "test").tolist()
+    assert words == "of patients whom pretraining never read"
 
 
 def test_cohort_statistics_are_those_of_the_training_split(

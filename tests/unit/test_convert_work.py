@@ -126,3 +126,13 @@ def test_statistics_leave_padding_and_holes_out(tmp_path: Path) -> None:
     assert store.lead_mean[0, 5] == pytest.approx(kept.mean(), rel=1e-6)
     assert store.lead_std[0, 5] == pytest.approx(kept.std(), rel=1e-6)
     assert store.records["flags"][0].as_py() == "interpolated;no_patient_id;padded"
+
+
+def test_records_of_one_patient_get_one_split(tmp_path: Path) -> None:
+    for number, signal in enumerate(ecg_like(40, seed=1)):
+        write_wfdb(tmp_path / f"in/r{number}", signal, comments=[f"patient: {number % 10}"])
+    convert_quietly([tmp_path / "in"], tmp_path / "store")
+    records = ecgfast.open_store(tmp_path / "store").records
+    pairs = set(zip(records["patient_id"].to_pylist(), records["split"].to_pylist(), strict=True))
+    assert len(pairs) == 10
+    assert {split for _, split in pairs} == {"train", "valid", "test"}

@@ -40,8 +40,10 @@ def test_record_keeps_relative_amplitudes(
 def test_cohort_lead_uses_the_training_split_only(
     small_store: StoreReader, microvolt: NDArray[np.float64]
 ) -> None:
-    rows = training_rows(small_store)
-    assert 0 < len(rows) < len(small_store)
+    split = np.array(small_store.records["split"].to_pylist())
+    rows = np.flatnonzero(split == "train")
+    assert {"train", "valid"} <= set(split)
+    np.testing.assert_array_equal(training_rows(small_store), rows)
     z = _apply(small_store, "cohort_lead")
     pooled = microvolt[rows].transpose(1, 0, 2).reshape(12, -1)
     expected = (microvolt - pooled.mean(1)[:, None]) / pooled.std(1)[:, None]

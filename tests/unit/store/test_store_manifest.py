@@ -28,7 +28,13 @@ def rewrite(store: Path, **changes: object) -> None:
 
 def test_says_what_the_store_holds(store: Path) -> None:
     manifest = read_manifest(store)
-    assert manifest["counts"] == {"inputs": 2, "converted": 2, "quarantined": 0, "records": 2}
+    assert manifest["counts"] == {
+        "inputs": 2,
+        "converted": 2,
+        "quarantined": 0,
+        "records": 2,
+        "duplicates": 0,
+    }
     files = {path.relative_to(store).as_posix() for path in store.rglob("*") if path.is_file()}
     assert set(manifest["files"]) == files - {"manifest.json"}
     for name, entry in manifest["files"].items():
