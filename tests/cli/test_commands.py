@@ -48,8 +48,8 @@ def test_from_files_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "report" / "report.html")
     run("predict", runs / "vit", next(cohort.rglob("*.hea")))
     header, line = capsys.readouterr().out.splitlines()[-2:]
-    assert header == "file,start_s,probability,note"
-    assert 0 < float(line.split(",")[2]) < 1
+    assert header == "file,start_s,target,probability,threshold,finding,note"
+    assert 0 < float(line.split(",")[3]) < 1
 
 
 def _label_and_split(source: Path, out: Path) -> None:
