@@ -81,9 +81,9 @@ def test_killed_once(store: Path, tiny: Path, unbroken: Path, tmp_path: Path) ->
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments(store: Path, tiny: Path, tmp_path: Path) -> None:
     """Ten steps a life, a checkpoint every seven; some lives end before their first step."""
-    config = _config(tiny, "train.max_steps=200", "train.epochs=25")
+    config = _config(tiny, "train.max_steps=200", "train.epochs=34")
     run, whole = tmp_path / "run", pretrain(config, store, tmp_path / "whole", device="cpu")
-    more = ("--set", "train.max_steps=200", "--set", "train.epochs=25")
+    more = ("--set", "train.max_steps=200", "--set", "train.epochs=34")
     moments = random.Random(0)
     for life in range(20):
         process = start([*_command(store, run, tiny), *more])
