@@ -3,6 +3,7 @@
 Position is never trusted: MIMIC-IV-ECG stores aVF before aVL.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,8 +15,18 @@ from numpy.typing import NDArray
 from ecgfast.errors import FormatError
 from ecgfast.records import INVALID, LEADS, NUM_LEADS
 
-_PREFIXES = ("mdc_ecg_lead_", "ecg_lead_", "lead_", "ecg_")
-_BY_NAME = {lead.lower(): position for position, lead in enumerate(LEADS)}
+_BY_NAME = {
+    **{lead.lower(): position for position, lead in enumerate(LEADS)},
+    **{"di": 0, "dii": 1, "diii": 2, "d1": 0, "d2": 1, "d3": 2},  # French, Portuguese, Spanish
+}
+# What may stand before and behind a lead's own name. A fixed list, because other words change the
+# lead: "V4 right", "aVR (inverted)", "V4-V5". Sources: DICOM CID 3001 and SCP-ECG ("Lead I
+# (Einthoven)", "aVR, augmented voltage, right"), HL7 aECG ("MDC_ECG_LEAD_I"), EDF ("EKG I").
+_SPELLING = re.compile(
+    r"(?:mdc[ _])?(?:e[ck]g[ _])?(?:lead[ _])?"
+    r"(?P<name>\w+?)"
+    r"(?: \(einthoven\)|, augmented voltage, (?:right|left|foot)|-ref)?"
+)
 _DERIVABLE = (2, 3, 4, 5)  # III, aVR, aVL, aVF: linear in I and II
 _ABSENT = -1
 _FILE_ORDER = tuple(range(NUM_LEADS))
@@ -45,16 +56,10 @@ def lead_position(name: str) -> int | None:
     A sign is part of the name: "-aVR" of a Cabrera layout is not aVR.
 
     Args:
-        name: as the file spells it: "avr", "Lead I", "MDC_ECG_LEAD_V1" ...
+        name: as the file spells it: "avr", "Lead I", "DII", "MDC_ECG_LEAD_V1" ...
     """
-    key = name.strip().lower()
-    if key in _BY_NAME:
-        return _BY_NAME[key]
-    key = key.replace(" ", "_")
-    for prefix in _PREFIXES:
-        if key.startswith(prefix):
-            return _BY_NAME.get(key[len(prefix) :])
-    return None
+    match = _SPELLING.fullmatch(" ".join(name.lower().split()))
+    return _BY_NAME.get(match["name"]) if match else None
 
 
 def plan_leads(names: Sequence[str], source: str) -> tuple[int, ...]:

@@ -17,7 +17,29 @@ from ecgfast.records import INVALID, LEADS
         ("Lead II", 1),
         ("MDC_ECG_LEAD_AVF", 5),
         ("ECG V3", 8),
+        ("Lead I (Einthoven)", 0),
+        ("aVR, augmented voltage, right", 3),
+        ("aVL, augmented voltage, left", 4),
+        ("aVF, augmented voltage, foot", 5),
+        ("DI", 0),
+        ("DII", 1),
+        ("DIII", 2),
+        ("D1", 0),
+        ("d3", 2),
+        ("EKG I", 0),
+        ("V4-REF", 9),
+        ("ECG  Lead V5", 10),
         ("-aVR", None),
+        ("aVR (inverted)", None),
+        ("Lead -aVR", None),
+        ("V4 right", None),
+        ("V4, right", None),
+        ("V4R", None),
+        ("V4-V5", None),
+        ("ECG", None),
+        ("ECG 1", None),
+        ("D4", None),
+        ("I II", None),
         ("MLII", None),
         ("V", None),
         ("vx", None),
@@ -48,6 +70,12 @@ def test_a_lead_that_is_no_voltage_is_refused() -> None:
 def test_a_lead_twice_is_refused() -> None:
     with pytest.raises(FormatError, match="lead V1 occurs twice"):
         plan_leads([*LEADS, "v1"], "f")
+
+
+@pytest.mark.parametrize(("again", "lead"), [("DI", "I"), ("D3", "III"), ("V4-REF", "V4")])
+def test_two_spellings_of_one_lead_are_refused(again: str, lead: str) -> None:
+    with pytest.raises(FormatError, match=f"lead {lead} occurs twice"):
+        plan_leads([*LEADS, again], "f")
 
 
 def test_chest_leads_cannot_be_derived() -> None:
