@@ -63,6 +63,7 @@ class Report:
     in_flight: int  # how many of them may be under way while the kernel's loop goes on
     wide_loads: int  # how many of 16 bytes
     wide_stores: int
+    exponentials: int  # in the code of one thread
     tensor_core: str
 
 
@@ -223,17 +224,12 @@ def _pointwise_jobs(arch: int) -> list[Job]:
     names = ("stream", "branch", "branch_bias", "weight", "bias", "total", "out", "grad_total")
     rows = dict.fromkeys((*names, "grad_out", "grad_stream", "grad", "x", "grad_x"), "*bf16")
     rows |= dict.fromkeys(("mean", "rstd", "partial"), "*fp32")
-    gelu_constants = {"INV_SQRT_2": gelu.INV_SQRT_2}
     found = []
     for name, kernel, constants in (
         ("add_layer_norm_forward", norm.forward_kernel, {"ADD": True}),
         ("add_layer_norm_backward", norm.backward_kernel, {}),
-        ("bias_gelu_forward", gelu.forward_kernel, gelu_constants),
-        (
-            "bias_gelu_backward",
-            gelu.backward_kernel,
-            gelu_constants | {"INV_SQRT_2_PI": gelu.INV_SQRT_2_PI},
-        ),
+        ("bias_gelu_forward", gelu.forward_kernel, {}),
+        ("bias_gelu_backward", gelu.backward_kernel, {}),
     ):
         config = config_for(name, arch=arch, bits=16)
         config.pop("PROGRAMS", None)
@@ -273,6 +269,7 @@ def compile_job(job: Job, arch: int) -> Report:
         in_flight=waits[-2] if len(waits) > 1 else 0,  # the last one is behind the loop, for all
         wide_loads=len(re.findall(r"ld\.global[\w.:]*\.(?:v4\.b32|v2\.b64)", ptx)),
         wide_stores=len(re.findall(r"st\.global[\w.:]*\.(?:v4\.b32|v2\.b64)", ptx)),
+        exponentials=len(re.findall(r"ex2\.approx", ptx)),
         tensor_core=tensor_core.group() if tensor_core else "",
     )
 

@@ -83,5 +83,11 @@ def test_loss_reads_16_bytes_at_a_time(arch: int, name: str) -> None:
     assert reports(arch)[name]["wide_loads"] >= 2
 
 
+@pytest.mark.parametrize("name", ["bias_gelu_forward", "bias_gelu_backward"])
+def test_gelu_needs_one_exponential_an_element(arch: int, name: str) -> None:
+    # A tile of 4 x 512 for 128 threads; libdevice's erf would add branches with one more each.
+    assert reports(arch)[name]["exponentials"] == 16
+
+
 def test_a_mask_stays_in_one_warp(arch: int) -> None:
     assert reports(arch)["random_mask"]["registers"] <= 96

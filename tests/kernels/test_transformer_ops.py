@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from checks import DTYPES, INSIDE_DYNAMO, assert_close, poisoned_outputs, random
+from checks import DEVICE, DTYPES, INSIDE_DYNAMO, assert_close, poisoned_outputs, random
 from ecgfast_kernels import attention as attention_module
 from ecgfast_kernels import gelu as gelu_module
 from ecgfast_kernels import norm as norm_module
@@ -137,6 +137,16 @@ def test_kernels_match_fp64(op: Op, dtype: torch.dtype) -> None:
         roundings = 4 if op.name == "attention" else 2
         name = f"{op} #{index}"
         assert_close(a, b, dtype=dtype, terms=op.terms, name=name, roundings=roundings)
+
+
+def test_gelu_from_one_exponential_is_exact_to_seven_digits() -> None:
+    """Its error function is a polynomial (1.5e-7): the tails, zero, and all between."""
+    x = torch.cat([torch.linspace(-12, 12, 2047), torch.tensor([0.0, -0.0, 1e-30, -40.0, 1e19])])
+    x, bias = x[:, None].to(DEVICE), torch.zeros(1, device=DEVICE)
+    got = run(lambda h: (bias_gelu(h, bias),), (x.requires_grad_(),))
+    want = run(lambda h: (gelu(h),), upcast((x,)))
+    for a, b in zip(got, want, strict=True):
+        assert ((a.double() - b).abs() <= 2.5e-7 + 2**-23 * b.abs()).all()
 
 
 def test_references_match_fp64_autograd() -> None:
