@@ -138,7 +138,7 @@ def convert(
         Window, typer.Option(help="Of records over 10 s: the first 10 s, or all.")
     ] = Window.FIRST,
     short: Annotated[
-        Short, typer.Option(help="What becomes of records under 10 s.")
+        Short, typer.Option(help="Records under 10 s: refuse, or fill up 5 s or more.")
     ] = Short.QUARANTINE,
     quality: Annotated[
         Quality, typer.Option(help="Records that fail a signal check.")

@@ -19,6 +19,7 @@ Window = Literal["first", "all"]
 Short = Literal["quarantine", "pad"]
 
 MAX_INVALID_SHARE = 0.01
+MIN_PADDED_TIMESTEPS = NUM_TIMESTEPS // 2  # half a window: below it, zeros are most of the record
 _MAX_ADC = 32767
 _MAX_RATE_TERM = 1000  # 500/rate as a fraction with terms up to this; 499.998 Hz counts as 500
 
@@ -115,6 +116,11 @@ def cut(digits: Digits, *, window: Window, short: Short) -> list[Segment | str]:
     """
     length = digits.signal.shape[1]
     if length < NUM_TIMESTEPS:
+        if length < MIN_PADDED_TIMESTEPS:
+            return [
+                f"too short: {length} timesteps at {SAMPLING_RATE_HZ} Hz, {NUM_TIMESTEPS} needed, "
+                f"{MIN_PADDED_TIMESTEPS} with --short pad"
+            ]
         if short == "quarantine":
             return [
                 f"too short: {length} timesteps at {SAMPLING_RATE_HZ} Hz, {NUM_TIMESTEPS} needed; "

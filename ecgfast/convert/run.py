@@ -91,7 +91,8 @@ def convert(
         workers: processes that read and encode for this one, which writes; 1 does all in this
             process, None takes the cores that it may use.
         window: of records longer than 5000 timesteps the "first", or "all" whole windows.
-        short: "quarantine" records shorter than 5000 timesteps or "pad" them with 0 microvolt.
+        short: "quarantine" records shorter than 5000 timesteps, or "pad" those of 2500 or
+            more with 0 microvolt.
         quality: "flag" what the signal checks find, or "strict": quarantine it.
         on_bad: "fail" marks the summary as failed when an input was quarantined.
         key_file: pseudonym key, made if it does not exist; None means STORE.key.

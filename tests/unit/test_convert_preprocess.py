@@ -73,6 +73,16 @@ def test_short_record() -> None:
     assert "padded" in segment.flags
 
 
+@pytest.mark.parametrize("length", [1, 2499])
+def test_half_a_window_is_the_least_that_is_padded(length: int) -> None:
+    signal = ecg_like(1, seed=0)[0]
+    digits = to_digits(record(signal[:, :length]))
+    reason = f"too short: {length} timesteps at 500 Hz, 5000 needed, 2500 with --short pad"
+    assert cut(digits, window="first", short="pad") == [reason]
+    assert cut(digits, window="first", short="quarantine") == [reason]
+    assert first(record(signal[:, :2500]), short="pad").signal.shape == (12, 5000)
+
+
 @pytest.mark.parametrize("rate", [100, 250, 257, 360, 1000])
 def test_resampling_keeps_the_curve(rate: float) -> None:
     signal = np.rint(sine(rate, 10.5, offset=300)).astype(np.int16)
