@@ -6,7 +6,7 @@ wfdb computes them on every read, as loaders over raw files must.
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -197,22 +197,25 @@ def _signals(store: StoreReader) -> Iterator[NDArray[np.int16]]:
         yield from store.read(np.arange(start, min(start + _BLOCK, len(store))))
 
 
-def prepare(store_path: Path, work: Path) -> None:
-    """Write every format below `work`, with the statistics that the int16 ones use.
+def prepare(store_path: Path, work: Path, peers: Iterable[str]) -> None:
+    """Write some formats below `work`, with the statistics that the int16 ones use.
 
     Args:
         store_path: the ecgfast store of a cohort of WFDB files.
         work: empty folder.
+        peers: names in `PEERS`; the libraries of all others need not be installed.
     """
     store = open_store(store_path)
     mean, rstd = mean_and_rstd(store, "record_lead")
     np.save(work / "mean.npy", mean)
     np.save(work / "rstd.npy", rstd)
-    for name, peer in PEERS.items():
+    for name in peers:
         (work / name).mkdir()
-        peer.write(store, work / name)  # type: ignore[attr-defined]  # those that have files write them
-    sources = csv.DictReader((work / f"{store_path.name}.sources.csv").open(encoding="utf-8"))
-    source_of = {row["record_id"]: row["source"] for row in sources}
+        PEERS[name].write(store, work / name)  # type: ignore[attr-defined]  # those that have files write them
+    if not (work / "wfdb.rdsamp").exists():
+        return
+    with (work / f"{store_path.name}.sources.csv").open(encoding="utf-8") as file:
+        source_of = {row["record_id"]: row["source"] for row in csv.DictReader(file)}
     ids = store.records.column("record_id").to_pylist()
     names = [str(Path(source_of[record_id]).with_suffix("")) for record_id in ids]
     (work / "wfdb.rdsamp" / "names.txt").write_text("\n".join(names))

@@ -47,6 +47,8 @@ from ecgfast.store import open_store
 
 RESULTS = Path(__file__).parent / "results"
 NUMPY = "numpy-memmap-int16"
+OURS = ("ecgfast", "ecgfast-none", "ecgfast-cpu", "ecgfast-dali")
+PROVIDERS = (*PEERS, NUMPY, *OURS)
 _TOLERANCE = 0.01  # fp16 of z-scores up to 16 resolves 0.008; wfdb's statistics are float64
 _CHECKED = 64  # records compared with ours before a variant is timed
 
@@ -82,13 +84,15 @@ def main() -> None:
         work = Path(name)
         _write_cohort(args, work / "cohort")
         convert([work / "cohort"], work / "store")
-        convert([work / "store"], work / "store-none", codec="none", workers=1)
-        prepare(work / "store", work)
+        if "ecgfast-none" in args.providers:
+            convert([work / "store"], work / "store-none", codec="none", workers=1)
+        read = {"memmap-int16" if name == NUMPY else name for name in args.providers}
+        prepare(work / "store", work, [name for name in PEERS if name in read])
         rows = list(_rows(args, work))
     out = RESULTS / device_slug(args.device)
     append_rows(out / "loader.jsonl", rows)
     print_table(rows)
-    if not args.providers:
+    if args.providers == list(PROVIDERS):
         plot(rows, out / "loader.png")
 
 
@@ -113,7 +117,7 @@ def _rows(args: argparse.Namespace, work: Path) -> Iterator[Row]:
         )
         for workers in args.workers
         for provider in (*PEERS, NUMPY, *_ours(args.device))
-        if provider in (args.providers or (provider,))
+        if provider in args.providers
         if provider != NUMPY or workers == args.workers[0]  # has no workers
     ]
     uses: dict[tuple[Variant, str], list[Use]] = {}
@@ -272,7 +276,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("sources", type=Path, nargs="*", help="folders of WFDB records")
     parser.add_argument("--copies", type=int, default=18, help="of the sources")
     parser.add_argument("--records", type=int, default=4096, help="synthetic ones, without sources")
-    parser.add_argument("--providers", nargs="+", help="of the table; by default all, and a plot")
+    parser.add_argument(
+        "--providers",
+        nargs="+",
+        choices=PROVIDERS,
+        default=list(PROVIDERS),
+        metavar="NAME",
+        help=f"of the table: {', '.join(PROVIDERS)}; by default all, and a plot",
+    )
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--turns", type=int, default=2, help="each has a cold and two warm rounds")
     parser.add_argument("--seconds", type=float, default=1.0, help="of a warm round")
