@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from disk_calls import recorded_calls
 
 from ecgfast.errors import EcgfastError
 from ecgfast.store.durable import DurableFile, store_lock, write_durably
@@ -33,6 +34,15 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
         write_durably(tmp_path / "file", parts())
     assert (tmp_path / "file").read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_bytes_are_on_the_disk_before_the_name_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = recorded_calls(tmp_path, monkeypatch)
+    write_durably(tmp_path / "file", [b"ab", b"c"])
+    temporary = calls[0].split()[1]
+    assert calls == [f"fsync {temporary} of 3 bytes", f"rename {temporary} to file", "fsync ./"]
 
 
 def test_parts_may_change_behind_the_writer(tmp_path: Path) -> None:

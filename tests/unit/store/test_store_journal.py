@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from disk_calls import recorded_calls
 
 from ecgfast.store.journal import Cursor, Entry, Journal
 
@@ -39,3 +40,15 @@ def test_damaged_line(path: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(lines[0] + lines[1].replace(b"1024", b"1025") + lines[2])
     assert Journal(path).entries == [entry(0)]
+
+
+def test_an_entry_is_on_the_disk_when_it_is_appended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = recorded_calls(tmp_path, monkeypatch)
+    journal = Journal(tmp_path / "journal")
+    journal.append(entry(0))
+    first = journal.path.stat().st_size
+    assert calls == [f"fsync journal of {first} bytes", "fsync ./"]  # a new name is in its folder
+    journal.append(entry(1))
+    assert calls[2:] == [f"fsync journal of {journal.path.stat().st_size} bytes"]

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from disk_calls import recorded_calls
 from recordings import snapshot
 
-from ecgfast.store.format import SHARD_RECORDS, shard_name
+from ecgfast.store.format import SHARD_RECORDS, lead_chunk_name, shard_name
 from ecgfast.store.journal import Cursor
 from ecgfast.store.outcomes import EncodedRecord, Outcome, Refusal, in_columns
 from ecgfast.store.writer import StoreWriter
@@ -120,3 +121,30 @@ def test_what_a_crash_left_of_a_shard_is_removed(tmp_path: Path) -> None:
     (signal / "c.1.0.0").write_bytes(b"a whole one that the journal does not know")
     with StoreWriter(tmp_path / "store", tmp_path / "work"):
         assert snapshot(tmp_path) == durable
+
+
+def test_the_journal_comes_after_all_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = recorded_calls(tmp_path, monkeypatch)
+    made = outcomes(10)
+    with StoreWriter(tmp_path / "store", tmp_path / "work") as writer:
+        writer.add(in_columns(made))
+        writer.finish(made[-1].after)
+        names = [f"store/{name}" for name in writer.files]
+    journal = next(n for n, call in enumerate(calls) if call.startswith("fsync work/journal"))
+    assert len(names) == 5
+    for name in names:
+        renamed = next(n for n, call in enumerate(calls) if call.endswith(f" to {name}"))
+        assert f"fsync {Path(name).parent.as_posix()}/" in calls[renamed:journal]
+    assert not [call for call in calls[journal:] if call.startswith("rename")]
+
+
+def test_a_shard_that_cannot_be_written_ends_the_writer(tmp_path: Path) -> None:
+    """The second of three: an error that nobody waited for would leave a hole in the store."""
+    made = outcomes(1400)
+    with StoreWriter(tmp_path / "store", tmp_path / "work") as writer:
+        (tmp_path / "store" / lead_chunk_name("lead_std", 1)).mkdir()
+        with pytest.raises(IsADirectoryError):
+            writer.add(in_columns(made))
+        assert writer.num_records == SHARD_RECORDS
