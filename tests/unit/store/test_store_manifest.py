@@ -1,11 +1,11 @@
 """The manifest: whole, of our version, and stable."""
 
 import hashlib
-import json
 from pathlib import Path
 
 import pytest
-from recordings import make_store
+from recordings import convert_quietly, make_store
+from resealed import change_manifest
 
 import ecgfast
 from ecgfast.errors import CorruptStoreError, FormatError
@@ -15,15 +15,6 @@ from ecgfast.store.manifest import read_manifest
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     return make_store(tmp_path, 2)[0]
-
-
-def rewrite(store: Path, **changes: object) -> None:
-    """Change the manifest and give it the digest that fits."""
-    manifest = json.loads((store / "manifest.json").read_text()) | changes
-    del manifest["digest"]
-    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-    manifest["digest"] = hashlib.sha256(text.encode()).hexdigest()
-    (store / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
 
 
 def test_says_what_the_store_holds(store: Path) -> None:
@@ -43,7 +34,7 @@ def test_says_what_the_store_holds(store: Path) -> None:
 
 
 def test_newer_version_is_a_clear_error(store: Path) -> None:
-    rewrite(store, version=2)
+    change_manifest(store, version=2)
     with pytest.raises(FormatError, match="format version 2, this ecgfast reads 1"):
         ecgfast.open_store(store)
 
@@ -68,3 +59,13 @@ def test_identity_is_of_the_signals(tmp_path: Path) -> None:
     other, _ = make_store(tmp_path / "c", 2, seed=1)
     identities = [ecgfast.open_store(path).identity for path in (first, same, other)]
     assert identities[0] == identities[1] != identities[2]
+
+
+def test_identity_is_of_how_the_signals_were_made(tmp_path: Path) -> None:
+    """No record is short here, so both stores hold the same signals."""
+    path, _ = make_store(tmp_path, 2)
+    convert_quietly([tmp_path / "in"], tmp_path / "other", short="pad")
+    first, second = ecgfast.open_store(path), ecgfast.open_store(tmp_path / "other")
+    (shard,) = path.glob("signals.zarr/signal/c.*")
+    assert shard.read_bytes() == (second.path / shard.relative_to(path)).read_bytes()
+    assert first.identity != second.identity

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import os
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,16 @@ def test_new_key_is_private_and_stays(tmp_path: Path) -> None:
     assert len(key) == 32
     assert path.stat().st_mode & 0o777 == 0o600
     assert read_or_create_key(path) == key
+
+
+@pytest.mark.parametrize("umask", [0, 0o377])
+def test_a_new_keys_mode_is_0600_under_any_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        read_or_create_key(tmp_path / "store.key")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "store.key").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("text", ["", "zz", "ab" * 31])

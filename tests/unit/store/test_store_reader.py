@@ -2,18 +2,22 @@
 
 import pickle
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
 from recordings import make_store
+from resealed import change_table
 
 import ecgfast
 from ecgfast.errors import CorruptStoreError, FormatError
 from ecgfast.store import shards
 from ecgfast.store.chunks import decode_chunks
-from ecgfast.store.format import CODECS, Codec
+from ecgfast.store.format import CODECS, LEAD_ARRAYS, Codec
+from ecgfast.store.reader import StoreReader
 
 NUM_RECORDS = 1100  # two shards
 
@@ -80,6 +84,34 @@ def test_pickle_and_threads(
             np.testing.assert_array_equal(read, signal[order])
 
 
+def test_many_threads_share_one_reader_with_few_open_files(
+    made: tuple[Path, np.ndarray, Codec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_OPEN_FILES", 1)  # of the two shards, one is closed at any time
+    store = ecgfast.open_store(made[0])
+    expected = {record: chunk_of(store, record) for record in (0, 1099)}
+    together = Barrier(16)
+
+    def read_many(thread: int) -> None:
+        together.wait()
+        for number in range(200):
+            record = (0, 1099)[(thread + number) % 2]
+            assert chunk_of(store, record) == expected[record]
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns in the middle of everything
+    try:
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(read_many, range(16)))
+    finally:
+        sys.setswitchinterval(before)
+
+
+def chunk_of(store: StoreReader, record: int) -> bytes:
+    buffer, offsets, lengths = store.read_chunks([record])
+    return buffer[offsets[0] :][: lengths[0]].tobytes()
+
+
 def copy_of(store: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(store, tmp_path / "copy"))
 
@@ -116,3 +148,25 @@ def test_not_a_store(made: tuple[Path, np.ndarray, Codec], tmp_path: Path) -> No
     (path / "manifest.json").unlink()
     with pytest.raises(CorruptStoreError, match="unfinished"):
         ecgfast.open_store(path)
+
+
+@pytest.mark.parametrize("array", LEAD_ARRAYS)
+def test_a_damaged_lead_array_is_named(
+    made: tuple[Path, np.ndarray, Codec], tmp_path: Path, array: str
+) -> None:
+    path = copy_of(made[0], tmp_path)
+    name = f"signals.zarr/{array}/c.1.0"
+    data = bytearray((path / name).read_bytes())
+    data[1] ^= 1  # of the first record, not of the padding behind the last
+    (path / name).write_bytes(data)
+    with pytest.raises(CorruptStoreError, match=f"the checksum of {name} is wrong"):
+        getattr(ecgfast.open_store(path), array)
+
+
+def test_a_table_of_other_length_is_refused(
+    made: tuple[Path, np.ndarray, Codec], tmp_path: Path
+) -> None:
+    path = copy_of(made[0], tmp_path)
+    change_table(path, lambda table: table.slice(1))
+    with pytest.raises(CorruptStoreError, match="has 1099 rows, the signals 1100"):
+        _ = ecgfast.open_store(path).records

@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from recordings import make_store
+from resealed import change_cell, change_lead_value, change_table
 
 import ecgfast
 from ecgfast.errors import CorruptStoreError, FormatError
-from ecgfast.store.format import CODECS, Codec
-from ecgfast.store.relabel import replace_records
+from ecgfast.store.format import CODECS, LEAD_ARRAYS, Codec
 from ecgfast.store.verify import verify_store
 
 NUM_FLIPS = 1000
@@ -81,13 +80,53 @@ def test_not_a_store(tmp_path: Path) -> None:
         verify_store(tmp_path)
 
 
-def test_a_patient_in_two_splits_is_found(tmp_path: Path) -> None:
-    """The digests are right and the content is not."""
-    path, _ = make_store(tmp_path, NUM_RECORDS)
-    reader = ecgfast.open_store(path)
-    records = reader.records
-    assert records["patient_id"][0] == records["patient_id"][1]
-    torn = pa.array(["train", "test", *records["split"].to_pylist()[2:]], pa.string())
-    at = records.column_names.index("split")
-    replace_records(reader, records.set_column(at, "split", torn), {})
-    assert verify_store(path) == ["records.parquet: a patient is in more than one split"]
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A sound store; each test below changes what it says and makes its digests fit again."""
+    return make_store(tmp_path, NUM_RECORDS)[0]
+
+
+def test_a_sound_store_stays_sound_when_it_is_sealed_again(store: Path) -> None:
+    change_table(store, lambda table: table)
+    change_lead_value(store, "scale_uv", 0, 0, 5)
+    assert verify_store(store) == []
+
+
+def test_a_patient_in_two_splits_is_found(store: Path) -> None:
+    patients = ecgfast.open_store(store).records["patient_id"]
+    assert patients[0] == patients[1]
+    change_cell(store, "split", 0, "train")
+    change_cell(store, "split", 1, "test")
+    assert verify_store(store) == ["records.parquet: a patient is in more than one split"]
+
+
+def test_an_unknown_split_is_found(store: Path) -> None:
+    for row in (0, 1):  # both records of a patient
+        change_cell(store, "split", row, "holdout")
+    assert verify_store(store) == ["records.parquet: unknown split 'holdout'"]
+
+
+def test_a_record_id_twice_is_found(store: Path) -> None:
+    change_cell(store, "record_id", 5, ecgfast.open_store(store).records["record_id"][2].as_py())
+    assert verify_store(store) == ["records.parquet: 1 record_ids occur more than once"]
+
+
+def test_a_table_of_other_length_is_found(store: Path) -> None:
+    change_table(store, lambda table: table.slice(0, NUM_RECORDS - 1))
+    (problem,) = verify_store(store)
+    assert problem.endswith("records.parquet has 5 rows, the signals 6")
+
+
+@pytest.mark.parametrize(("array", "value"), [("scale_uv", 0), ("lead_std", -1)])
+def test_an_impossible_scale_or_deviation_is_found(store: Path, array: str, value: float) -> None:
+    change_lead_value(store, array, 5, 11, value)
+    assert verify_store(store) == ["scale_uv holds a zero, or lead_std a negative value"]
+
+
+@pytest.mark.parametrize("array", LEAD_ARRAYS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_is_found(store: Path, array: str, value: float) -> None:
+    change_lead_value(store, array, 0, 3, value)
+    assert verify_store(store) == [
+        "scale_uv, offset_adc, lead_mean or lead_std holds a value that is not finite"
+    ]

@@ -10,8 +10,9 @@ import zarr
 from recordings import ecg_like, make_store
 
 import ecgfast
-import ecgfast.store.zarr_codec  # registers the codec in a source checkout
+from ecgfast.errors import ShapeError
 from ecgfast.store.format import CODECS, LEAD_ARRAYS, Codec
+from ecgfast.store.zarr_codec import EcgpackCodec  # registers it in a source checkout, too
 
 NUM_RECORDS = 40
 
@@ -64,3 +65,17 @@ def test_all_zero_record_survives(tmp_path: Path) -> None:
     assert not store.read([0]).any()
     assert not store.lead_std.any()
     assert "flat_lead" in store.records["flags"][0].as_py()
+
+
+def test_a_chunk_of_several_records_is_refused(tmp_path: Path) -> None:
+    array = zarr.create_array(
+        tmp_path / "array",
+        shape=(4, 12, 5000),
+        chunks=(2, 12, 5000),
+        dtype="int16",
+        serializer=EcgpackCodec(),
+        compressors=None,
+        fill_value=0,
+    )
+    with pytest.raises(ShapeError, match=r"must have shape \(1, leads, timesteps\), got \(2, 12"):
+        array[:] = ecg_like(4, seed=0)
