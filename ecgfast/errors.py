@@ -1,5 +1,35 @@
 """The error tree: every message says what, got, allowed, cure, in one line."""
 
+from typing import Literal
+
+# Why an input is refused, as a store says it. Text of a file, and its name, can name a patient:
+# what an error says beyond these words stays beside the store.
+Reason = Literal[
+    "cannot be read as a 12-lead ECG",
+    "the file cannot be opened",
+    "the file is damaged",
+    "the file is too large",
+    "the header is damaged",
+    "a signal file is missing",
+    "a signal file is cut short",
+    "a checksum differs",
+    "a lead is missing",
+    "a lead occurs twice",
+    "a lead is not measured in volts",
+    "the array has another shape or type",
+    "there is no sidecar",
+    "the sidecar is damaged",
+    "a value of the sidecar is not allowed",
+    "the sampling rate is not allowed",
+    "there are no timesteps",
+    "shorter than 5 s",
+    "shorter than 10 s; --short pad takes it",
+    "more than 1 % is marked invalid",
+    "signal check: flat_lead; --quality flag takes it",
+    "signal check: einthoven; --quality flag takes it",
+    "signal check: interpolated; --quality flag takes it",
+]
+
 
 class EcgfastError(Exception):
     """A mistake that the user can mend; the CLI prints it as one line and exits with 2."""
@@ -14,7 +44,16 @@ class ShapeError(EcgfastError, ValueError):
 
 
 class FormatError(EcgfastError, ValueError):
-    """A file does not have the format that it should have."""
+    """A file does not have the format that it should have.
+
+    Args:
+        message: for the console and for the hospital's own table, file names included.
+        reason: what a store may say of it.
+    """
+
+    def __init__(self, message: str, *, reason: Reason = "cannot be read as a 12-lead ECG") -> None:
+        super().__init__(message)
+        self.reason: Reason = reason
 
 
 class CorruptStoreError(FormatError):

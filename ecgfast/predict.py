@@ -142,7 +142,7 @@ class Predictor:
         return [
             self._scored(item, window, next(scores), next(known))
             if isinstance(window, Segment)
-            else Prediction(file=item.path, start_s=0.0, probability=None, note=window)
+            else Prediction(file=item.path, start_s=0.0, probability=None, note=str(window))
             for window in windows
         ]
 

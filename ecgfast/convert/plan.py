@@ -14,7 +14,7 @@ from ecgfast.store.durable import explained, write_durably
 from ecgfast.store.format import MANIFEST, beside
 
 _PLAN, _INPUTS = "plan.json", "inputs.jsonl"
-_LAYOUT = 4  # of the files beside the plan; another number cannot be gone on with
+_LAYOUT = 5  # of the files beside the plan; another number cannot be gone on with
 _COUNTS = ("num_inputs", "num_files", "passed_over", "examples")  # of a plan
 
 Spec = dict[str, Any]

@@ -104,7 +104,7 @@ def to_digits(record: EcgRecord) -> Digits:
     return _quantised(digits, values, integers=record.signal.dtype == np.int16)
 
 
-def cut(digits: Digits, *, window: Window, short: Short) -> list[Segment | str]:
+def cut(digits: Digits, *, window: Window, short: Short) -> list[Segment | FormatError]:
     """Cut the windows of a record.
 
     Args:
@@ -112,19 +112,25 @@ def cut(digits: Digits, *, window: Window, short: Short) -> list[Segment | str]:
         window: "first", or "all" (whole windows one behind another; a shorter rest is dropped).
         short: what happens to records of fewer than 5000 timesteps.
     Returns:
-        windows in order of time; a text instead is the reason why that window is refused.
+        windows in order of time; an error instead says why that window is refused.
     """
     length = digits.signal.shape[1]
     if length < NUM_TIMESTEPS:
         if length < MIN_PADDED_TIMESTEPS:
             return [
-                f"too short: {length} timesteps at {SAMPLING_RATE_HZ} Hz, {NUM_TIMESTEPS} needed, "
-                f"{MIN_PADDED_TIMESTEPS} with --short pad"
+                FormatError(
+                    f"too short: {length} timesteps at {SAMPLING_RATE_HZ} Hz, {NUM_TIMESTEPS} "
+                    f"needed, {MIN_PADDED_TIMESTEPS} with --short pad",
+                    reason="shorter than 5 s",
+                )
             ]
         if short == "quarantine":
             return [
-                f"too short: {length} timesteps at {SAMPLING_RATE_HZ} Hz, {NUM_TIMESTEPS} needed; "
-                "--short pad fills with zeros"
+                FormatError(
+                    f"too short: {length} timesteps at {SAMPLING_RATE_HZ} Hz, {NUM_TIMESTEPS} "
+                    "needed; --short pad fills with zeros",
+                    reason="shorter than 10 s; --short pad takes it",
+                )
             ]
         return [_segment(_padded(digits), 0, unpadded=length)]
     if length == NUM_TIMESTEPS:
@@ -136,16 +142,17 @@ def cut(digits: Digits, *, window: Window, short: Short) -> list[Segment | str]:
     return [_segment(digits, start) for start in starts]
 
 
-def _segment(digits: Digits, start: int, unpadded: int = NUM_TIMESTEPS) -> Segment | str:
+def _segment(digits: Digits, start: int, unpadded: int = NUM_TIMESTEPS) -> Segment | FormatError:
     span = slice(start, start + NUM_TIMESTEPS)
     valid = None if digits.valid is None else digits.valid[:, span]
     flags, share = digits.flags, 0.0
     if valid is not None:
         share = 1 - float(valid[:, :unpadded].mean())
         if share > MAX_INVALID_SHARE:
-            return (
+            return FormatError(
                 f"{100 * share:.1f} % of the window at timestep {start} is marked invalid, "
-                f"allowed {100 * MAX_INVALID_SHARE:.0f} %"
+                f"allowed {100 * MAX_INVALID_SHARE:.0f} %",
+                reason="more than 1 % is marked invalid",
             )
         if share == 0:
             flags = tuple(flag for flag in flags if flag != "interpolated")
@@ -169,14 +176,17 @@ def _padded(digits: Digits) -> Digits:
 @lru_cache
 def _resampling(rate_hz: float) -> Fraction:
     if not 1 <= rate_hz <= 100_000:
-        raise FormatError(f"sampling rate must be in [1, 100000] Hz, got {rate_hz}")
+        raise FormatError(
+            f"sampling rate must be in [1, 100000] Hz, got {rate_hz}",
+            reason="the sampling rate is not allowed",
+        )
     return Fraction(SAMPLING_RATE_HZ / rate_hz).limit_denominator(_MAX_RATE_TERM)
 
 
 def _valid(signal: NDArray[Any]) -> NDArray[np.bool_] | None:
     """Mask of valid timesteps, or None where all are: the minimum alone tells for integers."""
     if signal.shape[1] == 0:
-        raise FormatError("the record has no timesteps")
+        raise FormatError("the record has no timesteps", reason="there are no timesteps")
     if signal.dtype == np.int16:
         return signal != INVALID if signal.min() == INVALID else None
     finite: NDArray[np.bool_] = np.isfinite(signal)

@@ -67,7 +67,8 @@ def seal_converted(
     write_sources(sources_beside(out), lines.sources)
     if writer.num_records == 0:
         raise FormatError(
-            f"none of {num_inputs} inputs could be converted; {out / QUARANTINE} says why for each"
+            f"none of {num_inputs} inputs could be converted; {sources_beside(out)} says why for "
+            "each"
         )
     read = partial(_read, Shards(out, writer.num_records), settings.codec)
     table = mark_duplicates(table, lines.waiting, read)

@@ -1,7 +1,6 @@
 """What a worker does: read, preprocess, check and encode a batch of input files."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +15,7 @@ from ecgfast.convert.content import content_digests, packed_fingerprints
 from ecgfast.convert.plan import parse_input
 from ecgfast.convert.preprocess import Digits, Segment, Short, Window, cut, to_digits
 from ecgfast.convert.quality import breaks_einthoven, einthoven_uv, flat_leads
-from ecgfast.errors import EcgfastError, FormatError, ShapeError
+from ecgfast.errors import EcgfastError, FormatError, Reason, ShapeError
 from ecgfast.ingest import InputFile, read_record
 from ecgfast.ingest.discover import printable
 from ecgfast.records import NO_PATIENT, NUM_LEADS, NUM_TIMESTEPS, EcgRecord
@@ -27,13 +26,13 @@ from ecgfast.store.outcomes import EncodedRecord, Outcome, Outcomes, Refusal, in
 from ecgfast.store.pseudonyms import Pseudonyms, key_of_unnamed
 
 Quality = Literal["flag", "strict"]
-_STRICT = ("flat_lead", "einthoven", "interpolated")
+_STRICT: dict[str, Reason] = {
+    "flat_lead": "signal check: flat_lead; --quality flag takes it",
+    "einthoven": "signal check: einthoven; --quality flag takes it",
+    "interpolated": "signal check: interpolated; --quality flag takes it",
+}
 _BLOCK_RECORDS = 16  # two megabytes: what one step writes, the next finds in the cache
-_SHORTEST_NAME = 4  # the "1" of 1.hea is in many a reason; as a file name it is caught below
-_LONGEST_REASON = 500
-_FILE_NAME = re.compile(
-    r"[^\s'\"]+(\.(?:hea|dat|mat|flac|npy|npz|json|xml|dcm|scp))\b", re.IGNORECASE
-)
+_LONGEST_DETAIL = 500  # characters of an error: a damaged file can bring megabytes into it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,13 +111,13 @@ def _windows(item: InputFile, position: int, settings: Settings) -> list[_Candid
         digits = to_digits(record)
     except (FormatError, ShapeError) as error:
         _still_there(item.source)
-        return [_refusal(item, behind, str(error), settings)]
+        return [_refusal(item, behind, error, settings)]
     windows: list[_Candidate | Refusal] = []
     segments = cut(digits, window=settings.window, short=settings.short)
     for number, segment in enumerate(segments, 1):
         last = number == len(segments)
         after = behind if last else Cursor(position=position, outcome=number)
-        if isinstance(segment, str):
+        if isinstance(segment, FormatError):
             windows.append(_refusal(item, after, segment, settings))
         else:
             windows.append(
@@ -153,8 +152,8 @@ def _encoded(candidates: list[_Candidate], settings: Settings) -> list[Outcome]:
         row |= {"content": content[n], "fingerprint": fingerprints[n]}
         found = [flag for flag in _STRICT if flag in row["flags"].split(";")]
         if settings.quality == "strict" and found:
-            reason = f"signal check: {', '.join(found)}; --quality flag takes it"
-            result.append(_refusal(item, after, reason, settings))
+            error = FormatError(f"signal check: {', '.join(found)}", reason=_STRICT[found[0]])
+            result.append(_refusal(item, after, error, settings))
             continue
         result.append(
             EncodedRecord(
@@ -236,25 +235,33 @@ def _segments(item: InputFile, record: EcgRecord, pseudonyms: Pseudonyms) -> str
     return json.dumps([pseudonyms.of("record", name) for name in names])
 
 
-def _refusal(item: InputFile, after: Cursor, reason: str, settings: Settings) -> Refusal:
+def _refusal(
+    item: InputFile, after: Cursor, error: FormatError | ShapeError, settings: Settings
+) -> Refusal:
+    """An input that the store does not take: only a reason of `errors.Reason` enters the store."""
+    reason: Reason = (
+        error.reason if isinstance(error, FormatError) else "cannot be read as a 12-lead ECG"
+    )
     row = {
         "record_id": settings.pseudonyms.of("record", item.record_id),
-        "format": item.path.suffix.lstrip("."),
-        "reason": reason if settings.pseudonyms.keep else _without_names(reason, item),
+        "format": item.path.suffix.lstrip(".").lower(),
+        "reason": reason,
     }
-    source = printable(str(item.path))
-    return Refusal(after=after, row=row, source=source, record=item.record_id)
+    return Refusal(
+        after=after,
+        row=row,
+        source=printable(str(item.path)),
+        record=item.record_id,
+        detail=_one_line(str(error)),
+    )
 
 
-def _without_names(reason: str, item: InputFile) -> str:
-    """File names can hold names and dates of birth: they stay out of the store."""
-    names = {str(item.path), str(item.source), item.path.name, item.record_id, item.path.stem}
-    for name in sorted(names, key=len, reverse=True):
-        if len(name) >= _SHORTEST_NAME:
-            reason = reason.replace(name, "INPUT")
-    if len(reason) > _LONGEST_REASON:  # of a damaged file; the pattern's time grows as its square
-        reason = f"{reason[:_LONGEST_REASON].rpartition(' ')[0]} ..."
-    return " ".join(_FILE_NAME.sub(r"INPUT\1", reason).split())
+def _one_line(text: str) -> str:
+    """An error as one short line, in characters that a UTF-8 file can hold."""
+    line = " ".join(text[: 2 * _LONGEST_DETAIL].split())
+    if len(line) > _LONGEST_DETAIL:
+        line = f"{line[:_LONGEST_DETAIL]} ..."
+    return line.encode("utf-8", errors="backslashreplace").decode()
 
 
 def _still_there(source: Path) -> None:

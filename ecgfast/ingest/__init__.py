@@ -25,7 +25,7 @@ def read_record(item: InputFile) -> EcgRecord:
     Returns:
         The record with every timestep of the source, 12 leads in the order of `LEADS`.
     Raises:
-        FormatError: the file cannot be read as a 12-lead ECG; the text is the quarantine's reason.
+        FormatError: the file cannot be read as a 12-lead ECG; its `reason` enters quarantine.csv.
             An input/output error of a share that drops is not one: it stops the caller.
     """
     try:
@@ -35,4 +35,6 @@ def read_record(item: InputFile) -> EcgRecord:
     except OSError as error:
         if error.errno not in _OF_ONE_FILE:
             raise
-        raise FormatError(f"{item.path.name}: {error.strerror}") from error
+        raise FormatError(
+            f"{item.path.name}: {error.strerror}", reason="the file cannot be opened"
+        ) from error

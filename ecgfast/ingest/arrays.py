@@ -74,7 +74,8 @@ def read_arrays(path: Path, record_id: str, row: int | None) -> EcgRecord:
     if array.ndim != 2 or len(names) not in array.shape or array.dtype.kind not in "iuf":
         raise FormatError(
             f"{path.name}: got {array.dtype} of shape {array.shape}, allowed numbers of shape "
-            f"({len(names)}, T), (T, {len(names)}) or, in .npy, (N, {len(names)}, T)"
+            f"({len(names)}, T), (T, {len(names)}) or, in .npy, (N, {len(names)}, T)",
+            reason="the array has another shape or type",
         )
     signal_ST = np.ascontiguousarray(array if len(array) == len(names) else array.T)
     scale = _per_signal(meta, "scale_uv", None, len(names), path)
@@ -112,12 +113,16 @@ def _read_npy_header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], bool,
         )
         shape, fortran, dtype = reader(file)
     except Exception as error:  # the header is a Python literal: damage can raise anything
-        raise FormatError(f"{path.name}: not a NumPy array file: {_one_line(error)}") from error
+        raise FormatError(
+            f"{path.name}: not a NumPy array file: {_one_line(error)}",
+            reason="the file is damaged",
+        ) from error
     held = os.fstat(file.fileno()).st_size - file.tell()
     if len(shape) != 3 and not dtype.hasobject and held < math.prod(shape) * dtype.itemsize:
         raise FormatError(
             f"{path.name}: not a NumPy array file of shape {shape}: it holds {held} bytes of "
-            f"{math.prod(shape) * dtype.itemsize}; the copy is cut short"
+            f"{math.prod(shape) * dtype.itemsize}; the copy is cut short",
+            reason="a signal file is cut short",
         )
     return shape, fortran, dtype
 
@@ -132,7 +137,8 @@ def _read_npy(path: Path, row: int | None) -> NDArray[Any]:
                 whole = np.load(file, allow_pickle=False)
             except (ValueError, EOFError) as error:
                 raise FormatError(
-                    f"{path.name}: not a NumPy array file: {_one_line(error)}"
+                    f"{path.name}: not a NumPy array file: {_one_line(error)}",
+                    reason="the file is damaged",
                 ) from error
             return np.asarray(whole if row is None else whole[row])
         num_bytes = math.prod(shape[1:]) * dtype.itemsize
@@ -140,7 +146,8 @@ def _read_npy(path: Path, row: int | None) -> NDArray[Any]:
         content = file.read(num_bytes)
     if len(content) < num_bytes:
         raise FormatError(
-            f"{path.name}: ends before record {row} of {shape[0]}; the copy is cut short"
+            f"{path.name}: ends before record {row} of {shape[0]}; the copy is cut short",
+            reason="a signal file is cut short",
         )
     return np.frombuffer(content, dtype).reshape(shape[1:])
 
@@ -152,9 +159,14 @@ def _read_npz(path: Path) -> dict[str, Any]:
         with np.load(content, allow_pickle=False) as archive:
             meta = {key: archive[key] for key in archive.files}
     except Exception as error:  # zipfile, zlib and NumPy have a dozen classes for damage
-        raise FormatError(f"{path.name}: not a NumPy archive: {_one_line(error)}") from error
+        raise FormatError(
+            f"{path.name}: not a NumPy archive: {_one_line(error)}", reason="the file is damaged"
+        ) from error
     if "signal" not in meta:
-        raise FormatError(f"{path.name}: got arrays {sorted(meta)}, one must be named 'signal'")
+        raise FormatError(
+            f"{path.name}: got arrays {sorted(meta)}, one must be named 'signal'",
+            reason="the array has another shape or type",
+        )
     return {
         key: value if key == "signal" else (value.item() if value.ndim == 0 else value.tolist())
         for key, value in meta.items()
@@ -168,13 +180,19 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
             try:
                 meta = json.loads(candidate.read_text(encoding="utf-8"))
             except ValueError as error:
-                raise FormatError(f"{candidate.name}: not JSON: {error}") from error
+                raise FormatError(
+                    f"{candidate.name}: not JSON: {error}", reason="the sidecar is damaged"
+                ) from error
             if not isinstance(meta, dict):
-                raise FormatError(f"{candidate.name}: got a {type(meta).__name__}, allowed {{...}}")
+                raise FormatError(
+                    f"{candidate.name}: got a {type(meta).__name__}, allowed {{...}}",
+                    reason="the sidecar is damaged",
+                )
             return meta
     raise FormatError(
         f"{path.name}: no sidecar, so rate and scale are unknown; write {path.stem}.json or "
-        f'{SHARED_SIDECAR} with {{"sampling_rate_hz": 500, "scale_uv": 1.0}}'
+        f'{SHARED_SIDECAR} with {{"sampling_rate_hz": 500, "scale_uv": 1.0}}',
+        reason="there is no sidecar",
     )
 
 
@@ -187,7 +205,10 @@ def _number(meta: dict[str, Any], key: str, path: Path) -> float:
     """Return a positive number of the sidecar."""
     value = meta.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-        raise FormatError(f"{path.name}: {key} is {value!r}, allowed a number in (0, 1e6)")
+        raise FormatError(
+            f"{path.name}: {key} is {value!r}, allowed a number in (0, 1e6)",
+            reason="a value of the sidecar is not allowed",
+        )
     return float(value)
 
 
@@ -200,7 +221,10 @@ def _per_signal(
     if len(values) != count or not all(
         isinstance(v, int | float) and not isinstance(v, bool) and np.isfinite(v) for v in values
     ):
-        raise FormatError(f"{path.name}: {key} is {value!r}, allowed a number or {count} numbers")
+        raise FormatError(
+            f"{path.name}: {key} is {value!r}, allowed a number or {count} numbers",
+            reason="a value of the sidecar is not allowed",
+        )
     return [float(v) for v in values]
 
 
@@ -231,7 +255,8 @@ def _label(name: str, value: object, path: Path) -> str | float | None:
         return float(value)
     except OverflowError as error:
         raise FormatError(
-            f"{path.name}: label {name!r} is a number beyond 1e308; write it as text"
+            f"{path.name}: label {name!r} is a number beyond 1e308; write it as text",
+            reason="a value of the sidecar is not allowed",
         ) from error
 
 
@@ -243,5 +268,6 @@ def _check_text(values: Sequence[str | float | None], path: Path) -> None:
         except UnicodeEncodeError as error:
             raise FormatError(
                 f"{path.name}: {value!r} holds half of a UTF-16 pair, allowed Unicode text; "
-                "correct it where the labels are written"
+                "correct it where the labels are written",
+                reason="a value of the sidecar is not allowed",
             ) from error

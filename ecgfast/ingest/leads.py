@@ -81,14 +81,16 @@ def plan_leads(names: Sequence[str], source: str) -> tuple[int, ...]:
         if rows[position] != _ABSENT:
             raise FormatError(
                 f"{source}: lead {LEADS[position]} occurs twice (signals {rows[position] + 1} and "
-                f"{row + 1}), allowed once; remove one"
+                f"{row + 1}), allowed once; remove one",
+                reason="a lead occurs twice",
             )
         rows[position] = row
     lost = [LEADS[i] for i in range(NUM_LEADS) if rows[i] == _ABSENT and i not in _DERIVABLE]
     if lost:
         raise FormatError(
             f"{source}: no lead {', '.join(lost)}, got {', '.join(names) or 'no signals'}; all 12 "
-            "standard leads are needed (only III, aVR, aVL and aVF can be derived)"
+            "standard leads are needed (only III, aVR, aVL and aVF can be derived)",
+            reason="a lead is missing",
         )
     return tuple(rows)
 
@@ -122,7 +124,10 @@ def arrange_leads(
             scale[position], offset[position] = scale[0], offset[0]
     if not np.isfinite(scale).all():
         lead = LEADS[int(np.argmin(np.isfinite(scale)))]
-        raise FormatError(f"{source}: the unit of lead {lead} is no voltage, allowed V, mV, uV, nV")
+        raise FormatError(
+            f"{source}: the unit of lead {lead} is no voltage, allowed V, mV, uV, nV",
+            reason="a lead is not measured in volts",
+        )
     if tuple(plan) == _FILE_ORDER and len(signal_ST) == NUM_LEADS:
         return TwelveLeads(signal=signal_ST, scale_uv=scale, offset_adc=offset, flags=())
     signal = signal_ST[rows]

@@ -35,7 +35,8 @@ def read_format16(folder: Path, header: WfdbHeader) -> NDArray[np.int16]:
         num_timesteps = num_timesteps or len(frames)
         if len(frames) != num_timesteps:
             raise FormatError(
-                f"{file_name}: holds {len(frames)} timesteps, the other files {num_timesteps}"
+                f"{file_name}: holds {len(frames)} timesteps, the other files {num_timesteps}",
+                reason="a signal file is cut short",
             )
         part, sums = deinterleave(frames)
         _check_sums(sums, specs, file_name)
@@ -48,7 +49,10 @@ def _read_frames(
 ) -> NDArray[Any]:
     """Return (T, S) int16 of one signal file; T from the file's size where the header is silent."""
     if file_name == ".." or set(file_name) & set("/\\\0"):
-        raise FormatError(f"signal file is {file_name!r}, allowed a plain name beside the header")
+        raise FormatError(
+            f"signal file is {file_name!r}, allowed a plain name beside the header",
+            reason="the header is damaged",
+        )
     offset, row_bytes = specs[0].byte_offset, 2 * len(specs)
     try:
         with open(folder / file_name, "rb", buffering=0, opener=_open_at_once) as file:
@@ -58,18 +62,23 @@ def _read_frames(
             if size >= offset + num_bytes > offset + _MAX_BYTES:
                 raise FormatError(
                     f"{file_name}: {wanted:,} timesteps of {len(specs)} signals, allowed "
-                    f"{_MAX_BYTES >> 30} GiB in one file; cut the recording into shorter records"
+                    f"{_MAX_BYTES >> 30} GiB in one file; cut the recording into shorter records",
+                    reason="the file is too large",
                 )
             content = b""
             if size >= offset + num_bytes:
                 file.seek(offset)
                 content = file.read(num_bytes)
     except FileNotFoundError:
-        raise FormatError(f"signal file {file_name} is missing beside its header") from None
+        raise FormatError(
+            f"signal file {file_name} is missing beside its header",
+            reason="a signal file is missing",
+        ) from None
     if len(content) < num_bytes:
         raise FormatError(
             f"{file_name}: holds {size} bytes, its header promises {offset + num_bytes}; the copy "
-            "is cut short, copy it again"
+            "is cut short, copy it again",
+            reason="a signal file is cut short",
         )
     return np.frombuffer(content, "<i2").reshape(wanted, len(specs))
 
@@ -93,5 +102,6 @@ def _check_sums(sums_S: NDArray[np.uint16], specs: list[SignalSpec], file_name: 
     if wrong and any(spec.checksum for spec in specs):
         raise FormatError(
             f"{file_name}: checksum of {', '.join(wrong)} differs from the header's; the file is "
-            "damaged or belongs to another header"
+            "damaged or belongs to another header",
+            reason="a checksum differs",
         )

@@ -86,7 +86,10 @@ def parse_header(text: str, source: str) -> WfdbHeader:
         elif line:
             lines.append(line)
     if not lines:
-        raise FormatError(f"{source}: got an empty header, allowed a WFDB record line first")
+        raise FormatError(
+            f"{source}: got an empty header, allowed a WFDB record line first",
+            reason="the header is damaged",
+        )
     fields = lines[0].split()
     try:
         num_signals = int(fields[1])
@@ -96,16 +99,20 @@ def parse_header(text: str, source: str) -> WfdbHeader:
     except (IndexError, ValueError):
         raise FormatError(
             f"{source}: the record line has {len(fields)} words, allowed "
-            "'NAME SIGNALS [RATE [TIMESTEPS [TIME] [DATE]]]' with numbers and a NAME without blanks"
+            "'NAME SIGNALS [RATE [TIMESTEPS [TIME] [DATE]]]' with numbers and a NAME without "
+            "blanks",
+            reason="the header is damaged",
         ) from None
     if not 0 < rate < 1e6 or num_timesteps < 0 or num_signals < 0:
         raise FormatError(
             f"{source}: the record line gives {num_signals} signals of {num_timesteps} timesteps "
-            f"at {rate:g} Hz, allowed a rate in (0, 1e6) Hz and counts >= 0"
+            f"at {rate:g} Hz, allowed a rate in (0, 1e6) Hz and counts >= 0",
+            reason="the header is damaged",
         )
     if segments == 0 and len(lines) - 1 < num_signals:
         raise FormatError(
-            f"{source}: got {len(lines) - 1} signal lines, the record line promises {num_signals}"
+            f"{source}: got {len(lines) - 1} signal lines, the record line promises {num_signals}",
+            reason="the header is damaged",
         )
     return WfdbHeader(
         sampling_rate_hz=rate,
@@ -153,7 +160,8 @@ def _signal_spec(line: str, source: str) -> SignalSpec:
     except (IndexError, ValueError):
         raise FormatError(
             f"{source}: a signal line has {count} words, allowed "
-            "'FILE FORMAT GAIN(BASELINE)/UNITS BITS ZERO INITIAL CHECKSUM BLOCK NAME'"
+            "'FILE FORMAT GAIN(BASELINE)/UNITS BITS ZERO INITIAL CHECKSUM BLOCK NAME'",
+            reason="the header is damaged",
         ) from None
 
 

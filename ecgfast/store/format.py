@@ -52,7 +52,10 @@ WAITING_TYPES = {
     "fingerprint": "binary",
     "segments": "string",
 }
-SOURCES_COLUMNS = ("record_id", "source", "recorded", "record", "patient")  # beside the store
+SOURCES_COLUMNS = (  # beside the store
+    *("record_id", "source", "recorded", "record", "patient"),
+    "detail",  # why an input was refused, in words that can hold names
+)
 QUARANTINE_COLUMNS = ("record_id", "format", "reason")
 
 MANIFEST = "manifest.json"

@@ -46,10 +46,11 @@ class Refusal:
 
     Attributes:
         after: the cursor behind it.
-        row: record_id (pseudonym), format, reason.
+        row: record_id (pseudonym), format, and one of `errors.Reason`.
         source: readable path, for the table beside the store.
         recorded: empty: the date of what is refused is not kept.
         record: readable id, for the table beside the store.
+        detail: what is wrong, names of files included, for the same table.
     """
 
     after: Cursor
@@ -57,6 +58,7 @@ class Refusal:
     source: str = ""
     recorded: str = ""
     record: str = ""
+    detail: str = ""
 
 
 Outcome = EncodedRecord | Refusal
@@ -147,7 +149,8 @@ def _source(each: Outcome) -> tuple[str, ...]:
     """The columns of SOURCES_COLUMNS."""
     patient = each.row.get("patient_key", "")
     named = "" if patient.startswith(UNNAMED) else patient
-    return each.row.get("record_id", ""), each.source, each.recorded, each.record, named
+    detail = each.detail if isinstance(each, Refusal) else ""
+    return each.row.get("record_id", ""), each.source, each.recorded, each.record, named, detail
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:

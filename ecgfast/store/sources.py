@@ -14,7 +14,7 @@ Source = dict[str, str]
 def read_sources(store: Path) -> dict[str, Source] | None:
     """Read the table: record_id -> its line, the first one where several have one id.
 
-    Lines of a table that an earlier version wrote lack "record" and "patient".
+    Lines of a table that an earlier version wrote lack "record", "patient" and "detail".
 
     Returns:
         None where there is no table.

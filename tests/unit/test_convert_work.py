@@ -1,13 +1,16 @@
 """What a worker makes of good and bad files; no readable name enters the store."""
 
+import csv
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from recordings import convert_quietly, ecg_like, snapshot, write_wfdb
 
 import ecgfast
-from ecgfast.errors import EcgfastError, FormatError
+from ecgfast.errors import EcgfastError, FormatError, Reason
+from ecgfast.records import LEADS
 from ecgfast.store.pseudonyms import Pseudonyms
 
 
@@ -59,13 +62,30 @@ def test_names_stay_out_of_the_store(tmp_path: Path) -> None:
     (tmp_path / "Jane_Doe/x1.hea").write_text("Jane Doe 12 500 5000\n")
     (tmp_path / "Jane_Doe/x2.hea").write_text("Doe 12 -5 5000 12:00 01/02/1960\n")
     (tmp_path / "Jane_Doe/x3.hea").write_text("r 1 500\nDoe.x 16 much/mV 16 0 0 0 0 Doe\n")
+    (tmp_path / "Jane_Doe/x4.hea").write_text(
+        "r 12 500 5000\n" + "".join(f"Doe_1951.xyz 16 200 16 0 0 0 0 {lead}\n" for lead in LEADS)
+    )
+    (tmp_path / "Jane_Doe/x5.npy").write_bytes(b"Jane Doe, born 1951")
+    np.save(tmp_path / "Jane_Doe/x6.npy", signal)
+    (tmp_path / "Jane_Doe/x6.json").write_text('{"sampling_rate_hz": "Jane Doe", "scale_uv": 1}')
+    np.save(tmp_path / "Jane_Doe/x7.npy", signal)
+    (tmp_path / "Jane_Doe/x7.json").write_text(
+        '{"sampling_rate_hz": 500, "scale_uv": 1, "patient_id": "Jane Doe \\ud800"}'
+    )
     convert_quietly([tmp_path / "Jane_Doe"], tmp_path / "store")
     content = b"".join(snapshot(tmp_path / "store").values())
-    for name in (b"Doe", b"Jane", b"4711", bytes(tmp_path)):
+    for name in (b"Doe", b"Jane", b"4711", b"1951", bytes(tmp_path)):
         assert name not in content
     beside = tmp_path / "store.sources.csv"
     assert "Doe_1960.hea" in beside.read_text()
     assert beside.stat().st_mode & 0o777 == 0o600
+    lines = {line["record"]: line for line in csv.DictReader(beside.read_text().splitlines())}
+    assert "Doe_1951.xyz is missing" in lines["x4"]["detail"]
+    assert "Jane Doe \\ud800" in lines["x7"]["detail"]
+    assert lines["Doe_1960"]["detail"] == ""
+    refused = list(csv.DictReader((tmp_path / "store/quarantine.csv").read_text().splitlines()))
+    assert len(refused) == 9
+    assert {line["reason"] for line in refused} <= set(get_args(Reason))
 
 
 def test_a_reason_is_short_and_soon_there(tmp_path: Path) -> None:
@@ -75,7 +95,7 @@ def test_a_reason_is_short_and_soon_there(tmp_path: Path) -> None:
     (tmp_path / "in/signals.json").write_text(f'{{"sampling_rate_hz": "{junk}"}}')
     summary = convert_quietly([tmp_path / "in"], tmp_path / "store")
     assert summary.num_quarantined == 1
-    assert (tmp_path / "store/quarantine.csv").stat().st_size < 2000
+    assert (tmp_path / "store.sources.csv").stat().st_size < 2000
 
 
 def test_keep_identifiers(tmp_path: Path) -> None:
