@@ -325,4 +325,8 @@ def _describe(hint: object) -> str:
 
 
 def _toml_line(key: str, value: object) -> str:
-    return f"{key} = {json.dumps(list(value) if isinstance(value, tuple) else value)}"
+    """A line of TOML: JSON's literals, but for characters that TOML writes in another way."""
+    text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+    # half a UTF-16 pair stands for a byte of a file name that is no UTF-8: TOML has no form for it
+    readable = text.encode("utf-8", "replace").decode("utf-8").replace("\x7f", r"\u007f")
+    return f"{key} = {readable}"

@@ -14,6 +14,19 @@ def test_presets_survive_toml(name: str) -> None:
     assert config_from_dict(tomllib.loads(config_to_toml(config))) == config
 
 
+@pytest.mark.parametrize(
+    "text", ["heart \U0001f600", "Ж é", 'a"b\\c', "tab\t\x01\x1b\x7f\n\r", "\u2028"]
+)
+def test_any_text_survives_toml(text: str) -> None:
+    config = Config(preset=text)
+    assert config_from_dict(tomllib.loads(config_to_toml(config))) == config
+
+
+def test_a_file_name_that_is_no_utf8_gives_readable_toml() -> None:
+    written = config_to_toml(Config(preset="caf\udce9.toml")).encode()
+    assert tomllib.loads(written.decode())["preset"] == "caf?.toml"
+
+
 def test_defaults_are_the_studys() -> None:
     config = load_config("vit_large")
     assert (config.train.epochs, config.train.batch_size, config.mask.ratio) == (1600, 1024, 0.75)
