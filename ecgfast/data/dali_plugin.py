@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -115,21 +116,47 @@ def build_plugin(target: Target, cache: Path) -> Path:
     Returns:
         The library's path.
     Raises:
-        BackendUnavailableError: as `load_plugin`.
+        BackendUnavailableError: as `load_plugin`, or what is in the cache is not this user's own.
     """
     source = _source_folder()
     folder = cache / f"{target.folder}-{_digest(source)}"
     library = folder / _LIBRARY
-    cache.mkdir(parents=True, exist_ok=True)
+    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _require_own(cache)
     with (cache / f"{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel drops it when this process ends, however
         if not library.is_file():
             log.info(f"building the DALI operator for {target.folder} (once, about half a minute)")
             with tempfile.TemporaryDirectory(dir=cache) as scratch:
                 built = _run_cmake(target, source, Path(scratch))
-                folder.mkdir(exist_ok=True)
+                folder.mkdir(exist_ok=True, mode=0o700)
+                _require_own(folder)
+                built.chmod(0o700)
                 os.replace(built, library)
+    for path in (folder, library):
+        _require_own(path)
     return library
+
+
+def _require_own(path: Path) -> None:
+    """Refuse what another user may have put there: a library runs its code when it is loaded.
+
+    Raises:
+        BackendUnavailableError: another user owns it or may write to it, or it is a link.
+    """
+    found = path.lstat()
+    if found.st_uid != os.geteuid():
+        problem = f"belongs to user {found.st_uid}"
+    elif stat.S_ISLNK(found.st_mode):
+        problem = "is a link"
+    elif found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        problem = f"can be changed by others (mode {stat.S_IMODE(found.st_mode):04o})"
+    else:
+        return
+    raise BackendUnavailableError(
+        f"{path} {problem} and would be run as code; delete it and it is built again, or set "
+        "XDG_CACHE_HOME to a folder of your own"
+    )
 
 
 def _run_cmake(target: Target, source: Path, build: Path) -> Path:

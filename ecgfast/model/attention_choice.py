@@ -3,6 +3,7 @@
 # B records, T tokens, H heads, K width of a head
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Callable, Mapping
@@ -205,18 +206,26 @@ def _describe(shape: Shape) -> str:
 
 
 def _read_cache() -> dict[str, dict[Backend, float]]:
-    """Timings so far; what does not look like timings is left out and measured again."""
+    """Timings so far; what does not look like timings is left out, aloud, and measured again."""
     path = cache_path()
     try:
-        tree = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except json.JSONDecodeError:
-        tree = {}
-    entries = tree.items() if isinstance(tree, dict) else ()
-    return {key: times for key, times in entries if _are_timings(times)}
+        tree = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:  # a ValueError: no UTF-8, or no JSON
+        log.warning(f"{path} cannot be read ({type(error).__name__}): attention is timed again")
+        return {}
+    entries = tree if isinstance(tree, dict) else {"": tree}
+    sound = {key: times for key, times in entries.items() if _are_timings(times)}
+    if len(sound) < len(entries):
+        log.warning(f"{path} is damaged: attention is timed again where it is")
+    return sound
 
 
 def _are_timings(times: object) -> bool:
-    return isinstance(times, dict) and bool(times) and set(times) <= set(KERNELS)
+    if not isinstance(times, dict) or not times or not set(times) <= set(KERNELS):
+        return False
+    return all(type(ms) in (int, float) and 0 < ms < math.inf for ms in times.values())
 
 
 def _write_cache(cache: Mapping[str, Mapping[Backend, float]]) -> None:

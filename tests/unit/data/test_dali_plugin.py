@@ -1,5 +1,6 @@
 """The DALI operator's build: from clean, once, without a warning, and readable when it fails."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,41 @@ def test_a_build_from_clean_and_the_second_call_builds_nothing(
     assert target.dali in library.parent.name
     leftovers = {path.name for path in tmp_path.iterdir()}
     assert leftovers == {library.parent.name, f"{library.parent.name}.lock"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("writable", r"libecgfast_dali\.so can be changed by others \(mode 0777\)"),
+        ("link", r"libecgfast_dali\.so is a link"),
+        ("folder", r"can be changed by others \(mode 0770\) and would be run as code"),
+        ("owner", r"libecgfast_dali\.so belongs to user 12345"),
+    ],
+)
+def test_a_library_that_others_may_have_put_there_is_not_loaded(
+    damage: str, said: str, tmp_path: Path
+) -> None:
+    if damage == "owner" and os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    cache = tmp_path / "dali"
+    source = dali_plugin._source_folder()
+    folder = cache / f"{CPU_TARGET.folder}-{dali_plugin._digest(source)}"
+    folder.mkdir(parents=True, mode=0o700)
+    cache.chmod(0o700)
+    library = folder / "libecgfast_dali.so"
+    library.write_bytes(b"not ours")
+    library.chmod(0o700)
+    if damage == "writable":
+        library.chmod(0o777)
+    elif damage == "link":
+        library.rename(tmp_path / "elsewhere.so")
+        library.symlink_to(tmp_path / "elsewhere.so")
+    elif damage == "folder":
+        folder.chmod(0o770)
+    else:
+        os.chown(library, 12345, -1)
+    with pytest.raises(BackendUnavailableError, match=said):
+        dali_plugin.build_plugin(CPU_TARGET, cache)
 
 
 def test_another_target_has_another_folder() -> None:

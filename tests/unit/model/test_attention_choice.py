@@ -170,15 +170,33 @@ def test_fastest_measures_once_and_remembers(
 
 
 @pytest.mark.usefixtures("_lenient")
-@pytest.mark.parametrize("content", ["{", "[1]", '{"a": 1}', '{"GPU": {"gone": 1.0}}'])
-def test_a_damaged_cache_is_measured_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"{", b"[1]", b'{"a": 1}', b'{"GPU": {"gone": 1.0}}', b"\xff\xfe", b"[" * 100_000),
+        *(b'{"GPU": {"math": "fast"}}', b'{"GPU": {"math": NaN}}', b'{"GPU": {"math": true}}'),
+    ],
+)
+def test_a_damaged_cache_is_measured_again_aloud(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    content: bytes,
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cache_path().parent.mkdir(parents=True)
-    cache_path().write_text(content)
+    cache_path().write_bytes(content.replace(b"GPU", f"a GPU {_key_end()}".encode()))
     assert fastest("a GPU", SHAPE, lambda: {"math": 1.0}).backend == "math"
+    (said,) = caplog.messages
+    assert str(cache_path()) in said
+    assert said.endswith(("timed again", "timed again where it is"))
     assert fastest("a GPU", SHAPE, lambda: {"xformers": 1.0}).backend == "math"
+    assert len(caplog.messages) == 1
+
+
+def _key_end() -> str:
+    """What the key of a GPU's timings ends with."""
+    return f"torch {torch.__version__} T=13 H=2 K=8 float32"
 
 
 def test_xformers_operator_traces_forward_and_backward_without_a_gpu() -> None:
