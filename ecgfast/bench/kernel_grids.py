@@ -66,6 +66,14 @@ def _random(*shape: int, device: str) -> Tensor:
     return torch.randn(shape, device=device, dtype=dtype)
 
 
+def _encoder_layer(build: Callable[[_Part, str], Call]) -> Callable[[str], Call]:
+    return lambda device: build(_encoder(device), device)
+
+
+def _decoder_layer(build: Callable[[_Part, str], Call]) -> Callable[[str], Call]:
+    return lambda device: build(_decoder(device), device)
+
+
 def _layers(build: Callable[[_Part, str], Call]) -> Callable[[str], Call]:
     """Three encoder layers for each decoder layer, as in ViT-Large: one row serves both."""
 
@@ -172,6 +180,14 @@ def _gelu_backward(part: _Part, device: str) -> Call:
     return lambda: torch.ops.ecgfast.bias_gelu_backward(grad, x, bias)
 
 
+def _column_sums(device: str) -> Call:
+    from ecgfast_kernels.column_sums_triton import column_sums  # Triton is optional
+
+    shape = (528, 3, 1024) if device == "cuda" else (5, 3, 40)
+    partial = torch.randn(shape, device=device)
+    return lambda: column_sums(partial, torch.bfloat16)
+
+
 def _adamw(device: str) -> Call:
     shapes = [(1024, 4096)] * 16 if device == "cuda" else [(3, 100)]
     weights, exp_avg = ([torch.randn(s, device=device) for s in shapes] for _ in range(2))
@@ -232,25 +248,50 @@ SEARCHES = (
         ),
     ),
     Search(
-        op="add_layer_norm_backward",
-        prepare=_layers(_norm_backward),
+        op="add_layer_norm_backward_narrow",
+        prepare=_decoder_layer(_norm_backward),
         candidates=_configs(
             "ELEMENTS PROGRAMS STAGES",
-            (1024, 528, 1, 4, 1),
-            (1024, 1056, 1, 4, 1),
-            (1024, 528, 3, 4, 1),
-            (2048, 528, 2, 4, 1),
-            (2048, 528, 1, 8, 1),
-            (4096, 264, 2, 8, 1),
-            (4096, 264, 1, 8, 1),
-            (1024, 1056, 2, 2, 1),
+            (1024, 792, 1, 4, 1),
+            (1024, 528, 2, 4, 1),
+            (1024, 528, 2, 2, 1),
+            (1024, 528, 1, 2, 1),
+            (512, 1056, 1, 2, 1),
+            (512, 1584, 1, 1, 1),
+            (2048, 264, 1, 4, 1),
         ),
     ),
     Search(
-        op="add_layer_norm_forward",
-        prepare=_layers(_norm_forward),
+        op="add_layer_norm_backward_wide",
+        prepare=_encoder_layer(_norm_backward),
         candidates=_configs(
-            "ELEMENTS", (4096, 4, 1), (2048, 4, 1), (1024, 2, 1), (1024, 4, 1), (4096, 8, 1)
+            "ELEMENTS PROGRAMS STAGES",
+            (1024, 792, 1, 4, 1),
+            (1024, 528, 2, 4, 1),
+            (1024, 528, 1, 2, 1),
+            (2048, 528, 2, 4, 1),
+            (2048, 528, 1, 4, 1),
+            (4096, 264, 1, 4, 1),
+        ),
+    ),
+    Search(
+        op="add_layer_norm_forward_narrow",
+        prepare=_decoder_layer(_norm_forward),
+        candidates=_configs(
+            "ELEMENTS", (4096, 4, 1), (2048, 4, 1), (1024, 2, 1), (512, 1, 1), (1024, 1, 1)
+        ),
+    ),
+    Search(
+        op="add_layer_norm_forward_wide",
+        prepare=_encoder_layer(_norm_forward),
+        candidates=_configs("ELEMENTS", (2048, 4, 1), (1024, 4, 1), (1024, 2, 1), (2048, 2, 1)),
+    ),
+    Search(
+        op="column_sums",
+        bits=32,
+        prepare=_column_sums,
+        candidates=_configs(
+            "BLOCK_R BLOCK_C", (64, 32, 4, 1), (128, 32, 8, 1), (128, 16, 4, 1), (32, 32, 4, 1)
         ),
     ),
     Search(

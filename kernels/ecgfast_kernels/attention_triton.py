@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ecgfast_kernels.column_sums_triton import column_sums
 from ecgfast_kernels.tuning import block_config
 
 LOG2_E = 1.4426950408889634
@@ -262,4 +263,4 @@ def backward(
         HEAD=head_width,
         **config,
     )
-    return grad_qkv, partial.sum(0).to(bias.dtype)
+    return grad_qkv, column_sums(partial, bias.dtype)

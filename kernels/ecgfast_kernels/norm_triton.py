@@ -3,12 +3,17 @@
 # ruff: noqa: ANN001, ANN201, D103 (Triton types its kernels itself; shapes stand beside)
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ecgfast_kernels.column_sums_triton import column_sums
 from ecgfast_kernels.tuning import block_config
+
+NARROW = 512  # the widest rows that two warps hold at 16 bytes a thread
 
 
 @triton.jit
@@ -69,9 +74,11 @@ def backward_kernel(
 ):
     d = tl.arange(0, BLOCK_D)
     w = tl.load(weight + d, mask=d < width, other=0.0).to(tl.float32)[None, :]
-    sum_weight = tl.zeros((BLOCK_D,), tl.float32)
-    sum_bias = tl.zeros((BLOCK_D,), tl.float32)
-    sum_branch = tl.zeros((BLOCK_D,), tl.float32)
+    # Summed over rows once, at the end: a sum of each step's tile would go through shared memory,
+    # behind a barrier, wherever two warps have rows of the same columns.
+    sum_weight = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
+    sum_bias = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
+    sum_branch = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
     first = tl.program_id(0) * BLOCK_R
     for start in tl.range(first, num_rows, tl.num_programs(0) * BLOCK_R, num_stages=STAGES):
         rows = (start + tl.arange(0, BLOCK_R)).to(tl.int64)
@@ -89,13 +96,20 @@ def backward_kernel(
         dx += (scaled - along_one - normal * along_normal) * inverse
         dx = tl.where(inside, dx, 0.0)
         tl.store(grad_stream + at, dx.to(grad_stream.dtype.element_ty), mask=inside)
-        sum_weight += tl.sum(dy * normal, 0)
-        sum_bias += tl.sum(dy, 0)
-        sum_branch += tl.sum(dx, 0)
+        sum_weight += dy * normal
+        sum_bias += dy
+        sum_branch += dx
     row = partial + tl.program_id(0) * 3 * width + d
-    tl.store(row, sum_weight, mask=d < width)
-    tl.store(row + width, sum_bias, mask=d < width)
-    tl.store(row + 2 * width, sum_branch, mask=d < width)
+    tl.store(row, tl.sum(sum_weight, 0), mask=d < width)
+    tl.store(row + width, tl.sum(sum_bias, 0), mask=d < width)
+    tl.store(row + 2 * width, tl.sum(sum_branch, 0), mask=d < width)
+
+
+def _config(op: str, rows: Tensor) -> dict[str, Any]:
+    """Launch settings with BLOCK_R and BLOCK_D; rows of up to 512 have their own in the table."""
+    block_d = triton.next_power_of_2(rows.shape[-1])
+    config = block_config(f"{op}_{'narrow' if block_d <= NARROW else 'wide'}", rows)
+    return {"BLOCK_R": max(1, config.pop("ELEMENTS") // block_d), "BLOCK_D": block_d, **config}
 
 
 def forward(
@@ -113,10 +127,8 @@ def forward(
     total = torch.empty_like(stream) if add else stream.new_empty(0)
     out = torch.empty_like(stream)
     mean, rstd = (stream.new_empty(num_rows, dtype=torch.float32) for _ in range(2))
-    config = block_config("add_layer_norm_forward", stream)
-    block_d = triton.next_power_of_2(width)
-    block_r = max(1, config.pop("ELEMENTS") // block_d)
-    forward_kernel[(triton.cdiv(num_rows, block_r),)](
+    config = _config("add_layer_norm_forward", stream)
+    forward_kernel[(triton.cdiv(num_rows, config["BLOCK_R"]),)](
         stream,
         branch if add else stream,
         branch_bias if add else weight,
@@ -130,8 +142,6 @@ def forward(
         width,
         eps,
         ADD=add,
-        BLOCK_R=block_r,
-        BLOCK_D=block_d,
         **config,
     )
     return total, out, mean, rstd
@@ -143,10 +153,8 @@ def backward(
     """Launch the backward kernel; see `norm.reference_backward`."""
     width = total.shape[-1]
     num_rows = total.numel() // width
-    config = block_config("add_layer_norm_backward", total)
-    block_d = triton.next_power_of_2(width)
-    block_r = max(1, config.pop("ELEMENTS") // block_d)
-    programs = min(config.pop("PROGRAMS"), triton.cdiv(num_rows, block_r))
+    config = _config("add_layer_norm_backward", total)
+    programs = min(config.pop("PROGRAMS"), triton.cdiv(num_rows, config["BLOCK_R"]))
     grad_stream = torch.empty_like(total)
     partial = total.new_empty((programs, 3, width), dtype=torch.float32)
     backward_kernel[(programs,)](
@@ -160,8 +168,6 @@ def backward(
         partial,
         num_rows,
         width,
-        BLOCK_R=block_r,
-        BLOCK_D=block_d,
         **config,
     )
-    return grad_stream, partial.sum(0).to(weight.dtype)
+    return grad_stream, column_sums(partial, weight.dtype)

@@ -11,10 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ecgfast_kernels.column_sums_triton import column_sums
 from ecgfast_kernels.tuning import block_config
-
-_REDUCE_BLOCK_B = 32
-_REDUCE_BLOCK_E = 32
 
 
 @triton.jit
@@ -96,29 +94,6 @@ def backward_kernel(
     tl.store(partial_ptr + record * width + column, tl.sum(total, axis=0), mask=column_valid)
 
 
-@triton.jit
-def reduce_kernel(
-    partial_ptr,  # (B, E) fp32
-    mask_token_ptr,  # (E,), out
-    num_records,
-    width,
-    BLOCK_B: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-):
-    """Add the records' shares in fixed order."""
-    column = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
-    total = tl.zeros([BLOCK_B, BLOCK_E], tl.float32)
-    for start in range(0, num_records, BLOCK_B):
-        record = start + tl.arange(0, BLOCK_B)
-        total += tl.load(
-            partial_ptr + record[:, None] * width + column[None, :],
-            mask=(record < num_records)[:, None] & (column < width)[None, :],
-            other=0.0,
-        )
-    value = tl.sum(total, axis=0).to(mask_token_ptr.dtype.element_ty)
-    tl.store(mask_token_ptr + column, value, mask=column < width)
-
-
 def forward(
     tokens_BKE: Tensor, ids_restore_BN: Tensor, mask_token_E: Tensor, pos_NE: Tensor
 ) -> Tensor:
@@ -152,7 +127,6 @@ def backward(grad_BNE: Tensor, ids_restore_BN: Tensor, num_keep: int) -> tuple[T
     batch, num_tokens, width = grad_BNE.shape
     grad_tokens_BKE = grad_BNE.new_empty(batch, 1 + num_keep, width)
     partial_BE = grad_BNE.new_empty(batch, width, dtype=torch.float32)
-    mask_token_E = grad_BNE.new_empty(width)
     config = block_config("unshuffle_backward", grad_BNE)
     with torch.cuda.device_of(grad_BNE):
         backward_kernel[(batch, triton.cdiv(width, config["BLOCK_E"]))](
@@ -165,12 +139,4 @@ def backward(grad_BNE: Tensor, ids_restore_BN: Tensor, num_keep: int) -> tuple[T
             width,
             **config,
         )
-        reduce_kernel[(triton.cdiv(width, _REDUCE_BLOCK_E),)](
-            partial_BE,
-            mask_token_E,
-            batch,
-            width,
-            BLOCK_B=_REDUCE_BLOCK_B,
-            BLOCK_E=_REDUCE_BLOCK_E,
-        )
-    return grad_tokens_BKE, mask_token_E
+    return grad_tokens_BKE, column_sums(partial_BE, grad_BNE.dtype)

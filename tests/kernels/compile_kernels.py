@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from ecgfast_kernels import adamw_triton as adamw
 from ecgfast_kernels import attention_triton as attention
+from ecgfast_kernels import column_sums_triton as column_sums
 from ecgfast_kernels import gelu_triton as gelu
 from ecgfast_kernels import masked_loss_triton as loss
 from ecgfast_kernels import norm_triton as norm
@@ -64,11 +65,19 @@ class Report:
     wide_loads: int  # how many of 16 bytes
     wide_stores: int
     exponentials: int  # in the code of one thread
+    loop_barriers: int  # in the first loop
     tensor_core: str
 
 
 # A scalar that a multiple of 16 is passed for; Triton specialises on that at launch.
-MULTIPLES_OF_16 = {"num_patches", "width", "rows_per_split", "num_elements", "num_heads"}
+MULTIPLES_OF_16 = {
+    "num_patches",
+    "width",
+    "rows_per_split",
+    "num_elements",
+    "num_heads",
+    "num_columns",
+}
 FLOATS = {"scale", "log2_e", "eps", "beta1", "beta2"}
 
 
@@ -154,10 +163,11 @@ def _copy_jobs(arch: int) -> list[Job]:
             config=config_for("unshuffle_backward", arch=arch, bits=16),
         ),
         Job(
-            name="unshuffle_reduce",
-            kernel=unshuffle.reduce_kernel,
-            pointers={"partial_ptr": "*fp32", "mask_token_ptr": "*bf16"},
-            constants={"BLOCK_B": 32, "BLOCK_E": 32},
+            name="column_sums",
+            kernel=column_sums.column_sums_kernel,
+            pointers={"partial": "*fp32", "out": "*bf16"},
+            constants={},
+            config=config_for("column_sums", arch=arch, bits=32),
         ),
     ]
 
@@ -224,20 +234,24 @@ def _pointwise_jobs(arch: int) -> list[Job]:
     names = ("stream", "branch", "branch_bias", "weight", "bias", "total", "out", "grad_total")
     rows = dict.fromkeys((*names, "grad_out", "grad_stream", "grad", "x", "grad_x"), "*bf16")
     rows |= dict.fromkeys(("mean", "rstd", "partial"), "*fp32")
+    kernels = {
+        "add_layer_norm_forward": (norm.forward_kernel, {"ADD": True}),
+        "add_layer_norm_backward": (norm.backward_kernel, {}),
+        "bias_gelu_forward": (gelu.forward_kernel, {}),
+        "bias_gelu_backward": (gelu.backward_kernel, {}),
+    }
+    widths = {"add_layer_norm": {"_narrow": 512, "_wide": 1024}, "bias_gelu": {"": 0}}
     found = []
-    for name, kernel, constants in (
-        ("add_layer_norm_forward", norm.forward_kernel, {"ADD": True}),
-        ("add_layer_norm_backward", norm.backward_kernel, {}),
-        ("bias_gelu_forward", gelu.forward_kernel, {}),
-        ("bias_gelu_backward", gelu.backward_kernel, {}),
-    ):
-        config = config_for(name, arch=arch, bits=16)
-        config.pop("PROGRAMS", None)
-        if "ELEMENTS" in config:
-            config |= {"BLOCK_R": config.pop("ELEMENTS") // 1024, "BLOCK_D": 1024}
-        found.append(
-            Job(name=name, kernel=kernel, pointers=rows, constants=constants, config=config)
-        )
+    for name, (kernel, constants) in kernels.items():
+        for suffix, width in widths[name.rpartition("_")[0]].items():
+            config = config_for(f"{name}{suffix}", arch=arch, bits=16)
+            config.pop("PROGRAMS", None)
+            if width:
+                config |= {"BLOCK_R": config.pop("ELEMENTS") // width, "BLOCK_D": width}
+            job = Job(
+                name=name + suffix, kernel=kernel, pointers=rows, constants=constants, config=config
+            )
+            found.append(job)
     return found
 
 
@@ -259,6 +273,7 @@ def compile_job(job: Job, arch: int) -> Report:
     registers, stack, local = _resources(compiled.asm["cubin"])
     copies = re.findall(r"cp\.async\.c[ag]\.shared\.global [^;]*?, 0x(\w+)", ptx)
     waits = [int(count) for count in re.findall(r"cp\.async\.wait_group\s+(\d+)", ptx)]
+    loop = re.search(r"(\$L__BB\w+):.*?bra(?:\.uni)?\s+\1;", ptx, re.DOTALL)
     tensor_core = re.search(r"wgmma\.mma_async|mma\.sync|tcgen05\.mma", ptx)
     return Report(
         name=job.name,
@@ -270,6 +285,7 @@ def compile_job(job: Job, arch: int) -> Report:
         wide_loads=len(re.findall(r"ld\.global[\w.:]*\.(?:v4\.b32|v2\.b64)", ptx)),
         wide_stores=len(re.findall(r"st\.global[\w.:]*\.(?:v4\.b32|v2\.b64)", ptx)),
         exponentials=len(re.findall(r"ex2\.approx", ptx)),
+        loop_barriers=loop.group().count("bar.sync") if loop else 0,
         tensor_core=tensor_core.group() if tensor_core else "",
     )
 

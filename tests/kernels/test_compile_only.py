@@ -89,5 +89,11 @@ def test_gelu_needs_one_exponential_an_element(arch: int, name: str) -> None:
     assert reports(arch)[name]["exponentials"] == 16
 
 
+@pytest.mark.parametrize("name", ["narrow", "wide"])
+def test_norm_sums_columns_once_and_not_in_every_step(arch: int, name: str) -> None:
+    # The two sums along rows take six; each sum of a tile's columns in the loop would add three.
+    assert reports(arch)[f"add_layer_norm_backward_{name}"]["loop_barriers"] == 6
+
+
 def test_a_mask_stays_in_one_warp(arch: int) -> None:
     assert reports(arch)["random_mask"]["registers"] <= 96
