@@ -125,6 +125,18 @@ def test_microbatches_add_up_to_the_batch() -> None:
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-5)
 
 
+def test_each_step_takes_and_logs_its_own_rate(tmp_path: Path) -> None:
+    """Only the third step has one: two steps move nothing, three do."""
+    for num_steps, moved in ((2, False), (3, True)):
+        loop = toy_loop(toy_config(), tmp_path / str(num_steps), num_steps=num_steps)
+        loop.rate_of = lambda step: 1e-3 if step == 2 else 0.0
+        before = [p.detach().clone() for p in loop.model.parameters()]
+        loop.run_to_end(StopSignals(Ranks()))
+        after = list(loop.model.parameters())
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)) is not moved
+    assert [row["lr"] for row in read_metrics(tmp_path / "3")] == [0.0, 0.0, 1e-3]
+
+
 def test_newest_checkpoints_and_milestones_stay(tmp_path: Path) -> None:
     config = toy_config(
         "train.checkpoint_every=2", "train.checkpoint_keep=2", "train.milestone_every=6"

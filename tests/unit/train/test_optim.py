@@ -87,6 +87,49 @@ def test_a_step_that_is_not_finite_changes_nothing(value: float) -> None:
     assert all(torch.equal(a, b) for a, b in zip(moments, kept, strict=True))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_under_a_finite_loss_changes_nothing(value: float) -> None:
+    """As of a kernel that overflows on the way back."""
+    config = toy_config("train.clip_norm=1.0")
+    model = toy_model(config)
+    optimizer = build_optimizer(model, config.optim, Ranks(), clip_norm=1.0)
+    loss_of, batch = masked_loss(model, config), toy_batch()
+    train_step(model, optimizer, loss_of, batch, microbatch=8, learning_rate=1e-3)
+    before = [p.detach().clone() for p in model.parameters()]
+    moments = [t.clone() for _, _, t in optimizer.tensors()]
+    hook = model.decoder_pred.bias.register_hook(lambda gradient: gradient * value)
+    report = train_step(model, optimizer, loss_of, batch, microbatch=8, learning_rate=1e-3)
+    assert math.isfinite(report.loss.item())
+    assert report.skipped.item() == 1
+    assert optimizer.num_updates.item() == 1
+    kept = [t for _, _, t in optimizer.tensors()]
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(moments, kept, strict=True))
+    hook.remove()
+    report = train_step(model, optimizer, loss_of, batch, microbatch=8, learning_rate=1e-3)
+    assert (report.skipped.item(), optimizer.num_updates.item()) == (0, 2)
+
+
+def test_a_gradient_below_the_clip_is_left_as_it_is() -> None:
+    """Seen in the moments: AdamW's first update does not depend on the gradient's scale."""
+    config = toy_config()
+    moments = []
+    for clip_norm in (None, 1000.0):
+        model = toy_model(config)
+        optimizer = build_optimizer(model, config.optim, Ranks(), clip_norm=clip_norm)
+        report = train_step(
+            model,
+            optimizer,
+            masked_loss(model, config),
+            toy_batch(),
+            microbatch=8,
+            learning_rate=1e-3,
+        )
+        assert 0 < report.grad_norm.item() < 1000
+        moments.append([t for _, _, t in optimizer.tensors()])
+    assert all(torch.equal(a, b) for a, b in zip(*moments, strict=True))
+
+
 def test_a_parameter_without_a_gradient_is_named() -> None:
     model = torch.nn.ModuleDict({"used": torch.nn.Linear(2, 1), "unused": torch.nn.Linear(2, 1)})
     optimizer = MasterAdamW(model, Ranks(), betas=(0.9, 0.95), weight_decay=0.0)
