@@ -127,6 +127,8 @@ class CheckpointWriter:
                 self._prune()
 
     def _seal(self, folder: Path, meta: dict[str, Any]) -> None:
+        with (folder / INDEX).open("rb") as index:  # PyTorch syncs it before it flushes its buffer
+            os.fsync(index.fileno())
         meta["files"] = {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
         meta["index_sha256"] = digest(folder / INDEX)
         write_durably(folder / "meta.json", [json.dumps(meta, indent=1).encode()])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from disk_calls import recorded_calls
 
 from ecgfast.errors import ResumeError
 from ecgfast.train import checkpoint_writer
@@ -65,3 +66,22 @@ def test_a_file_that_grew_is_damage(tmp_path: Path) -> None:
         file.write(b"!")
     with pytest.raises(ResumeError, match="cannot be read"):
         newest(tmp_path)
+
+
+def test_every_file_is_on_the_disk_before_the_checkpoint_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = recorded_calls(tmp_path, monkeypatch)
+    weight = torch.arange(12.0)
+    with CheckpointWriter(tmp_path, Ranks(), keep=1) as writer:
+        writer.save({"model.weight": Slot(live=weight, source=weight)}, step=7, meta={})
+    made, final = "checkpoints/writing-step-00000007", "checkpoints/step-00000007"
+    named = calls.index(f"rename {made} to {final}")
+    files = list((tmp_path / final).iterdir())
+    assert {".metadata", "meta.json"} < {path.name for path in files}
+    renamed = {call.split()[3]: call.split()[1] for call in calls if call.startswith("rename")}
+    for path in files:
+        name = f"{made}/{path.name}"
+        synced = f"fsync {renamed.get(name, name)} of {path.stat().st_size} bytes"
+        assert synced in calls[:named]
+    assert calls[named + 1 :] == ["fsync checkpoints/"]
