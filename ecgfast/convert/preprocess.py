@@ -147,7 +147,7 @@ def _segment(digits: Digits, start: int, unpadded: int = NUM_TIMESTEPS) -> Segme
     valid = None if digits.valid is None else digits.valid[:, span]
     flags, share = digits.flags, 0.0
     if valid is not None:
-        share = 1 - float(valid[:, :unpadded].mean())
+        share = float((~valid[:, :unpadded]).mean())  # 1 - mean would lie above 1 % at 1 %
         if share > MAX_INVALID_SHARE:
             return FormatError(
                 f"{100 * share:.1f} % of the window at timestep {start} is marked invalid, "

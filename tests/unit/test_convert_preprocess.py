@@ -5,6 +5,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import scipy.signal
 from recordings import ecg_like
 
 from ecgfast.convert.preprocess import Segment, Short, cut, to_digits
@@ -98,6 +99,30 @@ def test_resampling_keeps_the_curve(rate: float) -> None:
     np.testing.assert_array_equal(digits.scale_uv, np.full(12, 5, np.float32))
 
 
+@pytest.mark.parametrize(("rate", "up", "down"), [(250, 2, 1), (1000, 1, 2)])
+def test_the_error_of_rounding_is_in_microvolt(rate: float, up: int, down: int) -> None:
+    signal = ecg_like(1, seed=0, num_timesteps=10_000)[0]
+    digits = to_digits(record(signal, rate))
+    exact = scipy.signal.resample_poly(signal.astype(float), up, down, axis=1, padtype="line")
+    assert digits.error_uv == pytest.approx(5 * np.abs(exact - digits.signal).max())
+
+
+@pytest.mark.parametrize(
+    ("rate", "hole", "at_500_hz"),
+    [(1000, slice(300, 320), slice(150, 160)), (100, slice(100, 104), slice(498, 518))],
+)
+def test_a_hole_is_where_it_was_after_resampling(
+    rate: float, hole: slice, at_500_hz: slice
+) -> None:
+    """Each timestep at 500 Hz is as valid as the nearest one of the source."""
+    signal = np.rint(sine(rate, 10)).astype(np.int16)
+    signal[7, hole] = INVALID
+    segment = first(record(signal, rate))
+    expected = np.ones((12, 5000), bool)
+    expected[7, at_500_hz] = False
+    np.testing.assert_array_equal(segment.valid, expected)
+
+
 def test_resampling_does_not_ring_at_an_offset() -> None:
     digits = to_digits(record(np.full((12, 10_000), 2000, np.int16), 1000))
     np.testing.assert_array_equal(digits.signal, np.full((12, 5000), 2000))
@@ -130,6 +155,8 @@ def test_few_invalid_samples_are_interpolated_and_left_out() -> None:
 
 def test_many_invalid_samples_are_refused() -> None:
     signal = ecg_like(1, seed=0)[0]
+    signal[4, :600] = INVALID
+    assert first(record(signal)).invalid_share == pytest.approx(0.01)  # the most that is allowed
     signal[4, :601] = INVALID
     assert "1.0 % of the window" in refused(record(signal))
     signal[4] = INVALID
