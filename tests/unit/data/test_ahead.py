@@ -35,7 +35,26 @@ def test_work_runs_ahead_but_no_further_than_asked() -> None:
     time.sleep(0.05)
     assert begun == [0, 1, 2]
     made.close()
-    assert begun == [0, 1, 2]
+
+
+def test_an_early_stop_makes_nothing_more() -> None:
+    begun: list[int] = []
+    second, go_on = threading.Event(), threading.Event()
+
+    def make(entry: int) -> int:
+        begun.append(entry)
+        if entry == 1:
+            second.set()
+            go_on.wait(60)
+        return entry
+
+    made = made_ahead(make, range(100), depth=5)
+    assert next(made) == 0
+    assert second.wait(60)  # 1 is in work; 2, 3, 4 and 5 wait for their turn
+    threading.Timer(1, go_on.set).start()
+    made.close()  # waits for what is in work
+    assert go_on.is_set()
+    assert begun == [0, 1]
 
 
 def test_an_error_comes_out_at_its_place() -> None:

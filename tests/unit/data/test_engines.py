@@ -2,9 +2,11 @@
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from damage import flip_a_bit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recordings import make_store
@@ -12,6 +14,8 @@ from recordings import make_store
 from ecgfast.data import dali_plugin
 from ecgfast.data.batch import Batch
 from ecgfast.data.loader import Loader, build_loader
+from ecgfast.errors import CorruptStoreError
+from ecgfast.store.format import CODECS, Codec
 from ecgfast.store.reader import StoreReader, open_store
 
 NUM_RECORDS, EPOCHS = 23, 3
@@ -98,6 +102,14 @@ def test_batches_stay_what_they_were_while_the_engine_runs_on(
     seen = [(batch.patches, batch.patches.clone()) for batch in stream(loader)]
     del loader
     assert all(torch.equal(kept, copy) for kept, copy in seen)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_engine_cpu_names_a_damaged_record(tmp_path: Path, codec: Codec) -> None:
+    path, _ = make_store(tmp_path, 8, codec=codec)
+    flip_a_bit(path, 6)
+    with pytest.raises(CorruptStoreError, match=r"record 6 in .*is damaged"):
+        list(build_loader(open_store(path), engine="cpu", batch_size=4))
 
 
 def test_a_dali_that_cannot_be_built_leaves_auto_with_engine_cpu(

@@ -1,5 +1,7 @@
 """Every normalisation mode against its definition, computed in fp64 from microvolts."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -48,6 +50,46 @@ def test_cohort_lead_uses_the_training_split_only(
     pooled = microvolt[rows].transpose(1, 0, 2).reshape(12, -1)
     expected = (microvolt - pooled.mean(1)[:, None]) / pooled.std(1)[:, None]
     np.testing.assert_allclose(z, expected, atol=1e-3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Of records without a store, as raw files have them."""
+
+    scale_uv: NDArray[np.float32]
+    offset_adc: NDArray[np.float32]
+    lead_mean: NDArray[np.float32]
+    lead_std: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.scale_uv)
+
+
+@pytest.mark.parametrize("mode", ["record", "cohort_lead", "none"])
+def test_an_inverted_gain_changes_nothing_in_microvolt(mode: str) -> None:
+    """A lead with a gain below 0 is stored upside down; its microvolts are like any other's."""
+    signal_NCT = np.random.default_rng(0).integers(-900, 900, (3, 12, 200)).astype(np.float64)
+    scale_NC = np.full((3, 12), 5.0, np.float32)
+    scale_NC[1, 4] = -2.5
+    offset_NC = np.full((3, 12), 30.0, np.float32)
+    microvolt_NCT = (signal_NCT - offset_NC[..., None]) * scale_NC[..., None]
+    statistics = Statistics(
+        scale_uv=scale_NC,
+        offset_adc=offset_NC,
+        lead_mean=signal_NCT.mean(2).astype(np.float32),
+        lead_std=signal_NCT.std(2).astype(np.float32),
+    )
+    mean_C, std_C = np.arange(12.0), np.arange(100.0, 112.0)
+    cohort = CohortStatistics(mean_uv=tuple(mean_C), std_uv=tuple(std_C))
+    mean, rstd = mean_and_rstd(statistics, mode, cohort)
+    z_NCT = (signal_NCT - mean[..., None]) * rstd[..., None]
+    centred_NCT = microvolt_NCT - microvolt_NCT.mean(2, keepdims=True)
+    expected = {
+        "record": centred_NCT / np.sqrt((centred_NCT**2).mean((1, 2), keepdims=True)),
+        "cohort_lead": (microvolt_NCT - mean_C[:, None]) / std_C[:, None],
+        "none": microvolt_NCT / 1000,
+    }
+    np.testing.assert_allclose(z_NCT, expected[mode], rtol=1e-5, atol=1e-5)
 
 
 def test_cohort_statistics_travel(small_store: StoreReader) -> None:

@@ -48,6 +48,26 @@ def test_wide_integers_become_microvolt(tmp_path: Path) -> None:
     np.testing.assert_allclose(record.signal, DIGITS, rtol=1e-6)
 
 
+@pytest.mark.parametrize("value", [32768, -32768])
+def test_a_wide_integer_is_never_taken_for_the_invalid_marker(tmp_path: Path, value: int) -> None:
+    wide = DIGITS.astype(np.int32)
+    wide[3, 50] = value
+    _save(tmp_path, wide, scale_uv=2)
+    (record,) = _read(tmp_path)
+    assert record.signal.dtype == np.float32
+    assert record.signal[3, 50] == 2 * value
+
+
+@pytest.mark.parametrize("value", [32767, -32767])
+def test_the_widest_integers_that_stay_digits(tmp_path: Path, value: int) -> None:
+    wide = DIGITS.astype(np.int32)
+    wide[3, 50] = value
+    _save(tmp_path, wide)
+    (record,) = _read(tmp_path)
+    assert record.signal.dtype == np.int16
+    assert record.signal[3, 50] == value
+
+
 def test_lead_names_and_metadata(tmp_path: Path) -> None:
     _save(
         tmp_path,

@@ -111,6 +111,26 @@ def test_different_gains_are_derived_in_microvolt() -> None:
     assert leads.scale_uv.tolist() == [1.0] * 12
 
 
+def test_different_baselines_are_derived_in_microvolt() -> None:
+    signal = np.full((8, 1), 10, np.int16)
+    offset = [0.0, 4.0, *[0.0] * 6]
+    leads = arrange_leads(plan_leads(EIGHT, "f"), signal, [2.0] * 8, offset, "f")
+    # I is 20 microvolt, II is 12
+    np.testing.assert_array_equal(leads.signal[:6, 0], [20, 12, -8, -16, 14, 2])
+    assert leads.signal[6:].tolist() == [[20.0]] * 6
+    assert (set(leads.scale_uv), set(leads.offset_adc)) == ({1}, {0})
+
+
+def test_the_largest_derived_value_is_32767() -> None:
+    signal = np.zeros((8, 1), np.int16)
+    signal[0], signal[1] = -16384, 16383
+    leads = arrange_leads(plan_leads(EIGHT, "f"), signal, [1.0] * 8, [0.0] * 8, "f")
+    assert leads.signal[2].tolist() == [32767]
+    signal[1] = 16384  # its sum would wrap to the marker of invalid timesteps
+    with pytest.raises(FormatError, match=r"III derived .* 32768 digits, allowed 32767"):
+        arrange_leads(plan_leads(EIGHT, "f"), signal, [1.0] * 8, [0.0] * 8, "f")
+
+
 def test_a_derived_lead_beyond_16_bits_is_refused() -> None:
     signal = np.zeros((8, 2), np.int16)
     signal[0], signal[1] = 30000, -30000

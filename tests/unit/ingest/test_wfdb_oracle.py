@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import wfdb
+from recordings import ecg_like, write_wfdb
 
 from ecgfast.ingest import InputFile, discover, read_record
 from ecgfast.ingest.leads import lead_position
@@ -60,6 +61,21 @@ def test_digits_scales_and_rates_equal_the_wfdb_package(
         assert record.sampling_rate_hz == theirs.fs
         compared += 1
     assert compared == len(items) - (folder == "cinc2020")
+
+
+def test_skewed_signals_are_aligned(tmp_path: Path) -> None:
+    """Signal 5 of the file lags by 7 samples, which its header says: `16:7`."""
+    signal = ecg_like(1, seed=0)[0]
+    write_wfdb(tmp_path / "r", signal)
+    header = tmp_path / "r.hea"
+    lines = header.read_text().splitlines()
+    lines[6] = lines[6].replace(" 16 ", " 16:7 ", 1)
+    header.write_text("\n".join(lines) + "\n")
+    record = read_record(_input(header))
+    np.testing.assert_array_equal(record.signal[5, :-7], signal[5, 7:])
+    np.testing.assert_array_equal(np.delete(record.signal, 5, 0), np.delete(signal, 5, 0))
+    theirs = wfdb.rdrecord(str(tmp_path / "r"), physical=False)
+    np.testing.assert_array_equal(record.signal, theirs.d_signal.T)
 
 
 def test_wfdb_package_refuses_what_we_read(shared_data: Path) -> None:
