@@ -1,8 +1,9 @@
 """Fixtures shared by all tests."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 # One thread a process, here and in the processes that tests start: sums come out in the same order
 # everywhere, and the workers of a parallel run do not wait for each other's threads. Before torch.
@@ -10,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from allowed_skips import refused
 
 from ecgfast import log
 
@@ -19,6 +21,30 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 _SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a test that is skipped for a reason that is not allowed."""
+    return _checked((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Fail a whole file likewise."""
+    return _checked((yield))
+
+
+def _checked(report: Report) -> Report:
+    if report.skipped and not hasattr(report, "wasxfail"):
+        assert isinstance(report.longrepr, tuple)  # path, line, "Skipped: reason"
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if told := refused(reason, in_ci=os.environ.get("CI") == "true"):
+            report.outcome, report.longrepr = "failed", told
+    return report
 
 
 @pytest.fixture(autouse=True)

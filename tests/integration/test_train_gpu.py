@@ -27,7 +27,7 @@ from ecgfast.train.weights import full_state
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("default"),  # advice of Inductor and NCCL differs by GPU
 ]
 
