@@ -11,14 +11,18 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from sklearn.metrics import roc_auc_score
+import torch
+from sklearn.metrics import brier_score_loss, roc_auc_score, roc_curve
 
 from ecgfast.cli import main
 from ecgfast.demo import DemoPlan, demo
+from ecgfast.evaluate.roc import delong, delong_paired
 from ecgfast.evaluate.runs import load_run
-from ecgfast.evaluate.scores import plan_tests, probabilities
-from ecgfast.store.reader import open_store
+from ecgfast.evaluate.scores import probabilities
+from ecgfast.store.reader import StoreReader, open_store
+from ecgfast.train.checkpoint import load_model
 
 pytestmark = pytest.mark.slow
 
@@ -105,45 +109,100 @@ def test_no_path_and_no_readable_identifier_is_in_the_report(finished: Path) -> 
         assert row["record_id"] not in text
 
 
-def test_the_numbers_are_those_of_the_runs(finished: Path) -> None:
+def tested_rows(records: pa.Table) -> dict[str, np.ndarray]:
+    """By hand: the test split of hospital 1, and every ECG of the others; all have a label."""
+    site, split = (np.array(records[name].to_pylist()) for name in ("site", "split"))
+    rows = {
+        "site 1, test split": (site == "1") & (split == "test"),
+        "site 2, external": site == "2",
+        "site 3, external": site == "3",
+        "all external sites": site != "1",
+    }
+    return {cohort: np.flatnonzero(chosen) for cohort, chosen in rows.items()}
+
+
+def plain_probabilities(run: Path, store: StoreReader) -> np.ndarray:
+    """The kept weights on z-scores by hand, in one batch."""
+    signal = store.read(range(len(store))).astype(np.float64)
+    z = (signal - signal.mean(-1, keepdims=True)) / signal.std(-1, keepdims=True)
+    patches = np.pad(z.reshape(len(z), 240, 250), ((0, 0), (0, 0), (0, 6))).astype(np.float16)
+    with torch.no_grad():
+        logits = load_model(run)[0](torch.from_numpy(patches).float())
+    return torch.sigmoid(logits.double()).numpy()
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("vit-pretrained", "ViT, pretrained"), ("cnn", "CNN")]
+)
+def test_the_numbers_are_those_of_the_runs(finished: Path, folder: str, name: str) -> None:
     metrics = json.loads((finished / "report" / "metrics.json").read_text())
     assert metrics["synthetic"] is True
     store = open_store(finished / "synthetic")
-    run = load_run(finished / "runs" / "cnn", store)
-    plan = plan_tests(store, [run])
-    ejection_fraction = store.records["ejection_fraction"].to_numpy()
-    for cohort, by_run in plan.cohorts.items():
-        rows = by_run["CNN"]
-        reported = metrics["cohorts"][cohort]["CNN"]["auroc"]
-        y = ejection_fraction[rows] < 40
-        assert (reported["num_cases"], reported["num_controls"]) == (y.sum(), (~y).sum())
-        if y.any() and not y.all():
-            score = probabilities(run, store, rows)
-            assert reported["value"] == pytest.approx(roc_auc_score(y, score), abs=1e-9)
-        else:
-            assert reported["value"] is None
-            assert reported["reason"] in {"no cases", "no controls", "no labelled records"}
-
-
-def test_no_patient_of_training_is_tested(finished: Path) -> None:
-    store = open_store(finished / "synthetic")
-    run = load_run(finished / "runs" / "vit-random", store)
-    records = store.records
-    trained = records.filter(
-        pa.compute.and_(
-            pa.compute.equal(records["site"], "1"),
-            pa.compute.is_in(records["split"], pa.array(["train", "valid"])),
-        )
+    patients = np.array(store.records["patient_id"].to_pylist())
+    is_case = store.records["ejection_fraction"].to_numpy() < 40
+    score = plain_probabilities(finished / "runs" / folder, store)
+    valid = np.array(store.records["split"].to_pylist()) == "valid"
+    valid &= np.array(store.records["site"].to_pylist()) == "1"
+    assert metrics["thresholds"][name] == pytest.approx(
+        best_threshold(is_case[valid], score[valid]), abs=1e-6
     )
-    patients = set(trained["patient_id"].to_pylist())
-    assert len(patients) > 10
-    plan = plan_tests(store, [run])
-    assert set(plan.cohorts) == {
-        "site 1, test split", "site 2, external", "site 3, external", "all external sites",
-    }  # fmt: skip
-    for by_run in plan.cohorts.values():
-        for rows in by_run.values():
-            assert not patients & set(records["patient_id"].take(rows).to_pylist())
+    written = pq.read_table(finished / "report" / "scores.parquet")
+    written = written.filter(pa.compute.equal(written["run"], name))
+    of_record = dict(
+        zip(written["record_id"].to_pylist(), written["probability"].to_pylist(), strict=True)
+    )
+    names = store.records["record_id"].to_pylist()
+    cohorts = tested_rows(store.records)
+    assert sorted(of_record) == sorted(
+        names[row] for cohort in ("site 1, test split", "all external sites")
+        for row in cohorts[cohort]
+    )  # fmt: skip
+    assert set(metrics["cohorts"]) == set(cohorts)
+    for cohort, rows in cohorts.items():
+        got, y = metrics["cohorts"][cohort][name], is_case[rows]
+        exact = np.array([of_record[names[row]] for row in rows])
+        np.testing.assert_allclose(exact, score[rows], atol=1e-6)  # of other batches, in fp32
+        area = delong(y, exact, patients[rows])
+        assert (got["auroc"]["num_cases"], got["auroc"]["num_controls"]) == (y.sum(), (~y).sum())
+        assert (got["auroc"]["low"], got["auroc"]["high"]) == (area.low, area.high)
+        assert got["calibration"]["brier"]["value"] == pytest.approx(brier_score_loss(y, exact))
+        if not 0 < y.sum() < len(y):
+            assert got["auroc"]["value"] is None
+            assert got["auroc"]["reason"] in {"no cases", "no controls"}
+            continue
+        assert got["auroc"]["value"] == pytest.approx(roc_auc_score(y, exact))
+        found, point = exact >= metrics["thresholds"][name], got["operating_point"]
+        assert point["sensitivity"]["value"] == pytest.approx(found[y].mean())
+        assert point["specificity"]["value"] == pytest.approx(1 - found[~y].mean())
+
+
+def best_threshold(is_case: np.ndarray, score: np.ndarray) -> float:
+    """With the highest Youden index; scikit-learn's curve begins above all scores."""
+    false_rate, true_rate, candidates = roc_curve(is_case, score, drop_intermediate=False)
+    return float(candidates[np.argmax(true_rate - false_rate)])
+
+
+def test_the_pretrained_run_is_compared_with_the_others_patient_by_patient(finished: Path) -> None:
+    report = finished / "report"
+    paired = json.loads((report / "metrics.json").read_text())["first_run_minus"]
+    store, written = open_store(finished / "synthetic"), pq.read_table(report / "scores.parquet")
+    rows = tested_rows(store.records)["all external sites"]
+    names = store.records["record_id"].take(rows).to_pylist()
+    y = store.records["ejection_fraction"].to_numpy()[rows] < 40
+    score = {}
+    for run in ("ViT, pretrained", "CNN"):
+        own = written.filter(pa.compute.equal(written["run"], run))
+        of = dict(zip(own["record_id"].to_pylist(), own["probability"].to_pylist(), strict=True))
+        score[run] = np.array([of[name] for name in names])
+    patients = np.array(store.records["patient_id"].to_pylist())[rows]
+    expected = delong_paired(y, score["ViT, pretrained"], score["CNN"], patients)
+    got = paired["all external sites"]["CNN"]
+    assert got["difference"] == pytest.approx(
+        roc_auc_score(y, score["ViT, pretrained"]) - roc_auc_score(y, score["CNN"])
+    )
+    assert (got["low"], got["high"], got["p_value"]) == (
+        expected.low, expected.high, expected.p_value,
+    )  # fmt: skip
 
 
 def test_a_demo_run_again_goes_on_where_it_was(finished: Path) -> None:
