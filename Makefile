@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 SOURCES := ecgfast kernels/ecgfast_kernels tools benchmarks tests
 NATIVE := $(wildcard kernels/csrc/*) CMakeLists.txt kernels/csrc/CMakeLists.txt
 
-.PHONY: setup demo test test-slow test-gpu lint type kernels bench ci clean
+.PHONY: setup demo test test-slow test-gpu mutation lint type kernels bench ci clean
 
 ## setup: .venv with everything for development
 setup: $(VENV)/.dev
@@ -26,6 +26,12 @@ test-slow: $(VENV)/.dev
 ## test-gpu: the tests that need a CUDA device
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -m gpu
+
+## mutation: break the code in SAMPLE places drawn by SEED, and count what the tests notice; an hour
+SAMPLE ?= 150
+SEED ?= 0
+mutation: $(VENV)/.dev
+	$(BIN)/python tools/mutation.py --sample $(SAMPLE) --seed $(SEED)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check $(SOURCES)

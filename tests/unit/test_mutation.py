@@ -1,0 +1,57 @@
+"""tools/mutation.py: what is broken, what is left alone, and who must notice."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+pytest.importorskip("cosmic_ray", reason="it comes with the extra dev")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def mutation() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("mutation", ROOT / "tools" / "mutation.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SOURCE = """
+@dataclass(order=True)
+class Count:
+    total: int | None = 3
+
+def check(x: "int | None", limit: int = 4) -> "int | None":
+    log.info(f"{x + 5}")
+    assert x > 6
+    if x > limit:
+        raise ValueError(f"at most {limit + 7}")
+    return x + 8
+"""
+
+
+def test_texts_types_and_checks_of_our_own_bugs_stay(
+    mutation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "module.py").write_text(SOURCE)
+    monkeypatch.setattr(mutation, "ROOT", tmp_path)
+    lines = SOURCE.splitlines()
+    found = {
+        lines[mutant.start_pos[0] - 1][mutant.start_pos[1] :]
+        for place in mutation.mutants("module.py")
+        for mutant in place
+    }
+    # the value, the default, the operator of the comparison and its negation, the sum
+    assert found == {"3", '4) -> "int | None":', "> limit:", "x > limit:", "+ 8", "8"}
+
+
+def test_every_package_has_modules_and_tests(mutation: ModuleType) -> None:
+    for package, patterns in mutation.CONFIG["tests"].items():
+        assert mutation.package(f"{package}_some.py") == package
+        assert list(ROOT.glob(f"{package}*")), package
+        for pattern in patterns:
+            assert list(ROOT.glob(pattern.format("*"))), pattern
