@@ -74,16 +74,7 @@ def plan_leads(names: Sequence[str], source: str) -> tuple[int, ...]:
         FormatError: a lead occurs twice, or is missing and cannot be derived.
     """
     rows = [_ABSENT] * NUM_LEADS
-    for row, name in enumerate(names):
-        position = lead_position(name)
-        if position is None:
-            continue
-        if rows[position] != _ABSENT:
-            raise FormatError(
-                f"{source}: lead {LEADS[position]} occurs twice (signals {rows[position] + 1} and "
-                f"{row + 1}), allowed once; remove one",
-                reason="a lead occurs twice",
-            )
+    for position, row in lead_rows(names, source).items():
         rows[position] = row
     lost = [LEADS[i] for i in range(NUM_LEADS) if rows[i] == _ABSENT and i not in _DERIVABLE]
     if lost:
@@ -93,6 +84,27 @@ def plan_leads(names: Sequence[str], source: str) -> tuple[int, ...]:
             reason="a lead is missing",
         )
     return tuple(rows)
+
+
+def lead_rows(names: Sequence[str], source: str) -> dict[int, int]:
+    """Return lead -> row of its signal, of those of the 12 leads that a file holds.
+
+    Raises:
+        FormatError: a lead occurs twice.
+    """
+    rows: dict[int, int] = {}
+    for row, name in enumerate(names):
+        position = lead_position(name)
+        if position is None:
+            continue
+        if position in rows:
+            raise FormatError(
+                f"{source}: lead {LEADS[position]} occurs twice (signals {rows[position] + 1} and "
+                f"{row + 1}), allowed once; remove one",
+                reason="a lead occurs twice",
+            )
+        rows[position] = row
+    return rows
 
 
 def arrange_leads(

@@ -1,4 +1,4 @@
-"""Signal files of WFDB format 16: little-endian int16, interleaved; read, checked, unpacked."""
+"""Signal files of WFDB formats 16 and 61: interleaved int16; read, checked, unpacked."""
 
 import os
 from itertools import groupby
@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 from ecgfast.errors import FormatError
 from ecgfast.ingest.wfdb_header import SignalSpec, WfdbHeader
 
+_BYTE_ORDER = {16: "<i2", 61: ">i2"}
+FORMATS = tuple(_BYTE_ORDER)
 _MAX_BYTES = 1 << 30  # twelve hours of 12 leads at 1000 Hz; a sparse file must not end the convert
 
 
 def read_format16(folder: Path, header: WfdbHeader) -> NDArray[np.int16]:
-    """Read every signal of a record whose signals are all in format 16.
+    """Read every signal of a record whose signals are all in format 16 or 61.
 
     Args:
         folder: of the header and its signal files.
-        header: parsed; all signals in format 16, one sample a frame, no skew.
+        header: parsed; all signals in `FORMATS`, one sample a frame, no skew.
     Returns:
         (S, T) int16 ADC digits in header order, C-contiguous.
     Raises:
@@ -80,7 +82,8 @@ def _read_frames(
             "is cut short, copy it again",
             reason="a signal file is cut short",
         )
-    return np.frombuffer(content, "<i2").reshape(wanted, len(specs))
+    frames = np.frombuffer(content, _BYTE_ORDER[specs[0].format]).astype(np.int16, copy=False)
+    return frames.reshape(wanted, len(specs))
 
 
 def _open_at_once(path: str, flags: int) -> int:

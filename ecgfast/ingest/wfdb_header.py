@@ -47,6 +47,18 @@ class SignalSpec(NamedTuple):
     name: str
 
 
+class SegmentSpec(NamedTuple):
+    """One segment line of a header.
+
+    Attributes:
+        name: of a record in the same folder; None for a gap.
+        num_timesteps: 0 for a layout header, which names signals and holds none.
+    """
+
+    name: str | None
+    num_timesteps: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class WfdbHeader:
     """A parsed header: record line, signal lines, comment lines without their `#`.
@@ -54,7 +66,7 @@ class WfdbHeader:
     Attributes:
         sampling_rate_hz: frames per second.
         num_timesteps: frames, 0 where the header is silent.
-        segments: names of the records that this one is joined from, gaps left out.
+        segments: what this record is joined from, in order of time; none for a plain record.
         date_time: words of the record line that say when it was made.
         signals: none for a record of segments.
         comments: as they stand.
@@ -62,7 +74,7 @@ class WfdbHeader:
 
     sampling_rate_hz: float
     num_timesteps: int
-    segments: tuple[str, ...]
+    segments: tuple[SegmentSpec, ...]
     date_time: tuple[str, ...]
     signals: tuple[SignalSpec, ...]
     comments: tuple[str, ...]
@@ -117,7 +129,7 @@ def parse_header(text: str, source: str) -> WfdbHeader:
     return WfdbHeader(
         sampling_rate_hz=rate,
         num_timesteps=num_timesteps,
-        segments=_segment_names(lines[1 : segments + 1]),
+        segments=_segment_specs(lines[1 : segments + 1], segments, source),
         date_time=tuple(fields[4:6]),
         signals=()
         if segments
@@ -131,9 +143,24 @@ def unit_uv(unit: str) -> float:
     return _UNIT_UV.get(unit.lower(), math.nan)
 
 
-def _segment_names(lines: list[str]) -> tuple[str, ...]:
-    """Names of lines 'NAME TIMESTEPS'; a gap is called `~`."""
-    return tuple(name for name in (line.split()[0] for line in lines) if name != "~")
+def _segment_specs(lines: list[str], count: int, source: str) -> tuple[SegmentSpec, ...]:
+    """Parse lines 'NAME TIMESTEPS'; a gap is called `~`."""
+    if len(lines) < count:
+        raise FormatError(
+            f"{source}: got {len(lines)} segment lines, the record line promises {count}",
+            reason="the header is damaged",
+        )
+    specs: list[SegmentSpec] = []
+    for line in lines:
+        name, length = (*line.split(), "")[:2]
+        if not length.isdecimal() or len(length) > 15 or set(name) & set("/\\\0"):
+            raise FormatError(
+                f"{source}: segment line {len(specs) + 1} is damaged, allowed 'NAME TIMESTEPS' "
+                "with the plain name of a record in the same folder, or ~ for a gap",
+                reason="the header is damaged",
+            )
+        specs.append(SegmentSpec(None if name == "~" else name, int(length)))
+    return tuple(specs)
 
 
 def _leading_float(field: str) -> float:

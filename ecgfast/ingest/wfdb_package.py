@@ -1,4 +1,4 @@
-"""WFDB records in every other format (8, 24, 80, 212, 310, FLAC, segments ...): wfdb package."""
+"""WFDB signals in every other format (8, 24, 80, 212, 310, FLAC ...): the wfdb package."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +28,13 @@ _MARKER_BITS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackageSignals:
-    """What the wfdb package read, lead signals only, in file order.
+class WfdbSignals:
+    """Signals of a record, at least those that are leads, in file order.
 
     Attributes:
         names: (S,) as the header spells them.
-        signal: (S, T) int16 digits, or float32 microvolt where digits exceed 16 bits.
+        signal: (S, T) int16 digits, or float32 microvolt where digits exceed 16 bits or one lead
+            has several gains.
         scale_uv: (S,) microvolt per digit; NaN where the unit is no voltage.
         offset_adc: (S,) digits at 0 microvolt.
         sampling_rate_hz: of the samples (frames times samples per frame).
@@ -46,11 +47,11 @@ class PackageSignals:
     sampling_rate_hz: float
 
 
-def read_with_package(path: Path) -> PackageSignals:
+def read_with_package(path: Path) -> WfdbSignals:
     """Read the lead signals of a record through the wfdb package.
 
     Args:
-        path: the .hea file.
+        path: the .hea file of a record without segments.
     Raises:
         FormatError: the package refuses the record, or its leads differ in sampling rate.
     """
@@ -59,10 +60,11 @@ def read_with_package(path: Path) -> PackageSignals:
     name = str(path.with_suffix(""))
     try:
         header = wfdb.rdheader(name)
-        if isinstance(header, wfdb.MultiRecord):
-            return _physical(wfdb.rdrecord(name))
         channels = [i for i, lead in enumerate(header.sig_name) if lead_position(lead) is not None]
-        record = wfdb.rdrecord(name, physical=False, channels=channels, smooth_frames=False)
+        # Smoothing means the samples of a frame, where there are several. Without it, wfdb 4.3.1
+        # fails on the big-endian samples of format 61.
+        plain = all(header.samps_per_frame[channel] == 1 for channel in channels)
+        record = wfdb.rdrecord(name, physical=False, channels=channels, smooth_frames=plain)
     except Exception as error:  # the package raises plain Exception for files that it cannot read
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FormatError(f"{path.name}: the wfdb package refuses it: {reason}") from error
@@ -72,9 +74,10 @@ def read_with_package(path: Path) -> PackageSignals:
     return _digital(record, float(record.fs) * rates[0])
 
 
-def _digital(record: "wfdb.Record", rate: float) -> PackageSignals:
+def _digital(record: "wfdb.Record", rate: float) -> WfdbSignals:
     """Convert digits of any width: int16 where they fit, float32 microvolt otherwise."""
-    digits = np.stack(record.e_d_signal)  # (S, T) int64
+    # (S, T) int64
+    digits = record.d_signal.T if record.e_d_signal is None else np.stack(record.e_d_signal)
     invalid = np.zeros(digits.shape, bool)
     for row, storage in enumerate(record.fmt):
         if storage in _MARKER_BITS:
@@ -90,23 +93,10 @@ def _digital(record: "wfdb.Record", rate: float) -> PackageSignals:
         signal[invalid] = np.nan
         scale = [s / s for s in scale]  # 1, and NaN stays NaN
         offset = [0.0] * len(offset)
-    return PackageSignals(
+    return WfdbSignals(
         names=list(record.sig_name),
         signal=signal,
         scale_uv=scale,
         offset_adc=offset,
         sampling_rate_hz=rate,
-    )
-
-
-def _physical(record: "wfdb.Record") -> PackageSignals:
-    """Convert a record of several segments, which the package joins in physical units."""
-    scale = [unit_uv(unit) for unit in record.units]
-    signal = (record.p_signal.T * np.array(scale)[:, None]).astype(np.float32)
-    return PackageSignals(
-        names=list(record.sig_name),
-        signal=signal,
-        scale_uv=[s / s for s in scale],
-        offset_adc=[0.0] * len(scale),
-        sampling_rate_hz=float(record.fs),
     )

@@ -1,12 +1,10 @@
-"""WFDB records: header + signal files -> EcgRecord; format 16 by a fast path of our own."""
+"""WFDB records: header + signal files -> EcgRecord."""
 
 from pathlib import Path
 
 from ecgfast.ingest.leads import arrange_leads, plan_leads
 from ecgfast.ingest.wfdb_comments import parse_comments
-from ecgfast.ingest.wfdb_format16 import read_format16
-from ecgfast.ingest.wfdb_header import WfdbHeader, parse_header, unit_uv
-from ecgfast.ingest.wfdb_package import read_with_package
+from ecgfast.ingest.wfdb_signals import read_header, read_signals
 from ecgfast.records import EcgRecord
 
 _PLAUSIBLE_SCALE_UV = (0.01, 100.0)  # devices resolve 0.1 to 10 microvolt per digit
@@ -19,25 +17,19 @@ def read_wfdb(path: Path, record_id: str) -> EcgRecord:
         path: the .hea file; signal files lie beside it.
         record_id: of the record; the header's own name is not used, because it can lie.
     Returns:
-        int16 ADC digits exactly as stored; float32 microvolt only where digits exceed 16 bits,
-        segments were joined, or a lead was derived from leads of different gain. Flags:
-        "leads_derived", "gain_implausible", "age_implausible", "synthetic".
+        int16 ADC digits exactly as stored; float32 microvolt only where digits exceed 16 bits, a
+        lead has several gains in several segments, or was derived from leads of different gain.
+        Flags: "leads_derived", "gain_implausible", "age_implausible", "synthetic".
     Raises:
         FormatError: header or signal file is missing, damaged, or lacks a lead.
     """
-    header = parse_header(path.read_bytes().decode("utf-8", errors="replace"), path.name)
-    rate = header.sampling_rate_hz
-    plan = plan_leads([spec.name for spec in header.signals], path.name) if header.signals else None
-    if plan and _is_format16(header):
-        signal = read_format16(path.parent, header)
-        scale = [unit_uv(spec.units) / spec.gain for spec in header.signals]
-        offset = [float(spec.baseline) for spec in header.signals]
-    else:
-        other = read_with_package(path)
-        signal, scale, offset = other.signal, other.scale_uv, other.offset_adc
-        rate = other.sampling_rate_hz
-        plan = plan_leads(other.names, path.name)
-    leads = arrange_leads(plan, signal, scale, offset, path.name)
+    header = read_header(path)
+    names = [spec.name for spec in header.signals]
+    plan = plan_leads(names, path.name) if names else ()  # before any signal is read
+    signals = read_signals(path, header)
+    if signals.names != names:
+        plan = plan_leads(signals.names, path.name)
+    leads = arrange_leads(plan, signals.signal, signals.scale_uv, signals.offset_adc, path.name)
     comments = parse_comments(header.comments)
     low, high = _PLAUSIBLE_SCALE_UV
     plausible = low <= leads.scale_uv.min() and leads.scale_uv.max() <= high
@@ -46,7 +38,7 @@ def read_wfdb(path: Path, record_id: str) -> EcgRecord:
         signal=leads.signal,
         scale_uv=leads.scale_uv,
         offset_adc=leads.offset_adc,
-        sampling_rate_hz=rate,
+        sampling_rate_hz=signals.sampling_rate_hz,
         patient_id=comments.patient_id,
         site=comments.site,
         age=comments.age,
@@ -56,13 +48,5 @@ def read_wfdb(path: Path, record_id: str) -> EcgRecord:
         if header.date_time
         else {"format": "wfdb"},
         flags=(*leads.flags, *comments.flags) + (() if plausible else ("gain_implausible",)),
-        segments=header.segments,
-    )
-
-
-def _is_format16(header: WfdbHeader) -> bool:
-    """Tell whether the fast path can read every signal."""
-    return all(
-        spec.format == 16 and spec.samples_per_frame == 1 and spec.skew == 0
-        for spec in header.signals
+        segments=tuple(each.name for each in header.segments if each.name is not None),
     )

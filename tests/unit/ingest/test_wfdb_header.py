@@ -227,12 +227,3 @@ def test_permuted_leads_in_a_file(tmp_path: Path) -> None:
     swapped = _read(path)
     np.testing.assert_array_equal(swapped.signal[4], straight.signal[5])
     np.testing.assert_array_equal(swapped.signal[5], straight.signal[4])
-
-
-def test_several_segments_are_joined(tmp_path: Path) -> None:
-    _write(tmp_path, "a")
-    _write(tmp_path, "b")
-    (tmp_path / "m.hea").write_text("m/2 12 500 200\na 100\nb 100\n")
-    record = _read(tmp_path / "m.hea")
-    one = _read(tmp_path / "a.hea")
-    np.testing.assert_allclose(record.signal[:, 100:], one.signal * 5.0, rtol=1e-6)
