@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-pytest.importorskip("cosmic_ray", reason="it comes with the extra dev")
+pytest.importorskip("cosmic_ray", reason="Cosmic Ray is not installed")
 ROOT = Path(__file__).resolve().parents[2]
 
 
