@@ -92,7 +92,9 @@ def mean_and_rstd(
     everything = np.arange(len(store), dtype=np.int64)
     scale_RC = store.scale_uv.astype(np.float64)
     if mode == "record_lead":
-        return store.lead_mean, _reciprocal(store.lead_std.astype(np.float64))
+        rstd_RC = _reciprocal(store.lead_std.astype(np.float64))
+        # A gain below 0 stores a lead upside down.
+        return store.lead_mean, np.copysign(rstd_RC, store.scale_uv)
     if mode == "record":
         _, std_RC = _microvolt_statistics(store, everything)
         pooled_R1 = np.sqrt((std_RC**2).mean(axis=1, keepdims=True))

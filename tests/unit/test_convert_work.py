@@ -174,7 +174,7 @@ def test_a_convert_goes_on_inside_a_recording(
     assert snapshot(tmp_path / "again") == snapshot(tmp_path / "whole")
 
 
-def test_a_finished_convert_leaves_four_names(
+def test_a_finished_convert_leaves_a_store_its_key_and_its_sources(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The manifest, which makes a folder a store, is the last name that appears in it."""

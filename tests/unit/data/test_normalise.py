@@ -1,14 +1,23 @@
 """Every normalisation mode against its definition, computed in fp64 from microvolts."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from recordings import make_store
+from resealed import change_lead_value
 
-from ecgfast.data.normalise import CohortStatistics, cohort_statistics, mean_and_rstd, training_rows
+from ecgfast.data.normalise import (
+    MODES,
+    CohortStatistics,
+    cohort_statistics,
+    mean_and_rstd,
+    training_rows,
+)
 from ecgfast.errors import ConfigError
-from ecgfast.store.reader import StoreReader
+from ecgfast.store.reader import StoreReader, open_store
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +74,7 @@ class Statistics:
         return len(self.scale_uv)
 
 
-@pytest.mark.parametrize("mode", ["record", "cohort_lead", "none"])
+@pytest.mark.parametrize("mode", MODES)
 def test_an_inverted_gain_changes_nothing_in_microvolt(mode: str) -> None:
     """A lead with a gain below 0 is stored upside down; its microvolts are like any other's."""
     signal_NCT = np.random.default_rng(0).integers(-900, 900, (3, 12, 200)).astype(np.float64)
@@ -85,11 +94,23 @@ def test_an_inverted_gain_changes_nothing_in_microvolt(mode: str) -> None:
     z_NCT = (signal_NCT - mean[..., None]) * rstd[..., None]
     centred_NCT = microvolt_NCT - microvolt_NCT.mean(2, keepdims=True)
     expected = {
+        "record_lead": centred_NCT / centred_NCT.std(2, keepdims=True),
         "record": centred_NCT / np.sqrt((centred_NCT**2).mean((1, 2), keepdims=True)),
         "cohort_lead": (microvolt_NCT - mean_C[:, None]) / std_C[:, None],
         "none": microvolt_NCT / 1000,
     }
     np.testing.assert_allclose(z_NCT, expected[mode], rtol=1e-5, atol=1e-5)
+
+
+def test_cohort_statistics_of_an_inverted_gain(tmp_path: Path) -> None:
+    path, signal_NCT = make_store(tmp_path, 2)
+    change_lead_value(path, "scale_uv", 1, 4, -2.5)
+    microvolt_NCT = 5.0 * signal_NCT
+    microvolt_NCT[1, 4] *= -0.5
+    cohort = cohort_statistics(open_store(path), np.array([0, 1]))
+    pooled = microvolt_NCT.transpose(1, 0, 2).reshape(12, -1)
+    np.testing.assert_allclose(cohort.mean_uv, pooled.mean(1), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(cohort.std_uv, pooled.std(1), rtol=1e-5)
 
 
 def test_cohort_statistics_travel(small_store: StoreReader) -> None:
