@@ -105,6 +105,7 @@ class OptimConfig:
     weight_decay: float = 0.05
     warmup_epochs: float = 40
     min_lr: float = 0.0
+    one_pass: bool = False  # our own AdamW kernel; replayed too with train.cuda_graph
 
     def __post_init__(self) -> None:
         _require(0 < self.base_lr < math.inf, "optim.base_lr", "above 0", self.base_lr)

@@ -25,7 +25,8 @@ TOY_LOSS_FP32 = 5e-6
 # weight moved the losses of 30 bf16 steps by 2.3e-4 (demo preset, CPU); ten times that for a larger
 # model, while a wrong gradient moves them by percents.
 TOY_LOSS_BF16 = 2.5e-3
-# Ranks add fp32 gradients in another order (1e-7 each); 50 AdamW steps of a tiny model: 4e-7.
+# Ranks add fp32 gradients in another order (1e-7 each), and the one-pass AdamW rounds elsewhere; 50
+# AdamW steps of a tiny model: 4e-7.
 RANKS_LOSS = 1e-5
 # In bf16 such a difference rounds a weight the other way now and then, by 2^-9 of it; 1.2e-7 was
 # seen, and 5e-4 between bf16 and fp32.

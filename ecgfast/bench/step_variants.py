@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ecgfast import log
 from ecgfast.bench.reference_mae import ReferenceMae
-from ecgfast.bench.step_adamw import OnePassAdamW
 from ecgfast.config import Config
 from ecgfast.data.batch import Batch
 from ecgfast.model.attention import Backend
@@ -22,7 +21,7 @@ from ecgfast.model.vit import Kernels, set_fused
 from ecgfast.train.distributed import Precision, Ranks, spread
 from ecgfast.train.graph import require_graphable
 from ecgfast.train.loop import train_step
-from ecgfast.train.optim import MasterAdamW, build_optimizer
+from ecgfast.train.optim import build_optimizer
 from ecgfast.train.pretrain import masked_loss, microbatch_graph
 
 Step = Callable[[], Tensor]  # one update; returns the loss, still on the device
@@ -41,7 +40,7 @@ class Variant:
         fused: our own kernels between a block's matrix products.
         fsdp: FSDP2 on a single rank too, which otherwise keeps fp32 weights beside bf16 ones.
         graph: `train.cuda_graph`, for one GPU without FSDP2.
-        one_pass: our own AdamW kernel, likewise.
+        one_pass: `optim.one_pass`.
     """
 
     name: str = "ecgfast"
@@ -78,14 +77,16 @@ def build_step(
     if ranks.world_size == 1 and not variant.fsdp:
         ranks = replace(ranks, mesh=None, host_mesh=None)
     train = replace(config.train, cuda_graph=variant.graph)
-    config = replace(config, kernels=variant.kernels, train=train)
+    optim = replace(config.optim, one_pass=variant.one_pass)
+    config = replace(config, kernels=variant.kernels, train=train, optim=optim)
     precision: Precision = "bf16" if ranks.device.type == "cuda" else "fp32"
     if variant.graph:
         require_graphable(ranks, precision)
     model = _model(variant, config, ranks.device, precision)
     spread(model, ranks, precision=precision, compile_blocks=variant.compiled)
-    kind = OnePassAdamW if variant.one_pass else MasterAdamW
-    optimizer = build_optimizer(model, config.optim, ranks, clip_norm=train.clip_norm, kind=kind)
+    optimizer = build_optimizer(
+        model, config.optim, ranks, clip_norm=train.clip_norm, recorded=variant.graph
+    )
     loss_of, graph = masked_loss(model, config), microbatch_graph(model, config, num_pieces=1)
     patches = random_patches(config, ranks.device, microbatch)
     records = torch.arange(microbatch, device=ranks.device)

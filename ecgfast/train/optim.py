@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from ecgfast_kernels.adamw import adamw_, factors
 from torch import Tensor, nn
 
 from ecgfast.config import OptimConfig
 from ecgfast.train.distributed import Ranks, local, master
+from ecgfast.train.graph import Recorded
 
 UNDECAYED = ("cls_token", "mask_token", "pos_embed", "decoder_pos_embed")
 
@@ -42,6 +44,10 @@ class MasterAdamW:
         betas: decay rates of the two moments.
         weight_decay: decoupled; not for biases, norms and tokens.
         clip_norm: scale the gradient down to this L2 norm, None leaves it.
+        one_pass: update with our own kernel, which reads gradients as they come and rounds the
+            copies on its way; the same formula, rounded at other places.
+        recorded: replay the one-pass update as a CUDA graph, gradients being always in the same
+            memory.
     """
 
     def __init__(
@@ -52,9 +58,12 @@ class MasterAdamW:
         betas: tuple[float, float],
         weight_decay: float,
         clip_norm: float | None = None,
+        one_pass: bool = False,
+        recorded: bool = False,
     ) -> None:
         self._ranks = ranks
         self._clip_norm = clip_norm
+        self._one_pass = one_pass
         self._sources = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._masters = {
             name: nn.Parameter(local(master(parameter).detach()))
@@ -67,7 +76,10 @@ class MasterAdamW:
         self._sums = {n: torch.zeros_like(self._masters[n]) for n in names}
         self._widened: list[Tensor] = []  # gradients in fp32, made at the first second microbatch
         self._collected = False
+        self._in_place = False  # the step has one backward pass, whose gradients are not copied
         self._adamw = self._build(betas, weight_decay)
+        self._gradients: list[Tensor] = []  # of the step under way, in the order of the masters
+        self._recorded = Recorded(self._update_in_one_pass) if one_pass and recorded else None
 
     def _build(self, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
         decays = {n: is_decayed(n, source) for n, source in self._sources.items()}
@@ -88,13 +100,19 @@ class MasterAdamW:
         return adamw
 
     @torch.no_grad()
-    def collect(self) -> None:
+    def collect(self, *, alone: bool = False) -> None:
         """Add the gradients of one backward pass in fp32; call it after each of a step.
 
         Gradients of bf16 copies are moved out of the model. Elsewhere autograd or FSDP2 adds them
         up, in fp32 already.
+
+        Args:
+            alone: the step has no other backward pass: the one-pass update reads its gradients
+                where they are.
         """
-        if not self._sums:
+        self._in_place = self._one_pass and alone
+        if not self._sums or self._in_place:
+            self._collected = True
             return
         arrived = [self._gradient(name) for name in self._sums]
         sums = list(self._sums.values())
@@ -119,11 +137,19 @@ class MasterAdamW:
             learning_rate: of this step.
         """
         assert self._collected or not self._sums, "collect() the gradients first"
-        for name, weights in self._masters.items():
-            weights.grad = self._sums.get(name)
-            if weights.grad is None:
-                weights.grad = local(self._gradient(name))
-        report = self._inspect(loss, [m.grad for m in self._masters.values() if m.grad is not None])
+        sums = {} if self._in_place else self._sums
+        self._gradients = [
+            sums[n] if n in sums else local(self._gradient(n)) for n in self._masters
+        ]
+        update = self._replay_one_pass if self._one_pass else self._update
+        report = update(loss, learning_rate)
+        self.zero_grad()
+        return report
+
+    def _update(self, loss: Tensor, learning_rate: float) -> StepReport:
+        for weights, gradient in zip(self._masters.values(), self._gradients, strict=True):
+            weights.grad = gradient
+        report = self._inspect(loss, self._gradients)
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
         # AdamW's own hooks for mixed precision: divide by grad_scale, do nothing on found_inf.
@@ -133,7 +159,43 @@ class MasterAdamW:
             self._adamw.grad_scale = scale  # type: ignore[attr-defined]  # PyTorch reads it
         self._adamw.step()
         self.refresh_copies()
-        self.zero_grad()
+        return report
+
+    def _replay_one_pass(self, loss: Tensor, learning_rate: float) -> StepReport:
+        """Take a one-pass update, replayed where that was asked for."""
+        rate = torch.full((), learning_rate, dtype=torch.float64, device=loss.device)
+        if self._recorded is None:
+            return self._update_in_one_pass(loss, rate)
+        if not self._recorded.exists:  # compiles the kernel; a step that is not finite does nothing
+            self._update_in_one_pass(torch.full_like(loss, math.nan), rate)
+        report = self._recorded(loss, rate)
+        # the next replay writes to the same memory
+        loss, grad_norm, skipped = torch.stack([report.loss, report.grad_norm, report.skipped])
+        return StepReport(loss=loss, grad_norm=grad_norm, skipped=skipped)
+
+    def _update_in_one_pass(self, loss: Tensor, rate: Tensor) -> StepReport:
+        report = self._inspect(loss, self._gradients)
+        scale = torch.ones_like(report.grad_norm)
+        if self._clip_norm is not None:
+            scale = (self._clip_norm / report.grad_norm).clamp(max=1.0)
+        groups = self._adamw.param_groups
+        decays = {w: group["weight_decay"] for group in groups for w in group["params"]}
+        masters = list(self._masters.values())
+        states = [self._adamw.state[weights] for weights in masters]
+        betas, eps = groups[0]["betas"], groups[0]["eps"]
+        adamw_(
+            [weights.detach() for weights in masters],
+            [local(source.detach()) for source in self._sources.values()],
+            self._gradients,
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            decays=[decays[weights] for weights in masters],
+            betas=betas,
+            eps=eps,
+            factors_4=factors(self.num_updates + 1, scale, betas=betas, learning_rate=rate),
+            skipped=report.skipped,
+        )
+        self.num_updates.add_(1 - report.skipped)
         return report
 
     @torch.no_grad()
@@ -145,6 +207,7 @@ class MasterAdamW:
     def zero_grad(self) -> None:
         """Drop all gradients."""
         self._collected = False
+        self._gradients = []
         for name, source in self._sources.items():
             source.grad = self._masters[name].grad = None
 
@@ -190,15 +253,17 @@ def build_optimizer(
     ranks: Ranks,
     *,
     clip_norm: float | None = None,
-    kind: type[MasterAdamW] = MasterAdamW,
+    recorded: bool = False,
 ) -> MasterAdamW:
-    """AdamW with the settings of a pretraining run; the bench tries another `kind`."""
-    return kind(
+    """AdamW with the settings of a pretraining run; see `MasterAdamW`."""
+    return MasterAdamW(
         model,
         ranks,
         betas=(config.beta1, config.beta2),
         weight_decay=config.weight_decay,
         clip_norm=clip_norm,
+        one_pass=config.one_pass,
+        recorded=recorded,
     )
 
 

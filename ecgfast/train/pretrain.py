@@ -166,7 +166,9 @@ def _prepare(
     }
     if checkpoint is not None:
         run_folder.require_same(identity, checkpoint)
-    optimizer = build_optimizer(model, config.optim, ranks, clip_norm=train.clip_norm)
+    optimizer = build_optimizer(
+        model, config.optim, ranks, clip_norm=train.clip_norm, recorded=train.cuda_graph
+    )
     microbatch = choose_microbatch(
         train.microbatch,
         share,

@@ -37,6 +37,7 @@ FREE = frozenset(
         "train.checkpoint_every",
         "train.checkpoint_keep",
         "train.milestone_every",
+        "optim.one_pass",
         "data.engine",
         "data.resident_budget_gib",
         "data.num_threads",

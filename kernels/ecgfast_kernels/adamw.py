@@ -61,7 +61,11 @@ def adamw_(
 
 
 def factors(
-    count: Tensor, gradient_scale: Tensor, *, betas: tuple[float, float], learning_rate: float
+    count: Tensor,
+    gradient_scale: Tensor,
+    *,
+    betas: tuple[float, float],
+    learning_rate: float | Tensor,
 ) -> Tensor:
     """Return what all weights of a step share: fp32 (4,), on the device of `count`.
 
@@ -69,13 +73,13 @@ def factors(
         count: scalar, updates with this one.
         gradient_scale: scalar; gradients are multiplied by it.
         betas: as for `adamw_`.
-        learning_rate: of this step.
+        learning_rate: of this step; a scalar on the device where a CUDA graph is replayed.
     Returns:
         gradient scale, learning rate / (1 - beta1^t), 1 / sqrt(1 - beta2^t), learning rate.
     """
     steps = count.double()  # in fp32, 1 - 0.999^t would lose four digits
     first, second = (1 - torch.pow(beta, steps) for beta in betas)
-    rate = torch.full_like(steps, learning_rate)
+    rate = torch.zeros_like(steps) + learning_rate
     return torch.stack([gradient_scale.double(), rate / first, second.rsqrt(), rate]).float()
 
 

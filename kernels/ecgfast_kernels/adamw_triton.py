@@ -13,7 +13,8 @@ from torch import Tensor
 from ecgfast_kernels.tuning import block_config
 
 _ELEMENTS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-_COLUMNS = 6  # of the table: five addresses and the number of elements
+_COLUMNS = 7  # of the table: five addresses, elements, and whether 16 divides every address
+_RECORDED: list[tuple[Tensor, ...]] = []  # a CUDA graph knows its tables by their addresses alone
 
 
 @triton.jit
@@ -60,7 +61,7 @@ def update_block(
 
 @triton.jit
 def step_kernel(
-    table_ptr,  # (tensors, 6) int64: weight, copy, gradient, two moments, elements
+    table_ptr,  # (tensors, 7) int64: weight, copy, gradient, two moments, elements, aligned
     decay_ptr,  # (tensors,) fp32
     block_ptr,  # (programs, 2) int32: tensor, block within it
     factor_ptr,  # (4,) fp32
@@ -70,7 +71,6 @@ def step_kernel(
     eps,
     COPY: tl.constexpr,
     GRADIENT: tl.constexpr,
-    ALIGNMENT: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -81,14 +81,13 @@ def step_kernel(
     decay = tl.load(decay_ptr + tensor)
     end = tl.where(tl.load(skipped_ptr) == 0, tl.load(row + 5), 0)
     at = first + tl.arange(0, BLOCK)
-    # Whole blocks go without a mask, which would make every access one of 4 bytes.
-    if first + BLOCK <= end:
-        update_block(row, at, None, decay, factor_ptr, beta1, beta2, eps, COPY, GRADIENT, ALIGNMENT)
+    # Whole blocks of aligned tensors go without a mask and 16 bytes at a time. The rest, such as a
+    # slice of a larger tensor, goes element by element: it slows nothing else down.
+    if (first + BLOCK <= end) & (tl.load(row + 6) != 0):
+        update_block(row, at, None, decay, factor_ptr, beta1, beta2, eps, COPY, GRADIENT, 16)
     else:
         valid = at < end
-        update_block(
-            row, at, valid, decay, factor_ptr, beta1, beta2, eps, COPY, GRADIENT, ALIGNMENT
-        )
+        update_block(row, at, valid, decay, factor_ptr, beta1, beta2, eps, COPY, GRADIENT, 2)
 
 
 def step(
@@ -110,11 +109,14 @@ def step(
     columns = (weights, copies, gradients, exp_avg, exp_avg_sq)
     addresses = tuple(tensor.data_ptr() for group in columns for tensor in group)
     sizes = tuple(weight.numel() for weight in weights)
+    table, decay = _table(addresses, sizes, device), _vector(tuple(decays), device)
     blocks = _blocks(sizes, config["BLOCK"], device)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _RECORDED.append((table, decay, blocks))
     with torch.cuda.device_of(weights[0]):
         step_kernel[(len(blocks),)](
-            _table(addresses, sizes, device),
-            _vector(tuple(decays), device),
+            table,
+            decay,
             blocks,
             factors_4,
             skipped,
@@ -123,8 +125,6 @@ def step(
             eps,
             COPY=_ELEMENTS[copies[0].dtype],
             GRADIENT=_ELEMENTS[gradients[0].dtype],
-            # an address that is no multiple of 16, such as that of a slice, slows all down
-            ALIGNMENT=16 if all(address % 16 == 0 for address in addresses) else 2,
             COLUMNS=_COLUMNS,
             **config,
         )
@@ -133,8 +133,10 @@ def step(
 @lru_cache(maxsize=4)
 def _table(addresses: tuple[int, ...], sizes: tuple[int, ...], device: torch.device) -> Tensor:
     """One row per tensor. Built anew only where gradients have moved since the last steps."""
-    groups = torch.tensor(addresses, dtype=torch.int64).unflatten(0, (_COLUMNS - 1, -1))
-    return _to_device(torch.cat([groups, torch.tensor([sizes])]).T.contiguous(), device)
+    groups = torch.tensor(addresses, dtype=torch.int64).view(-1, len(sizes))
+    aligned = (groups % 16 == 0).all(dim=0, keepdim=True)
+    rows = torch.cat([groups, torch.tensor([sizes]), aligned]).T.contiguous()
+    return _to_device(rows, device)
 
 
 @lru_cache(maxsize=4)

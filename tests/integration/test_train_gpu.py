@@ -67,7 +67,7 @@ def _loader(batch_size: int = 16) -> Loader:
     return Loader(WaveEngine(), Plan(index=np.arange(NUM_RECORDS), batch_size=batch_size))
 
 
-def _loop(config: Config, ranks: Ranks, run: Path, num_steps: int) -> Loop:
+def _loop(config: Config, ranks: Ranks, run: Path, num_steps: int, *, microbatch: int = 8) -> Loop:
     model, identity = build_spread(config, ranks, None)
     run.mkdir(exist_ok=True)
     return Loop(
@@ -75,16 +75,16 @@ def _loop(config: Config, ranks: Ranks, run: Path, num_steps: int) -> Loop:
         run=run,
         train=config.train,
         model=model,
-        optimizer=build_optimizer(model, config.optim, ranks),
+        optimizer=build_optimizer(model, config.optim, ranks, recorded=config.train.cuda_graph),
         loader=_loader(),
         loss_of=masked_loss(model, config),
         rate_of=lambda step: 1e-3,
-        microbatch=8,
+        microbatch=microbatch,
         steps_per_epoch=NUM_RECORDS // 16,
         num_steps=num_steps,
-        meta={"kind": "pretrain", "identity": identity, "microbatch": 8},
+        meta={"kind": "pretrain", "identity": identity, "microbatch": microbatch},
         flops_per_record=1e9,
-        graph=microbatch_graph(model, config, num_pieces=2),
+        graph=microbatch_graph(model, config, num_pieces=16 // microbatch),
     )
 
 
@@ -108,9 +108,10 @@ def _train(config: Config, run: Path, num_steps: int) -> dict[str, bytes]:
     [
         ("train.precision=bf16",),
         ("train.precision=bf16", "train.cuda_graph=true"),
+        ("train.precision=bf16", "train.cuda_graph=true", "optim.one_pass=true"),
         ("train.precision=fp32",),
     ],
-    ids=["bf16", "bf16-graph", "fp32"],
+    ids=["bf16", "bf16-graph", "bf16-graph-one-pass", "fp32"],
 )
 def test_deterministic_runs_resume_in_the_same_bits(
     settings: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -143,6 +144,31 @@ def test_a_replayed_graph_trains_as_the_same_kernels_launched_one_by_one(tmp_pat
     # attention's backward may add in another order each time: bf16 weights then round differently
     np.testing.assert_allclose(traces[True], traces[False], rtol=0.05)
     np.testing.assert_allclose(traces[True][:2], traces[False][:2], rtol=1e-3)
+    assert traces[True][-1] < 0.9 * traces[True][0]
+
+
+@pytest.mark.parametrize("microbatch", [16, 8])
+def test_a_recorded_one_pass_update_trains_as_the_usual_one(
+    microbatch: int, tmp_path: Path
+) -> None:
+    """Gradients read where the graph left them, or summed over two microbatches."""
+    traces = {}
+    for one_pass in (False, True):
+        config = _config(
+            *("train.precision=bf16", "train.cuda_graph=true", "train.deterministic=true"),
+            f"optim.one_pass={one_pass}".lower(),
+        )
+        run = tmp_path / str(one_pass)
+        setup.make_repeatable(True)
+        with join("cuda") as ranks, StopSignals(ranks) as stop:
+            loop = _loop(config, ranks, run, 40, microbatch=microbatch)
+            loop.rate_of = lambda step: 1e-3 * (1 + step % 3)
+            assert loop.run_to_end(stop)
+            for name, parameter in loop.model.named_parameters():
+                assert torch.equal(parameter, master(parameter).bfloat16()), name
+        traces[one_pass] = _trace(run)
+    np.testing.assert_allclose(traces[True], traces[False], rtol=0.05)  # bf16 rounds another way
+    np.testing.assert_allclose(traces[True][:2], traces[False][:2], rtol=1e-4)
     assert traces[True][-1] < 0.9 * traces[True][0]
 
 

@@ -104,7 +104,7 @@ def _adamw_job(arch: int) -> Job:
         name="adamw",
         kernel=adamw.step_kernel,
         pointers=pointers,
-        constants={"COPY": tl.bfloat16, "GRADIENT": tl.bfloat16, "ALIGNMENT": 16, "COLUMNS": 6},
+        constants={"COPY": tl.bfloat16, "GRADIENT": tl.bfloat16, "COLUMNS": 7},
         config=config_for("adamw", arch=arch, bits=16),
     )
 

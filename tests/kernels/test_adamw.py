@@ -136,3 +136,12 @@ def test_wrong_arguments() -> None:
     strided = [torch.zeros(130, 3).T, *weights[1:]]
     with pytest.raises(ValueError, match="must be contiguous"):
         update((strided, copies, exp_avg, exp_avg_sq), gradients_of(0, torch.float16), 0)
+
+
+def test_a_slice_slows_down_no_other_tensor() -> None:
+    """Whether 16 divides all five addresses is said row by row."""
+    from ecgfast_kernels.adamw_triton import _table
+
+    first = [[16, 32], [48, 64], [80, 96 + 6], [112, 128], [144, 160]]  # one slice of 2-byte values
+    table = _table(tuple(chain(*first)), (7, 9), torch.device(DEVICE)).tolist()
+    assert table == [[16, 48, 80, 112, 144, 7, 1], [32, 64, 102, 128, 160, 9, 0]]
