@@ -1,5 +1,6 @@
 """The one in-memory form of an ECG, between every foreign format and the store."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,11 @@ INVALID = -32768  # the marker of a missing timestep, as in WFDB format 16
 NO_PATIENT = "no_patient_id"  # the flag of a record that names no patient
 # Words of an empty cell or field, in lower case; docs/datasets.md has the same list.
 NOT_KNOWN = frozenset({"", "-", "?", "nan", "na", "n/a", "#n/a", "<na>", "none", "null", "unknown"})
+MAX_AGE = 120.0  # years
+OVER_89 = 300.0  # years, as PTB-XL and MIMIC write "over 89"
+OLDEST = 90.0  # years; stands for every age over 89 (45 CFR 164.514(b)(2)(i)(C))
+_LONGEST_SITE = 100
+_SEX = {"f": "female", "female": "female", "m": "male", "male": "male"}
 _WHOLE_NUMBER = re.compile(r"(\d+)\.0+")  # what spreadsheets make of a column with empty cells
 
 
@@ -34,6 +40,31 @@ def known_id(value: object) -> str | None:
         return None
     whole = _WHOLE_NUMBER.fullmatch(text)
     return whole[1] if whole else text
+
+
+def parse_sex(text: str) -> str | None:
+    """Return "female", "male", or None for anything else."""
+    return _SEX.get(text.strip().lower())
+
+
+def is_site(name: str | None) -> bool:
+    """Whether this can be the name of an institution, which a store keeps as it is: one line."""
+    return name is None or (len(name) <= _LONGEST_SITE and name.isprintable())
+
+
+def stored_age(age: float | None, *, over_89: bool) -> float | None:
+    """Return an age as a store has it: whole years, and 90 for all over 89.
+
+    Fractions of years and the date of the ECG give the day of birth.
+
+    Args:
+        age: years.
+        over_89: keep ages over 89 apart.
+    """
+    if age is None:
+        return None
+    years = float(math.floor(age))
+    return years if over_89 and years <= MAX_AGE else min(years, OLDEST)
 
 
 @dataclass(frozen=True, kw_only=True)

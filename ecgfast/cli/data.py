@@ -15,8 +15,12 @@ Columns = Annotated[
     str | None,
     typer.Option(
         metavar="A,B",
-        help="Label columns of the CSV. Default: those of numbers or yes/no; text only by name.",
+        help="Columns to take of the CSV (convert: fields of the files too). Default: "
+        "ejection_fraction and yes/no columns; all else only by name.",
     ),
+]
+KeepAges = Annotated[
+    bool, typer.Option("--keep-ages-over-89", help="Keep these ages; else they are all 90.")
 ]
 NUM_EXAMPLES = 3  # of passed over files, shown by convert
 
@@ -156,6 +160,7 @@ def convert(
     one_ecg: OneEcg = False,
     split_seed: SplitSeed = None,
     target: Target = None,
+    keep_ages: KeepAges = False,
 ) -> None:
     """Turn raw files into a store; run again, it goes on."""
     from ecgfast.convert import convert as convert_files
@@ -177,6 +182,7 @@ def convert(
         one_ecg_per_patient=one_ecg,
         split_seed=split_seed or 0,
         target=target,
+        keep_ages_over_89=keep_ages,
     )
     found = summary.num_duplicates
     duplicates = "" if found is None else f" ({found} of them duplicates)"
@@ -220,6 +226,7 @@ def label(
     split_seed: SplitSeed = None,
     one_ecg: OneEcg = False,
     key_file: KeyFile = None,
+    keep_ages: KeepAges = False,
 ) -> None:
     """Join labels and splits into a finished store."""
     from ecgfast.labels import label_store
@@ -234,6 +241,7 @@ def label(
         split_seed=split_seed,
         one_ecg_per_patient=one_ecg or None,
         key_file=key_file,
+        keep_ages_over_89=keep_ages,
     )
     counts = ", ".join(f"{name} {number}" for name, number in sorted(summary.splits.items()))
     unused = f"{summary.num_unused_lines} lines unused"

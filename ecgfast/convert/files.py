@@ -72,6 +72,8 @@ def convert_files(
             "patient_ids": patient_ids,
             "one_ecg_per_patient": settings.one_ecg_per_patient,
             "split_seed": settings.split_seed,
+            "columns": list(settings.columns),
+            "ages_over_89": settings.ages_over_89,
             "key": pseudonyms.fingerprint,
             "format_version": FORMAT_VERSION,
         }

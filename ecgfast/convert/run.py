@@ -18,7 +18,7 @@ from ecgfast.convert.work import Quality, Settings
 from ecgfast.errors import ConfigError, EcgfastError
 from ecgfast.labels import label_store
 from ecgfast.labels.assign import warn_of_unnamed
-from ecgfast.labels.table import check_labels
+from ecgfast.labels.columns import check_labels, check_names
 from ecgfast.store.durable import store_lock
 from ecgfast.store.format import MANIFEST, SIGNALS, Codec, key_beside, sources_beside
 from ecgfast.store.info import passed_over_examples
@@ -76,6 +76,7 @@ def convert(
     one_ecg_per_patient: bool = False,
     split_seed: int = 0,
     target: str | None = None,
+    keep_ages_over_89: bool = False,
 ) -> ConvertSummary:
     """Convert files or folders, or transcode one store; the same call goes on after any crash.
 
@@ -86,7 +87,8 @@ def convert(
         sources: files and folders, or one store.
         out: folder of the new store; STORE.key and STORE.sources.csv appear beside it.
         labels: CSV to join afterwards, as `ecgfast label` does.
-        columns: label columns of that CSV to take, as `ecgfast label --columns` does.
+        columns: what to take beside the ejection fraction: columns of that CSV, as `ecgfast label
+            --columns` does, and fields of the recordings (sidecar keys, "diagnosis" as free text).
         codec: "ecgpack", "zstd" or "none".
         workers: processes that read and encode for this one, which writes; 1 does all in this
             process, None takes the cores that it may use.
@@ -103,6 +105,7 @@ def convert(
             get no split.
         split_seed: another seed is another division into train, valid and test.
         target: what a case is, such as "ejection_fraction<40": splits get equal shares of cases.
+        keep_ages_over_89: keep these ages; else they are all 90.
     Raises:
         ConfigError, FormatError: a wrong option or source.
         ResumeError: `out` was begun with other options or sources.
@@ -120,14 +123,16 @@ def convert(
         raise ConfigError(f"--target {target!r} needs --labels; ecgfast label takes both later")
     if labels is not None:  # a wrong table is refused now, not after hours of converting
         check_labels(Path(labels), columns)
-    elif columns is not None:
-        raise ConfigError("--columns chooses columns of a CSV, got no --labels; give both")
+    check_names(columns or ())
     # An unfinished store too: its signals must not be taken for a folder without recordings.
     stores = [path for path in paths if (path / MANIFEST).exists() or (path / SIGNALS).exists()]
     with store_lock(out):
         if stores:
             own = (window, short, quality, patient_ids, one_ecg_per_patient, split_seed)
-            if len(paths) > 1 or own != ("first", "quarantine", "flag", "site", False, 0):
+            # Of a store, these belong to the labels that are joined to it.
+            unused = labels is None and (columns or key_file or keep_ages_over_89)
+            is_default = own == ("first", "quarantine", "flag", "site", False, 0)
+            if len(paths) > 1 or not is_default or keep_identifiers or unused:
                 raise ConfigError(
                     f"{stores[0]} is a store, which is transcoded alone and as it is; give only "
                     "--out, --codec and --workers with it"
@@ -142,6 +147,8 @@ def convert(
                 quality=quality,
                 one_ecg_per_patient=one_ecg_per_patient,
                 split_seed=split_seed,
+                columns=tuple(columns or ()),
+                ages_over_89=keep_ages_over_89,
             )
             key = Path(key_file) if key_file is not None else key_beside(out)
             manifest = convert_files(
@@ -155,9 +162,12 @@ def convert(
             )
     if labels is not None:
         given = None if key_file is None else Path(key_file)
-        _label(out, Path(labels), columns, target, given)
+        _label(out, Path(labels), columns, target, given, keep_ages_over_89)
     else:
-        warn_of_unnamed(open_store(out).records, one_ecg_per_patient=one_ecg_per_patient)
+        records = open_store(out).records
+        warn_of_unnamed(records, one_ecg_per_patient=one_ecg_per_patient)
+        for name in sorted(set(columns or ()) - set(records.column_names)):
+            log.warning(f"--columns: no recording has a field {name!r}")
     counts = manifest["counts"]
     if log.is_strict() and not stores and counts.get("duplicates"):
         _refuse_duplicates(out, counts["duplicates"])
@@ -193,15 +203,24 @@ def _label(
     columns: Sequence[str] | None,
     target: str | None,
     key_file: Path | None,
+    keep_ages: bool,
 ) -> None:
     """Label a store that is finished, whatever becomes of it."""
     try:
-        label_store(out, csv, columns=columns, target=target, key_file=key_file)
+        label_store(
+            out,
+            csv,
+            columns=columns,
+            target=target,
+            key_file=key_file,
+            keep_ages_over_89=keep_ages,
+        )
     except EcgfastError as error:
         words = ["ecgfast", "label", str(out), str(csv)]
         words += ["--columns", ",".join(columns)] if columns else []
         words += ["--target", target] if target else []
         words += ["--key-file", str(key_file)] if key_file else []
+        words += ["--keep-ages-over-89"] if keep_ages else []
         raise ConfigError(
             f"{error}; the store {out} is finished, only its labels are missing: when the table "
             f"is right, run {shlex.join(words)}"

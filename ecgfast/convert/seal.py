@@ -1,7 +1,8 @@
 """The last step of a convert: tables, metadata, and the manifest that makes the folder a store."""
 
 import shutil
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ecgfast import log
 from ecgfast.convert.marks import Waiting, mark_duplicates
 from ecgfast.convert.preprocess import MAX_INVALID_SHARE
 from ecgfast.convert.work import Settings
@@ -21,7 +23,7 @@ from ecgfast.records import NUM_TIMESTEPS, SAMPLING_RATE_HZ
 from ecgfast.store.chunks import decode_chunks
 from ecgfast.store.format import QUARANTINE, RECORDS, Codec, sources_beside
 from ecgfast.store.manifest import Manifest, write_manifest
-from ecgfast.store.patients import with_pseudonyms
+from ecgfast.store.patients import retained, with_pseudonyms
 from ecgfast.store.shards import Shards
 from ecgfast.store.table import records_table, write_quarantine, write_sources, write_table
 from ecgfast.store.writer import StoreWriter
@@ -35,6 +37,7 @@ class _Lines:
     quarantine: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     patient_keys: list[str] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
     waiting: Waiting = field(default_factory=Waiting)
 
     def rows(self, writer: StoreWriter) -> Iterator[pa.Table]:
@@ -43,6 +46,8 @@ class _Lines:
             self.quarantine.append(text["quarantine"])
             self.sources.append(text["sources"])
             self.patient_keys += table["patient_key"].to_pylist()
+            for words in table["left_out"].to_pylist():
+                self.left_out.update(words.split(";") if words else ())
             self.waiting.add(table)
             yield table
 
@@ -110,9 +115,14 @@ def seal_converted(
         },
         "splits": splits,
         "labels": None,
+        "retained": retained(
+            table, identifiers=settings.pseudonyms.keep, ages_over_89=settings.ages_over_89
+        ),
+        "left_out": dict(lines.left_out),
         "request": request,
         **found,
     }
+    _say_left_out(lines.left_out)
     tables = {QUARANTINE: quarantine, RECORDS: records}
     return seal(out, work, writer, settings.codec, tables, content)
 
@@ -149,6 +159,16 @@ def seal(
     )
     shutil.rmtree(work)
     return manifest
+
+
+def _say_left_out(left_out: Mapping[str, int]) -> None:
+    """Count what stays out; the names of fields are not said, they can name patients."""
+    if left_out:
+        kinds = ", ".join(f"{kind} of {left_out[kind]:,} records" for kind in sorted(left_out))
+        log.info(
+            f"left out of the store: {kinds}; --columns NAME takes a field that you know to be "
+            "safe, such as diagnosis"
+        )
 
 
 def _read(shards: Shards, codec: Codec, records: NDArray[np.int64]) -> NDArray[np.int16]:

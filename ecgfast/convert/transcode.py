@@ -49,6 +49,7 @@ _COPIED = (
     "labels",
     "patients",
     "splits",
+    *("retained", "left_out"),
     *("source_files", "passed_over"),  # stores of before have none
 )
 

@@ -12,13 +12,14 @@ from ecgfast_kernels.codec import lead_statistics
 from numpy.typing import NDArray
 
 from ecgfast.convert.content import content_digests, packed_fingerprints
+from ecgfast.convert.fields import taken
 from ecgfast.convert.plan import parse_input
 from ecgfast.convert.preprocess import Digits, Segment, Short, Window, cut, to_digits
 from ecgfast.convert.quality import breaks_einthoven, einthoven_uv, flat_leads
 from ecgfast.errors import EcgfastError, FormatError, Reason, ShapeError
 from ecgfast.ingest import InputFile, read_record
 from ecgfast.ingest.discover import printable
-from ecgfast.records import NO_PATIENT, NUM_LEADS, NUM_TIMESTEPS, EcgRecord
+from ecgfast.records import NO_PATIENT, NUM_LEADS, NUM_TIMESTEPS, EcgRecord, stored_age
 from ecgfast.store.chunks import encode_chunks
 from ecgfast.store.format import Codec
 from ecgfast.store.journal import Cursor
@@ -47,6 +48,8 @@ class Settings:
         pseudonyms: the key, whether ids stay readable, and whose they are.
         one_ecg_per_patient: records that name no patient are one patient each.
         split_seed: of the splits.
+        columns: fields of the recordings that the user wants in the store as they are.
+        ages_over_89: keep these apart; else they are all 90.
     """
 
     codec: Codec
@@ -56,6 +59,8 @@ class Settings:
     pseudonyms: Pseudonyms
     one_ecg_per_patient: bool = False
     split_seed: int = 0
+    columns: tuple[str, ...] = ()
+    ages_over_89: bool = False
 
 
 Lines = tuple[list[bytes], Cursor, Settings]  # of the plan; where the first one begins
@@ -148,7 +153,7 @@ def _encoded(candidates: list[_Candidate], settings: Settings) -> list[Outcome]:
     result: list[Outcome] = []
     for n, candidate in enumerate(candidates):
         item, after = candidate.item, candidate.after
-        row = _row(candidate, settings.pseudonyms, flat=flat[n], einthoven=einthoven[n])
+        row = _row(candidate, settings, flat=flat[n], einthoven=einthoven[n])
         row |= {"content": content[n], "fingerprint": fingerprints[n]}
         found = [flag for flag in _STRICT if flag in row["flags"].split(";")]
         if settings.quality == "strict" and found:
@@ -186,9 +191,10 @@ def _valid(candidates: list[_Candidate], shape: tuple[int, ...]) -> NDArray[np.b
 
 
 def _row(
-    candidate: _Candidate, pseudonyms: Pseudonyms, *, flat: bool, einthoven: float
+    candidate: _Candidate, settings: Settings, *, flat: bool, einthoven: float
 ) -> dict[str, Any]:
     item, record, segment = candidate.item, candidate.record, candidate.segment
+    pseudonyms = settings.pseudonyms
     flags = list(segment.flags)
     if flat:
         flags.append("flat_lead")
@@ -203,12 +209,12 @@ def _row(
         patient = pseudonyms.patient(record.patient_id, record.site)
         key = pseudonyms.patient_key(record.patient_id, record.site)
     record_id = pseudonyms.of("record", item.record_id)
-    labels = dict(record.labels)
+    labels, left_out = taken(record.labels, settings.columns)
     return {
         "record_id": f"{record_id}@{segment.start}" if segment.start else record_id,
         "patient_id": patient,
         "site": record.site,
-        "age": record.age,
+        "age": stored_age(record.age, over_89=settings.ages_over_89),
         "sex": record.sex,
         "ejection_fraction": labels.pop("ejection_fraction", None),
         "format": record.provenance.get("format", item.path.suffix.lstrip(".")),
@@ -220,6 +226,7 @@ def _row(
         "einthoven_uv": round(einthoven, 3),
         "flags": ";".join(sorted(set(flags))),
         "labels": labels,
+        "left_out": ";".join(left_out),
         "position": candidate.position,
         "segments": _segments(item, record, pseudonyms),
         "patient_key": key,

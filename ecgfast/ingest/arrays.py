@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from ecgfast.errors import FormatError
 from ecgfast.ingest.kinds import SHARED_SIDECAR
 from ecgfast.ingest.leads import arrange_leads, plan_leads
-from ecgfast.ingest.wfdb_comments import parse_age, parse_sex
-from ecgfast.records import INVALID, LEADS, EcgRecord, known_id
+from ecgfast.ingest.wfdb_comments import parse_age
+from ecgfast.records import INVALID, LEADS, EcgRecord, is_site, known_id, parse_sex
 
 _KNOWN = {"signal", "sampling_rate_hz", "scale_uv", "offset_adc", "leads"}
 _IDENTITY = {"patient_id", "site", "age", "sex"}
@@ -86,6 +86,10 @@ def read_arrays(path: Path, record_id: str, row: int | None) -> EcgRecord:
     labels = {key: _label(key, meta[key], path) for key in sorted(set(meta) - _KNOWN - _IDENTITY)}
     _check_text([*labels, *labels.values(), *text.values()], path)
     age = parse_age(text["age"]) if "age" in text else None
+    site = known_id(text.get("site"))
+    flags = leads.flags + (("age_implausible",) if "age" in text and age is None else ())
+    if not is_site(site):
+        site, flags = None, (*flags, "site_implausible")
     return EcgRecord(
         record_id=record_id,
         signal=leads.signal,
@@ -93,12 +97,12 @@ def read_arrays(path: Path, record_id: str, row: int | None) -> EcgRecord:
         offset_adc=leads.offset_adc,
         sampling_rate_hz=rate,
         patient_id=known_id(text.get("patient_id")),
-        site=known_id(text.get("site")),
+        site=site,
         age=age,
         sex=parse_sex(text.get("sex", "")),
         labels=labels,
         provenance={"format": "numpy"},
-        flags=leads.flags + (("age_implausible",) if "age" in text and age is None else ()),
+        flags=flags,
     )
 
 

@@ -10,11 +10,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ecgfast.records import NOT_KNOWN, known_id
+from ecgfast.records import MAX_AGE, NOT_KNOWN, is_site, known_id, parse_sex
 
-MAX_AGE = 120.0  # years; PTB-XL and MIMIC write 300 for "over 89"
 _TAGGED = re.compile(r"<(\w+)>:?\s*([^<]*)")
-_SEX = {"f": "female", "female": "female", "m": "male", "male": "male"}
 _PATIENT_KEYS = ("patient", "patient_id", "subject_id", "patient id")
 _SITE_KEYS = ("site", "institution", "hospital")
 _DIAGNOSIS_KEYS = ("dx", "labels", "diagnosis")
@@ -39,7 +37,9 @@ def parse_comments(comments: Sequence[str]) -> CommentFields:
         comments: lines without their `#`, stripped.
     Returns:
         The fields found. An age outside [0, 120] becomes None with the flag "age_implausible";
-        diagnoses go to `labels["diagnosis"]`, joined by commas where the header joins them so.
+        diagnoses go to `labels["diagnosis"]`, joined by commas where the header joins them so;
+        convert takes only their codes, unless the user asks for the text. A site of several lines'
+        length becomes None with the flag "site_implausible".
     """
     out = CommentFields()
     below_diagnoses = False
@@ -85,6 +85,9 @@ def _take(out: CommentFields, key: str, value: str) -> None:
         out.patient_id = known_id(value)
     elif key in _SITE_KEYS:
         out.site = known_id(value)
+        if not is_site(out.site):
+            out.site = None
+            out.flags.append("site_implausible")
     elif key in _DIAGNOSIS_KEYS:
         out.labels["diagnosis"] = value
     elif key == "ejection fraction":
@@ -104,8 +107,3 @@ def parse_age(text: str) -> float | None:
     """Return an age in years, or None when it is no number in [0, 120]."""
     value = parse_number(text)
     return value if value is not None and 0 <= value <= MAX_AGE else None
-
-
-def parse_sex(text: str) -> str | None:
-    """Return "female", "male", or None for anything else."""
-    return _SEX.get(text.strip().lower())

@@ -16,7 +16,7 @@ from ecgfast.errors import ConfigError
 from ecgfast.labels.assign import set_column
 from ecgfast.labels.matching import agreeing_rows, first_rows
 from ecgfast.labels.table import parse_date
-from ecgfast.records import NO_PATIENT
+from ecgfast.records import NO_PATIENT, stored_age
 from ecgfast.store.format import key_beside, sources_beside
 from ecgfast.store.pseudonyms import UNNAMED, PatientIds, Pseudonyms, key_of_unnamed, read_key
 from ecgfast.store.reader import StoreReader
@@ -110,6 +110,11 @@ def one_ecg_each(reader: StoreReader) -> bool:
     return bool(reader.manifest.get("patients", {}).get("one_ecg_each", False))
 
 
+def keeps_ages_over_89(reader: StoreReader) -> bool:
+    """Whether a store keeps ages over 89 apart; before this was asked, all did."""
+    return bool(reader.manifest.get("retained", {}).get("ages_over_89", True))
+
+
 def splits_of(reader: StoreReader) -> dict[str, Any]:
     """How the splits of a store were made."""
     labels = reader.manifest["labels"] or {}
@@ -124,9 +129,18 @@ def with_identities(
     matches: list[list[int]],
     names: Identities,
     pseudonyms: Pseudonyms,
+    *,
+    ages_over_89: bool,
 ) -> tuple[pa.Table, list[str]]:
     """Correct patient, site, age and sex where the CSV says something.
 
+    Args:
+        records: of the store.
+        labels: of `read_labels`.
+        matches: of `match_rows`.
+        names: of the records.
+        pseudonyms: of the store.
+        ages_over_89: keep these apart.
     Returns:
         the rows; (N,) readable keys of their patients.
     Raises:
@@ -137,7 +151,10 @@ def with_identities(
     site_before = records["site"].to_pylist()
     for name in ("site", "age", "sex"):
         if name in labels.column_names:
-            column = cells(labels[name], first).cast(records.schema.field(name).type)
+            column = cells(labels[name], first)
+            if name == "age":
+                ages = [stored_age(age, over_89=ages_over_89) for age in column.to_pylist()]
+                column = pa.chunked_array([pa.array(ages, pa.float64())])
             records = set_column(records, name, pc.coalesce(column, records[name]))
     given: list[str | None] = [None] * records.num_rows
     if {"patient_id", "record_id"} <= set(labels.column_names):

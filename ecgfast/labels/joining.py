@@ -20,9 +20,11 @@ from ecgfast.labels.assign import (
     set_column,
     warn_of_unnamed,
 )
+from ecgfast.labels.columns import label_columns
 from ecgfast.labels.identities import (
     Identities,
     cells,
+    keeps_ages_over_89,
     one_ecg_each,
     splits_of,
     store_pseudonyms,
@@ -30,9 +32,9 @@ from ecgfast.labels.identities import (
 )
 from ecgfast.labels.matching import agreeing_rows, first_rows, match_rows, nearest_rows
 from ecgfast.labels.splits import check_folds, check_splits, num_torn
-from ecgfast.labels.table import label_columns, read_labels, stored
+from ecgfast.labels.table import read_labels, stored
 from ecgfast.store.durable import store_lock
-from ecgfast.store.patients import patient_groups, with_pseudonyms
+from ecgfast.store.patients import patient_groups, retained, with_pseudonyms
 from ecgfast.store.reader import open_store
 from ecgfast.store.relabel import replace_records
 
@@ -73,6 +75,7 @@ def label_store(
     split_seed: int | None = None,
     one_ecg_per_patient: bool | None = None,
     key_file: Path | None = None,
+    keep_ages_over_89: bool = False,
 ) -> LabelSummary:
     """Join labels and assign splits; the signals are not touched.
 
@@ -83,7 +86,8 @@ def label_store(
             patient_id, a patient is the one of that site.
         label_window_days: take only labels whose label_date lies within so many days of the ECG
             (column ecg_date, or the recording's own date), the nearest where there are several.
-        columns: label columns to take; None takes all numbers and yes/no columns, no text.
+        columns: label columns to take; None takes the ejection fraction and columns of 0 and 1 or
+            yes and no, no other numbers and no text.
         split: "patient" draws 70/15/15 by patient; "column" takes the CSV's `split`, and `fold`
             where it has one; None draws with the first labels, and keeps what an earlier label
             drew or gave.
@@ -93,6 +97,7 @@ def label_store(
         one_ecg_per_patient: each record that names no patient is another patient; None keeps what
             the store says, at first that such records get no split.
         key_file: the store's pseudonym key, where it is not STORE.key.
+        keep_ages_over_89: keep these ages; else they are all 90, unless the store keeps them.
     Raises:
         ConfigError: the CSV does not fit, or splits leak a patient.
     """
@@ -115,7 +120,10 @@ def label_store(
         else:
             chosen = nearest_rows(matches, labels, named.recorded_dates(), label_window_days)
         records = _with_labels(records, labels, taken, chosen)
-        records, patients = with_identities(records, labels, matches, named, pseudonyms)
+        keep_ages = keeps_ages_over_89(reader) or keep_ages_over_89
+        records, patients = with_identities(
+            records, labels, matches, named, pseudonyms, ages_over_89=keep_ages
+        )
         earlier = splits_of(reader)
         if one_ecg_per_patient is None:
             one_ecg_per_patient = one_ecg_each(reader)
@@ -128,13 +136,15 @@ def label_store(
         records, splits = _with_splits(records, patients, labels, matches, earlier, rule)
         records = with_pseudonyms(records, patients, pseudonyms)
         spec = {
-            "csv_sha256": hashlib.sha256(csv.read_bytes()).hexdigest(),
+            # Keyed: nobody shall test guesses of a small table.
+            "csv_digest": pseudonyms.digest("labels", _sha256(csv)).hex(),
             "columns": taken,
             "window_days": label_window_days,
         }
         manifest = {
             "labels": spec,
             "splits": splits,
+            "retained": retained(records, identifiers=pseudonyms.keep, ages_over_89=keep_ages),
             "patients": {"ids": pseudonyms.patient_ids, "one_ecg_each": rule.one_ecg_each},
         }
         replace_records(reader, records, manifest)
@@ -150,6 +160,10 @@ def label_store(
         columns=tuple(taken),
         splits=count_splits(records["split"].to_pylist()),
     )
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,39 +1,34 @@
-"""A CSV of labels: which columns it has, which of them are taken, its dates."""
+"""A CSV of labels: its columns, each in its type, and its dates."""
 
 import csv
 import datetime
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from ecgfast import log
 from ecgfast.errors import ConfigError
 from ecgfast.labels.cells import NUMBER_CELL, BadCell, clean, typed
-from ecgfast.records import known_id
-from ecgfast.store.table import SCHEMA
+from ecgfast.records import MAX_AGE, OVER_89, is_site, known_id, parse_sex
 
 KEYS = ("record_id", "patient_id")
 PERSONAL = ("site", "age", "sex")  # an empty cell leaves what the recording says
 DATES = ("ecg_date", "label_date")
 _NUMBERS = ("age", "ejection_fraction")
-_ABOUT_RECORDING = {*SCHEMA.names} - {*KEYS, *PERSONAL, "split", "ejection_fraction"}
 _TEXT = (*KEYS, *DATES, *_NUMBERS, "site", "sex", "split")
-_LOOKS_LIKE_AN_ID = re.compile(
-    r"(^|_)(id|mrn|name|birth|dob|phone|zip|date|time)($|_)", re.IGNORECASE
-)
 _ISO = re.compile(r"(\d{4})-(\d{2})-(\d{2})")
 # In a CSV 04/05/2020 is April in one country and May in the next: only ISO dates, time allowed.
 _ISO_CELL = r"^\s*\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])([T ].*)?$"
 _RECORD_SUFFIX = r"(?i)\.(hea|dat|mat|npy|npz)\s*$"  # people write the file's name for the id
 SEPARATORS = (",", ";", "\t")
 _HEADER_LINES = 100  # the names of columns can hold line breaks
-_BAD = b"bad_cell"
+BAD = b"bad_cell"  # metadata of a column of values with a cell that is none
 _DAY_FIRST = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})")  # WFDB headers
 
 
@@ -42,7 +37,7 @@ def read_labels(path: Path) -> pa.Table:
 
     Ids, site, sex, split and dates stay text; other columns become numbers, yes/no values or text
     by `cells.typed`. A cell that a column of values cannot hold is kept in the field's metadata
-    for `label_columns`, which refuses it where the column is taken.
+    for `columns.label_columns`, which refuses it where the column is taken.
 
     Raises:
         ConfigError: no such file, no table, no id column, or a cell that cannot be what it should.
@@ -58,25 +53,46 @@ def read_labels(path: Path) -> pa.Table:
         table = table.set_column(position, *_column(name, table[name], separator, path))
     for name in DATES:
         _check_cells(table, name, _ISO_CELL, "YYYY-MM-DD", path)
-    return _with_known_ids(table)
+    return _with_known_people(table, path)
 
 
-def _with_known_ids(table: pa.Table) -> pa.Table:
-    """Ids as the readers of recordings have them: 7.0 is 7, "nan" is an empty cell."""
-    for name in ("patient_id", "site"):
-        if name in table.column_names:
-            ids = pa.array([known_id(value) for value in table[name].to_pylist()], pa.string())
-            table = table.set_column(table.column_names.index(name), name, ids)
+def _with_known_people(table: pa.Table, path: Path) -> pa.Table:
+    """Ids, site, sex and age as the readers of recordings have them: 7.0 is 7, F is female.
+
+    Raises:
+        ConfigError: a cell is none of these; it is not shown, it may name a patient.
+    """
+    for name, known, allowed in _PEOPLE:
+        if name not in table.column_names:
+            continue
+        before = table[name].to_pylist()
+        after = [None if value is None else known(value) for value in before]
+        for row, (cell, value) in enumerate(zip(before, after, strict=True), 1):
+            if allowed and cell is not None and value is None:
+                raise ConfigError(
+                    f"labels {path}: {name} of row {row} below the header must be {allowed}, or "
+                    "empty; correct the cell"
+                )
+        kind = pa.float64() if name == "age" else pa.string()
+        table = table.set_column(table.column_names.index(name), name, pa.array(after, kind))
     return table
 
 
-def check_labels(path: Path, columns: Sequence[str] | None) -> None:
-    """Refuse a table that `ecgfast label` would refuse before it looks at a store.
+def _known_site(value: str) -> str | None:
+    site = known_id(value)
+    return site if is_site(site) else None
 
-    Raises:
-        ConfigError: from `read_labels` or `label_columns`.
-    """
-    _chosen(read_labels(path), columns, path)
+
+def _known_age(value: float) -> float | None:
+    return value if 0 <= value <= MAX_AGE or value == OVER_89 else None
+
+
+_PEOPLE: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
+    ("patient_id", known_id, ""),
+    ("site", _known_site, "one line of at most 100 printable characters"),
+    ("sex", parse_sex, "female, male, F or M"),
+    ("age", _known_age, "from 0 to 120 years (300: over 89)"),
+)
 
 
 def _column(
@@ -96,11 +112,11 @@ def _column(
     if name in _TEXT and name not in _NUMBERS:
         return pa.field(name, pa.string()), text
     result = typed(text, decimal_comma=separator != ",")
-    if name in _NUMBERS and (isinstance(result, BadCell) or not _is_number(result.type)):
+    if name in _NUMBERS and (isinstance(result, BadCell) or not is_number(result.type)):
         result = _number_column(name, text, result, path)
     if isinstance(result, BadCell):
-        return pa.field(name, pa.string(), metadata={_BAD: json.dumps(vars(result))}), text
-    if _is_number(result.type) and not pc.all(pc.is_finite(result), min_count=0).as_py():
+        return pa.field(name, pa.string(), metadata={BAD: json.dumps(vars(result))}), text
+    if is_number(result.type) and not pc.all(pc.is_finite(result), min_count=0).as_py():
         raise ConfigError(f"labels {path}: {name} holds a number beyond 1e308; correct the cell")
     return pa.field(name, result.type), result
 
@@ -189,93 +205,12 @@ def _check_cells(table: pa.Table, name: str, pattern: str, allowed: str, path: P
         )
 
 
-def label_columns(table: pa.Table, columns: Sequence[str] | None, path: Path) -> list[str]:
-    """The label columns to take: the named ones, or every number and yes/no column.
-
-    Text can name people, so it is taken only when asked for.
-
-    Raises:
-        ConfigError: a named column is missing or is one of the reserved ones, or a cell of a
-            column of values is none.
-    """
-    taken, left = _chosen(table, columns, path)
-    if left:
-        log.info(f"labels: left out {', '.join(left)}; --columns takes what is named")
-    return taken
-
-
-def _chosen(
-    table: pa.Table, columns: Sequence[str] | None, path: Path
-) -> tuple[list[str], list[str]]:
-    """The columns to take, and those that are not, each with its reason."""
-    reserved = {*KEYS, *PERSONAL, *DATES, "split"}
-    if columns is not None:
-        _check_named(table, columns, path)
-        taken = [name for name in columns if name not in reserved]
-        _check_values(table, taken, path)
-        return taken, []
-    taken, left = [], []
-    for field in table.schema:
-        if field.name in reserved:
-            continue
-        if field.name in _ABOUT_RECORDING:
-            left.append(f"{field.name} (a name of the store's own)")
-        elif _LOOKS_LIKE_AN_ID.search(field.name):
-            left.append(f"{field.name} (looks like an id)")
-        elif _holds_values(field):
-            taken.append(field.name)
-        else:
-            is_empty = table[field.name].null_count == table.num_rows
-            left.append(f"{field.name} ({'every cell is empty' if is_empty else 'text'})")
-    _check_values(table, taken, path)
-    return taken, left
-
-
-def _check_named(table: pa.Table, columns: Sequence[str], path: Path) -> None:
-    missing = [name for name in columns if name not in table.column_names]
-    if missing:
-        raise ConfigError(
-            f"--columns: {missing[0]!r} is not in {path}; it has {', '.join(table.column_names)}"
-        )
-    own = [name for name in columns if name in {*KEYS, *DATES} | _ABOUT_RECORDING]
-    if own:
-        raise ConfigError(
-            f"--columns: {own[0]!r} is a name of the store's own, allowed other columns; "
-            "rename it in the CSV"
-        )
-    binary = [name for name in columns if pa.types.is_binary(table.schema.field(name).type)]
-    if binary:
-        raise ConfigError(
-            f"--columns: {binary[0]!r} of {path} is not UTF-8 text; save the table as CSV UTF-8"
-        )
-
-
-def _check_values(table: pa.Table, columns: Sequence[str], path: Path) -> None:
-    """Refuse a column of values with a cell that is none: it must not vanish as text."""
-    for name in columns:
-        note = (table.schema.field(name).metadata or {}).get(_BAD)
-        if note:
-            bad = BadCell(**json.loads(note))
-            others = f" (and {bad.count - 1} more)" if bad.count > 1 else ""
-            raise ConfigError(
-                f"labels {path}: column {name!r}, row {bad.row} below the header{others}: got "
-                f"{bad.value!r}, allowed a number as in its other cells (or yes/no, true/false), "
-                "or an empty cell; correct the cell, or name the columns to take with --columns"
-            )
-
-
-def _holds_values(field: pa.Field) -> bool:
-    """Whether a column holds numbers or yes/no values, but for bad cells."""
-    is_value = pa.types.is_boolean(field.type) or _is_number(field.type)
-    return is_value or _BAD in (field.metadata or {})
-
-
 def stored(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A label column in the type that the store uses: float64, bool or text."""
     if pa.types.is_boolean(column.type):
         return column
     # Unsafe: whole numbers beyond 2^53 are rounded.
-    return column.cast(pa.float64() if _is_number(column.type) else pa.string(), safe=False)
+    return column.cast(pa.float64() if is_number(column.type) else pa.string(), safe=False)
 
 
 def parse_date(text: str | None) -> datetime.date | None:
@@ -290,5 +225,6 @@ def parse_date(text: str | None) -> datetime.date | None:
     return None
 
 
-def _is_number(kind: pa.DataType) -> bool:
+def is_number(kind: pa.DataType) -> bool:
+    """Whether a column holds numbers."""
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))

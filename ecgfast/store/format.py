@@ -51,6 +51,7 @@ WAITING_TYPES = {
     "patient_key": "string",
     "fingerprint": "binary",
     "segments": "string",
+    "left_out": "string",
 }
 SOURCES_COLUMNS = (  # beside the store
     *("record_id", "source", "recorded", "record", "patient"),

@@ -25,7 +25,8 @@ class EncodedRecord:
         leads: (4, 12) float32: scale_uv, offset_adc, lead_mean, lead_std.
         row: its line of records.parquet, and what waits with it for the end: label columns under
             "labels", the input's number under "position", what duplicates are found by under
-            "fingerprint" and "segments", `Pseudonyms.patient_key` under "patient_key".
+            "fingerprint" and "segments", `Pseudonyms.patient_key` under "patient_key", kinds of
+            fields that stay out under "left_out".
         source: readable path, for the table beside the store.
         recorded: readable date of the recording, for the same table.
         record: readable id, for the same table.

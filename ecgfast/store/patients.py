@@ -1,6 +1,7 @@
 """Who is the same patient: by id, and by an ECG that two ids share."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from ecgfast.errors import ConfigError, CorruptStoreError
 from ecgfast.records import NO_PATIENT
+from ecgfast.store.format import ROW_TYPES
 from ecgfast.store.pseudonyms import UNNAMED, Pseudonyms
 from ecgfast.store.reader import StoreReader
 
@@ -94,3 +96,22 @@ def with_pseudonyms(records: pa.Table, keys: Sequence[str], pseudonyms: Pseudony
     if PSEUDONYM in records.column_names:
         return records.set_column(records.column_names.index(PSEUDONYM), PSEUDONYM, column)
     return records.append_column(PSEUDONYM, column)
+
+
+def retained(records: pa.Table, *, identifiers: bool, ages_over_89: bool) -> dict[str, Any]:
+    """What a store keeps of its sources beside signals, sex and whole years of age.
+
+    As in DICOM PS3.15, annex E, each option to retain something is written down.
+
+    Args:
+        records: its rows.
+        identifiers: readable ids of records and patients.
+        ages_over_89: apart, not as 90.
+    """
+    return {
+        "identifiers": identifiers,
+        "ages_over_89": ages_over_89,
+        "dates": False,
+        "sites": records["site"].null_count < records.num_rows,
+        "columns": sorted(set(records.column_names) - {*ROW_TYPES, PSEUDONYM}),
+    }

@@ -1,5 +1,7 @@
 """Joining a CSV: ids, patients, windows of days, splits, and a crash in the middle."""
 
+import hashlib
+import hmac
 import json
 from pathlib import Path
 
@@ -67,7 +69,8 @@ def test_by_pseudonym(store: Path) -> None:
 def test_second_join_keeps_the_first(store: Path) -> None:
     join(store, "record_id,ejection_fraction\na/r0,20\na/r1,30\n")
     identity = ecgfast.open_store(store).identity
-    join(store, "record_id,ejection_fraction,extra\na/r1,31,7\n")
+    columns = ["ejection_fraction", "extra"]
+    join(store, "record_id,ejection_fraction,extra\na/r1,31,7\n", columns=columns)
     assert column(store, "ejection_fraction")[:2] == [20, 31]
     assert column(store, "extra")[:2] == [None, 7]
     assert ecgfast.open_store(store).identity == identity
@@ -87,13 +90,13 @@ def test_personal_columns_correct_the_recordings(store: Path) -> None:
     ours = Pseudonyms(bytes.fromhex(KEY))
     assert patients[:2] == [ours.of("patient", "south/p9"), ours.of("patient", "north/p9")]
     assert column(store, "site")[:2] == ["south", "north"]
-    assert column(store, "age")[:2] == [50, 77.5]
+    assert column(store, "age")[:2] == [50, 77]
     assert column(store, "sex")[:2] == ["female", None]
 
 
 def test_text_is_taken_only_by_name(store: Path) -> None:
-    text = 'record_id,name,mrn,diagnosis,score\na/r0,Jane Doe,4711,"left\nfascicular",3\n'
-    assert join(store, text).columns == ("score",)
+    text = 'record_id,name,mrn,diagnosis,lvh\na/r0,Jane Doe,4711,"left\nfascicular",1\n'
+    assert join(store, text).columns == ("lvh",)
     raw = b"".join(snapshot(store).values())
     assert b"Jane" not in raw
     assert "mrn" not in ecgfast.open_store(store).records.column_names
@@ -119,6 +122,49 @@ def test_dates_of_the_csv_win(store: Path) -> None:
     text = "record_id,ecg_date,label_date,ejection_fraction\na/r0,2021-01-01,2021-01-03,10\n"
     join(store, text, label_window_days=2)
     assert column(store, "ejection_fraction")[0] == 10
+
+
+IDS = """PatientID,patientid,ssn,SSN,birthdate,dateofbirth,birth_year,nhs_number,accession,postcode,
+lat,lon,MRN,mrn_number,ID,name,surname,phone number,date of birth,Patient No"""
+ID_COLUMNS = [name.strip() for name in IDS.split(",")]
+
+
+@pytest.mark.parametrize("cells", [("19510429", "4711"), ("1.5", "0"), ("2", "1"), ("J. D.", "K")])
+def test_columns_of_ids_stay_out(store: Path, cells: tuple[str, str]) -> None:
+    header = ",".join(["record_id", "lvh", *ID_COLUMNS])
+    rows = "".join(f"a/r{n},{n}{f',{cell}' * len(ID_COLUMNS)}\n" for n, cell in enumerate(cells))
+    assert join(store, f"{header}\n{rows}").columns == ("lvh",)
+    join(store, f"{header}\n{rows}", columns=["birthdate"])
+    assert column(store, "birthdate")[0] is not None
+
+
+@pytest.mark.parametrize("name", ["PatientID", "patient_id_2", "mrn", "phone number", "SSN"])
+def test_columns_called_like_ids_stay_out_though_they_hold_0_and_1(store: Path, name: str) -> None:
+    assert join(store, f"record_id,lvh,{name}\na/r0,1,1\na/r1,0,0\n").columns == ("lvh",)
+
+
+def test_yes_no_columns_are_taken_and_the_others_listed(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = (
+        "record_id,lvh,af,st,score,grade,ward,empty,mrn\n"
+        "a/r0,1,yes,True,3,1,north,,1\na/r1,0,no,,4.5,2,south,,0\na/r2,1.0,,False,5,0,,,1\n"
+    )
+    with caplog.at_level("INFO"):
+        assert join(store, text).columns == ("lvh", "af", "st")
+    assert (
+        "left out score (numbers), grade (numbers), ward (text), empty (every cell is empty), mrn "
+        "(looks like an id); --columns lvh,af,st,score,grade,ward takes those of numbers and text"
+    ) in caplog.text
+
+
+def test_ages_are_whole_years_and_those_over_89_one_group(store: Path) -> None:
+    text = "record_id,age\na/r0,89.9\na/r1,90\na/r2,103.5\na/r3,300\na/r4,0.7\n"
+    join(store, text)
+    assert column(store, "age") == [89, 90, 90, 90, 0, 50]
+    join(store, text, keep_ages_over_89=True)
+    assert column(store, "age") == [89, 90, 103, 90, 0, 50]
+    assert ecgfast.open_store(store).manifest["retained"]["ages_over_89"] is True
 
 
 def test_given_splits(store: Path) -> None:
@@ -160,7 +206,8 @@ def test_columns_of_the_recording_stay(store: Path) -> None:
 
 def test_what_spreadsheets_and_pandas_write(store: Path) -> None:
     text = "\ufeff,record_id , ejection_fraction,x\n0,a/r0, 35.5 ,1\n1,a/r1,NA,99999999999999999\n"
-    assert join(store, text).columns == ("ejection_fraction", "x")
+    assert join(store, text).columns == ("ejection_fraction",)
+    assert join(store, text, columns=["ejection_fraction", "x"]).num_matched == 2
     assert column(store, "ejection_fraction")[:2] == [35.5, None]
 
 
@@ -182,8 +229,8 @@ def test_one_bad_cell_is_an_error_and_not_a_column_less(store: Path) -> None:
 
 def test_text_columns_are_no_bad_cells(store: Path, caplog: pytest.LogCaptureFixture) -> None:
     text = (
-        "record_id,snomed,ward,x\na/r0,426783006,1a,1\na/r1,426783006;164889003,2,2\n"
-        "a/r2,426783006,3b,3\na/r3,164889003,4,4\n"
+        "record_id,snomed,ward,x\na/r0,426783006,1a,1\na/r1,426783006;164889003,2,0\n"
+        "a/r2,426783006,3b,1\na/r3,164889003,4,0\n"
     )
     with caplog.at_level("INFO"):
         assert join(store, text).columns == ("x",)
@@ -208,7 +255,8 @@ def test_words_for_nothing_are_empty_cells(store: Path, word: str) -> None:
 def test_tables_of_a_german_spreadsheet(store: Path, separator: str) -> None:
     lines = ["record_id,ejection_fraction,score,lvh", "a/r0,33|5,1.5,yes", "a/r1,60,2.25,no"]
     text = "\r\n".join(line.replace(",", separator).replace("|", ",") for line in lines)
-    assert join(store, text).columns == ("ejection_fraction", "score", "lvh")
+    columns = ["ejection_fraction", "score", "lvh"]
+    assert join(store, text, columns=columns).columns == tuple(columns)
     assert column(store, "ejection_fraction")[:2] == [33.5, 60]
     assert column(store, "score")[:2] == [1.5, 2.25]
     assert column(store, "lvh")[:2] == [True, False]
@@ -216,7 +264,7 @@ def test_tables_of_a_german_spreadsheet(store: Path, separator: str) -> None:
 
 def test_a_column_has_one_decimal_sign(store: Path) -> None:
     with pytest.raises(ConfigError, match="row 2 below the header: got '1,234', allowed"):
-        join(store, "record_id;x\na/r0;2.5\na/r1;1,234\n")
+        join(store, "record_id;x\na/r0;2.5\na/r1;1,234\n", columns=["x"])
 
 
 def test_encodings_other_than_utf8_are_named(store: Path) -> None:
@@ -232,7 +280,7 @@ def test_encodings_other_than_utf8_are_named(store: Path) -> None:
 
 def test_ids_may_carry_a_suffix_but_not_other_capitals(store: Path) -> None:
     text = "record_id,x\na/r0.hea,1\na/r1.dat,2\na/r2.MAT,3\nA/r3,4\na/r4,5\n"
-    summary = join(store, text)
+    summary = join(store, text, columns=["x"])
     assert column(store, "x") == [1, 2, 3, None, 5, None]
     assert summary.num_unused_lines == 1
 
@@ -263,6 +311,11 @@ def test_a_refusal_does_not_repeat_cells(store: Path) -> None:
             {"label_window_days": 9},
             "label_date of row 1 below the header must be YYYY-MM-DD",
         ),
+        ("record_id,age\na/r0,50\na/r1,-5\n", {}, "age of row 2 below the header must be from 0"),
+        ("record_id,age\na/r0,3000\n", {}, "age of row 1 below the header must be from 0 to 120"),
+        ("record_id,sex\na/r0,F\na/r1,Jane\n", {}, "sex of row 2 below the header must be female"),
+        ("record_id,site\na/r0,a\x1b[2Jb\n", {}, "site of row 1 below the header must be one line"),
+        ('record_id,site\na/r0,"a\nb"\n', {}, "site of row 1 below the header must be one line"),
         ("record_id,x\na/r0,1\n", {"columns": ["record_id"]}, "a name of the store's own"),
         (
             "record_id,split\na/r0,train\na/r0,test\n",
@@ -296,7 +349,7 @@ def test_windows_of_one_recording_share_its_labels(tmp_path: Path) -> None:
     signal = ecg_like(1, seed=0, num_timesteps=10_000)[0]
     write_wfdb(tmp_path / "in/long@5000", signal)
     convert_quietly([tmp_path / "in"], tmp_path / "store", window="all")
-    join(tmp_path / "store", "record_id,x\nlong@5000,3\n")
+    join(tmp_path / "store", "record_id,x\nlong@5000,3\n", columns=["x"])
     assert column(tmp_path / "store", "x") == [3, 3]
 
 
@@ -330,7 +383,17 @@ def test_join_is_in_the_manifest(store: Path) -> None:
     manifest = json.loads((store / "manifest.json").read_text())
     labels = manifest["labels"]
     assert (labels["columns"], labels["window_days"]) == (["x"], None)
-    assert len(labels["csv_sha256"]) == 64
+    message = f"labels\0{hashlib.sha256(store.with_name('labels.csv').read_bytes()).hexdigest()}"
+    assert (
+        labels["csv_digest"] == hmac.new(bytes.fromhex(KEY), message.encode(), "sha256").hexdigest()
+    )
+    assert manifest["retained"] == {
+        "identifiers": False,
+        "ages_over_89": False,
+        "dates": False,
+        "sites": True,
+        "columns": ["x"],
+    }
     assert manifest["splits"] == {
         "kind": "patient",
         "drawn_by": "label",
