@@ -70,7 +70,7 @@ def take_inventory(sources: Sequence[Path]) -> Inventory:
     """List every record below the sources and count every other file there by its kind.
 
     Folders are walked in depth; hidden folders and links to folders are passed over. Kinds go by
-    names: nothing but NumPy arrays, and headers that name signal files otherwise, is opened.
+    names: nothing but NumPy arrays, and headers without a signal file of their stem, is opened.
 
     Args:
         sources: folders or files.
@@ -152,11 +152,12 @@ def _add_folders(source: Path, inventory: Inventory, suffixes: Counter[str]) -> 
                 else:
                     names[suffix_of(name)].append(name)
         prefix = os.path.join(folder, "")
+        content = sort_names(folder, names)
         for suffix in SUFFIXES:
             for name in names.get(suffix[1:], ()):
-                path = prefix + name
-                _add_records(path[above:], path, source, inventory)
-        content = sort_names(folder, names)
+                if name not in content.segments:
+                    path = prefix + name
+                    _add_records(path[above:], path, source, inventory)
         inventory.belonging.update(content.belonging)
         for kind, members in (*content.passed_over.items(), *odd.items()):
             _pass_over(inventory, kind, prefix, members)

@@ -10,7 +10,8 @@ SUFFIXES = (".hea", ".npy", ".npz")  # of the files that name a record; signal f
 SHARED_SIDECAR = "signals.json"
 
 SIGNALS, SIDECARS, ANNOTATIONS = "signal files", "sidecars", "annotations"
-BELONGING = (SIGNALS, SIDECARS, ANNOTATIONS)
+SEGMENTS = "segments of joined records"
+BELONGING = (SIGNALS, SIDECARS, ANNOTATIONS, SEGMENTS)
 
 XML, DICOM, SCP = "XML", "DICOM", "SCP-ECG"
 OTHER_SIGNALS, PICTURES, TEXTS = "other signal formats", "PDFs and images", "tables and texts"
@@ -47,7 +48,8 @@ _ANNOTATOR = {
     *("qrs", "gqrs", "sqrs", "wqrs", "xws", "q1c", "q2c", "qt1", "qt2", "st", "sta", "stb", "stc"),
     *("i", "ii", "iii", "avr", "avl", "avf", "v1", "v2", "v3", "v4", "v5", "v6"),
 }
-_HEADER_BYTES = 1 << 16
+_FIRST_WORD = re.compile(r"^[ \t]*([^\s#]\S*)", re.MULTILINE)
+_HEADER_BYTES = 1 << 20  # a day in segments of a few seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +58,12 @@ class FolderContent:
 
     Attributes:
         belonging: files that belong to records of the folder, by kind.
+        segments: names of headers among them that are parts of another record of the folder.
         passed_over: names of all others, by kind.
     """
 
     belonging: Counter[str]
+    segments: set[str]
     passed_over: dict[str, list[str]]
 
 
@@ -72,8 +76,9 @@ def suffix_of(name: str) -> str:
 def sort_names(folder: str, names: Mapping[str, Sequence[str]]) -> FolderContent:
     """Say of every file of a folder to which record it belongs, or what it is.
 
-    A signal file belongs to the header of its own stem. Only where some are left over, headers
-    without one are opened for the names that they hold: several records can share one file.
+    A signal file belongs to the header of its own stem. Only headers without one are opened, for
+    the names that they hold: several records can share one file, and a joined record names its
+    segments, which are records' headers but none of their own.
 
     Args:
         folder: path of the folder.
@@ -107,11 +112,15 @@ def sort_names(folder: str, names: Mapping[str, Sequence[str]]) -> FolderContent
         else:
             for name in members:
                 passed_over.setdefault(_KIND_OF_NAME.get(name, OTHER), []).append(name)
-    if alone and any(passed_over.get(kind) for kind in (LOST_SIGNALS, OTHER)):
-        wanted = [name for name in names["hea"] if name[: -len(".hea")] in alone]
-        belonging[SIGNALS] += _claim(passed_over, _named_by(folder, wanted))
+    texts = _texts(folder, names["hea"], alone) if alone else {}
+    if any(passed_over.get(kind) for kind in (LOST_SIGNALS, OTHER)):
+        belonging[SIGNALS] += _claim(passed_over, _first_words(texts.values()))
+    segments = _segments(texts) & set(names.get("hea", ()))
+    belonging[SEGMENTS] += len(segments)
     return FolderContent(
-        belonging=+belonging, passed_over={kind: each for kind, each in passed_over.items() if each}
+        belonging=+belonging,
+        segments=segments,
+        passed_over={kind: each for kind, each in passed_over.items() if each},
     )
 
 
@@ -146,14 +155,31 @@ def _claim(passed_over: dict[str, list[str]], named: set[str]) -> int:
     return claimed
 
 
-def _named_by(folder: str, headers: Iterable[str]) -> set[str]:
-    """The first words of the headers' lines, which are the signal files; reading fails later."""
-    named: set[str] = set()
+def _texts(folder: str, headers: Iterable[str], stems: set[str]) -> dict[str, str]:
+    """Stem -> text of those headers that have one of the stems; reading a record fails later."""
+    texts: dict[str, str] = {}
     for header in headers:
-        try:
-            with open(os.path.join(folder, header), encoding="utf-8", errors="replace") as file:
-                text = file.read(_HEADER_BYTES)
-        except OSError:
-            continue
-        named.update(re.findall(r"^[ \t]*([^\s#]\S*)", text, re.MULTILINE))
-    return named
+        stem = header[: header.rfind(".")]
+        if stem in stems:
+            try:
+                with open(os.path.join(folder, header), encoding="utf-8", errors="replace") as file:
+                    texts[stem] = file.read(_HEADER_BYTES)
+            except OSError:
+                continue
+    return texts
+
+
+def _first_words(texts: Iterable[str]) -> set[str]:
+    """The first words of the headers' lines, the names of signal files among them."""
+    return {word for text in texts for word in _FIRST_WORD.findall(text)}
+
+
+def _segments(texts: Mapping[str, str]) -> set[str]:
+    """Names of the headers of segments. No record is both: segments are not joined themselves."""
+    joined: dict[str, list[str]] = {}
+    for stem, text in texts.items():
+        first, *others = _FIRST_WORD.findall(text) or [""]
+        _, _, count = first.partition("/")  # NAME/SEGMENTS
+        if count.isdecimal():
+            joined[stem] = others[: int(count[:9])]
+    return {f"{name}.hea" for others in joined.values() for name in others if name not in joined}

@@ -164,24 +164,37 @@ def test_segments_belong_to_their_record(tmp_path: Path, whole: str) -> None:
     write_wfdb(folder / "s1", LONG[:, :6000])
     write_wfdb(folder / "s2", LONG[:, 6000:])
     (folder / f"{whole}.hea").write_text(f"{whole}/2 12 500 15000\ns1 6000\ns2 9000\n")
-    write_wfdb(tmp_path / "in/elsewhere/s1", others()["other1"])
-    write_wfdb(tmp_path / "in/zcopy", LONG[:, 6500:11500])
-    summary = convert_quietly([tmp_path / "in"], tmp_path / "store", keep_identifiers=True)
+    write_wfdb(tmp_path / "other/elsewhere/s1", others()["other1"])
+    write_wfdb(tmp_path / "other/zcopy", LONG[:, 6500:11500])
+    # A folder's segments are no inputs, but here each header is named.
+    sources = [folder / f"{name}.hea" for name in ("s1", "s2", whole)] + [tmp_path / "other"]
+    summary = convert_quietly(sources, tmp_path / "store", keep_identifiers=True)
     records = ecgfast.open_store(tmp_path / "store").records.to_pylist()
     rows = {row["record_id"]: row for row in records}
-    joined = f"patient/{whole}"
+    joined = whole
     named = {name: row["duplicate_of"] for name, row in rows.items()}
     assert named == {
         "elsewhere/s1": None,
         joined: None,
-        "patient/s1": joined,
-        "patient/s2": joined,
+        "s1": joined,
+        "s2": joined,
         "zcopy": joined,  # of a segment that is part of it
     }
-    assert "segment" in rows["patient/s2"]["flags"].split(";")
-    assert "duplicate" not in rows["patient/s2"]["flags"].split(";")
+    assert "segment" in rows["s2"]["flags"].split(";")
+    assert "duplicate" not in rows["s2"]["flags"].split(";")
     assert "duplicate" in rows["zcopy"]["flags"].split(";")
     assert summary.num_duplicates == 3
+
+
+def test_segments_of_a_folder_are_stored_once(tmp_path: Path) -> None:
+    write_wfdb(tmp_path / "in/s1", LONG[:, :6000])
+    write_wfdb(tmp_path / "in/s2", LONG[:, 6000:])
+    (tmp_path / "in/m.hea").write_text("m/2 12 500 15000\ns1 6000\ns2 9000\n")
+    summary = convert_quietly([tmp_path / "in"], tmp_path / "store", window="all")
+    assert (summary.num_inputs, summary.num_records, summary.num_duplicates) == (1, 3, 0)
+    assert (summary.num_files, summary.passed_over) == (5, {})
+    signal = ecgfast.open_store(tmp_path / "store").read(np.arange(3))
+    np.testing.assert_array_equal(np.concatenate(list(signal), axis=1), LONG)
 
 
 def test_strict_ends_with_an_error_and_a_finished_store(

@@ -141,3 +141,28 @@ def test_real_recordings_add_up(shared_data: Path) -> None:
     assert inventory.passed_over["SCP-ECG"] == 1
     assert inventory.belonging["annotations"] == 200
     assert "other files" not in inventory.passed_over
+
+
+def test_segments_belong_to_the_record_that_is_joined_from_them(tmp_path: Path) -> None:
+    signal = ecg_like(1, seed=0)[0]
+    for name in ("m_1", "m_2", "other"):
+        write_wfdb(tmp_path / f"in/{name}", signal)
+        write_wfdb(tmp_path / f"in/elsewhere/{name}", signal)
+    header = "# made by hand\n\nm/4 12 500 15000\nm_layout 0\nm_1 5000\n~ 5000\n m_2 5000\n"
+    (tmp_path / "in/m.hea").write_text(header + "#other\nother 5000\n")  # a line too many
+    (tmp_path / "in/m_layout.hea").write_text("m_layout 1 500 0\n~ 0 1/mV 0 0 0 0 0 I\n")
+    inventory = take_inventory([tmp_path / "in"])
+    ids = [item.record_id for item in inventory.inputs]
+    assert ids == ["elsewhere/m_1", "elsewhere/m_2", "elsewhere/other", "m", "other"]
+    assert inventory.belonging == {"signal files": 6, "segments of joined records": 3}
+    check_sum(inventory, tmp_path / "in")
+    joined = read_record(inventory.inputs[3])
+    np.testing.assert_array_equal(joined.signal[:, 10000:], signal)
+
+
+@pytest.mark.parametrize("text", ["a/1 12 500 5000\na 5000\n", "a/1 12 500 5000\nb 5000\n"])
+def test_records_that_call_each_other_segments_are_inputs(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.hea").write_text(text)
+    (tmp_path / "b.hea").write_text("b/1 12 500 5000\na 5000\n")
+    inventory = take_inventory([tmp_path])
+    assert [item.record_id for item in inventory.inputs] == ["a", "b"]
