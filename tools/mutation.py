@@ -85,9 +85,8 @@ def package(module: str) -> str:
     return max((p for p in CONFIG["tests"] if module.startswith(p)), key=len, default="")
 
 
-def copy_tree(number: int) -> Path:
+def copy_tree(tree: Path) -> Path:
     """Copy the working tree and its native libraries for one worker."""
-    tree = ROOT / "build" / "mutation" / str(number)
     shutil.rmtree(tree, ignore_errors=True)
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "build", "__pycache__"))
     for library in files("ecgfast_kernels").iterdir():
@@ -101,17 +100,20 @@ def run(tree: Path, name: str, mutant: MutationSpec) -> tuple[str, str]:
     """Outcome of a package's tests on a broken copy; who noticed, or what was broken."""
     patterns = [pattern.format(mutant.module_path.stem) for pattern in CONFIG["tests"][name]]
     tests = dict.fromkeys(str(path) for p in patterns for path in sorted(tree.glob(p)))
-    words = ["env", f"PYTHONPATH={tree}:{tree / 'kernels'}", sys.executable, "-m", "pytest", "-x"]
-    words += ["-p", "no:cacheprovider", "-m", "not gpu and not slow", f"--rootdir={tree}"]
-    words += [f"--config-file={tree / 'pyproject.toml'}", f"--basetemp={tree / 'build'}", *tests]
+    python = ["env", "PYTHONSAFEPATH=1", f"PYTHONPATH={tree}:{tree / 'kernels'}", sys.executable]
+    options = ["-x", "-p", "no:cacheprovider", "-m", "not gpu and not slow", f"--rootdir={tree}"]
+    options += [f"--config-file={tree / 'pyproject.toml'}", f"--basetemp={tree / 'build'}"]
+    command = shlex.join([*python, "-m", "pytest", *options, *tests])
     broken = evolve(mutant, module_path=tree / mutant.module_path)
-    result = mutate_and_test([broken], shlex.join(words), CONFIG["timeout_s"])
+    result = mutate_and_test([broken], command, CONFIG["timeout_s"])
     if result.output == "timeout":
         return "timeout", ""
-    if result.test_outcome == "killed":
-        return "caught", "".join(re.findall(r"^(?:FAILED|ERROR) (\S+)", result.output, re.M)[:1])
-    changed = re.findall(r"^[-+](?![-+]).*", result.diff or result.output, re.M)
-    return result.test_outcome or "no test", "\n".join(changed)
+    outcome = "no test" if result.test_outcome is None else result.test_outcome.value
+    if outcome == "killed":
+        noticed = re.search(r"^(?:FAILED|ERROR) \S*(tests/\S+)", result.output, re.M)
+        return "caught", noticed[1] if noticed else ""
+    changed = re.findall(r"^[-+](?![-+])[^\n]*\S", result.diff or "", re.M)
+    return outcome, "".join(f"\n  {line}" for line in changed)
 
 
 def main() -> None:
@@ -125,7 +127,7 @@ def main() -> None:
     workers, numbers, scores = threading.local(), count(), Counter[tuple[str, str]]()
 
     def start() -> None:
-        workers.tree = copy_tree(next(numbers))
+        workers.tree = copy_tree(ROOT / "build" / "mutation" / str(next(numbers)))
 
     def test(job: tuple[str, MutationSpec]) -> tuple[str, MutationSpec, str, str]:
         return *job, *run(workers.tree, *job)

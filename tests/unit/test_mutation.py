@@ -55,3 +55,20 @@ def test_every_package_has_modules_and_tests(mutation: ModuleType) -> None:
         assert list(ROOT.glob(f"{package}*")), package
         for pattern in patterns:
             assert list(ROOT.glob(pattern.format("*"))), pattern
+
+
+def test_a_mutant_is_caught_by_its_tests_and_an_unbroken_copy_survives(
+    mutation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a copy, whose modules win over the installed ones: else every mutant would survive."""
+    monkeypatch.setitem(mutation.CONFIG["tests"], "ecgfast/errors", ["tests/unit/test_config.py"])
+    tree = mutation.copy_tree(tmp_path / "tree")
+    ratio = next(
+        mutant
+        for place in mutation.mutants("ecgfast/config.py")
+        for mutant in place
+        if mutant.operator_name.endswith("NumberReplacer")
+    )
+    assert mutation.run(tree, "ecgfast/errors", mutation.UNBROKEN) == ("survived", "")
+    outcome, noticed = mutation.run(tree, "ecgfast/errors", ratio)
+    assert (outcome, noticed.partition("::")[0]) == ("caught", "tests/unit/test_config.py")
