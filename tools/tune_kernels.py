@@ -22,7 +22,8 @@ from torch import Tensor
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from ecgfast.bench.kernel_grids import SEARCHES, Call, Config, Search
+from ecgfast.bench.kernel_calls import Call
+from ecgfast.bench.kernel_grids import SEARCHES, Config, Search
 from ecgfast.bench.kernels import captured
 from ecgfast.bench.timing import time_interleaved
 

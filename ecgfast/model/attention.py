@@ -35,8 +35,8 @@ def attention(qkv_BT3HK: Tensor, backend: Backend, *, bias_3HK: Tensor | None = 
     Args:
         qkv_BT3HK: (B, T, 3, H, K).
         backend: one of `KERNELS`, or "auto" for what PyTorch would choose.
-        bias_3HK: (3, H, K), added to every token first; only "triton" does so without a pass of
-            its own, so the projection should add it for the others.
+        bias_3HK: (3, H, K) bias that `qkv` holds already, added there detached, to get its gradient
+            here; for "triton" only, which sums it without a pass of its own.
     Returns:
         (B, T, H * K), dtype of the input.
     Raises:
@@ -44,10 +44,8 @@ def attention(qkv_BT3HK: Tensor, backend: Backend, *, bias_3HK: Tensor | None = 
             `attention_choice.probe` before.
     """
     if backend == "triton":
-        bias = qkv_BT3HK.new_zeros(qkv_BT3HK.shape[2:]) if bias_3HK is None else bias_3HK
-        return short_attention(qkv_BT3HK, bias).flatten(2)
-    if bias_3HK is not None:
-        qkv_BT3HK = qkv_BT3HK + bias_3HK
+        return short_attention(qkv_BT3HK, bias_3HK).flatten(2)
+    assert bias_3HK is None, f"{backend} gives the projection's bias no gradient"
     if backend == "xformers":
         return xformers_attention(qkv_BT3HK).flatten(2)
     q_BHTK, k_BHTK, v_BHTK = (part.transpose(1, 2) for part in qkv_BT3HK.unbind(2))

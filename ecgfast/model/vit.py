@@ -43,9 +43,10 @@ class Attention(nn.Module):
         """Attention without the projection after it; same shape."""
         batch, num_tokens, width = tokens_BTD.shape
         heads = (3, self.num_heads, width // self.num_heads)
-        if self.backend == "triton":  # its kernel adds the bias, and sums its gradient, on the way
-            qkv = linear(tokens_BTD, self.qkv.weight).view(batch, num_tokens, *heads)
-            return attention(qkv, self.backend, bias_3HK=self.qkv.bias.view(heads))
+        if self.backend == "triton":  # its backward sums the bias's gradient on the way
+            qkv = linear(tokens_BTD, self.qkv.weight, self.qkv.bias.detach())
+            bias = self.qkv.bias.view(heads)
+            return attention(qkv.view(batch, num_tokens, *heads), self.backend, bias_3HK=bias)
         return attention(self.qkv(tokens_BTD).view(batch, num_tokens, *heads), self.backend)
 
 

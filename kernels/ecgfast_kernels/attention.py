@@ -3,8 +3,9 @@
 At 61 tokens a kernel for long sequences wastes most of its 128 x 128 tiles, and its backward adds
 with atomics. Here one program owns one head of one record: no tile is wasted at 61 tokens, there
 are no atomics (bit-equal from run to run), and the packed projection (B, T, 3, H, K) is read and
-written as it stands, so that nothing is permuted, split or concatenated. The projection's bias is
-added here too, because its gradient is a sum over what the backward has in registers anyway.
+written as it stands, so that nothing is permuted, split or concatenated. The projection adds its
+own bias, which costs it nothing, but the bias's gradient comes from here: it is a sum over what the
+backward has in registers anyway.
 
 Shapes: B records, T tokens, H heads, K head width.
 """
@@ -29,13 +30,14 @@ def supports(num_tokens: int, head_width: int) -> bool:
     return HAS_TRITON and num_tokens <= MAX_TOKENS and head_width in HEAD_WIDTHS
 
 
-def short_attention(qkv_BT3HK: Tensor, bias_3HK: Tensor) -> Tensor:
+def short_attention(qkv_BT3HK: Tensor, bias_3HK: Tensor | None = None) -> Tensor:
     """Softmax attention of every token to every token of its record.
 
     Args:
-        qkv_BT3HK: (B, T, 3, H, K); query, key and value without their bias; fp16, bf16 or
-            (reference, interpreter) fp32 and fp64.
-        bias_3HK: (3, H, K), added to every token.
+        qkv_BT3HK: (B, T, 3, H, K); query, key and value; fp16, bf16 or (reference, interpreter)
+            fp32 and fp64.
+        bias_3HK: (3, H, K) bias that `qkv` holds already, added there detached: it gets its
+            gradient here, the sum of `qkv`'s over records and tokens.
     Returns:
         (B, T, H, K), dtype of `qkv`. Differentiable; gradients are bit-equal between runs.
     Raises:
@@ -48,8 +50,9 @@ def short_attention(qkv_BT3HK: Tensor, bias_3HK: Tensor) -> Tensor:
         f"qkv must be (B, T, 3, H, K), got {tuple(qkv_BT3HK.shape)}",
     )
     library.require(
-        bias_3HK.shape == qkv_BT3HK.shape[2:],
-        f"bias must be {tuple(qkv_BT3HK.shape[2:])}, got {tuple(bias_3HK.shape)}",
+        bias_3HK is None or bias_3HK.shape == qkv_BT3HK.shape[2:],
+        f"bias must be {tuple(qkv_BT3HK.shape[2:])}, got "
+        f"{None if bias_3HK is None else tuple(bias_3HK.shape)}",
     )
     num_tokens, head_width = qkv_BT3HK.shape[1], qkv_BT3HK.shape[-1]
     library.require(
@@ -62,27 +65,28 @@ def short_attention(qkv_BT3HK: Tensor, bias_3HK: Tensor) -> Tensor:
 
 
 class _ShortAttention(torch.autograd.Function):
-    """Autograd around the two operators."""
+    """Autograd around the two operators; of the bias only the gradient matters."""
 
     @staticmethod
-    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
-        qkv, bias = (tensor.contiguous() for tensor in tensors)
+    def forward(ctx: Any, qkv: Tensor, bias: Tensor | None) -> Tensor:
+        qkv = qkv.contiguous()
         out: Tensor
-        out, lse = torch.ops.ecgfast.short_attention(qkv, bias)
-        ctx.save_for_backward(qkv, bias, out, lse)
+        out, lse = torch.ops.ecgfast.short_attention(qkv)
+        ctx.has_bias = bias is not None
+        ctx.save_for_backward(qkv, out, lse)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None]:
         grad_qkv, grad_bias = torch.ops.ecgfast.short_attention_backward(
             grads[0].contiguous(), *ctx.saved_tensors
         )
-        return grad_qkv, grad_bias
+        return grad_qkv, grad_bias if ctx.has_bias else None
 
 
-def reference_forward(qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def reference_forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
     """Return (B, T, H, K) and the base-2 log of each softmax denominator, (B, H, T)."""
-    query, key, value = (qkv + bias).permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
+    query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
     scores = query @ key.transpose(-1, -2) * qkv.shape[-1] ** -0.5
     lse = scores.to(torch.promote_types(scores.dtype, torch.float32)).logsumexp(-1) * LOG2_E
     out = scores.softmax(-1) @ value
@@ -90,11 +94,11 @@ def reference_forward(qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reference_backward(
-    grad: Tensor, qkv: Tensor, bias: Tensor, out: Tensor, lse: Tensor
+    grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of qkv (B, T, 3, H, K) and of its bias (3, H, K), in closed form."""
+    """Gradient of qkv (B, T, 3, H, K) in closed form, and its sum (3, H, K), the bias's."""
     scale = qkv.shape[-1] ** -0.5
-    query, key, value = (qkv + bias).permute(2, 0, 3, 1, 4)
+    query, key, value = qkv.permute(2, 0, 3, 1, 4)
     grad_out = grad.transpose(1, 2)
     probability = torch.exp2(query @ key.transpose(-1, -2) * (scale * LOG2_E) - lse[..., None])
     probability = probability.to(qkv.dtype)
@@ -109,7 +113,7 @@ def reference_backward(
     return grad_qkv, grad_qkv.sum((0, 1))
 
 
-def _fake_forward(qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
     num_records, num_tokens, _, num_heads, head_width = qkv.shape
     wide = torch.promote_types(qkv.dtype, torch.float32)
     return (
@@ -118,35 +122,30 @@ def _fake_forward(qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _fake_backward(
-    grad: Tensor, qkv: Tensor, bias: Tensor, out: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(qkv), torch.empty_like(bias)
+def _fake_backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(qkv), qkv.new_empty(qkv.shape[2:])
 
 
-def _launch_forward(qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def _launch_forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
     from ecgfast_kernels import attention_triton  # Triton is optional: imported by its first use
 
-    return attention_triton.forward(qkv, bias)
+    return attention_triton.forward(qkv)
 
 
-def _launch_backward(
-    grad: Tensor, qkv: Tensor, bias: Tensor, out: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor]:
+def _launch_backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     from ecgfast_kernels import attention_triton
 
-    return attention_triton.backward(grad, qkv, bias, out, lse)
+    return attention_triton.backward(grad, qkv, out, lse)
 
 
 library.register(
-    "short_attention(Tensor qkv, Tensor bias) -> (Tensor, Tensor)",
+    "short_attention(Tensor qkv) -> (Tensor, Tensor)",
     triton=_launch_forward,
     reference=reference_forward,
     fake=_fake_forward,
 )
 library.register(
-    "short_attention_backward(Tensor grad, Tensor qkv, Tensor bias, Tensor out, Tensor lse)"
-    " -> (Tensor, Tensor)",
+    "short_attention_backward(Tensor grad, Tensor qkv, Tensor out, Tensor lse) -> (Tensor, Tensor)",
     triton=_launch_backward,
     reference=reference_backward,
     fake=_fake_backward,

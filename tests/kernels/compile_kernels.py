@@ -69,7 +69,7 @@ class Report:
     tensor_core: str
 
 
-# A scalar that a multiple of 16 is passed for; Triton specialises on that at launch.
+# Scalars that multiples of 16 are passed for; Triton specialises on that at launch.
 MULTIPLES_OF_16 = {
     "num_patches",
     "width",
@@ -205,26 +205,29 @@ def _loss_jobs(arch: int) -> list[Job]:
 def _attention_jobs(arch: int) -> list[Job]:
     """Encoder (61 tokens, heads of 64), decoder (241, 32) and fine-tuning (241, 64)."""
     pointers = {"lse": "*fp32", "grad_bias": "*fp32"}
-    pointers |= dict.fromkeys(("qkv", "bias", "out", "grad", "grad_qkv"), "*bf16")
+    pointers |= dict.fromkeys(("qkv", "out", "grad", "grad_qkv"), "*bf16")
     found = []
     for tokens, head, length in ((61, 64, "short"), (241, 32, "long"), (241, 64, "long")):
-        config = config_for(f"attention_backward_{length}_{head}", arch=arch, bits=16)
-        one_tile = tokens <= config["BLOCK"]
-        tiles = attention.backward_tiles_kernel
+        keys = 64 if length == "short" else 256
+        forward = config_for(f"attention_forward_{length}", arch=arch, bits=16)
+        backward = config_for(f"attention_backward_{length}_{head}", arch=arch, bits=16)
+        halves, one_pass = forward.pop("HALVES"), backward.pop("ONE_PASS")
+        tiles = attention.backward_one_pass_kernel if one_pass else attention.backward_tiles_kernel
+        one_tile = tokens <= backward["BLOCK"]
         found += [
             Job(
                 name=f"attention_forward_{tokens}x{head}",
-                kernel=attention.forward_kernel,
+                kernel=attention.forward_halves_kernel if halves else attention.forward_kernel,
                 pointers=pointers,
-                constants={"HEAD": head, "BLOCK_N": 64 if length == "short" else 256},
-                config=config_for("attention_forward", arch=arch, bits=16),
+                constants={"HEAD": head, "BLOCK_N": keys // 2 if halves else keys},
+                config=forward,
             ),
             Job(
                 name=f"attention_backward_{tokens}x{head}",
                 kernel=attention.backward_one_tile_kernel if one_tile else tiles,
                 pointers=pointers,
-                constants={"HEAD": head},
-                config=config,
+                constants={"HEAD": head} | ({"BLOCK_N": keys} if one_pass else {}),
+                config=backward,
             ),
         ]
     return found
@@ -258,7 +261,8 @@ def _pointwise_jobs(arch: int) -> list[Job]:
 def compile_job(job: Job, arch: int) -> Report:
     """Compile one job for ``sm_<arch>`` and read PTX and resource usage."""
     config = dict(job.config)
-    options = {key: config.pop(key) for key in ("num_warps", "num_stages")}
+    settings = ("num_warps", "num_stages", "maxnreg")
+    options = {key: config.pop(key) for key in settings if key in config}
     constants = job.constants | config
     signature = {}
     aligned = {}

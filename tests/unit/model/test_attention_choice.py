@@ -22,7 +22,7 @@ from ecgfast.model.attention_choice import (
     probe,
 )
 from ecgfast.model.attention_xformers import explain_unavailable, pack_gradients, xformers_attention
-from ecgfast.model.vit import Block
+from ecgfast.model.vit import Attention, Block
 
 CPU = torch.device("cpu")
 SHAPE = Shape(num_tokens=13, num_heads=2, head_width=8, dtype=torch.float32)
@@ -223,11 +223,15 @@ def test_kernels_are_those_of_the_setting() -> None:
     assert set(KERNELS) >= {"xformers", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "math"}
 
 
-@pytest.mark.parametrize("backend", ["auto", "triton"])
-def test_a_bias_is_added_to_every_token(backend: Backend) -> None:
-    packed = qkv()
-    bias = torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    expected = attention(packed + bias, "math")
-    torch.testing.assert_close(
-        attention(packed, backend, bias_3HK=bias), expected, rtol=0, atol=1e-6
-    )
+def test_the_projection_has_the_same_gradients_when_the_kernel_sums_its_bias() -> None:
+    torch.manual_seed(0)
+    layer = Attention(32, 2).double()
+    torch.nn.init.normal_(layer.qkv.bias)
+    tokens = torch.randn(3, 5, 32, dtype=torch.float64)
+    results = []
+    for layer.backend in ("math", "triton"):
+        out = layer(tokens)
+        grads = torch.autograd.grad(out.square().sum(), list(layer.parameters()))
+        results.append((out, *grads))
+    for ours, expected in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
