@@ -80,6 +80,7 @@ def convert_quietly(sources: Sequence[Path], out: Path, **options: object) -> Co
     key = out.with_name(out.name + ".key")
     key.parent.mkdir(parents=True, exist_ok=True)
     if not key.exists():
+        key.touch(mode=0o600)
         key.write_text(KEY)
     return convert(sources, out, **{"workers": 1, **options})  # type: ignore[arg-type]  # any of its options
 

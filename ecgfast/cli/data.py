@@ -274,9 +274,12 @@ def splits(
 ) -> None:
     """Show, draw, export or import train, valid, test and folds."""
     from ecgfast.labels.published import draw_again, export_splits, import_splits, summary
+    from ecgfast.store.format import refuse_inside_store
 
     if sum((export is not None, given is not None, draw)) > 1:
         raise ConfigError("splits takes one of --export, --import and --draw, got several")
+    if export is not None:
+        refuse_inside_store(export, "--export")
     if given is not None:
         import_splits(store, given, key_file=key_file)
     if draw:

@@ -26,7 +26,9 @@ def evaluate(
 ) -> None:
     """Compare runs site by site: metrics and a report."""
     from ecgfast.evaluate.report import evaluate as write_report
+    from ecgfast.store.format import refuse_inside_store
 
+    refuse_inside_store(out, "--out")
     print(write_report(runs, store, out))
 
 
@@ -41,7 +43,10 @@ def predict(
 ) -> None:
     """Write a probability for each raw ECG file."""
     from ecgfast.predict import predict as predict_files
+    from ecgfast.store.format import refuse_inside_store
 
+    if out is not None:
+        refuse_inside_store(out, "--out")
     predict_files(run, files, out, key_file=key_file)
 
 
@@ -55,7 +60,9 @@ def reconstruct(
     """Draw a record: original, masked, reconstructed."""
     from ecgfast.evaluate.reconstruct import reconstruct as draw
     from ecgfast.records import LEADS
+    from ecgfast.store.format import refuse_inside_store
 
+    refuse_inside_store(out, "--out")
     names = LEADS if leads == "all" else tuple(leads.split(","))
     unknown = sorted(set(names) - set(LEADS))
     if unknown:

@@ -59,8 +59,10 @@ def pretrain(
 ) -> None:
     """Train a masked autoencoder (torchrun -m ecgfast too)."""
     from ecgfast.config import load_config
+    from ecgfast.store.format import refuse_inside_store
     from ecgfast.train.pretrain import pretrain as train
 
+    refuse_inside_store(out, "--out")
     config = load_config(preset, settings or ())
     out = train(
         config,
@@ -97,8 +99,10 @@ def finetune(
 ) -> None:
     """Train a classifier: a sweep, the lowest loss kept."""
     from ecgfast.config import load_config
+    from ecgfast.store.format import refuse_inside_store
     from ecgfast.train.finetune import finetune as train
 
+    refuse_inside_store(out, "--out")
     if preset is None:
         settings_of_run = Path(init, "config.toml")
         default = "cnn" if model is Model.CNN else "vit_large"

@@ -20,7 +20,14 @@ from ecgfast.labels import label_store
 from ecgfast.labels.assign import warn_of_unnamed
 from ecgfast.labels.columns import check_labels, check_names
 from ecgfast.store.durable import store_lock
-from ecgfast.store.format import MANIFEST, SIGNALS, Codec, key_beside, sources_beside
+from ecgfast.store.format import (
+    MANIFEST,
+    SIGNALS,
+    Codec,
+    key_beside,
+    refuse_inside_store,
+    sources_beside,
+)
 from ecgfast.store.info import passed_over_examples
 from ecgfast.store.pseudonyms import PatientIds
 from ecgfast.store.reader import open_store
@@ -124,6 +131,8 @@ def convert(
     if labels is not None:  # a wrong table is refused now, not after hours of converting
         check_labels(Path(labels), columns)
     check_names(columns or ())
+    key = Path(key_file) if key_file is not None else key_beside(out)
+    _refuse_within(out, key)
     # An unfinished store too: its signals must not be taken for a folder without recordings.
     stores = [path for path in paths if (path / MANIFEST).exists() or (path / SIGNALS).exists()]
     with store_lock(out):
@@ -150,7 +159,6 @@ def convert(
                 columns=tuple(columns or ()),
                 ages_over_89=keep_ages_over_89,
             )
-            key = Path(key_file) if key_file is not None else key_beside(out)
             manifest = convert_files(
                 paths,
                 out,
@@ -183,6 +191,16 @@ def convert(
         passed_over=manifest.get("passed_over", {}),
         examples=passed_over_examples(out),
     )
+
+
+def _refuse_within(out: Path, key: Path) -> None:
+    """Refuse a store in another store, and a key in the store that it belongs to."""
+    refuse_inside_store(out.resolve().parent, "--out")
+    if key.resolve().is_relative_to(out.resolve()):
+        raise ConfigError(
+            f"--key-file {key} lies in the store {out}, which is meant to be shared without its "
+            "key; choose a place outside"
+        )
 
 
 def _refuse_duplicates(out: Path, num_duplicates: int) -> None:

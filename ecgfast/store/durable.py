@@ -32,8 +32,11 @@ class DurableFile:
     def __init__(self, path: Path, *, mode: int = 0o644) -> None:
         self._path, self._temporary = path, path.with_name(f".{path.name}.tmp")
         self._digest, self._size = hashlib.sha256(), 0
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        # Never into what somebody else put there: a link would lead to a file of the user's, and
+        # an open file would show a key.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         with explained(path):
+            self._temporary.unlink(missing_ok=True)  # left by a killed run
             self._file = open(os.open(self._temporary, flags, mode), "wb")  # noqa: SIM115 (`finish`)
 
     def write(self, parts: Iterable[bytes | memoryview]) -> None:
@@ -134,8 +137,8 @@ def explain(error: OSError, path: Path, *, again: str) -> EcgfastError | None:
 
 
 def store_lock(store: Path) -> AbstractContextManager[None]:
-    """Hold the one writer's lock of a store, beside it; see `exclusive`."""
-    return exclusive(beside(store, ".lock"), store)
+    """Hold the one writer's lock of a store, beside it, whatever links lead there."""
+    return exclusive(beside(store.resolve(), ".lock"), store)
 
 
 @contextmanager
@@ -164,7 +167,12 @@ def exclusive(lock: Path, what: Path) -> Iterator[None]:
 
 def _locked(path: Path) -> int | None:
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise EcgfastError(f"lock {path} is a link, allowed a file; remove it") from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

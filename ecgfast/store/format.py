@@ -103,6 +103,24 @@ def beside(store: Path, suffix: str) -> Path:
     return named.with_name(named.name + suffix)
 
 
+def refuse_inside_store(path: Path, option: str) -> None:
+    """Refuse an output inside a store: it would be shared with it, and `verify` would refuse it.
+
+    Args:
+        path: of the output.
+        option: that named it.
+    Raises:
+        ConfigError: a folder above it, or itself, is a store.
+    """
+    place = path.resolve()
+    for folder in (place, *place.parents):
+        if (folder / SIGNALS).is_dir():
+            raise ConfigError(
+                f"{option} {path} lies in the store {folder}, which holds nothing else and is "
+                "meant to be shared; choose a place outside"
+            )
+
+
 def key_beside(store: Path) -> Path:
     """The pseudonym key of a store: beside it, never in it."""
     return beside(store, ".key")

@@ -61,7 +61,7 @@ class Journal:
         text = json.dumps(body, sort_keys=True)
         fresh = not self.path.exists()
         with explained(self.path):
-            with self.path.open("ab") as file:
+            with open(self.path, "ab", opener=_open_no_link) as file:
                 file.write(f"{zlib.crc32(text.encode()):08x} {text}\n".encode())
                 file.flush()
                 os.fsync(file.fileno())
@@ -80,6 +80,10 @@ class Journal:
                 good += len(line)
         with explained(self.path):
             os.truncate(self.path, good)
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _parse(line: bytes) -> Entry | None:

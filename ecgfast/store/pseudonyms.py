@@ -85,6 +85,15 @@ def read_key(path: Path) -> bytes:
         raise ConfigError(f"pseudonym key {path}: expected {2 * KEY_BYTES} hex digits") from error
     if len(key) != KEY_BYTES:
         raise ConfigError(f"pseudonym key {path}: got {len(key)} bytes, expected {KEY_BYTES}")
+    if not any(key):
+        raise ConfigError(
+            f"pseudonym key {path}: got only zeros, which anybody can guess; name a file that does "
+            "not exist, and a key is made there"
+        )
+    if path.stat().st_mode & 0o077:
+        from ecgfast import log  # with it comes rich, which no worker needs
+
+        log.warning(f"pseudonym key {path}: other users may read or write it; run chmod 600 {path}")
     return key
 
 

@@ -1,5 +1,6 @@
 """The one writer of a store: takes outcomes in order, cuts shards, journals each."""
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -23,6 +24,8 @@ from ecgfast.store.format import (
 from ecgfast.store.journal import Cursor, Entry, Journal
 from ecgfast.store.outcomes import Outcomes, joined_kinds
 from ecgfast.store.table import csv_lines, pack_rows, unpack_rows
+
+_CHUNK_FILE = re.compile(r"c\.\d+\.0(\.0)?|\.c\.\d+\.0(\.0)?\.tmp")
 
 
 class _Shard:
@@ -161,7 +164,8 @@ class StoreWriter:
         durable = self.files
         with explained(self._store):
             for path in (self._store / SIGNALS).glob("*/*"):
-                if path.relative_to(self._store).as_posix() not in durable:
+                is_ours = _CHUNK_FILE.fullmatch(path.name) is not None
+                if is_ours and path.relative_to(self._store).as_posix() not in durable:
                     path.unlink()
 
     def _lines_path(self, number: int) -> Path:

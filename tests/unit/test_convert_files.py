@@ -8,6 +8,7 @@ import pytest
 from recordings import convert_quietly, ecg_like, snapshot, write_cohort, write_wfdb
 
 import ecgfast
+from ecgfast.cli import main
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate.cohort import describe
 from ecgfast.labels import label_store
@@ -142,3 +143,29 @@ def test_info_names_no_target_without_an_ejection_fraction(source: Path, tmp_pat
     table.write_text("record_id,ejection_fraction\nr00000,35\n")
     label_store(out, table)
     assert "target    ejection_fraction<40" in describe(ecgfast.open_store(out))
+
+
+def test_a_key_never_lies_in_its_store(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("store")
+    for key in (tmp_path / "store/k", tmp_path / "store/a/k", tmp_path / "link/k"):
+        with pytest.raises(ConfigError, match="lies in the store"):
+            convert_quietly([source], tmp_path / "store", key_file=key)
+    assert not (tmp_path / "store").exists()
+
+
+def test_no_output_lies_in_a_store(source: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    convert_quietly([source], store)
+    before = snapshot(store)
+    commands = (
+        ["convert", source, "--out", store / "sub/store"],
+        ["pretrain", store, "--out", store / "run"],
+        ["finetune", store, "--init", "random", "--out", store / "a/run"],
+        ["evaluate", tmp_path, store, "--out", store],
+        ["predict", tmp_path, source, "--out", store / "scores.csv"],
+        ["reconstruct", tmp_path, store, "--record", "x", "--out", store / "x.png"],
+        ["splits", store, "--export", store / "splits.csv"],
+    )
+    for command in commands:
+        assert main([str(word) for word in command]) == 2
+    assert snapshot(store) == before

@@ -340,7 +340,7 @@ def test_refused(store: Path, text: str, options: dict[str, object], message: st
 
 
 def test_wrong_key(store: Path) -> None:
-    store.with_name("store.key").write_text("00" * 32)
+    store.with_name("store.key").write_text("01" * 32)
     with pytest.raises(ConfigError, match="it is not the key of"):
         join(store, "record_id,x\na/r0,1\n")
 

@@ -63,6 +63,45 @@ def test_a_file_that_is_given_up_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("planted", ["link", "dangling link", "open file", "left by a kill"])
+def test_nothing_is_written_into_a_planted_temporary(tmp_path: Path, planted: str) -> None:
+    temporary, victim = tmp_path / ".file.tmp", tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    if "link" in planted:
+        temporary.symlink_to(victim if planted == "link" else tmp_path / "new")
+    else:
+        temporary.write_bytes(b"half")
+        temporary.chmod(0o666)
+    if planted == "open file":
+        with temporary.open("rb") as spy:
+            write_durably(tmp_path / "file", [b"secret"], mode=0o600)
+            assert spy.read() == b"half"
+    else:
+        write_durably(tmp_path / "file", [b"secret"], mode=0o600)
+    assert victim.read_bytes() == b"precious"
+    assert sorted(os.listdir(tmp_path)) == ["file", "victim"]
+    assert not (tmp_path / "file").is_symlink()
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_store_and_a_link_to_it_have_one_lock(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "link").symlink_to("store")
+    with (
+        store_lock(tmp_path / "store"),
+        pytest.raises(EcgfastError, match="another process"),
+        store_lock(tmp_path / "link"),
+    ):
+        pass
+
+
+def test_a_lock_is_no_link(tmp_path: Path) -> None:
+    (tmp_path / "store.lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(EcgfastError, match="is a link"), store_lock(tmp_path / "store"):
+        pass
+    assert not (tmp_path / "victim").exists()
+
+
 def test_lock_excludes_and_dies_with_its_process(tmp_path: Path) -> None:
     store = tmp_path / "store"
     code = (

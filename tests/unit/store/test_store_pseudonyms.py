@@ -47,7 +47,19 @@ def test_a_new_keys_mode_is_0600_under_any_umask(tmp_path: Path, umask: int) -> 
     assert (tmp_path / "store.key").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("text", ["", "zz", "ab" * 31])
+def test_a_key_that_others_may_read_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ecgfast.log.logger.propagate", True)
+    path = tmp_path / "store.key"
+    read_or_create_key(path)
+    assert caplog.text == ""
+    path.chmod(0o640)
+    read_key(path)
+    assert f"run chmod 600 {path}" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "zz", "ab" * 31, "00" * 32])
 def test_bad_keys(tmp_path: Path, text: str) -> None:
     (tmp_path / "key").write_text(text)
     with pytest.raises(ConfigError, match="pseudonym key"):

@@ -148,3 +148,12 @@ def test_a_shard_that_cannot_be_written_ends_the_writer(tmp_path: Path) -> None:
         with pytest.raises(IsADirectoryError):
             writer.add(in_columns(made))
         assert writer.num_records == SHARD_RECORDS
+
+
+def test_files_of_others_in_an_unfinished_store_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "store/signals.zarr/signal"
+    folder.mkdir(parents=True)
+    for name in ("notes.txt", "c.backup", "c.0.0.0", ".c.1.0.0.tmp"):
+        (folder / name).write_bytes(b"x")
+    with StoreWriter(tmp_path / "store", tmp_path / "work"):
+        assert sorted(path.name for path in folder.iterdir()) == ["c.backup", "notes.txt"]
