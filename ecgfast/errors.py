@@ -7,6 +7,7 @@ from typing import Literal
 Reason = Literal[
     "cannot be read as a 12-lead ECG",
     "the file cannot be opened",
+    "it is no regular file",
     "the file is damaged",
     "the file is too large",
     "the header is damaged",
@@ -19,6 +20,7 @@ Reason = Literal[
     "a lead is missing",
     "a lead occurs twice",
     "a lead is not measured in volts",
+    "a gain, scale or offset is not allowed",
     "the array has another shape or type",
     "there is no sidecar",
     "the sidecar is damaged",

@@ -4,6 +4,7 @@ A 500 Hz integer record of at least 5000 timesteps passes through unchanged, bit
 Everything else is said in the flags: resampled, cut, window, padded, interpolated, quantised.
 """
 
+import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError
+from ecgfast.ingest.files import check_values
+from ecgfast.ingest.leads import SCALE_UV
 from ecgfast.records import INVALID, NUM_LEADS, NUM_TIMESTEPS, SAMPLING_RATE_HZ, EcgRecord
 
 Window = Literal["first", "all"]
@@ -21,6 +24,7 @@ Short = Literal["quarantine", "pad"]
 MAX_INVALID_SHARE = 0.01
 MIN_PADDED_TIMESTEPS = NUM_TIMESTEPS // 2  # half a window: below it, zeros are most of the record
 _MAX_ADC = 32767
+_SLOWEST_HZ = 50.0  # ECGs have 100 Hz and more; what is slower is likely a wrong number
 _MAX_RATE_TERM = 1000  # 500/rate as a fraction with terms up to this; 499.998 Hz counts as 500
 
 
@@ -68,10 +72,12 @@ def to_digits(record: EcgRecord) -> Digits:
     """Repair, resample and quantise a record as far as it needs.
 
     Raises:
-        FormatError: an impossible rate, or no valid timestep.
+        FormatError: an impossible rate or voltage, too many timesteps, or none that is valid.
     """
     ratio = _resampling(record.sampling_rate_hz)
     signal: NDArray[Any] = record.signal
+    source = f"{record.record_id} at {SAMPLING_RATE_HZ} Hz"
+    check_values(math.ceil(signal.shape[1] * max(ratio, 1)), NUM_LEADS, source)
     valid = _valid(signal)
     flags = record.flags if valid is None else (*record.flags, "interpolated")
     if signal.dtype == np.int16 and ratio == 1:
@@ -88,6 +94,8 @@ def to_digits(record: EcgRecord) -> Digits:
     values = signal.astype(np.float64) if valid is None else _interpolated(signal, valid)
     if ratio != 1:
         flags = (*flags, "resampled")
+        if record.sampling_rate_hz < _SLOWEST_HZ:
+            flags = (*flags, "rate_implausible")
         from scipy.signal import resample_poly  # slow to import, and most workers never need it
 
         # "line": the default pads with zeros, which rings where a lead has an offset.
@@ -222,7 +230,14 @@ def _quantised(digits: Digits, values: NDArray[np.float64], *, integers: bool) -
     if integers:
         microvolt = (values - digits.offset_adc[:, None]) * digits.scale_uv[:, None]
     peak = np.abs(microvolt).max(axis=1)
-    scale = np.where(peak > 0, peak / _MAX_ADC, 1.0).astype(np.float32)
+    if peak.max() > SCALE_UV[1] * _MAX_ADC:
+        raise FormatError(
+            f"a lead reaches {peak.max():g} microvolt, allowed {SCALE_UV[1] * _MAX_ADC:g}; correct "
+            "the gain or scale",
+            reason="a gain, scale or offset is not allowed",
+        )
+    # No finer than a picovolt: float dust in a flat lead is no signal.
+    scale = np.where(peak > 0, np.maximum(peak / _MAX_ADC, SCALE_UV[0]), 1.0).astype(np.float32)
     exact = scale.astype(np.float64)[:, None]
     signal = np.clip(np.rint(microvolt / exact), -_MAX_ADC, _MAX_ADC)
     return replace(

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,10 +13,11 @@ from numpy.typing import NDArray
 from ecgfast.convert.content import content_digests, packed_fingerprints
 from ecgfast.convert.fields import taken
 from ecgfast.convert.plan import parse_input
-from ecgfast.convert.preprocess import Digits, Segment, Short, Window, cut, to_digits
+from ecgfast.convert.preprocess import Digits, Segment, Short, Window
 from ecgfast.convert.quality import breaks_einthoven, einthoven_uv, flat_leads
-from ecgfast.errors import EcgfastError, FormatError, Reason, ShapeError
-from ecgfast.ingest import InputFile, read_record
+from ecgfast.convert.windows import check_source, read_windows
+from ecgfast.errors import FormatError, Reason, ShapeError
+from ecgfast.ingest import InputFile, unreadable
 from ecgfast.ingest.discover import printable
 from ecgfast.records import NO_PATIENT, NUM_LEADS, NUM_TIMESTEPS, EcgRecord, stored_age
 from ecgfast.store.chunks import encode_chunks
@@ -33,6 +33,9 @@ _STRICT: dict[str, Reason] = {
     "interpolated": "signal check: interpolated; --quality flag takes it",
 }
 _BLOCK_RECORDS = 16  # two megabytes: what one step writes, the next finds in the cache
+_WAITING_BYTES = (
+    64 << 20
+)  # of whole records behind windows that wait: long ones are encoded at once
 _LONGEST_DETAIL = 500  # characters of an error: a damaged file can bring megabytes into it
 
 
@@ -97,30 +100,31 @@ def convert_batch(items: Sequence[InputFile], start: Cursor, settings: Settings)
         EcgfastError: a whole source has gone; a single bad file is a refusal.
         OSError: the share fails; the caller stops and goes on later.
     """
-    found: list[_Candidate | Refusal] = []
+    outcomes: list[Outcome] = []
+    waiting: list[_Candidate | Refusal] = []
     for position, item in enumerate(items, start.position):
-        found += _windows(item, position, settings)
-    del found[: start.outcome]
-    candidates = [each for each in found if isinstance(each, _Candidate)]
-    encoded: list[Outcome] = []
-    for first in range(0, len(candidates), _BLOCK_RECORDS):
-        encoded += _encoded(candidates[first : first + _BLOCK_RECORDS], settings)
-    rest = iter(encoded)
-    return in_columns([each if isinstance(each, Refusal) else next(rest) for each in found])
+        skipped = start.outcome if position == start.position else 0
+        for each in _windows(item, position, settings)[skipped:]:
+            waiting.append(each)
+            if len(waiting) == _BLOCK_RECORDS:
+                outcomes += _finished(waiting, settings)
+                waiting = []
+        if sum(_num_bytes(each) for each in waiting) > _WAITING_BYTES:
+            outcomes += _finished(waiting, settings)
+            waiting = []
+    return in_columns([*outcomes, *_finished(waiting, settings)])
 
 
 def _windows(item: InputFile, position: int, settings: Settings) -> list[_Candidate | Refusal]:
     behind = Cursor(position=position + 1)
     try:
-        record = read_record(item)
-        digits = to_digits(record)
+        found = read_windows(item, window=settings.window, short=settings.short)
     except (FormatError, ShapeError) as error:
-        _still_there(item.source)
+        check_source(item.source, again="run the same command again, it goes on where it stopped")
         return [_refusal(item, behind, error, settings)]
     windows: list[_Candidate | Refusal] = []
-    segments = cut(digits, window=settings.window, short=settings.short)
-    for number, segment in enumerate(segments, 1):
-        last = number == len(segments)
+    for number, segment in enumerate(found.segments, 1):
+        last = number == len(found.segments)
         after = behind if last else Cursor(position=position, outcome=number)
         if isinstance(segment, FormatError):
             windows.append(_refusal(item, after, segment, settings))
@@ -130,12 +134,31 @@ def _windows(item: InputFile, position: int, settings: Settings) -> list[_Candid
                     item=item,
                     position=position,
                     after=after,
-                    record=record,
-                    digits=digits,
+                    record=found.record,
+                    digits=found.digits,
                     segment=segment,
                 )
             )
     return windows
+
+
+def _num_bytes(each: _Candidate | Refusal) -> int:
+    """Memory that an outcome keeps until it is encoded: the windows of one file share theirs."""
+    return 0 if isinstance(each, Refusal) else each.digits.signal.nbytes
+
+
+def _finished(waiting: list[_Candidate | Refusal], settings: Settings) -> list[Outcome]:
+    """Encode the windows among some outcomes; one that cannot be encoded is a refusal."""
+    candidates = [each for each in waiting if isinstance(each, _Candidate)]
+    try:
+        encoded = _encoded(candidates, settings) if candidates else []
+    except Exception as error:  # of one of them: found by taking each alone
+        if len(waiting) > 1:
+            return [outcome for each in waiting for outcome in _finished([each], settings)]
+        (failed,) = candidates
+        return [_refusal(failed.item, failed.after, unreadable(failed.item, error), settings)]
+    rest = iter(encoded)
+    return [each if isinstance(each, Refusal) else next(rest) for each in waiting]
 
 
 def _encoded(candidates: list[_Candidate], settings: Settings) -> list[Outcome]:
@@ -269,11 +292,3 @@ def _one_line(text: str) -> str:
     if len(line) > _LONGEST_DETAIL:
         line = f"{line[:_LONGEST_DETAIL]} ..."
     return line.encode("utf-8", errors="backslashreplace").decode()
-
-
-def _still_there(source: Path) -> None:
-    if not source.exists():
-        raise EcgfastError(
-            f"source {source} has gone while it was read; bring it back and run the same command "
-            "again, it goes on where it stopped"
-        )

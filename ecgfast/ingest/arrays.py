@@ -10,45 +10,27 @@ microvolt per unit of the array, for integers and floats alike (1000 for floats 
 become labels.
 """
 
-import io
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError
+from ecgfast.ingest.files import read_text_bytes
 from ecgfast.ingest.kinds import SHARED_SIDECAR
 from ecgfast.ingest.leads import arrange_leads, plan_leads
-from ecgfast.ingest.wfdb_comments import parse_age
-from ecgfast.records import INVALID, LEADS, EcgRecord, is_site, known_id, parse_sex
+from ecgfast.ingest.numpy_files import read_npy, read_npz
+from ecgfast.ingest.wfdb_comments import parse_age, parse_number
+from ecgfast.records import INVALID, LEADS, NOT_KNOWN, EcgRecord, is_site, known_id, parse_sex
 
+_EF = "ejection_fraction"
 _KNOWN = {"signal", "sampling_rate_hz", "scale_uv", "offset_adc", "leads"}
 _IDENTITY = {"patient_id", "site", "age", "sex"}
-
-
-def batch_size(path: Path) -> int | None:
-    """Return the number of records in a batch .npy, or None for a file of one record.
-
-    A file whose header cannot be read counts as one record, so that reading it says why; one that
-    was cut short counts its whole records and one more, for the same reason.
-
-    Args:
-        path: the .npy file; only its header is read.
-    """
-    try:
-        with open(path, "rb") as file:
-            shape, _, dtype = _read_npy_header(file, path)
-            held = os.fstat(file.fileno()).st_size - file.tell()
-    except FormatError:
-        return None
-    if len(shape) != 3:
-        return None
-    return min(shape[0], held // max(math.prod(shape[1:]) * dtype.itemsize, 1) + 1)
+_SHOWN = 60  # letters of a value in an error
 
 
 def read_arrays(path: Path, record_id: str, row: int | None) -> EcgRecord:
@@ -64,13 +46,13 @@ def read_arrays(path: Path, record_id: str, row: int | None) -> EcgRecord:
         FormatError: the file is damaged, or array and sidecar do not describe an ECG.
     """
     if path.suffix.lower() == ".npz":
-        meta = _read_npz(path)
-        array = np.asarray(meta["signal"])
+        meta = read_npz(path)
+        array: NDArray[Any] = meta["signal"]
     else:
         meta = _read_sidecar(path)
-        array = _read_npy(path, row)
+        array = read_npy(path, row)
     rate = _number(meta, "sampling_rate_hz", path)
-    names = [str(name) for name in meta.get("leads", LEADS)]
+    names = _lead_names(meta, path)
     if array.ndim != 2 or len(names) not in array.shape or array.dtype.kind not in "iuf":
         raise FormatError(
             f"{path.name}: got {array.dtype} of shape {array.shape}, allowed numbers of shape "
@@ -84,6 +66,8 @@ def read_arrays(path: Path, record_id: str, row: int | None) -> EcgRecord:
     leads = arrange_leads(plan_leads(names, path.name), signal, scale, offset, path.name)
     text = {key: str(meta[key]) for key in _IDENTITY if meta.get(key) is not None}
     labels = {key: _label(key, meta[key], path) for key in sorted(set(meta) - _KNOWN - _IDENTITY)}
+    if _EF in labels:
+        labels[_EF] = _ejection_fraction(labels[_EF], path)
     _check_text([*labels, *labels.values(), *text.values()], path)
     age = parse_age(text["age"]) if "age" in text else None
     site = known_id(text.get("site"))
@@ -106,93 +90,25 @@ def read_arrays(path: Path, record_id: str, row: int | None) -> EcgRecord:
     )
 
 
-def _read_npy_header(file: BinaryIO, path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return shape, Fortran order and dtype; the file is left at the first byte of data."""
-    try:
-        version = np.lib.format.read_magic(file)
-        reader = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = reader(file)
-    except Exception as error:  # the header is a Python literal: damage can raise anything
-        raise FormatError(
-            f"{path.name}: not a NumPy array file: {_one_line(error)}",
-            reason="the file is damaged",
-        ) from error
-    held = os.fstat(file.fileno()).st_size - file.tell()
-    if len(shape) != 3 and not dtype.hasobject and held < math.prod(shape) * dtype.itemsize:
-        raise FormatError(
-            f"{path.name}: not a NumPy array file of shape {shape}: it holds {held} bytes of "
-            f"{math.prod(shape) * dtype.itemsize}; the copy is cut short",
-            reason="a signal file is cut short",
-        )
-    return shape, fortran, dtype
-
-
-def _read_npy(path: Path, row: int | None) -> NDArray[Any]:
-    """Read a whole .npy, or only the bytes of one row of a batch."""
-    with open(path, "rb") as file:
-        shape, fortran, dtype = _read_npy_header(file, path)
-        if row is None or fortran or dtype.hasobject:
-            file.seek(0)
-            try:
-                whole = np.load(file, allow_pickle=False)
-            except (ValueError, EOFError) as error:
-                raise FormatError(
-                    f"{path.name}: not a NumPy array file: {_one_line(error)}",
-                    reason="the file is damaged",
-                ) from error
-            return np.asarray(whole if row is None else whole[row])
-        num_bytes = math.prod(shape[1:]) * dtype.itemsize
-        file.seek(row * num_bytes, 1)
-        content = file.read(num_bytes)
-    if len(content) < num_bytes:
-        raise FormatError(
-            f"{path.name}: ends before record {row} of {shape[0]}; the copy is cut short",
-            reason="a signal file is cut short",
-        )
-    return np.frombuffer(content, dtype).reshape(shape[1:])
-
-
-def _read_npz(path: Path) -> dict[str, Any]:
-    """Return the arrays of a .npz, those of one element as Python values."""
-    content = io.BytesIO(path.read_bytes())  # from here on, no error is the share's
-    try:
-        with np.load(content, allow_pickle=False) as archive:
-            meta = {key: archive[key] for key in archive.files}
-    except Exception as error:  # zipfile, zlib and NumPy have a dozen classes for damage
-        raise FormatError(
-            f"{path.name}: not a NumPy archive: {_one_line(error)}", reason="the file is damaged"
-        ) from error
-    if "signal" not in meta:
-        raise FormatError(
-            f"{path.name}: got arrays {sorted(meta)}, one must be named 'signal'",
-            reason="the array has another shape or type",
-        )
-    return {
-        key: value if key == "signal" else (value.item() if value.ndim == 0 else value.tolist())
-        for key, value in meta.items()
-    }
-
-
 def _read_sidecar(path: Path) -> dict[str, Any]:
     """Return the sidecar of a .npy."""
     for candidate in (path.with_suffix(".json"), path.with_name(SHARED_SIDECAR)):
-        if candidate.is_file():
-            try:
-                meta = json.loads(candidate.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise FormatError(
-                    f"{candidate.name}: not JSON: {error}", reason="the sidecar is damaged"
-                ) from error
-            if not isinstance(meta, dict):
-                raise FormatError(
-                    f"{candidate.name}: got a {type(meta).__name__}, allowed {{...}}",
-                    reason="the sidecar is damaged",
-                )
-            return meta
+        try:
+            meta = json.loads(read_text_bytes(candidate).decode("utf-8"))
+        except FileNotFoundError:
+            continue
+        except FormatError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise FormatError(
+                f"{candidate.name}: not JSON: {error}", reason="the sidecar is damaged"
+            ) from error
+        if not isinstance(meta, dict):
+            raise FormatError(
+                f"{candidate.name}: got a {type(meta).__name__}, allowed {{...}}",
+                reason="the sidecar is damaged",
+            )
+        return meta
     raise FormatError(
         f"{path.name}: no sidecar, so rate and scale are unknown; write {path.stem}.json or "
         f'{SHARED_SIDECAR} with {{"sampling_rate_hz": 500, "scale_uv": 1.0}}',
@@ -200,20 +116,31 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
     )
 
 
-def _one_line(error: Exception) -> str:
-    """Return an error of a library as one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+def _shown(value: object) -> str:
+    """A value of a sidecar in an error: it can have thousands of digits."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
+
+
+def _as_float(value: object) -> float:
+    """Return a number of a sidecar, NaN for anything else and beyond float64."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def _number(meta: dict[str, Any], key: str, path: Path) -> float:
     """Return a positive number of the sidecar."""
-    value = meta.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+    value = _as_float(meta.get(key))
+    if not 0 < value < 1e6:
         raise FormatError(
-            f"{path.name}: {key} is {value!r}, allowed a number in (0, 1e6)",
+            f"{path.name}: {key} is {_shown(meta.get(key))}, allowed a number in (0, 1e6)",
             reason="a value of the sidecar is not allowed",
         )
-    return float(value)
+    return value
 
 
 def _per_signal(
@@ -221,28 +148,50 @@ def _per_signal(
 ) -> list[float]:
     """Return one finite number per signal from a number or a list of them."""
     value = meta.get(key, default)
-    values: list[Any] = value if isinstance(value, list) else [value] * count
-    if len(values) != count or not all(
-        isinstance(v, int | float) and not isinstance(v, bool) and np.isfinite(v) for v in values
-    ):
+    values = [_as_float(each) for each in (value if isinstance(value, list) else [value] * count)]
+    if len(values) != count or not all(map(math.isfinite, values)):
         raise FormatError(
-            f"{path.name}: {key} is {value!r}, allowed a number or {count} numbers",
+            f"{path.name}: {key} is {_shown(value)}, allowed a number or {count} numbers",
             reason="a value of the sidecar is not allowed",
         )
-    return [float(v) for v in values]
+    return values
+
+
+def _lead_names(meta: dict[str, Any], path: Path) -> list[str]:
+    """Return the names of the signals in the order of the array."""
+    names = meta.get("leads", list(LEADS))
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise FormatError(
+            f"{path.name}: leads is {_shown(names)}, allowed a list of names; leave it out where "
+            f"they are {', '.join(LEADS)}",
+            reason="a value of the sidecar is not allowed",
+        )
+    return names
+
+
+def _ejection_fraction(value: str | float | None, path: Path) -> float | None:
+    """Return the label that the store keeps as a number."""
+    if isinstance(value, str) and value.strip().lower() in NOT_KNOWN:
+        return None
+    number = parse_number(value) if isinstance(value, str) else value
+    if value is not None and (number is None or math.isinf(number)):
+        raise FormatError(
+            f"{path.name}: {_EF} is {_shown(value)}, allowed a number, or null where it is unknown",
+            reason="a value of the sidecar is not allowed",
+        )
+    return number
 
 
 def _digits_or_microvolt(
     signal_ST: NDArray[Any], scale: list[float], offset: list[float]
 ) -> tuple[NDArray[Any], list[float], list[float]]:
     """Keep integers that fit in 16 bits; turn anything else into float32 microvolt."""
-    if signal_ST.dtype == np.int16:
-        return signal_ST, scale, offset
-    is_integer = signal_ST.dtype.kind in "iu"
-    if is_integer and (
-        signal_ST.size == 0 or (signal_ST.min() > INVALID and signal_ST.max() < -INVALID)
-    ):
-        return signal_ST.astype(np.int16), scale, offset
+    if signal_ST.dtype.kind in "iu" and (
+        np.can_cast(signal_ST.dtype, np.int16)
+        or signal_ST.size == 0
+        or (signal_ST.min() > INVALID and signal_ST.max() < -INVALID)
+    ):  # 16 bits have -32768 for an invalid timestep, wider integers as a value
+        return signal_ST.astype(np.int16, copy=False), scale, offset
     column = np.array([offset, scale])[:, :, None]
     with np.errstate(over="ignore"):  # beyond float32 is infinite, which counts as invalid
         microvolt = ((signal_ST.astype(np.float64) - column[0]) * column[1]).astype(np.float32)
@@ -259,7 +208,7 @@ def _label(name: str, value: object, path: Path) -> str | float | None:
         return float(value)
     except OverflowError as error:
         raise FormatError(
-            f"{path.name}: label {name!r} is a number beyond 1e308; write it as text",
+            f"{path.name}: label {_shown(name)} is a number beyond 1e308; write it as text",
             reason="a value of the sidecar is not allowed",
         ) from error
 
@@ -271,7 +220,7 @@ def _check_text(values: Sequence[str | float | None], path: Path) -> None:
             str(value).encode()
         except UnicodeEncodeError as error:
             raise FormatError(
-                f"{path.name}: {value!r} holds half of a UTF-16 pair, allowed Unicode text; "
+                f"{path.name}: {_shown(value)} holds half of a UTF-16 pair, allowed Unicode text; "
                 "correct it where the labels are written",
                 reason="a value of the sidecar is not allowed",
             ) from error

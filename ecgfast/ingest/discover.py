@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ecgfast.errors import FormatError
 from ecgfast.ingest import kinds
-from ecgfast.ingest.arrays import batch_size
 from ecgfast.ingest.kinds import SUFFIXES, sort_names, suffix_of, suffixes_in_words
+from ecgfast.ingest.numpy_files import batch_size
 
 NUM_EXAMPLES = 3  # of each kind of file that is passed over
 
@@ -188,8 +188,8 @@ def _add_records(relative: str, path: str, source: Path, inventory: Inventory) -
     stem, suffix = os.path.splitext(relative)
     record_id = printable(stem.replace(os.sep, "/"))
     file = Path(path)
-    rows = batch_size(file) if suffix.lower() == ".npy" and file.exists() else None
-    if rows is None or rows < 1:  # a batch of none is refused when it is read
+    rows = batch_size(file) if suffix.lower() == ".npy" else None
+    if rows is None:
         inventory.inputs.append(InputFile(record_id=record_id, path=file, source=source))
         return
     inventory.inputs += [

@@ -3,6 +3,7 @@
 Position is never trusted: MIMIC-IV-ECG stores aVF before aVL.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ _SPELLING = re.compile(
 )
 _DERIVABLE = (2, 3, 4, 5)  # III, aVR, aVL, aVF: linear in I and II
 _ABSENT = -1
+# What is beyond is no voltage of a body, and would make statistics of many records infinite.
+SCALE_UV = (1e-6, 1e6)  # microvolt per digit: 1 for picovolt, the other for volt
+_PLAUSIBLE_SCALE_UV = (0.01, 100.0)  # devices resolve 0.1 to 10 microvolt per digit
+_LARGEST_OFFSET = float(1 << 31)  # digits
 _FILE_ORDER = tuple(range(NUM_LEADS))
 
 
@@ -40,7 +45,8 @@ class TwelveLeads:
         signal: (12, T) int16 ADC units or float32 microvolt.
         scale_uv: (12,) float32 microvolt per digit.
         offset_adc: (12,) float32 digits at 0 microvolt.
-        flags: "leads_derived" when III, aVR, aVL or aVF was computed from I and II.
+        flags: "leads_derived" when III, aVR, aVL or aVF was computed from I and II,
+            "gain_implausible" for a scale that no device has.
     """
 
     signal: NDArray[Any]
@@ -126,7 +132,8 @@ def arrange_leads(
         The 12 leads. Digits stay digits, except that a lead derived from an I and II of different
         gain makes the record float32 microvolt.
     Raises:
-        FormatError: a lead is not measured in volts, or a derived lead exceeds 16 bits.
+        FormatError: a lead is not measured in volts, a scale or offset is absurd, or a derived
+            lead exceeds 16 bits.
     """
     rows = [max(row, 0) for row in plan]  # a derived lead borrows scale and offset of lead I
     scale = np.array([scale_uv[row] for row in rows], np.float32)
@@ -134,25 +141,51 @@ def arrange_leads(
     for position in range(2, 6):
         if plan[position] == _ABSENT:
             scale[position], offset[position] = scale[0], offset[0]
-    if not np.isfinite(scale).all():
-        lead = LEADS[int(np.argmin(np.isfinite(scale)))]
-        raise FormatError(
-            f"{source}: the unit of lead {lead} is no voltage, allowed V, mV, uV, nV",
-            reason="a lead is not measured in volts",
-        )
+    size = np.abs(scale)
+    low, high = size.min(), size.max()
+    usable = low >= SCALE_UV[0] and high <= SCALE_UV[1]  # a NaN is not
+    if not usable or not np.abs(offset).max() <= _LARGEST_OFFSET:
+        raise _unusable(scale, offset, source)
+    plausible = low >= _PLAUSIBLE_SCALE_UV[0] and high <= _PLAUSIBLE_SCALE_UV[1]
+    flags = () if plausible else ("gain_implausible",)
     if tuple(plan) == _FILE_ORDER and len(signal_ST) == NUM_LEADS:
-        return TwelveLeads(signal=signal_ST, scale_uv=scale, offset_adc=offset, flags=())
+        return TwelveLeads(signal=signal_ST, scale_uv=scale, offset_adc=offset, flags=flags)
     signal = signal_ST[rows]
     missing = [position for position, row in enumerate(plan) if row == _ABSENT]
     if not missing:
-        return TwelveLeads(signal=signal, scale_uv=scale, offset_adc=offset, flags=())
+        return TwelveLeads(signal=signal, scale_uv=scale, offset_adc=offset, flags=flags)
     same = scale[0] == scale[1] and offset[0] == offset[1]
     if signal.dtype == np.int16 and not same:
         signal = to_microvolt(signal, scale, offset)
         scale, offset = np.ones(NUM_LEADS, np.float32), np.zeros(NUM_LEADS, np.float32)
     for position in missing:
         signal[position] = _derive(position, signal, int(offset[0]), source)
-    return TwelveLeads(signal=signal, scale_uv=scale, offset_adc=offset, flags=("leads_derived",))
+    flags = ("leads_derived", *flags)
+    return TwelveLeads(signal=signal, scale_uv=scale, offset_adc=offset, flags=flags)
+
+
+def _unusable(scale: NDArray[np.float32], offset: NDArray[np.float32], source: str) -> FormatError:
+    """The refusal of a record whose digits mean nothing."""
+    for lead, uv, zero in zip(LEADS, scale.tolist(), offset.tolist(), strict=True):
+        if math.isnan(uv):
+            return FormatError(
+                f"{source}: the unit of lead {lead} is no voltage, allowed V, mV, uV, nV",
+                reason="a lead is not measured in volts",
+            )
+        if not SCALE_UV[0] <= abs(uv) <= SCALE_UV[1]:
+            low, high = SCALE_UV
+            return FormatError(
+                f"{source}: a digit of lead {lead} is {uv:g} microvolt, allowed {low:g} to "
+                f"{high:g}; correct the gain or scale",
+                reason="a gain, scale or offset is not allowed",
+            )
+        if not abs(zero) <= _LARGEST_OFFSET:
+            break
+    return FormatError(
+        f"{source}: 0 microvolt of lead {lead} is at the digit {zero:g}, allowed "
+        f"{-_LARGEST_OFFSET:g} to {_LARGEST_OFFSET:g}; correct the baseline or offset",
+        reason="a gain, scale or offset is not allowed",
+    )
 
 
 def to_microvolt(

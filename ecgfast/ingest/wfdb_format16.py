@@ -10,11 +10,11 @@ from ecgfast_kernels.frames import deinterleave
 from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError
+from ecgfast.ingest.files import check_values, open_regular
 from ecgfast.ingest.wfdb_header import SignalSpec, WfdbHeader
 
 _BYTE_ORDER = {16: "<i2", 61: ">i2"}
 FORMATS = tuple(_BYTE_ORDER)
-_MAX_BYTES = 1 << 30  # twelve hours of 12 leads at 1000 Hz; a sparse file must not end the convert
 
 
 def read_format16(folder: Path, header: WfdbHeader) -> NDArray[np.int16]:
@@ -26,14 +26,14 @@ def read_format16(folder: Path, header: WfdbHeader) -> NDArray[np.int16]:
     Returns:
         (S, T) int16 ADC digits in header order, C-contiguous.
     Raises:
-        FormatError: a file is missing, empty, too short or too long, or its checksum differs from
-            the header.
+        FormatError: a file is missing, no regular file, empty, too short or too long, or its
+            checksum differs from the header.
     """
     parts: list[NDArray[np.int16]] = []
     num_timesteps = header.num_timesteps
     for file_name, group in groupby(header.signals, key=lambda spec: spec.file_name):
         specs = list(group)
-        frames = _read_frames(folder, file_name, specs, num_timesteps)
+        frames = _read_frames(folder, file_name, specs, num_timesteps, len(header.signals))
         num_timesteps = num_timesteps or len(frames)
         if len(frames) != num_timesteps:
             raise FormatError(
@@ -47,9 +47,12 @@ def read_format16(folder: Path, header: WfdbHeader) -> NDArray[np.int16]:
 
 
 def _read_frames(
-    folder: Path, file_name: str, specs: list[SignalSpec], num_timesteps: int
+    folder: Path, file_name: str, specs: list[SignalSpec], num_timesteps: int, num_signals: int
 ) -> NDArray[Any]:
-    """Return (T, S) int16 of one signal file; T from the file's size where the header is silent."""
+    """Return (T, S) int16 of one signal file; T from the file's size where the header is silent.
+
+    The record has `num_signals` in all of its files.
+    """
     if file_name == ".." or set(file_name) & set("/\\\0"):
         raise FormatError(
             f"signal file is {file_name!r}, allowed a plain name beside the header",
@@ -57,18 +60,13 @@ def _read_frames(
         )
     offset, row_bytes = specs[0].byte_offset, 2 * len(specs)
     try:
-        with open(folder / file_name, "rb", buffering=0, opener=_open_at_once) as file:
+        with open_regular(folder / file_name, buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             wanted = num_timesteps or max(size - offset, 0) // row_bytes
             num_bytes = max(wanted, 1) * row_bytes
-            if size >= offset + num_bytes > offset + _MAX_BYTES:
-                raise FormatError(
-                    f"{file_name}: {wanted:,} timesteps of {len(specs)} signals, allowed "
-                    f"{_MAX_BYTES >> 30} GiB in one file; cut the recording into shorter records",
-                    reason="the file is too large",
-                )
             content = b""
             if size >= offset + num_bytes:
+                check_values(wanted, num_signals, file_name)
                 file.seek(offset)
                 content = file.read(num_bytes)
     except FileNotFoundError:
@@ -84,11 +82,6 @@ def _read_frames(
         )
     frames = np.frombuffer(content, _BYTE_ORDER[specs[0].format]).astype(np.int16, copy=False)
     return frames.reshape(wanted, len(specs))
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Open a file; a named pipe is then empty, where it would wait for its writer for ever."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _check_sums(sums_S: NDArray[np.uint16], specs: list[SignalSpec], file_name: str) -> None:

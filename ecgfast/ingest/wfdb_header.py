@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ecgfast.errors import FormatError
 
+_LARGEST_BASELINE = 1 << 62  # beyond it no number of ours holds a digit
 DEFAULT_GAIN = 200.0  # header(5): a gain of 0 or none means 200 digits per physical unit
 _FORMAT = re.compile(r"(\d+)(?:x(\d+))?(?::(\d+))?(?:\+(\d+))?")
 _GAIN = re.compile(r"([-+.\deE]+)(?:\((-?\d+)\))?(?:/(\S+))?")
@@ -175,11 +176,14 @@ def _signal_spec(line: str, source: str) -> SignalSpec:
     try:
         gain, baseline, units = _gain(fields[2]) if count > 2 else (DEFAULT_GAIN, None, "mV")
         zero = int(fields[4]) if count > 4 else 0
+        baseline = zero if baseline is None else baseline
+        if not -_LARGEST_BASELINE < baseline < _LARGEST_BASELINE:
+            raise ValueError(baseline)
         return SignalSpec(
             fields[0],
             *_storage(fields[1]),
             gain,
-            zero if baseline is None else baseline,
+            baseline,
             units,
             int(fields[6]) if count > 6 else None,
             fields[8].strip() if count > 8 else "",

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError
+from ecgfast.ingest.files import is_of_one_file
 from ecgfast.ingest.leads import lead_position
 from ecgfast.ingest.wfdb_header import unit_uv
 from ecgfast.records import INVALID
@@ -66,6 +67,8 @@ def read_with_package(path: Path) -> WfdbSignals:
         plain = all(header.samps_per_frame[channel] == 1 for channel in channels)
         record = wfdb.rdrecord(name, physical=False, channels=channels, smooth_frames=plain)
     except Exception as error:  # the package raises plain Exception for files that it cannot read
+        if isinstance(error, OSError) and not is_of_one_file(error):
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FormatError(f"{path.name}: the wfdb package refuses it: {reason}") from error
     rates = sorted(set(record.samps_per_frame))

@@ -7,8 +7,6 @@ from ecgfast.ingest.wfdb_comments import parse_comments
 from ecgfast.ingest.wfdb_signals import read_header, read_signals
 from ecgfast.records import EcgRecord
 
-_PLAUSIBLE_SCALE_UV = (0.01, 100.0)  # devices resolve 0.1 to 10 microvolt per digit
-
 
 def read_wfdb(path: Path, record_id: str) -> EcgRecord:
     """Read the 12 standard leads of one WFDB record.
@@ -31,8 +29,6 @@ def read_wfdb(path: Path, record_id: str) -> EcgRecord:
         plan = plan_leads(signals.names, path.name)
     leads = arrange_leads(plan, signals.signal, signals.scale_uv, signals.offset_adc, path.name)
     comments = parse_comments(header.comments)
-    low, high = _PLAUSIBLE_SCALE_UV
-    plausible = low <= leads.scale_uv.min() and leads.scale_uv.max() <= high
     return EcgRecord(
         record_id=record_id,
         signal=leads.signal,
@@ -47,6 +43,6 @@ def read_wfdb(path: Path, record_id: str) -> EcgRecord:
         provenance={"format": "wfdb", "recorded": " ".join(header.date_time)}
         if header.date_time
         else {"format": "wfdb"},
-        flags=(*leads.flags, *comments.flags) + (() if plausible else ("gain_implausible",)),
+        flags=(*leads.flags, *comments.flags),
         segments=tuple(each.name for each in header.segments if each.name is not None),
     )

@@ -7,13 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError
+from ecgfast.ingest.files import check_values, read_text_bytes
 from ecgfast.ingest.leads import lead_rows, to_microvolt
 from ecgfast.ingest.wfdb_format16 import FORMATS, read_format16
 from ecgfast.ingest.wfdb_header import WfdbHeader, parse_header, unit_uv
+from ecgfast.ingest.wfdb_limits import check_for_package
 from ecgfast.ingest.wfdb_package import WfdbSignals, read_with_package
 from ecgfast.records import INVALID, LEADS
 
-_MAX_TIMESTEPS = 1 << 25  # of a joined record, nine hours at 1000 Hz: 0.8 GB of digits
+_MAX_SEGMENTS = 10_000  # each is opened on its own; the longest records of MIMIC have hundreds
 
 
 class _Part(NamedTuple):
@@ -26,7 +28,7 @@ class _Part(NamedTuple):
 
 def read_header(path: Path) -> WfdbHeader:
     """Read and parse a .hea file."""
-    return parse_header(path.read_bytes().decode("utf-8", errors="replace"), path.name)
+    return parse_header(read_text_bytes(path).decode("utf-8", errors="replace"), path.name)
 
 
 def read_signals(path: Path, header: WfdbHeader) -> WfdbSignals:
@@ -44,6 +46,7 @@ def read_signals(path: Path, header: WfdbHeader) -> WfdbSignals:
         spec.format in FORMATS and spec.samples_per_frame == 1 and spec.skew == 0
         for spec in header.signals
     ):
+        check_for_package(path, header)
         return read_with_package(path)
     return WfdbSignals(
         names=[spec.name for spec in header.signals],
@@ -57,18 +60,21 @@ def read_signals(path: Path, header: WfdbHeader) -> WfdbSignals:
 def _parts(path: Path, header: WfdbHeader) -> list[_Part]:
     """Read all segments; gaps, and the layout header of some records, hold no signals."""
     total = sum(each.num_timesteps for each in header.segments)
-    if total > _MAX_TIMESTEPS:
+    check_values(total, len(LEADS), path.name)
+    if len(header.segments) > _MAX_SEGMENTS:
         raise FormatError(
-            f"{path.name}: its segments have {total:,} timesteps, allowed {_MAX_TIMESTEPS:,}; cut "
+            f"{path.name}: got {len(header.segments):,} segments, allowed {_MAX_SEGMENTS:,}; cut "
             "the recording into shorter records",
             reason="the file is too large",
         )
     parts: list[_Part] = []
-    start = 0
+    start = num_values = 0
     for number, segment in enumerate(header.segments, 1):
         if segment.name is not None and segment.num_timesteps:
             of = f"{path.name}, segment {number} of {len(header.segments)}"
             signals = _segment(path.with_name(f"{segment.name}.hea"), of)
+            num_values += signals.signal.size  # all at once, further signals too
+            check_values(num_values, 1, path.name)
             rate, length = signals.sampling_rate_hz, signals.signal.shape[1]
             per_frame = length // segment.num_timesteps
             if length % segment.num_timesteps or rate != header.sampling_rate_hz * per_frame:

@@ -186,7 +186,7 @@ def test_named_pipe_is_refused(tmp_path: Path) -> None:
     path = _write(tmp_path)
     (tmp_path / "r.dat").unlink()
     os.mkfifo(tmp_path / "r.dat")
-    with pytest.raises(FormatError, match="holds 0 bytes"):
+    with pytest.raises(FormatError, match=r"r\.dat: got a pipe"):
         _read(path)
 
 
