@@ -3,7 +3,6 @@
 Shapes: n windows, C leads, N patches, P padded patch length.
 """
 
-import csv
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from ecgfast.model.classifier import Classifier
 from ecgfast.records import SAMPLING_RATE_HZ, EcgRecord
 from ecgfast.runs.register import Register, Role, read_register
 from ecgfast.store.pseudonyms import PatientIds, Pseudonyms, read_key
+from ecgfast.store.spreadsheets import csv_lines
 from ecgfast.train.checkpoint import load_model
 
 COLUMNS = ("file", "start_s", "target", "probability", "threshold", "finding", "note")
@@ -246,8 +246,7 @@ def _cohort(values: dict[str, Any] | None) -> CohortStatistics | None:
 
 def _write(groups: Iterator[list[Prediction]], file: TextIO, predictor: Predictor) -> int:
     """Write lines as they come; return how many files have none with a probability."""
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    file.write(csv_lines([COLUMNS]))
     threshold = "" if predictor.threshold is None else f"{predictor.threshold:.6f}"
     unusable = 0
     for group in groups:
@@ -255,9 +254,8 @@ def _write(groups: Iterator[list[Prediction]], file: TextIO, predictor: Predicto
             share = "" if line.probability is None else f"{line.probability:.6f}"
             finding = "" if line.finding is None else ("yes" if line.finding else "no")
             start = f"{line.start_s:g}"
-            writer.writerow(
-                (line.file, start, predictor.target, share, threshold, finding, line.note)
-            )
+            row = (str(line.file), start, predictor.target, share, threshold, finding, line.note)
+            file.write(csv_lines([row]))
         file.flush()
         unusable += all(line.probability is None for line in group)
     return unusable

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from enum import StrEnum
-from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +21,6 @@ Columns = Annotated[
 KeepAges = Annotated[
     bool, typer.Option("--keep-ages-over-89", help="Keep these ages; else they are all 90.")
 ]
-NUM_EXAMPLES = 3  # of passed over files, shown by convert
 
 
 class Codec(StrEnum):
@@ -192,12 +190,11 @@ def convert(
         f"{duplicates} in {summary.store}"
     )
     if summary.passed_over:
+        from ecgfast.store.format import passed_over_beside
         from ecgfast.store.info import kinds_in_words
 
-        kinds = sorted(summary.examples, key=lambda kind: -summary.passed_over[kind])
-        turns = zip_longest(*(summary.examples[kind] for kind in kinds))  # one of each kind first
-        examples = [path for turn in turns for path in turn if path is not None]
-        shown = f", e.g. {', '.join(examples[:NUM_EXAMPLES])}" if examples else ""
+        # Paths can name patients, and this line ends in the logs of clusters.
+        shown = f"; {passed_over_beside(summary.store)} names some" if summary.examples else ""
         number = sum(summary.passed_over.values())
         print(
             f"{number:,} {'file' if number == 1 else 'files'} passed over: "

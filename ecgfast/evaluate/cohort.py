@@ -8,6 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ecgfast.labels import parse_target
+from ecgfast.store.format import passed_over_beside
 from ecgfast.store.info import StoreInfo, kinds_in_words
 from ecgfast.store.info import describe as describe_store
 from ecgfast.store.patients import patient_groups
@@ -156,7 +157,7 @@ def _passed_over(info: StoreInfo) -> list[str]:
         f"{number} passed over"
     ]
     for kind, count in sorted(info.passed_over.items(), key=lambda item: (-item[1], item[0])):
-        examples = info.examples.get(kind, [])
-        shown = f", e.g. {', '.join(examples)}" if examples else ""
-        lines.append(f"          {kinds_in_words({kind: count})}{shown}")
+        lines.append(f"          {kinds_in_words({kind: count})}")
+    if info.examples:
+        lines.append(f"          {passed_over_beside(info.path)} names some")
     return lines

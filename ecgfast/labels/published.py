@@ -16,7 +16,7 @@ from ecgfast.store.format import sources_beside
 from ecgfast.store.patients import patient_groups
 from ecgfast.store.reader import open_store
 from ecgfast.store.relabel import replace_records
-from ecgfast.store.table import csv_lines
+from ecgfast.store.spreadsheets import csv_lines
 
 COLUMNS = ("record_id", "split", "fold")
 

@@ -26,6 +26,7 @@ _ISO = re.compile(r"(\d{4})-(\d{2})-(\d{2})")
 # In a CSV 04/05/2020 is April in one country and May in the next: only ISO dates, time allowed.
 _ISO_CELL = r"^\s*\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])([T ].*)?$"
 _RECORD_SUFFIX = r"(?i)\.(hea|dat|mat|npy|npz)\s*$"  # people write the file's name for the id
+_QUOTED = r"^'('*[=+\-@\t\r\n])"
 SEPARATORS = (",", ";", "\t")
 _HEADER_LINES = 100  # the names of columns can hold line breaks
 BAD = b"bad_cell"  # metadata of a column of values with a cell that is none
@@ -107,6 +108,9 @@ def _column(
                 f"labels {path}: {name} is not UTF-8 text; save the table as CSV UTF-8"
             ) from error
         return pa.field(name, pa.binary()), column
+    if name in (*KEYS, "site"):
+        # What our own tables put before a name that a spreadsheet would take for a formula.
+        text = pc.replace_substring_regex(text, _QUOTED, r"\1")
     if name == "record_id":
         text = pc.replace_substring_regex(text, _RECORD_SUFFIX, "")
     if name in _TEXT and name not in _NUMBERS:

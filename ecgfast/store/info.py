@@ -1,6 +1,5 @@
 """What a store holds: inputs, refusals, flags, the codec's ratio."""
 
-import csv
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from ecgfast.errors import CorruptStoreError
 from ecgfast.store.chunks import RECORD_BYTES
 from ecgfast.store.format import QUARANTINE, num_shards, passed_over_beside, shard_name
 from ecgfast.store.reader import StoreReader, as_store
+from ecgfast.store.spreadsheets import read_lines
 
 _ECG_FORMATS = {
     "XML",
@@ -108,7 +108,7 @@ def passed_over_examples(store: Path) -> dict[str, list[str]]:
     examples: dict[str, list[str]] = {}
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
-            for line in csv.DictReader(file):
+            for line in read_lines(file):
                 examples.setdefault(line["kind"], []).append(line["source"])
     return examples
 

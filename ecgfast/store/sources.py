@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ecgfast.errors import CorruptStoreError
 from ecgfast.store.format import SOURCES_COLUMNS, sources_beside
-from ecgfast.store.table import csv_lines, write_sources
+from ecgfast.store.spreadsheets import csv_lines, read_lines
+from ecgfast.store.table import write_sources
 
 Source = dict[str, str]
 
@@ -27,7 +28,7 @@ def read_sources(store: Path) -> dict[str, Source] | None:
     lines: dict[str, Source] = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            for line in csv.DictReader(file):
+            for line in read_lines(file):
                 lines.setdefault(line["record_id"], line)
     except (KeyError, ValueError, csv.Error) as error:
         raise CorruptStoreError(
@@ -45,7 +46,7 @@ def replace_patients(store: Path, patients: dict[str, str]) -> None:
     """
     path = sources_beside(store)
     with path.open(newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
+        lines = list(read_lines(file))
     write_sources(path, [csv_lines(_changed(lines, patients))])
 
 

@@ -1,7 +1,5 @@
 """records.parquet, quarantine.csv and the sources table: built from the writer's lines."""
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -20,6 +18,7 @@ from ecgfast.store.format import (
     SOURCES_COLUMNS,
     WAITING_TYPES,
 )
+from ecgfast.store.spreadsheets import csv_lines
 
 SCHEMA = pa.schema(list(ROW_TYPES.items()))
 _WAITING = pa.schema([*SCHEMA, *WAITING_TYPES.items()])
@@ -95,13 +94,6 @@ def write_passed_over(path: Path, examples: Mapping[str, Sequence[str]]) -> None
     """
     rows = [(kind, source) for kind in sorted(examples) for source in examples[kind]]
     _write_csv(path, _PASSED_OVER_COLUMNS, [csv_lines(rows)], mode=0o600)
-
-
-def csv_lines(rows: Iterable[Sequence[str]]) -> str:
-    """Rows as the lines of a CSV file."""
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()
 
 
 def _write_csv(

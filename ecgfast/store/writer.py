@@ -23,7 +23,8 @@ from ecgfast.store.format import (
 )
 from ecgfast.store.journal import Cursor, Entry, Journal
 from ecgfast.store.outcomes import Outcomes, joined_kinds
-from ecgfast.store.table import csv_lines, pack_rows, unpack_rows
+from ecgfast.store.spreadsheets import csv_lines
+from ecgfast.store.table import pack_rows, unpack_rows
 
 _CHUNK_FILE = re.compile(r"c\.\d+\.0(\.0)?|\.c\.\d+\.0(\.0)?\.tmp")
 
