@@ -35,14 +35,15 @@ SITE = "import sys\nsys.meta_path[:] = [f for f in sys.meta_path if 'ScikitBuild
 
 
 def hidden(source: str) -> list[tuple[Any, Any]]:
-    """Spans of annotations, decorators, checks of our own bugs, and of what is logged or raised."""
+    """Spans of annotations, decorators, texts, errors, and checks of our own bugs."""
     nodes: list[Any] = []
     for node in ast.walk(ast.parse(source)):
         nodes += getattr(node, "decorator_list", [])
         nodes += [getattr(node, name, None) for name in ("annotation", "returns")]
         is_log = isinstance(node, ast.Call) and ast.unparse(node.func).startswith("log.")
         is_check = isinstance(node, ast.Assert) or getattr(node, "arg", None) in {"strict", "copy"}
-        nodes.append(node if is_log or is_check or isinstance(node, ast.Raise) else None)
+        is_text = is_log or isinstance(node, ast.Raise | ast.JoinedStr)
+        nodes.append(node if is_text or is_check else None)
     return [((n.lineno, n.col_offset), (n.end_lineno, n.end_col_offset)) for n in nodes if n]
 
 

@@ -30,7 +30,7 @@ def check(x: "int | None", limit: int = 4) -> "int | None":
     assert x > 6
     if x > limit:
         raise ValueError(f"at most {limit + 7}")
-    y = zip(x, strict=True)
+    y = zip(x, strict=True), f"{x + 9}"
     return x + 8
 """
 

@@ -5,7 +5,12 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
-from ecgfast.evaluate.operating import calibration, operating_point, youden_threshold
+from ecgfast.evaluate.operating import (
+    calibration,
+    operating_point,
+    sensitivity_threshold,
+    youden_threshold,
+)
 
 
 def test_youden_threshold_is_the_best_of_all_thresholds() -> None:
@@ -20,6 +25,18 @@ def test_youden_threshold_is_the_best_of_all_thresholds() -> None:
     threshold = youden_threshold(y, score)
     assert threshold is not None
     assert index(threshold) == pytest.approx(max(index(t) for t in np.unique(score)))
+
+
+def test_the_threshold_of_a_sensitivity_is_the_highest_that_reaches_it() -> None:
+    score = np.arange(25) / 25
+    y = score >= 5 / 25  # 20 cases: 0.2 to 0.96
+    for sensitivity, expected in ((0.9, 7 / 25), (0.5, 15 / 25), (1.0, 5 / 25), (0.04, 24 / 25)):
+        assert sensitivity_threshold(y, score, sensitivity) == expected
+        found = (score >= expected)[y].mean()
+        assert found >= sensitivity > (score > expected)[y].mean()
+    assert sensitivity_threshold(y, score) == 7 / 25
+    assert sensitivity_threshold(np.ones(3, dtype=bool), score[:3]) is None
+    assert sensitivity_threshold(np.zeros(3, dtype=bool), score[:3]) is None
 
 
 def test_operating_point_counts() -> None:

@@ -12,6 +12,7 @@ from ecgfast.evaluate import scores as scoring
 from ecgfast.evaluate.interval import BINOMIAL, LOGIT_T
 from ecgfast.evaluate.results import Results, summarise
 from ecgfast.evaluate.roc import delong, delong_paired
+from ecgfast.evaluate.scores import POOLED
 from ecgfast.evaluate.sections import calibration_section, comparison_section, result_section
 
 RUNS = ("ViT", "CNN")
@@ -129,6 +130,17 @@ def test_calibration_bins_have_ten_records() -> None:
     calibration = summary_of(plan, CNN=probability).cohorts[SITE]["CNN"].calibration
     assert calibration is not None
     assert len(calibration.bin_predicted) == 6
+
+
+def test_the_curve_of_calibration_is_the_last_cohorts_unless_external_ones_are_pooled() -> None:
+    probability = np.linspace(0, 1, 60)
+    is_case = (probability > 0.45).tolist()
+    rows = {SITE: list(range(20)), "site 3, external": list(range(20, 60))}
+    for names, last in ((rows, "site 3, external"), ({POOLED: list(range(60)), **rows}, POOLED)):
+        html = calibration_section(
+            summary_of(plan_of(is_case, list(range(60)), names), CNN=probability)
+        )
+        assert f"Calibration, {last}: tenths of the records." in html
 
 
 def test_metrics_hold_ends_and_method_of_every_number(simulated: Results) -> None:

@@ -30,6 +30,11 @@ def test_every_run_and_tested_record_has_one_row(tmp_path: object) -> None:
     pq.write_table(table, path)
     back = pq.read_table(path)
     assert back.schema.equals(SCHEMA)
+    assert [field.name for field in back.schema if field.nullable] == [
+        "patient_id",
+        "site",
+        "split",
+    ]
     assert [tuple(row.values()) for row in back.to_pylist()] == [
         ("A", "site 2, test split", "r1", None, "2", "test", True, 0.5),
         ("A", "site 3, external", "r2", "p2", "3", None, False, 0.25),

@@ -1,8 +1,10 @@
 """What was seen by whom, on a store whose patients are shared by hospitals, splits and runs."""
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from two_hospitals import make, rows_of
 
@@ -113,6 +115,35 @@ def test_a_register_comes_back(store: StoreReader, tmp_path: Path) -> None:
     truth, score = read.validation
     assert (truth.tolist(), score.tolist()) == ([True, False], [0.7, 0.2])
     assert read_register(tmp_path / "elsewhere") is None
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_a_register_of_another_version_is_refused(
+    store: StoreReader, tmp_path: Path, version: int
+) -> None:
+    write_register(tmp_path, taught_at(store, "1"))
+    table = pq.read_table(tmp_path / FILE)
+    facts = json.loads(table.schema.metadata[b"ecgfast"])
+    assert facts["version"] == 1
+    changed = json.dumps({**facts, "version": version})
+    pq.write_table(table.replace_schema_metadata({"ecgfast": changed}), tmp_path / FILE)
+    with pytest.raises(ResumeError, match=f"has version {version}, this ecgfast reads 1"):
+        read_register(tmp_path)
+
+
+def test_an_encoder_of_another_key_is_known_by_its_ecgs_alone(
+    store: StoreReader, tmp_path: Path
+) -> None:
+    (tmp_path / "other.key").write_text("11" * 32)
+    other = make(tmp_path, "other")
+    pretraining = Register.of(other, {"pretrain": rows_of(other, "3")})
+    both = with_encoder(taught_at(store, "1"), pretraining, "run")
+    read = both.select("pretrain")
+    assert read["patient"].to_pylist() == [None] * 4
+    assert read["content"].to_pylist() == pretraining.rows["content"].to_pylist()
+    assert (both.encoder, both.key_fingerprint) == ("run", store.manifest["key_fingerprint"])
+    # the ECGs of hospital 3, and patient B's at hospital 1
+    assert where(seen(both, store).read) == [1, 12, 13, 14, 15]
 
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1", None])

@@ -22,3 +22,12 @@ def test_an_epoch_that_is_not_lower_is_stale_and_changes_nothing() -> None:
         assert not later.improved
         assert (later.epoch, later.step, later.stale) == (2, 6, 1)
         assert (later.best_loss, later.best_epoch, later.best_auroc) == (0.5, 1, 0.8)
+
+
+def test_the_next_rate_begins_at_its_own_first_epoch() -> None:
+    done = Progress().after_epoch(steps=3, loss=0.5, auroc=0.8)
+    done = done.after_epoch(steps=3, loss=0.6, auroc=0.7).next_trial()
+    assert (done.trial, done.epoch, done.stale, done.trial_loss, done.step) == (1, 0, 0, None, 6)
+    assert not done.improved
+    worse = done.after_epoch(steps=3, loss=0.9, auroc=0.6)  # the lowest of its own trial
+    assert (worse.trial_loss, worse.stale, worse.best_loss, worse.best_trial) == (0.9, 0, 0.5, 0)
