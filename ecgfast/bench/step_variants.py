@@ -15,9 +15,10 @@ from ecgfast.config import Config
 from ecgfast.data.batch import Batch
 from ecgfast.model.attention import Backend
 from ecgfast.model.attention_choice import choose_for_model
+from ecgfast.model.fused_block import Fused
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.model.patch import PADDED
-from ecgfast.model.vit import Kernels, set_fused
+from ecgfast.model.vit import Kernels
 from ecgfast.train.distributed import Precision, Ranks, spread
 from ecgfast.train.graph import require_graphable
 from ecgfast.train.loop import train_step
@@ -37,7 +38,7 @@ class Variant:
         attention: kernel of every block.
         compiled: torch.compile per block.
         kernels: who runs masking, embedding, unshuffling and the loss.
-        fused: our own kernels between a block's matrix products.
+        fused: who does what lies between a block's matrix products.
         fsdp: FSDP2 on a single rank too, which otherwise keeps fp32 weights beside bf16 ones.
         graph: `train.cuda_graph`, for one GPU without FSDP2.
         one_pass: `optim.one_pass`.
@@ -47,7 +48,7 @@ class Variant:
     attention: Backend = "auto"
     compiled: bool = True
     kernels: Kernels = "auto"
-    fused: bool = False
+    fused: Fused = "off"
     fsdp: bool = False
     graph: bool = False
     one_pass: bool = False
@@ -111,7 +112,7 @@ def _model(
     variant: Variant, config: Config, device: torch.device, precision: Precision
 ) -> MaskedAutoencoder:
     with device:  # drawn on the device: which numbers they are does not matter here
-        model = MaskedAutoencoder(config.model, kernels=variant.kernels)
+        model = MaskedAutoencoder(config.model, kernels=variant.kernels, fused=variant.fused)
     choices = choose_for_model(
         config.model,
         variant.attention,
@@ -124,7 +125,6 @@ def _model(
         if variant.attention not in ("auto", choice.backend):
             raise RuntimeError(f"{variant.attention} cannot run the {part}")
     model.set_attention(encoder=choices["encoder"].backend, decoder=choices["decoder"].backend)
-    set_fused(model, variant.fused)
     return model
 
 

@@ -28,7 +28,7 @@ def build_model(preset_or_config: str | Config) -> MaskedAutoencoder:
             f"preset {config.preset} must be of kind 'vit' for pretraining, got "
             f"{config.model.kind!r}; take vit_tiny ... vit_large"
         )
-    model = MaskedAutoencoder(config.model, kernels=config.kernels)
+    model = MaskedAutoencoder(config.model, kernels=config.kernels, fused=config.fused)
     initialise(model, config.train.seed)
     return model
 
@@ -47,7 +47,7 @@ def build_classifier(
     if (kind or config.model.kind) == "cnn":
         encoder = EcgCnn(config.model)
     else:
-        encoder = Encoder(config.model, kernels=config.kernels)
+        encoder = Encoder(config.model, kernels=config.kernels, fused=config.fused)
     model = Classifier(encoder, pool=config.model.pool)
     initialise(model, config.train.seed)
     return model

@@ -6,8 +6,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from ecgfast.model.block import NORM_EPS
 from ecgfast.model.cnn import NUM_FEATURES, EcgCnn
-from ecgfast.model.vit import NORM_EPS, Encoder
+from ecgfast.model.vit import Encoder
 
 HIDDEN = 64  # between the baseline's two last fully connected layers
 

@@ -11,8 +11,10 @@ from torch.nn.functional import linear, pad
 from ecgfast.config import ModelConfig
 from ecgfast.errors import ConfigError
 from ecgfast.model.attention import Backend
+from ecgfast.model.block import NORM_EPS, set_attention
+from ecgfast.model.fused_block import Fused, make_blocks, run_blocks
 from ecgfast.model.patch import PADDED
-from ecgfast.model.vit import NORM_EPS, Block, Encoder, Kernels, grid_positions, set_attention
+from ecgfast.model.vit import Encoder, Kernels, grid_positions
 
 
 class MaskedAutoencoder(Encoder):
@@ -25,6 +27,7 @@ class MaskedAutoencoder(Encoder):
         norm_patch_loss: predict patches normalised to zero mean and unit variance.
         kernels: who runs masking, embedding, unshuffling and the loss.
         attention: attention kernel of every block.
+        fused: who does what lies between a block's matrix products.
 
     Source: He et al. 2022, sections 3 and 4.
     """
@@ -38,16 +41,15 @@ class MaskedAutoencoder(Encoder):
         norm_patch_loss: bool = True,
         kernels: Kernels = "auto",
         attention: Backend = "auto",
+        fused: Fused = "off",
     ) -> None:
-        super().__init__(config, kernels=kernels, attention=attention)
+        super().__init__(config, kernels=kernels, attention=attention, fused=fused)
         self.norm_patch_loss = norm_patch_loss
         width = config.decoder_width
         self.decoder_embed = nn.Linear(config.encoder_width, width)
         self.mask_token = Parameter(self.cls_token.new_zeros(1, 1, width))
         self.register_buffer("decoder_pos_embed", grid_positions(config, width))
-        self.decoder_blocks = nn.ModuleList(
-            Block(width, config.decoder_heads) for _ in range(config.decoder_depth)
-        )
+        self.decoder_blocks = make_blocks(config.decoder_depth, width, config.decoder_heads, fused)
         self.decoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.decoder_pred = nn.Linear(width, config.patch_timesteps)
         set_attention(self.decoder_blocks, attention)
@@ -105,9 +107,8 @@ class MaskedAutoencoder(Encoder):
             self.decoder_pos_embed[0],
             backend=self.kernels,
         )
-        for block in self.decoder_blocks:
-            tokens = block(tokens)
-        return self._predict(self.decoder_norm(tokens))[:, 1:, : self.config.patch_timesteps]
+        tokens = run_blocks(self.decoder_blocks, self.decoder_norm, tokens)
+        return self._predict(tokens)[:, 1:, : self.config.patch_timesteps]
 
     def _predict(self, tokens_BTE: Tensor) -> Tensor:
         """Project to PADDED columns: a GEMM of 250 columns misses the tensor cores' fast path."""

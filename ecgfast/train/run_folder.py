@@ -27,6 +27,7 @@ FREE = frozenset(
         "preset",
         "kernels",
         "attention",
+        "fused",
         "train.microbatch",
         "train.precision",
         "train.compile",

@@ -22,9 +22,10 @@ from ecgfast.evaluate.operating import sensitivity_threshold, youden_threshold
 from ecgfast.evaluate.roc import auroc
 from ecgfast.labels.learning import Labelled
 from ecgfast.model.attention import Backend
+from ecgfast.model.block import set_attention
 from ecgfast.model.build import build_classifier
 from ecgfast.model.classifier import Classifier
-from ecgfast.model.vit import Encoder, set_attention
+from ecgfast.model.vit import Encoder
 from ecgfast.runs.register import Register, with_validation, write_register
 from ecgfast.runs.scoring import probabilities
 from ecgfast.store.durable import write_durably

@@ -18,27 +18,6 @@ from torch import Tensor
 from ecgfast_kernels import library
 
 
-def fork_layer_norm(
-    stream: Tensor, weight_D: Tensor, bias_D: Tensor, *, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Return the stream as it is, and its LayerNorm; their gradients meet in one pass.
-
-    Args:
-        stream: (..., D) floating point.
-        weight_D: (D,).
-        bias_D: (D,).
-        eps: added to the variance.
-    Returns:
-        `stream` and its LayerNorm, both (..., D) in the stream's dtype.
-    Raises:
-        ValueError: the shapes disagree.
-    Source: Ba et al. 2016, section 3.1.
-    """
-    _check(stream, weight_D=weight_D, bias_D=bias_D)
-    total, out = _LayerNorm.apply(stream, None, None, weight_D, bias_D, eps)  # type: ignore[no-untyped-call]  # no types in PyTorch
-    return total, out
-
-
 def add_layer_norm(
     stream: Tensor,
     branch: Tensor,
@@ -81,17 +60,16 @@ def _check(stream: Tensor, **vectors: Tensor) -> None:
 
 
 class _LayerNorm(torch.autograd.Function):
-    """Autograd around the two operators; without a branch the stream passes through."""
+    """Autograd around the two operators."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         stream, branch, branch_bias, weight, bias, eps = inputs
-        stream = stream.contiguous()
+        total: Tensor
+        out: Tensor
         total, out, mean, rstd = torch.ops.ecgfast.add_layer_norm(
-            stream, None if branch is None else branch.contiguous(), branch_bias, weight, bias, eps
+            stream.contiguous(), branch.contiguous(), branch_bias, weight, bias, eps
         )
-        ctx.has_branch = branch is not None
-        total = total if ctx.has_branch else stream.view_as(stream)
         ctx.save_for_backward(total, weight, mean, rstd)
         return total, out
 
@@ -102,30 +80,24 @@ class _LayerNorm(torch.autograd.Function):
             grads[0].contiguous(), grads[1].contiguous(), total, weight, mean, rstd
         )
         grad_weight, grad_bias, grad_branch_bias = sums_3D.unbind(0)
-        if not ctx.has_branch:
-            return grad_stream, None, None, grad_weight, grad_bias, None
         return grad_stream, grad_stream, grad_branch_bias, grad_weight, grad_bias, None
 
 
 def reference_forward(
     stream: Tensor,
-    branch: Tensor | None,
-    branch_bias: Tensor | None,
+    branch: Tensor,
+    branch_bias: Tensor,
     weight: Tensor,
     bias: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return sum (empty without a branch), LayerNorm, and each row's mean and 1 / deviation."""
-    total = stream
-    if branch is not None:
-        assert branch_bias is not None
-        total = stream + branch + branch_bias
+    """Return sum, LayerNorm, and each row's mean and 1 / deviation."""
+    total = stream + branch + branch_bias
     wide = total.to(torch.promote_types(total.dtype, torch.float32))
     variance, mean = torch.var_mean(wide, dim=-1, correction=0)
     rstd = (variance + eps).rsqrt()
     out = (wide - mean[..., None]) * rstd[..., None] * weight + bias
-    given = stream.new_empty(0) if branch is None else total
-    return given, out.to(stream.dtype), mean.flatten(), rstd.flatten()
+    return total, out.to(stream.dtype), mean.flatten(), rstd.flatten()
 
 
 def reference_backward(
@@ -146,8 +118,8 @@ def reference_backward(
 
 def _fake_forward(
     stream: Tensor,
-    branch: Tensor | None,
-    branch_bias: Tensor | None,
+    branch: Tensor,
+    branch_bias: Tensor,
     weight: Tensor,
     bias: Tensor,
     eps: float,
@@ -155,8 +127,7 @@ def _fake_forward(
     wide = torch.promote_types(stream.dtype, torch.float32)
     rows = stream.numel() // stream.shape[-1]
     statistics = [stream.new_empty(rows, dtype=wide) for _ in range(2)]
-    total = stream.new_empty(0) if branch is None else torch.empty_like(stream)
-    return total, torch.empty_like(stream), statistics[0], statistics[1]
+    return torch.empty_like(stream), torch.empty_like(stream), statistics[0], statistics[1]
 
 
 def _fake_backward(
@@ -167,8 +138,8 @@ def _fake_backward(
 
 def _launch_forward(
     stream: Tensor,
-    branch: Tensor | None,
-    branch_bias: Tensor | None,
+    branch: Tensor,
+    branch_bias: Tensor,
     weight: Tensor,
     bias: Tensor,
     eps: float,
@@ -187,7 +158,7 @@ def _launch_backward(
 
 
 library.register(
-    "add_layer_norm(Tensor stream, Tensor? branch, Tensor? branch_bias, Tensor weight, Tensor bias,"
+    "add_layer_norm(Tensor stream, Tensor branch, Tensor branch_bias, Tensor weight, Tensor bias,"
     " float eps) -> (Tensor, Tensor, Tensor, Tensor)",
     triton=_launch_forward,
     reference=reference_forward,

@@ -19,18 +19,17 @@ NARROW = 512  # the widest rows that two warps hold at 16 bytes a thread
 @triton.jit
 def forward_kernel(
     stream,  # (R, D)
-    branch,  # (R, D), or anything when not ADD
-    branch_bias,  # (D,), or anything when not ADD
+    branch,  # (R, D)
+    branch_bias,  # (D,)
     weight,  # (D,)
     bias,  # (D,)
-    total,  # (R, D) out: stream + branch + branch_bias; untouched when not ADD
+    total,  # (R, D) out: stream + branch + branch_bias
     out,  # (R, D) out
     mean,  # (R,) fp32 out
     rstd,  # (R,) fp32 out
     num_rows,
     width,
     eps,
-    ADD: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,  # a power of two >= D
 ):
@@ -39,13 +38,12 @@ def forward_kernel(
     inside = (rows < num_rows)[:, None] & (d < width)[None, :]
     at = rows[:, None] * width + d[None, :]
     x = tl.load(stream + at, mask=inside, other=0.0).to(tl.float32)
-    if ADD:
-        x += tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)
-        x += tl.load(branch_bias + d, mask=d < width, other=0.0).to(tl.float32)[None, :]
-        # what the next layers see is the rounded sum, so normalise that
-        x = x.to(total.dtype.element_ty)
-        tl.store(total + at, x, mask=inside)
-        x = tl.where(inside, x.to(tl.float32), 0.0)
+    x += tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)
+    x += tl.load(branch_bias + d, mask=d < width, other=0.0).to(tl.float32)[None, :]
+    # what the next layers see is the rounded sum, so normalise that
+    x = x.to(total.dtype.element_ty)
+    tl.store(total + at, x, mask=inside)
+    x = tl.where(inside, x.to(tl.float32), 0.0)
     average = tl.sum(x, 1) / width
     centred = tl.where(inside, x - average[:, None], 0.0)
     inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / width + eps)
@@ -114,8 +112,8 @@ def _config(op: str, rows: Tensor) -> dict[str, Any]:
 
 def forward(
     stream: Tensor,
-    branch: Tensor | None,
-    branch_bias: Tensor | None,
+    branch: Tensor,
+    branch_bias: Tensor,
     weight: Tensor,
     bias: Tensor,
     eps: float,
@@ -123,15 +121,13 @@ def forward(
     """Launch the forward kernel; see `norm.reference_forward`."""
     width = stream.shape[-1]
     num_rows = stream.numel() // width
-    add = branch is not None
-    total = torch.empty_like(stream) if add else stream.new_empty(0)
-    out = torch.empty_like(stream)
+    total, out = torch.empty_like(stream), torch.empty_like(stream)
     mean, rstd = (stream.new_empty(num_rows, dtype=torch.float32) for _ in range(2))
     config = _config("add_layer_norm_forward", stream)
     forward_kernel[(triton.cdiv(num_rows, config["BLOCK_R"]),)](
         stream,
-        branch if add else stream,
-        branch_bias if add else weight,
+        branch,
+        branch_bias,
         weight,
         bias,
         total,
@@ -141,7 +137,6 @@ def forward(
         num_rows,
         width,
         eps,
-        ADD=add,
         **config,
     )
     return total, out, mean, rstd

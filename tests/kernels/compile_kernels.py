@@ -238,22 +238,20 @@ def _pointwise_jobs(arch: int) -> list[Job]:
     rows = dict.fromkeys((*names, "grad_out", "grad_stream", "grad", "x", "grad_x"), "*bf16")
     rows |= dict.fromkeys(("mean", "rstd", "partial"), "*fp32")
     kernels = {
-        "add_layer_norm_forward": (norm.forward_kernel, {"ADD": True}),
-        "add_layer_norm_backward": (norm.backward_kernel, {}),
-        "bias_gelu_forward": (gelu.forward_kernel, {}),
-        "bias_gelu_backward": (gelu.backward_kernel, {}),
+        "add_layer_norm_forward": norm.forward_kernel,
+        "add_layer_norm_backward": norm.backward_kernel,
+        "bias_gelu_forward": gelu.forward_kernel,
+        "bias_gelu_backward": gelu.backward_kernel,
     }
     widths = {"add_layer_norm": {"_narrow": 512, "_wide": 1024}, "bias_gelu": {"": 0}}
     found = []
-    for name, (kernel, constants) in kernels.items():
+    for name, kernel in kernels.items():
         for suffix, width in widths[name.rpartition("_")[0]].items():
             config = config_for(f"{name}{suffix}", arch=arch, bits=16)
             config.pop("PROGRAMS", None)
             if width:
                 config |= {"BLOCK_R": config.pop("ELEMENTS") // width, "BLOCK_D": width}
-            job = Job(
-                name=name + suffix, kernel=kernel, pointers=rows, constants=constants, config=config
-            )
+            job = Job(name=name + suffix, kernel=kernel, pointers=rows, constants={}, config=config)
             found.append(job)
     return found
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ecgfast.config import ModelConfig
 from ecgfast.model import MaskedAutoencoder, initialise
+from ecgfast.model.fused_block import Fused
 from ecgfast.model.patch import PADDED
 
 SMALL = ModelConfig(
@@ -21,9 +22,11 @@ SMALL = ModelConfig(
 NUM_KEEP = 3
 
 
-def small_model(dtype: torch.dtype = torch.float64, *, seed: int = 0) -> MaskedAutoencoder:
+def small_model(
+    dtype: torch.dtype = torch.float64, *, seed: int = 0, fused: Fused = "off"
+) -> MaskedAutoencoder:
     """Model of 12 patches whose every parameter, biases too, is far from zero."""
-    model = MaskedAutoencoder(SMALL)
+    model = MaskedAutoencoder(SMALL, fused=fused)
     initialise(model, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -22,7 +22,7 @@ from ecgfast.model.attention_choice import (
     probe,
 )
 from ecgfast.model.attention_xformers import explain_unavailable, pack_gradients, xformers_attention
-from ecgfast.model.vit import Attention, Block
+from ecgfast.model.block import Attention, Block
 
 CPU = torch.device("cpu")
 SHAPE = Shape(num_tokens=13, num_heads=2, head_width=8, dtype=torch.float32)

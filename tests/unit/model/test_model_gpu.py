@@ -1,5 +1,6 @@
 """The model on a GPU: attention kernels, fused blocks, compiled blocks, all against fp64."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from ecgfast.model.attention_choice import (
     shapes_of,
     time_kernels,
 )
-from ecgfast.model.vit import Block, set_fused
+from ecgfast.model.block import Block
+from ecgfast.model.fused_block import Fused
 
 pytestmark = [
     pytest.mark.gpu,
@@ -89,15 +91,14 @@ def test_auto_takes_the_fastest_and_remembers_it(
     assert times[choice.backend] < 1.5 * min(times.values())
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("fused", ["off", "separate"])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_bf16_model_follows_fp64(fused: bool, compiled: bool) -> None:
-    model = build_model("demo").bfloat16()
+def test_bf16_model_follows_fp64(fused: Fused, compiled: bool) -> None:
+    model = build_model(replace(load_config("demo"), fused=fused)).bfloat16()
     given = inputs(4)
     loss, grads = expected(model, given)
     model.to(GPU)
     model.set_attention(encoder="triton", decoder="auto")
-    set_fused(model, fused)
     if compiled:
         for module in model.modules():
             if isinstance(module, Block):
