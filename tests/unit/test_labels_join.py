@@ -186,6 +186,7 @@ def test_given_splits_stay_until_others_are_asked_for(store: Path) -> None:
     assert column(store, "split") == [given] * NUM_RECORDS
     join(store, "record_id,x\na/r0,3\n", split="patient")
     assert column(store, "split") == drawn
+    assert ecgfast.open_store(store).manifest["splits"]["seed"] == 0
 
 
 def test_given_splits_stay_whole_when_patients_change(store: Path) -> None:
