@@ -33,6 +33,14 @@ def descriptor(value: int) -> Damage:
     return put("<B", FIRST + 2, value)
 
 
+def planes_behind_the_end(_: bytearray) -> bytes:
+    """The last column says of every lead that three planes of codes follow; none do."""
+    chunk = bytearray(encode_chunk(np.zeros(SHAPE, np.int16)))
+    last = len(chunk) - 2 - 3 * SHAPE[0]
+    chunk[last + 2 : last + 2 + SHAPE[0]] = b"\x0c" * SHAPE[0]
+    return bytes(chunk)
+
+
 CASES: list[tuple[str, int, Damage]] = [
     ("empty", 1, lambda c: b""),
     ("half a header", 1, lambda c: bytes(c[:15])),
@@ -64,6 +72,7 @@ CASES: list[tuple[str, int, Damage]] = [
     ("groups too long", 9, descriptor(0xF0)),
     ("groups too short", 9, descriptor(0x00)),
     ("column too short", 9, put("<H", TABLE, 1)),
+    ("planes behind the end", 9, planes_behind_the_end),
 ]
 
 
