@@ -35,6 +35,31 @@ _strict = False
 _said: set[str] = set()
 
 
+# What moves a terminal's cursor, ends a line or turns its direction; halves of UTF-16 pairs.
+_ESCAPES = {
+    **{code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))},
+    **{
+        code: f"\\u{code:04x}"
+        for start, end in ((0x200E, 0x200F), (0x2028, 0x202E), (0x2066, 0x2069), (0xD800, 0xDFFF))
+        for code in range(start, end + 1)
+    },
+    **{ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t", 0x061C: "\\u061c"},
+}
+
+
+def plain(text: str) -> str:
+    r"""Return a text as one line that a terminal only shows: names of files and sites can hold all.
+
+    Control characters are written as Python writes them, such as \x1b.
+    """
+    return text.translate(_ESCAPES)
+
+
+def show(text: object) -> None:
+    """Print a result to the standard output, each of its lines `plain`."""
+    print("\n".join(map(plain, str(text).split("\n"))))
+
+
 def setup(*, debug: bool = False, strict: bool = False, rank: int = 0) -> None:
     """Send the package's log lines to stderr: coloured on a terminal, plain lines elsewhere.
 
@@ -64,12 +89,12 @@ def is_strict() -> bool:
 
 def info(text: str) -> None:
     """Say what happens, or what was chosen and why."""
-    logger.info(text)
+    logger.info(plain(text))
 
 
 def warning(text: str) -> None:
     """Say what the user should look at."""
-    logger.warning(text)
+    logger.warning(plain(text))
 
 
 def slower_path(what: str, *, reason: str, cure: str) -> None:
@@ -83,7 +108,7 @@ def slower_path(what: str, *, reason: str, cure: str) -> None:
         raise BackendUnavailableError(text)
     if text not in _said:
         _said.add(text)
-        logger.warning(text)
+        logger.warning(plain(text))
 
 
 @contextmanager
@@ -95,11 +120,12 @@ def progress(what: str, *, total: int | None, unit: str = "records") -> Iterator
         total: how many units there are, None when nobody knows yet.
         unit: the word for what is counted.
     """
+    what = plain(what)
     if not console.is_terminal:
         yield _PlainProgress(what, total=total, unit=unit).advance
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),

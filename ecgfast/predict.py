@@ -3,11 +3,13 @@
 Shapes: n windows, C leads, N patches, P padded patch length.
 """
 
+import math
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,18 +18,24 @@ from numpy.typing import NDArray
 
 from ecgfast import log
 from ecgfast.convert.content import content_digests
-from ecgfast.convert.preprocess import Digits, Segment, cut, to_digits
+from ecgfast.convert.preprocess import Digits, Segment
+from ecgfast.convert.quality import einthoven_uv, flat_leads, signal_flags
+from ecgfast.convert.windows import Windows, check_source, read_windows
 from ecgfast.data.normalise import CohortStatistics, mean_and_rstd
 from ecgfast.errors import ConfigError, FormatError, ShapeError
-from ecgfast.ingest import InputFile, discover, read_record
+from ecgfast.ingest import InputFile, discover
 from ecgfast.model.classifier import Classifier
 from ecgfast.records import SAMPLING_RATE_HZ, EcgRecord
 from ecgfast.runs.register import Register, Role, read_register
+from ecgfast.store.durable import DurableFile
 from ecgfast.store.pseudonyms import PatientIds, Pseudonyms, read_key
 from ecgfast.store.spreadsheets import csv_lines
 from ecgfast.train.checkpoint import load_model
 
+_BLOCK_WINDOWS = 64  # scored at once: a recording of hours has a thousand
 COLUMNS = ("file", "start_s", "target", "probability", "threshold", "finding", "note")
+
+_FIRST = f"{COLUMNS[0]},".encode()
 
 # Words of the column note on ECGs that are no test of the run.
 LEARNED_FROM, READ_BEFORE = "learned_from", "read_in_pretraining"
@@ -42,8 +50,9 @@ class Prediction:
         start_s: where the window begins, seconds.
         probability: of the run's target, in [0, 1]; None where the file cannot be used.
         finding: whether it reaches the run's threshold; None without either.
-        note: why not, or what was done to the signal, and whether the run has seen this ECG or
-            patient in training; empty for digits used as they were.
+        note: why not, or what was done to the signal, what the signal checks of convert find in
+            it, and whether the run has seen this ECG or patient in training; empty for digits used
+            as they were.
     """
 
     file: Path
@@ -74,23 +83,65 @@ def predict(
     Args:
         run: folder of a finished fine-tuning.
         files: raw ECGs or folders of them.
-        out: CSV to write; None writes to the standard output.
+        out: CSV to write, whole or not at all; None writes to the standard output.
         key_file: pseudonym key of the run's store, by which other ECGs of its patients are
             recognised; without it, only the ECGs themselves are.
     Returns:
         how many files could not be used; their lines say why.
     Raises:
-        ConfigError: the run is no classifier, or the key is not that of its store.
+        ConfigError: the run is no classifier, its weights are no numbers, the key is not that of
+            its store, or `out` is an input or any other file that no predict wrote.
         FormatError: a file does not exist, or a folder holds no ECG.
     """
     predictor = Predictor(run, key_file)
     items = discover(files)
+    if out is not None:
+        _check_out(out, items)
     rows = log.track((predictor(item) for item in items), "predict", total=len(items), unit="files")
     if out is None:
-        return _write(rows, sys.stdout, predictor)
+        return _write(rows, _show, predictor, named=log.plain)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        return _write(rows, file, predictor)
+    if out.exists() and not out.is_file():  # a pipe, /dev/stdout: nothing that could be half a file
+        with out.open("w", newline="", encoding="utf-8", errors="backslashreplace") as pipe:
+            return _write(rows, lambda lines: print(lines, end="", file=pipe), predictor)
+    file = DurableFile(Path(os.path.realpath(out)))  # a link stays, what it leads to is replaced
+    try:
+        unusable = _write(
+            rows, lambda lines: file.write([lines.encode(errors="backslashreplace")]), predictor
+        )
+    except BaseException:  # Ctrl-C too
+        file.discard()
+        raise
+    file.finish()
+    return unusable
+
+
+def _check_out(out: Path, items: Sequence[InputFile]) -> None:
+    """Refuse to write over an ECG, or over anything that is no table of an earlier predict.
+
+    Raises:
+        ConfigError: `out` is such a file, or a folder.
+    """
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder, allowed the name of a CSV; give one")
+    if not out.is_file() or out.stat().st_size == 0:
+        return
+    with out.open("rb") as file:
+        is_table = file.read(len(_FIRST)) == _FIRST
+    if not is_table or any(os.path.samefile(out, each.path) for each in items if _exists(each)):
+        raise ConfigError(
+            f"--out {out} exists and is no table of predict; choose another name, or remove it"
+        )
+
+
+def _exists(item: InputFile) -> bool:
+    return os.path.exists(item.path)
+
+
+def _show(lines: str) -> None:
+    """Print lines at once; names of files are shown, never obeyed by the terminal."""
+    log.show(lines.removesuffix("\n"))
+    sys.stdout.flush()
 
 
 class Predictor:
@@ -105,7 +156,8 @@ class Predictor:
         threshold: with the highest Youden index on the run's validation records, or None.
 
     Raises:
-        ConfigError: the run is no classifier, or the key is not that of its store.
+        ConfigError: the run is no classifier, its weights are no numbers, or the key is not that
+            of its store.
     """
 
     def __init__(self, run: Path, key_file: Path | None = None) -> None:
@@ -115,6 +167,7 @@ class Predictor:
                 f"{run} must be a fine-tuned run, got a {meta['kind']} run; make one with "
                 "ecgfast finetune --init RUN"
             )
+        check_weights(model, run)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = model.to(self._device).eval()
         self._mode: str = config.data.normalise
@@ -131,30 +184,54 @@ class Predictor:
     def __call__(self, item: InputFile) -> list[Prediction]:
         """Score every window of one file; one that cannot be used gives a line that says why."""
         try:
-            record = read_record(item)
-            digits = to_digits(record)
+            found = read_windows(item, window=self._window, short=self._short)
         except (FormatError, ShapeError) as error:
-            return [Prediction(file=item.path, start_s=0.0, probability=None, note=str(error))]
-        windows = cut(digits, window=self._window, short=self._short)
-        usable = [window for window in windows if isinstance(window, Segment)]
-        scores = iter(self.probabilities(digits, usable).tolist() if usable else [])
-        known = iter(self._known.words(item, record, usable))
+            check_source(item.source, again="run the same command again")
+            return [self._unusable(item, str(error))]
+        try:
+            return self._scored(item, found)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            return [self._unusable(item, f"{item.path.name}: cannot be scored: {error!r}")]
+
+    def _unusable(self, item: InputFile, why: str) -> Prediction:
+        return Prediction(file=item.path, start_s=0.0, probability=None, note=why)
+
+    def _scored(self, item: InputFile, found: Windows) -> list[Prediction]:
+        """One line for each window, in order of time."""
+        usable = [each for each in found.segments if isinstance(each, Segment)]
+        scores: list[float] = []
+        checks: list[list[str]] = []
+        for first in range(0, len(usable), _BLOCK_WINDOWS):
+            block = usable[first : first + _BLOCK_WINDOWS]
+            scores += self.probabilities(found.digits, block).tolist()
+            checks += _checks(found.digits, block)
+        known = self._known.words(item, found.record, usable)
+        lines = iter(zip(usable, scores, checks, known, strict=True))
         return [
-            self._scored(item, window, next(scores), next(known))
-            if isinstance(window, Segment)
-            else Prediction(file=item.path, start_s=0.0, probability=None, note=str(window))
-            for window in windows
+            self._line(item, *next(lines))
+            if isinstance(each, Segment)
+            else self._unusable(item, str(each))
+            for each in found.segments
         ]
 
-    def _scored(
-        self, item: InputFile, window: Segment, probability: float, known: tuple[str, ...]
+    def _line(
+        self,
+        item: InputFile,
+        window: Segment,
+        probability: float,
+        checks: list[str],
+        known: tuple[str, ...],
     ) -> Prediction:
+        words = {*window.flags, *checks, *known}
+        is_number = math.isfinite(probability)
         return Prediction(
             file=item.path,
             start_s=window.start / SAMPLING_RATE_HZ,
-            probability=probability,
-            finding=None if self.threshold is None else probability >= self.threshold,
-            note=" ".join(sorted({*window.flags, *known})),
+            probability=probability if is_number else None,
+            finding=probability >= self.threshold
+            if is_number and self.threshold is not None
+            else None,
+            note=" ".join(sorted(words if is_number else {*words, "no_number"})),
         )
 
     def probabilities(self, digits: Digits, windows: Sequence[Segment]) -> NDArray[np.float64]:
@@ -166,12 +243,7 @@ class Predictor:
         Returns:
             (n,) float64 in [0, 1].
         """
-        signal_nCT = np.stack([window.signal for window in windows])
-        valid = None
-        if any(window.valid is not None for window in windows):
-            full = np.ones(signal_nCT.shape[1:], dtype=bool)
-            valid = np.stack([full if w.valid is None else w.valid for w in windows])
-        mean_nC, std_nC = lead_statistics(signal_nCT, valid)
+        signal_nCT, mean_nC, std_nC = _lead_statistics(windows)
         shape = mean_nC.shape
         statistics = _Statistics(
             scale_uv=np.broadcast_to(digits.scale_uv, shape).astype(np.float32),
@@ -184,6 +256,47 @@ class Predictor:
         with torch.inference_mode():
             logits = self._model(patches_nNP.to(self._device).float())
         return torch.sigmoid(logits.double()).cpu().numpy()
+
+
+def check_weights(model: torch.nn.Module, run: Path) -> None:
+    """Refuse a model that gives no numbers.
+
+    Args:
+        model: the loaded one.
+        run: its folder, named in the error.
+    Raises:
+        ConfigError: a weight is NaN or infinite.
+    """
+    if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+        raise ConfigError(
+            f"{run} has weights that are not finite (NaN or infinite), allowed numbers; take "
+            "another run, or train this one again"
+        )
+
+
+def _lead_statistics(
+    windows: Sequence[Segment],
+) -> tuple[NDArray[np.int16], NDArray[np.float32], NDArray[np.float32]]:
+    """Signals, and mean and standard deviation of their valid timesteps, in ADC units."""
+    signal_nCT = np.stack([window.signal for window in windows])
+    valid = None
+    if any(window.valid is not None for window in windows):
+        full = np.ones(signal_nCT.shape[1:], dtype=bool)
+        valid = np.stack([full if w.valid is None else w.valid for w in windows])
+    return signal_nCT, *lead_statistics(signal_nCT, valid)
+
+
+def _checks(digits: Digits, windows: Sequence[Segment]) -> list[list[str]]:
+    """What the signal checks of convert find in each window."""
+    signal_nCT, _, std_nC = _lead_statistics(windows)
+    scale_nC, offset_nC = (
+        np.broadcast_to(each, std_nC.shape) for each in (digits.scale_uv, digits.offset_adc)
+    )
+    deviation_n = einthoven_uv(signal_nCT, scale_nC, offset_nC)
+    return [
+        signal_flags(flat=bool(flat), deviation_uv=float(deviation))
+        for flat, deviation in zip(flat_leads(std_nC), deviation_n, strict=True)
+    ]
 
 
 class _Known:
@@ -244,18 +357,28 @@ def _cohort(values: dict[str, Any] | None) -> CohortStatistics | None:
     return CohortStatistics(mean_uv=tuple(values["mean_uv"]), std_uv=tuple(values["std_uv"]))
 
 
-def _write(groups: Iterator[list[Prediction]], file: TextIO, predictor: Predictor) -> int:
-    """Write lines as they come; return how many files have none with a probability."""
-    file.write(csv_lines([COLUMNS]))
+def _write(
+    groups: Iterator[list[Prediction]],
+    write: Callable[[str], None],
+    predictor: Predictor,
+    *,
+    named: Callable[[str], str] = str,
+) -> int:
+    """Write lines as they come; return how many files have none with a probability.
+
+    `named` is what becomes of the name of a file.
+    """
+    write(csv_lines([COLUMNS]))
     threshold = "" if predictor.threshold is None else f"{predictor.threshold:.6f}"
     unusable = 0
     for group in groups:
+        rows: list[tuple[str, ...]] = []
         for line in group:
             share = "" if line.probability is None else f"{line.probability:.6f}"
             finding = "" if line.finding is None else ("yes" if line.finding else "no")
             start = f"{line.start_s:g}"
-            row = (str(line.file), start, predictor.target, share, threshold, finding, line.note)
-            file.write(csv_lines([row]))
-        file.flush()
+            name, note = named(str(line.file)), log.plain(line.note)
+            rows.append((name, start, predictor.target, share, threshold, finding, note))
+        write(csv_lines(rows))
         unusable += all(line.probability is None for line in group)
     return unusable

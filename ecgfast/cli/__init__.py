@@ -105,7 +105,9 @@ def _refuse(message: str) -> int:
 
 
 def _say(message: str) -> None:
-    print(" ".join(message.split()), file=sys.stderr)
+    from ecgfast.log import plain  # brings rich, which --help need not wait for
+
+    print(plain(" ".join(message.split())), file=sys.stderr)
 
 
 def _one_line(

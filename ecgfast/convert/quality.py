@@ -35,3 +35,13 @@ def einthoven_uv(
 def breaks_einthoven(deviation_uv: float) -> bool:
     """Whether the limb leads contradict each other."""
     return deviation_uv > _EINTHOVEN_LIMIT_UV
+
+
+def signal_flags(*, flat: bool, deviation_uv: float) -> list[str]:
+    """What the checks found in one window, as convert and predict say it.
+
+    Args:
+        flat: of `flat_leads`.
+        deviation_uv: of `einthoven_uv`.
+    """
+    return ["flat_lead"] * flat + ["einthoven"] * breaks_einthoven(deviation_uv)

@@ -14,7 +14,7 @@ from ecgfast.convert.content import content_digests, packed_fingerprints
 from ecgfast.convert.fields import taken
 from ecgfast.convert.plan import parse_input
 from ecgfast.convert.preprocess import Digits, Segment, Short, Window
-from ecgfast.convert.quality import breaks_einthoven, einthoven_uv, flat_leads
+from ecgfast.convert.quality import einthoven_uv, flat_leads, signal_flags
 from ecgfast.convert.windows import check_source, read_windows
 from ecgfast.errors import FormatError, Reason, ShapeError
 from ecgfast.ingest import InputFile, unreadable
@@ -218,11 +218,7 @@ def _row(
 ) -> dict[str, Any]:
     item, record, segment = candidate.item, candidate.record, candidate.segment
     pseudonyms = settings.pseudonyms
-    flags = list(segment.flags)
-    if flat:
-        flags.append("flat_lead")
-    if breaks_einthoven(einthoven):
-        flags.append("einthoven")
+    flags = [*segment.flags, *signal_flags(flat=flat, deviation_uv=einthoven)]
     if record.patient_id is None:
         # Without a patient, a record is its own patient; the flag says that this is a guess.
         flags.append(NO_PATIENT)

@@ -1,19 +1,24 @@
 """predict scores raw files exactly as the store's windows are, and says what the run has seen."""
 
 import csv
+import resource
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from recordings import KEY, convert_quietly, ecg_like, write_wfdb
 
 from ecgfast.cli import main
 from ecgfast.config import load_config
-from ecgfast.errors import ConfigError
+from ecgfast.errors import ConfigError, EcgfastError
 from ecgfast.evaluate.runs import load_run
 from ecgfast.evaluate.scores import probabilities
 from ecgfast.labels import label_store
-from ecgfast.predict import Predictor, predict
+from ecgfast.predict import Predictor, check_weights, predict
 from ecgfast.store.reader import open_store
 from ecgfast.train.finetune import finetune
 
@@ -127,3 +132,93 @@ def test_other_ecgs_of_their_patients_are_said_with_the_key(
     (tmp_path / "other.key").write_text(KEY[::-1])
     with pytest.raises(ConfigError, match="it is not the key of the store that the run was"):
         Predictor(run, tmp_path / "other.key")
+
+
+def lines_of(path: Path) -> dict[str, dict[str, str]]:
+    with path.open() as file:
+        return {Path(line["file"]).stem: line for line in csv.DictReader(file)}
+
+
+def test_signal_checks_are_in_the_note_as_convert_has_them(run: Path, tmp_path: Path) -> None:
+    good, flat, wrong = ecg_like(3, seed=77)
+    flat[:] = 0
+    wrong[2] += 40  # 200 microvolt off
+    for name, values in {"good": good, "flat": flat, "wrong": wrong}.items():
+        write_wfdb(tmp_path / "in" / name, values)
+    predict(run, [tmp_path / "in"], tmp_path / "out.csv")
+    notes = {name: line["note"] for name, line in lines_of(tmp_path / "out.csv").items()}
+    assert notes == {"good": "", "flat": "flat_lead", "wrong": "einthoven"}
+
+
+def test_one_odd_file_is_one_line(run: Path, tmp_path: Path) -> None:
+    for name in ("a", "c"):
+        write_wfdb(tmp_path / "in" / name, ecg_like(1, seed=77)[0])
+    np.save(tmp_path / "in/b.npy", np.zeros((12, 5000), np.int16))
+    (tmp_path / "in/b.json").write_text("[" * 100_000)
+    assert predict(run, [tmp_path / "in"], tmp_path / "out.csv") == 1
+    lines = lines_of(tmp_path / "out.csv")
+    assert [bool(lines[name]["probability"]) for name in "abc"] == [True, False, True]
+    assert "b.json: not JSON" in lines["b"]["note"]
+
+
+@pytest.mark.parametrize("name", ["ecg.npy", "ecg.json", "r.hea", "r.dat"])
+def test_no_input_is_written_over(run: Path, tmp_path: Path, name: str) -> None:
+    write_wfdb(tmp_path / "r", ecg_like(1, seed=77)[0])
+    np.save(tmp_path / "ecg.npy", ecg_like(1, seed=78)[0])
+    (tmp_path / "ecg.json").write_text('{"sampling_rate_hz": 500, "scale_uv": 1}')
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(ConfigError, match="exists and is no table of predict"):
+        predict(run, [tmp_path], tmp_path / name)
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_a_table_is_whole_or_the_one_before(run: Path, tmp_path: Path) -> None:
+    write_wfdb(tmp_path / "in/r", ecg_like(1, seed=77)[0])
+    predict(run, [tmp_path / "in"], tmp_path / "out.csv")
+    before = (tmp_path / "out.csv").read_bytes()
+    for number in range(20):
+        write_wfdb(tmp_path / f"in/s{number}", ecg_like(1, seed=number)[0])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails with EFBIG
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, limits[1]))
+        with pytest.raises(EcgfastError, match="disk full"):
+            predict(run, [tmp_path / "in"], tmp_path / "out.csv")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert (tmp_path / "out.csv").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out.csv"]
+    assert predict(run, [tmp_path / "in"], tmp_path / "out.csv") == 0
+    assert len(lines_of(tmp_path / "out.csv")) == 21
+
+
+def test_names_on_the_screen_are_shown_and_not_obeyed(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_wfdb(tmp_path / "in/\x1b[2Ja\nb", ecg_like(1, seed=77)[0])
+    predict(run, [tmp_path / "in"])
+    header, line = capsys.readouterr().out.splitlines()
+    assert header.startswith("file,")
+    assert r"/\x1b[2Ja\nb.hea," in line
+
+
+def test_weights_that_are_no_numbers_are_refused() -> None:
+    model = torch.nn.Linear(2, 2)
+    check_weights(model, Path("run"))
+    with torch.no_grad():
+        model.bias[1] = torch.nan
+    with pytest.raises(ConfigError, match="run has weights that are not finite"):
+        check_weights(model, Path("run"))
+
+
+def test_a_reader_that_has_enough_ends_predict_quietly(run: Path, store: Path) -> None:
+    command = [sys.executable, "-m", "ecgfast", "predict", str(run), str(store.with_name("in"))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith(b"file,")
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert "error" not in said.lower()
+    assert "Traceback" not in said
