@@ -200,7 +200,8 @@ def load_config(preset: str, overrides: Iterable[str] = ()) -> Config:
         if key.strip() == "preset":
             raise ConfigError(f"--set {override}: choose a preset with --preset")
         _put(tree, key.strip(), _parse_literal(text.strip()), override)
-    return config_from_dict({**tree, "preset": preset})
+    # Not its folder: runs are shared, and paths name people and projects.
+    return config_from_dict({**tree, "preset": Path(preset).name})
 
 
 def config_from_dict(tree: Mapping[str, Any]) -> Config:

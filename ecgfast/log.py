@@ -174,6 +174,45 @@ class _PlainProgress:
         )
 
 
+class _Board:
+    """An event file of TensorBoard, whose name lacks the host's that SummaryWriter puts there.
+
+    Args:
+        folder: of event files.
+        purge_step: earlier files count up to the step before.
+    """
+
+    def __init__(self, folder: Path, *, purge_step: int | None) -> None:
+        # Here and not above: it imports torch, and stores are written without it.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard import summary
+
+        self.summary = summary
+        self._event = Event
+        folder.mkdir(exist_ok=True)
+        # TensorBoard reads the files of a folder in the order of their names.
+        name = f"events.out.tfevents.{time.time_ns() // 1000:016d}.{os.getpid()}"
+        self._records = RecordWriter((folder / name).open("xb"))
+        self._write(file_version="brain.Event:2")
+        if purge_step is not None:
+            self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, summary: object, step: object) -> None:
+        """Add a value or a picture of a step."""
+        self._write(step=step, summary=summary)
+
+    def flush(self) -> None:
+        self._records.flush()
+
+    def close(self) -> None:
+        self._records.close()
+
+    def _write(self, **fields: object) -> None:
+        event = self._event(wall_time=time.time(), **fields)
+        self._records.write(event.SerializeToString())
+
+
 class MetricsWriter:
     """Appends one JSON object per call to ``metrics.jsonl`` and mirrors it to TensorBoard.
 
@@ -193,11 +232,8 @@ class MetricsWriter:
         self._file = self._path.open("a", encoding="utf-8")
         self._board = None
         if tensorboard:
-            # Here and not above: it imports torch, and stores are written without it.
-            from torch.utils.tensorboard import SummaryWriter
-
             purge = None if resume_step is None else resume_step + 1
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+            self._board = _Board(folder / "tensorboard", purge_step=purge)
 
     def write(self, metrics: Mapping[str, float | int | str | None]) -> None:
         """Append `metrics`, which hold an integer ``step``."""
@@ -210,7 +246,7 @@ class MetricsWriter:
         step = metrics["step"]
         for name, value in metrics.items():
             if name != "step" and isinstance(value, int | float):
-                self._board.add_scalar(name, value, step)
+                self._board.add(self._board.summary.scalar(name, value), step)
 
     def image(self, name: str, png: bytes, *, step: int) -> None:
         """Show a picture in TensorBoard; ``metrics.jsonl`` holds numbers only."""
@@ -221,7 +257,7 @@ class MetricsWriter:
 
         with Image.open(io.BytesIO(png)) as picture:
             pixels_HWC = np.asarray(picture.convert("RGB"))
-        self._board.add_image(name, pixels_HWC, step, dataformats="HWC")
+        self._board.add(self._board.summary.image(name, pixels_HWC, dataformats="HWC"), step)
 
     def sync(self) -> None:
         """Force what was written to the disk; called before a checkpoint becomes valid."""
@@ -278,5 +314,7 @@ def _is_nan(value: object) -> bool:
 def _keep_until(path: Path, step: int) -> None:
     kept = [row for row in read_metrics(path.parent) if row["step"] <= step]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    temporary.unlink(missing_ok=True)  # left by a killed run, or a link that leads elsewhere
+    with temporary.open("x", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in kept)
     temporary.replace(path)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import StorageMeta
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from ecgfast.errors import EcgfastError
@@ -112,7 +113,7 @@ class CheckpointWriter:
     def _write(self, host: dict[str, Tensor], step: int, meta: dict[str, Any]) -> None:
         final = self._folder / f"step-{step:08d}"
         temporary = self._folder / f"writing-{final.name}"
-        writer = FileSystemWriter(temporary, sync_files=True)
+        writer = _Writer(temporary, sync_files=True)
         try:
             dcp_save(host, storage_writer=writer, process_group=self._group)
         except CheckpointException as error:
@@ -139,6 +140,13 @@ class CheckpointWriter:
         for step in steps[: -self._keep]:
             if not (every and step % every == 0):
                 shutil.rmtree(self._folder / f"step-{step:08d}")
+
+
+class _Writer(FileSystemWriter):
+    """Leaves the folder's path out of the index, which is shared with the run."""
+
+    def storage_meta(self) -> StorageMeta:
+        return StorageMeta()
 
 
 def _not_written(path: Path, error: CheckpointException) -> EcgfastError:

@@ -18,6 +18,7 @@ from ecgfast.train.distributed import Precision, Ranks, join
 from ecgfast.train.guards import clear_errors
 from ecgfast.train.initial import (
     Initial,
+    initial_name,
     read_initial,
     require_same_preprocessing,
 )
@@ -109,7 +110,7 @@ def _prepare(
         "fold": fold,
         "target": target,
         "labels": records.digest,
-        "init": init,
+        "init": initial_name(init),
         "model": model,
         "precision": precision,
         "attention_kernels": setup.settle_attention(

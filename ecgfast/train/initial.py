@@ -17,6 +17,7 @@ from ecgfast.runs.register import Origin, Register, read_register
 from ecgfast.train.checkpoint import load_model
 from ecgfast.train.weights import read_weights
 
+WORDS = ("random", "imagenet-mae")  # of --init, beside paths
 IMAGENET_FILES = {768: "mae_pretrain_vit_base.pth", 1024: "mae_pretrain_vit_large.pth"}
 IMAGENET_URL = "https://dl.fbaipublicfiles.com/mae/pretrain/"
 IMAGENET_VARIABLE = "ECGFAST_IMAGENET_MAE"
@@ -83,6 +84,14 @@ def read_initial(init: str, config: Config, model: str) -> Initial:
             f"{init!r}, which does not exist"
         )
     return Initial(encoder=encoder_state(read_weights(path)), origin="unknown")
+
+
+def initial_name(init: str) -> str:
+    """What a run's files say of `--init`: a word as it is, of a path the last name alone."""
+    if init in WORDS:
+        return init
+    name = Path(init).resolve().name
+    return f"./{name}" if name in WORDS else name
 
 
 def imagenet_file(config: Config) -> Path:

@@ -1,6 +1,7 @@
 """Settings: presets, overrides, errors that name the nearest key, and TOML out and in."""
 
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -81,3 +82,10 @@ def test_wrong_settings_are_named(override: str, message: str) -> None:
 def test_an_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown preset 'vit_larg', did you mean 'vit_large'"):
         load_config("vit_larg")
+
+
+def test_of_a_preset_file_the_name_alone_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[train]\nepochs = 3\n")
+    config = load_config(str(path))
+    assert (config.preset, config.train.epochs) == ("mine.toml", 3)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +86,26 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
     with pytest.raises(FormatError, match="line 2 is damaged"):
         log.read_metrics(tmp_path)
+
+
+def test_an_event_file_of_a_resumed_run_takes_the_place_of_later_steps(tmp_path: Path) -> None:
+    for resume_step, steps in ((None, (1, 2, 3)), (1, (2,))):
+        with log.MetricsWriter(tmp_path, resume_step=resume_step, tensorboard=True) as writer:
+            for step in steps:
+                writer.write({"step": step, "loss": 10.0 * step + (resume_step or 0)})
+    names = [path.name for path in (tmp_path / "tensorboard").iterdir()]
+    assert len(names) == 2
+    assert all(re.fullmatch(r"events\.out\.tfevents\.\d{16}\.\d+", name) for name in names)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(each.step, each.value) for each in events.Scalars("loss")] == [(1, 10), (2, 21)]
+
+
+def test_metrics_are_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    with log.MetricsWriter(tmp_path, tensorboard=False) as writer:
+        writer.write({"step": 1, "loss": 1.0})
+    (tmp_path / "metrics.tmp").symlink_to("victim")
+    with log.MetricsWriter(tmp_path, resume_step=1, tensorboard=False) as writer:
+        writer.write({"step": 2, "loss": 1.0})
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert [row["step"] for row in log.read_metrics(tmp_path)] == [1, 2]
