@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ecgfast.cli.output import show
 from ecgfast.errors import ConfigError
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by convert.")]
@@ -124,7 +125,7 @@ def synth(
             seed=seed,
             progress=Steps(advance),
         )
-    print(f"{records} SYNTHETIC records of {sites} sites in {out}")
+    show(f"{records} SYNTHETIC records of {sites} sites in {out}")
 
 
 def convert(
@@ -184,7 +185,7 @@ def convert(
     )
     found = summary.num_duplicates
     duplicates = "" if found is None else f" ({found} of them duplicates)"
-    print(
+    show(
         f"{summary.num_inputs} inputs = {summary.num_converted} converted + "
         f"{summary.num_quarantined} quarantined; {summary.num_records} records"
         f"{duplicates} in {summary.store}"
@@ -196,7 +197,7 @@ def convert(
         # Paths can name patients, and this line ends in the logs of clusters.
         shown = f"; {passed_over_beside(summary.store)} names some" if summary.examples else ""
         number = sum(summary.passed_over.values())
-        print(
+        show(
             f"{number:,} {'file' if number == 1 else 'files'} passed over: "
             f"{kinds_in_words(summary.passed_over)}{shown}"
         )
@@ -244,7 +245,7 @@ def label(
     unused = f"{summary.num_unused_lines} lines unused"
     if summary.num_unused_lines:
         unused += " (they name no record of this store; capitals count in ids)"
-    print(
+    show(
         f"{summary.num_matched} of {summary.num_records} records labelled with "
         f"{', '.join(summary.columns) or 'no column'}; "
         f"{summary.num_outside_window} outside the window, "
@@ -288,7 +289,7 @@ def splits(
         )
     if export is not None:
         export_splits(store, export, readable=readable)
-    print(summary(store, target))
+    show(summary(store, target))
 
 
 def info(
@@ -301,7 +302,7 @@ def info(
     from ecgfast.evaluate.cohort import describe
     from ecgfast.store.reader import open_store
 
-    print(describe(open_store(store), target))
+    show(describe(open_store(store), target))
 
 
 def verify(store: StorePath) -> None:
@@ -312,7 +313,7 @@ def verify(store: StorePath) -> None:
     with log.progress("verify", total=None, unit="bytes") as advance:
         problems = verify_store(store, Steps(advance))
     for problem in problems:
-        print(problem)
+        show(problem)
     if problems:
         raise typer.Exit(1)
-    print(f"{store}: every checksum is right")
+    show(f"{store}: every checksum is right")

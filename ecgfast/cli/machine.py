@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ecgfast.cli.output import show
 from ecgfast.cli.training import Settings
 
 
@@ -51,14 +52,14 @@ def estimate(
 
     config = load_config(preset, settings or ())
     measured = [row for file in rows or () for row in read_rows(file)]
-    print(estimate_run(config, gpu=gpu, num_gpus=gpus, num_records=records, rows=measured))
+    show(estimate_run(config, gpu=gpu, num_gpus=gpus, num_records=records, rows=measured))
 
 
 def doctor() -> None:
     """Show what is installed and what each part would use."""
     from ecgfast.doctor import examine
 
-    print(examine())
+    show(examine())
 
 
 def demo(
@@ -67,4 +68,4 @@ def demo(
     """Go the whole way here, on synthetic hospitals."""
     from ecgfast.demo import demo as run_demo
 
-    print(run_demo(out))
+    show(run_demo(out))

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ecgfast.cli.data import StorePath
+from ecgfast.cli.output import show
 from ecgfast.errors import ConfigError
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
@@ -29,7 +30,7 @@ def evaluate(
     from ecgfast.store.format import refuse_inside_store
 
     refuse_inside_store(out, "--out")
-    print(write_report(runs, store, out))
+    show(write_report(runs, store, out))
 
 
 def predict(
@@ -67,4 +68,4 @@ def reconstruct(
     unknown = sorted(set(names) - set(LEADS))
     if unknown:
         raise ConfigError(f"--leads: got {', '.join(unknown)}; allowed: all, {', '.join(LEADS)}")
-    print(draw(run, store, record_id=record, out=out, leads=names))
+    show(draw(run, store, record_id=record, out=out, leads=names))

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ecgfast.cli.data import StorePath
+from ecgfast.cli.output import show
 
 RunOption = Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder of the run.")]
 Preset = Annotated[str, typer.Option(help="Name of a preset, or a TOML file.")]
@@ -73,7 +74,7 @@ def pretrain(
         resume=resume,
         device=device,
     )
-    print(out)
+    show(out)
 
 
 def finetune(
@@ -120,4 +121,4 @@ def finetune(
         resume=resume,
         device=device,
     )
-    print(out)
+    show(out)

@@ -8,6 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ecgfast.labels import parse_target
+from ecgfast.log import plain
 from ecgfast.store.format import passed_over_beside
 from ecgfast.store.info import StoreInfo, kinds_in_words
 from ecgfast.store.info import describe as describe_store
@@ -51,11 +52,19 @@ class CohortRow:
 
 
 def text_column(records: pa.Table, name: str) -> NDArray[np.str_]:
-    """A column of the records as text, "-" where it is missing or null."""
+    """A column of the records as text, "-" where it is missing or null; see `shown_name`."""
     if name not in records.column_names:
         return np.full(records.num_rows, "-")
     values = records.column(name).to_pylist()
-    return np.array(["-" if value is None else str(value) for value in values], dtype=np.str_)
+    return np.array([shown_name(value) for value in values], dtype=np.str_)
+
+
+def shown_name(value: object) -> str:
+    """Return a site or split as tables have it: "-" is none, "all" a sum, and no site is either."""
+    if value is None:
+        return "-"
+    text = str(value)
+    return f'"{text}"' if text in {"-", "all"} else text
 
 
 def cohort_table(records: pa.Table, target: str | None) -> list[CohortRow]:
@@ -136,7 +145,7 @@ def describe(store: StoreReader, target: str | None = None) -> str:
     for row in rows:
         share = "-" if row.prevalence is None else f"{100 * row.prevalence:.1f} %"
         lines.append(
-            f"{row.site:<12}{row.split:<8}{row.num_records:>9}{row.num_patients:>10}"
+            f"{plain(row.site):<12}{row.split:<8}{row.num_records:>9}{row.num_patients:>10}"
             f"{row.num_cases:>8}{row.num_controls:>10}{row.num_unlabelled:>12}{share:>12}"
         )
     return "\n".join(lines)

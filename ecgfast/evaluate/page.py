@@ -1,12 +1,13 @@
 """HTML building blocks of a report: one self-contained page, nothing loaded from elsewhere."""
 
 from collections.abc import Sequence
-from html import escape
+from html import escape as escape_html
 from typing import Literal
 
 from matplotlib.figure import Figure
 
 from ecgfast.evaluate.plots import data_uri, mark_synthetic
+from ecgfast.log import plain
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#181818;max-width:300mm;margin:2em auto;padding:0 1em}
@@ -20,6 +21,11 @@ figure{margin:1em 0;overflow-x:auto}figcaption{color:#444;font-size:.92em}
 .note{color:#444;font-size:.92em}
 .warning{border-left:4px solid #b00020;padding-left:.8em;font-weight:600}
 """.strip()
+
+
+def escape(text: str, *, quote: bool = True) -> str:
+    r"""Return a text for HTML; characters that a page cannot hold are written as \x1b."""
+    return escape_html(plain(text), quote=quote)
 
 
 def page(first_line: str, sections: Sequence[str], *, synthetic: bool) -> str:

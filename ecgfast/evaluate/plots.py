@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ecgfast.evaluate.operating import Calibration
 from ecgfast.evaluate.roc import Auroc, roc_curve
+from ecgfast.log import plain
 
 COLOURS = ("#1450c8", "#e07b00", "#3c8c4a", "#a03070", "#606060")  # legible without colour vision
 _STYLE: dict[Any, Any] = {
@@ -33,6 +34,15 @@ _SVG_SIZE = re.compile(r'width="([\d.]+)pt" height="([\d.]+)pt" viewBox="0 0 [\d
 
 Curve = tuple[Sequence[float], Sequence[float]]
 Labelled = tuple[NDArray[np.bool_], NDArray[np.float64]]
+
+
+def drawn(name: str) -> str:
+    """Return a name as matplotlib draws it: no mathematics, no character that SVG cannot hold.
+
+    A label that begins with an underscore would be missing in the legend.
+    """
+    text = plain(name).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def data_uri(figure: Figure, kind: Literal["png", "svg"]) -> str:
@@ -95,8 +105,8 @@ def roc_curves(cohorts: Mapping[str, Mapping[str, Labelled]]) -> Figure:
             axes.plot([0, 1], [0, 1], color="#b0b0b0", linewidth=0.8, linestyle=":")
             for model, (is_case, probability) in models.items():
                 points = roc_curve(is_case, probability)
-                axes.step(*points, where="post", color=colour_of[model], label=model)
-            axes.set(title=cohort, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+                axes.step(*points, where="post", color=colour_of[model], label=drawn(model))
+            axes.set(title=drawn(cohort), xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
             axes.set(xlabel="1 - specificity", ylabel="sensitivity")
         for axes in panels[len(cohorts) :]:
             axes.set_visible(False)
@@ -121,9 +131,9 @@ def auroc_by_site(results: Mapping[str, Mapping[str, Auroc]]) -> Figure:
             for row, by_model in enumerate(results.values()):
                 if model in by_model:
                     _interval(axes, by_model[model], row + offset, colour)
-            axes.plot([], [], "o-", color=colour, markersize=4, label=model)
+            axes.plot([], [], "o-", color=colour, markersize=4, label=drawn(model))
         axes.axvline(0.5, color="#b0b0b0", linestyle=":")
-        axes.set_yticks(range(len(results)), list(results))
+        axes.set_yticks(range(len(results)), list(map(drawn, results)))
         axes.invert_yaxis()
         axes.set(xlabel="AUROC, 95 % interval", xlim=(None, 1.01))
         axes.grid(visible=False, axis="y")
@@ -143,7 +153,7 @@ def losses(curves: Mapping[str, Curve], *, y_label: str, log_x: bool = False) ->
         figure = Figure(figsize=(7, 3.2), layout="constrained")
         axes = figure.subplots()
         for colour, (name, (steps, values)) in zip(COLOURS, curves.items(), strict=False):
-            axes.plot(steps, values, color=colour, linewidth=1.2, label=name)
+            axes.plot(steps, values, color=colour, linewidth=1.2, label=drawn(name))
         axes.set(xlabel="step", ylabel=y_label, xscale="log" if log_x else "linear")
         axes.legend(fontsize=8)
     return figure
@@ -162,7 +172,7 @@ def reliability(results: Mapping[str, Calibration]) -> Figure:
                 "o-",
                 color=colour,
                 markersize=4,
-                label=model,
+                label=drawn(model),
             )
         axes.set(xlabel="predicted probability", ylabel="observed share of cases")
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")

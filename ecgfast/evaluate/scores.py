@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.errors import ConfigError
-from ecgfast.evaluate.cohort import natural_order, text_column
+from ecgfast.evaluate.cohort import natural_order, shown_name, text_column
 from ecgfast.evaluate.runs import LoadedRun
 from ecgfast.labels import parse_target
 from ecgfast.labels.splits import splits_of_fold
@@ -153,7 +153,7 @@ def _test(
         if learner.fold in folds:
             names = splits_of_fold(folds, learner.fold)
     held = np.array([name == "test" for name in names], dtype=bool)
-    trained = {NO_SITE if name is None else name for name in learner.register.sites}
+    trained = {shown_name(name) for name in learner.register.sites}
     # Under another key an equal name may be another hospital, unless its ECGs say otherwise.
     ours = {
         name for name in trained if known_by.by_patient or (known_by.taught & (site == name)).any()

@@ -109,3 +109,21 @@ def test_metrics_are_not_written_through_a_link(tmp_path: Path) -> None:
         writer.write({"step": 2, "loss": 1.0})
     assert (tmp_path / "victim").read_text() == "precious"
     assert [row["step"] for row in log.read_metrics(tmp_path)] == [1, 2]
+
+
+def test_names_cannot_steer_a_terminal_or_forge_a_line() -> None:
+    assert log.plain("a\x1b[2Jb\nc\rd\te\x9bf\x7f") == r"a\x1b[2Jb\nc\rd\te\x9bf\x7f"
+    assert (
+        log.plain("site \u202eevil\u2069 \u2028 \udcff") == r"site \u202eevil\u2069 \u2028 \udcff"
+    )
+    assert log.plain("Müller 心 😀 $x$ <b>") == "Müller 心 😀 $x$ <b>"
+
+
+def test_logged_names_are_plain(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="ecgfast"):
+        log.info("read \x1b]0;x\x07.hea")
+        log.warning("lost a\nb.hea")
+    assert [record.getMessage() for record in caplog.records] == [
+        r"read \x1b]0;x\x07.hea",
+        r"lost a\nb.hea",
+    ]

@@ -1,12 +1,13 @@
 """Every normalisation mode against its definition, computed in fp64 from microvolts."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from recordings import make_store
+from recordings import convert_quietly, ecg_like, make_store
 from resealed import change_lead_value
 
 from ecgfast.data.normalise import (
@@ -131,3 +132,41 @@ def test_cohort_statistics_need_records(small_store: StoreReader) -> None:
 def test_unknown_mode_names_the_allowed_ones(small_store: StoreReader) -> None:
     with pytest.raises(ConfigError, match=r"record_lead, record, cohort_lead, none, got 'zscore'"):
         mean_and_rstd(small_store, "zscore")
+
+
+@pytest.fixture(scope="module")
+def with_a_wrong_gain(tmp_path_factory: pytest.TempPathFactory) -> StoreReader:
+    """Four ECGs in microvolt, the last of which says that its digits are tenths of a volt."""
+    folder = tmp_path_factory.mktemp("wrong_gain")
+    for number, signal in enumerate(ecg_like(4, seed=5)):
+        (folder / "in").mkdir(exist_ok=True)
+        np.save(folder / f"in/r{number}.npy", signal)
+        scale = 1e5 if number == 3 else 1.0
+        (folder / f"in/r{number}.json").write_text(
+            json.dumps({"sampling_rate_hz": 500, "scale_uv": scale})
+        )
+    convert_quietly([folder / "in"], folder / "store")
+    return open_store(folder / "store")
+
+
+def test_one_absurd_gain_does_not_change_the_statistics_of_a_cohort(
+    with_a_wrong_gain: StoreReader,
+) -> None:
+    store = with_a_wrong_gain
+    wrong = store.scale_uv[:, 0] == 1e5
+    everything = np.arange(len(store))
+    assert wrong.sum() == 1
+    assert cohort_statistics(store, everything) == cohort_statistics(store, everything[~wrong])
+    with pytest.raises(ConfigError, match="needs training records below 100 mV, got 1 above"):
+        cohort_statistics(store, everything[wrong])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_absurd_gain_gives_no_infinite_value(with_a_wrong_gain: StoreReader, mode: str) -> None:
+    store = with_a_wrong_gain
+    cohort = cohort_statistics(store, np.arange(len(store)))
+    z = _apply(store, mode, **({"cohort": cohort} if mode == "cohort_lead" else {}))
+    with np.errstate(over="ignore"):
+        assert np.isfinite(z.astype(np.float16)).all()
+    right = store.scale_uv[:, 0] == 1
+    assert (z[right].std(-1) > 0).all()
