@@ -227,3 +227,11 @@ def test_permuted_leads_in_a_file(tmp_path: Path) -> None:
     swapped = _read(path)
     np.testing.assert_array_equal(swapped.signal[4], straight.signal[5])
     np.testing.assert_array_equal(swapped.signal[5], straight.signal[4])
+
+
+def test_lines_below_diagnoses_are_free_text_up_to_the_next_tag() -> None:
+    lines = ["<age>: 51  <sex>: F", "<diagnoses>", "Rhythm: Sinus bradycardia.", "Axis: left."]
+    fields = parse_comments([*lines, "<subject_id>: 17"])
+    assert fields.labels["diagnosis"] == "Rhythm: Sinus bradycardia. Axis: left."
+    assert (fields.age, fields.sex, fields.patient_id) == (51, "female", "17")
+    assert parse_comments(["Rhythm: Sinus bradycardia."]).labels == {}

@@ -93,3 +93,23 @@ def test_unpatchify_puts_leads_and_columns_back() -> None:
     signal = torch.arange(2 * 12 * 5000).reshape(2, 12, 5000)
     patches = nn.functional.pad(signal.reshape(2, 240, 250), (0, 6))
     assert torch.equal(unpatchify(patches, num_leads=12), signal)
+
+
+def test_the_baseline_is_the_published_network() -> None:
+    """Written out: 5,000 timesteps are halved or quartered to 19 by the six poolings."""
+    model = EcgCnn(load_config("cnn").model)
+    kernels = [
+        tuple(layer.weight.shape) for layer in model.modules() if isinstance(layer, nn.Conv2d)
+    ]
+    assert kernels == [
+        (16, 1, 1, 5),
+        (16, 16, 1, 5),
+        (32, 16, 1, 5),
+        (32, 32, 1, 3),
+        (64, 32, 1, 3),
+        (64, 64, 1, 3),
+        (128, 64, 12, 1),  # across the leads
+    ]
+    poolings = [m.kernel_size for m in model.modules() if isinstance(m, nn.MaxPool2d)]
+    assert poolings == [(1, 2), (1, 2), (1, 4), (1, 2), (1, 2), (1, 4)]
+    assert tuple(model.fc.weight.shape) == (128, 128 * 19)

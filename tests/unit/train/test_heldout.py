@@ -5,7 +5,7 @@ import pytest
 from training_runs import make_store
 
 from ecgfast.store.reader import StoreReader, open_store
-from ecgfast.train.heldout import split_heldout
+from ecgfast.train.heldout import pretraining_rows, split_heldout
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +38,22 @@ def test_nothing_is_held_out_by_default(store: StoreReader) -> None:
     train, held = split_heldout(store, np.arange(5), fraction=0.0, seed=0)
     np.testing.assert_array_equal(train, np.arange(5))
     assert len(held) == 0
+
+
+def test_test_patients_are_left_out_and_said(
+    store: StoreReader, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every fifth pair of records is of a test patient."""
+    monkeypatch.setattr("ecgfast.log.logger.propagate", True)
+    caplog.set_level("INFO")
+    everything = np.arange(len(store))
+    expected = everything[everything // 2 % 5 != 4]
+    np.testing.assert_array_equal(pretraining_rows(store, None, include_test=False), expected)
+    assert "40 records of test patients left out" in caplog.text
+    caplog.clear()
+    np.testing.assert_array_equal(pretraining_rows(store, None, include_test=True), everything)
+    np.testing.assert_array_equal(
+        pretraining_rows(store, "split=train", include_test=False),
+        everything[everything // 2 % 5 < 3],
+    )
+    assert not caplog.text

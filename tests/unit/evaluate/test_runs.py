@@ -1,0 +1,32 @@
+"""How the runs of a report are called."""
+
+from pathlib import Path
+
+from torch import nn
+
+from ecgfast.config import load_config
+from ecgfast.evaluate.runs import LoadedRun, name_runs
+
+
+def run(name: str, folder: str, **identity: object) -> LoadedRun:
+    return LoadedRun(
+        name=name,
+        path=Path("runs") / folder,
+        model=nn.Identity(),
+        config=load_config("demo"),
+        meta={"identity": {"select": None, **identity}},
+        register=None,
+    )
+
+
+def test_runs_of_one_kind_get_their_folders_name() -> None:
+    runs = [run("CNN", "a"), run("ViT, pretrained", "b"), run("CNN", "c"), run("CNN", "d")]
+    names = [named.name for named in name_runs(runs)]
+    assert names == ["CNN (a)", "ViT, pretrained", "CNN (c)", "CNN (d)"]
+
+
+def test_what_a_run_says_of_itself() -> None:
+    tuned = run("CNN", "a", target="ejection_fraction<40", init="/x/y/model.safetensors")
+    assert (tuned.target, tuned.init) == ("ejection_fraction<40", "model.safetensors")
+    pretrained = run("Pretraining", "b")
+    assert (pretrained.target, pretrained.init, pretrained.select) == ("", "", None)
