@@ -25,6 +25,7 @@ from ecgfast.records import INVALID, LEADS
         ("DII", 1),
         ("DIII", 2),
         ("D1", 0),
+        ("D2", 1),
         ("d3", 2),
         ("EKG I", 0),
         ("V4-REF", 9),
@@ -136,3 +137,34 @@ def test_a_derived_lead_beyond_16_bits_is_refused() -> None:
     signal[0], signal[1] = 30000, -30000
     with pytest.raises(FormatError, match=r"III derived .* 60000 digits, allowed 32767"):
         arrange_leads(plan_leads(EIGHT, "f"), signal, [1.0] * 8, [0.0] * 8, "f")
+
+
+@pytest.mark.parametrize(
+    ("scale", "flags"),
+    [
+        (0.01, ()),
+        (100.0, ()),
+        (-4.88, ()),  # turned over
+        (0.0099, ("gain_implausible",)),
+        (101.0, ("gain_implausible",)),
+        (1e-6, ("gain_implausible",)),
+        (-1e6, ("gain_implausible",)),
+        (0.9e-6, None),
+        (1.1e6, None),
+        (0.0, None),
+        (float("inf"), None),
+    ],
+)
+def test_gains_between_picovolt_and_volt_are_taken(
+    scale: float, flags: tuple[str, ...] | None
+) -> None:
+    """In one lead of twelve; None is refused."""
+    scales = [5.0] * 11 + [scale]
+    plan, signal = plan_leads(LEADS, "f"), np.ones((12, 4), np.int16)
+    if flags is None:
+        with pytest.raises(FormatError):
+            arrange_leads(plan, signal, scales, [0.0] * 12, "f")
+        return
+    leads = arrange_leads(plan, signal, scales, [0.0] * 12, "f")
+    assert leads.flags == flags
+    assert leads.scale_uv[11] == np.float32(scale)
