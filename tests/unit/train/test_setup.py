@@ -1,0 +1,41 @@
+"""What is settled before the first step."""
+
+import pytest
+import torch
+
+from ecgfast.config import load_config
+from ecgfast.errors import ConfigError
+from ecgfast.train import setup
+from ecgfast.train.distributed import Ranks
+
+GPU = Ranks(device=torch.device("cuda"))
+
+
+def test_ranks_share_a_batch_equally_or_not_at_all() -> None:
+    assert setup.rank_share(12, Ranks(world_size=4)) == 3
+    with pytest.raises(ConfigError, match=r"train\.batch_size must be .* of the 4 ranks, got 10"):
+        setup.rank_share(10, Ranks(world_size=4))
+    with pytest.raises(ConfigError, match=r"^finetune\.batch_size must be"):
+        setup.rank_share(2, Ranks(world_size=4), key="finetune.batch_size")
+
+
+def test_precision_is_bf16_on_a_gpu_unless_asked_for() -> None:
+    kernels = "kernels=reference"  # runs on any device
+    auto = load_config("demo", [kernels])
+    assert (setup.resolve_precision(auto, Ranks()), setup.resolve_precision(auto, GPU)) == (
+        "fp32",
+        "bf16",
+    )
+    for asked in ("fp32", "bf16"):
+        config = load_config("demo", [kernels, f"train.precision={asked}"])
+        assert setup.resolve_precision(config, Ranks()) == asked
+        assert setup.resolve_precision(config, GPU) == asked
+
+
+def test_blocks_are_compiled_on_a_gpu_unless_asked_for() -> None:
+    auto = load_config("demo")
+    assert (setup.resolve_compile(auto, Ranks()), setup.resolve_compile(auto, GPU)) == (False, True)
+    for asked in (True, False):
+        config = load_config("demo", [f"train.compile={str(asked).lower()}"])
+        assert setup.resolve_compile(config, Ranks()) is asked
+        assert setup.resolve_compile(config, GPU) is asked
