@@ -74,7 +74,8 @@ class TrainConfig:
     microbatch: int | Literal["auto"] = "auto"  # records per rank and forward pass
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: fp32 on CPU, bf16 on GPU
     compile: bool | Literal["auto"] = "auto"  # auto: on where there is a GPU
-    cuda_graph: bool = False  # replay forward and backward; pretraining on one GPU in bf16
+    cuda_graph: bool = False  # replay forward and backward; pretraining on GPUs in bf16
+    parallel: Literal["fsdp", "replicas"] = "fsdp"  # several ranks: shard the weights, or repeat
     deterministic: bool = False
     seed: int = 0
     log_every: int = 50  # steps

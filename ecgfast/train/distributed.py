@@ -14,11 +14,14 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from ecgfast.errors import BackendUnavailableError, ConfigError, EcgfastError
+from ecgfast.train.replicas import GradientBuckets
 
 T = TypeVar("T")
 Precision = Literal["fp32", "bf16"]
+Parallel = Literal["fsdp", "replicas"]
 USER_ERROR = 2  # exit status
 _MASTER = "_ecgfast_master"  # attribute of a bf16 parameter
+_BUCKETS = "_ecgfast_buckets"  # attribute of a model that every rank holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,30 +124,41 @@ def join(device: str | None = None, *, mesh_of_one: bool = False) -> Iterator[Ra
 
 
 def spread(
-    model: nn.Module, ranks: Ranks, *, precision: Precision, compile_blocks: bool
+    model: nn.Module,
+    ranks: Ranks,
+    *,
+    precision: Precision,
+    compile_blocks: bool,
+    parallel: Parallel = "fsdp",
 ) -> nn.Module:
     """Move a model to its device, compile its blocks, and share it between the ranks, in place.
 
     A block is an entry of any `nn.ModuleList`. The full model must be initialised before: drawn on
     shards, the weights would depend on the world size. Either way `master` finds the fp32 weights
-    behind each parameter: several ranks shard them with FSDP2, which gathers bf16 copies; one rank
-    keeps them beside a bf16 model, where FSDP2 would make the GPU wait for the host.
+    behind each parameter: several ranks shard them with FSDP2, which gathers bf16 copies; one rank,
+    and each of several replicas, keeps them beside a bf16 model, where FSDP2 would make the GPU
+    wait for the host.
 
     Args:
         model: fp32 parameters, equal on every rank.
         ranks: who shares it.
         precision: bf16 computes on bf16 copies of the weights; gradients are added up in fp32.
         compile_blocks: compile each block's forward, with static shapes.
+        parallel: what several ranks do; replicas hold the whole model each.
     """
     model.to(ranks.device)
-    if ranks.mesh is None and precision == "bf16":
+    sharded = ranks.mesh is not None and parallel == "fsdp"
+    if not sharded and precision == "bf16":
         _keep_masters(model)
     blocks = [b for m in model.modules() if isinstance(m, nn.ModuleList) for b in m]
     for block in blocks if compile_blocks else ():
         # `forward` and not the module: FSDP's hooks must stay outside of the graph
         block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
-    if ranks.mesh is not None:
+    if sharded:
+        assert ranks.mesh is not None
         _shard(model, blocks, ranks.mesh, precision)
+    elif ranks.mesh is not None:
+        setattr(model, _BUCKETS, GradientBuckets(model, every_pass=precision == "bf16"))
     return model
 
 
@@ -159,6 +173,9 @@ def accumulate(model: nn.Module, *, last: bool) -> None:
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
         model.set_reshard_after_backward(last)
+    buckets: GradientBuckets | None = getattr(model, _BUCKETS, None)
+    if buckets is not None:
+        buckets.averaging = last or buckets.every_pass
 
 
 def release(model: nn.Module) -> None:

@@ -56,10 +56,13 @@ class MicrobatchGraph:
     `MasterAdamW.collect` takes them out before the next one, or the one-pass update reads them.
 
     Args:
-        model: bf16 copies of fp32 weights, on one GPU.
+        model: in bf16, spread over the GPUs.
         inputs_of: tensors that the loss of some records depends on, always of the same shapes.
         loss_of: mean loss from these tensors, a scalar.
         num_pieces: microbatches of a step; the recorded loss is divided by it.
+
+    Raises:
+        ConfigError: shards, whose gradients FSDP2 adds up in another way in the last microbatch.
     """
 
     def __init__(
@@ -71,7 +74,12 @@ class MicrobatchGraph:
         num_pieces: int,
     ) -> None:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        assert all(master(p) is not p for p in self._parameters), "a graph needs bf16 copies"
+        if num_pieces > 1 and any(master(p) is p for p in self._parameters):
+            raise ConfigError(
+                f"train.cuda_graph with train.parallel=fsdp on several GPUs takes one microbatch "
+                f"per step, got {num_pieces}; set train.parallel=replicas, a larger "
+                "train.microbatch, or train.cuda_graph=false"
+            )
         self._inputs_of = inputs_of
         self._loss_of = loss_of
         self._num_pieces = num_pieces
@@ -111,10 +119,10 @@ def require_graphable(ranks: Ranks, precision: Precision) -> None:
     """Check that a CUDA graph can be recorded here.
 
     Raises:
-        ConfigError: on a CPU, on several ranks, or in fp32.
+        ConfigError: on a CPU, or in fp32.
     """
-    if ranks.device.type != "cuda" or ranks.world_size > 1 or precision != "bf16":
+    if ranks.device.type != "cuda" or precision != "bf16":
         raise ConfigError(
             f"train.cuda_graph must be false on {ranks.world_size} x {ranks.device.type} in "
-            f"{precision}: it needs one GPU and bf16; set train.cuda_graph=false"
+            f"{precision}: it needs a GPU and bf16; set train.cuda_graph=false"
         )

@@ -64,6 +64,8 @@ class MasterAdamW:
         self._ranks = ranks
         self._clip_norm = clip_norm
         self._one_pass = one_pass
+        sharded = any(local(p) is not p for p in model.parameters())
+        self._num_holders = 1 if sharded else ranks.world_size  # of each element of the gradient
         self._sources = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._masters = {
             name: nn.Parameter(local(master(parameter).detach()))
@@ -242,7 +244,7 @@ class MasterAdamW:
             squares = torch.zeros(1, device=loss.device)
         mean_loss = loss.detach().float() / self._ranks.world_size
         # one small collective for both; sums of squares add up over shards
-        summed = self._ranks.sum_(torch.stack([mean_loss, squares.sum()]))
+        summed = self._ranks.sum_(torch.stack([mean_loss, squares.sum() / self._num_holders]))
         skipped = (~torch.isfinite(summed).all()).float()
         return StepReport(loss=summed[0], grad_norm=summed[1].sqrt(), skipped=skipped)
 

@@ -249,7 +249,13 @@ def build_spread(
         encoder=cast(Backend, kernels["encoder"]), decoder=cast(Backend, kernels["decoder"])
     )
     compiled = setup.resolve_compile(config, ranks)
-    spread(model, ranks, precision=precision, compile_blocks=compiled)
+    spread(
+        model,
+        ranks,
+        precision=precision,
+        compile_blocks=compiled,
+        parallel=config.train.parallel,
+    )
     return model, {"precision": precision, "attention_kernels": kernels}
 
 

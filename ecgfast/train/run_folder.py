@@ -32,6 +32,7 @@ FREE = frozenset(
         "train.precision",
         "train.compile",
         "train.cuda_graph",
+        "train.parallel",
         "train.max_steps",
         "train.log_every",
         "train.val_every",

@@ -117,7 +117,13 @@ class Sweep:
             kernel = cast(Backend, self.identity["attention_kernels"]["encoder"])
             set_attention(model.encoder.blocks, kernel)
         compiled = setup.resolve_compile(self.config, self.ranks)
-        spread(model, self.ranks, precision=self.identity["precision"], compile_blocks=compiled)
+        spread(
+            model,
+            self.ranks,
+            precision=self.identity["precision"],
+            compile_blocks=compiled,
+            parallel=self.config.train.parallel,
+        )
         optimizer = MasterAdamW(model, self.ranks, betas=ADAM_BETAS, weight_decay=0.0)
         return model, optimizer
 

@@ -192,6 +192,38 @@ def test_a_mesh_of_one_trains_as_a_single_rank() -> None:
     np.testing.assert_allclose(losses[True], losses[False], rtol=2e-3)  # atomics in attention
 
 
+@pytest.mark.parametrize("parallel", ["fsdp", "replicas"])
+def test_nccl_on_one_rank_is_recorded_and_replayed(parallel: str) -> None:
+    """Collectives, and FSDP2's streams, inside the graph; one microbatch a step."""
+    losses: dict[bool, list[float]] = {}
+    for graph in (False, True):
+        config = _config(
+            *("train.precision=bf16", "train.deterministic=true", "optim.one_pass=true"),
+            *(f"train.parallel={parallel}", f"train.cuda_graph={graph}".lower()),
+        )
+        setup.make_repeatable(True)
+        with join("cuda", mesh_of_one=True) as ranks:
+            model, _ = build_spread(config, ranks, None)
+            optimizer = build_optimizer(model, config.optim, ranks, recorded=graph)
+            replayed = microbatch_graph(model, config, num_pieces=1)
+            losses[graph] = [
+                train_step(
+                    model,
+                    optimizer,
+                    masked_loss(model, config),
+                    batch,
+                    microbatch=16,
+                    learning_rate=1e-3,
+                    graph=replayed,
+                ).loss.item()
+                for _ in range(3)
+                for batch in _loader()
+            ]
+            del replayed  # before NCCL ends: the graph holds its communicator
+    np.testing.assert_allclose(losses[True], losses[False], rtol=1e-3)
+    assert losses[True][-1] < losses[True][0]
+
+
 def test_gpu_and_cpu_agree_in_fp32(tmp_path: Path) -> None:
     """Triton kernels and compiled blocks on one side, plain PyTorch on the other."""
     config = _config("train.precision=fp32")

@@ -223,7 +223,7 @@ def test_in_fp32_the_parameters_are_their_own_masters() -> None:
 
 
 @pytest.mark.parametrize("ranks", [Ranks(), Ranks(world_size=2)])
-def test_a_graph_needs_one_gpu(ranks: Ranks) -> None:
+def test_a_graph_needs_a_gpu(ranks: Ranks) -> None:
     config = toy_config("train.cuda_graph=true", "train.precision=bf16")
     with pytest.raises(ConfigError, match=r"set train\.cuda_graph=false"):
         build_spread(config, ranks, None)
