@@ -21,14 +21,18 @@ _STEPS_PER_CALL = {"cuda": 4, "cpu": 1}  # in a row, so that launches overlap as
 
 EAGER = Reference(name=f"reference-eager-{block_provider()}", compiled=False)
 COMPILED = Reference(name=f"reference-compiled-{block_provider()}", compiled=True)
+REPLAYED = Reference(name=f"reference-compiled-{block_provider()}-graph", compiled=True, graph=True)
 VARIANTS: tuple[Variant | Reference, ...] = (
     Variant(name="ecgfast-graph", graph=True),
     Variant(name="ecgfast-adamw-graph", graph=True, one_pass=True),
     Variant(name="ecgfast-fused-graph", attention="triton", fused="separate", graph=True),
     COMPILED,
+    REPLAYED,
     EAGER,
     Variant(name="ecgfast-kernels-reference", kernels="reference"),
-    Variant(name="ecgfast-fsdp", fsdp=True),
+    Variant(name="ecgfast-fsdp", parallel="fsdp"),
+    Variant(name="ecgfast-fsdp-graph", parallel="fsdp", graph=True),
+    Variant(name="ecgfast-replicas-graph", parallel="replicas", graph=True),
     Variant(name="ecgfast-fused", attention="triton", fused="separate"),
     Variant(name="ecgfast-fused-eager", attention="triton", fused="separate", compiled=False),
     Variant(name="ecgfast-eager", compiled=False),
@@ -39,9 +43,10 @@ VARIANTS: tuple[Variant | Reference, ...] = (
     Variant(name="ecgfast-triton-attention", attention="triton"),
 )
 # Measured on a GPU unless others are named: what a graph brings, what the AdamW and the fused
-# kernels, both peers, and what our kernels bring, in this order should time run out. Some 170 s on
-# an H100 by its first log, 60 of them for compiling the reference; all variants took more than 240.
-DECISIVE = tuple(variant.name for variant in VARIANTS[:6])
+# kernels, the peers, and what our kernels bring, in this order should time run out. Some 170 s on
+# an H100 by its first log, 60 of them for compiling the reference, which `REPLAYED` needs at up to
+# three microbatches more; all variants took more than 240.
+DECISIVE = tuple(variant.name for variant in VARIANTS[:7])
 
 
 def variant_names() -> list[str]:
@@ -51,9 +56,10 @@ def variant_names() -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Built:
-    """A step that has run once, and the memory that it needs."""
+    """A step that has run once, its records, and the memory that it needs."""
 
     step: Step
+    microbatch: int
     memory_gib: float
 
 
@@ -76,7 +82,7 @@ def measure_step(
         repeats: timed calls of several steps; each variant takes turns with ours.
     Yields:
         For each variant, as soon as measured, rows of time, throughput, (on a GPU) MFU and
-        memory, and its time relative to ours in the same turns.
+        memory, and its time per record relative to ours in the same turns.
     Raises:
         ConfigError: an unknown variant.
     """
@@ -95,7 +101,7 @@ def _check_names(names: Sequence[str] | None, ranks: Ranks) -> set[str]:
         return set()
     if names is None:
         return set(DECISIVE) if ranks.device.type == "cuda" else {EAGER.name}
-    shared = {v.name for v in VARIANTS if isinstance(v, Variant) and not v.graph}
+    shared = {v.name for v in VARIANTS if isinstance(v, Variant)}
     allowed = [n for n in variant_names() if ranks.world_size == 1 or n in shared]
     unknown = sorted(set(names) - set(allowed))
     if unknown:
@@ -116,26 +122,48 @@ class _Runner:
         self._microbatch = microbatch
         self._repeats = repeats
         # as the trainer's train.compile = "auto" does
-        self._ours = self._build(Variant(compiled=self._device == "cuda"))
+        self._ours = self._build(Variant(compiled=self._device == "cuda"), microbatch)
 
     def measure_ours(self) -> list[Row]:
         """Time our step alone."""
         times = self._take_turns({"ecgfast": self._ours.step})
-        return self._rows("ecgfast", times["ecgfast"], self._ours.memory_gib)
+        return self._rows("ecgfast", times["ecgfast"], self._ours)
 
     def compare(self, variant: Variant | Reference) -> list[Row]:
         """Time a variant in turns with ours; one that fails is said aloud and has no rows."""
         try:
-            built = self._build(variant)
+            built = self._build(variant, self._best_microbatch(variant))
         except (RuntimeError, ConfigError) as error:  # no memory, no such kernel, no graph here
             reason = str(error).strip().partition("\n")[0]
             log.warning(f"{variant.name} was not measured: {reason}")
             return []
         times = self._take_turns({"ecgfast": self._ours.step, variant.name: built.step})
         pairs = zip(times[variant.name], times["ecgfast"], strict=True)
-        ratios = [theirs / ours for theirs, ours in pairs]
-        rows = self._rows(variant.name, times[variant.name], built.memory_gib)
-        return [*rows, self._row(variant.name, "relative_time", "x ecgfast", ratios)]
+        share = self._microbatch / built.microbatch
+        ratios = [share * theirs / ours for theirs, ours in pairs]
+        rows = self._rows(variant.name, times[variant.name], built)
+        ratio = self._row(variant.name, "relative_time", "x ecgfast", ratios, built.microbatch)
+        return [*rows, ratio]
+
+    def _best_microbatch(self, variant: Variant | Reference) -> int:
+        """Ours; for a peer that is given its best, that of its highest rate."""
+        if not (isinstance(variant, Reference) and variant.graph and self._device == "cuda"):
+            return self._microbatch
+        rates: dict[int, float] = {}
+        for microbatch in (self._microbatch // 2, self._microbatch, 2 * self._microbatch):
+            try:
+                built = self._build(variant, microbatch)
+            except RuntimeError as error:  # no memory
+                reason = str(error).strip().partition("\n")[0]
+                log.info(f"{variant.name}: not with {microbatch} records: {reason}")
+                continue
+            (ms,) = time_interleaved({"": built.step}, device=self._device, repeats=3).values()
+            rates[microbatch] = microbatch / min(ms)
+            log.info(f"{variant.name}: {1e3 * rates[microbatch]:.0f} records/s with {microbatch}")
+            del built
+        if not rates:
+            raise RuntimeError("it fits at no microbatch")
+        return max(rates, key=lambda microbatch: rates[microbatch])
 
     def _take_turns(self, steps: dict[str, Step]) -> dict[str, list[float]]:
         """Milliseconds per step of each, several steps per call."""
@@ -155,46 +183,49 @@ class _Runner:
 
         return call
 
-    def _build(self, variant: Variant | Reference) -> _Built:
+    def _build(self, variant: Variant | Reference, microbatch: int) -> _Built:
         """Build a step and run it twice: compiled, allocated, and finite."""
         self._release()
         on_gpu = self._device == "cuda"
         before = torch.cuda.memory_allocated() if on_gpu else 0
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        step = build_step(variant, self._config, self._ranks, microbatch=self._microbatch)
+        step = build_step(variant, self._config, self._ranks, microbatch=microbatch)
         step()
         loss = step().item()
         if not loss < float("inf"):
             raise RuntimeError(f"loss of {variant.name} is {loss}")
         peak = torch.cuda.max_memory_allocated() if on_gpu else 0
         log.info(f"{variant.name}: built, loss {loss:.4f}")
-        return _Built(step=step, memory_gib=(peak - before) / 2**30)
+        return _Built(step=step, microbatch=microbatch, memory_gib=(peak - before) / 2**30)
 
     def _release(self) -> None:
         gc.collect()
         if self._device == "cuda":
+            from torch._inductor.cudagraph_trees import reset_cudagraph_trees
+
+            reset_cudagraph_trees()  # those of "reduce-overhead" outlive their model
             torch.cuda.empty_cache()
 
-    def _rows(self, name: str, times_ms: list[float], memory_gib: float) -> list[Row]:
+    def _rows(self, name: str, times_ms: list[float], built: _Built) -> list[Row]:
         world_size = self._ranks.world_size
-        records_per_s = per_second(times_ms, self._microbatch * world_size)
+        records_per_s = per_second(times_ms, built.microbatch * world_size)
         flops = flops_per_record(self._config.model, self._config.mask.ratio)
         peak = peak_tflops(self._ranks.device)
         numbers = [("time", "ms", times_ms), ("throughput", "records/s", records_per_s)]
         if peak is not None:
             full = peak * 1e12 * world_size
             mfu = [100 * rate * flops / full for rate in records_per_s]
-            numbers += [("mfu", "%", mfu), ("memory", "GiB", [memory_gib])]
-        return [self._row(name, metric, unit, values) for metric, unit, values in numbers]
+            numbers += [("mfu", "%", mfu), ("memory", "GiB", [built.memory_gib])]
+        return [self._row(name, *number, built.microbatch) for number in numbers]
 
-    def _row(self, name: str, metric: str, unit: str, values: list[float]) -> Row:
+    def _row(self, name: str, metric: str, unit: str, values: list[float], microbatch: int) -> Row:
         dtype = "bf16" if self._device == "cuda" else "fp32"
         return make_row(
             case="step",
             provider=name,
             preset=self._config.preset,
-            shape=f"{self._microbatch} records {dtype}" + self._several_ranks(),
+            shape=f"{microbatch} records {dtype}" + self._several_ranks(),
             metric=metric,
             unit=unit,
             values=values,

@@ -19,7 +19,7 @@ from ecgfast.model.fused_block import Fused
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.model.patch import PADDED
 from ecgfast.model.vit import Kernels
-from ecgfast.train.distributed import Precision, Ranks, spread
+from ecgfast.train.distributed import Parallel, Precision, Ranks, spread
 from ecgfast.train.graph import require_graphable
 from ecgfast.train.loop import train_step
 from ecgfast.train.optim import build_optimizer
@@ -39,8 +39,8 @@ class Variant:
         compiled: torch.compile per block.
         kernels: who runs masking, embedding, unshuffling and the loss.
         fused: who does what lies between a block's matrix products.
-        fsdp: FSDP2 on a single rank too, which otherwise keeps fp32 weights beside bf16 ones.
-        graph: `train.cuda_graph`, for one GPU without FSDP2.
+        parallel: `train.parallel`, on a single rank too; None there leaves collectives out.
+        graph: `train.cuda_graph`.
         one_pass: `optim.one_pass`.
     """
 
@@ -49,17 +49,24 @@ class Variant:
     compiled: bool = True
     kernels: Kernels = "auto"
     fused: Fused = "off"
-    fsdp: bool = False
+    parallel: Parallel | None = None
     graph: bool = False
     one_pass: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """The plain masked autoencoder: eager as published, or with SDPA and torch.compile."""
+    """The plain masked autoencoder: eager as published, or with SDPA and torch.compile.
+
+    Attributes:
+        name: the provider in the rows.
+        compiled: torch.compile of the whole model, SDPA and fused AdamW.
+        graph: replay it from CUDA graphs ("reduce-overhead"), at its own best microbatch.
+    """
 
     name: str
     compiled: bool
+    graph: bool = False
 
 
 def build_step(
@@ -75,7 +82,7 @@ def build_step(
     """
     if isinstance(variant, Reference):
         return _reference_step(variant, config, ranks.device, microbatch)
-    if ranks.world_size == 1 and not variant.fsdp:
+    if ranks.world_size == 1 and variant.parallel is None:
         ranks = replace(ranks, mesh=None, host_mesh=None)
     train = replace(config.train, cuda_graph=variant.graph)
     optim = replace(config.optim, one_pass=variant.one_pass)
@@ -84,7 +91,13 @@ def build_step(
     if variant.graph:
         require_graphable(ranks, precision)
     model = _model(variant, config, ranks.device, precision)
-    spread(model, ranks, precision=precision, compile_blocks=variant.compiled)
+    spread(
+        model,
+        ranks,
+        precision=precision,
+        compile_blocks=variant.compiled,
+        parallel=variant.parallel or "fsdp",
+    )
     optimizer = build_optimizer(
         model, config.optim, ranks, clip_norm=train.clip_norm, recorded=variant.graph
     )
@@ -149,9 +162,14 @@ def _reference_step(
     optimizer = torch.optim.AdamW(
         trainable, lr=LEARNING_RATE, betas=betas, fused=True if variant.compiled else None
     )
-    forward = torch.compile(model, dynamic=False) if variant.compiled else model
+    forward = model
+    if variant.compiled:
+        mode = "reduce-overhead" if variant.graph else "default"
+        forward = torch.compile(model, dynamic=False, mode=mode)
 
     def step() -> Tensor:
+        if variant.graph:
+            torch.compiler.cudagraph_mark_step_begin()  # the step before is done with its memory
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
             loss: Tensor = forward(signal)
         loss.backward()

@@ -50,17 +50,18 @@ def test_rows_of_a_step_on_the_cpu() -> None:
     assert all(r.preset == "demo" and r.shape == "2 records fp32" for r in rows)
 
 
-def test_fsdp_on_one_rank_takes_the_same_steps() -> None:
+def test_shards_and_replicas_on_one_rank_take_the_same_steps() -> None:
     """What is compared with ours must be ours, but for who keeps the weights."""
-    losses = {}
+    losses: dict[str | None, list[float]] = {}
     with join("cpu", mesh_of_one=True) as ranks:
-        for fsdp in (False, True):
+        for parallel in (None, "fsdp", "replicas"):
             torch.manual_seed(0)
-            variant = Variant(fsdp=fsdp, compiled=False)
+            variant = Variant(parallel=parallel, compiled=False)
             step = build_step(variant, DEMO, ranks, microbatch=2)
-            losses[fsdp] = [step().item() for _ in range(3)]
-    assert losses[True] == pytest.approx(losses[False], rel=1e-5)
-    assert losses[True][0] != losses[True][1]
+            losses[parallel] = [step().item() for _ in range(3)]
+    assert losses["fsdp"] == pytest.approx(losses[None], rel=1e-5)
+    assert losses["replicas"] == losses[None]
+    assert losses[None][0] != losses[None][1]
 
 
 def test_adamw_in_one_pass_takes_the_same_steps() -> None:
