@@ -31,7 +31,5 @@ RANKS_LOSS = 1e-5
 # In bf16 such a difference rounds a weight the other way now and then, by 2^-9 of it; 1.2e-7 was
 # seen, and 5e-4 between bf16 and fp32.
 RANKS_LOSS_BF16 = 1e-4
-# Replicas add their gradients in bf16, shards in fp32: 2^-9 of each, in 30 steps of a tiny model.
-RANKS_LOSS_BF16_REPLICAS = 2e-3
 # Six fp32 steps of a tiny model beside fp64: rounding of fp32 sums, through AdamW's division.
 FIRST_LOSSES = 1e-6

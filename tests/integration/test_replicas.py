@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tolerances import RANKS_LOSS, RANKS_LOSS_BF16_REPLICAS
+from tolerances import RANKS_LOSS, RANKS_LOSS_BF16
 from training_runs import finish, loss_trace, start, weights
 
 from ecgfast.log import read_metrics
@@ -70,6 +70,5 @@ def test_replicas_in_bf16_train_as_shards(store: Path, tiny: Path, tmp_path: Pat
     for parallel in (SHARDS, REPLICAS):
         train(store, tiny, tmp_path / parallel, parallel, "train.precision=bf16")
         traces.append(loss_trace(tmp_path / parallel))
-    difference = max(abs(traces[0][s] - traces[1][s]) for s in traces[0])
-    print(f"largest difference {difference:.2g}")
-    assert difference < RANKS_LOSS_BF16_REPLICAS
+    # replicas round their mean gradient to bf16, shards keep it in fp32: 1e-5 was seen
+    assert max(abs(traces[0][s] - traces[1][s]) for s in traces[0]) < RANKS_LOSS_BF16
