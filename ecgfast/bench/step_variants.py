@@ -162,7 +162,7 @@ def _reference_step(
     optimizer = torch.optim.AdamW(
         trainable, lr=LEARNING_RATE, betas=betas, fused=True if variant.compiled else None
     )
-    forward = model
+    forward: Callable[[Tensor], Tensor] = model
     if variant.compiled:
         mode = "reduce-overhead" if variant.graph else "default"
         forward = torch.compile(model, dynamic=False, mode=mode)
