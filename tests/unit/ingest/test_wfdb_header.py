@@ -49,6 +49,20 @@ def test_record_lines(line: str, rate: float, length: int) -> None:
     assert header.comments == ("note", "Age: 3")
 
 
+def test_lines_beyond_the_promised_signals_are_none_of_them() -> None:
+    header = parse_header("r 2 500 10\na.dat 16\nb.dat 212\nc.dat 80\n", "f")
+    assert [(spec.file_name, spec.format) for spec in header.signals] == [
+        ("a.dat", 16),
+        ("b.dat", 212),
+    ]
+    segmented = parse_header("r/2 1 500 10\ns1 4\ns2 6\nlayout 0\n", "f")
+    assert [(part.name, part.num_timesteps) for part in segmented.segments] == [
+        ("s1", 4),
+        ("s2", 6),
+    ]
+    assert segmented.signals == ()
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
