@@ -32,6 +32,8 @@ Reason = Literal[
     "more than 1 % is marked invalid",
     "signal check: flat_lead; --quality flag takes it",
     "signal check: einthoven; --quality flag takes it",
+    "signal check: saturated; --quality flag takes it",
+    "signal check: amplitude; --quality flag takes it",
     "signal check: interpolated; --quality flag takes it",
 ]
 

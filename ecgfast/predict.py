@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ecgfast import log
 from ecgfast.convert.content import content_digests
 from ecgfast.convert.preprocess import Digits, Segment
-from ecgfast.convert.quality import einthoven_uv, flat_leads, signal_flags
+from ecgfast.convert.quality import einthoven_uv, signal_flags
 from ecgfast.convert.windows import Windows, check_source, read_windows
 from ecgfast.data.normalise import CohortStatistics, mean_and_rstd
 from ecgfast.errors import ConfigError, FormatError, ShapeError
@@ -243,7 +243,8 @@ class Predictor:
         Returns:
             (n,) float64 in [0, 1].
         """
-        signal_nCT, mean_nC, std_nC = _lead_statistics(windows)
+        signal_nCT, valid_nCT = _stacked(windows)
+        mean_nC, std_nC = lead_statistics(signal_nCT, valid_nCT)
         shape = mean_nC.shape
         statistics = _Statistics(
             scale_uv=np.broadcast_to(digits.scale_uv, shape).astype(np.float32),
@@ -274,29 +275,26 @@ def check_weights(model: torch.nn.Module, run: Path) -> None:
         )
 
 
-def _lead_statistics(
+def _stacked(
     windows: Sequence[Segment],
-) -> tuple[NDArray[np.int16], NDArray[np.float32], NDArray[np.float32]]:
-    """Signals, and mean and standard deviation of their valid timesteps, in ADC units."""
+) -> tuple[NDArray[np.int16], NDArray[np.bool_] | None]:
+    """Signals (n, 12, T) in ADC units, and which timesteps are valid; None where all are."""
     signal_nCT = np.stack([window.signal for window in windows])
-    valid = None
-    if any(window.valid is not None for window in windows):
-        full = np.ones(signal_nCT.shape[1:], dtype=bool)
-        valid = np.stack([full if w.valid is None else w.valid for w in windows])
-    return signal_nCT, *lead_statistics(signal_nCT, valid)
+    if all(window.valid is None for window in windows):
+        return signal_nCT, None
+    full = np.ones(signal_nCT.shape[1:], dtype=bool)
+    return signal_nCT, np.stack([full if w.valid is None else w.valid for w in windows])
 
 
 def _checks(digits: Digits, windows: Sequence[Segment]) -> list[list[str]]:
     """What the signal checks of convert find in each window."""
-    signal_nCT, _, std_nC = _lead_statistics(windows)
+    signal_nCT, valid_nCT = _stacked(windows)
+    mean_nC, std_nC = lead_statistics(signal_nCT, valid_nCT)
     scale_nC, offset_nC = (
         np.broadcast_to(each, std_nC.shape) for each in (digits.scale_uv, digits.offset_adc)
     )
-    deviation_n = einthoven_uv(signal_nCT, scale_nC, offset_nC)
-    return [
-        signal_flags(flat=bool(flat), deviation_uv=float(deviation))
-        for flat, deviation in zip(flat_leads(std_nC), deviation_n, strict=True)
-    ]
+    deviation_n = einthoven_uv(signal_nCT, scale_nC, offset_nC).tolist()
+    return signal_flags(signal_nCT, valid_nCT, mean_nC, std_nC, scale_nC, deviation_n)
 
 
 class _Known:

@@ -12,15 +12,20 @@ from ecgfast.records import LEADS
 KEY = "5e" * 32
 
 
-def ecg_like(num_records: int, *, seed: int, num_timesteps: int = 5000) -> NDArray[np.int16]:
-    """(N, 12, T) int16 whose limb leads add up: sharp beats on noise, different in every record."""
+def ecg_like(
+    num_records: int, *, seed: int, num_timesteps: int = 5000, largest: int = 1500
+) -> NDArray[np.int16]:
+    """(N, 12, T) int16 whose limb leads add up: sharp beats on noise, different in every record.
+
+    Beats are 100 to `largest` units high; as files of 5 microvolt a unit, 500 is that of a heart.
+    """
     rng = np.random.default_rng(seed)
     time = np.arange(num_timesteps)
     beat = np.zeros((num_records, 1, num_timesteps))
     for number in range(num_records):  # no two records have their beats at the same times
         for middle in 100 + np.cumsum(rng.integers(300, 600, num_timesteps // 300 + 1)):
             beat[number, 0] += np.exp(-((time - middle) ** 2) / 40.0)
-    gain = rng.uniform(100, 1500, (num_records, 12, 1))
+    gain = rng.uniform(100, largest, (num_records, 12, 1))
     noise = rng.normal(0, 4, (num_records, 12, num_timesteps))
     signal = np.rint(gain * beat + noise).astype(np.int16)
     lead_i, lead_ii = signal[:, 0], signal[:, 1]

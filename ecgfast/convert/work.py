@@ -14,7 +14,7 @@ from ecgfast.convert.content import content_digests, packed_fingerprints
 from ecgfast.convert.fields import taken
 from ecgfast.convert.plan import parse_input
 from ecgfast.convert.preprocess import Digits, Segment, Short, Window
-from ecgfast.convert.quality import einthoven_uv, flat_leads, signal_flags
+from ecgfast.convert.quality import einthoven_uv, signal_flags
 from ecgfast.convert.windows import check_source, read_windows
 from ecgfast.errors import FormatError, Reason, ShapeError
 from ecgfast.ingest import InputFile, unreadable
@@ -30,6 +30,8 @@ Quality = Literal["flag", "strict"]
 _STRICT: dict[str, Reason] = {
     "flat_lead": "signal check: flat_lead; --quality flag takes it",
     "einthoven": "signal check: einthoven; --quality flag takes it",
+    "saturated": "signal check: saturated; --quality flag takes it",
+    "amplitude": "signal check: amplitude; --quality flag takes it",
     "interpolated": "signal check: interpolated; --quality flag takes it",
 }
 _BLOCK_RECORDS = 16  # two megabytes: what one step writes, the next finds in the cache
@@ -164,11 +166,12 @@ def _finished(waiting: list[_Candidate | Refusal], settings: Settings) -> list[O
 def _encoded(candidates: list[_Candidate], settings: Settings) -> list[Outcome]:
     signal_NCT = _block()[: len(candidates)]
     np.stack([candidate.segment.signal for candidate in candidates], out=signal_NCT)
-    mean_NC, std_NC = lead_statistics(signal_NCT, _valid(candidates, signal_NCT.shape))
+    valid_NCT = _valid(candidates, signal_NCT.shape)
+    mean_NC, std_NC = lead_statistics(signal_NCT, valid_NCT)
     scale_NC = np.stack([candidate.digits.scale_uv for candidate in candidates])
     offset_NC = np.stack([candidate.digits.offset_adc for candidate in candidates])
-    flat = flat_leads(std_NC).tolist()
     einthoven = einthoven_uv(signal_NCT, scale_NC, offset_NC).tolist()
+    checks = signal_flags(signal_NCT, valid_NCT, mean_NC, std_NC, scale_NC, einthoven)
     leads_N4C = np.stack([scale_NC, offset_NC, mean_NC, std_NC], axis=1)
     content = content_digests(signal_NCT, std_NC)
     fingerprints = packed_fingerprints(signal_NCT)
@@ -176,7 +179,7 @@ def _encoded(candidates: list[_Candidate], settings: Settings) -> list[Outcome]:
     result: list[Outcome] = []
     for n, candidate in enumerate(candidates):
         item, after = candidate.item, candidate.after
-        row = _row(candidate, settings, flat=flat[n], einthoven=einthoven[n])
+        row = _row(candidate, settings, checks[n], einthoven[n])
         row |= {"content": content[n], "fingerprint": fingerprints[n]}
         found = [flag for flag in _STRICT if flag in row["flags"].split(";")]
         if settings.quality == "strict" and found:
@@ -214,11 +217,11 @@ def _valid(candidates: list[_Candidate], shape: tuple[int, ...]) -> NDArray[np.b
 
 
 def _row(
-    candidate: _Candidate, settings: Settings, *, flat: bool, einthoven: float
+    candidate: _Candidate, settings: Settings, checks: list[str], einthoven: float
 ) -> dict[str, Any]:
     item, record, segment = candidate.item, candidate.record, candidate.segment
     pseudonyms = settings.pseudonyms
-    flags = [*segment.flags, *signal_flags(flat=flat, deviation_uv=einthoven)]
+    flags = [*segment.flags, *checks]
     if record.patient_id is None:
         # Without a patient, a record is its own patient; the flag says that this is a guess.
         flags.append(NO_PATIENT)

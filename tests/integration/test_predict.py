@@ -140,14 +140,17 @@ def lines_of(path: Path) -> dict[str, dict[str, str]]:
 
 
 def test_signal_checks_are_in_the_note_as_convert_has_them(run: Path, tmp_path: Path) -> None:
-    good, flat, wrong = ecg_like(3, seed=77)
-    flat[:] = 0
+    good, flat, wrong, large = ecg_like(4, seed=77, largest=500)
+    flat[4] = 0
     wrong[2] += 40  # 200 microvolt off
-    for name, values in {"good": good, "flat": flat, "wrong": wrong}.items():
+    large *= 5
+    signals = {"good": good, "flat": flat, "wrong": wrong, "large": large}
+    for name, values in signals.items():
         write_wfdb(tmp_path / "in" / name, values)
     predict(run, [tmp_path / "in"], tmp_path / "out.csv")
     notes = {name: line["note"] for name, line in lines_of(tmp_path / "out.csv").items()}
-    assert notes == {"good": "", "flat": "flat_lead", "wrong": "einthoven"}
+    found = {"flat": "flat_lead", "wrong": "einthoven", "large": "amplitude"}
+    assert notes == {"good": "", **found}
 
 
 def test_one_odd_file_is_one_line(run: Path, tmp_path: Path) -> None:

@@ -23,11 +23,13 @@ from ecgfast.store.pseudonyms import Pseudonyms
 
 
 def test_quality_flags(tmp_path: Path) -> None:
-    good, flat, high, low = ecg_like(4, seed=0)
+    good, flat, high, low, clipped, large = ecg_like(6, seed=0, largest=500)
     flat[8] = 17
     high[2] += 40  # 200 microvolt off
     low[2] -= 30
-    for name, signal in {"a": good, "b": flat, "c": high, "d": low}.items():
+    clipped[6] = np.clip(10 * clipped[6], -400, 400)  # 2 mV
+    large *= 5
+    for name, signal in zip("abcdef", (good, flat, high, low, clipped, large), strict=True):
         write_wfdb(tmp_path / "in" / name, signal)
     convert_quietly([tmp_path / "in"], tmp_path / "store")
     records = ecgfast.open_store(tmp_path / "store").records
@@ -36,13 +38,15 @@ def test_quality_flags(tmp_path: Path) -> None:
         "flat_lead;no_patient_id",
         "einthoven;no_patient_id",
         "einthoven;no_patient_id",
+        "no_patient_id;saturated",
+        "amplitude;no_patient_id",
     ]
-    assert records["einthoven_uv"].to_pylist() == [0, 0, 200, 150]
+    assert records["einthoven_uv"].to_pylist() == [0, 0, 200, 150, 0, 0]
     summary = convert_quietly([tmp_path / "in"], tmp_path / "strict", quality="strict")
-    assert (summary.num_converted, summary.num_quarantined) == (1, 3)
+    assert (summary.num_converted, summary.num_quarantined) == (1, 5)
     reasons = (tmp_path / "strict/quarantine.csv").read_text()
-    assert "signal check: flat_lead" in reasons
-    assert "signal check: einthoven" in reasons
+    for flag in ("flat_lead", "einthoven", "saturated", "amplitude"):
+        assert f"signal check: {flag}" in reasons
 
 
 def test_inputs_are_converted_or_quarantined(tmp_path: Path) -> None:
