@@ -20,7 +20,7 @@ from ecgfast.convert.plan import (
 )
 from ecgfast.convert.pool import Crew
 from ecgfast.convert.seal import seal
-from ecgfast.errors import ConfigError
+from ecgfast.errors import ConfigError, CorruptStoreError
 from ecgfast.store.chunks import encode_chunks
 from ecgfast.store.durable import write_durably
 from ecgfast.store.format import (
@@ -75,12 +75,17 @@ def transcode(source: Path, out: Path, *, codec: Codec, workers: int) -> Manifes
     else:
         check_free(out)
         plan = freeze(out, spec, Plan(work=work_folder(out), num_inputs=len(reader)))
+    reader.check_digests()  # the new store's own digests would vouch for what is damaged here
     with StoreWriter(out, plan.work) as writer:
         _encode_all(reader, writer, codec, workers)
     tables = {
         RECORDS: _copy(source / reader.records_name, out / RECORDS),
         QUARANTINE: _copy(source / QUARANTINE, out / QUARANTINE),
     }
+    if tables[QUARANTINE] != reader.manifest["files"][QUARANTINE]:
+        raise CorruptStoreError(
+            f"{source / QUARANTINE} is damaged: its digest is wrong; restore it from a copy"
+        )
     for beside in (key_beside, sources_beside, passed_over_beside):
         if beside(source).exists():
             _copy(beside(source), beside(out), mode=0o600)

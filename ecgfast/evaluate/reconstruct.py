@@ -119,6 +119,7 @@ def fill_in(
         store: an open store.
         rows_B: (B,) int64 rows.
     """
+    store.check_digests(rows_B)
     mode = config.data.normalise
     loader = build_loader(
         store, batch_size=min(32, len(rows_B)), engine="cpu", select=rows_B, shuffle=False,

@@ -36,6 +36,7 @@ def probabilities(
     """
     if not len(rows):
         return np.zeros(0)
+    store.check_digests(rows)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device).eval()
     loader = build_loader(

@@ -7,9 +7,28 @@ from typing import Any
 
 from ecgfast.errors import CorruptStoreError, FormatError
 from ecgfast.store.durable import write_durably
-from ecgfast.store.format import FORMAT, FORMAT_VERSION, MANIFEST, SIGNALS
+from ecgfast.store.format import (
+    CODECS,
+    FORMAT,
+    FORMAT_VERSION,
+    LEAD_ARRAYS,
+    MANIFEST,
+    QUARANTINE,
+    RECORDS,
+    SHARD_RECORDS,
+    SIGNALS,
+    lead_chunk_name,
+    num_shards,
+    shard_name,
+)
 
 Manifest = dict[str, Any]
+
+_NEEDED = {
+    **{"num_records": int, "codec": str, "identity": str},
+    **{"files": dict, "preprocessing": dict, "key_fingerprint": str},
+}
+_ENTRY = {"bytes": int, "sha256": str}
 
 
 def write_manifest(store: Path, content: Manifest) -> Manifest:
@@ -45,21 +64,41 @@ def read_manifest(store: Path) -> Manifest:
             f"{store} is not a store: it has no {MANIFEST}; make one with ecgfast convert"
         )
     damaged = f"{path} is damaged: its digest is wrong; restore it from a copy or convert again"
+    data = path.read_bytes()
     try:
-        manifest: Manifest = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        manifest: Manifest = json.loads(data)
+        # The raw text is compared, so that no byte of the file is outside the check.
+        right = manifest["digest"] == _digest(manifest) and _text(manifest) == data
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise CorruptStoreError(damaged) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not right or manifest.get("format") != FORMAT:
         raise CorruptStoreError(damaged)
-    # The raw text is compared, so that no byte of the file is outside the check.
-    if manifest.get("digest") != _digest(manifest) or _text(manifest) != path.read_bytes():
-        raise CorruptStoreError(damaged)
-    if manifest["version"] != FORMAT_VERSION:
+    if manifest.get("version") != FORMAT_VERSION:
         raise FormatError(
-            f"{store} has format version {manifest['version']}, this ecgfast reads "
+            f"{store} has format version {manifest.get('version')}, this ecgfast reads "
             f"{FORMAT_VERSION}; update ecgfast or convert again"
         )
+    problem = _problem(manifest)
+    if problem is not None:
+        raise CorruptStoreError(f"{path} is damaged: {problem}; restore it from a copy")
     return manifest
+
+
+def _problem(manifest: Manifest) -> str | None:
+    """Why nothing can be read by a manifest, though its digest is right; None: it can."""
+    for key, kind in _NEEDED.items():
+        if type(manifest.get(key)) is not kind:
+            return f"{key!r} must be of type {kind.__name__}, got {manifest.get(key)!r:.40}"
+    if manifest["codec"] not in CODECS or manifest["num_records"] < 1:
+        return f"codec {manifest['codec']!r:.40} with {manifest['num_records']} records"
+    files = manifest["files"]
+    shards = range(num_shards(min(manifest["num_records"], len(files) * SHARD_RECORDS + 1)))
+    arrays = [lead_chunk_name(array, shard) for array in LEAD_ARRAYS for shard in shards]
+    for name in (RECORDS, QUARANTINE, *map(shard_name, shards), *arrays):
+        entry = files.get(name)
+        if not isinstance(entry, dict) or {k: type(v) for k, v in entry.items()} != _ENTRY:
+            return f"it has no size and digest of {name}"
+    return None
 
 
 def _text(manifest: Manifest) -> bytes:

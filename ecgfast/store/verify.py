@@ -19,7 +19,6 @@ from ecgfast.store.reader import StoreReader, open_store
 
 Progress = Callable[[int, int], None]
 
-_READ_BYTES = 1 << 20
 _BATCH_RECORDS = 64
 _SPLITS = {"train", "valid", "test", None}
 
@@ -127,8 +126,5 @@ def _table(reader: StoreReader) -> Iterator[str]:
 
 
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

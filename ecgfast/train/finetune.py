@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from ecgfast.config import Config
@@ -97,6 +98,7 @@ def _prepare(
     asked = config.train.microbatch
     microbatch = share if asked == "auto" else require_divisor(asked, share)
     records, counts = labelled_records(store, target, select, fold)
+    setup.check_digests(store, np.concatenate([records.train, records.valid]), ranks)
     initial = read_initial(init, config, model)
     cohort = _cohort(config, store, records, initial)
     preprocessing = setup.preprocessing(store, config, cohort)

@@ -166,6 +166,15 @@ def open_loader(
     )
 
 
+def check_digests(store: StoreReader, rows: NDArray[np.int64], ranks: Ranks) -> None:
+    """See to it, on rank 0, that the records of a run are those that the manifest names.
+
+    Raises:
+        CorruptStoreError: a shard is damaged, or was put in another's place.
+    """
+    ranks.ask_main(lambda: store.check_digests(rows))
+
+
 def preprocessing(
     store: StoreReader, config: Config, cohort: CohortStatistics | None
 ) -> dict[str, object]:

@@ -18,7 +18,8 @@ from recordings import KEY, convert_quietly, ecg_like, snapshot, write_wfdb
 
 import ecgfast
 from ecgfast import log
-from ecgfast.errors import ConfigError, EcgfastError, ResumeError
+from ecgfast.errors import ConfigError, CorruptStoreError, EcgfastError, ResumeError
+from ecgfast.store.format import INDEX_BYTES, with_crc32c
 from ecgfast.store.verify import verify_store
 
 NUM_RECORDS = 2300  # three shards, the last one in part
@@ -355,3 +356,20 @@ def test_transcode(source: Path, tmp_path: Path, codec: str) -> None:
     assert verify_store(out) == []
     with pytest.raises(ConfigError, match="transcoded alone"):
         convert_quietly([first], tmp_path / "third", window="all")
+
+
+def test_transcode_vouches_for_nothing_damaged(source: Path, tmp_path: Path) -> None:
+    first, out = tmp_path / "first/store", tmp_path / "second/store"
+    convert_quietly([source], first, codec="none")
+    shard = first / "signals.zarr/signal/c.0.0.0"
+    data = shard.read_bytes()
+    index = np.frombuffer(data[-INDEX_BYTES:-4], "<u8").reshape(-1, 2).copy()
+    index[[3, 4]] = index[[4, 3]]
+    shard.write_bytes(data[:-INDEX_BYTES] + with_crc32c(index.tobytes()))
+    with pytest.raises(CorruptStoreError, match="is not what the manifest says"):
+        convert_quietly([first], out, codec="zstd")
+    assert not (out / "manifest.json").exists()
+    shard.write_bytes(data)
+    (first / "quarantine.csv").write_text("record_id,format,reason\nx,wfdb,none\n")
+    with pytest.raises(CorruptStoreError, match=r"quarantine\.csv is damaged"):
+        convert_quietly([first], out, codec="zstd")

@@ -39,7 +39,7 @@ def test_newer_version_is_a_clear_error(store: Path) -> None:
         ecgfast.open_store(store)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "not JSON"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", "not JSON", "[" * 100_000, '{"digest": 1}'])
 def test_damage(store: Path, text: str) -> None:
     (store / "manifest.json").write_text(text)
     with pytest.raises(CorruptStoreError, match="damaged"):
@@ -51,6 +51,26 @@ def test_added_white_space_is_damage(store: Path) -> None:
     path.write_text(path.read_text() + " ")
     with pytest.raises(CorruptStoreError, match="damaged"):
         ecgfast.open_store(store)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("version", None, "has format version None, this ecgfast reads 1"),
+        ("codec", "lzma", "codec 'lzma'"),
+        ("num_records", -1, "with -1 records"),
+        ("num_records", 2_000_000, r"no size and digest of signals\.zarr/signal/c\.1\.0\.0"),
+        ("identity", None, "'identity' must be of type str, got None"),
+        ("preprocessing", [], r"'preprocessing' must be of type dict, got \[\]"),
+    ],
+)
+def test_a_manifest_with_a_right_digest_and_wrong_content(
+    store: Path, key: str, value: object, said: str
+) -> None:
+    change_manifest(store, **{key: value})
+    with pytest.raises((CorruptStoreError, FormatError), match=said) as caught:
+        ecgfast.open_store(store)
+    assert "\n" not in str(caught.value)
 
 
 def test_identity_is_of_the_signals(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import ecgfast
 from ecgfast.errors import CorruptStoreError, FormatError
 from ecgfast.store import shards
 from ecgfast.store.chunks import decode_chunks
-from ecgfast.store.format import CODECS, LEAD_ARRAYS, Codec
+from ecgfast.store.format import CODECS, INDEX_BYTES, LEAD_ARRAYS, Codec, with_crc32c
 from ecgfast.store.reader import StoreReader
 
 NUM_RECORDS = 1100  # two shards
@@ -170,3 +170,69 @@ def test_a_table_of_other_length_is_refused(
     change_table(path, lambda table: table.slice(1))
     with pytest.raises(CorruptStoreError, match="has 1099 rows, the signals 1100"):
         _ = ecgfast.open_store(path).records
+
+
+def swap_shards(path: Path) -> None:
+    first, second = (path / f"signals.zarr/signal/c.{shard}.0.0" for shard in (0, 1))
+    first.rename(path / "moved")
+    second.rename(first)
+    (path / "moved").rename(second)
+
+
+@pytest.fixture(scope="module")
+def whole_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two whole shards of equal size."""
+    return make_store(tmp_path_factory.mktemp("whole"), 2048, codec="none")[0]
+
+
+def test_swapped_shards_of_equal_size_are_noticed(whole_shards: Path, tmp_path: Path) -> None:
+    path = copy_of(whole_shards, tmp_path)
+    ecgfast.open_store(path).check_digests()
+    swap_shards(path)
+    with pytest.raises(CorruptStoreError, match=r"c\.1\.0\.0 is not what the manifest says"):
+        ecgfast.open_store(path).check_digests([1024])
+
+
+def test_swapped_shards_of_other_sizes_are_noticed_at_once(
+    made: tuple[Path, np.ndarray, Codec], tmp_path: Path
+) -> None:
+    path = copy_of(made[0], tmp_path)
+    swap_shards(path)
+    with pytest.raises(CorruptStoreError, match=r"c\.1\.0\.0 has \d+ bytes, expected \d+"):
+        ecgfast.open_store(path).read([1030])
+
+
+def test_swapped_index_entries_are_noticed(
+    made: tuple[Path, np.ndarray, Codec], tmp_path: Path
+) -> None:
+    path = copy_of(made[0], tmp_path)
+    shard = path / "signals.zarr/signal/c.1.0.0"
+    data = shard.read_bytes()
+    index = np.frombuffer(data[-INDEX_BYTES:-4], "<u8").reshape(-1, 2).copy()
+    index[[3, 4]] = index[[4, 3]]
+    shard.write_bytes(data[:-INDEX_BYTES] + with_crc32c(index.tobytes()))
+    store = ecgfast.open_store(path)
+    np.testing.assert_array_equal(store.read([1027]), made[1][[1028]])  # no checksum knows a place
+    store.check_digests([3])  # the other shard
+    for _ in range(2):
+        with pytest.raises(CorruptStoreError, match=r"c\.1\.0\.0 is not what the manifest says"):
+            store.check_digests([3, 1027])
+
+
+def test_a_shard_is_compared_once(made: tuple[Path, np.ndarray, Codec], tmp_path: Path) -> None:
+    path = copy_of(made[0], tmp_path)
+    store = ecgfast.open_store(path)
+    shards = store._shards
+    sizes = [(path / f"signals.zarr/signal/c.{shard}.0.0").stat().st_size for shard in (0, 1)]
+    assert shards.check_digests(np.array([1, 2, 3])) == sizes[0]
+    assert shards.check_digests(np.array([5, 1030])) == sizes[1]
+    assert shards.check_digests(np.arange(NUM_RECORDS)) == 0
+
+
+def test_lead_arrays_of_another_place_are_noticed(
+    made: tuple[Path, np.ndarray, Codec], tmp_path: Path
+) -> None:
+    path = copy_of(made[0], tmp_path)
+    shutil.copy(path / "signals.zarr/lead_std/c.0.0", path / "signals.zarr/lead_mean/c.0.0")
+    with pytest.raises(CorruptStoreError, match=r"lead_mean/c\.0\.0 is not what the manifest says"):
+        _ = ecgfast.open_store(path).lead_mean
