@@ -302,7 +302,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 def _parsed(line: str) -> dict[str, float] | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 

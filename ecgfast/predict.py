@@ -30,7 +30,7 @@ from ecgfast.runs.register import Register, Role, read_register
 from ecgfast.store.durable import DurableFile
 from ecgfast.store.pseudonyms import PatientIds, Pseudonyms, read_key
 from ecgfast.store.spreadsheets import csv_lines
-from ecgfast.train.checkpoint import load_model
+from ecgfast.train.loading import load_model
 
 _BLOCK_WINDOWS = 64  # scored at once: a recording of hours has a thousand
 COLUMNS = ("file", "start_s", "target", "probability", "threshold", "finding", "note")

@@ -11,11 +11,12 @@ from torch import nn
 from ecgfast import log
 from ecgfast.config import Config
 from ecgfast.data.normalise import CohortStatistics
-from ecgfast.errors import ConfigError
+from ecgfast.errors import ConfigError, ResumeError
 from ecgfast.evaluate.plots import Curve
 from ecgfast.runs.register import FILE, Register, read_register
+from ecgfast.runs.sealed import METRICS, RUN_FILES, problem
 from ecgfast.store.reader import StoreReader
-from ecgfast.train.checkpoint import load_model
+from ecgfast.train.loading import load_model
 
 _LOSS_NAMES = {"loss": "training", "val_loss": "held out"}
 
@@ -53,7 +54,7 @@ class LoadedRun:
     @property
     def select(self) -> str | None:
         """Expression that chose the run's records; None: all."""
-        expression: str | None = self.meta["identity"]["select"]
+        expression: str | None = self.meta["identity"].get("select")
         return expression
 
     @property
@@ -78,7 +79,16 @@ class LoadedRun:
         return CohortStatistics(mean_uv=mean_uv, std_uv=std_uv)
 
     def loss_curves(self) -> dict[str, Curve]:
-        """Loss over steps, as ``metrics.jsonl`` has it."""
+        """Loss over steps, as ``metrics.jsonl`` has it.
+
+        Raises:
+            ResumeError: the file is not what the run wrote.
+        """
+        written = self.meta.get(RUN_FILES, {}).get(METRICS)
+        if written is not None:
+            grows = self.meta["kind"] == "pretrain"  # a checkpoint has seen the lines up to it
+            if why := problem(self.path, METRICS, written, grows=grows):
+                raise ResumeError(f"run {self.path} is damaged: {why}; restore it from a copy")
         rows = log.read_metrics(self.path)
         curves: dict[str, Curve] = {}
         for key, name in _LOSS_NAMES.items():

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ecgfast.errors import ResumeError
+from ecgfast.runs.sealed import opened
 from ecgfast.store.durable import write_durably
 from ecgfast.store.patients import pseudonymous_patients
 from ecgfast.store.reader import StoreReader
@@ -26,6 +27,10 @@ VERSION = 1
 Role = Literal["train", "valid", "pretrain", "heldout"]
 Origin = Literal["none", "run", "imagenet", "unknown"]  # of an encoder's first weights
 _FACTS = b"ecgfast"
+_DAMAGED = (
+    *(ValueError, KeyError, TypeError, AttributeError, RecursionError),
+    pa.ArrowException,
+)
 _SCHEMA = pa.schema(
     {
         "patient": pa.string(),
@@ -164,8 +169,10 @@ def read_register(run: Path) -> Register | None:
     path = run / FILE
     if not path.exists():
         return None
+    with opened(path) as file:
+        data = file.read()
     try:
-        rows = pq.ParquetFile(pa.BufferReader(path.read_bytes())).read(use_threads=False)
+        rows = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
         facts: dict[str, Any] = json.loads(rows.schema.metadata[_FACTS])
         version = facts.pop("version")
         if version != VERSION:
@@ -173,7 +180,7 @@ def read_register(run: Path) -> Register | None:
                 f"{path} has version {version}, this ecgfast reads {VERSION}; update ecgfast"
             )
         return Register(rows=rows.replace_schema_metadata().cast(_SCHEMA), **facts)
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except _DAMAGED as error:
         raise ResumeError(
             f"{path} is damaged: whom the run learned from is not known; restore it from a copy, "
             "or train again"

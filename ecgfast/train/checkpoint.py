@@ -4,11 +4,8 @@
 folder of that name is whole (see `checkpoint_writer`).
 """
 
-import hashlib
-import json
 import pickle
 import re
-import tomllib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +14,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.tensor import DTensor
 
-from ecgfast.config import Config, config_from_dict
+from ecgfast import log
 from ecgfast.errors import ResumeError
-from ecgfast.model.build import build_classifier, build_model
+from ecgfast.runs.sealed import (
+    LaterFormatError,
+    entries,
+    is_sealed,
+    problem,
+    read_facts,
+    read_small,
+)
+from ecgfast.train.checkpoint_index import IndexedReader, IndexFormatError, read_index
 from ecgfast.train.distributed import Ranks, local, master
 from ecgfast.train.optim import MasterAdamW
-from ecgfast.train.weights import read_weights
 
-FORMAT = 2
 AGAIN = "run the same command with --resume"
-INDEX = ".metadata"  # PyTorch's: which tensor lies where. A pickle: nothing else is ever unpickled
+INDEX = ".metadata"  # PyTorch's: which tensor lies where
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -42,11 +45,13 @@ class Checkpoint:
         path: its folder.
         step: updates done.
         meta: what the run depends on, and where it stood.
+        index: which tensor lies where.
     """
 
     path: Path
     step: int
     meta: dict[str, Any]
+    index: Metadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,33 +96,78 @@ def checkpoint_steps(run: Path) -> list[int]:
 
 
 def newest(run: Path) -> Checkpoint | None:
-    """Return a run's newest whole checkpoint, or None.
+    """Return a run's newest checkpoint that is whole and as it was written, or None.
+
+    A damaged one is passed over with a warning.
 
     Raises:
-        ResumeError: it is damaged.
+        ResumeError: there are checkpoints, all damaged; or one of a later version.
     """
-    steps = checkpoint_steps(run)
-    if not steps:
-        return None
-    path = run / "checkpoints" / f"step-{steps[-1]:08d}"
-    try:
-        meta: dict[str, Any] = json.loads((path / "meta.json").read_bytes())
-        sizes = {name: (path / name).stat().st_size for name in meta["files"]}
-        missing = {"kind", "identity", "format"} - set(meta)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ResumeError(_damaged(path, str(error))) from error
-    if missing:
-        raise ResumeError(_damaged(path, f"meta.json has no {', '.join(sorted(missing))}"))
-    if sizes != meta["files"]:
-        raise ResumeError(_damaged(path, "a file has another size than when it was written"))
-    if meta["format"] != FORMAT:
+    damaged: list[str] = []
+    for step in reversed(checkpoint_steps(run)):
+        path = run / "checkpoints" / f"step-{step:08d}"
+        try:
+            found = _whole(path, step)
+        except _DamagedError as error:
+            damaged.append(str(error))
+            continue
+        for text in damaged:
+            log.warning(f"{text}; {path} is taken instead")
+        if not is_sealed(found.meta):
+            log.warning(
+                f"{path} was written by an earlier version and has no digests: damage to its "
+                "tensors would not be noticed; a run that is resumed writes checkpoints that have"
+            )
+        return found
+    if damaged:
         raise ResumeError(
-            f"{path} has format {meta['format']}, this ecgfast reads {FORMAT}; "
-            "resume with the version that wrote it (see versions.json)"
+            f"{damaged[0]}; no other one is left: restore it from a copy, or start again in "
+            "another folder"
         )
-    if digest(path / INDEX) != meta["index_sha256"]:
-        raise ResumeError(_damaged(path, f"{INDEX} is not what was written"))
-    return Checkpoint(path=path, step=steps[-1], meta=meta)
+    return None
+
+
+class _DamagedError(Exception):
+    """What is wrong with a checkpoint, so that the one before is taken."""
+
+
+def _whole(path: Path, step: int) -> Checkpoint:
+    """Check everything that a checkpoint consists of; nothing of it is run."""
+    try:
+        meta = read_facts(path / "meta.json")
+    except LaterFormatError:
+        raise
+    except ResumeError as error:
+        raise _DamagedError(_unreadable(path, str(error))) from error
+    missing = {"kind", "identity", "format", "files"} - set(meta)
+    if missing:
+        why = f"meta.json has no {', '.join(sorted(missing))}"
+        raise _DamagedError(_unreadable(path, why))
+    if not isinstance(meta["files"], dict) or INDEX not in meta["files"]:
+        raise _DamagedError(_unreadable(path, f"meta.json does not name {INDEX}"))
+    if not is_sealed(meta):
+        meta = _of_format_2(path, meta)
+    for name, entry in meta["files"].items():
+        differs = problem(path, name, entry)
+        if differs is not None:
+            raise _DamagedError(_unreadable(path, differs))
+    try:
+        sizes = {name: entry["bytes"] for name, entry in meta["files"].items()}
+        index = read_index(read_small(path / INDEX), sizes)
+    except (IndexFormatError, ResumeError) as error:
+        raise _DamagedError(_unreadable(path, str(error))) from error
+    return Checkpoint(path=path, step=step, meta=meta, index=index)
+
+
+def _of_format_2(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
+    """Check the sizes that format 2 has instead of digests; give entries of now for the rest."""
+    now = entries(path, meta["files"])
+    if meta["files"] != {name: entry["bytes"] for name, entry in now.items()}:
+        why = "a file has another size than when it was written"
+        raise _DamagedError(_unreadable(path, why))
+    if now[INDEX]["sha256"] != meta.get("index_sha256"):
+        raise _DamagedError(_unreadable(path, f"{INDEX} is not what was written"))
+    return {**meta, "files": now}
 
 
 def load(checkpoint: Checkpoint, state: State, ranks: Ranks, optimizer: MasterAdamW | None) -> None:
@@ -135,7 +185,7 @@ def load(checkpoint: Checkpoint, state: State, ranks: Ranks, optimizer: MasterAd
         name: as_source(torch.empty_like(slot.live, device="cpu"), slot.source, ranks)
         for name, slot in state.items()
     }
-    _read(checkpoint.path, host)
+    _read(checkpoint, host)
     with torch.no_grad():
         for name, slot in state.items():
             slot.live.copy_(local(host[name]))
@@ -151,79 +201,18 @@ def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
         ResumeError: the checkpoint is damaged or belongs to another model.
     """
     state = {f"model.{n}": torch.empty_like(t) for n, t in model.state_dict().items()}
-    _read(checkpoint.path, state, no_dist=True)
+    _read(checkpoint, state, no_dist=True)
     model.load_state_dict({n.removeprefix("model."): t for n, t in state.items()})
 
 
-def load_model(run: Path) -> tuple[nn.Module, Config, dict[str, Any]]:
-    """Load what a run has learned, on the CPU in fp32.
-
-    Args:
-        run: of `pretrain`, finished or not, or of a finished `finetune`.
-    Returns:
-        the model (`MaskedAutoencoder` or `Classifier`) in evaluation mode; the run's settings;
-        meta with "kind" ("pretrain", "finetune"), "identity" (store, select, target ...) and
-        "preprocessing".
-    Raises:
-        ResumeError: no run, one without a checkpoint, or a damaged one.
-    """
-    if not (run / "config.toml").is_file():
-        raise ResumeError(
-            f"{run} is not the folder of a run: it has no config.toml; check the path"
-        )
-    config = _settings(run / "config.toml")
-    result = run / "result.json"
-    if result.is_file():
-        meta = _result(result)
-        classifier = build_classifier(config, meta["identity"]["model"])
-        _fill(classifier, run / "best.safetensors")
-        return classifier.eval(), config, meta
-    checkpoint = newest(run)
-    if checkpoint is None or checkpoint.meta["kind"] != "pretrain":
-        raise ResumeError(
-            f"{run} has nothing to load: no finished fine-tuning and no pretraining checkpoint; "
-            "run its command again with --resume"
-        )
-    model = build_model(config)
-    load_weights(checkpoint, model)
-    return model.eval(), config, checkpoint.meta
-
-
-def _settings(path: Path) -> Config:
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # no UTF-8, or no TOML
-        raise ResumeError(f"{path} is damaged: {error}; restore it from a copy") from error
-    return config_from_dict(tree)
-
-
-def _result(path: Path) -> dict[str, Any]:
-    """What a finished fine-tuning says about itself."""
-    damaged = f"{path} is damaged; restore it from a copy, or fine-tune again"
-    try:
-        meta: dict[str, Any] = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ResumeError(damaged) from error
-    if not isinstance(meta, dict) or not {"kind", "identity", "preprocessing"} <= set(meta):
-        raise ResumeError(damaged)
-    return meta
-
-
-def _fill(model: nn.Module, weights: Path) -> None:
-    try:
-        model.load_state_dict(read_weights(weights))
-    except RuntimeError as error:  # other names or shapes than the model's
-        raise ResumeError(
-            f"weights {weights} do not fit the model of config.toml; restore both from a copy"
-        ) from error
-
-
-def _read(path: Path, state: dict[str, Tensor], *, no_dist: bool = False) -> None:
+def _read(checkpoint: Checkpoint, state: dict[str, Tensor], *, no_dist: bool = False) -> None:
     ignore_single_process_warning()
+    reader = IndexedReader(str(checkpoint.path), checkpoint.index)
     try:
-        dcp_load(state, storage_reader=FileSystemReader(path), no_dist=no_dist)
+        dcp_load(state, storage_reader=reader, no_dist=no_dist)
     except (CheckpointException, OSError, RuntimeError, ValueError, pickle.PickleError) as error:
-        raise ResumeError(_damaged(path, first_line(error))) from error
+        why = _unreadable(checkpoint.path, first_line(error))
+        raise ResumeError(f"{why}; delete it to go on from the one before") from error
 
 
 def as_source(part: Tensor, source: Tensor, ranks: Ranks) -> Tensor:
@@ -241,18 +230,13 @@ def as_source(part: Tensor, source: Tensor, ranks: Ranks) -> Tensor:
     return whole
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a small file, in hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def first_line(error: BaseException) -> str:
     """First line of what an error says; its type where it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _damaged(path: Path, why: str) -> str:
-    return f"checkpoint {path} cannot be read: {why}; delete it to go on from the one before"
+def _unreadable(path: Path, why: str) -> str:
+    return f"checkpoint {path} cannot be read: {why}"
 
 
 def ignore_single_process_warning() -> None:

@@ -5,7 +5,6 @@ a crash left under another name is ignored and removed.
 """
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -21,16 +20,16 @@ from torch.distributed.checkpoint.metadata import StorageMeta
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from ecgfast.errors import EcgfastError
+from ecgfast.runs.register import FILE as REGISTER
+from ecgfast.runs.sealed import METRICS, RUN_FILES, entries, sealed
 from ecgfast.store.durable import explain, explained, sync_folder, write_durably
 from ecgfast.train.checkpoint import (
     AGAIN,
-    FORMAT,
     INDEX,
     Slot,
     State,
     as_source,
     checkpoint_steps,
-    digest,
     first_line,
     ignore_single_process_warning,
 )
@@ -63,7 +62,7 @@ class CheckpointWriter:
         if ranks.is_main:
             self._folder.mkdir(exist_ok=True)
             for left_over in self._folder.glob("writing-*"):
-                shutil.rmtree(left_over)
+                remove(left_over)
         ranks.barrier()
 
     def save(self, state: State, *, step: int, meta: Mapping[str, Any]) -> None:
@@ -79,6 +78,8 @@ class CheckpointWriter:
         if self._ranks.device.type == "cuda":
             torch.cuda.current_stream().synchronize()
         ignore_single_process_warning()
+        if self._ranks.is_main:  # now: metrics.jsonl grows while the thread writes
+            meta = {**meta, RUN_FILES: entries(self._folder.parent, (METRICS, REGISTER))}
         self._pending = self._thread.submit(self._write, host, step, dict(meta))
 
     def wait(self) -> None:
@@ -122,7 +123,7 @@ class CheckpointWriter:
             raise _not_written(final, error) from error
         if self._ranks.is_main:
             with explained(final, again=AGAIN):
-                self._seal(temporary, {**meta, "format": FORMAT, "step": step})
+                self._seal(temporary, {**meta, "step": step})
                 os.replace(temporary, final)
                 sync_folder(self._folder)
                 self._prune()
@@ -130,9 +131,8 @@ class CheckpointWriter:
     def _seal(self, folder: Path, meta: dict[str, Any]) -> None:
         with (folder / INDEX).open("rb") as index:  # PyTorch syncs it before it flushes its buffer
             os.fsync(index.fileno())
-        meta["files"] = {p.name: p.stat().st_size for p in sorted(folder.iterdir())}
-        meta["index_sha256"] = digest(folder / INDEX)
-        write_durably(folder / "meta.json", [json.dumps(meta, indent=1).encode()])
+        meta["files"] = entries(folder, sorted(path.name for path in folder.iterdir()))
+        write_durably(folder / "meta.json", [sealed(meta)])
 
     def _prune(self) -> None:
         steps = checkpoint_steps(self._folder.parent)
@@ -147,6 +147,14 @@ class _Writer(FileSystemWriter):
 
     def storage_meta(self) -> StorageMeta:
         return StorageMeta()
+
+
+def remove(path: Path) -> None:
+    """Remove a folder, or whatever else has its name; a link alone, not what it points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _not_written(path: Path, error: CheckpointException) -> EcgfastError:

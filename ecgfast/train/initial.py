@@ -14,7 +14,7 @@ from ecgfast.errors import ConfigError, FormatError
 from ecgfast.model.classifier import Classifier, encoder_state
 from ecgfast.model.vit import Encoder
 from ecgfast.runs.register import Origin, Register, read_register
-from ecgfast.train.checkpoint import load_model
+from ecgfast.train.loading import load_model
 from ecgfast.train.weights import read_weights
 
 WORDS = ("random", "imagenet-mae")  # of --init, beside paths

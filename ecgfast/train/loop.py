@@ -204,7 +204,7 @@ class Loop:
     def _roll_back(self, writer: CheckpointWriter) -> None:
         writer.wait()
         self.ranks.barrier()
-        checkpoint = newest(self.run)
+        checkpoint = self.ranks.ask_main(lambda: newest(self.run))
         if checkpoint is None:
             return  # nothing to return to yet: the guard ends the run the fourth time
         counters = {n: s for n, s in self._state.items() if not n.startswith("guard.")}

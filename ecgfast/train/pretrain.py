@@ -20,7 +20,9 @@ from ecgfast.model.attention_choice import shapes_of
 from ecgfast.model.build import build_model
 from ecgfast.model.flops import flops_per_record
 from ecgfast.model.mae import MaskedAutoencoder
+from ecgfast.runs.register import FILE as REGISTER
 from ecgfast.runs.register import Register, write_register
+from ecgfast.runs.sealed import RUN_FILES, problem
 from ecgfast.store.reader import StoreReader
 from ecgfast.train import run_folder, setup
 from ecgfast.train.checkpoint import Checkpoint
@@ -149,6 +151,7 @@ def _prepare(
     share = setup.rank_share(train.batch_size, ranks)
     chosen_rows = pretraining_rows(store, select, include_test=include_test)
     rows, held = split_heldout(store, chosen_rows, fraction=train.val_fraction, seed=train.seed)
+    setup.check_digests(store, np.concatenate([rows, held]), ranks)
     cohort = None
     if config.data.normalise == "cohort_lead":
         cohort = cohort_statistics(store, without_splits(store, rows, "valid", "test"))
@@ -202,7 +205,9 @@ def _prepare(
     )
     if ranks.is_main:
         run_folder.write_settings(out, config, {**chosen, "microbatch": microbatch})
-        write_register(out, Register.of(store, {"pretrain": rows, "heldout": held}))
+        written = {} if checkpoint is None else checkpoint.meta.get(RUN_FILES, {})
+        if problem(out, REGISTER, written.get(REGISTER)):  # else its digest stays that of then
+            write_register(out, Register.of(store, {"pretrain": rows, "heldout": held}))
         log.info(
             f"{len(rows)} records, {len(held)} held out; {steps_per_epoch} steps per epoch, "
             f"{loop.num_steps} steps in all; {ranks.world_size} x {ranks.device.type}, "

@@ -16,8 +16,9 @@ from ecgfast import log
 from ecgfast.config import Config, config_to_toml
 from ecgfast.errors import ResumeError
 from ecgfast.log import read_metrics
-from ecgfast.store.durable import exclusive, write_durably
-from ecgfast.train.checkpoint import Checkpoint, newest
+from ecgfast.store.durable import exclusive, explained, write_durably
+from ecgfast.train.checkpoint import Checkpoint, checkpoint_steps, newest
+from ecgfast.train.checkpoint_writer import remove
 from ecgfast.train.distributed import Ranks
 
 LOCK = ".lock"  # held by rank 0 while a run is trained
@@ -96,21 +97,38 @@ def _found(run: Path, *, resume: bool) -> Checkpoint | None:
         raise ResumeError(
             f"{run} is not the folder of a run: it has no config.toml; name another folder"
         )
+    if found is not None:
+        _set_aside(run, found)
     if entries and found is None:
         log.info(f"{run} has no checkpoint yet: starting afresh")
     return found
 
 
-def contradictions(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+def _set_aside(run: Path, taken: Checkpoint) -> None:
+    """Rename later checkpoints, which are damaged: none may be counted, or come in the way."""
+    for step in checkpoint_steps(run):
+        if step > taken.step:
+            path = run / "checkpoints" / f"step-{step:08d}"
+            aside = path.with_name(f"damaged-{path.name}")
+            with explained(path):
+                remove(aside)
+                path.rename(aside)
+            log.warning(f"{path} is now {aside.name}; delete it when nothing of it is needed")
+
+
+def contradictions(
+    now: Mapping[str, Any], then: Mapping[str, Any], *, where: str = "checkpoint"
+) -> list[str]:
     """List the settings in which a resumed run differs from its checkpoint.
 
     Args:
         now: flat names to plain values.
         then: the same of the checkpoint.
+        where: they stand, for the message.
     """
     names = [name for name in {**then, **now} if name not in FREE]
     return [
-        f"{name} (now {now.get(name)!r}, in the checkpoint {then.get(name)!r})"
+        f"{name} (now {now.get(name)!r}, in the {where} {then.get(name)!r})"
         for name in names
         if _plain(now.get(name)) != _plain(then.get(name))
     ]

@@ -1,6 +1,5 @@
 """Fine-tuning at one learning rate after the other; the weights with the lowest loss are kept."""
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -26,8 +25,10 @@ from ecgfast.model.block import set_attention
 from ecgfast.model.build import build_classifier
 from ecgfast.model.classifier import Classifier
 from ecgfast.model.vit import Encoder
+from ecgfast.runs.register import FILE as REGISTER
 from ecgfast.runs.register import Register, with_validation, write_register
 from ecgfast.runs.scoring import probabilities
+from ecgfast.runs.sealed import METRICS, RUN_FILES, entries, sealed
 from ecgfast.store.durable import write_durably
 from ecgfast.store.reader import StoreReader
 from ecgfast.train import setup
@@ -35,6 +36,7 @@ from ecgfast.train.checkpoint import Checkpoint, load, training_state
 from ecgfast.train.checkpoint_writer import CheckpointWriter
 from ecgfast.train.distributed import Ranks, spread
 from ecgfast.train.initial import Initial, apply_initial
+from ecgfast.train.loading import RESULT, WEIGHTS
 from ecgfast.train.loop import train_step
 from ecgfast.train.optim import MasterAdamW
 from ecgfast.train.progress import Progress
@@ -194,7 +196,7 @@ class Sweep:
             return
         weights = full_state(model)
         if self.ranks.is_main:
-            export_safetensors(weights, self.out / "best.safetensors", self.config)
+            export_safetensors(weights, self.out / WEIGHTS, self.config)
 
     def _log_epoch(
         self,
@@ -219,7 +221,7 @@ class Sweep:
     def _write_result(self, progress: Progress) -> None:
         """Score the validation records with the kept weights, as any later test will."""
         model = build_classifier(self.config, self.identity["model"])
-        model.load_state_dict(read_weights(self.out / "best.safetensors"))
+        model.load_state_dict(read_weights(self.out / WEIGHTS))
         scores = probabilities(
             model,
             self.store,
@@ -243,7 +245,8 @@ class Sweep:
                 "sensitivity_90": sensitivity_threshold(is_case, scores, 0.9),
             },
         }
-        write_durably(self.out / "result.json", [json.dumps(result, indent=1).encode()])
+        files = entries(self.out, (WEIGHTS, REGISTER, METRICS))
+        write_durably(self.out / RESULT, [sealed({**result, RUN_FILES: files})])
 
 
 def classification_loss(model: Classifier, is_case_R: Tensor) -> Callable[[Batch], Tensor]:

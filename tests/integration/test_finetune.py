@@ -28,8 +28,8 @@ from ecgfast.labels.published import draw_again
 from ecgfast.log import read_metrics
 from ecgfast.runs.register import read_register
 from ecgfast.store.reader import open_store
-from ecgfast.train.checkpoint import load_model
 from ecgfast.train.finetune import finetune
+from ecgfast.train.loading import load_model
 from ecgfast.train.pretrain import pretrain
 
 TARGET = "ejection_fraction<40"
@@ -268,6 +268,12 @@ def test_a_run_that_does_not_say_whom_it_learned_from_is_refused(
 ) -> None:
     run = shutil.copytree(tuned, tmp_path / "run")
     (run / "register.parquet").unlink()
+    with pytest.raises(ResumeError, match=r"register\.parquet cannot be read"):
+        evaluate([run], store, tmp_path / "report")
+    result = json.loads((run / "result.json").read_bytes())
+    for key in ("format", "run_files", "digest"):  # an earlier version has none of them
+        del result[key]
+    (run / "result.json").write_text(json.dumps(result))
     with pytest.raises(ConfigError, match=r"did not record which patients .* fine-tune again"):
         evaluate([run], store, tmp_path / "report")
 

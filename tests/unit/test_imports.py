@@ -34,10 +34,10 @@ ALLOWED: dict[str, set[str]] = {
         *("runs", "data", "model", "store", "labels", "ecgfast_kernels"),
         *("evaluate.roc", "evaluate.operating", "evaluate.reconstruct"),
     },
-    "evaluate": {"runs", "data", "model", "store", "labels", "train.checkpoint", "ecgfast_kernels"},
+    "evaluate": {"runs", "data", "model", "store", "labels", "train.loading", "ecgfast_kernels"},
     "predict": {
         *("ingest", "convert", "model", "data", "runs", "store", "ecgfast_kernels"),
-        "train.checkpoint",
+        "train.loading",
     },
     "reproduce": {"train", "evaluate"},
     "bench": {
