@@ -11,6 +11,7 @@ import shlex
 import shutil
 import sys
 import threading
+import time
 import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG: dict[str, Any] = tomllib.loads((ROOT / "tools" / "mutation.toml").read_text())
 LEFT_OUT = {key: re.compile("|".join(parts)) for key, parts in CONFIG["left_out"].items()}
 UNBROKEN = MutationSpec("ecgfast/errors.py", "core/NoOp", 0, (0, 0), (0, 1))
+LIMITS_S: dict[str, float] = {}  # for the tests of a package with a mutant
 # Run by Python at its start: a worker's copy then wins over the editable installation.
 SITE = "import sys\nsys.meta_path[:] = [f for f in sys.meta_path if 'ScikitBuild' not in repr(f)]\n"
 
@@ -107,7 +109,10 @@ def run(tree: Path, name: str, mutant: MutationSpec) -> tuple[str, str]:
     options += [f"--config-file={tree / 'pyproject.toml'}", f"--basetemp={tree / 'build'}"]
     command = shlex.join([*python, "-m", "pytest", *options, *tests])
     broken = evolve(mutant, module_path=tree / mutant.module_path)
-    result = mutate_and_test([broken], command, CONFIG["timeout_s"])
+    begin = time.monotonic()
+    result = mutate_and_test([broken], command, LIMITS_S.get(name, CONFIG["timeout_s"]))
+    if mutant is UNBROKEN:  # a busy machine is slow with mutants too
+        LIMITS_S[name] = 60 + 3 * (time.monotonic() - begin)
     if result.output == "timeout":
         return "timeout", ""
     outcome = "no test" if result.test_outcome is None else result.test_outcome.value
