@@ -1,11 +1,15 @@
-"""Everything worth knowing of one GPU, in one call of eight minutes: tests, tuning, rates, profile.
+"""Everything worth knowing of one GPU: tests, tuning, rates, profile, a run; in three calls.
 
-    python tools/gpu_check.py --out results [--only tests,tune] [--variants ecgfast-fsdp] [--list]
+    python tools/gpu_check.py --out check1 --run 1        # right, tuned, kernels
+    python tools/gpu_check.py --out check2 --run 2        # whole steps beside their peers, in turns
+    python tools/gpu_check.py --out check3 --run 3        # real runs, loader, profile
+    python tools/gpu_check.py --out check --only tests,tune [--variants ecgfast-fsdp] [--list]
 
-Stages run in the order of what one most wants to know, each a process of its own with a time limit
-of its own; logs and rows grow while a stage runs, so that a limit costs only what was unfinished.
-The tuning stage writes the block sizes that later stages run with. A summary comes last. Exit
-status 1 when a stage failed or was stopped. docs/performance.md says how to read the results.
+A call takes at most 9.5 minutes. Stages run in the order of what one most wants to know, each a
+process of its own with a time limit of its own; without a GPU those that need one are left out.
+Logs and rows grow while a stage runs, so that a limit costs only what was unfinished. The tuning
+stage writes the block sizes that later stages run with. A summary comes last. Exit status 1 when a
+stage failed or was stopped. docs/performance.md says how to read the results.
 """
 
 import argparse
@@ -19,8 +23,24 @@ from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent
 SHORTEST_S = 15  # a stage that would have less is not begun
+LONGEST_S = 570.0  # of a call
+RUNS = {
+    1: ("doctor", "ops", "tests", "tune", "kernels", "decode"),
+    2: ("step",),
+    3: ("trainer", "small", "loader", "sanitizer", "profile"),
+}
+RUN_VARIANTS = (
+    "ecgfast-graph",
+    "ecgfast-adamw-graph",
+    "ecgfast-fused-graph",
+    "reference-compiled-timm",
+    "reference-compiled-timm-graph",
+    "reference-eager-timm",
+)
 GPU_TESTS = "mark.gpu"  # what a file with tests for a GPU holds
 OP_TESTS = "from checks import"  # and one whose tests run on whatever device there is
 
@@ -34,16 +54,19 @@ class Stage:
         command: program and arguments; `{out}` is the output folder.
         limit_s: after so many seconds it is stopped, with all processes that it started.
         needs: modules and programs without which it is left out.
+        gpu: whether it is left out where PyTorch sees no GPU.
     """
 
     name: str
     command: tuple[str, ...]
     limit_s: int
     needs: tuple[str, ...] = ()
+    gpu: bool = True
 
     def missing(self) -> list[str]:
         """Return what the stage needs and this machine lacks."""
-        return [n for n in self.needs if which(n) is None and find_spec(n) is None]
+        lacking = [n for n in self.needs if which(n) is None and find_spec(n) is None]
+        return [*lacking, "a GPU"] if self.gpu and not torch.cuda.is_available() else lacking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +101,35 @@ def stages(variants: list[str]) -> tuple[Stage, ...]:
     tests = (*pytest, "-m", "gpu", *test_files(GPU_TESTS))
     tune = (python, "tools/tune_kernels.py", "--seconds", "80", "--copy", "{out}/tuning.json")
     profile = (python, "tools/profile_step.py", "--out", "{out}", "--variant", "ecgfast-graph")
+    often = ("train.cuda_graph=true", "train.log_every=10", "train.checkpoint_every=50")
+    settings = [word for setting in often for word in ("--set", setting)]
+    real = (python, "tools/real_run.py", "--out", "{out}", *settings)
+    # an epoch is 36 steps: the schedule of so short a run warms up in one
+    large = ("--set", "train.microbatch=1024", "--set", "optim.warmup_epochs=1")
+    small = ("--preset", "vit_small", "--name", "small", "--set", "optim.warmup_epochs=1")
     memcheck = ("compute-sanitizer", python, "tools/sanitize_decoder.py", "--chunks", "10")
     return (
-        Stage(name="doctor", command=(python, "-m", "ecgfast", "doctor"), limit_s=30),
-        Stage(name="ops", command=ops, limit_s=90, needs=("xdist",)),
+        Stage(name="doctor", command=(python, "-m", "ecgfast", "doctor"), limit_s=30, gpu=False),
+        Stage(name="ops", command=ops, limit_s=90, needs=("xdist",), gpu=False),
         Stage(name="tests", command=tests, limit_s=180),
         Stage(name="tune", command=tune, limit_s=110),
-        Stage(name="step", command=(*bench, "step", *rows, *steps), limit_s=200),
+        Stage(
+            name="step",
+            command=(*bench, "step", *rows, *steps),
+            limit_s=560 if variants else 200,  # the peer with graphs compiles four times
+        ),
+        Stage(
+            name="trainer",
+            command=(*real, *large, "--set", "train.epochs=22", "--seconds", "200"),
+            limit_s=290,
+            needs=("zarr",),
+        ),
+        Stage(
+            name="small",
+            command=(*real, *small, "--set", "train.epochs=20", "--seconds", "70"),
+            limit_s=90,
+            needs=("zarr",),
+        ),
         Stage(name="kernels", command=(*bench, "kernels", *rows), limit_s=100),
         Stage(name="decode", command=(*bench, "decode", *rows), limit_s=60),
         Stage(name="loader", command=(*bench, "loader", *rows), limit_s=60, needs=("zarr",)),
@@ -149,11 +194,16 @@ def parse(names: list[str]) -> argparse.Namespace:
     """Parse the command line; a stage that does not exist ends the program."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("gpu-check"), help="folder for results")
-    parser.add_argument("--only", help="stages to run, comma-separated; all by default")
-    parser.add_argument("--seconds", type=float, default=480, help="for all stages together")
+    which_stages = parser.add_mutually_exclusive_group()
+    which_stages.add_argument("--run", type=int, choices=RUNS, help="one of three lists of stages")
+    which_stages.add_argument("--only", help="stages to run, comma-separated; all by default")
+    parser.add_argument("--seconds", type=float, default=LONGEST_S, help="for all stages together")
     parser.add_argument("--variants", default="", help="of the training step, comma-separated")
     parser.add_argument("--list", action="store_true", help="say what would run, and stop")
     arguments = parser.parse_args()
+    if arguments.run:
+        arguments.only = ",".join(RUNS[arguments.run])
+        arguments.variants = arguments.variants or ",".join(RUN_VARIANTS)
     arguments.only = arguments.only.split(",") if arguments.only else names
     unknown = sorted(set(arguments.only) - set(names))
     if unknown:

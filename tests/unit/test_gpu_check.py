@@ -25,7 +25,9 @@ def check() -> ModuleType:
 
 
 def run(check: ModuleType, out: Path, code: str, *, limit_s: int = 60, left: float = 60) -> Any:
-    stage = check.Stage(name="stage", command=(sys.executable, "-c", code), limit_s=limit_s)
+    stage = check.Stage(
+        name="stage", command=(sys.executable, "-c", code), limit_s=limit_s, gpu=False
+    )
     return check.run_stage(stage, out, left)
 
 
@@ -72,10 +74,41 @@ def test_a_stage_is_left_out_for_want_of_time_or_packages(
     late = run(check, tmp_path, "print()", left=5)
     assert late.status == "left out"
     assert "no time left" in late.reason
-    stage = check.Stage(name="stage", command=("true",), limit_s=60, needs=("no_such_module",))
+    stage = check.Stage(
+        name="stage", command=("true",), limit_s=60, needs=("no_such_module",), gpu=False
+    )
     lacking = check.run_stage(stage, tmp_path, 60)
     assert (lacking.status, lacking.reason) == ("left out", "needs no_such_module")
     assert not (tmp_path / "stage.log").exists()
+
+
+def test_without_a_gpu_its_stages_are_left_out_and_say_so(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(check.torch.cuda, "is_available", lambda: False)
+    command = ["gpu_check.py", "--run", "3", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    assert check.main() == 0
+    lines = capsys.readouterr().out.strip().splitlines()[-len(check.RUNS[3]) :]
+    assert [line.split()[2] for line in lines] == list(check.RUNS[3])
+    assert all(line.startswith("left out") and "a GPU" in line for line in lines)
+
+
+def test_the_three_runs_hold_every_stage_once_and_fit_their_time(check: ModuleType) -> None:
+    stages = {stage.name: stage for stage in check.stages(list(check.RUN_VARIANTS))}
+    listed = [name for run in check.RUNS.values() for name in run]
+    assert sorted(listed) == sorted(stages)
+    for run in check.RUNS.values():
+        assert sum(stages[name].limit_s for name in run) <= check.LONGEST_S
+
+
+def test_variants_of_the_runs_exist(check: ModuleType) -> None:
+    from ecgfast.bench.step import variant_names
+
+    def without_peer(name: str) -> str:
+        return name.replace("-plain", "-timm")  # the peer's name says whether timm is installed
+
+    assert set(check.RUN_VARIANTS) <= {without_peer(name) for name in variant_names()}
 
 
 def test_files_are_chosen_by_what_they_hold(check: ModuleType) -> None:
