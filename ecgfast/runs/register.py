@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ecgfast.errors import ResumeError
 from ecgfast.runs.sealed import opened
-from ecgfast.store.durable import write_durably
+from ecgfast.store.durable import RESUME, write_durably
 from ecgfast.store.patients import pseudonymous_patients
 from ecgfast.store.reader import StoreReader
 
@@ -157,7 +157,7 @@ def write_register(run: Path, register: Register) -> None:
     sink = pa.BufferOutputStream()
     rows = register.rows.replace_schema_metadata({_FACTS: json.dumps(facts)})
     pq.write_table(rows, sink, compression="zstd")
-    write_durably(run / FILE, [sink.getvalue().to_pybytes()])
+    write_durably(run / FILE, [sink.getvalue().to_pybytes()], again=RESUME)
 
 
 def read_register(run: Path) -> Register | None:

@@ -14,6 +14,8 @@ from ecgfast.store.format import beside
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+RERUN = "run the same command again"
+RESUME = "run the same command with --resume"  # for what belongs to a training run
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}  # Lustre without -o flock, some NFS
 
 
@@ -25,17 +27,19 @@ class DurableFile:
     Args:
         path: the file; its folder exists.
         mode: permission bits.
+        again: how to go on after a full disk.
     Raises:
         EcgfastError: here and in every method, the disk is full or not writable.
     """
 
-    def __init__(self, path: Path, *, mode: int = 0o644) -> None:
+    def __init__(self, path: Path, *, mode: int = 0o644, again: str = RERUN) -> None:
+        self._again = again
         self._path, self._temporary = path, path.with_name(f".{path.name}.tmp")
         self._digest, self._size = hashlib.sha256(), 0
         # Never into what somebody else put there: a link would lead to a file of the user's, and
         # an open file would show a key.
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        with explained(path):
+        with explained(path, again=again):
             self._temporary.unlink(missing_ok=True)  # left by a killed run
             self._file = open(os.open(self._temporary, flags, mode), "wb")  # noqa: SIM115 (`finish`)
 
@@ -70,7 +74,7 @@ class DurableFile:
     @contextmanager
     def _whole(self) -> Iterator[None]:
         try:
-            with explained(self._path):
+            with explained(self._path, again=self._again):
                 yield
         except BaseException:  # Ctrl-C too: half a file would take its place on the disk for ever
             self.discard()
@@ -78,7 +82,11 @@ class DurableFile:
 
 
 def write_durably(
-    path: Path, parts: Iterable[bytes | memoryview], *, mode: int = 0o644
+    path: Path,
+    parts: Iterable[bytes | memoryview],
+    *,
+    mode: int = 0o644,
+    again: str = RERUN,
 ) -> dict[str, int | str]:
     """Write a file whole or not at all, to survive a power cut.
 
@@ -86,12 +94,13 @@ def write_durably(
         path: the file; its folder exists.
         parts: its content.
         mode: permission bits.
+        again: how to go on after a full disk.
     Returns:
         its entry in the manifest: {"bytes": size, "sha256": hex digest}.
     Raises:
         EcgfastError: the disk is full or not writable.
     """
-    file = DurableFile(path, mode=mode)
+    file = DurableFile(path, mode=mode, again=again)
     file.write(parts)
     return file.finish()
 
@@ -106,7 +115,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def explained(path: Path, *, again: str = "run the same command again") -> Iterator[None]:
+def explained(path: Path, *, again: str = RERUN) -> Iterator[None]:
     """Turn a full or read-only disk into one clear error; other OSErrors pass.
 
     Args:

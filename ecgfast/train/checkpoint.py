@@ -32,7 +32,6 @@ from ecgfast.train.checkpoint_index import IndexedReader, IndexFormatError, read
 from ecgfast.train.distributed import Ranks, local, master
 from ecgfast.train.optim import MasterAdamW
 
-AGAIN = "run the same command with --resume"
 INDEX = ".metadata"  # PyTorch's: which tensor lies where
 _NAME = re.compile(r"step-(\d{8,})")
 

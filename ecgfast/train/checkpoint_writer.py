@@ -22,9 +22,8 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from ecgfast.errors import EcgfastError
 from ecgfast.runs.register import FILE as REGISTER
 from ecgfast.runs.sealed import METRICS, RUN_FILES, entries, sealed
-from ecgfast.store.durable import explain, explained, sync_folder, write_durably
+from ecgfast.store.durable import RESUME, explain, explained, sync_folder, write_durably
 from ecgfast.train.checkpoint import (
-    AGAIN,
     INDEX,
     Slot,
     State,
@@ -122,7 +121,7 @@ class CheckpointWriter:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise _not_written(final, error) from error
         if self._ranks.is_main:
-            with explained(final, again=AGAIN):
+            with explained(final, again=RESUME):
                 self._seal(temporary, {**meta, "step": step})
                 os.replace(temporary, final)
                 sync_folder(self._folder)
@@ -132,7 +131,7 @@ class CheckpointWriter:
         with (folder / INDEX).open("rb") as index:  # PyTorch syncs it before it flushes its buffer
             os.fsync(index.fileno())
         meta["files"] = entries(folder, sorted(path.name for path in folder.iterdir()))
-        write_durably(folder / "meta.json", [sealed(meta)])
+        write_durably(folder / "meta.json", [sealed(meta)], again=RESUME)
 
     def _prune(self) -> None:
         steps = checkpoint_steps(self._folder.parent)
@@ -163,9 +162,9 @@ def _not_written(path: Path, error: CheckpointException) -> EcgfastError:
     for failure in failures:
         # PyTorch's archive writer only sees that it did not get as far as it wrote
         full = OSError(errno.ENOSPC, "") if "unexpected pos" in str(failure) else failure
-        if isinstance(full, OSError) and (told := explain(full, path, again=AGAIN)):
+        if isinstance(full, OSError) and (told := explain(full, path, again=RESUME)):
             return told
     return EcgfastError(
         f"checkpoint {path} could not be written: {first_line(failures[0])}; look at the disk, "
-        f"then {AGAIN}"
+        f"then {RESUME}"
     )

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ecgfast import log
 from ecgfast.errors import EcgfastError
-from ecgfast.store.durable import explained
-from ecgfast.train.checkpoint import AGAIN
+from ecgfast.store.durable import RESUME, explained
 from ecgfast.train.distributed import Ranks
 
 ROLLBACK_AFTER = 10  # skipped steps in a row
@@ -76,7 +75,7 @@ def clear_errors(run: Path, ranks: Ranks, *, microbatch: int) -> Iterator[None]:
         microbatch: records per forward pass.
     """
     try:
-        with explained(run, again=AGAIN):
+        with explained(run, again=RESUME):
             yield
     except torch.OutOfMemoryError as error:
         raise _out_of_memory(ranks, microbatch) from error

@@ -16,7 +16,7 @@ from ecgfast import log
 from ecgfast.config import Config, config_to_toml
 from ecgfast.errors import ResumeError
 from ecgfast.log import read_metrics
-from ecgfast.store.durable import exclusive, explained, write_durably
+from ecgfast.store.durable import RESUME, exclusive, explained, write_durably
 from ecgfast.train.checkpoint import Checkpoint, checkpoint_steps, newest
 from ecgfast.train.checkpoint_writer import remove
 from ecgfast.train.distributed import Ranks
@@ -167,7 +167,7 @@ def write_settings(run: Path, config: Config, facts: Mapping[str, Any]) -> None:
         config: resolved.
         facts: what was chosen at the start, such as the attention kernels.
     """
-    write_durably(run / "config.toml", [config_to_toml(config).encode()])
+    write_durably(run / "config.toml", [config_to_toml(config).encode()], again=RESUME)
     versions = {name: found for name in _PACKAGES if (found := _version(name))}
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     content = {
@@ -178,7 +178,8 @@ def write_settings(run: Path, config: Config, facts: Mapping[str, Any]) -> None:
         "gpu": gpu,
         **facts,
     }
-    write_durably(run / "versions.json", [json.dumps(content, indent=1).encode() + b"\n"])
+    text = json.dumps(content, indent=1) + "\n"
+    write_durably(run / "versions.json", [text.encode()], again=RESUME)
 
 
 def _version(package: str) -> str | None:

@@ -29,7 +29,7 @@ from ecgfast.runs.register import FILE as REGISTER
 from ecgfast.runs.register import Register, with_validation, write_register
 from ecgfast.runs.scoring import probabilities
 from ecgfast.runs.sealed import METRICS, RUN_FILES, entries, sealed
-from ecgfast.store.durable import write_durably
+from ecgfast.store.durable import RESUME, write_durably
 from ecgfast.store.reader import StoreReader
 from ecgfast.train import setup
 from ecgfast.train.checkpoint import Checkpoint, load, training_state
@@ -246,7 +246,7 @@ class Sweep:
             },
         }
         files = entries(self.out, (WEIGHTS, REGISTER, METRICS))
-        write_durably(self.out / RESULT, [sealed({**result, RUN_FILES: files})])
+        write_durably(self.out / RESULT, [sealed({**result, RUN_FILES: files})], again=RESUME)
 
 
 def classification_loss(model: Classifier, is_case_R: Tensor) -> Callable[[Batch], Tensor]:

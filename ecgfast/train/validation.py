@@ -14,7 +14,7 @@ from ecgfast.data.loader import Loader
 from ecgfast.data.normalise import CohortStatistics
 from ecgfast.log import MetricsWriter
 from ecgfast.model.mae import MaskedAutoencoder
-from ecgfast.store.durable import write_durably
+from ecgfast.store.durable import RESUME, write_durably
 from ecgfast.store.reader import StoreReader
 from ecgfast.train.distributed import Ranks, release
 from ecgfast.train.microbatch import split
@@ -93,5 +93,5 @@ class Validation:
         reconstruct.draw(self.store, result, DRAWN_LEADS).savefig(buffer, format="png")
         folder = run / FOLDER
         folder.mkdir(exist_ok=True)
-        write_durably(folder / f"step-{step:08d}.png", [buffer.getvalue()])
+        write_durably(folder / f"step-{step:08d}.png", [buffer.getvalue()], again=RESUME)
         metrics.image("reconstruction", buffer.getvalue(), step=step)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ecgfast.config import Config, config_to_toml
 from ecgfast.errors import FormatError
-from ecgfast.store.durable import write_durably
+from ecgfast.store.durable import RESUME, write_durably
 from ecgfast.train.distributed import full, master
 
 
@@ -24,7 +24,7 @@ def full_state(model: nn.Module) -> dict[str, Tensor]:
 def export_safetensors(state: Mapping[str, Tensor], path: Path, config: Config) -> None:
     """Write weights under the reference names; the settings go into the file's header."""
     tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
-    write_durably(path, [save(tensors, metadata={"config": config_to_toml(config)})])
+    write_durably(path, [save(tensors, metadata={"config": config_to_toml(config)})], again=RESUME)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

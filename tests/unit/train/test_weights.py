@@ -1,15 +1,20 @@
 """Weights as files: out and in again, from ImageNet, and what is refused."""
 
+import errno
+import os
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from toy import toy_config, toy_model
 
 from ecgfast.config import load_config
-from ecgfast.errors import ConfigError, FormatError
+from ecgfast.errors import ConfigError, EcgfastError, FormatError
 from ecgfast.model.build import build_classifier
+from ecgfast.runs.register import Register, write_register
 from ecgfast.train.initial import apply_initial, imagenet_file, read_initial
+from ecgfast.train.run_folder import write_settings
 from ecgfast.train.weights import export_safetensors, full_state, read_weights
 
 
@@ -19,6 +24,27 @@ def test_export_and_read_give_the_same_bits(tmp_path: Path) -> None:
     again = read_weights(tmp_path / "model.safetensors")
     assert again.keys() == model.state_dict().keys()
     assert all(torch.equal(again[n], t) for n, t in model.state_dict().items())
+
+
+def test_a_full_disk_under_a_run_says_how_to_resume_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file that a run writes beside its checkpoints."""
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    config = toy_config()
+    register = Register(rows=pa.table({}), key_fingerprint="", patient_ids="site")
+    writes = (
+        lambda: export_safetensors({}, tmp_path / "best.safetensors", config),
+        lambda: write_settings(tmp_path, config, {}),
+        lambda: write_register(tmp_path, register),
+    )
+    for write in writes:
+        with pytest.raises(EcgfastError, match=r"disk full .* run the same command with --resume"):
+            write()
 
 
 def test_the_reference_wraps_its_state_dict(tmp_path: Path) -> None:
