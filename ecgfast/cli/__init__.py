@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 from types import TracebackType
+from typing import Annotated
 
 import typer
 from typer.main import get_command
@@ -29,9 +30,30 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 for module in (data, training, reports, machine):
     module.register(app)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"ecgfast {version('ecgfast')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, TextIOWrapper):  # names that the locale cannot show do not end a run
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        if given and not given[-1].startswith("--help"):
+        if given and given[-1] not in ("-h", "--help", "--version"):
             _start_log(debug=debug, strict=strict)
         # Not standalone: typer would print its own boxes and choose the exit code.
         result = get_command(app).main(given, prog_name="ecgfast", standalone_mode=False)

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,21 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     assert main([name, "--help"]) == 0
     page = capsys.readouterr().out
     assert page.startswith(f"Usage: ecgfast {name}")
+
+
+@pytest.mark.parametrize("command", [[], ["convert"]])
+def test_h_is_short_for_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--help"]) == 0
+    page = capsys.readouterr().out
+    assert main([*command, "-h"]) == 0
+    assert capsys.readouterr().out == page
+    assert "Raw 12-lead ECG files to a compressed store" in page or command
+
+
+def test_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ecgfast {project['version']}\n"
 
 
 def test_the_commands_are_those_of_this_list() -> None:
