@@ -54,7 +54,7 @@ def predict(
 def reconstruct(
     run: RunPath,
     store: StorePath,
-    record: Annotated[str, typer.Option(metavar="ID", help="A record_id of the store.")],
+    record: Annotated[str, typer.Option(metavar="ID", help="A record_id, or its beginning.")],
     out: Annotated[Path, typer.Option(metavar="PNG", help="Picture to write.")],
     leads: Annotated[str, typer.Option(metavar="II,V5|all", help="Which leads.")] = "all",
 ) -> None:

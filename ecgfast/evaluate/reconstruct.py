@@ -58,27 +58,46 @@ def reconstruct(
     Args:
         run: folder of a pretraining run.
         store: path of a store.
-        record_id: as records.parquet has it.
+        record_id: as records.parquet has it, or the beginning of one alone, as pictures show it.
         out: PNG to write.
         leads: names of the leads to draw.
     Returns:
         `out`.
     Raises:
-        ConfigError: no such record, or a run without a decoder.
+        ConfigError: no such record, several of them, or a run without a decoder.
     """
     reader = open_store(store)
-    rows = np.flatnonzero([name == record_id for name in reader.records["record_id"].to_pylist()])
-    if not len(rows):
-        raise ConfigError(
-            f"no record {record_id!r} in {store}; allowed: the record_id column of records.parquet"
-        )
+    row = row_of(reader, record_id)
     loaded = load_run(run, reader)
     if not isinstance(loaded.model, MaskedAutoencoder):
         raise ConfigError(f"{run} must be a pretraining run, got a classifier: it has no decoder")
-    result = fill_in(loaded.model, loaded.config, loaded.cohort, reader, rows[:1])[0]
+    result = fill_in(loaded.model, loaded.config, loaded.cohort, reader, np.array([row]))[0]
     out.parent.mkdir(parents=True, exist_ok=True)
     draw(reader, result, leads).savefig(out, format="png")
     return out
+
+
+def row_of(store: StoreReader, record_id: str) -> int:
+    """Return the row of a record by its id, or by a beginning that no other id has.
+
+    Raises:
+        ConfigError: no such record, or several.
+    """
+    names: list[str] = store.records["record_id"].to_pylist()
+    if record_id in names:
+        return names.index(record_id)
+    rows = [row for row, name in enumerate(names) if name.startswith(record_id)]
+    if not rows:
+        raise ConfigError(
+            f"no record {record_id!r} in {store.path}; allowed: the record_id column of "
+            "records.parquet"
+        )
+    if len(rows) > 1:
+        raise ConfigError(
+            f"{len(rows)} records of {store.path} begin with {record_id!r}, such as "
+            f"{names[rows[0]]} and {names[rows[1]]}; give more of one"
+        )
+    return rows[0]
 
 
 def draw(store: StoreReader, result: Reconstruction, leads: Sequence[str] = LEADS) -> Figure:

@@ -1,14 +1,18 @@
 """Reconstructions: the model's own loss, and back to the millivolt of the store."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from ecgfast_kernels.mask import random_mask
+from recordings import convert_quietly, ecg_like, write_wfdb
 
 from ecgfast.config import Config, load_config
 from ecgfast.convert import convert
 from ecgfast.data.loader import build_loader
-from ecgfast.evaluate.reconstruct import MASK_EPOCH, _denormalise, draw, fill_in
+from ecgfast.errors import ConfigError
+from ecgfast.evaluate.reconstruct import MASK_EPOCH, _denormalise, draw, fill_in, row_of
 from ecgfast.ingest.synthetic import write_cohort
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.store.reader import StoreReader, open_store
@@ -99,3 +103,23 @@ def test_a_mask_covers_three_quarters_in_whole_patches(store: StoreReader) -> No
         patches = result.mask.reshape(12, 20, 250)
         assert (patches == patches[..., :1]).all()
         assert patches[..., 0].sum() == 180
+
+
+def test_a_record_is_named_by_its_id_or_a_beginning_of_it_alone(store: StoreReader) -> None:
+    names = store.records["record_id"].to_pylist()
+    for row, name in enumerate(names):
+        assert row_of(store, name) == row_of(store, name[:16]) == row
+    with pytest.raises(ConfigError, match=f"8 records of .* such as {names[0]} and {names[1]}"):
+        row_of(store, "")
+    with pytest.raises(ConfigError, match="no record 'xyz'"):
+        row_of(store, "xyz")
+
+
+def test_a_whole_id_is_no_beginning_of_others(tmp_path: Path) -> None:
+    signal_NCT = ecg_like(3, seed=0)
+    for name, signal in zip(("1", "10", "2"), signal_NCT, strict=True):
+        write_wfdb(tmp_path / "in" / name, signal)
+    convert_quietly([tmp_path / "in"], tmp_path / "store", keep_identifiers=True)
+    store = open_store(tmp_path / "store")
+    found = store.read(np.array([row_of(store, "1")]))
+    np.testing.assert_array_equal(found[0], signal_NCT[0])
