@@ -133,6 +133,9 @@ def _add_folders(source: Path, inventory: Inventory, suffixes: Counter[str]) -> 
     waiting = [str(source)]
     while waiting:
         folder = waiting.pop()
+        if len(os.fsencode(folder)) >= kinds.LONGEST_PATH:  # the system lists no such folder
+            _pass_over(inventory, kinds.TOO_DEEP, "", [folder])
+            continue
         names: defaultdict[str, list[str]] = defaultdict(list)
         odd: defaultdict[str, list[str]] = defaultdict(list)
         with os.scandir(folder) as entries:

@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ecgfast.errors import FormatError
+from ecgfast.ingest.files import open_regular
+
 SUFFIXES = (".hea", ".npy", ".npz")  # of the files that name a record; signal files lie beside them
 SHARED_SIDECAR = "signals.json"
 
@@ -21,10 +24,11 @@ LOST_ANNOTATIONS = "annotations without a header"
 HIDDEN, HIDDEN_FOLDERS = "hidden files", "hidden folders"
 LINKS, BROKEN_LINKS = "links to folders", "broken links"
 NAMED_FOLDERS, SPECIAL = "folders named as records", "pipes, sockets and devices"
+TOO_DEEP = "folders whose path is too long"
 # A fixed list: names, and even odd suffixes, can hold the name of a patient.
 PASSED_OVER = (
     *(XML, DICOM, SCP, OTHER_SIGNALS, LOST_SIGNALS, LOST_ANNOTATIONS, PICTURES, TEXTS, ARCHIVES),
-    *(HIDDEN, HIDDEN_FOLDERS, LINKS, BROKEN_LINKS, NAMED_FOLDERS, SPECIAL, OTHER),
+    *(HIDDEN, HIDDEN_FOLDERS, LINKS, BROKEN_LINKS, NAMED_FOLDERS, TOO_DEEP, SPECIAL, OTHER),
 )
 
 _KINDS = {
@@ -49,6 +53,7 @@ _ANNOTATOR = {
     *("i", "ii", "iii", "avr", "avl", "avf", "v1", "v2", "v3", "v4", "v5", "v6"),
 }
 _FIRST_WORD = re.compile(r"^[ \t]*([^\s#]\S*)", re.MULTILINE)
+LONGEST_PATH = 4096  # bytes, its end marked by a zero: PATH_MAX of Linux
 _HEADER_BYTES = 1 << 20  # a day in segments of a few seconds
 
 
@@ -162,9 +167,9 @@ def _texts(folder: str, headers: Iterable[str], stems: set[str]) -> dict[str, st
         stem = header[: header.rfind(".")]
         if stem in stems:
             try:
-                with open(os.path.join(folder, header), encoding="utf-8", errors="replace") as file:
-                    texts[stem] = file.read(_HEADER_BYTES)
-            except OSError:
+                with open_regular(os.path.join(folder, header)) as file:
+                    texts[stem] = file.read(_HEADER_BYTES).decode("utf-8", errors="replace")
+            except (OSError, FormatError):
                 continue
     return texts
 

@@ -151,6 +151,8 @@ def _read(path: Path) -> tuple[pa.Table, str]:
         torn.append(row)
         return "skip"
 
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ConfigError(f"labels {path}: got a pipe or a device, allowed a file; save it as one")
     in_order = pacsv.ReadOptions(use_threads=False)  # a torn row has its number only then
     try:
         separator, names = _header(path)
@@ -161,7 +163,7 @@ def _read(path: Path) -> tuple[pa.Table, str]:
         table = pacsv.read_csv(path, in_order, options, kinds)
     except FileNotFoundError as error:
         raise ConfigError(f"labels {path}: no such file") from error
-    except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
+    except (OSError, UnicodeError, pa.ArrowInvalid) as error:
         raise ConfigError(
             f"labels {path}: not a CSV table with a header line: {error}; save it as CSV UTF-8"
         ) from error

@@ -8,7 +8,7 @@ import os
 import socket
 import tracemalloc
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,10 @@ import pytest
 from recordings import convert_quietly, ecg_like, write_wfdb
 
 import ecgfast
-from ecgfast.errors import FormatError, Reason
+from ecgfast.errors import ConfigError, FormatError, Reason
 from ecgfast.ingest import discover, read_record
 from ecgfast.ingest.files import MAX_TEXT_BYTES
+from ecgfast.labels.columns import check_labels
 from ecgfast.records import LEADS
 from ecgfast.store.verify import verify_store
 
@@ -289,6 +290,33 @@ def test_the_marker_of_invalid_timesteps_holds_in_either_byte_order(
     np.testing.assert_array_equal(record.signal, signal)
 
 
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Path]:
+    """Folders 1,300 deep, each with a header: from the 1,000th on they are too long to open."""
+    write_wfdb(tmp_path / "in/good", SIGNAL)
+    before = os.getcwd()
+    os.chdir(tmp_path / "in")
+    try:
+        for _ in range(1300):
+            os.mkdir("deep")
+            os.chdir("deep")
+            Path("r.hea").write_bytes(b"")
+        yield tmp_path / "in"
+        for _ in range(1300):  # what pytest itself could not remove
+            os.remove("r.hea")
+            os.chdir("..")
+            os.rmdir("deep")
+    finally:
+        os.chdir(before)
+
+
+def test_folders_of_any_depth_are_counted(deep: Path, tmp_path: Path) -> None:
+    summary = convert_quietly([deep], tmp_path / "store")
+    assert summary.num_converted == 1
+    assert summary.num_quarantined > 700
+    assert summary.passed_over["folders whose path is too long"] == 1
+
+
 def test_a_failing_share_ends_the_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_wfdb(tmp_path / "in/good", SIGNAL)
     (item,) = discover([tmp_path / "in"])
@@ -310,6 +338,18 @@ def test_memory_that_is_wanting_for_one_file_is_its_refusal(
     monkeypatch.setattr("ecgfast.ingest.read_wfdb", _no_memory)
     with pytest.raises(FormatError, match=r"good\.hea: cannot be read: MemoryError"):
         read_record(item)
+
+
+def test_a_pipe_as_table_of_labels_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "labels.csv")
+    with pytest.raises(ConfigError, match="got a pipe"):
+        check_labels(tmp_path / "labels.csv", None)
+
+
+def test_a_header_line_that_is_no_utf8_is_one_of_our_errors(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_bytes(b"record_id,label_\xe4ate\nr1,2\n")
+    with pytest.raises(ConfigError, match="save it as CSV UTF-8"):
+        check_labels(tmp_path / "labels.csv", None)
 
 
 def _no_memory(*_: object) -> None:

@@ -1,0 +1,17 @@
+"""tools/fuzz_inputs.py, for some seconds: by hand it runs for hours."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "fuzz_inputs.py"
+
+
+@pytest.mark.parametrize("arguments", [("--cases", "80", "--seed", "0"), ("--fail-calls",)])
+def test_every_case_ends_in_a_record_or_one_of_our_errors(arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, str(TOOL), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert ", 0 came out wrong" in run.stdout

@@ -1,0 +1,337 @@
+"""Fuzz the readers of files: `python tools/fuzz_inputs.py --cases 20000 --seed 1`.
+
+Each case damages one good input (WFDB headers and signals, segments, .npy with sidecar, .npz, a CSV
+of labels) and takes it through the code of a convert up to the table's rows. It must end in records
+or in one of our errors, in ten seconds, and without asking for more memory than `--memory-gib`.
+`--fail-calls` makes instead each call of a list fail in turn, on good inputs: want of memory must
+refuse the file, and an error of the share must end the convert. Exit status 1 when a case does
+anything else; `--only N` runs that case alone, with its traceback.
+"""
+
+import argparse
+import builtins
+import errno
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import tempfile
+import traceback
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, get_args
+
+import numpy as np
+import wfdb  # noqa: F401 (here, and not below the limit of memory, as are the next two)
+from scipy.signal import resample_poly  # noqa: F401
+
+from ecgfast.convert.work import Settings, convert_batch
+from ecgfast.errors import EcgfastError, Reason
+from ecgfast.ingest import discover
+from ecgfast.labels.columns import check_labels
+from ecgfast.records import LEADS
+from ecgfast.store.journal import Cursor
+from ecgfast.store.outcomes import Outcomes
+from ecgfast.store.pseudonyms import Pseudonyms
+from ecgfast.store.table import pack_rows
+
+LIMIT_S = 10
+REASONS = set(get_args(Reason))
+SETTINGS = Settings(
+    codec="ecgpack",
+    window="all",
+    short="pad",
+    quality="flag",
+    pseudonyms=Pseudonyms(bytes(32)),
+    columns=("note", "qrs_ms", "diagnosis"),
+)
+SIGNAL = np.random.default_rng(0).integers(-900, 900, (12, 5000)).astype(np.int16)
+TOKENS = [
+    *(b"0", b"-1", b"1", b"nan", b"NaN", b"inf", b"-Infinity", b"1e999", b"1e-999", b"1e39"),
+    *(b"9" * 20, b"9" * 400, b"9" * 5000, b"-" + b"9" * 20, b"99999999", b"2147483648", b"0.1"),
+    *(b"null", b"true", b"{}", b"[]", b"[[[1]]]", b'"x"', b"[" * 3000, b'{"a":' * 3000, b'""'),
+    *(
+        b"\xff\xfe",
+        b"\x00",
+        b"\xed\xa0\x80",
+        "\u202e\U0001f600é".encode(),
+        b"\\ud800",
+        b"\n",
+        b"\r",
+    ),
+    *(b"212", b"61", b"80", b"508", b"24", b"32", b"8", b"16x9", b"16:99", b"16+99999999999", b"~"),
+    *(b"../x", b"/dev/zero", b"a::b", b"http://x", b"mmHg", b"/mV", b"(5)", b"V1", b"-aVR", b"#"),
+    *(b"|O", b">i2", b"<f8", b"<c16", b"<U9999999", b"True", b"(12,", b"()", b"(0, 12, 5000)"),
+]
+
+
+class TooSlowError(BaseException):
+    """No `except Exception` takes it."""
+
+
+def header(name: str, storage: str = "16", comments: str = "# Age: 61\n# Dx: 426783006\n") -> bytes:
+    """A WFDB header of 12 leads."""
+    lines = "".join(f"{name}.dat {storage} 200(0)/mV 16 0 0 0 0 {lead}\n" for lead in LEADS)
+    return f"{name} 12 500 5000 12:00:00 01/02/1990\n{lines}{comments}".encode()
+
+
+def wfdb_16(folder: Path) -> None:
+    """A record in format 16."""
+    (folder / "a.hea").write_bytes(header("a"))
+    (folder / "a.dat").write_bytes(SIGNAL.T.tobytes())
+
+
+def wfdb_212(folder: Path) -> None:
+    """A record that the wfdb package reads."""
+    (folder / "a.hea").write_bytes(header("a", "212"))
+    (folder / "a.dat").write_bytes(bytes(12 * 5000 * 3 // 2))
+
+
+def segments(folder: Path) -> None:
+    """A record joined from two."""
+    (folder / "a.hea").write_bytes(b"a/3 12 500 10100\nb 5000\n~ 100\nb 5000\n# Sex: F\n")
+    (folder / "b.hea").write_bytes(header("b"))
+    (folder / "b.dat").write_bytes(SIGNAL.T.tobytes())
+
+
+def npy(folder: Path) -> None:
+    """Two records in one array, at another rate, with a sidecar."""
+    np.save(folder / "a.npy", np.stack([SIGNAL, SIGNAL]))
+    meta = {
+        **{"sampling_rate_hz": 400, "scale_uv": [4.88] * 12, "offset_adc": 0.0, "leads": LEADS},
+        **{"patient_id": "P7", "site": "2", "age": 61, "sex": "F", "ejection_fraction": 35},
+        **{"note": "text", "qrs_ms": 97.5},
+    }
+    (folder / "a.json").write_text(json.dumps(meta))
+
+
+def npz(folder: Path) -> None:
+    """Floats and their metadata in one archive."""
+    np.savez(
+        folder / "a.npz", signal=SIGNAL / 1000, sampling_rate_hz=500.0, scale_uv=1000, note="x"
+    )
+
+
+def packed_npz(folder: Path) -> None:
+    """The same, compressed."""
+    np.savez_compressed(folder / "a.npz", signal=SIGNAL, sampling_rate_hz=500, scale_uv=1, age=61)
+
+
+def csv(folder: Path) -> None:
+    """A table of labels."""
+    lines = ["record_id,patient_id,ejection_fraction,label_date,sex,note"]
+    lines += [f"r{n},p{n},{30 + n},2020-01-{n + 1:02d},F,text" for n in range(9)]
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+
+
+KINDS: tuple[Callable[[Path], None], ...] = (
+    *(wfdb_16, wfdb_16, wfdb_212, segments, npy, npy, npz, packed_npz, csv),
+)
+
+
+def damaged(content: bytes, rng: random.Random) -> bytes:
+    """A file with one to four changes, most of them in its first bytes, where the meaning is."""
+    data = bytearray(content)
+    for _ in range(rng.randint(1, 4)):
+        reach = len(data) if rng.random() < 0.2 else min(len(data), 600)
+        at = rng.randint(0, max(reach - 1, 0))
+        kind = rng.randrange(6)
+        if kind == 0 and data:
+            data[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            del data[at:]
+        elif kind == 2:
+            del data[at : at + rng.randint(1, 40)]
+        elif kind == 3:
+            data[at:at] = rng.choice(TOKENS)
+        elif kind == 4:
+            data[at:at] = data[at : at + rng.randint(1, 80)] * rng.randint(1, 30)
+        else:  # a number or word, whole
+            start = end = at
+            while start > 0 and chr(data[start - 1]).isalnum():
+                start -= 1
+            while end < len(data) and chr(data[end]).isalnum():
+                end += 1
+            data[start:end] = rng.choice(TOKENS)
+    return bytes(data)
+
+
+def repacked(path: Path, rng: random.Random) -> None:
+    """Damage one member of an archive, and pack it again with the right checksum."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    name = rng.choice(sorted(members))
+    members[name] = damaged(members[name], rng)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for each, content in members.items():
+            archive.writestr(each, content)
+
+
+def read(folder: Path) -> str:
+    """Take every file of a folder through the code of a convert; returns what it came to."""
+    if (folder / "labels.csv").exists():
+        check_labels(folder / "labels.csv", None)
+        return "table"
+    outcomes = convert_batch(discover([folder]), Cursor(), SETTINGS)
+    pack_rows([outcomes.rows], {})
+    check(outcomes)
+    reasons = {line[2] for line in outcomes.refused if line is not None}
+    return "; ".join(sorted(reasons)) or "record"
+
+
+def check(outcomes: Outcomes) -> None:
+    """See that every input has an outcome, and every record statistics that verify takes."""
+    scale, _, _, std = np.moveaxis(outcomes.leads, 1, 0)
+    assert np.isfinite(outcomes.leads).all()
+    assert (scale != 0).all()
+    assert (std >= 0).all()
+    assert outcomes.num_inputs >= 1
+    for line, source in zip(outcomes.refused, outcomes.sources, strict=True):
+        assert line is None or line[2] in REASONS
+        assert line is None or "MemoryError" not in source[-1], "wanted more memory than allowed"
+
+
+def case(number: int, seed: int) -> str:
+    """Run one case; returns what it came to, raises what should not come out."""
+    rng = random.Random(f"{seed} {number}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rng.choice(KINDS)(folder)
+        path = rng.choice(sorted(folder.iterdir()))
+        if path.suffix == ".npz" and rng.random() < 0.5:
+            repacked(path, rng)
+        else:
+            path.write_bytes(damaged(path.read_bytes(), rng))
+        try:
+            return read(folder)
+        except EcgfastError as error:
+            return type(error).__name__
+
+
+# Where a call fails: of the share, and of the memory.
+CALLS: tuple[tuple[Any, str], ...] = (
+    *((os, "open"), (os, "read"), (os, "fstat"), (os, "stat"), (builtins, "open"), (json, "loads")),
+    *((np, "frombuffer"), (np, "ascontiguousarray"), (np, "array"), (np, "abs"), (np, "stack")),
+    *((np, "rint"), (np, "isfinite"), (np, "where"), (np, "empty_like"), (np, "clip")),
+)
+
+
+@contextmanager
+def failing(place: Any, name: str, at: int, error: Exception) -> Iterator[Counter[str]]:  # noqa: ANN401 (a module)
+    """Let call number `at` of a function raise; yields whether it came to it."""
+    original = getattr(place, name)
+    calls: Counter[str] = Counter()
+
+    def call(*args: Any, **options: Any) -> Any:  # noqa: ANN401 (those of any function)
+        calls["made"] += 1
+        if calls["made"] == at:
+            calls["failed"] = 1
+            raise error
+        return original(*args, **options)
+
+    setattr(place, name, call)
+    try:
+        yield calls
+    finally:
+        setattr(place, name, original)
+
+
+def fail_calls() -> Iterator[tuple[str, str]]:
+    """Yield the name of every failing call, and what is wrong with how it came out, if anything."""
+    for kind in dict.fromkeys(KINDS):
+        if kind is csv:
+            continue
+        for place, name in CALLS:
+            errors: list[Exception] = [MemoryError("injected")]
+            if place is os:
+                errors.append(OSError(errno.EIO, "injected"))
+            for error in errors:
+                yield from fail_each(kind, place, name, error)
+
+
+def fail_each(
+    kind: Callable[[Path], None],
+    place: Any,  # noqa: ANN401 (a module)
+    name: str,
+    error: Exception,
+) -> Iterator[tuple[str, str]]:
+    """Let the first call fail, then the second ... until a convert makes no more of them."""
+    at = 0
+    while True:
+        at += 1
+        with tempfile.TemporaryDirectory() as folder:
+            kind(Path(folder))
+            items = discover([Path(folder)])
+            said = ""
+            with failing(place, name, at, error) as calls:
+                try:
+                    outcomes = convert_batch(items, Cursor(), SETTINGS)
+                    if isinstance(error, OSError) and calls["failed"]:
+                        said = "an error of the share was taken for one of the file"
+                    elif outcomes.num_inputs != len(items):
+                        said = f"{outcomes.num_inputs} of {len(items)} inputs came out"
+                except OSError as raised:
+                    said = "" if isinstance(error, OSError) else repr(raised)
+                except Exception as raised:  # that is what is looked for
+                    steps = {step.name for step in traceback.extract_tb(raised.__traceback__)}
+                    said = "" if "in_columns" in steps else repr(raised)  # of all files together
+        if not calls["failed"]:
+            return
+        yield f"{kind.__name__}: {place.__name__}.{name} call {at} {error!r}", said
+
+
+def _too_slow(*_: int | FrameType | None) -> None:
+    raise TooSlowError(f"over {LIMIT_S} s")
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int)
+    parser.add_argument("--memory-gib", type=float, default=1.0, help="beyond what imports take")
+    parser.add_argument("--fail-calls", action="store_true")
+    options = parser.parse_args()
+    if options.fail_calls:
+        results = list(fail_calls())
+        wrong = [(name, said) for name, said in results if said]
+        for name, said in wrong:
+            print(f"{name}: {said}")
+        print(f"{len(results)} calls failed in turn, {len(wrong)} came out wrong")
+        return 1 if wrong else 0
+    if options.only is not None:
+        print(case(options.only, options.seed))
+        return 0
+    case(-1, options.seed)  # whatever is imported late
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = used + int(options.memory_gib * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    signal.signal(signal.SIGALRM, _too_slow)
+    found: Counter[str] = Counter()
+    wrong_cases = 0
+    for number in range(options.cases):
+        signal.alarm(LIMIT_S)
+        try:
+            found[case(number, options.seed)] += 1
+        except (Exception, TooSlowError) as error:  # that is what is looked for
+            wrong_cases += 1
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{Path(where.filename).name}:{where.lineno}"
+            print(f"case {number} of seed {options.seed}: {error!r:.300} at {place}")
+        finally:
+            signal.alarm(0)
+    for words, count in found.most_common():
+        print(f"{count:7,} {words}")
+    print(f"{options.cases:,} cases of seed {options.seed}, {wrong_cases} came out wrong")
+    return 1 if wrong_cases else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
