@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 # Source: OWASP, "CSV Injection". A quote in front of these makes a cell text.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+_FIRST = frozenset("'=+-@\t\r\n")  # of a formula: most cells need no pattern
+_SPECIAL = re.compile(r'[",\r\n]')
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -17,7 +19,7 @@ def csv_lines(rows: Iterable[Sequence[str]]) -> str:
 
 def safe_cell(text: str) -> str:
     """A cell with a quote before what would be a formula; numbers stay as they are."""
-    if _FORMULA.match(text) is None or _NUMBER.fullmatch(text) is not None:
+    if text[:1] not in _FIRST or not _FORMULA.match(text) or _NUMBER.fullmatch(text):
         return text
     return f"'{text}"
 
@@ -29,7 +31,7 @@ def plain_text(cell: str) -> str:
 
 def _quoted(cell: str) -> str:
     """A cell as RFC 4180 has it."""
-    if any(sign in cell for sign in ',"\r\n'):
+    if _SPECIAL.search(cell):
         return '"' + cell.replace('"', '""') + '"'
     return cell
 
