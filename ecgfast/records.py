@@ -47,6 +47,11 @@ def parse_sex(text: str) -> str | None:
     return _SEX.get(text.strip().lower())
 
 
+def is_percent(value: object) -> bool:
+    """Whether this can be an ejection fraction: any other number may be that of a patient."""
+    return isinstance(value, float) and 0 <= value <= 100
+
+
 def is_site(name: str | None) -> bool:
     """Whether this can be the name of an institution, which a store keeps as it is: one line."""
     return name is None or (len(name) <= _LONGEST_SITE and name.isprintable())

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from functools import lru_cache
 
 from ecgfast.ingest.diagnosis_codes import codes_of
+from ecgfast.records import is_percent
 from ecgfast.store.format import ROW_TYPES
 
 Label = str | float | None
@@ -27,7 +28,8 @@ def taken(labels: dict[str, Label], named: Collection[str]) -> tuple[dict[str, L
     kept: dict[str, Label] = {}
     left: set[str] = set()
     for name, value in labels.items():
-        if name == "ejection_fraction" or (name in named and name not in ROW_TYPES):
+        is_fraction = name == "ejection_fraction" and is_percent(value)
+        if is_fraction or (name in named and name not in ROW_TYPES):
             kept[name] = value
         elif name == "diagnosis" and isinstance(value, str):
             codes, has_text = _codes_of(value)

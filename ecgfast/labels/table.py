@@ -15,7 +15,7 @@ import pyarrow.csv as pacsv
 
 from ecgfast.errors import ConfigError
 from ecgfast.labels.cells import NUMBER_CELL, BadCell, clean, typed
-from ecgfast.records import MAX_AGE, OVER_89, is_site, known_id, parse_sex
+from ecgfast.records import MAX_AGE, OVER_89, is_percent, is_site, known_id, parse_sex
 
 KEYS = ("record_id", "patient_id")
 PERSONAL = ("site", "age", "sex")  # an empty cell leaves what the recording says
@@ -74,7 +74,7 @@ def _with_known_people(table: pa.Table, path: Path) -> pa.Table:
                     f"labels {path}: {name} of row {row} below the header must be {allowed}, or "
                     "empty; correct the cell"
                 )
-        kind = pa.float64() if name == "age" else pa.string()
+        kind = pa.float64() if name in _NUMBERS else pa.string()
         table = table.set_column(table.column_names.index(name), name, pa.array(after, kind))
     return table
 
@@ -88,11 +88,16 @@ def _known_age(value: float) -> float | None:
     return value if 0 <= value <= MAX_AGE or value == OVER_89 else None
 
 
+def _known_fraction(value: float) -> float | None:
+    return value if is_percent(value) else None
+
+
 _PEOPLE: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
     ("patient_id", known_id, ""),
     ("site", _known_site, "one line of at most 100 printable characters"),
     ("sex", parse_sex, "female, male, F or M"),
     ("age", _known_age, "from 0 to 120 years (300: over 89)"),
+    ("ejection_fraction", _known_fraction, "from 0 to 100 percent"),
 )
 
 

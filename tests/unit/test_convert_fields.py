@@ -143,6 +143,12 @@ def test_names_of_the_store_are_no_fields() -> None:
     assert taken({"flags": "JANE DOE", "diagnosis": 4711.0}, {"flags"}) == ({}, [OTHERS])
 
 
+@pytest.mark.parametrize("value", [19510429.0, -1.0, "JANE DOE", True])
+def test_an_ejection_fraction_is_a_percentage(value: str | float) -> None:
+    assert taken({"ejection_fraction": value}, ()) == ({}, [OTHERS])
+    assert taken({"ejection_fraction": 35.0}, ()) == ({"ejection_fraction": 35.0}, [])
+
+
 @pytest.mark.parametrize("site", ["a\nb", "a\x1b[2Jb", "x" * 101])
 def test_a_site_is_one_line(tmp_path: Path, site: str) -> None:
     np.save(tmp_path / "r.npy", ecg_like(1, seed=0)[0])

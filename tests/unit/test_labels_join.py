@@ -313,6 +313,12 @@ def test_a_refusal_does_not_repeat_cells(store: Path) -> None:
             "label_date of row 1 below the header must be YYYY-MM-DD",
         ),
         ("record_id,age\na/r0,50\na/r1,-5\n", {}, "age of row 2 below the header must be from 0"),
+        (
+            "record_id,ejection_fraction\na/r0,19510429\n",
+            {},
+            "row 1 below the header must be from 0 to 100",
+        ),
+        ("record_id,ejection_fraction\na/r0,-1\n", {}, "must be from 0 to 100 percent, or empty"),
         ("record_id,age\na/r0,3000\n", {}, "age of row 1 below the header must be from 0 to 120"),
         ("record_id,sex\na/r0,F\na/r1,Jane\n", {}, "sex of row 2 below the header must be female"),
         ("record_id,site\na/r0,a\x1b[2Jb\n", {}, "site of row 1 below the header must be one line"),
@@ -330,6 +336,11 @@ def test_a_refusal_does_not_repeat_cells(store: Path) -> None:
         ("record_id,x\na/r0,1\n", {"split": "column"}, "needs a column named split"),
         ("record_id,split\na/r0,dev\n", {"split": "column"}, "got 'dev', allowed train"),
         ("record_id,split\na/r0,train\na/r1,test\n", {"split": "column"}, "1 patients are in more"),
+        (
+            "record_id,split,fold\na/r0,train,4711\n",
+            {"split": "column"},
+            "fold must be from 0 to 99",
+        ),
         ("record_id,patient_id,x\na/r0,p,1\na/r0,q,1\n", {}, "name the same record and disagree"),
     ],
 )
