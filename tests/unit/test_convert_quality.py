@@ -69,12 +69,14 @@ def test_a_lead_at_the_end_of_16_bits_for_hundreds_of_samples() -> None:
     assert _flags(signal) == ["saturated"]
 
 
-@pytest.mark.parametrize(("run", "times", "flagged"), [(4, 5, True), (4, 4, False), (3, 9, False)])
+@pytest.mark.parametrize(
+    ("run", "times", "flagged"), [(4, 5, True), (7, 3, True), (4, 4, False), (3, 9, False)]
+)
 @pytest.mark.parametrize("phase", range(4))
 def test_how_much_is_held(run: int, times: int, flagged: bool, phase: int) -> None:
     signal = _heart()
     for start in range(times):
-        at = 310 + 37 * start + phase
+        at = 310 + 40 * start + phase  # all on one place among every fourth timestep
         signal[4, at : at + run] = 500  # 2.5 mV
     assert _flags(signal) == (["saturated"] if flagged else [])
 
