@@ -2,10 +2,11 @@
 
 import pickle
 from collections.abc import Mapping
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -13,6 +14,8 @@ from ecgfast.config import Config, config_to_toml
 from ecgfast.errors import FormatError
 from ecgfast.store.durable import RESUME, write_durably
 from ecgfast.train.distributed import full, master
+
+DIGEST = "sha256"  # key in the header
 
 
 def full_state(model: nn.Module) -> dict[str, Tensor]:
@@ -22,9 +25,28 @@ def full_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def export_safetensors(state: Mapping[str, Tensor], path: Path, config: Config) -> None:
-    """Write weights under the reference names; the settings go into the file's header."""
+    """Write weights under the reference names; header: settings, and a digest of the tensors."""
     tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
-    write_durably(path, [save(tensors, metadata={"config": config_to_toml(config)})], again=RESUME)
+    plain = memoryview(save(tensors))
+    facts = {"config": config_to_toml(config), DIGEST: sha256(plain[_start(plain) :]).hexdigest()}
+    write_durably(path, [save(tensors, metadata=facts)], again=RESUME)
+
+
+def _start(file: bytes | memoryview) -> int:
+    """Where the tensors begin in a safetensors file: behind 8 bytes and a header of that length."""
+    return 8 + int.from_bytes(file[:8], "little")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as opened, path.open("rb") as file:
+        expected = (opened.metadata() or {}).get(DIGEST)  # others' files have none
+        if expected is not None:
+            file.seek(_start(file.read(8)))
+            if file_digest(file, "sha256").hexdigest() != expected:
+                raise FormatError(
+                    f"weights {path} are damaged: their digest is wrong; restore them from a copy"
+                )
+    return load_file(path)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -35,8 +57,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _read_safetensors(path)
         tree = torch.load(path, map_location="cpu", weights_only=True)
+    except FormatError:
+        raise
     except pickle.UnpicklingError as error:
         raise FormatError(
             f"weights {path} cannot be read: the file is damaged, or holds code besides tensors, "

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from toy import toy_config, toy_model
 
 from ecgfast.config import load_config
@@ -24,6 +25,23 @@ def test_export_and_read_give_the_same_bits(tmp_path: Path) -> None:
     again = read_weights(tmp_path / "model.safetensors")
     assert again.keys() == model.state_dict().keys()
     assert all(torch.equal(again[n], t) for n, t in model.state_dict().items())
+
+
+def test_a_flipped_bit_of_exported_weights_is_noticed_wherever_they_lie(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    export_safetensors(full_state(toy_model(toy_config())), path, toy_config())
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    for byte in (start, (start + len(data)) // 2, len(data) - 1):
+        changed = bytearray(data)
+        changed[byte] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(
+            FormatError, match=r"model\.safetensors are damaged: their digest is wrong"
+        ):
+            read_weights(path)
+    save_file(load_file(tmp_path / "model.safetensors"), path)  # another program's has no digest
+    assert read_weights(path)
 
 
 def test_a_full_disk_under_a_run_says_how_to_resume_it(
