@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ecgfast_kernels import attention, gelu, norm  # noqa: F401 (they define operators)
+from ecgfast_kernels import attention, gelu, linear_gelu, norm  # noqa: F401 (they define operators)
 from ecgfast_kernels.adamw import factors
 from torch import Tensor
 
@@ -162,6 +162,19 @@ def gelu_backward(part: _Part, device: str) -> Call:
     grad, x = _rows(part, device, 2, widen=4)
     bias = _random(x.shape[1], device=device)
     return lambda: torch.ops.ecgfast.bias_gelu_backward(grad, x, bias)
+
+
+def linear_gelu_forward(part: _Part, device: str) -> Call:
+    (x,) = _rows(part, device, 1)
+    weight = _random(4 * part.width, part.width, device=device) * part.width**-0.5
+    bias = _random(4 * part.width, device=device)
+    return lambda: torch.ops.ecgfast.linear_gelu(x, weight, bias)
+
+
+def linear_gelu_backward(part: _Part, device: str) -> Call:
+    (grad,), (slope,) = _rows(part, device, 1), _rows(part, device, 1, widen=4)
+    weight = _random(part.width, 4 * part.width, device=device) * part.width**-0.5
+    return lambda: torch.ops.ecgfast.linear_gelu_backward(grad, weight, slope)
 
 
 def column_sums(device: str) -> Call:

@@ -107,6 +107,30 @@ SEARCHES = (
         candidates=_configs("ELEMENTS", (2048, 4, 1), (1024, 4, 1), (1024, 2, 1), (2048, 2, 1)),
     ),
     Search(
+        op="linear_gelu_forward",
+        prepare=calls.encoder_layer(calls.linear_gelu_forward),
+        candidates=_configs(
+            "BLOCK_M BLOCK_N BLOCK_K PROGRAMS",
+            (128, 256, 64, 132, 8, 3),
+            (128, 256, 64, 132, 8, 4),
+            (128, 128, 64, 132, 8, 4),
+            (128, 128, 64, 264, 4, 3),
+            (256, 128, 64, 132, 8, 3),
+        ),
+    ),
+    Search(
+        op="linear_gelu_backward",
+        prepare=calls.encoder_layer(calls.linear_gelu_backward),
+        candidates=_configs(
+            "BLOCK_M BLOCK_N BLOCK_K PROGRAMS",
+            (128, 256, 64, 132, 8, 3),
+            (128, 256, 64, 132, 8, 4),
+            (128, 128, 64, 132, 8, 4),
+            (128, 128, 64, 264, 4, 3),
+            (256, 128, 64, 132, 8, 3),
+        ),
+    ),
+    Search(
         op="column_sums",
         bits=32,
         prepare=calls.column_sums,

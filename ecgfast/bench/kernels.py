@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ecgfast import log
+from ecgfast.bench.block_cases import block_cases
 from ecgfast.bench.kernel_cases import OpCase, op_cases
 from ecgfast.bench.peaks import measure_peaks
 from ecgfast.bench.rows import Row, make_row
@@ -39,7 +40,7 @@ def measure_kernels(device: str) -> Iterator[Row]:
     yield from peak_rows
     peaks = {row.unit: row.p50 for row in peak_rows}
     providers = PROVIDERS if device == "cuda" else PROVIDERS[1:]
-    for case in op_cases(device):
+    for case in (*op_cases(device), *block_cases(device)):
         torch._dynamo.reset()  # each case compiles anew; the limit of 8 counts them together
         functions = {name: _function(case, name) for name in providers}
         if device == "cuda":
@@ -66,10 +67,11 @@ def _forward(case: OpCase, function: Callable[..., Any]) -> Any:  # noqa: ANN401
 
 
 def _forward_backward(case: OpCase, function: Callable[..., Any]) -> tuple[Tensor, ...]:
-    output = function(*case.arguments)
+    result = function(*case.arguments)
+    outputs = result if isinstance(result, tuple) else (result,)
     leaves = [case.arguments[index] for index in case.leaves]
-    # The output serves as its own gradient: random values, and nothing to allocate.
-    return torch.autograd.grad(output, leaves, output.detach())
+    # The outputs serve as their own gradients: random values, and nothing to allocate.
+    return torch.autograd.grad(outputs, leaves, [output.detach() for output in outputs])
 
 
 def _check(case: OpCase, functions: dict[str, Callable[..., Any]]) -> None:

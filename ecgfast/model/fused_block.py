@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from ecgfast_kernels.gelu import bias_gelu
+from ecgfast_kernels.linear_gelu import gelu_mlp
 from ecgfast_kernels.norm import add_layer_norm
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -19,7 +20,8 @@ from ecgfast.model.block import NORM_EPS, Block
 
 # "off": torch.compile fuses what lies between the products: the fastest that a GPU has shown yet.
 # "separate": norms with their residual, and GELU with its bias, are one kernel each.
-Fused = Literal["off", "separate"]
+# "triton": the same norms; GELU runs inside the products before and behind it, in fp16 and bf16.
+Fused = Literal["off", "separate", "triton"]
 Carried = tuple[Tensor, Tensor, Tensor]
 
 
@@ -29,18 +31,28 @@ class FusedBlock(Block):
     Source: Dosovitskiy et al. 2021, equations 2 and 3.
     """
 
+    def __init__(self, width: int, num_heads: int, fused: Fused) -> None:
+        super().__init__(width, num_heads)
+        self.fused: Fused = fused
+
     def forward(  # type: ignore[override]  # the residual crosses to the next block
         self, stream_BTD: Tensor, branch_BTD: Tensor, bias_D: Tensor
     ) -> Carried:
         """Apply attention and MLP to stream + branch + bias; return the three of the next block."""
-        fc1, fc2 = self.mlp.fc1, self.mlp.fc2
         stream_BTD, normal = _add_norm(stream_BTD, branch_BTD, bias_D, self.norm1)
         mixed = linear(self.attn.mix(normal), self.attn.proj.weight)
         stream_BTD, normal = _add_norm(stream_BTD, mixed, self.attn.proj.bias, self.norm2)
-        hidden = bias_gelu(linear(normal, fc1.weight), fc1.bias)
+        branch_BTD, bias = self._mlp(normal), self.mlp.fc2.bias
         if isinstance(self, FSDPModule):  # frees its parameters when it returns
-            return stream_BTD, fc2(hidden), torch.zeros_like(bias_D)
-        return stream_BTD, linear(hidden, fc2.weight), fc2.bias
+            return stream_BTD, branch_BTD + bias, torch.zeros_like(bias_D)
+        return stream_BTD, branch_BTD, bias
+
+    def _mlp(self, normal_BTD: Tensor) -> Tensor:
+        """The MLP without its last bias."""
+        fc1, fc2 = self.mlp.fc1, self.mlp.fc2
+        if self.fused == "triton":
+            return gelu_mlp(normal_BTD, fc1.weight, fc1.bias, fc2.weight)
+        return linear(bias_gelu(linear(normal_BTD, fc1.weight), fc1.bias), fc2.weight)
 
 
 class FirstFusedBlock(FusedBlock):
@@ -57,8 +69,10 @@ class FirstFusedBlock(FusedBlock):
 
 def make_blocks(depth: int, width: int, num_heads: int, fused: Fused) -> nn.ModuleList:
     """Blocks of one kind; parameters and their names do not depend on `fused`."""
-    first, other = (Block, Block) if fused == "off" else (FirstFusedBlock, FusedBlock)
-    return nn.ModuleList((other if i else first)(width, num_heads) for i in range(depth))
+    if fused == "off":
+        return nn.ModuleList(Block(width, num_heads) for _ in range(depth))
+    kinds = [FirstFusedBlock, *[FusedBlock] * (depth - 1)]
+    return nn.ModuleList(kind(width, num_heads, fused) for kind in kinds)
 
 
 def run_blocks(blocks: nn.ModuleList, norm: nn.LayerNorm, tokens_BTD: Tensor) -> Tensor:

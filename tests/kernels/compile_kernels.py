@@ -21,6 +21,7 @@ from ecgfast_kernels import adamw_triton as adamw
 from ecgfast_kernels import attention_triton as attention
 from ecgfast_kernels import column_sums_triton as column_sums
 from ecgfast_kernels import gelu_triton as gelu
+from ecgfast_kernels import linear_gelu_triton as linear_gelu
 from ecgfast_kernels import masked_loss_triton as loss
 from ecgfast_kernels import norm_triton as norm
 from ecgfast_kernels import patch_embed_triton as embed
@@ -77,6 +78,7 @@ MULTIPLES_OF_16 = {
     "num_elements",
     "num_heads",
     "num_columns",
+    "depth",
 }
 FLOATS = {"scale", "log2_e", "eps", "beta1", "beta2"}
 
@@ -94,7 +96,7 @@ def jobs(arch: int) -> list[Job]:
         config=config_for("random_mask", arch=arch, bits=64),
         wide=("seed", "epoch"),
     )
-    return [mask, _adamw_job(arch), *found]
+    return [mask, _adamw_job(arch), *found, *_product_jobs(arch)]
 
 
 def _adamw_job(arch: int) -> Job:
@@ -253,6 +255,27 @@ def _pointwise_jobs(arch: int) -> list[Job]:
                 config |= {"BLOCK_R": config.pop("ELEMENTS") // width, "BLOCK_D": width}
             job = Job(name=name + suffix, kernel=kernel, pointers=rows, constants={}, config=config)
             found.append(job)
+    return found
+
+
+def _product_jobs(arch: int) -> list[Job]:
+    found: list[Job] = []
+    if arch < 90:  # tiles move by TMA
+        return found
+    for name, forward in (("linear_gelu_forward", True), ("linear_gelu_backward", False)):
+        config = config_for(name, arch=arch, bits=16)
+        m, n, k = (config[f"BLOCK_{axis}"] for axis in "MNK")
+        blocks = {"a": (m, k), "b": (n, k) if forward else (k, n)}
+        blocks |= dict.fromkeys(("out", "slope"), (m, n // 2))
+        types = {arg: f"tensordesc<bf16[{r}, {c}]>" for arg, (r, c) in blocks.items()}
+        job = Job(
+            name=name,
+            kernel=linear_gelu.product_kernel,
+            pointers={"bias": "*bf16", "partial": "*fp32"} | types,
+            constants={"FORWARD": forward, "PROGRAMS": config.pop("PROGRAMS")},
+            config=config,
+        )
+        found.append(job)
     return found
 
 

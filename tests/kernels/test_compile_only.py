@@ -95,5 +95,12 @@ def test_norm_sums_columns_once_and_not_in_every_step(arch: int, name: str) -> N
     assert reports(arch)[f"add_layer_norm_backward_{name}"]["loop_barriers"] == 6
 
 
+@pytest.mark.parametrize("name", ["linear_gelu_forward", "linear_gelu_backward"])
+def test_products_with_gelu_use_the_newest_tensor_cores(arch: int, name: str) -> None:
+    report = reports(arch).get(name)
+    assert (report is None) == (arch < 90)  # an A100 has no TMA
+    assert report is None or report["tensor_core"] == TENSOR_CORE[arch]
+
+
 def test_a_mask_stays_in_one_warp(arch: int) -> None:
     assert reports(arch)["random_mask"]["registers"] <= 96

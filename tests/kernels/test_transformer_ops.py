@@ -8,13 +8,15 @@ import torch
 from checks import DEVICE, DTYPES, INSIDE_DYNAMO, assert_close, poisoned_outputs, random
 from ecgfast_kernels import attention as attention_module
 from ecgfast_kernels import gelu as gelu_module
+from ecgfast_kernels import linear_gelu as linear_gelu_module
 from ecgfast_kernels import norm as norm_module
 from ecgfast_kernels import tuning
 from ecgfast_kernels.attention import short_attention
 from ecgfast_kernels.gelu import bias_gelu
+from ecgfast_kernels.linear_gelu import gelu_mlp
 from ecgfast_kernels.norm import add_layer_norm
 from torch import Tensor
-from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention
+from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
 EPS = 1e-6
 Function = Callable[..., tuple[Tensor, ...]]
@@ -78,6 +80,16 @@ def biased_gelu(*shape: int) -> Op:
     )
 
 
+def mlp(rows: int, width: int, hidden: int) -> Op:
+    return Op(
+        name="gelu_mlp",
+        fused=lambda *inputs: (gelu_mlp(*inputs),),
+        plain=lambda x, w, b, v: (linear(gelu(linear(x, w, b)), v),),
+        shapes=((2, rows, width), (hidden, width), (hidden,), (width, hidden)),
+        terms=2 * rows * hidden * width,
+    )
+
+
 OPS = [
     attention(2, 61, 2, 64),  # encoder: one tile
     attention(1, 241, 2, 32),  # decoder: all keys in one tile, one pass; two halves forward
@@ -89,8 +101,10 @@ OPS = [
     add_norm(1, 2, 513),
     biased_gelu(3, 61, 96),
     biased_gelu(2, 150, 600),
+    mlp(61, 72, 200),  # three tiles of rows and of columns and two of the depth, none full
+    mlp(3, 16, 64),
 ]
-SMALL = [attention(2, 17, 2, 16), add_norm(2, 9, 40), biased_gelu(2, 9, 40)]
+SMALL = [attention(2, 17, 2, 16), add_norm(2, 9, 40), biased_gelu(2, 9, 40), mlp(5, 8, 24)]
 
 
 def inputs_of(op: Op, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -185,6 +199,19 @@ def test_references_match_fp64_autograd() -> None:
     out = gelu_module.reference_forward(x, bias)
     grads = gelu_module.reference_backward(upstream_of(out, 0), x, bias)
     _assert_equal_to_plain(SMALL[2], (out, *grads))
+    x, weight, bias, out_weight = _fp64(SMALL[3])
+    act, slope = linear_gelu_module.reference_forward(x, weight, bias)
+    upstream = upstream_of(x, 0)
+    grad_act, grad_bias = linear_gelu_module.reference_backward(
+        upstream.flatten(0, 1), out_weight, slope.flatten(0, 1)
+    )
+    grads = (
+        (grad_act @ weight).view_as(x),
+        grad_act.t() @ x.flatten(0, 1),
+        grad_bias,
+        upstream.flatten(0, 1).t() @ act.flatten(0, 1),
+    )
+    _assert_equal_to_plain(SMALL[3], (act @ out_weight.t(), *grads))
 
 
 def _fp64(op: Op) -> tuple[Tensor, ...]:
@@ -233,6 +260,11 @@ def test_opcheck() -> None:
     x, bias = (tensor.detach() for tensor in inputs_of(SMALL[2], torch.float32))
     torch.library.opcheck(ops.bias_gelu.default, (x, bias))
     torch.library.opcheck(ops.bias_gelu_backward.default, (x, x, bias))
+    x, weight, bias, out_weight = (t.detach() for t in inputs_of(SMALL[3], torch.float32))
+    x = x.flatten(0, 1)
+    _, slope = ops.linear_gelu(x, weight, bias)
+    torch.library.opcheck(ops.linear_gelu.default, (x, weight, bias))
+    torch.library.opcheck(ops.linear_gelu_backward.default, (x, out_weight, slope))
 
 
 def test_wrong_arguments() -> None:
@@ -246,5 +278,11 @@ def test_wrong_arguments() -> None:
         )
     with pytest.raises(ValueError, match="like the stream"):
         add_layer_norm(torch.zeros(2, 8), torch.zeros(3, 8), *[torch.zeros(8)] * 3, eps=EPS)
+    with pytest.raises(ValueError, match="no kernel for float64; use fused=separate"):
+        gelu_mlp(*(tensor.double() for tensor in inputs_of(SMALL[3], torch.float32)))
+    with pytest.raises(ValueError, match=r"must fit the weight \(32, 8\)"):
+        gelu_mlp(torch.zeros(2, 9), torch.zeros(32, 8), torch.zeros(32), torch.zeros(8, 32))
+    with pytest.raises(ValueError, match=r"bias must be \(32,\)"):
+        gelu_mlp(torch.zeros(2, 8), torch.zeros(32, 8), torch.zeros(8), torch.zeros(8, 32))
     with pytest.raises(ValueError, match=r"bias must be \(8,\)"):
         bias_gelu(torch.zeros(2, 8), torch.zeros(9))

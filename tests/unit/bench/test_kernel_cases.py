@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from ecgfast.bench import kernels
+from ecgfast.bench.block_cases import block_cases
 from ecgfast.bench.kernel_cases import OpCase, op_cases
 
 
 @pytest.fixture(scope="module")
 def cases() -> dict[str, OpCase]:
     torch.manual_seed(0)
-    return {case.name: case for case in op_cases("cpu")}
+    return {case.name: case for case in (*op_cases("cpu"), *block_cases("cpu"))}
 
 
 def test_every_case_runs_forward_and_backward(cases: dict[str, OpCase]) -> None:
@@ -24,6 +25,15 @@ def test_every_case_runs_forward_and_backward(cases: dict[str, OpCase]) -> None:
             grads = kernels._forward_backward(case, function)
             assert all(grad.isfinite().all() for grad in grads)
             assert all(grad.any() for grad in grads)
+
+
+@pytest.mark.parametrize("name", ["gelu_mlp", "add_layer_norm", "bias_gelu", "short_attention"])
+def test_the_kernels_of_blocks_agree_with_what_they_replace(
+    cases: dict[str, OpCase], name: str
+) -> None:
+    case = cases[f"{name}_encoder"]
+    ours, plain = (partial(case.function, backend=b) for b in ("triton", "reference"))
+    kernels._check(case, {"ecgfast": ours, "torch-eager": plain})
 
 
 def test_a_kernel_that_disagrees_is_refused(cases: dict[str, OpCase]) -> None:

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 FP32_STATISTICS = 1e-6  # our kernels keep those of softmax and norms in fp32, even for fp64 tokens
+FP32_TOKENS = 1e-5  # products of a few hundred terms, added in another order
 
 
 def compile_counted(blocks: torch.nn.ModuleList, backend: CompileCounterWithBackend) -> None:
@@ -32,20 +33,22 @@ def compile_counted(blocks: torch.nn.ModuleList, backend: CompileCounterWithBack
 def compare(kernel: Backend, *, fused: Fused = "off") -> int:
     """Compile both halves with `kernel`; check loss and gradients; return the graphs it took."""
     torch._dynamo.reset()
-    eager, compiled = small_model(), small_model(fused=fused)
+    dtype = torch.float32 if fused == "triton" else torch.float64
+    eager, compiled = small_model(dtype), small_model(dtype, fused=fused)
     counter = CompileCounterWithBackend("aot_eager")
     for model in (eager, compiled):
         model.set_attention(encoder=kernel, decoder=kernel)
     compile_counted(compiled.blocks, counter)
     compile_counted(compiled.decoder_blocks, counter)
-    patches, masks = small_patches(2), small_masks(2)
+    patches, masks = small_patches(2, dtype), small_masks(2)
     losses = [model(patches, *masks)[0] for model in (eager, compiled)]
     for loss in losses:
         loss.backward()
-    torch.testing.assert_close(losses[0], losses[1], rtol=FP32_STATISTICS, atol=0)
+    tolerance = FP32_STATISTICS if dtype == torch.float64 else FP32_TOKENS
+    torch.testing.assert_close(losses[0], losses[1], rtol=tolerance, atol=0)
     for (name, one), other in zip(eager.named_parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(
-            one.grad, other.grad, rtol=1e-4, atol=FP32_STATISTICS, msg=f"gradient of {name}"
+            one.grad, other.grad, rtol=1e-4, atol=tolerance, msg=f"gradient of {name}"
         )
     return int(counter.frame_count)
 
@@ -58,5 +61,6 @@ def test_short_attention_stays_inside_the_graph() -> None:
     assert compare("triton") == 2
 
 
-def test_fused_blocks_compute_the_same_and_stay_one_graph() -> None:
-    assert compare("triton", fused="separate") == 3  # the encoder's second block differs
+@pytest.mark.parametrize("fused", ["separate", "triton"])
+def test_fused_blocks_compute_the_same_and_stay_one_graph(fused: Fused) -> None:
+    assert compare("triton", fused=fused) == 3  # the encoder's second block differs

@@ -91,7 +91,7 @@ def test_auto_takes_the_fastest_and_remembers_it(
     assert times[choice.backend] < 1.5 * min(times.values())
 
 
-@pytest.mark.parametrize("fused", ["off", "separate"])
+@pytest.mark.parametrize("fused", ["off", "separate", "triton"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_bf16_model_follows_fp64(fused: Fused, compiled: bool) -> None:
     model = build_model(replace(load_config("demo"), fused=fused)).bfloat16()
