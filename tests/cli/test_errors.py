@@ -126,7 +126,9 @@ def test_a_damaged_store_is_named_by_verify(
 def test_a_damaged_run(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    result = {"kind": "finetune", "identity": {"model": "cnn"}, "preprocessing": {}}
+    facts = {"store": "", "select": None, "target": "age<1", "init": "random", "model": "cnn"}
+    made = {"store": {"window": "first", "short": "quarantine"}, "cohort": None}
+    result = {"kind": "finetune", "identity": facts | {"fold": None}, "preprocessing": made}
     (run / "config.toml").write_text("[model]\nkind = 'cnn'\n")
     (run / "result.json").write_text(json.dumps(result))
     save_file({"a": torch.zeros(1)}, run / "best.safetensors")

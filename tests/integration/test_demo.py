@@ -22,7 +22,7 @@ from ecgfast.evaluate.roc import delong, delong_paired
 from ecgfast.evaluate.runs import load_run
 from ecgfast.evaluate.scores import probabilities
 from ecgfast.store.reader import StoreReader, open_store
-from ecgfast.train.checkpoint import load_model
+from ecgfast.train.loading import load_model
 
 pytestmark = pytest.mark.slow
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import zarr
 from recordings import ecg_like, make_store
+from resealed import change_manifest
 
 import ecgfast
 from ecgfast.errors import ShapeError
@@ -35,6 +36,7 @@ def test_we_read_what_zarr_writes(codec: Codec, tmp_path: Path) -> None:
     other[7] = 0
     with zarr.config.set({"array.write_empty_chunks": True}):
         zarr.open_group(path / "signals.zarr", mode="r+")["signal"][:] = other
+    change_manifest(path)  # the digests of the shards, as they are now
     np.testing.assert_array_equal(ecgfast.open_store(path).read(range(NUM_RECORDS)), other)
 
 
