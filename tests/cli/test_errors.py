@@ -1,6 +1,5 @@
 """Mistakes of users are one line on stderr and exit code 2; other failures exit with 1."""
 
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from ecgfast.cli import main
 from ecgfast.convert import convert
 from ecgfast.ingest.synthetic import write_cohort
+from ecgfast.runs.sealed import RUN_FILES, entries, sealed
 
 
 @pytest.fixture(scope="module")
@@ -126,12 +126,14 @@ def test_a_damaged_store_is_named_by_verify(
 def test_a_damaged_run(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    facts = {"store": "", "select": None, "target": "age<1", "init": "random", "model": "cnn"}
+    identity = {"store": "", "select": None, "target": "age<1", "init": "random", "fold": None}
+    identity |= {"model": "cnn", "model.kind": "cnn"}
     made = {"store": {"window": "first", "short": "quarantine"}, "cohort": None}
-    result = {"kind": "finetune", "identity": facts | {"fold": None}, "preprocessing": made}
+    save_file({"a": torch.zeros(1 << 20)}, run / "best.safetensors")
+    result = {"kind": "finetune", "identity": identity, "preprocessing": made}
+    result[RUN_FILES] = entries(run, ["best.safetensors"])
     (run / "config.toml").write_text("[model]\nkind = 'cnn'\n")
-    (run / "result.json").write_text(json.dumps(result))
-    save_file({"a": torch.zeros(1)}, run / "best.safetensors")
+    (run / "result.json").write_bytes(sealed(result))
     if name != "best.safetensors":  # that one holds another model's weights already
         (run / name).write_bytes(b"\xff[")
     line = refused(capsys, "predict", run, tmp_path)
