@@ -35,9 +35,7 @@ _STRICT: dict[str, Reason] = {
     "interpolated": "signal check: interpolated; --quality flag takes it",
 }
 _BLOCK_RECORDS = 16  # two megabytes: what one step writes, the next finds in the cache
-_WAITING_BYTES = (
-    64 << 20
-)  # of whole records behind windows that wait: long ones are encoded at once
+_WAITING_BYTES = 64 << 20  # of records behind windows that wait: long ones are encoded at once
 _LONGEST_DETAIL = 500  # characters of an error: a damaged file can bring megabytes into it
 
 
@@ -104,16 +102,18 @@ def convert_batch(items: Sequence[InputFile], start: Cursor, settings: Settings)
     """
     outcomes: list[Outcome] = []
     waiting: list[_Candidate | Refusal] = []
+    num_bytes = 0  # of the records behind what waits, a record once for each of its windows
     for position, item in enumerate(items, start.position):
         skipped = start.outcome if position == start.position else 0
         for each in _windows(item, position, settings)[skipped:]:
             waiting.append(each)
+            num_bytes += 0 if isinstance(each, Refusal) else each.digits.signal.nbytes
             if len(waiting) == _BLOCK_RECORDS:
                 outcomes += _finished(waiting, settings)
-                waiting = []
-        if sum(_num_bytes(each) for each in waiting) > _WAITING_BYTES:
+                waiting, num_bytes = [], 0
+        if num_bytes > _WAITING_BYTES:
             outcomes += _finished(waiting, settings)
-            waiting = []
+            waiting, num_bytes = [], 0
     return in_columns([*outcomes, *_finished(waiting, settings)])
 
 
@@ -142,11 +142,6 @@ def _windows(item: InputFile, position: int, settings: Settings) -> list[_Candid
                 )
             )
     return windows
-
-
-def _num_bytes(each: _Candidate | Refusal) -> int:
-    """Memory that an outcome keeps until it is encoded: the windows of one file share theirs."""
-    return 0 if isinstance(each, Refusal) else each.digits.signal.nbytes
 
 
 def _finished(waiting: list[_Candidate | Refusal], settings: Settings) -> list[Outcome]:
