@@ -109,7 +109,7 @@ def test_no_path_and_no_readable_identifier_is_in_the_report(finished: Path) -> 
         assert row["record_id"] not in text
 
 
-def tested_rows(records: pa.Table) -> dict[str, np.ndarray]:
+def rows_of_cohorts(records: pa.Table) -> dict[str, np.ndarray]:
     """By hand: the test split of hospital 1, and every ECG of the others; all have a label."""
     site, split = (np.array(records[name].to_pylist()) for name in ("site", "split"))
     rows = {
@@ -152,7 +152,7 @@ def test_the_numbers_are_those_of_the_runs(finished: Path, folder: str, name: st
         zip(written["record_id"].to_pylist(), written["probability"].to_pylist(), strict=True)
     )
     names = store.records["record_id"].to_pylist()
-    cohorts = tested_rows(store.records)
+    cohorts = rows_of_cohorts(store.records)
     assert sorted(of_record) == sorted(
         names[row] for cohort in ("site 1, test split", "all external sites")
         for row in cohorts[cohort]
@@ -186,7 +186,7 @@ def test_the_pretrained_run_is_compared_with_the_others_patient_by_patient(finis
     report = finished / "report"
     paired = json.loads((report / "metrics.json").read_text())["first_run_minus"]
     store, written = open_store(finished / "synthetic"), pq.read_table(report / "scores.parquet")
-    rows = tested_rows(store.records)["all external sites"]
+    rows = rows_of_cohorts(store.records)["all external sites"]
     names = store.records["record_id"].take(rows).to_pylist()
     y = store.records["ejection_fraction"].to_numpy()[rows] < 40
     score = {}
