@@ -112,13 +112,17 @@ def join(device: str | None = None, *, mesh_of_one: bool = False) -> Iterator[Ra
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:
         mesh = init_device_mesh(chosen.type, (world_size,))
-        yield Ranks(
+        ranks = Ranks(
             rank=dist.get_rank(),
             world_size=world_size,
             device=chosen,
             mesh=mesh,
             host_mesh=mesh if chosen.type == "cpu" else init_device_mesh("cpu", (world_size,)),
         )
+        yield ranks
+        # Gloo's threads free the tensors of the last collective after it has returned. One that
+        # needs the interpreter for this while the interpreter ends aborts the process.
+        ranks.barrier()
     finally:
         dist.destroy_process_group()
 
