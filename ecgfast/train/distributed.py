@@ -1,10 +1,13 @@
 """Ranks, and how a model is spread over them: master weights, compiled blocks, FSDP2."""
 
+import atexit
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, TypeVar, cast
 
 import torch
@@ -87,6 +90,27 @@ class Ranks:
         return None if self.mesh is None else dist.new_group(backend="gloo")
 
 
+def _sleeps(thread: Path) -> bool:
+    try:
+        return thread.joinpath("stat").read_text().rpartition(")")[2].split()[0] in "SI"
+    except OSError:  # it has ended
+        return True
+
+
+def _wait_for_threads(limit_s: float = 5.0) -> None:
+    """Wait until every other thread of this process sleeps.
+
+    Gloo's threads free the tensors of a collective after it has returned, for which they need the
+    interpreter. One that comes to this while the interpreter ends aborts the process.
+    """
+    end = time.monotonic() + limit_s
+    busy = True
+    while busy and time.monotonic() < end:
+        time.sleep(0.01)  # lets go of the interpreter's lock, so that a thread can take it
+        threads = Path("/proc/self/task").glob("*")
+        busy = not all(_sleeps(thread) for thread in threads if thread.name != str(os.getpid()))
+
+
 @contextmanager
 def join(device: str | None = None, *, mesh_of_one: bool = False) -> Iterator[Ranks]:
     """Join the ranks that torchrun started, or be the only one.
@@ -112,18 +136,15 @@ def join(device: str | None = None, *, mesh_of_one: bool = False) -> Iterator[Ra
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:
         mesh = init_device_mesh(chosen.type, (world_size,))
-        ranks = Ranks(
+        yield Ranks(
             rank=dist.get_rank(),
             world_size=world_size,
             device=chosen,
             mesh=mesh,
             host_mesh=mesh if chosen.type == "cpu" else init_device_mesh("cpu", (world_size,)),
         )
-        yield ranks
-        # Gloo's threads free the tensors of the last collective after it has returned. One that
-        # needs the interpreter for this while the interpreter ends aborts the process.
-        ranks.barrier()
     finally:
+        atexit.register(_wait_for_threads)
         dist.destroy_process_group()
 
 
