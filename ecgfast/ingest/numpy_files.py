@@ -118,12 +118,12 @@ def read_npz(path: Path) -> dict[str, Any]:
             reason="the file is too large",
         )
     meta: dict[str, Any] = {}
+    left = MAX_TEXT_BYTES
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            for member in archive.infolist():
-                key, suffix = os.path.splitext(member.filename)
-                if suffix == ".npy":
-                    meta[key] = _read_member(archive, member, key, name)
+            for key, member in _members(archive, name).items():
+                meta[key], used = _read_member(archive, member, key, left, name)
+                left -= used
     except FormatError:
         raise
     except Exception as error:  # zipfile and zlib have a dozen classes for damage
@@ -138,8 +138,47 @@ def read_npz(path: Path) -> dict[str, Any]:
     return meta
 
 
-def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, key: str, name: str) -> Any:  # noqa: ANN401 (an array, or what a sidecar can hold)
-    """Read one array; its size is what the archive declares, its header and what is unpacked."""
+def _members(archive: zipfile.ZipFile, name: str) -> dict[str, zipfile.ZipInfo]:
+    """Return the arrays of an archive; what it declares of their sizes is checked here."""
+    members: dict[str, zipfile.ZipInfo] = {}
+    for member in archive.infolist():
+        key, suffix = os.path.splitext(member.filename)
+        if suffix != ".npy":
+            continue
+        if key in members:
+            raise FormatError(
+                f"{name}: array {key!r:.80} occurs twice, allowed once; write the file again",
+                reason="the file is damaged",
+            )
+        members[key] = member
+    beside = sum(member.file_size for key, member in members.items() if key != "signal")
+    if beside > MAX_TEXT_BYTES:
+        raise _too_long(f"{beside:,} bytes", name)
+    return members
+
+
+def _too_long(got: str, name: str) -> FormatError:
+    return FormatError(
+        f"{name}: got {got} beside the signal, allowed {MAX_TEXT_BYTES >> 20} MiB in all arrays "
+        "together; leave some out",
+        reason="the file is too large",
+    )
+
+
+def _read_member(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, key: str, left: int, name: str
+) -> tuple[Any, int]:
+    """Read one array; its size is what the archive declares, its header and what is unpacked.
+
+    Args:
+        archive: it is in.
+        member: of the archive.
+        key: its name.
+        left: of `MAX_TEXT_BYTES`, after the arrays before.
+        name: of the file, for errors.
+    Returns:
+        the signal as an array, others as Python values; what it takes of `left`.
+    """
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise FormatError(
             f"{name}: array {key!r} is packed in a way that NumPy does not write",
@@ -149,12 +188,11 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, key: str, na
         head = file.read(_HEAD_BYTES)
         header = _parsed(head, name)
         _check_held(header, member.file_size - header.start, name)
-        if key != "signal":
-            _check_label(header, key, name)
+        used = 0 if key == "signal" else _check_label(header, key, left, name)
         rest = header.start + header.num_bytes - len(head)
         content = head[header.start :] + file.read(max(rest, 0))
     array = _array(content[: header.num_bytes], header, name)
-    return array if key == "signal" else array.tolist()
+    return (array if key == "signal" else array.tolist()), used
 
 
 def _read_header(file: BinaryIO, name: str) -> _Header:
@@ -214,21 +252,18 @@ def _check_held(header: _Header, held: int, name: str) -> None:
     _check_values(header, name)
 
 
-def _check_label(header: _Header, key: str, name: str) -> None:
-    """Refuse an array beside the signal that is no number, text or short list of them."""
+def _check_label(header: _Header, key: str, left: int, name: str) -> int:
+    """Refuse an array beside the signal that is no number, text or short list; return its size."""
     if header.dtype.kind not in "biufU":
         raise FormatError(
             f"{name}: array {key!r} holds {header.dtype}, allowed numbers and text; leave it out, "
             "or write it as text",
             reason="a value of the sidecar is not allowed",
         )
-    count = math.prod(max(side, 1) for side in header.shape)
-    if max(count, header.num_bytes) > MAX_TEXT_BYTES:
-        raise FormatError(
-            f"{name}: array {key!r} has shape {header.shape}, allowed {MAX_TEXT_BYTES >> 20} MiB "
-            "beside the signal; leave it out",
-            reason="the file is too large",
-        )
+    count = math.prod(max(side, 1) for side in header.shape)  # empty lists take memory too
+    if max(count, header.num_bytes) > left:
+        raise _too_long(f"array {key!r:.80} of shape {header.shape}", name)
+    return max(count, header.num_bytes)
 
 
 def _array(content: bytes, header: _Header, name: str) -> NDArray[Any]:

@@ -116,6 +116,17 @@ def member(name: str, content: bytes, *, packed: int = zipfile.ZIP_DEFLATED) -> 
     return write
 
 
+def twice(name: str) -> Odd:
+    """A good .npz with one of its arrays twice, the second one of other values."""
+
+    def write(folder: Path) -> None:
+        other = SIGNAL[:, ::-1] if name == "signal.npy" else 250.0
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            member(name, saved(other))(folder)
+
+    return write
+
+
 def saved(array: object) -> bytes:
     file = io.BytesIO()
     np.save(file, np.asarray(array))
@@ -169,6 +180,14 @@ ODD: dict[str, tuple[Odd, Reason]] = {
     "signal of no dimension": (npz(signal=5), SHAPE),
     "long label": (npz(more=np.zeros(MAX_TEXT_BYTES + 1, np.uint8)), LARGE),
     "label of many empty lists": (member("x.npy", saved(np.zeros((10**9, 0)))), LARGE),
+    "labels that are long together": (
+        npz(**{f"x{n}": np.zeros(1 << 19, np.uint8) for n in range(3)}), LARGE,
+    ),
+    "labels of many empty lists together": (
+        npz(**{f"x{n}": np.zeros((1 << 19, 0)) for n in range(3)}), LARGE,
+    ),
+    "signal twice": (twice("signal.npy"), DAMAGED),
+    "rate twice": (twice("sampling_rate_hz.npy"), DAMAGED),
     "packed by another method": (
         member("x.npy", saved(1), packed=zipfile.ZIP_BZIP2), DAMAGED,
     ),
