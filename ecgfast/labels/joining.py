@@ -32,7 +32,7 @@ from ecgfast.labels.identities import (
 )
 from ecgfast.labels.matching import agreeing_rows, first_rows, match_rows, nearest_rows
 from ecgfast.labels.splits import check_folds, check_splits, num_torn
-from ecgfast.labels.table import read_labels, stored
+from ecgfast.labels.table import folds, read_labels, stored
 from ecgfast.store.durable import store_lock
 from ecgfast.store.patients import patient_groups, retained, with_pseudonyms
 from ecgfast.store.reader import open_store
@@ -133,7 +133,7 @@ def label_store(
             seed=earlier.get("seed", 0) if split_seed is None else split_seed,
             one_ecg_each=one_ecg_per_patient,
         )
-        records, splits = _with_splits(records, patients, labels, matches, earlier, rule)
+        records, splits = _with_splits(records, patients, labels, matches, earlier, rule, csv)
         records = with_pseudonyms(records, patients, pseudonyms)
         spec = {
             # Keyed: nobody shall test guesses of a small table.
@@ -195,12 +195,13 @@ def _with_splits(
     matches: list[list[int]],
     earlier: dict[str, Any],
     rule: _Rule,
+    csv: Path,
 ) -> tuple[pa.Table, dict[str, Any]]:
     """The rows with their splits, and what the manifest says about these."""
     if rule.split not in (None, "patient", "column"):
         raise ConfigError(f"--split must be patient or column, got {rule.split!r}")
     if rule.split == "column":
-        return _given_splits(records, labels, matches), {"kind": "column"}
+        return _given_splits(records, labels, matches, csv), {"kind": "column"}
     if "split" in labels.column_names:
         log.info("labels: the column split is not used; --split column takes it")
     if rule.split is None and earlier["kind"] == "column":
@@ -221,7 +222,9 @@ def _with_splits(
     )
 
 
-def _given_splits(records: pa.Table, labels: pa.Table, matches: list[list[int]]) -> pa.Table:
+def _given_splits(
+    records: pa.Table, labels: pa.Table, matches: list[list[int]], csv: Path
+) -> pa.Table:
     if "split" not in labels.column_names:
         raise ConfigError("--split column needs a column named split in the CSV")
     names = [name for name in ("split", "fold") if name in labels.column_names]
@@ -233,7 +236,7 @@ def _given_splits(records: pa.Table, labels: pa.Table, matches: list[list[int]])
     records = set_column(records, "split", split)
     if "fold" not in names:
         return set_column(records, "fold", pa.nulls(records.num_rows, pa.int64()))
-    fold = cells(labels["fold"], rows).cast(pa.int64())
+    fold = cells(folds(labels, csv), rows)
     check_folds(patients, fold.to_pylist())
     return set_column(records, "fold", fold)
 

@@ -19,7 +19,6 @@ from ecgfast.errors import ConfigError
 
 SPLITS = ("train", "valid", "test")
 SHARES = {"test": 0.15, "valid": 0.15}  # of the patients of each stratum; the rest is train
-_MAX_FOLD = 99
 NUM_FOLDS = 5
 FEWEST = 20  # cases or controls of a split, below which its numbers say little
 
@@ -155,17 +154,14 @@ def check_splits(patients: Sequence[object], splits: Sequence[str | None]) -> No
 
 
 def check_folds(patients: Sequence[object], folds: Sequence[int | None]) -> None:
-    """Refuse given folds that leak, and numbers that are none: they could be those of patients.
+    """Refuse given folds that leak.
 
     Args:
         patients: (N,) what tells the patients apart.
         folds: (N,).
     Raises:
-        ConfigError: a patient in two folds, or a number that is no fold's.
+        ConfigError: a patient in two folds.
     """
-    wrong = [fold for fold in folds if fold is not None and not 0 <= fold <= _MAX_FOLD]
-    if wrong:
-        raise ConfigError(f"fold must be from 0 to {_MAX_FOLD}, got another number; correct it")
     _refuse_torn(patients, folds, "fold")
 
 

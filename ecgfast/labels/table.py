@@ -30,6 +30,8 @@ _QUOTED = r"^'('*[=+\-@\t\r\n])"
 SEPARATORS = (",", ";", "\t")
 _HEADER_LINES = 100  # the names of columns can hold line breaks
 BAD = b"bad_cell"  # metadata of a column of values with a cell that is none
+_MAX_FOLD = 99
+_SHOWN = 40  # letters of a cell in an error
 _DAY_FIRST = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})")  # WFDB headers
 
 
@@ -141,7 +143,7 @@ def _number_column(
     if isinstance(result, BadCell):
         row = result.row
     # An age may stand where a name was meant to be: the cell of a person is not shown.
-    value = "" if name in PERSONAL else f", got {text[row - 1].as_py().strip()[:40]!r}"
+    value = "" if name in PERSONAL else f", got {text[row - 1].as_py().strip()[:_SHOWN]!r}"
     raise ConfigError(
         f"labels {path}: {name} of row {row} below the header must be a number such as 35.5, or "
         f"empty{value}; correct the cell"
@@ -222,6 +224,28 @@ def stored(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return column
     # Unsafe: whole numbers beyond 2^53 are rounded.
     return column.cast(pa.float64() if is_number(column.type) else pa.string(), safe=False)
+
+
+def folds(table: pa.Table, path: Path) -> pa.ChunkedArray:
+    """The column `fold` as whole numbers.
+
+    Raises:
+        ConfigError: a cell is no fold; every other number could be that of a patient.
+    """
+    values = table["fold"].to_pylist()
+    for row, cell in enumerate(values, 1):
+        number = cell
+        if isinstance(cell, str) and re.match(NUMBER_CELL, cell.strip()):
+            number = float(cell)  # among others that are none
+        is_fold = isinstance(number, float) and number in range(_MAX_FOLD + 1)
+        if cell is not None and not is_fold:
+            got = f"{cell:.15g}" if isinstance(cell, float) else repr(cell)[:_SHOWN]
+            raise ConfigError(
+                f"labels {path}: fold of row {row} below the header must be a whole number from 0 "
+                f"to {_MAX_FOLD}, or empty, got {got}; correct the cell"
+            )
+    numbers = [None if value is None else int(value) for value in values]
+    return pa.chunked_array([pa.array(numbers, pa.int64())])
 
 
 def parse_date(text: str | None) -> datetime.date | None:
