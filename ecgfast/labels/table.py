@@ -170,7 +170,7 @@ def _read(path: Path) -> tuple[pa.Table, str]:
         table = pacsv.read_csv(path, in_order, options, kinds)
     except FileNotFoundError as error:
         raise ConfigError(f"labels {path}: no such file") from error
-    except (OSError, UnicodeError, pa.ArrowInvalid) as error:
+    except (OSError, UnicodeError, csv.Error, pa.ArrowInvalid) as error:
         raise ConfigError(
             f"labels {path}: not a CSV table with a header line: {error}; save it as CSV UTF-8"
         ) from error

@@ -1,5 +1,6 @@
 """What a store holds: inputs, refusals, flags, the codec's ratio."""
 
+import csv
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -103,13 +104,23 @@ def describe(store: StoreReader | str | Path) -> StoreInfo:
 
 
 def passed_over_examples(store: Path) -> dict[str, list[str]]:
-    """Read the examples of files that were passed over, by kind; none where their table is not."""
+    """Read the examples of files that were passed over, by kind; none where their table is not.
+
+    Raises:
+        CorruptStoreError: the file is no such table.
+    """
     path = passed_over_beside(store)
     examples: dict[str, list[str]] = {}
-    if path.exists():
+    if not path.exists():
+        return examples
+    try:
         with path.open(newline="", encoding="utf-8") as file:
             for line in read_lines(file):
                 examples.setdefault(line["kind"], []).append(line["source"])
+    except (KeyError, ValueError, csv.Error) as error:
+        raise CorruptStoreError(
+            f"{path} is damaged: {error}; remove it, the store does not need it"
+        ) from error
     return examples
 
 

