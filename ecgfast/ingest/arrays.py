@@ -64,10 +64,10 @@ def read_arrays(path: Path, record_id: str, row: int | None) -> EcgRecord:
     offset = _per_signal(meta, "offset_adc", 0.0, len(names), path)
     signal, scale, offset = _digits_or_microvolt(signal_ST, scale, offset)
     leads = arrange_leads(plan_leads(names, path.name), signal, scale, offset, path.name)
-    text = {key: str(meta[key]) for key in _IDENTITY if meta.get(key) is not None}
+    text = _identity(meta, path)
     labels = {key: _label(key, meta[key], path) for key in sorted(set(meta) - _KNOWN - _IDENTITY)}
     if _EF in labels:
-        labels[_EF] = _ejection_fraction(labels[_EF], path)
+        labels[_EF] = _ejection_fraction(meta[_EF], path)
     _check_text([*labels, *labels.values(), *text.values()], path)
     age = parse_age(text["age"]) if "age" in text else None
     site = known_id(text.get("site"))
@@ -88,6 +88,18 @@ def read_arrays(path: Path, record_id: str, row: int | None) -> EcgRecord:
         provenance={"format": "numpy"},
         flags=flags,
     )
+
+
+def _identity(meta: dict[str, Any], path: Path) -> dict[str, str]:
+    """Return what the sidecar says of the patient, as text; the values are in no error."""
+    found = {key: meta[key] for key in sorted(_IDENTITY) if meta.get(key) is not None}
+    for key, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise FormatError(
+                f"{path.name}: {key} is a {type(value).__name__}, allowed text, a number or null",
+                reason="a value of the sidecar is not allowed",
+            )
+    return {key: str(value) for key, value in found.items()}
 
 
 def _read_sidecar(path: Path) -> dict[str, Any]:
@@ -169,12 +181,16 @@ def _lead_names(meta: dict[str, Any], path: Path) -> list[str]:
     return names
 
 
-def _ejection_fraction(value: str | float | None, path: Path) -> float | None:
+def _ejection_fraction(value: object, path: Path) -> float | None:
     """Return the label that the store keeps as a number."""
-    if isinstance(value, str) and value.strip().lower() in NOT_KNOWN:
+    if value is None or (isinstance(value, str) and value.strip().lower() in NOT_KNOWN):
         return None
-    number = parse_number(value) if isinstance(value, str) else value
-    if value is not None and (number is None or math.isinf(number)):
+    number = None
+    if isinstance(value, str):
+        number = parse_number(value)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        number = float(value)
+    if number is None or math.isinf(number):
         raise FormatError(
             f"{path.name}: {_EF} is {_shown(value)}, allowed a number, or null where it is unknown",
             reason="a value of the sidecar is not allowed",
