@@ -106,14 +106,16 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
     """Return the sidecar of a .npy."""
     for candidate in (path.with_suffix(".json"), path.with_name(SHARED_SIDECAR)):
         try:
-            meta = json.loads(read_text_bytes(candidate).decode("utf-8"))
+            text = read_text_bytes(candidate).decode("utf-8-sig")
+            meta = json.loads(text, object_pairs_hook=_each_key_once)
         except FileNotFoundError:
             continue
         except FormatError:
             raise
         except (ValueError, RecursionError) as error:
             raise FormatError(
-                f"{candidate.name}: not JSON: {error}", reason="the sidecar is damaged"
+                f"{candidate.name}: not JSON that can be read: {error}",
+                reason="the sidecar is damaged",
             ) from error
         if not isinstance(meta, dict):
             raise FormatError(
@@ -126,6 +128,16 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
         f'{SHARED_SIDECAR} with {{"sampling_rate_hz": 500, "scale_uv": 1.0}}',
         reason="there is no sidecar",
     )
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a key that occurs twice: nobody knows which of its values is meant."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {_shown(key)} occurs twice, allowed once")
+        found[key] = value
+    return found
 
 
 def _shown(value: object) -> str:
