@@ -21,6 +21,7 @@ _OF_ONE_FILE = {
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR),
     *(errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
     *(errno.EINVAL, errno.EILSEQ, errno.ENXIO, errno.ENODEV, errno.EOVERFLOW, errno.EFBIG),
+    errno.EAGAIN,  # it is locked
 }
 
 

@@ -178,6 +178,10 @@ ODD: dict[str, tuple[Odd, Reason]] = {
     "float signal of 1e30 volt": (npy(SIGNAL * 1e36), SCALE),
     "deep sidecar": (with_text(npy(), "odd.json", "[" * 100_000), "the sidecar is damaged"),
     "deep object": (with_text(npy(), "odd.json", '{"a":' * 100_000), "the sidecar is damaged"),
+    "key of a sidecar twice": (
+        with_text(npy(), "odd.json", '{"scale_uv": 1, "sampling_rate_hz": 500, "scale_uv": 2}'),
+        "the sidecar is damaged",
+    ),
     "long sidecar": (with_text(npy(), "odd.json", " " * (MAX_TEXT_BYTES + 1)), LARGE),
     "sparse sidecar": (sparse(npy(), "odd.json"), LARGE),
     "pipe as sidecar": (with_fifo(npy(), "odd.json"), SPECIAL),
@@ -263,6 +267,7 @@ def test_one_odd_file_is_quarantined(tmp_path: Path, name: str) -> None:
         npy(ejection_fraction="n/a"),
         npy(ejection_fraction=None),
         npz(code="x", flag=True, numbers=[1.5, 2]),
+        with_text(npy(), "odd.json", '\ufeff{"scale_uv": 1, "sampling_rate_hz": 500}'),
         member("readme.txt", b"an archive can hold more than arrays"),
         wfdb(gain="1000000/mV"),
     ],
@@ -356,6 +361,24 @@ def test_a_failing_share_ends_the_convert(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(os, "read", failing)
         with pytest.raises(error, match=r"good\.hea"):
             read_record(item)
+
+
+@pytest.mark.parametrize("name", ["good.hea", "odd.npy"])
+def test_a_file_that_is_locked_is_its_own_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A lock that the kernel enforces, or a lease on the file: reading would have to wait."""
+    write_wfdb(tmp_path / "in/good", SIGNAL)
+    npy()(tmp_path / "in")
+    items = {item.path.name: item for item in discover([tmp_path / "in"])}
+
+    def waiting(*_: object) -> bytes:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "read", waiting)
+    with pytest.raises(FormatError) as error:
+        read_record(items[name])
+    assert error.value.reason == "the file cannot be opened"
 
 
 def test_memory_that_is_wanting_for_one_file_is_its_refusal(
