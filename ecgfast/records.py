@@ -24,6 +24,7 @@ OVER_89 = 300.0  # years, as PTB-XL and MIMIC write "over 89"
 OLDEST = 90.0  # years; stands for every age over 89 (45 CFR 164.514(b)(2)(i)(C))
 _LONGEST_SITE = 100
 _SEX = {"f": "female", "female": "female", "m": "male", "male": "male"}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _WHOLE_NUMBER = re.compile(r"(\d+)\.0+")  # what spreadsheets make of a column with empty cells
 
 
@@ -50,6 +51,11 @@ def parse_sex(text: str) -> str | None:
 def is_percent(value: object) -> bool:
     """Whether this can be an ejection fraction: any other number may be that of a patient."""
     return isinstance(value, float) and 0 <= value <= 100
+
+
+def is_patient(name: str | None) -> bool:
+    """Whether this can be the id of a patient: of one line, without control characters."""
+    return name is None or not _CONTROL.search(name)
 
 
 def is_site(name: str | None) -> bool:

@@ -25,7 +25,16 @@ from ecgfast.ingest.kinds import SHARED_SIDECAR
 from ecgfast.ingest.leads import arrange_leads, plan_leads
 from ecgfast.ingest.numpy_files import read_npy, read_npz
 from ecgfast.ingest.wfdb_comments import parse_age, parse_number
-from ecgfast.records import INVALID, LEADS, NOT_KNOWN, EcgRecord, is_site, known_id, parse_sex
+from ecgfast.records import (
+    INVALID,
+    LEADS,
+    NOT_KNOWN,
+    EcgRecord,
+    is_patient,
+    is_site,
+    known_id,
+    parse_sex,
+)
 
 _EF = "ejection_fraction"
 _KNOWN = {"signal", "sampling_rate_hz", "scale_uv", "offset_adc", "leads"}
@@ -70,7 +79,12 @@ def read_arrays(path: Path, record_id: str, row: int | None) -> EcgRecord:
         labels[_EF] = _ejection_fraction(meta[_EF], path)
     _check_text([*labels, *labels.values(), *text.values()], path)
     age = parse_age(text["age"]) if "age" in text else None
-    site = known_id(text.get("site"))
+    patient, site = known_id(text.get("patient_id")), known_id(text.get("site"))
+    if not is_patient(patient):
+        raise FormatError(
+            f"{path.name}: patient_id holds a control character, allowed text of one line",
+            reason="a value of the sidecar is not allowed",
+        )
     flags = leads.flags + (("age_implausible",) if "age" in text and age is None else ())
     if not is_site(site):
         site, flags = None, (*flags, "site_implausible")
@@ -80,7 +94,7 @@ def read_arrays(path: Path, record_id: str, row: int | None) -> EcgRecord:
         scale_uv=leads.scale_uv,
         offset_adc=leads.offset_adc,
         sampling_rate_hz=rate,
-        patient_id=known_id(text.get("patient_id")),
+        patient_id=patient,
         site=site,
         age=age,
         sex=parse_sex(text.get("sex", "")),

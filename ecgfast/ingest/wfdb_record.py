@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from ecgfast.errors import FormatError
 from ecgfast.ingest.leads import arrange_leads, plan_leads
 from ecgfast.ingest.wfdb_comments import parse_comments
 from ecgfast.ingest.wfdb_signals import read_header, read_signals
-from ecgfast.records import EcgRecord
+from ecgfast.records import EcgRecord, is_patient
 
 
 def read_wfdb(path: Path, record_id: str) -> EcgRecord:
@@ -29,6 +30,11 @@ def read_wfdb(path: Path, record_id: str) -> EcgRecord:
         plan = plan_leads(signals.names, path.name)
     leads = arrange_leads(plan, signals.signal, signals.scale_uv, signals.offset_adc, path.name)
     comments = parse_comments(header.comments)
+    if not is_patient(comments.patient_id):
+        raise FormatError(
+            f"{path.name}: the patient's id holds a control character, allowed text of one line",
+            reason="the header is damaged",
+        )
     return EcgRecord(
         record_id=record_id,
         signal=leads.signal,

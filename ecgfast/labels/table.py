@@ -15,7 +15,7 @@ import pyarrow.csv as pacsv
 
 from ecgfast.errors import ConfigError
 from ecgfast.labels.cells import NUMBER_CELL, BadCell, clean, typed
-from ecgfast.records import MAX_AGE, OVER_89, is_percent, is_site, known_id, parse_sex
+from ecgfast.records import MAX_AGE, OVER_89, is_patient, is_percent, is_site, known_id, parse_sex
 
 KEYS = ("record_id", "patient_id")
 PERSONAL = ("site", "age", "sex")  # an empty cell leaves what the recording says
@@ -71,7 +71,7 @@ def _with_known_people(table: pa.Table, path: Path) -> pa.Table:
         before = table[name].to_pylist()
         after = [None if value is None else known(value) for value in before]
         for row, (cell, value) in enumerate(zip(before, after, strict=True), 1):
-            if allowed and cell is not None and value is None:
+            if cell is not None and value is None:
                 raise ConfigError(
                     f"labels {path}: {name} of row {row} below the header must be {allowed}, or "
                     "empty; correct the cell"
@@ -79,6 +79,11 @@ def _with_known_people(table: pa.Table, path: Path) -> pa.Table:
         kind = pa.float64() if name in _NUMBERS else pa.string()
         table = table.set_column(table.column_names.index(name), name, pa.array(after, kind))
     return table
+
+
+def _known_patient(value: str) -> str | None:
+    patient = known_id(value)
+    return patient if is_patient(patient) else None
 
 
 def _known_site(value: str) -> str | None:
@@ -95,7 +100,7 @@ def _known_fraction(value: float) -> float | None:
 
 
 _PEOPLE: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
-    ("patient_id", known_id, ""),
+    ("patient_id", _known_patient, "one line without control characters"),
     ("site", _known_site, "one line of at most 100 printable characters"),
     ("sex", parse_sex, "female, male, F or M"),
     ("age", _known_age, "from 0 to 120 years (300: over 89)"),

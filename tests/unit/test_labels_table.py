@@ -1,10 +1,12 @@
 """Tables of labels as they are read: what each column becomes, and what is refused with its row."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from ecgfast.errors import ConfigError
+from ecgfast.labels.columns import check_labels
 from ecgfast.labels.table import folds, read_labels
 
 
@@ -45,3 +47,22 @@ def test_a_header_cell_of_any_length_is_one_of_our_errors(tmp_path: Path, separa
     path = table(tmp_path, separator.join(["record_id", "x" * 131_073]) + "\nr,1\n")
     with pytest.raises(ConfigError, match="not a CSV table with a header line: field larger"):
         read_labels(path)
+
+
+@pytest.mark.parametrize("cell", ["\0a/r0", "7\x1b[2J", '"7\n8"', "7\x9b2J", "7\u20288"])
+def test_a_patient_with_control_characters(tmp_path: Path, cell: str) -> None:
+    path = table(tmp_path, f"record_id,patient_id,x\nr,7,1\ns,{cell},1\n")
+    with pytest.raises(ConfigError, match="patient_id of row 2 below the header must be one line"):
+        read_labels(path)
+
+
+def test_a_pipe_as_table_of_labels_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "labels.csv")
+    with pytest.raises(ConfigError, match="got a pipe"):
+        check_labels(tmp_path / "labels.csv", None)
+
+
+def test_a_header_line_that_is_no_utf8_is_one_of_our_errors(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_bytes(b"record_id,label_\xe4ate\nr1,2\n")
+    with pytest.raises(ConfigError, match="save it as CSV UTF-8"):
+        check_labels(tmp_path / "labels.csv", None)

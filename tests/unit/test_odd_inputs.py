@@ -1,7 +1,6 @@
 """One odd file is one line of quarantine.csv: the convert goes on, and ends with the others."""
 
 import csv
-import errno
 import io
 import json
 import os
@@ -16,10 +15,9 @@ import pytest
 from recordings import convert_quietly, ecg_like, write_wfdb
 
 import ecgfast
-from ecgfast.errors import ConfigError, FormatError, Reason
+from ecgfast.errors import FormatError, Reason
 from ecgfast.ingest import discover, read_record
 from ecgfast.ingest.files import MAX_TEXT_BYTES
-from ecgfast.labels.columns import check_labels
 from ecgfast.records import LEADS
 from ecgfast.store.verify import verify_store
 
@@ -52,6 +50,15 @@ def wfdb(
         (folder / "odd.hea").write_text("\n".join(lines) + "\n")
         if "/" not in name:
             (folder / name).write_bytes(SIGNAL.T.astype("<i2").tobytes())
+
+    return write
+
+
+def commented(text: str) -> Odd:
+    def write(folder: Path) -> None:
+        wfdb()(folder)
+        with (folder / "odd.hea").open("a", encoding="utf-8") as file:
+            file.write(f"# {text}\n")
 
     return write
 
@@ -160,6 +167,11 @@ ODD: dict[str, tuple[Odd, Reason]] = {
     "patient of an object": (npy(patient_id={"id": 7}), VALUE),
     "patient of true": (npy(patient_id=True), VALUE),
     "patients of an archive": (npz(patient_id=["7"]), VALUE),
+    "patient of a NUL": (npy(patient_id="\0a/r0"), VALUE),
+    "patient of two lines": (npy(patient_id="7\n8"), VALUE),
+    "patient of an escape in an archive": (npz(patient_id="7\x1b[2J"), VALUE),
+    "patient of a NUL in a comment": (commented("patient: \0a/r0"), HEADER),
+    "patient of an escape in a comment": (commented("<subject_id>: 7\x9b2J"), HEADER),
     "site of a list": (npy(site=[]), VALUE),
     "age of true": (npy(age=True), VALUE),
     "sex of an object": (npy(sex={}), VALUE),
@@ -348,60 +360,3 @@ def test_folders_of_any_depth_are_counted(deep: Path, tmp_path: Path) -> None:
     assert summary.num_converted == 1
     assert summary.num_quarantined > 700
     assert summary.passed_over["folders whose path is too long"] == 1
-
-
-def test_a_failing_share_ends_the_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_wfdb(tmp_path / "in/good", SIGNAL)
-    (item,) = discover([tmp_path / "in"])
-    for number, error in ((errno.EIO, OSError), (errno.ESTALE, OSError)):
-
-        def failing(*_: object, number: int = number) -> bytes:
-            raise OSError(number, os.strerror(number))
-
-        monkeypatch.setattr(os, "read", failing)
-        with pytest.raises(error, match=r"good\.hea"):
-            read_record(item)
-
-
-@pytest.mark.parametrize("name", ["good.hea", "odd.npy"])
-def test_a_file_that_is_locked_is_its_own_refusal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    """A lock that the kernel enforces, or a lease on the file: reading would have to wait."""
-    write_wfdb(tmp_path / "in/good", SIGNAL)
-    npy()(tmp_path / "in")
-    items = {item.path.name: item for item in discover([tmp_path / "in"])}
-
-    def waiting(*_: object) -> bytes:
-        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-
-    monkeypatch.setattr(os, "read", waiting)
-    with pytest.raises(FormatError) as error:
-        read_record(items[name])
-    assert error.value.reason == "the file cannot be opened"
-
-
-def test_memory_that_is_wanting_for_one_file_is_its_refusal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_wfdb(tmp_path / "in/good", SIGNAL)
-    (item,) = discover([tmp_path / "in"])
-    monkeypatch.setattr("ecgfast.ingest.read_wfdb", _no_memory)
-    with pytest.raises(FormatError, match=r"good\.hea: cannot be read: MemoryError"):
-        read_record(item)
-
-
-def test_a_pipe_as_table_of_labels_is_refused(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "labels.csv")
-    with pytest.raises(ConfigError, match="got a pipe"):
-        check_labels(tmp_path / "labels.csv", None)
-
-
-def test_a_header_line_that_is_no_utf8_is_one_of_our_errors(tmp_path: Path) -> None:
-    (tmp_path / "labels.csv").write_bytes(b"record_id,label_\xe4ate\nr1,2\n")
-    with pytest.raises(ConfigError, match="save it as CSV UTF-8"):
-        check_labels(tmp_path / "labels.csv", None)
-
-
-def _no_memory(*_: object) -> None:
-    raise MemoryError
