@@ -22,7 +22,7 @@ NOT_KNOWN = frozenset({"", "-", "?", "nan", "na", "n/a", "#n/a", "<na>", "none",
 MAX_AGE = 120.0  # years
 OVER_89 = 300.0  # years, as PTB-XL and MIMIC write "over 89"
 OLDEST = 90.0  # years; stands for every age over 89 (45 CFR 164.514(b)(2)(i)(C))
-_LONGEST_SITE = 100
+LONGEST_NAME = 100
 _SEX = {"f": "female", "female": "female", "m": "male", "male": "male"}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _WHOLE_NUMBER = re.compile(r"(\d+)\.0+")  # what spreadsheets make of a column with empty cells
@@ -58,9 +58,14 @@ def is_patient(name: str | None) -> bool:
     return name is None or not _CONTROL.search(name)
 
 
+def is_name(text: str) -> bool:
+    """Whether a store can keep this as the name of something: one line that can be printed."""
+    return len(text) <= LONGEST_NAME and text.isprintable()
+
+
 def is_site(name: str | None) -> bool:
-    """Whether this can be the name of an institution, which a store keeps as it is: one line."""
-    return name is None or (len(name) <= _LONGEST_SITE and name.isprintable())
+    """Whether this can be the name of an institution, which a store keeps as it is."""
+    return name is None or is_name(name)
 
 
 def stored_age(age: float | None, *, over_89: bool) -> float | None:

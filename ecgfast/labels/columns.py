@@ -13,6 +13,7 @@ from ecgfast import log
 from ecgfast.errors import ConfigError
 from ecgfast.labels.cells import BadCell
 from ecgfast.labels.table import BAD, DATES, KEYS, PERSONAL, is_number, read_labels
+from ecgfast.records import LONGEST_NAME, is_name
 from ecgfast.store.table import SCHEMA
 
 _ABOUT_RECORDING = {*SCHEMA.names} - {*KEYS, *PERSONAL, "split", "ejection_fraction"}
@@ -24,6 +25,7 @@ email address street city town zip postcode lat lon date time patient person acc
 account
 """
 _OF_IDS = frozenset(_ID_WORDS.split())
+_SHOWN = 60  # letters of a name in an error
 _YES_NO = ("0", "1", "0.0", "1.0", "true", "false", "yes", "no")
 
 
@@ -37,7 +39,7 @@ def check_labels(path: Path, columns: Sequence[str] | None) -> None:
 
 
 def check_names(columns: Sequence[str]) -> None:
-    """Refuse names of columns that the store fills itself.
+    """Refuse names of columns that the store fills itself, and what is no name.
 
     Raises:
         ConfigError: the first of them.
@@ -47,6 +49,18 @@ def check_names(columns: Sequence[str]) -> None:
         raise ConfigError(
             f"--columns: {own[0]!r} is a name of the store's own, allowed other columns; "
             "rename it in the CSV"
+        )
+    _check_printable(columns, "--columns")
+
+
+def _check_printable(columns: Sequence[str], where: str) -> None:
+    """Refuse names that a store, a report or a terminal could not keep as they are."""
+    odd = [name for name in columns if not is_name(name)]
+    if odd:
+        shown = repr(odd[0] if len(odd[0]) <= _SHOWN else f"{odd[0][:_SHOWN]} ...")
+        raise ConfigError(
+            f"{where}: column name {shown} must be at most {LONGEST_NAME} printable characters; "
+            "rename it"
         )
 
 
@@ -104,6 +118,7 @@ def _chosen(
             taken.append(field.name)
         else:
             left[field.name] = "numbers" if is_number(field.type) else "text"
+    _check_printable(taken, f"labels {path}")
     _check_values(table, taken, path)
     return taken, left
 

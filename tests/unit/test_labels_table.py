@@ -56,6 +56,32 @@ def test_a_patient_with_control_characters(tmp_path: Path, cell: str) -> None:
         read_labels(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\x1b[2Jb", r"'a\x1b[2Jb'"),
+        ('"a\nb"', r"'a\nb'"),
+        ("a\u202eb", r"'a\u202eb'"),
+        ("a\u2066b", r"'a\u2066b'"),
+        ("x" * 101, "'" + "x" * 60 + " ...'"),
+    ],
+)
+def test_a_column_that_is_taken_has_a_name_of_one_line(
+    tmp_path: Path, name: str, shown: str
+) -> None:
+    path = table(tmp_path, f"record_id,{name}\nr,1\n")
+    message = f"column name {shown} must be at most 100 printable characters; rename it"
+    for columns, where in ((None, f"labels {path}"), ([name.strip('"')], "--columns")):
+        with pytest.raises(ConfigError) as error:
+            check_labels(path, columns)
+        assert str(error.value) == f"{where}: {message}"
+    check_labels(path, [])  # it is not taken
+
+
+def test_a_column_with_a_long_name(tmp_path: Path) -> None:
+    check_labels(table(tmp_path, f"record_id,{'é' * 100}\nr,1\n"), None)
+
+
 def test_a_pipe_as_table_of_labels_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "labels.csv")
     with pytest.raises(ConfigError, match="got a pipe"):
