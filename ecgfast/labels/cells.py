@@ -9,6 +9,7 @@ from ecgfast.records import NOT_KNOWN
 
 NUMBER_CELL = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _COMMA_CELL = r"^[+-]?(\d+,\d*|,\d+)$"
+_THOUSANDS = r"^[+-]?[1-9]\d{0,2},\d{3}$"
 # 426783006;164889003 is no bad number; 33,5 is one, 426783006,164889003 is not.
 _LIST_CELL = r"^[+-]?[\d.]+(\s*[;|/]\s*|\s+)[+-]?[\d.]+|^\d{4,}\s*,\s*\d{4,}"
 _TRUE, _FALSE = ("true", "yes"), ("false", "no")
@@ -79,6 +80,22 @@ def typed(column: pa.ChunkedArray, *, decimal_comma: bool) -> pa.ChunkedArray | 
     if is_list or (num_strange > 1 and num_strange * _MOST_WRONG > num_cells):
         return column
     return _first(column, strange)
+
+
+def maybe_thousands(column: pa.ChunkedArray) -> int | None:
+    """The first cell whose comma may stand for thousands, if that holds for all cells with one.
+
+    Args:
+        column: text that `typed` took for numbers with decimal commas.
+    Returns:
+        its row below the header, from 1.
+    """
+    bare = pc.utf8_trim_whitespace(column)
+    has_comma = pc.match_substring(bare, ",")
+    is_decimal = pc.and_(has_comma, pc.invert(pc.match_substring_regex(bare, _THOUSANDS)))
+    return (
+        None if not _any(has_comma) or _any(is_decimal) else pc.index(has_comma, True).as_py() + 1
+    )
 
 
 def _first(column: pa.ChunkedArray, wrong: pa.ChunkedArray) -> BadCell:

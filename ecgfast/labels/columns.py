@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from ecgfast import log
 from ecgfast.errors import ConfigError
 from ecgfast.labels.cells import BadCell
-from ecgfast.labels.table import BAD, DATES, KEYS, PERSONAL, is_number, read_labels
+from ecgfast.labels.table import BAD, DATES, KEYS, PERSONAL, THOUSANDS, is_number, read_labels
 from ecgfast.records import LONGEST_NAME, is_name
 from ecgfast.store.table import SCHEMA
 
@@ -79,6 +79,8 @@ def label_columns(table: pa.Table, columns: Sequence[str] | None, path: Path) ->
             column of values is none.
     """
     taken, left = _chosen(table, columns, path)
+    for name in dict.fromkeys((*taken, "age")):
+        _warn_of_commas(table, name, path)
     if left:
         wanted = [*taken, *(name for name, why in left.items() if why in ("numbers", "text"))]
         cure = ""
@@ -87,6 +89,18 @@ def label_columns(table: pa.Table, columns: Sequence[str] | None, path: Path) ->
         words = ", ".join(f"{name} ({why})" for name, why in left.items())
         log.info(f"labels: left out {words}{cure}")
     return taken
+
+
+def _warn_of_commas(table: pa.Table, name: str, path: Path) -> None:
+    """Say that 1,000 of a table with semicolons or tabs was taken for 1.0."""
+    field = table.schema.field(name) if name in table.column_names else None
+    row = (field.metadata or {}).get(THOUSANDS) if field is not None else None
+    if row:
+        log.warning(
+            f"labels {path}: column {name!r}, row {row.decode()} below the header: the comma is "
+            "read as a decimal one (1,000 is 1.0), as in the whole column; if it stands for "
+            "thousands, write these numbers without it"
+        )
 
 
 def _chosen(

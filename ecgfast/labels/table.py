@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from ecgfast.errors import ConfigError
-from ecgfast.labels.cells import NUMBER_CELL, BadCell, clean, typed
+from ecgfast.labels.cells import NUMBER_CELL, BadCell, clean, maybe_thousands, typed
 from ecgfast.records import MAX_AGE, OVER_89, is_patient, is_percent, is_site, known_id, parse_sex
 
 KEYS = ("record_id", "patient_id")
@@ -32,6 +32,7 @@ _HEADER_LINES = 100  # the names of columns can hold line breaks
 BAD = b"bad_cell"  # metadata of a column of values with a cell that is none
 _MAX_FOLD = 99
 _SHOWN = 40  # letters of a cell in an error
+THOUSANDS = b"maybe_thousands"  # metadata of a column whose commas may be no decimal ones
 _DAY_FIRST = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})")  # WFDB headers
 
 
@@ -76,8 +77,11 @@ def _with_known_people(table: pa.Table, path: Path) -> pa.Table:
                     f"labels {path}: {name} of row {row} below the header must be {allowed}, or "
                     "empty; correct the cell"
                 )
-        kind = pa.float64() if name in _NUMBERS else pa.string()
-        table = table.set_column(table.column_names.index(name), name, pa.array(after, kind))
+        position, kind = table.column_names.index(name), pa.string()
+        if name in _NUMBERS:
+            kind = pa.float64()
+        field = pa.field(name, kind, metadata=table.schema.field(name).metadata)
+        table = table.set_column(position, field, pa.array(after, kind))
     return table
 
 
@@ -134,7 +138,8 @@ def _column(
         return pa.field(name, pa.string(), metadata={BAD: json.dumps(vars(result))}), text
     if is_number(result.type) and not pc.all(pc.is_finite(result), min_count=0).as_py():
         raise ConfigError(f"labels {path}: {name} holds a number beyond 1e308; correct the cell")
-    return pa.field(name, result.type), result
+    row = maybe_thousands(text) if separator != "," and is_number(result.type) else None
+    return pa.field(name, result.type, metadata=row and {THOUSANDS: str(row)}), result
 
 
 def _number_column(

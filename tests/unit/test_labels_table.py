@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ecgfast.errors import ConfigError
-from ecgfast.labels.columns import check_labels
+from ecgfast.labels.columns import check_labels, label_columns
 from ecgfast.labels.table import folds, read_labels
 
 
@@ -80,6 +80,44 @@ def test_a_column_that_is_taken_has_a_name_of_one_line(
 
 def test_a_column_with_a_long_name(tmp_path: Path) -> None:
     check_labels(table(tmp_path, f"record_id,{'é' * 100}\nr,1\n"), None)
+
+
+@pytest.mark.parametrize(
+    ("cells", "row"),
+    [
+        (["1,000", "35", "2,500"], 1),
+        (["", "+1,000"], 2),
+        (["3", "12,345"], 2),
+        (["1,000", "2,5"], None),
+        (["33,5", "20,25"], None),
+        (["12", "35"], None),
+        (["1.000", "2.500"], None),
+        (["1,234", "0,125"], None),  # no thousands begin with a 0
+        (["1,234", ",125"], None),
+        (["1,234", "a", "b", "c"], None),  # text
+    ],
+)
+def test_a_comma_that_may_stand_for_thousands_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, cells: list[str], row: int | None
+) -> None:
+    path = table(tmp_path, "record_id;x;y\n" + "".join(f"r;{cell};1\n" for cell in cells))
+    label_columns(read_labels(path), ["x", "y"], path)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == (row is not None)
+    for text in said:
+        assert text.startswith(f"labels {path}: column 'x', row {row} below the header: the comma")
+
+
+@pytest.mark.parametrize("name", ["ejection_fraction", "age"])
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_commas_of_ages_and_fractions_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, separator: str
+) -> None:
+    text = f"record_id;{name};other\nr;35;1,000\ns;1,000;2,000\n"
+    path = table(tmp_path, text.replace(";", separator))
+    label_columns(read_labels(path), None, path)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [f"column {name!r}, row 2 below" in text for text in said] == [True]
 
 
 def test_a_pipe_as_table_of_labels_is_refused(tmp_path: Path) -> None:
