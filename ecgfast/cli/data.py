@@ -12,11 +12,11 @@ from ecgfast.errors import ConfigError
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by convert.")]
 Columns = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         metavar="A,B",
-        help="Columns to take of the CSV (convert: fields of the files too). Default: "
-        "ejection_fraction and yes/no columns; all else only by name.",
+        help="Columns to take of the CSV (convert: fields of the files too); may be repeated. "
+        "Default: ejection_fraction and yes/no columns; all else only by name.",
     ),
 ]
 KeepAges = Annotated[
@@ -107,6 +107,12 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
+def _names(columns: list[str] | None) -> list[str] | None:
+    """The names in all --columns of a command, each once."""
+    text = ",".join(columns or ())
+    return list(dict.fromkeys(text.split(","))) if text else None
+
+
 def synth(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
     records: Annotated[int, typer.Option(min=1, help="Number of records.")] = 1000,
@@ -168,7 +174,7 @@ def convert(
         sources,
         out,
         labels=labels,
-        columns=columns.split(",") if columns else None,
+        columns=_names(columns),
         codec=codec.value,
         workers=workers,
         window=window.value,
@@ -233,7 +239,7 @@ def label(
         store,
         csv,
         label_window_days=label_window_days,
-        columns=columns.split(",") if columns else None,
+        columns=_names(columns),
         split=None if split is None else split.value,
         target=target,
         split_seed=split_seed,

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from recordings import write_cohort
 
+from ecgfast import open_store
 from ecgfast.cli import main
 
 
@@ -39,6 +40,17 @@ def test_columns_of_the_labels(
     assert main(["info", str(tmp_path / "s"), "--target", "y=2"]) == 0
     assert "target    y=2" in capsys.readouterr().out
     assert main(["info", str(tmp_path / "s"), "--target", "x=1"]) == 2
+
+
+def test_columns_given_twice_are_all_taken(source: Path, tmp_path: Path) -> None:
+    store, labels = tmp_path / "s", tmp_path / "labels.csv"
+    labels.write_text("record_id,x,y,z,w\nr00000,1,2,3,4\n")
+    columns = ["--columns", "y,x", "--columns", "z", "--columns", "x"]
+    command = ["convert", source, "--out", store, "--labels", labels, "--workers", "1", *columns]
+    assert main([*map(str, command)]) == 0
+    assert open_store(store).manifest["labels"]["columns"] == ["y", "x", "z"]
+    assert main(["label", str(store), str(labels), "--columns", "w", "--columns", "z"]) == 0
+    assert open_store(store).manifest["labels"]["columns"] == ["w", "z"]
 
 
 def test_a_folder_of_vendor_files_says_what_it_holds(
