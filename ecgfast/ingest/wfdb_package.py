@@ -88,7 +88,7 @@ def _digital(record: "wfdb.Record", rate: float) -> WfdbSignals:
     scale = [unit_uv(u) / gain for u, gain in zip(record.units, record.adc_gain, strict=True)]
     offset = [float(baseline) for baseline in record.baseline]
     valid_digits = np.where(invalid, 0, digits)
-    if valid_digits.size == 0 or int(np.abs(valid_digits).max()) < -INVALID:
+    if int(np.abs(valid_digits).max(initial=0)) < -INVALID:
         signal: NDArray[Any] = np.where(invalid, INVALID, digits).astype(np.int16)
     else:
         column = np.array([offset, scale])[:, :, None]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from codec_signals import KINDS, NATIVE, make
 from ecgfast_kernels import codec, native
-from ecgfast_kernels.codec_format import CodecError
+from ecgfast_kernels.codec_format import ERRORS, CodecError
 from ecgfast_kernels.codec_reference import crc32c, decode_chunk
 from ecgfast_kernels.codec_reference_encode import encode_chunk
 from numpy.typing import NDArray
@@ -29,6 +29,14 @@ def test_worked_example() -> None:
     np.testing.assert_array_equal(decode_chunk(chunk), record)
     assert encode_chunk(record) == chunk
     assert codec.encode(record[None]) == [chunk]
+
+
+def test_every_refusal_has_its_words() -> None:
+    page = (ROOT / "docs" / "format.md").read_text()
+    table = page[page.index("### 2.4") : page.index("### 2.5")]
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.M)] == list(ERRORS)
+    for code, words in ERRORS.items():
+        assert words in str(CodecError.from_code(code)), words
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 1535, 1536, 1537, 5000, 12_345])

@@ -111,6 +111,7 @@ def test_lock_excludes_and_dies_with_its_process(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
+        assert store.with_name("store.lock").stat().st_mode & 0o7777 == 0o644
         with pytest.raises(EcgfastError, match="another process"), store_lock(store):
             pass
         holder.kill()
