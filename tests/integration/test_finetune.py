@@ -15,6 +15,8 @@ from training_runs import finish, kill, start, wait_for_step
 from ecgfast.config import Config, load_config
 from ecgfast.data.loader import build_loader
 from ecgfast.errors import ConfigError, FormatError
+from ecgfast.evaluate.runs import load_run
+from ecgfast.evaluate.sections import loss_section
 from ecgfast.log import read_metrics
 from ecgfast.store.reader import open_store
 from ecgfast.train.finetune import finetune
@@ -25,6 +27,10 @@ TARGET = "ejection_fraction<40"
 
 def _best(run: Path) -> dict[str, bytes]:
     return {n: t.numpy().tobytes() for n, t in load_file(run / "best.safetensors").items()}
+
+
+def test_the_report_draws_the_losses_of_a_run(tuned: Path, store: Path) -> None:
+    assert "data:image/" in loss_section([load_run(tuned, open_store(store))])
 
 
 def test_the_lowest_validation_loss_is_kept(tuned: Path) -> None:

@@ -215,6 +215,18 @@ def test_weights_that_are_no_numbers_are_refused() -> None:
         check_weights(model, Path("run"))
 
 
+def test_a_score_that_is_no_number_is_said_and_finds_nothing(
+    run: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Predictor, "probabilities", lambda _, digits, windows: np.full(len(windows), np.nan)
+    )
+    predict(run, [store.with_name("in") / "r00.hea"], tmp_path / "out.csv")
+    line = lines_of(tmp_path / "out.csv")["r00"]
+    assert (line["probability"], line["finding"]) == ("", "")
+    assert "no_number" in line["note"].split()
+
+
 def test_a_reader_that_has_enough_ends_predict_quietly(run: Path, store: Path) -> None:
     command = [sys.executable, "-m", "ecgfast", "predict", str(run), str(store.with_name("in"))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

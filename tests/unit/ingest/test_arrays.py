@@ -1,6 +1,7 @@
 """NumPy inputs: every shape, dtype and sidecar that the module's first lines promise."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,15 @@ def test_npz_holds_its_own_metadata(tmp_path: Path) -> None:
     (record,) = _read(tmp_path)
     np.testing.assert_array_equal(record.signal, DIGITS)
     assert (record.sampling_rate_hz, record.age, record.flags) == (250, None, ("age_implausible",))
+
+
+def test_files_of_an_npz_that_are_no_arrays_are_passed_over(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", signal=DIGITS, sampling_rate_hz=500.0, scale_uv=[1.0] * 12)
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("age.txt", "41")
+        archive.writestr("read.me", "of whom this is")
+    (record,) = _read(tmp_path)
+    assert record.age is None
 
 
 @pytest.mark.parametrize(
