@@ -33,7 +33,7 @@ from ecgfast.train.distributed import Ranks, local, master
 from ecgfast.train.optim import MasterAdamW
 
 INDEX = ".metadata"  # PyTorch's: which tensor lies where
-_NAME = re.compile(r"step-(\d{8,})")
+_NAME = re.compile(r"step-([1-9][0-9]{8,}|[0-9]{8})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,20 +89,27 @@ def training_state(model: nn.Module, optimizer: MasterAdamW | None) -> State:
 
 def checkpoint_steps(run: Path) -> list[int]:
     """Steps of a run's whole checkpoints, ascending."""
+    return sorted(int(match[1]) for name in _names(run) if (match := _NAME.fullmatch(name)))
+
+
+def _names(run: Path) -> list[str]:
     folder = run / "checkpoints"
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(match[1]) for name in names if (match := _NAME.fullmatch(name)))
+    return [p.name for p in folder.iterdir()] if folder.is_dir() else []
 
 
 def newest(run: Path) -> Checkpoint | None:
     """Return a run's newest checkpoint that is whole and as it was written, or None.
 
-    A damaged one is passed over with a warning.
+    A damaged one, or one with another name, is passed over with a warning.
 
     Raises:
         ResumeError: there are checkpoints, all damaged; or one of a later version.
     """
-    damaged: list[str] = []
+    damaged = [
+        f"{run / 'checkpoints' / name} is not called as a checkpoint is (step- and 8 digits)"
+        for name in sorted(_names(run))
+        if name.startswith("step-") and not _NAME.fullmatch(name)
+    ]
     for step in reversed(checkpoint_steps(run)):
         path = run / "checkpoints" / f"step-{step:08d}"
         try:
@@ -142,6 +149,8 @@ def _whole(path: Path, step: int) -> Checkpoint:
     if missing:
         why = f"meta.json has no {', '.join(sorted(missing))}"
         raise _DamagedError(_unreadable(path, why))
+    if meta.get("step", step) != step:
+        raise _DamagedError(_unreadable(path, f"meta.json is of step {meta['step']!r:.20}"))
     if not isinstance(meta["files"], dict) or INDEX not in meta["files"]:
         raise _DamagedError(_unreadable(path, f"meta.json does not name {INDEX}"))
     if not is_sealed(meta):

@@ -138,7 +138,7 @@ class CheckpointWriter:
         every = self._milestone_every
         for step in steps[: -self._keep]:
             if not (every and step % every == 0):
-                shutil.rmtree(self._folder / f"step-{step:08d}")
+                remove(self._folder / f"step-{step:08d}")
 
 
 class _Writer(FileSystemWriter):

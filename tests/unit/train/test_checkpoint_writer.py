@@ -1,5 +1,6 @@
 """What the writer of checkpoints saves, and what it does at its end."""
 
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,69 @@ def test_a_file_that_grew_is_damage(tmp_path: Path) -> None:
         file.write(b"!")
     with pytest.raises(ResumeError, match="cannot be read"):
         newest(tmp_path)
+
+
+def saved(run: Path, *steps: int, keep: int = 9) -> Path:
+    """A run with checkpoints of these steps."""
+    weight = torch.arange(6.0)
+    meta = {"kind": "pretrain", "identity": {}}
+    with CheckpointWriter(run, Ranks(), keep=keep) as writer:
+        for step in steps:
+            writer.save({"model.weight": Slot(live=weight, source=weight)}, step=step, meta=meta)
+    return run / "checkpoints"
+
+
+@pytest.mark.parametrize(
+    "name", ["step-000000099", "step-99", "step-00000007 copy", "step-\u0661" + "0" * 7, "step-"]
+)
+def test_another_name_is_said_and_never_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    folder = saved(tmp_path, 3)
+    shutil.copytree(folder / "step-00000003", folder / name)
+    found = newest(tmp_path)
+    assert found is not None
+    assert found.path == folder / "step-00000003"
+    message = f"{folder / name} is not called as a checkpoint is (step- and 8 digits)"
+    assert f"{message}; {found.path} is taken instead" in caplog.text
+    assert checkpoint_steps(tmp_path) == [3]
+    shutil.rmtree(found.path)
+    with pytest.raises(ResumeError, match="no other one is left") as error:
+        newest(tmp_path)
+    assert str(error.value).startswith(message)
+
+
+def test_a_step_of_more_digits_is_found(tmp_path: Path) -> None:
+    saved(tmp_path, 99_999_999, 100_000_000)
+    found = newest(tmp_path)
+    assert found is not None
+    assert (found.step, found.path.name) == (100_000_000, "step-100000000")
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = saved(tmp_path, 3, 7)
+    (folder / "step-00000007").rename(folder / "step-99999999")
+    found = newest(tmp_path)
+    assert found is not None
+    assert found.step == 3
+    assert "step-99999999 cannot be read: meta.json is of step 7; " in caplog.text
+
+
+def test_an_empty_newest_folder_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (saved(tmp_path, 3) / "step-99999999").mkdir()
+    found = newest(tmp_path)
+    assert found is not None
+    assert found.step == 3
+    assert "step-99999999 cannot be read: " in caplog.text
+
+
+def test_a_file_with_the_name_of_a_checkpoint_goes_with_the_old_ones(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-00000001").touch()
+    saved(tmp_path, 3, 7, keep=1)
+    assert checkpoint_steps(tmp_path) == [7]
 
 
 def test_every_file_is_on_the_disk_before_the_checkpoint_has_its_name(
