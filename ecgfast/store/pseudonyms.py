@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from ecgfast.errors import ConfigError
 from ecgfast.store.durable import explained, write_durably
 
 KEY_BYTES = 32
+_LARGEST = 1 << 10  # bytes of a file of 64 digits, with what editors put around them
 UNNAMED = "\0"  # begins the key of a patient who is known by his record alone
 PatientIds = Literal["site", "global"]
 
@@ -72,15 +74,21 @@ def read_key(path: Path) -> bytes:
     """Read a pseudonym key.
 
     Raises:
-        ConfigError: the file is missing or holds no key.
+        ConfigError: the file is missing, cannot be read, or holds no key.
     """
     try:
-        text = path.read_text().strip()
-        key = bytes.fromhex(text)
+        content = _read_regular(path)
     except FileNotFoundError as error:
         raise ConfigError(
             f"pseudonym key {path}: no such file; give the key of this store with --key-file"
         ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"pseudonym key {path}: cannot be read: {error.strerror}; give a file that can be, "
+            "with --key-file"
+        ) from error
+    try:
+        key = bytes.fromhex(content.decode().strip())
     except ValueError as error:
         raise ConfigError(f"pseudonym key {path}: expected {2 * KEY_BYTES} hex digits") from error
     if len(key) != KEY_BYTES:
@@ -95,6 +103,19 @@ def read_key(path: Path) -> bytes:
 
         log.warning(f"pseudonym key {path}: other users may read or write it; run chmod 600 {path}")
     return key
+
+
+def _read_regular(path: Path) -> bytes:
+    """The first bytes of a file; a pipe would wait for its writer, a device might never end."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+            raise ConfigError(f"pseudonym key {path}: got {kind}, allowed a file; name one")
+        return os.read(fd, _LARGEST)
+    finally:
+        os.close(fd)
 
 
 def read_or_create_key(path: Path) -> bytes:

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,40 @@ def test_a_key_that_others_may_read_is_said(
     path.chmod(0o640)
     read_key(path)
     assert f"run chmod 600 {path}" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link to a device"])
+def test_a_key_is_read_from_a_regular_file_alone(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "key"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path = Path("/dev/zero")
+    else:
+        path.symlink_to("/dev/zero")
+    what = "a folder" if kind == "folder" else "a pipe, a socket or a device"
+    for read in (read_key, read_or_create_key):
+        with pytest.raises(ConfigError, match=f"pseudonym key {path}: got {what}, allowed a file"):
+            read(path)
+
+
+def test_a_key_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the path of a socket has at most 107 letters
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("key")
+    with pytest.raises(ConfigError, match="pseudonym key key: cannot be read: No such device"):
+        read_key(Path("key"))
+    with pytest.raises(ConfigError, match="cannot be read: Not a directory"):
+        read_key(Path("key/key"))
+
+
+def test_a_large_file_is_no_key(tmp_path: Path) -> None:
+    (tmp_path / "key").touch()
+    os.truncate(tmp_path / "key", 20 << 30)  # takes no space on the disk
+    with pytest.raises(ConfigError, match="expected 64 hex digits"):
+        read_key(tmp_path / "key")
 
 
 @pytest.mark.parametrize("text", ["", "zz", "ab" * 31, "00" * 32])
