@@ -15,7 +15,7 @@ from ecgfast.store.format import MANIFEST, beside
 
 _PLAN, _INPUTS = "plan.json", "inputs.jsonl"
 _LAYOUT = 5  # of the files beside the plan; another number cannot be gone on with
-_COUNTS = ("num_inputs", "num_files", "passed_over", "examples")  # of a plan
+_COUNTS = {"num_inputs": int, "num_files": int, "passed_over": dict, "examples": dict}  # of a plan
 
 Spec = dict[str, Any]
 
@@ -106,10 +106,10 @@ def thaw(out: Path, spec: Spec) -> Plan:
 
     Raises:
         ResumeError: that run had other sources or options, named with both values, or was of a
-            version of ecgfast that kept its rows in another layout.
+            version of ecgfast that kept its rows in another layout; or what it wrote is damaged.
     """
     work = work_folder(out)
-    plan = json.loads((work / _PLAN).read_bytes())
+    plan = _read_plan(out, work / _PLAN)
     layout = plan.get("layout", 1)
     if layout != _LAYOUT:
         raise ResumeError(
@@ -117,8 +117,43 @@ def thaw(out: Path, spec: Spec) -> Plan:
             f"allowed {_LAYOUT}; finish it with that version, or remove {out} and {work} to begin "
             "again"
         )
+    for name, kind in {"spec": dict, **_COUNTS}.items():
+        if type(plan.get(name)) is not kind:
+            raise _damaged(out, work / _PLAN, f"it has no {name}")
     _compare(out, plan["spec"], spec)
+    if "sources" in spec:  # a store that is transcoded has no list
+        _check_inputs(out, work / _INPUTS, plan["num_inputs"])
     return Plan(work=work, **{key: plan[key] for key in _COUNTS})
+
+
+def _read_plan(out: Path, path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise _damaged(out, path, "it is no file")
+    try:
+        plan = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise _damaged(out, path, str(error)) from error
+    if not isinstance(plan, dict):
+        raise _damaged(out, path, f"it is a {type(plan).__name__}")
+    return plan
+
+
+def _check_inputs(out: Path, path: Path, expected: int) -> None:
+    """Refuse a list that was cut short: the store would lack records, and nobody would know."""
+    if not path.is_file():
+        raise _damaged(out, path, "it is no file")
+    found = 0
+    with path.open("rb") as file:
+        for line in file:
+            found += line.endswith(b"\n")
+    if found != expected:
+        raise _damaged(out, path, f"it has {found:,} inputs of {expected:,}")
+
+
+def _damaged(out: Path, path: Path, why: str) -> ResumeError:
+    return ResumeError(
+        f"{path} is damaged: {why}; remove {out} and {work_folder(out)} to begin again"
+    )
 
 
 def _compare(out: Path, earlier: Spec, now: Spec) -> None:
@@ -147,6 +182,16 @@ def _source(text: str) -> Path:
 
 
 def parse_input(line: bytes) -> InputFile:
-    """The input that a line of `Plan.batches` names."""
-    record_id, path, source, row = json.loads(line)
-    return InputFile(record_id=record_id, path=Path(path), source=_source(source), row=row)
+    """The input that a line of `Plan.batches` names.
+
+    Raises:
+        ResumeError: the line is damaged.
+    """
+    try:
+        record_id, path, source, row = json.loads(line)
+        return InputFile(record_id=record_id, path=Path(path), source=_source(source), row=row)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ResumeError(
+            f"{_INPUTS} of the unfinished store is damaged: {error}; remove the store and the "
+            ".convert folder beside it to begin again"
+        ) from error
