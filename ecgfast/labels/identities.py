@@ -178,8 +178,7 @@ def with_identities(
                     f"the CSV gives patients of {names.store} another site, where their ids are "
                     "those of others, and no readable id is known of them; give patient_id too"
                 )
-            before = site_before[row]
-            readable = keys[row] if before is None else keys[row].removeprefix(f"{before}/")
+            readable = pseudonyms.readable(keys[row], site_before[row])
             keys[row] = pseudonyms.patient_key(readable, site[row])
             stored[row] = pseudonyms.patient(readable, site[row])
         if patient is not None:

@@ -43,8 +43,20 @@ class Pseudonyms:
         return self.of("patient", self.patient_key(readable, site))
 
     def patient_key(self, readable: str, site: str | None) -> str:
-        """What tells this patient from all others, readable: SITE/ID where ids belong to a site."""
-        return readable if self.patient_ids == "global" or site is None else f"{site}/{readable}"
+        """What tells this patient from all others, readable: SITE/ID where ids belong to a site.
+
+        A % and a / of the site are written as %25 and %2F: the first / ends it.
+        """
+        return f"{self._before(site)}{readable}"
+
+    def readable(self, key: str, site: str | None) -> str:
+        """The id of a patient from his key and site, as `patient_key` was given them."""
+        return key.removeprefix(self._before(site))
+
+    def _before(self, site: str | None) -> str:
+        if self.patient_ids == "global" or site is None:
+            return ""
+        return site.replace("%", "%25").replace("/", "%2F") + "/"
 
     def of(self, kind: str, readable: str) -> str:
         """The pseudonym of an id.

@@ -87,6 +87,22 @@ def test_sites_that_a_table_gives_tell_patients_apart(tmp_path: Path) -> None:
     assert columns(tmp_path / "store", "patient_id")[0][0] == ours.of("patient", "3/7")
 
 
+def test_a_patient_moves_from_a_site_with_a_slash(tmp_path: Path) -> None:
+    write_wfdb(tmp_path / "in/r", ecg_like(1, seed=1)[0], comments=["patient: 7", "site: a/b"])
+    convert_quietly([tmp_path / "in"], tmp_path / "store")
+    ours = Pseudonyms(bytes.fromhex(KEY))
+    labels = tmp_path / "labels.csv"
+    labels.write_text("patient_id,site,x\n7,a/b,1\n")
+    label_store(tmp_path / "store", labels)
+    assert columns(tmp_path / "store", "patient_id", "x") == [[ours.of("patient", "a%2Fb/7")], [1]]
+    labels.write_text("record_id,site\nr,c\n")
+    label_store(tmp_path / "store", labels, columns=[])
+    assert columns(tmp_path / "store", "patient_id", "site") == [
+        [ours.of("patient", "c/7")],
+        ["c"],
+    ]
+
+
 def test_moving_patients_needs_their_readable_ids(tmp_path: Path) -> None:
     convert_quietly([hospitals(tmp_path / "in")], tmp_path / "store")
     (tmp_path / "store.sources.csv").unlink()

@@ -26,6 +26,24 @@ def test_key_and_kind_matter() -> None:
     assert ours.fingerprint != Pseudonyms(KEY[::-1]).fingerprint
 
 
+def test_a_slash_in_a_site_is_no_slash_before_an_id() -> None:
+    ours = Pseudonyms(KEY)
+    expected = hmac.new(KEY, b"patient\0north/c", hashlib.sha256).hexdigest()[:32]
+    assert ours.patient("c", "north") == expected  # as ever
+    assert ours.patient_key("b/c", "a") == "a/b/c"
+    assert ours.patient_key("c", "a/b") == "a%2Fb/c"
+    assert ours.patient_key("c", "a%2Fb") == "a%252Fb/c"
+    assert ours.patient_key("50%", None) == "50%"
+    assert Pseudonyms(KEY, patient_ids="global").patient_key("b/c", "a/b") == "b/c"
+
+
+@pytest.mark.parametrize("site", [None, "north", "a/b", "50%"])
+def test_the_id_of_a_patient_comes_back_from_his_key(site: str | None) -> None:
+    for ids in ("site", "global"):
+        ours = Pseudonyms(KEY, patient_ids=ids)  # type: ignore[arg-type]  # one of the two
+        assert ours.readable(ours.patient_key("b/7", site), site) == "b/7"
+
+
 def test_kept_ids() -> None:
     assert Pseudonyms(KEY, keep=True).of("patient", "Jane") == "Jane"
 
