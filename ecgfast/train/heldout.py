@@ -31,9 +31,13 @@ def pretraining_rows(
 
 
 def without_splits(store: StoreReader, rows: NDArray[np.int64], *splits: str) -> NDArray[np.int64]:
-    """Return the rows that are in none of some splits."""
+    """Return the rows of patients of whom no record is in some splits.
+
+    Given splits can name some ECGs of a patient alone, or tear copies of one ECG.
+    """
     names = np.array([name or "" for name in store.records["split"].to_pylist()], dtype=np.str_)
-    return rows[~np.isin(names[rows], splits)]
+    groups = patient_groups(store.records)
+    return rows[~np.isin(groups[rows], groups[np.isin(names, splits)])]
 
 
 def split_heldout(

@@ -1,9 +1,13 @@
 """Held-out records: whole patients, stable, of about the share that was asked for."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from recordings import convert_quietly, ecg_like, write_wfdb
 from training_runs import make_store
 
+from ecgfast.labels.published import import_splits
 from ecgfast.store.reader import StoreReader, open_store
 from ecgfast.train.heldout import pretraining_rows, split_heldout
 
@@ -57,3 +61,17 @@ def test_test_patients_are_left_out_and_said(
         everything[everything // 2 % 5 < 3],
     )
     assert not caplog.text
+
+
+def test_no_record_of_a_test_patient_is_read_whatever_its_own_split(tmp_path: Path) -> None:
+    """A published split names one ECG of patient 0 alone, and puts a copy of it into train."""
+    signal = ecg_like(4, seed=0)
+    for number, (patient, which) in enumerate([(0, 0), (0, 1), (1, 2), (2, 0), (3, 3)]):
+        comments = [f"patient: {patient}"]
+        write_wfdb(tmp_path / f"in/r{number}", signal[which], comments=comments)
+    convert_quietly([tmp_path / "in"], tmp_path / "store")
+    csv = tmp_path / "splits.csv"
+    csv.write_text("record_id,split\nr0,test\nr2,train\nr3,train\n")
+    import_splits(tmp_path / "store", csv)
+    torn = open_store(tmp_path / "store")
+    assert pretraining_rows(torn, None, include_test=False).tolist() == [2, 4]
