@@ -69,12 +69,19 @@ class _Test:
     Attributes:
         known: sites of the store that it learned from.
         free: (N,) labelled records of patients that it did not learn from.
-        held: (N,) of these, those in its test split or fold.
+        chosen: (N,) records in its test split or fold.
+        by_fold: whether that is the fold that it held out.
     """
 
     known: frozenset[str]
     free: Flags
-    held: Flags
+    chosen: Flags
+    by_fold: bool
+
+    @property
+    def held(self) -> Flags:
+        """(N,) what tests it at the sites that it learned from."""
+        return self.free & self.chosen
 
 
 def plan_tests(store: StoreReader, classifiers: Sequence[LoadedRun]) -> TestPlan:
@@ -119,7 +126,7 @@ def plan_for(store: StoreReader, target: str, learners: Mapping[str, Learner]) -
         here = site == name
         users = [run for run, test in tests.items() if name in test.known]
         if users:
-            words = _held_words([learners[run] for run in users])
+            words = _held_words([tests[run] for run in users])
             cohorts[f"{_called(name)}, {words}"] = {
                 run: np.flatnonzero(here & test.held) for run, test in tests.items()
             }
@@ -139,26 +146,34 @@ def plan_for(store: StoreReader, target: str, learners: Mapping[str, Learner]) -
         patients=patient_groups(store.records),
         cohorts=cohorts,
         seen=known_by,
-        notes=_notes(store, target, site, is_known, tests, known_by),
+        notes=_notes(target, site, is_known, learners, tests, known_by),
     )
 
 
 def _test(
     store: StoreReader, learner: Learner, known_by: Seen, site: NDArray[np.str_], is_known: Flags
 ) -> _Test:
-    free = is_known & ~known_by.taught
     names = store.records["split"].to_pylist()
-    if learner.fold is not None and "fold" in store.records.column_names:
-        folds = store.records["fold"].to_pylist()
-        if learner.fold in folds:
-            names = splits_of_fold(folds, learner.fold)
-    held = np.array([name == "test" for name in names], dtype=bool)
-    trained = {shown_name(name) for name in learner.register.sites}
+    folds = store.records["fold"].to_pylist() if "fold" in store.records.column_names else []
+    by_fold = learner.fold is not None and learner.fold in folds
+    if learner.fold is not None and by_fold:
+        names = splits_of_fold(folds, learner.fold)
+    trained = _trained(learner)
     # Under another key an equal name may be another hospital, unless its ECGs say otherwise.
     ours = {
-        name for name in trained if known_by.by_patient or (known_by.taught & (site == name)).any()
+        name for name in trained if known_by.same_key or (known_by.taught & (site == name)).any()
     }
-    return _Test(known=frozenset(ours), free=free, held=free & held)
+    return _Test(
+        known=frozenset(ours),
+        free=is_known & ~known_by.taught,
+        chosen=np.array([name == "test" for name in names], dtype=bool),
+        by_fold=by_fold,
+    )
+
+
+def _trained(learner: Learner) -> set[str]:
+    """Names of the sites that a run learned from."""
+    return {shown_name(name) for name in learner.register.sites}
 
 
 def _pooled(
@@ -197,38 +212,65 @@ def _listed(sites: frozenset[str]) -> str:
     return f"sites {', '.join(natural_order(list(sites)))}"
 
 
-def _held_words(users: Sequence[Learner]) -> str:
+def _held_words(users: Sequence[_Test]) -> str:
     """What the records of a site are called that its users held back."""
-    folds = {learner.fold for learner in users}
-    if folds == {None}:
+    by_fold = {test.by_fold for test in users}
+    if by_fold == {False}:
         return "test split"
-    return "held-out fold" if None not in folds else "test split or fold"
+    return "held-out fold" if by_fold == {True} else "test split or fold"
 
 
 def _notes(
-    store: StoreReader,
     target: str,
     site: NDArray[np.str_],
     is_known: Flags,
+    learners: Mapping[str, Learner],
     tests: Mapping[str, _Test],
     known_by: Mapping[str, Seen],
 ) -> tuple[str, ...]:
     notes = []
     for run, test in tests.items():
-        left_out = is_known & known_by[run].taught & ~np.isin(site, sorted(test.known))
+        learner, known = learners[run], known_by[run]
+        here = np.isin(site, sorted(test.known))
+        left_out = is_known & known.taught & (~here | test.chosen)
         for name in natural_order(np.unique(site[left_out]).tolist()):
             count = int((left_out & (site == name)).sum())
+            where = f", {_held_words([test])}" if name in test.known else ""
             notes.append(
-                f"{_called(name)}: {count} records of patients whom {run} learned from left out"
+                f"{_called(name)}{where}: {count} records of patients whom {run} learned from left "
+                "out"
             )
-        if not known_by[run].by_patient:
+        if learner.fold is not None and not test.by_fold:
             notes.append(
-                f"{run} was trained on a store under another pseudonym key: its patients are "
-                "recognised here by identical ECGs alone"
+                f"{run} held out fold {learner.fold}, which this store does not have: it is tested "
+                "on the test split"
             )
+        notes += _doubts(run, known, (_trained(learner) - test.known) & set(site.tolist()))
     if unknown := int((~is_known).sum()):
         notes.append(f"{unknown} records have no label for {target} and count nowhere")
     return tuple(notes)
+
+
+def _doubts(run: str, known: Seen, namesakes: set[str]) -> list[str]:
+    """What cannot be told of a run's patients and sites here.
+
+    Args:
+        run: its name.
+        known: what it knows of this store's patients.
+        namesakes: sites called external that have the name of a site it learned from.
+    """
+    if known.by_patient:
+        return []
+    why = "under another pseudonym key" if not known.same_key else "with another --patient-ids"
+    return [
+        f"{run} was trained on a store {why}: its patients are recognised here by identical ECGs "
+        "alone",
+        *(
+            f"{_called(name)}: {run} learned from a site of the same name under another key; "
+            "whether it is the same hospital is not known"
+            for name in natural_order(list(namesakes))
+        ),
+    ]
 
 
 def probabilities(run: LoadedRun, store: StoreReader, rows: Rows) -> NDArray[np.float64]:

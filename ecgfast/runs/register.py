@@ -138,8 +138,9 @@ def with_encoder(register: Register, encoder: "Register | None", origin: Origin)
     """
     if encoder is None:
         return _changed(register, rows=register.rows, encoder=origin)
-    if encoder.key_fingerprint != register.key_fingerprint:
-        # Pseudonyms of another key say nothing here; the digests of the signals still do.
+    ours = (register.key_fingerprint, register.patient_ids)
+    if (encoder.key_fingerprint, encoder.patient_ids) != ours:
+        # Such pseudonyms say nothing here; the digests of the signals still do.
         strangers = encoder.rows.set_column(0, "patient", pa.nulls(len(encoder.rows), pa.string()))
         return _changed(register, rows=pa.concat_tables([register.rows, strangers]), encoder=origin)
     rows = pa.concat_tables([register.rows, encoder.rows])

@@ -22,15 +22,18 @@ class Seen:
         taught: (N,) of patients whose labels taught the run or chose its weights.
         read: (N,) of patients whose ECGs its encoder was trained on, without labels.
         heldout: (N,) of patients who were set aside to watch that training.
-        by_patient: whether patients could be compared at all: the store has the key of the run's
-            store, and its patient ids are of the same kind. If not, only ECGs that are the same
-            digit by digit are recognised.
+        same_key: whether the store has the pseudonym key of the run's store.
+        by_patient: whether patients could be compared at all: they have one key, and patient ids of
+            one kind. If not, only ECGs that are the same digit by digit are recognised.
+        encoder_by_patient: the same of those whose ECGs its encoder read; True where none did.
     """
 
     taught: Flags
     read: Flags
     heldout: Flags
+    same_key: bool
     by_patient: bool
+    encoder_by_patient: bool
 
 
 def seen(register: Register, store: StoreReader) -> Seen:
@@ -58,11 +61,14 @@ def seen(register: Register, store: StoreReader) -> Seen:
                 found |= _is_in(ours, theirs)
         return np.isin(groups, groups[found])
 
+    nameless = register.select("pretrain")["patient"].null_count  # of an encoder of another key
     return Seen(
         taught=known("train", "valid"),
         read=known("pretrain"),
         heldout=known("heldout"),
+        same_key=same_key,
         by_patient=by_patient,
+        encoder_by_patient=not len(register.select("pretrain")) or (by_patient and not nameless),
     )
 
 

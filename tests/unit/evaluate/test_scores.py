@@ -1,16 +1,19 @@
 """Who is tested on what: no patient of a run's training, whatever the store and the company."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from two_hospitals import TARGET, make, rows_of
 
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate import scores
 from ecgfast.evaluate.scores import POOLED, Learner, plan_for
+from ecgfast.labels.published import import_splits
 from ecgfast.runs.register import Register
-from ecgfast.store.reader import StoreReader
+from ecgfast.store.reader import StoreReader, open_store
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +135,63 @@ def test_nothing_left_to_test_is_said(store: StoreReader) -> None:
     everything = Register.of(store, {"train": np.arange(len(store))})
     with pytest.raises(ConfigError, match="is left to test"):
         plan_for(store, TARGET, {"one": Learner(register=everything)})
+
+
+def test_test_records_of_patients_of_training_are_counted(
+    store: StoreReader, tmp_path: Path
+) -> None:
+    """Later splits put A, whom the run learned from at hospital 1, into test, and E into train."""
+    later = make(tmp_path).path
+    csv = tmp_path / "later.csv"
+    csv.write_text(
+        "record_id,split\nr00,test\nr06,test\nr01,train\nr02,valid\nr03,valid\nr04,train\n"
+        "r05,test\n"
+    )
+    import_splits(later, csv)
+    plan = plan_for(open_store(later), TARGET, {"one": learner(store, "1")})
+    assert rows_by_cohort(plan, "one")["site 1, test split"] == [5]
+    assert plan.notes[:2] == (
+        "site 1, test split: 1 records of patients whom one learned from left out",
+        "site 2: 2 records of patients whom one learned from left out",
+    )
+
+
+def test_a_store_without_the_fold_of_a_run_is_said(store: StoreReader) -> None:
+    plan = plan_for(store, TARGET, {"one": learner(store, "1", fold=2)})
+    assert rows_by_cohort(plan, "one")["site 1, test split"] == [4, 5]
+    assert (
+        "one held out fold 2, which this store does not have: it is tested on the test split"
+        in plan.notes
+    )
+
+
+def test_why_patients_cannot_be_compared_is_said(store: StoreReader, tmp_path: Path) -> None:
+    """By site, A of hospital 1 is another person than A of hospital 2; hospital 1 is the same."""
+    other_ids = make(tmp_path, ids="site")
+    register = Register.of(store, {"train": np.array([0]), "valid": np.array([2])})
+    few = {"one": Learner(register=register)}
+    plan = plan_for(other_ids, TARGET, few)
+    note = "one was trained on a store with another --patient-ids: its patients are recognised here"
+    assert any(text.startswith(note) for text in plan.notes)
+    assert not any("pseudonym key" in text or "another key" in text for text in plan.notes)
+    # no ECG of its training is here, but the key says that hospital 1 is the same
+    rows = register.rows.set_column(1, "content", pa.nulls(2, pa.string()))
+    alone = {"one": Learner(register=replace(register, rows=rows))}
+    assert "site 1, test split" in plan_for(other_ids, TARGET, alone).cohorts
+
+
+def test_a_site_of_the_same_name_under_another_key_is_said(
+    store: StoreReader, tmp_path: Path
+) -> None:
+    """No ECG of hospital 1's training is among the others', so nobody knows whether it is it."""
+    (tmp_path / "other.key").write_text("11" * 32)
+    other = make(tmp_path, "other")
+    register = Register.of(store, {"train": np.array([0]), "valid": np.array([2])})
+    rows = register.rows.set_column(1, "content", pa.array(["0" * 32, "1" * 32]))
+    run = Learner(register=replace(register, rows=rows))
+    plan = plan_for(other, TARGET, {"one": run})
+    assert "site 1, external" in plan.cohorts
+    assert (
+        "site 1: one learned from a site of the same name under another key; whether it is the "
+        "same hospital is not known"
+    ) in plan.notes
