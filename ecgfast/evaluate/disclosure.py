@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ecgfast.evaluate.results import Results
 from ecgfast.evaluate.runs import LoadedRun
 from ecgfast.labels.identities import one_ecg_each
+from ecgfast.labels.splits import num_torn
 from ecgfast.runs.register import Register
 from ecgfast.runs.seen import seen
-from ecgfast.store.patients import is_unnamed
+from ecgfast.store.patients import is_unnamed, patient_groups
 from ecgfast.store.reader import StoreReader
 
 
@@ -37,11 +39,15 @@ def _unnamed(store: StoreReader) -> str:
     count = int(is_unnamed(store.records).sum())
     if not count:
         return ""
-    what = (
-        "they count as one patient each, which nobody has checked"
-        if one_ecg_each(store)
-        else "nobody knows which belong together, and they are in no split"
-    )
+    if one_ecg_each(store):
+        what = "they count as one patient each, which nobody has checked"
+    else:
+        in_none = pc.is_null(store.records["split"]).to_numpy()
+        without = int((is_unnamed(store.records) & in_none).sum())
+        what = (
+            "nobody knows which belong together, and intervals count each as a patient; "
+            f"{without:,} of them are in no split"
+        )
     return f"{count:,} of {len(store):,} ECGs name no patient: {what}."
 
 
@@ -51,7 +57,15 @@ def _copies(store: StoreReader) -> str:
     count = store.records.num_rows - int(store.records["duplicate_of"].null_count)
     if not count:
         return ""
-    return f"{count:,} ECGs are copies of others, and stand in the same split as these."
+    groups = patient_groups(store.records).tolist()
+    torn = num_torn(groups, store.records["split"].to_pylist())
+    where = (
+        f"and the given splits put {torn:,} patients with copies into more than one split; no run "
+        "is tested on a copy of what it learned"
+        if torn
+        else "and stand in the same split as these"
+    )
+    return f"{count:,} ECGs are copies of others, {where}."
 
 
 def _read(run: LoadedRun, store: StoreReader, tested: NDArray[np.int64]) -> str:
@@ -62,6 +76,12 @@ def _read(run: LoadedRun, store: StoreReader, tested: NDArray[np.int64]) -> str:
         return f"{subject} read ECGs of which nobody knows whose they are."
     known = seen(register, store)
     count = int(known.read[tested].sum())
+    if not known.encoder_by_patient:
+        return (
+            f"{subject} read, without labels, ECGs of a store under another pseudonym key or kind "
+            f"of patient ids: {count:,} of the {len(tested):,} tested records are of patients "
+            "with an ECG that it read; whether it read others of the same patients is not known."
+        )
     if not count:
         return ""
     return (
