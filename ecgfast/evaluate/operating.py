@@ -40,8 +40,8 @@ class Calibration:
             interval.
         mean_predicted: average probability of all records.
         observed: share of cases.
-        bin_predicted: average probability of each tenth of the records, ascending.
-        bin_observed: share of cases in each tenth.
+        bin_predicted: average probability of each bin, ascending; at most ten bins of equal size.
+        bin_observed: share of cases in each bin.
     """
 
     brier: Interval

@@ -156,7 +156,7 @@ def to_reconstruct(run: LoadedRun, store: StoreReader) -> tuple[NDArray[np.int64
     if not known.by_patient and not known.read.any():
         return (
             everything,
-            "of a store under another key, none of them an ECG that it read",
+            "of a store under another key or kind of patient ids, none of them an ECG that it read",
         )
     for rows, words in (
         (np.flatnonzero(~known.read & ~known.heldout), "of patients whom pretraining never read"),
@@ -188,7 +188,10 @@ def calibration_section(results: Results) -> str:
     last = POOLED if POOLED in results.cohorts else list(results.cohorts)[-1]
     curves = {n: r.calibration for n, r in results.cohorts[last].items() if r.calibration}
     if curves:
-        caption = f"Calibration, {last}: tenths of the records."
+        caption = (
+            f"Calibration, {last}: records in groups of equal size by probability, at most ten, of "
+            "ten records or more where there are enough."
+        )
         parts.append(page.picture(plots.reliability(curves), caption))
     return page.section("Operating point and calibration", *parts)
 
@@ -204,8 +207,9 @@ def origin_section(store: StoreReader, runs: Sequence[LoadedRun], results: Resul
     words = f"Store {store.path.name}, identity {store.identity[:16]}, codec {store.codec}."
     if results:
         words += (
-            " Each run is tested on the test split of the sites that it learned from, and on every "
-            "labelled record of all other sites, without patients whom it learned from."
+            " Each run is tested on the test split, or the fold that it held out, of the sites "
+            "that it learned from, and on every labelled record of all other sites, without "
+            "patients whom it learned from."
         )
     return page.section("Origin", page.table(header, rows), page.text(words))
 

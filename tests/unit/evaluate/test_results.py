@@ -140,7 +140,7 @@ def test_the_curve_of_calibration_is_the_last_cohorts_unless_external_ones_are_p
         html = calibration_section(
             summary_of(plan_of(is_case, list(range(60)), names), CNN=probability)
         )
-        assert f"Calibration, {last}: tenths of the records." in html
+        assert f"Calibration, {last}: records in groups of equal size by probability" in html
 
 
 def test_metrics_hold_ends_and_method_of_every_number(simulated: Results) -> None:
