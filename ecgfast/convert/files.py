@@ -58,9 +58,10 @@ def convert_files(
         ResumeError: `out` was begun with other options or sources.
     """
     with Crew(convert_lines, 1 if finished(out) else workers) as crew:
-        # Found before anything else is written: a wrong path leaves nothing behind.
+        # Read and found before anything else is written: a wrong path leaves nothing behind.
+        known = read_key(key) if key.exists() else None
         new = None if finished(out) or begun(out) else _freeze_inputs(paths, out)
-        pseudonyms = Pseudonyms(_key(key, new=new is not None), keep, patient_ids)
+        pseudonyms = Pseudonyms(known or _key(key, new=new is not None), keep, patient_ids)
         settings = options(pseudonyms=pseudonyms)
         spec: Spec = {
             "sources": [str(path.resolve()) for path in paths],
@@ -148,6 +149,5 @@ def _key(path: Path, *, new: bool) -> bytes:
     """The store's key; a new one only for a new store."""
     if not new:
         return read_key(path)
-    if not path.exists():
-        log.info(f"made the pseudonym key {path}: keep it, and keep it apart from the store")
+    log.info(f"made the pseudonym key {path}: keep it, and keep it apart from the store")
     return read_or_create_key(path)

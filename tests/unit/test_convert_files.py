@@ -9,6 +9,7 @@ from recordings import convert_quietly, ecg_like, snapshot, write_cohort, write_
 
 import ecgfast
 from ecgfast.cli import main
+from ecgfast.convert import convert
 from ecgfast.errors import ConfigError, CorruptStoreError
 from ecgfast.evaluate.cohort import describe
 from ecgfast.labels import label_store
@@ -159,6 +160,16 @@ def test_a_key_never_lies_in_its_store(source: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="lies in the store"):
             convert_quietly([source], tmp_path / "store", key_file=key)
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("content", ["", "zz", "00" * 32])
+def test_a_wrong_key_leaves_nothing_behind(source: Path, tmp_path: Path, content: str) -> None:
+    key = tmp_path / "key"
+    key.write_text(content)
+    key.chmod(0o600)
+    with pytest.raises(ConfigError, match=f"pseudonym key {key}: "):
+        convert([source], tmp_path / "store", key_file=key, workers=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "key"]
 
 
 def test_no_output_lies_in_a_store(source: Path, tmp_path: Path) -> None:
