@@ -128,7 +128,7 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
             raise
         except (ValueError, RecursionError) as error:
             raise FormatError(
-                f"{candidate.name}: not JSON that can be read: {error}",
+                f"{candidate.name}: cannot be read as JSON: {error}",
                 reason="the sidecar is damaged",
             ) from error
         if not isinstance(meta, dict):
