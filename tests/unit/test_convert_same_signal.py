@@ -4,8 +4,19 @@ import numpy as np
 import pytest
 from hearts import heart, irregular, recording
 from numpy.typing import NDArray
+from scipy.signal import resample
 
-from ecgfast.convert.same_signal import likeness, smooth
+from ecgfast.convert.same_signal import (
+    Likeness,
+    Smooth,
+    _compare,
+    _lags,
+    _refined,
+    _rest,
+    _unit,
+    likeness,
+    smooth,
+)
 
 LEADS = [0, 1, 6, 7, 8, 9, 10, 11]  # the others follow from I and II
 TIMES = irregular(30, seed=5)
@@ -80,3 +91,143 @@ def test_likeness_of_a_noisy_copy_that_begins_later() -> None:
     assert found.same
     back = likeness(made[1], made[0])
     assert tuple(back) == pytest.approx(tuple(found), abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("found", "same"),
+    [
+        ((0.95, 0.95, 0.5), True),
+        ((0.949, 1, 1), False),
+        ((1, 0.949, 1), False),
+        ((1, 1, 0.499), False),
+    ],
+)
+def test_how_like_two_records_of_one_ecg_are(found: tuple[float, ...], same: bool) -> None:
+    assert Likeness(*found).same is same
+
+
+def ready(signal: NDArray[np.int16], beats: list[int] | None = None) -> Smooth:
+    made = smooth(signal, 2 * np.array(beats or [], np.uint16))
+    assert made is not None
+    return made
+
+
+def lags_by_sums(first: Smooth, second: Smooth) -> list[int]:
+    """Up to five lags of at least half a correlation, over 10 bins apart, the best ones first."""
+    rows = []
+    for made in (first, second):
+        plain = made.plain[:, : made.slope.shape[1] : 5]
+        row = np.concatenate([made.slope[:, ::5], plain]).astype(float)
+        row -= row.mean(axis=1, keepdims=True)
+        rows.append(row / np.linalg.norm(row, axis=1, keepdims=True))
+    a, b = rows
+    values = {}
+    for lag in range(1 - b.shape[1], a.shape[1]):
+        low, high = max(0, lag), min(a.shape[1], lag + b.shape[1])
+        if high - low >= 480:  # bins of 2,400 timesteps
+            share = (high - low) / np.sqrt(a.shape[1] * b.shape[1])
+            values[lag] = (a[:, low:high] * b[:, low - lag : high - lag]).sum() / 16 / share
+    found: list[int] = []
+    while len(found) < 5 and values and max(values.values()) >= 0.5:
+        best = max(values, key=lambda lag: values[lag])
+        found.append(5 * best)
+        values = {lag: value for lag, value in values.items() if abs(lag - best) > 10}
+    return found
+
+
+def test_lags_of_a_regular_rhythm() -> None:
+    """Records of two lengths, either one first: FFTs find what sums find."""
+    paced = recording(heart(9), np.arange(0.4, 20, 0.8), seconds=20, seed=1)
+    whole, part = ready(paced[:, :5000]), ready(paced[:, 1234:5434])
+    for first, second in ((whole, part), (part, whole)):
+        expected = lags_by_sums(first, second)
+        assert len(expected) == 5
+        assert list(_lags(first, second)) == expected
+
+
+def test_lags_of_irregular_rhythms() -> None:
+    whole = ready(LONG[:, :5000])
+    for begin in (0, 1233, 2580, 2620):  # the last one has less in common than must overlap
+        later = ready(LONG[:, begin : begin + 5000])
+        assert list(_lags(whole, later)) == lags_by_sums(whole, later)
+    other = ready(recording(heart(3), irregular(10, seed=3), seconds=10, seed=3))
+    assert list(_lags(whole, other)) == lags_by_sums(whole, other) == []
+    assert likeness(whole, other) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("lag", [998, 999, 1000, 1001, 1002])
+def test_a_lag_is_refined_to_a_timestep(lag: int) -> None:
+    first, second = ready(LONG[:, :5000]), ready(LONG[:, lag : lag + 5000])
+    assert _refined(first, second, 1000) == lag
+
+
+def test_a_lag_is_refined_by_one_bin_at_most() -> None:
+    first, second = ready(LONG[:, :5000]), ready(LONG[:, 1000:6000])
+    for coarse in range(960, 1040):
+        assert abs(_refined(first, second, coarse) - coarse) <= 5
+
+
+@pytest.mark.parametrize("lag", [999, 1000, 1001])
+def test_a_part_of_a_timestep_costs_no_likeness_of_slopes(lag: int) -> None:
+    """The top of a parabola through three lags, in leads where the middle one is the highest."""
+    between = resample(LONG.astype(float), 4 * LONG.shape[1], axis=1)[:, 1::4]
+    first = ready(LONG[:, :5000])
+    second = ready(np.rint(between[:, 1000:6000]).astype(np.int16))
+    expected = []
+    for a, b in zip(first.slope, second.slope, strict=True):
+        three = [
+            np.corrcoef(a[lag + near :: 5], b[: a.size - lag - near : 5])[0, 1]
+            for near in (-1, 0, 1)
+        ]
+        two, one, zero = np.polyfit([-1, 0, 1], three, 2)
+        expected.append(zero - one**2 / (4 * two) if max(three) == three[1] else three[1])
+    found = _compare(first, second, lag).slope
+    assert found == pytest.approx(np.mean(expected), abs=1e-5)
+    assert (found > 0.999) is (lag == 1000)
+
+
+def white(num_timesteps: int = 1000) -> NDArray[np.float32]:
+    """(8, T): nothing is like it but itself at lag 0."""
+    rng = np.random.default_rng(0)
+    noise: NDArray[np.float32] = rng.normal(size=(8, num_timesteps)).astype(np.float32)
+    return noise
+
+
+def with_beats(plain: NDArray[np.float32], beats: list[int]) -> Smooth:
+    nothing = np.zeros((16, 0), np.complex64)
+    return Smooth(plain=plain, slope=plain, spectrum=nothing, beats=np.array(beats, np.int64))
+
+
+@pytest.mark.parametrize(
+    ("beats", "rest"),
+    [
+        ([100, 400, 800], 1),  # from 100 timesteps before to 200 behind, three at least
+        ([99, 400, 800], 0),
+        ([100, 400, 801], 0),
+        ([100, 800], 0),
+        ([0, 100, 400, 800, 900], 1),
+    ],
+)
+def test_beats_that_both_records_hold_whole(beats: list[int], rest: float) -> None:
+    long, plain = white(1300), white()
+    long[:, :1000] = plain
+    for first, second in ((plain, long), (long, plain)):
+        records = with_beats(first, beats), with_beats(second, [])
+        assert _rest(*records, 0) == pytest.approx(rest, abs=1e-5)
+    shifted = with_beats(long, [beat + 300 for beat in beats]), with_beats(long[:, 300:], [])
+    assert _rest(*shifted, 300) == pytest.approx(rest, abs=1e-5)
+
+
+@pytest.mark.parametrize(("apart", "moved"), [(0, False), (5, True), (-5, True), (6, False)])
+def test_a_beat_is_taken_where_each_record_has_it(apart: int, moved: bool) -> None:
+    """Within 5 timesteps; here the second record has no reason to have it elsewhere."""
+    beats = [150, 450, 750]
+    others = [beat + apart for beat in beats]
+    found = _rest(with_beats(white(), beats), with_beats(white(), [0, *others, 990]), 0)
+    assert (found < 0.5) is moved
+    assert found == pytest.approx(1, abs=1e-5) or moved
+
+
+def test_rows_of_one_length() -> None:
+    found = _unit(np.array([[1, 3, 1, 3], [5, 5, 5, 5]], np.float32))
+    assert found.tolist() == [[-0.5, 0.5, -0.5, 0.5], [0, 0, 0, 0]]
