@@ -188,9 +188,9 @@ class _Signals(NamedTuple):
 
 def _join_confirmed(
     groups: Groups, pairs: Sequence[tuple[int, ...]], beats: NDArray[np.uint16], read: Read
-) -> int:
-    """Join those of the pairs that are one ECG; returns how many joined."""
-    joined = 0
+) -> bool:
+    """Join those of the pairs that are one ECG; returns whether any joined."""
+    joined = False
     for start in range(0, len(pairs), _SIGNAL_PAIRS):
         some = [pair for pair in pairs[start : start + _SIGNAL_PAIRS] if _apart(groups, pair)]
         if not some:
@@ -203,7 +203,7 @@ def _join_confirmed(
                 one, other = signals(pair[0]), signals(pair[1])
                 if one is not None and other is not None and likeness(one, other).same:
                     groups.join(pair[0], pair[1])
-                    joined += 1
+                    joined = True
     return joined
 
 

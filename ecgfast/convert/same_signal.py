@@ -110,7 +110,7 @@ def _lags(first: Smooth, second: Smooth) -> Iterator[int]:
     product = (first.spectrum * second.spectrum.conj()).sum(axis=0)
     sums = np.fft.irfft(product, _FFT)
     bins = np.fft.fftfreq(_FFT, 1 / _FFT).astype(np.int64)
-    lengths = [-(-each.slope.shape[1] // BOX) for each in (first, second)]
+    lengths = [each.slope[:, ::BOX].shape[1] for each in (first, second)]
     overlap = np.minimum(lengths[0], bins + lengths[1]) - np.maximum(0, bins)
     least = LEAST_OVERLAP // BOX
     # As if both were as loud everywhere: the norms are those of whole records.

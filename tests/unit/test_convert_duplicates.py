@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
+from ecgfast_kernels.fingerprint import NO_BEAT
 from hearts import heart, irregular, recording
 from numpy.typing import NDArray
 from recordings import convert_quietly, write_wfdb
@@ -14,7 +15,14 @@ from scipy.signal import resample
 import ecgfast
 from ecgfast import log
 from ecgfast.convert.content import content_digests, packed_fingerprints, unpacked_fingerprints
-from ecgfast.convert.duplicates import Groups, join_same_content, join_same_signal
+from ecgfast.convert.duplicates import (
+    Groups,
+    _beats_agree,
+    _directions,
+    _near,
+    join_same_content,
+    join_same_signal,
+)
 from ecgfast.errors import EcgfastError
 from ecgfast.store.info import describe
 
@@ -148,6 +156,99 @@ def test_forty_copies_behind_eight_neighbours() -> None:
     found = unpacked_fingerprints(packed_fingerprints(copies))
     join_same_signal(groups, *found, np.arange(40), lambda records: copies[records])
     assert not groups.firsts().any()
+
+
+@pytest.mark.parametrize(("num_beats", "joined"), [(3, False), (4, True)])
+def test_two_records_of_four_beats_can_be_one_ecg(num_beats: int, joined: bool) -> None:
+    signals = np.stack([WHOLE, WHOLE + np.int16(1)])
+    correlation, beats = unpacked_fingerprints(packed_fingerprints(signals))
+    beats[:, num_beats:] = NO_BEAT
+    groups = Groups(2)
+    join_same_signal(groups, correlation, beats, np.arange(2), lambda records: signals[records])
+    assert groups.firsts().tolist() == [0, 0 if joined else 1]
+
+
+def test_each_record_is_compared_with_the_eight_nearest() -> None:
+    """Of ten on a line, the first and the last one alone have eight that are nearer."""
+    correlation = np.zeros((10, 28), np.int8)
+    correlation[:, 5] = 3 * np.arange(10)
+    expected = {(one, other) for one in range(10) for other in range(one + 1, 10)} - {(0, 9)}
+    assert set(map(tuple, _near(correlation).tolist())) == expected
+
+
+def test_near_is_a_tenth_of_all_correlations() -> None:
+    """Root mean square, in steps of 1/127: 12.7."""
+    rng = np.random.default_rng(0)
+    correlation = rng.integers(-60, 60, (80, 28)).astype(np.int8)
+    for n, apart in enumerate((12, 13, 8, -8)):
+        correlation[40 + n] = correlation[n] + np.int8(apart) * rng.choice([-1, 1], 28)
+    assert [3, 43] in _near(correlation).tolist()
+    apart = correlation[:, None].astype(float) - correlation[None]
+    near = np.argwhere(np.sqrt((apart**2).mean(axis=2)) <= 12.7)
+    expected = near[near[:, 0] < near[:, 1]]
+    assert expected.tolist() == [[0, 40], [2, 42], [3, 43]]
+    np.testing.assert_array_equal(_near(correlation), expected)
+
+
+def test_directions_are_principal_components() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, np.linspace(2, 25, 28), (300, 28)) + np.linspace(-20, 40, 28)
+    correlation = np.clip(np.rint(values), -127, 127).astype(np.int8)
+    centred = correlation - correlation.mean(axis=0)
+    expected = centred @ np.linalg.svd(centred)[2][:8].T
+    points = _directions(correlation)
+    np.testing.assert_allclose(
+        np.abs(points - points.mean(axis=0)), np.abs(expected), rtol=1e-6, atol=1e-6
+    )
+
+
+def of_beats(*records: list[int]) -> NDArray[np.uint16]:
+    beats = np.full((len(records), 32), NO_BEAT, np.uint16)
+    for n, record in enumerate(records):
+        beats[n, : len(record)] = record
+    return beats
+
+
+FOUR = [100, 900, 1750, 2500]
+NINE = [100, 900, 1750, 2500, 3390, 4300, 5033, 5901, 6666]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "agree"),
+    [
+        (FOUR, [300, 1100, 1950, 2700], True),
+        (FOUR, [300, 1108, 1950, 2700], True),  # 8 ms: 4 to each side
+        (FOUR, [300, 1109, 1950, 2700], False),
+        (FOUR, [292, 1100, 1950, 2700], True),
+        (FOUR, [291, 1100, 1950, 2700], False),
+        (FOUR, [300, 1100, 1950, 2850], False),  # three
+        (FOUR[:3], [300, 1100, 1950], False),
+        (FOUR, [7, 300, 1100, 1950, 2700, 9999], True),
+        (NINE, [*NINE[:5], 9000, 9111, 9333, 9777], True),  # half of nine
+        (NINE, [*NINE[:4], 8000, 9111, 9333, 9777, 9888], False),
+        (NINE[:8], [*NINE[:4], 8000, 9111, 9333, 9777, 9888], True),  # of the fewer beats
+        (NINE, FOUR, True),
+    ],
+)
+def test_how_many_beats_agree(one: list[int], other: list[int], agree: bool) -> None:
+    assert _beats_agree(of_beats(one), of_beats(other)).tolist() == [agree]
+    assert _beats_agree(of_beats(other), of_beats(one)).tolist() == [agree]
+
+
+def test_beats_of_many_pairs() -> None:
+    """Whatever their number of beats, and more pairs than are compared at a time."""
+    rng = np.random.default_rng(0)
+    pairs, expected = [], []
+    for _ in range(600):
+        one = np.sort(rng.choice(9000, rng.integers(3, 14), replace=False))
+        other = one + rng.integers(0, 14, one.size)
+        pairs.append((one.tolist(), other.tolist()))
+        lags = np.sort((one[:, None] - other).ravel())
+        most = max(int(((lags >= lag) & (lags <= lag + 8)).sum()) for lag in lags)
+        expected.append(most >= max(4, -(-one.size // 2)))
+    assert 100 < sum(expected) < 500
+    first, second = (of_beats(*each) for each in zip(*pairs, strict=True))
+    assert _beats_agree(first, second).tolist() == expected
 
 
 def test_windows_of_one_recording_are_not_compared(tmp_path: Path) -> None:

@@ -155,6 +155,30 @@ def test_lags_of_irregular_rhythms() -> None:
     assert likeness(whole, other) == (0, 0, 0)
 
 
+def test_lags_that_are_just_likely_enough() -> None:
+    """Of ever noisier copies, whose best lag falls below half a correlation at last."""
+    whole, noise = ready(LONG[:, :5000]), np.random.default_rng(0).normal(0, 1, (12, 4200))
+    found = []
+    for size in range(0, 240, 24):
+        part = ready(np.rint(LONG[:, 500:4700] + size * noise).astype(np.int16))
+        found.append(list(_lags(whole, part)))
+        assert found[-1] == lags_by_sums(whole, part)
+    assert found[0] == found[2] == [500]
+    assert found[-1] == []
+
+
+def test_the_rest_is_looked_at_where_slopes_and_signals_agree() -> None:
+    beats = [int(beat) for beat in BEATS if beat < 5000]
+    first = ready(LONG[:, :5000], beats)
+    time, size = np.arange(5000), LONG.std(axis=1, keepdims=True)
+    wander, hum = 0.6 * size * np.sin(time / 400), 0.25 * size * np.sin(time / 3.2)
+    for added, slope, plain in ((0 * hum, True, True), (wander, True, False), (hum, False, True)):
+        second = ready(np.rint(LONG[:, :5000] + added).astype(np.int16), beats)
+        found = _compare(first, second, 0)
+        assert (found.slope >= 0.95, found.plain >= 0.95) == (slope, plain)
+        assert (found.rest > 0) is (slope and plain)
+
+
 @pytest.mark.parametrize("lag", [998, 999, 1000, 1001, 1002])
 def test_a_lag_is_refined_to_a_timestep(lag: int) -> None:
     first, second = ready(LONG[:, :5000]), ready(LONG[:, lag : lag + 5000])
