@@ -138,7 +138,7 @@ def arrange_leads(
     rows = [max(row, 0) for row in plan]  # a derived lead borrows scale and offset of lead I
     scale = np.array([scale_uv[row] for row in rows], np.float32)
     offset = np.array([offset_adc[row] for row in rows], np.float32)
-    for position in range(2, 6):
+    for position in _DERIVABLE:
         if plan[position] == _ABSENT:
             scale[position], offset[position] = scale[0], offset[0]
     size = np.abs(scale)
@@ -166,7 +166,7 @@ def arrange_leads(
 
 def _unusable(scale: NDArray[np.float32], offset: NDArray[np.float32], source: str) -> FormatError:
     """The refusal of a record whose digits mean nothing."""
-    for lead, uv, zero in zip(LEADS, scale.tolist(), offset.tolist(), strict=True):
+    for lead, uv, zero in zip(LEADS, scale, offset, strict=True):
         if math.isnan(uv):
             return FormatError(
                 f"{source}: the unit of lead {lead} is no voltage, allowed V, mV, uV, nV",

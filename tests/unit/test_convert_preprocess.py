@@ -109,7 +109,11 @@ def test_the_error_of_rounding_is_in_microvolt(rate: float, up: int, down: int) 
 
 @pytest.mark.parametrize(
     ("rate", "hole", "at_500_hz"),
-    [(1000, slice(300, 320), slice(150, 160)), (100, slice(100, 104), slice(498, 518))],
+    [
+        (1000, slice(300, 320), slice(150, 160)),
+        (100, slice(100, 104), slice(498, 518)),
+        (100, slice(998, 1000), slice(4988, 5000)),
+    ],
 )
 def test_a_hole_is_where_it_was_after_resampling(
     rate: float, hole: slice, at_500_hz: slice
@@ -204,3 +208,90 @@ def test_impossible_rates(rate: float) -> None:
 def test_empty_record() -> None:
     with pytest.raises(FormatError, match="no timesteps"):
         to_digits(record(np.zeros((12, 0), np.int16)))
+
+
+def test_two_windows_of_a_record_that_holds_just_two() -> None:
+    signal = ecg_like(1, seed=0, num_timesteps=10_000)[0]
+    segments = cut(to_digits(record(signal)), window="all", short="quarantine")
+    assert [segment.start for segment in segments] == [0, 5000]  # type: ignore[union-attr]  # no refusal here
+    assert segments[1].flags == ("seen", "window")  # type: ignore[union-attr]  # no refusal here
+
+
+@pytest.mark.parametrize(("rate", "flagged"), [(49.9, True), (50, False), (100, False)])
+def test_a_rate_that_no_ecg_has(rate: float, flagged: bool) -> None:
+    digits = to_digits(record(np.ones((12, 1000), np.int16), rate))
+    assert ("rate_implausible" in digits.flags) is flagged
+
+
+@pytest.mark.parametrize("rate", [0.99, 100_001])
+def test_rates_beyond_the_limits(rate: float) -> None:
+    with pytest.raises(FormatError, match="must be in"):
+        to_digits(record(np.zeros((12, 400), np.int16), rate))
+    within = min(max(rate, 1), 100_000)
+    length = 400 * 500 // int(within)
+    assert to_digits(record(np.zeros((12, 400), np.int16), within)).signal.shape == (12, length)
+
+
+@pytest.mark.parametrize(("rate", "length"), [(1, 23_000), (500, 12_000_000), (1000, 12_000_000)])
+def test_a_record_that_would_take_too_much_memory_is_refused(rate: float, length: int) -> None:
+    """1 GiB of 8-byte numbers are 11,184,810 timesteps, as the file has them or at 500 Hz."""
+    with pytest.raises(FormatError, match="allowed 1 GiB"):
+        to_digits(record(np.broadcast_to(np.int16(0), (12, length)), rate))
+
+
+@pytest.mark.parametrize(("offset", "zero"), [(-40_000, -32_767), (40_000, 32_767)])
+def test_padding_where_0_microvolt_is_no_digit(offset: float, zero: int) -> None:
+    segment = first(record(ecg_like(1, seed=0)[0, :, :3000], offset=offset), short="pad")
+    assert (segment.signal[:, 3000:] == zero).all()
+
+
+@pytest.mark.parametrize(("num_invalid", "taken"), [(30, True), (31, False)])
+def test_padding_is_no_valid_signal(num_invalid: int, taken: bool) -> None:
+    """One percent of 3,000 timesteps of 12 leads, whatever is padded."""
+    signal = ecg_like(1, seed=0)[0, :, :3000]
+    signal[:, 100 : 100 + num_invalid] = INVALID
+    (found,) = cut(to_digits(record(signal)), window="first", short="pad")
+    assert isinstance(found, Segment) is taken
+    if isinstance(found, Segment):
+        assert found.invalid_share == pytest.approx(0.01)
+
+
+def test_a_lead_without_a_valid_timestep_is_0() -> None:
+    signal = ecg_like(1, seed=0)[0]
+    signal[4] = INVALID
+    digits = to_digits(record(signal))
+    assert (digits.signal[4] == 0).all()
+    np.testing.assert_array_equal(digits.signal[5:], signal[5:])
+
+
+def test_what_is_rescaled_has_its_0_at_0_microvolt() -> None:
+    square = np.where(np.arange(5000) // 100 % 2, 32_767, -32_767).astype(np.int16)
+    ecg = record(np.tile(square, (12, 1)), 250, offset=1000)
+    digits = to_digits(ecg)
+    exact = scipy.signal.resample_poly(square.astype(float), 2, 1, padtype="line")
+    microvolt = (exact - 1000) * 5
+    assert (digits.offset_adc == 0).all()
+    np.testing.assert_allclose(
+        digits.signal[3] * digits.scale_uv[3].astype(float), microvolt, atol=digits.scale_uv[3]
+    )
+    assert np.abs(digits.signal.astype(int)).max() == 32_767
+
+
+def test_no_scale_is_finer_than_a_picovolt() -> None:
+    microvolt = np.zeros((12, 5000), np.float32)
+    microvolt[1, 7], microvolt[2, 7] = 1e-3, 0.1
+    digits = to_digits(record(microvolt))
+    assert digits.scale_uv[:4].tolist() == pytest.approx([1, 1e-6, 0.1 / 32_767, 1])
+    assert digits.signal[:4, 7].tolist() == [0, 1000, 32_767, 0]
+
+
+@pytest.mark.parametrize(("microvolt", "taken"), [(3.2e10, True), (-3.2e10, True), (3.3e10, False)])
+def test_the_largest_voltage(microvolt: float, taken: bool) -> None:
+    """A volt for each of 32,767 digits."""
+    signal = np.zeros((12, 5000), np.float32)
+    signal[3, 100] = microvolt
+    if taken:
+        assert abs(to_digits(record(signal)).signal[3, 100]) == 32_767
+        return
+    with pytest.raises(FormatError, match=r"a lead reaches 3\.3e\+10 microvolt"):
+        to_digits(record(signal))

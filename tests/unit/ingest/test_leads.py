@@ -168,3 +168,43 @@ def test_gains_between_picovolt_and_volt_are_taken(
     leads = arrange_leads(plan, signal, scales, [0.0] * 12, "f")
     assert leads.flags == flags
     assert leads.scale_uv[11] == np.float32(scale)
+
+
+def test_signals_behind_the_twelve_leads_are_left_out() -> None:
+    signal = np.arange(13, dtype=np.int16)[:, None] * np.ones(4, np.int16)
+    names = [*LEADS, "pleth"]
+    leads = arrange_leads(plan_leads(names, "f"), signal, [1.0] * 13, [0.0] * 13, "f")
+    assert leads.signal[:, 0].tolist() == list(range(12))
+
+
+def test_derived_leads_have_scale_and_offset_of_lead_i_wherever_it_stands() -> None:
+    names = ["pleth", *EIGHT[::-1]]
+    scale, offset = [float("nan"), *range(3, 9), 2.0, 2.0], [9e9, *range(6), 7.0, 7.0]
+    leads = arrange_leads(plan_leads(names, "f"), np.ones((9, 4), np.int16), scale, offset, "f")
+    assert leads.scale_uv.tolist() == [2] * 6 + [8, 7, 6, 5, 4, 3]
+    assert leads.offset_adc.tolist() == [7] * 6 + [5, 4, 3, 2, 1, 0]
+    assert leads.signal[2].tolist() == [7] * 4  # II - I + 7
+
+
+def test_leads_of_no_timestep_are_derived() -> None:
+    empty = np.zeros((8, 0), np.int16)
+    leads = arrange_leads(plan_leads(EIGHT, "f"), empty, [2.0] * 8, [0.0] * 8, "f")
+    assert leads.signal.shape == (12, 0)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_offset(sign: int) -> None:
+    plan, signal = plan_leads(LEADS, "f"), np.ones((12, 4), np.int16)
+    offset = [0.0] * 7 + [sign * 2.0**31] + [0.0] * 4
+    leads = arrange_leads(plan, signal, [1.0] * 12, offset, "f")
+    assert leads.offset_adc[7] == sign * 2**31
+    offset[7] *= 1.01
+    with pytest.raises(FormatError, match=r"0 microvolt of lead V2 is at the digit -?2\.16"):
+        arrange_leads(plan, signal, [1.0] * 12, offset, "f")
+
+
+@pytest.mark.parametrize("scale", [0.9e-6, -1.1e6, 0.0])
+def test_a_gain_beyond_the_limits_is_named(scale: float) -> None:
+    scales = [1e-6, -1e6] * 4 + [scale] + [1.0] * 3
+    with pytest.raises(FormatError, match=f"a digit of lead V3 is {scale:g} microvolt"):
+        arrange_leads(plan_leads(LEADS, "f"), np.ones((12, 4), np.int16), scales, [0.0] * 12, "f")

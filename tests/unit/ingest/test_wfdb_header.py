@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ecgfast.errors import FormatError
 from ecgfast.ingest import InputFile, read_record
 from ecgfast.ingest.wfdb_comments import parse_comments
-from ecgfast.ingest.wfdb_header import parse_header
+from ecgfast.ingest.wfdb_header import parse_header, unit_uv
 from ecgfast.records import INVALID, LEADS, EcgRecord
 
 
@@ -23,6 +23,13 @@ def _spec(line: str) -> dict[str, object]:
     ("line", "expected"),
     [
         ("a.dat 16", {"gain": 200, "baseline": 0, "units": "mV", "checksum": None, "name": ""}),
+        ("a.dat 16", {"samples_per_frame": 1, "skew": 0, "byte_offset": 0}),
+        ("a.dat 16 100 12", {"gain": 100, "baseline": 0, "checksum": None}),
+        ("a.dat 16 100 12 3 5", {"baseline": 3, "checksum": None}),
+        ("a.dat 16 100 12 3 5 -9", {"checksum": -9, "name": ""}),
+        ("a.dat 16 100 12 3 5 -9 0", {"checksum": -9, "name": ""}),
+        (f"a.dat 16 1({(1 << 62) - 1})", {"baseline": (1 << 62) - 1}),
+        (f"a.dat 16 1({1 - (1 << 62)})", {"baseline": 1 - (1 << 62)}),
         ("a.dat 16 0", {"gain": 200}),
         ("a.dat 16 1.5e+02(-7)/uV 12 3", {"gain": 150, "baseline": -7, "units": "uV"}),
         ("a.dat 212 100 12 1024", {"format": 212, "baseline": 1024, "units": "mV"}),
@@ -63,6 +70,23 @@ def test_lines_beyond_the_promised_signals_are_none_of_them() -> None:
     assert segmented.signals == ()
 
 
+def test_the_largest_rate_and_segment_and_a_gap() -> None:
+    header = parse_header(f"r/2 1 999999 0\n~ 7\ns2 {10**15 - 1} more words\n", "f")
+    assert header.sampling_rate_hz == 999_999
+    assert header.segments == ((None, 7), ("s2", 10**15 - 1))
+
+
+def test_two_words_of_the_record_line_say_when_it_was_made() -> None:
+    header = parse_header("r 0 500 10 05-May-2020 14:50:55 more\n", "f")
+    assert header.date_time == ("05-May-2020", "14:50:55")
+
+
+def test_units_of_voltage() -> None:
+    units = ("V", "mV", "uV", "\u00b5V", "\u03bcV", "nV")  # with the two letters that look like mu
+    assert [unit_uv(unit) for unit in units] == [1e6, 1e3, 1, 1, 1, 1e-3]
+    assert np.isnan(unit_uv("mmHg"))
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -72,7 +96,17 @@ def test_lines_beyond_the_promised_signals_are_none_of_them() -> None:
         ("r twelve\n", "record line"),
         ("r 1 -5\na.dat 16\n", "rate in"),
         ("r 2 500\na.dat 16\n", "got 1 signal lines"),
+        ("r 0 0\n", "at 0 Hz, allowed a rate in"),
+        ("r 0 1e6\n", "rate in"),
+        ("r 0 500 -1\n", "of -1 timesteps at 500 Hz, allowed"),
+        ("r -1 500 10\n", "-1 signals of 10"),
+        ("r/3 1 500 10\ns1 4\ns2 6\n", "got 2 segment lines"),
+        ("r/1 1 500 10\ns1\n", "segment line 1 is damaged"),
+        ("r/2 1 500 10\ns1 4\n../s2 4\n", "segment line 2 is damaged"),
+        ("r/2 1 500 10\ns1 4\ns2 1" + "0" * 15, "segment line 2 is damaged"),
         ("r 1 500\na.dat\n", "signal line"),
+        (f"r 1 500\na.dat 16 1({1 << 62})\n", "signal line"),
+        (f"r 1 500\na.dat 16 1({-(1 << 62)})\n", "signal line"),
         ("r 1 500\na.dat x16\n", "signal line"),
         ("r 1 500\na.dat 16 much/mV\n", "signal line"),
     ],
