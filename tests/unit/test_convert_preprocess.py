@@ -43,6 +43,8 @@ def sine(rate: float, seconds: float, offset: float = 0) -> np.ndarray:
 
 def test_exact_copy() -> None:
     signal = ecg_like(1, seed=0)[0]
+    digits = to_digits(record(signal))
+    assert (digits.valid, digits.error_uv, digits.flags) == (None, None, ("seen",))
     segment = first(record(signal))
     np.testing.assert_array_equal(segment.signal, signal)
     assert (segment.valid, segment.flags, segment.invalid_share) == (None, ("seen",), 0)
@@ -223,7 +225,7 @@ def test_a_rate_that_no_ecg_has(rate: float, flagged: bool) -> None:
     assert ("rate_implausible" in digits.flags) is flagged
 
 
-@pytest.mark.parametrize("rate", [0.99, 100_001])
+@pytest.mark.parametrize("rate", [0.99, 100_000.5])
 def test_rates_beyond_the_limits(rate: float) -> None:
     with pytest.raises(FormatError, match="must be in"):
         to_digits(record(np.zeros((12, 400), np.int16), rate))

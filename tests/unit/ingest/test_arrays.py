@@ -9,6 +9,7 @@ import pytest
 
 from ecgfast.errors import FormatError
 from ecgfast.ingest import discover, read_record
+from ecgfast.ingest.numpy_files import batch_size, read_npz
 from ecgfast.records import LEADS, EcgRecord
 
 META = {"sampling_rate_hz": 500, "scale_uv": 4.88}
@@ -125,6 +126,20 @@ def test_files_of_an_npz_that_are_no_arrays_are_passed_over(tmp_path: Path) -> N
         (DIGITS[0], {}, "shape"),
         (DIGITS > 0, {}, "bool"),
         (DIGITS, {"sampling_rate_hz": 0}, "sampling_rate_hz is 0"),
+        (DIGITS, {"sampling_rate_hz": 1e6}, "sampling_rate_hz is 1000000.0"),
+        (DIGITS, {"sampling_rate_hz": True}, "sampling_rate_hz is True"),
+        (DIGITS, {"sampling_rate_hz": 10**400}, r"is 10{59} \.\.\., allowed a number"),
+        (DIGITS, {"sampling_rate_hz": "x" * 59}, "is 'x{59} \\.\\.\\., allowed"),
+        (DIGITS, {"sampling_rate_hz": "x" * 58}, "is 'x{58}', allowed"),
+        (DIGITS, {"offset_adc": [0.0] * 11 + [float("inf")]}, "offset_adc is"),
+        (DIGITS, {"leads": ["I", 2]}, "allowed a list of names"),
+        (DIGITS, {"leads": "I"}, "allowed a list of names"),
+        (DIGITS, {"age": True}, "age is a bool"),
+        (DIGITS, {"site": ["2"]}, "site is a list"),
+        (DIGITS, {"ejection_fraction": True}, "ejection_fraction is True"),
+        (DIGITS, {"ejection_fraction": "about 35"}, "ejection_fraction is 'about 35'"),
+        (DIGITS, {"ejection_fraction": float("-inf")}, "ejection_fraction is -inf"),
+        (DIGITS, {"patient_id": "a\nb"}, "patient_id holds a control character"),
         (DIGITS, {"scale_uv": "big"}, "scale_uv is 'big'"),
         (DIGITS, {"scale_uv": [1, 2]}, "12 numbers"),
         (DIGITS, {"scale_uv": None}, "scale_uv is None"),
@@ -195,3 +210,84 @@ def test_objects_are_never_unpickled(tmp_path: Path) -> None:
     (tmp_path / "ecg.json").write_text(json.dumps(META))
     with pytest.raises(FormatError, match="not a NumPy"):
         _read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [(35, 35.0), ("35.5", 35.5), (" 35 ", 35.0), (None, None), (" NA", None), ("", None)],
+)
+def test_ejection_fractions_of_a_sidecar(
+    tmp_path: Path, value: object, label: float | None
+) -> None:
+    _save(tmp_path, DIGITS, ejection_fraction=value)
+    assert _read(tmp_path)[0].labels == {"ejection_fraction": label}
+
+
+def test_labels_of_a_sidecar_are_numbers_and_text(tmp_path: Path) -> None:
+    _save(tmp_path, DIGITS, a=None, b="x", c=7, d=[1, "y"], e=True, f={"z": 1})
+    expected = {"a": None, "b": "x", "c": 7.0, "d": '[1, "y"]', "e": 1.0, "f": '{"z": 1}'}
+    assert _read(tmp_path)[0].labels == expected
+
+
+def test_a_sidecar_of_its_own_goes_before_that_of_the_folder(tmp_path: Path) -> None:
+    _save(tmp_path, DIGITS, sampling_rate_hz=250)
+    (tmp_path / "signals.json").write_text(json.dumps(META))
+    np.save(tmp_path / "other.npy", DIGITS)
+    assert [record.sampling_rate_hz for record in _read(tmp_path)] == [250, 500]
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"scale_uv": 1, "scale_uv": 1}'])
+def test_a_damaged_sidecar_is_refused(tmp_path: Path, text: str) -> None:
+    np.save(tmp_path / "ecg.npy", DIGITS)
+    (tmp_path / "ecg.json").write_text(text)
+    with pytest.raises(FormatError, match=r"^ecg\.json: (got a list|cannot be read as JSON)"):
+        _read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((2, 5, 10), 2),  # 50 values
+        ((2, 7, 7), None),
+        ((1, 12, 5), 1),
+        ((0, 12, 100), None),
+        ((12, 100), None),
+        ((2, 2, 12, 100), None),
+    ],
+)
+def test_which_arrays_are_batches(tmp_path: Path, shape: tuple[int, ...], size: int | None) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(shape, np.int16))
+    assert batch_size(tmp_path / "a.npy") == size
+
+
+@pytest.mark.parametrize(("num_others", "taken"), [(997, True), (998, False)])
+def test_an_archive_of_a_thousand_entries(tmp_path: Path, num_others: int, taken: bool) -> None:
+    np.savez(tmp_path / "a.npz", signal=DIGITS, sampling_rate_hz=500.0, scale_uv=1.0)
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        for number in range(num_others):
+            archive.writestr(f"{number}.txt", "")
+    if taken:
+        assert sorted(read_npz(tmp_path / "a.npz")) == ["sampling_rate_hz", "scale_uv", "signal"]
+        return
+    with pytest.raises(FormatError, match="got over 1,000 arrays"):
+        read_npz(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(("num_bytes", "taken"), [(1 << 19, True), ((1 << 19) + 1, False)])
+def test_arrays_beside_the_signal_have_one_mebibyte_together(
+    tmp_path: Path, num_bytes: int, taken: bool
+) -> None:
+    """Each with a header of 128 bytes."""
+    some = np.zeros(num_bytes - 128, bool)
+    np.savez(tmp_path / "a.npz", signal=DIGITS, a=some, b=some)
+    if taken:
+        assert len(read_npz(tmp_path / "a.npz")["b"]) == len(some)
+        return
+    with pytest.raises(FormatError, match="allowed 1 MiB in all arrays together"):
+        read_npz(tmp_path / "a.npz")
+
+
+def test_an_archive_without_a_signal(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", ecg=DIGITS)
+    with pytest.raises(FormatError, match="one must be named 'signal'"):
+        read_npz(tmp_path / "a.npz")
