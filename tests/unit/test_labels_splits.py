@@ -10,8 +10,11 @@ from ecgfast.labels.splits import (
     NUM_FOLDS,
     Drawn,
     Strata,
+    check_folds,
+    check_splits,
     draw,
     draw_splits,
+    num_torn,
     splits_of_fold,
     warn_where_few,
 )
@@ -48,6 +51,8 @@ def test_splits_are_written_down() -> None:
     assert by_split["valid"] == set(expected[3:6])
     assert by_split["train"] == set(expected[6:])
     assert sorted(by_split["test"]) == ["P17", "P3", "P8"]
+    fold = dict(zip(keys, drawn.fold, strict=True))
+    assert [fold[key] for key in expected] == [1, 2, 3, 4, 5] * 4
 
 
 def test_each_stratum_has_its_share() -> None:
@@ -144,3 +149,40 @@ def test_few_cases_are_said(caplog: pytest.LogCaptureFixture) -> None:
         "split valid: 19 cases and 41 controls of x=1; below 20 of either, thresholds and results "
         "say little"
     ]
+
+
+def test_strata() -> None:
+    """A patient is a case by one record, and unknown only by all of them."""
+    of = Strata(
+        site=["2", "1", None, "1", "1"],
+        is_case=np.array([False, True, False, False, False]),
+        is_known=np.array([True, True, False, False, True]),
+    ).of
+    assert of([0]) == ("2", "control")
+    assert of([0, 1]) == ("1", "case")
+    assert of([0, 2]) == ("", "control")
+    assert of([2, 3]) == ("", "unknown")
+    assert of([3, 4]) == ("1", "control")
+
+
+def test_patients_of_several_parts() -> None:
+    patients = ["a", "a", "b", "b", "c", "c", "c"]
+    assert num_torn(patients, [1, 1, 1, None, None, None, 2]) == 0
+    assert num_torn(patients, [1, 2, 1, 3, 3, 2, 1]) == 3
+    check_folds(patients, [1, 1, 2, None, 3, 3, 3])
+    with pytest.raises(ConfigError, match="fold column: 1 patients are in more than one fold"):
+        check_folds(patients, [1, 2, 2, None, 3, 3, 3])
+    with pytest.raises(ConfigError, match="split column: got 'dev', allowed train"):
+        check_splits(patients[:2], ["train", "dev"])
+
+
+@pytest.mark.parametrize(("num_controls", "said"), [(20, False), (19, True), (0, True)])
+def test_few_controls_are_said(
+    caplog: pytest.LogCaptureFixture, num_controls: int, said: bool
+) -> None:
+    """Of those whose label is known; a split without any says nothing."""
+    split: list[str | None] = ["test"] * 60 + [None] * 5 + ["valid"] * 5
+    is_case = np.arange(70) < 20
+    warn_where_few("x", split, is_case, np.arange(70) < 20 + num_controls)
+    expected = f"split test: 20 cases and {num_controls} controls of x; below 20"
+    assert [record.message.startswith(expected) for record in caplog.records] == [True] * said

@@ -1,13 +1,15 @@
 """Tables of labels as they are read: what each column becomes, and what is refused with its row."""
 
+import datetime
 import os
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from ecgfast.errors import ConfigError
 from ecgfast.labels.columns import check_labels, label_columns
-from ecgfast.labels.table import folds, read_labels
+from ecgfast.labels.table import folds, parse_date, read_labels, stored
 
 
 def table(folder: Path, text: str) -> Path:
@@ -130,3 +132,107 @@ def test_a_header_line_that_is_no_utf8_is_one_of_our_errors(tmp_path: Path) -> N
     (tmp_path / "labels.csv").write_bytes(b"record_id,label_\xe4ate\nr1,2\n")
     with pytest.raises(ConfigError, match="save it as CSV UTF-8"):
         check_labels(tmp_path / "labels.csv", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "date"),
+    [
+        ("2020-05-31", (2020, 5, 31)),
+        ("2020-05-31T10:00", (2020, 5, 31)),
+        ("08:00:00 31/05/2020", (2020, 5, 31)),
+        ("1/2/2020", (2020, 2, 1)),
+        ("31/02/2020", None),
+        ("2020-13-01", None),
+        ("31 May", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_dates(text: str | None, date: tuple[int, int, int] | None) -> None:
+    assert parse_date(text) == (date and datetime.date(*date))
+
+
+@pytest.mark.parametrize(
+    ("name", "cell", "taken"),
+    [
+        ("age", "0", True),
+        ("age", "120", True),
+        ("age", "300", True),
+        ("age", "-0.1", False),
+        ("age", "120.5", False),
+        ("age", "299", False),
+        ("age", "301", False),
+        ("ejection_fraction", "0", True),
+        ("ejection_fraction", "100", True),
+        ("ejection_fraction", "100.5", False),
+        ("ejection_fraction", "-0.5", False),
+    ],
+)
+def test_limits_of_numbers_of_people(tmp_path: Path, name: str, cell: str, taken: bool) -> None:
+    path = table(tmp_path, f"record_id,{name}\nr,\ns,{cell}\n")
+    if taken:
+        assert read_labels(path)[name].to_pylist() == [None, float(cell)]
+        return
+    with pytest.raises(ConfigError, match=f"{name} of row 2 below the header must be from 0 to"):
+        read_labels(path)
+
+
+@pytest.mark.parametrize(
+    ("cell", "taken"),
+    [
+        ("2020-05-31", True),
+        (" 2020-01-01 10:00", True),
+        ("2020-12-09T10:00:00", True),
+        ("2020-00-01", False),
+        ("2020-13-01", False),
+        ("2020-10-32", False),
+        ("2020-5-1", False),
+        ("31/05/2020", False),
+        ("2020-05-311", False),
+    ],
+)
+@pytest.mark.parametrize("name", ["ecg_date", "label_date"])
+def test_dates_of_a_table(tmp_path: Path, name: str, cell: str, taken: bool) -> None:
+    path = table(tmp_path, f"record_id,{name}\nr,\ns,{cell}\n")
+    if taken:
+        assert read_labels(path)[name].to_pylist() == [None, cell]
+        return
+    with pytest.raises(ConfigError, match=f"{name} of row 2 below the header must be YYYY-MM-DD"):
+        read_labels(path)
+
+
+def test_ids_as_other_tables_and_people_write_them(tmp_path: Path) -> None:
+    """Our own tables put ' before a formula, spreadsheets add .0, people a suffix."""
+    text = "record_id,patient_id,site,x\n'=a/r0.hea,7.0,'+2,'=1\n''-r1.NPY ,'P,2.0,b\nr.txt,,,c\n"
+    found = read_labels(table(tmp_path, text))
+    assert found["record_id"].to_pylist() == ["=a/r0", "'-r1", "r.txt"]
+    assert found["patient_id"].to_pylist() == ["7", "'P", None]
+    assert found["site"].to_pylist() == ["+2", "2", None]
+    assert found["x"].to_pylist() == ["'=1", "b", "c"]
+
+
+@pytest.mark.parametrize("head", [b"\xff\xfe", b"\xfe\xff"])
+def test_utf16_is_refused(tmp_path: Path, head: bytes) -> None:
+    (tmp_path / "labels.csv").write_bytes(head + b"r\0e\0")
+    with pytest.raises(ConfigError, match="got UTF-16"):
+        read_labels(tmp_path / "labels.csv")
+
+
+def test_columns_without_a_name_are_left_out(tmp_path: Path) -> None:
+    found = read_labels(table(tmp_path, ", record_id,  ,x \n0,r,1,2\n1,s,3,4\n"))
+    assert found.to_pydict() == {"record_id": ["r", "s"], "x": [2, 4]}
+    with pytest.raises(ConfigError, match="column 'x' occurs twice"):
+        read_labels(table(tmp_path, "record_id,x , x\nr,1,2\n"))
+
+
+def test_a_number_beyond_float64(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="x holds a number beyond 1e308"):
+        read_labels(table(tmp_path, "record_id,x\nr,1\ns,1e309\n"))
+
+
+def test_types_of_a_store() -> None:
+    kinds = {"a": pa.int32(), "b": pa.float32(), "c": pa.bool_(), "d": pa.string(), "e": pa.null()}
+    values = {"a": [7], "b": [0.5], "c": [True], "d": ["x"], "e": [None]}
+    columns = {name: pa.chunked_array([pa.array(values[name], kinds[name])]) for name in kinds}
+    types = [str(stored(column).type) for column in columns.values()]
+    assert types == ["double", "double", "bool", "string", "string"]
