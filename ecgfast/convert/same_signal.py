@@ -166,7 +166,7 @@ def _rest(first: Smooth, second: Smooth, lag: int) -> float:
     others = beats - lag
     if second.beats.size:  # each record's own place of a beat, where both have one
         apart = second.beats[None, :] - others[:, None]
-        nearest = np.take_along_axis(apart, np.abs(apart).argmin(axis=1)[:, None], axis=1)[:, 0]
+        nearest = apart[np.arange(len(apart)), np.abs(apart).argmin(axis=1)]
         others = others + np.where(np.abs(nearest) <= _SAME_BEAT, nearest, 0)
     inside = np.ones(len(beats), bool)
     for each, places in ((first, beats), (second, others)):

@@ -9,7 +9,7 @@ from ecgfast_kernels.codec import lead_statistics
 from numpy.typing import NDArray
 
 from ecgfast.convert.preprocess import Segment, cut, to_digits
-from ecgfast.convert.quality import signal_flags
+from ecgfast.convert.quality import breaks_einthoven, einthoven_uv, signal_flags
 from ecgfast.errors import FormatError
 from ecgfast.ingest import discover, read_record
 
@@ -94,6 +94,59 @@ def test_padding_and_interpolated_stretches_are_not_looked_at() -> None:
     signal[:, 3000:], valid[:, 3000:] = 0, False  # 5 mV below
     assert _flags(signal) == ["saturated", "amplitude"]
     assert _flags(signal, valid_CT=valid) == []
+
+
+def _flags_of_lead(lead_T: NDArray[np.int16], mean: float = 0) -> list[str]:
+    """One microvolt a unit; the other leads are like this one."""
+    signal = np.tile(lead_T, (1, 12, 1))
+    mean_NC, ones = np.full((1, 12), mean, np.float32), np.ones((1, 12), np.float32)
+    return signal_flags(signal, None, mean_NC, ones, ones, [0.0])[0]
+
+
+@pytest.mark.parametrize(
+    ("peak_to_peak", "flagged"), [(399, True), (400, False), (4000, False), (4001, True)]
+)
+def test_the_least_and_the_largest_amplitude(peak_to_peak: int, flagged: bool) -> None:
+    lead = np.zeros(5000, np.int16)
+    lead[1000:1004] = peak_to_peak - 150
+    lead[2000:2004] = -150
+    assert _flags_of_lead(lead) == (["amplitude"] if flagged else [])
+
+
+@pytest.mark.parametrize(("mean", "flagged"), [(500, True), (-500, False), (501, False)])
+def test_a_millivolt_from_the_mean_is_far(mean: float, flagged: bool) -> None:
+    lead = np.zeros(5000, np.int16)
+    lead[1000:1030] = 1500 if mean > 0 else 499
+    assert ("saturated" in _flags_of_lead(lead, mean)) is flagged
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "flagged"),
+    [(0, 119, False), (0, 120, True), (4881, 5000, False), (4880, 5000, True)],
+)
+def test_what_is_held_at_an_end_counts_from_its_tenth_of_a_second_on(
+    begin: int, end: int, flagged: bool
+) -> None:
+    """100 timesteps of 5,000 at each end are left out, 20 must be held."""
+    lead = (np.arange(5000) % 7).astype(np.int16)
+    lead[begin:end] = 2000
+    assert ("saturated" in _flags_of_lead(lead)) is flagged
+
+
+def test_how_far_limb_leads_are_at_odds() -> None:
+    """III - (II - I) in microvolt, of leads with gains and offsets of their own."""
+    rng = np.random.default_rng(0)
+    signal = rng.integers(-500, 500, (4, 12, 50)).astype(np.int16)
+    scale = rng.uniform(0.5, 5, (4, 12)).astype(np.float32)
+    offset = rng.integers(-300, 300, (4, 12)).astype(np.float32)
+    one, two, three = ((signal - offset[:, :, None]) * scale[:, :, None]).swapaxes(0, 1)[:3]
+    expected = np.abs(three - (two - one)).max(axis=1)
+    np.testing.assert_allclose(einthoven_uv(signal, scale, offset), expected, rtol=1e-5)
+    np.testing.assert_allclose(einthoven_uv(-signal, scale, -offset), expected, rtol=1e-5)
+
+
+def test_limb_leads_may_be_100_microvolt_at_odds() -> None:
+    assert [breaks_einthoven(each) for each in (99.9, 100, 100.1)] == [False, False, True]
 
 
 @pytest.mark.parametrize(

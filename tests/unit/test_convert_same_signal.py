@@ -187,8 +187,18 @@ def test_a_lag_is_refined_to_a_timestep(lag: int) -> None:
 
 def test_a_lag_is_refined_by_one_bin_at_most() -> None:
     first, second = ready(LONG[:, :5000]), ready(LONG[:, 1000:6000])
+    num_valleys = 0
     for coarse in range(960, 1040):
-        assert abs(_refined(first, second, coarse) - coarse) <= 5
+        found = _refined(first, second, coarse)
+        assert abs(found - coarse) <= 5
+        before, at, after = (
+            correlation(first.slope[:, lag::5], second.slope[:, : first.slope.shape[1] - lag : 5])
+            for lag in (coarse - 5, coarse, coarse + 5)
+        )
+        if 2 * at < before + after:  # a parabola without a top
+            assert found == coarse
+            num_valleys += 1
+    assert num_valleys > 10
 
 
 @pytest.mark.parametrize("lag", [999, 1000, 1001])
@@ -208,6 +218,13 @@ def test_a_part_of_a_timestep_costs_no_likeness_of_slopes(lag: int) -> None:
     found = _compare(first, second, lag).slope
     assert found == pytest.approx(np.mean(expected), abs=1e-5)
     assert (found > 0.999) is (lag == 1000)
+
+
+def test_a_lead_that_never_changes_is_like_none() -> None:
+    signal = LONG[:, :5000].copy()
+    signal[7] = 12
+    record = ready(signal)
+    assert _compare(record, record, 0) == pytest.approx((7 / 8, 7 / 8, 0), abs=1e-5)
 
 
 def white(num_timesteps: int = 1000) -> NDArray[np.float32]:
@@ -253,5 +270,5 @@ def test_a_beat_is_taken_where_each_record_has_it(apart: int, moved: bool) -> No
 
 
 def test_rows_of_one_length() -> None:
-    found = _unit(np.array([[1, 3, 1, 3], [5, 5, 5, 5]], np.float32))
-    assert found.tolist() == [[-0.5, 0.5, -0.5, 0.5], [0, 0, 0, 0]]
+    found = _unit(np.array([[1, 3, 1, 3], [5, 5, 5, 5], [0, 0.25, 0, 0.25]], np.float32))
+    assert found.tolist() == [[-0.5, 0.5, -0.5, 0.5], [0, 0, 0, 0], [-0.5, 0.5, -0.5, 0.5]]
