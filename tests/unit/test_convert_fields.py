@@ -11,7 +11,6 @@ from recordings import convert_quietly, ecg_like, snapshot, write_wfdb
 import ecgfast
 from ecgfast.convert.fields import FREE_TEXT, OTHERS, taken
 from ecgfast.errors import ResumeError
-from ecgfast.ingest.diagnosis_codes import codes_of
 
 SIDECAR = {
     "sampling_rate_hz": 500,
@@ -115,28 +114,6 @@ def test_a_store_is_transcoded_without_choices(source: Path, tmp_path: Path) -> 
     convert_quietly([tmp_path / "store"], tmp_path / "again", codec="none")
     manifest = ecgfast.open_store(tmp_path / "again").manifest
     assert manifest["retained"]["columns"] == ["diagnosis", "qrs_ms"]
-
-
-@pytest.mark.parametrize(
-    ("text", "codes", "has_text"),
-    [
-        ("426783006,164865005", "426783006,164865005", False),
-        ("426783006; 67741000119109", "426783006,67741000119109", False),
-        ("NORM", "NORM", False),
-        ("Old MI, STTC, HYP", "Old MI,STTC,HYP", False),
-        ("SR 1AVB", "SR,1AVB", False),
-        ("426783006, JANE DOE", "426783006", True),
-        ("426783007", "", True),  # its check digit is wrong
-        ("447700900123", "", True),  # a telephone number
-        ("19510429", "", True),
-        ("SR normal, Dr. EL", "", True),
-        ("NORM DOE", "", True),
-        ("norm", "", True),
-        (" , ", "", False),
-    ],
-)
-def test_codes_of_diagnoses(text: str, codes: str, has_text: bool) -> None:
-    assert codes_of(text) == (codes, has_text)
 
 
 def test_names_of_the_store_are_no_fields() -> None:
