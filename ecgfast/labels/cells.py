@@ -63,12 +63,11 @@ def typed(column: pa.ChunkedArray, *, decimal_comma: bool) -> pa.ChunkedArray | 
         fits = pc.or_(is_word, pc.is_in(low, pa.array(["0", "1"])))
         is_value = pc.or_(is_word, is_value)
     num_cells = len(column) - column.null_count
-    num_values = pc.sum(pc.and_(is_value, pc.is_valid(column))).as_py() or 0
+    num_values = pc.sum(pc.and_(is_value, pc.is_valid(column))).as_py()  # None: no cells
     wrong = pc.and_(pc.invert(fits), pc.is_valid(column))
-    num_wrong = pc.sum(wrong).as_py() or 0
-    if num_values == 0:
+    if not num_values:
         return column
-    if num_wrong == 0:
+    if not _any(wrong):
         return _booleans(low) if _any(is_word) else _numbers(bare)
     if _any(is_word) and num_values == num_cells:  # numbers beside words: name the rarer ones
         num_words = pc.sum(is_word).as_py()

@@ -25,6 +25,8 @@ def read(cells: list[str | None], *, decimal_comma: bool = False) -> object:
         (["1", "0"], [1.0, 0.0]),
         ([None, "NA"], [None, None]),
         (["a", "b", ""], ["a", "b", None]),
+        (["a"], ["a"]),
+        ([], []),
         (["33,5", "20"], (1, "33,5", 1)),
         (["1", "x"], (2, "x", 1)),  # a single one, whatever its share
         (["x", None, "1"], (1, "x", 1)),

@@ -236,3 +236,5 @@ def test_types_of_a_store() -> None:
     columns = {name: pa.chunked_array([pa.array(values[name], kinds[name])]) for name in kinds}
     types = [str(stored(column).type) for column in columns.values()]
     assert types == ["double", "double", "bool", "string", "string"]
+    large = pa.chunked_array([pa.array([2**53 + 1], pa.int64())])
+    assert stored(large).to_pylist() == [2.0**53]  # rounded
