@@ -19,6 +19,7 @@ FORMAT = 3  # of checkpoints and results; those of format 2 have no digests
 RUN_FILES = "run_files"  # key of their entries
 METRICS = "metrics.jsonl"
 _LARGEST = 64 << 20  # bytes; a run has some thousand to say
+_BLOCK = 1 << 20  # bytes read at once
 
 Facts = dict[str, Any]
 
@@ -141,7 +142,7 @@ _ENTRY = {"bytes": int, "sha256": str}
 def _digest(file: BinaryIO, num_bytes: int) -> str:
     """Digest of the first bytes of a file."""
     digest, left = hashlib.sha256(), num_bytes
-    while left > 0 and (block := file.read(min(left, 1 << 20))):
+    while left > 0 and (block := file.read(min(left, _BLOCK))):
         digest.update(block)
         left -= len(block)
     return digest.hexdigest()
