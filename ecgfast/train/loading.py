@@ -220,7 +220,7 @@ def _missing(facts: Facts) -> str | None:
         return f"its identity has no right {', '.join(wrong)}"
     if kind == "finetune" and identity["model"] not in ("vit", "cnn"):
         return f"its model is {identity['model']!r:.40}"
-    store, cohort = preprocessing.get("store"), preprocessing.get("cohort", 0)
+    store, cohort = preprocessing.get("store"), preprocessing.get("cohort", "none given")
     if not isinstance(store, dict) or not {"window", "short"} <= store.keys():
         return "its preprocessing does not say how the store was made"
     if preprocessing.get("normalise") != identity.get("data.normalise"):
