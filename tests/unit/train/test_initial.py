@@ -1,10 +1,33 @@
-"""What the files of a run say of its initial weights."""
+"""Initial weights: where they come from, which fit, and what the files of a run say of them."""
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+import torch
+from torch import Tensor
+from toy import toy_config
+from toy_runs import classifier_run, pretraining_run
 
-from ecgfast.train.initial import initial_name
+from ecgfast.config import load_config
+from ecgfast.errors import ConfigError, FormatError
+from ecgfast.model.build import build_classifier
+from ecgfast.model.classifier import Classifier
+from ecgfast.runs.register import Register, write_register
+from ecgfast.train.initial import (
+    Initial,
+    apply_initial,
+    imagenet_file,
+    initial_name,
+    read_initial,
+    require_same_preprocessing,
+)
+
+TEXTS = ("patient", "content", "site", "role")
+NOBODY = pa.table(
+    {n: pa.nulls(0, pa.string()) for n in TEXTS}
+    | {"is_case": pa.nulls(0, pa.bool_()), "probability": pa.nulls(0, pa.float64())}
+)
 
 
 @pytest.mark.parametrize(
@@ -26,3 +49,89 @@ def test_a_folder_that_is_named_by_a_dot(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "pre").mkdir()
     monkeypatch.chdir(tmp_path / "pre")
     assert initial_name(".") == "pre"
+
+
+def test_weights_are_for_records_that_were_prepared_alike() -> None:
+    before = {"normalise": "m", "store": {"a": 1, "b": 2}}
+    initial = Initial(preprocessing=before)
+    require_same_preprocessing(initial, {**before, "store": {"b": 2, "a": 1}}, "pre")
+    require_same_preprocessing(Initial(), {"normalise": "z"}, "file")
+    for other in ("a", "z"):
+        with pytest.raises(ConfigError, match=f"'normalise' is '{other}' here, .* with 'm'"):
+            require_same_preprocessing(initial, {**before, "normalise": other}, "pre")
+
+
+def _encoder() -> tuple[Classifier, dict[str, Tensor]]:
+    model = build_classifier(toy_config(), "vit")
+    return model, {n: torch.ones_like(t) for n, t in model.encoder.state_dict().items()}
+
+
+def test_positions_alone_may_be_missing_from_a_file() -> None:
+    model, weights = _encoder()
+    positions = weights.pop("pos_embed")
+    apply_initial(model, Initial(encoder=weights), source="a.pth")
+    now = model.encoder.state_dict()
+    assert all(torch.equal(now[name], tensor) for name, tensor in weights.items())
+    assert not torch.equal(now["pos_embed"], positions)
+    del weights["patch_embed.proj.bias"]
+    for source in ("a.pth", "z.pth"):
+        with pytest.raises(FormatError, match=r"no patch_embed\.proj\.bias; choose"):
+            apply_initial(model, Initial(encoder=weights), source=source)
+    apply_initial(model, Initial(encoder=weights), source="imagenet-mae")
+
+
+@pytest.mark.parametrize(("number", "more"), [(3, ""), (4, " and 1 more"), (6, " and 3 more")])
+def test_three_problems_are_named_and_the_others_counted(number: int, more: str) -> None:
+    model, weights = _encoder()
+    unknown = {f"x{i}": torch.zeros(1) for i in range(number)}
+    with pytest.raises(FormatError, match=f"model: unknown x0; unknown x1; unknown x2{more}; cho"):
+        apply_initial(model, Initial(encoder=weights | unknown), source="a.pth")
+
+
+@pytest.mark.parametrize("width", [8, 32])
+def test_another_shape_is_named(width: int) -> None:
+    model, weights = _encoder()
+    weights["norm.bias"] = torch.zeros(width)
+    with pytest.raises(FormatError, match=rf"norm\.bias is \({width},\), the model has \(16,\)"):
+        apply_initial(model, Initial(encoder=weights), source="a.pth")
+
+
+def test_a_run_says_whose_ecgs_its_encoder_read_or_nobody_knows(tmp_path: Path) -> None:
+    config = toy_config()
+    run = pretraining_run(tmp_path, config)
+    assert read_initial(str(run), config, "vit").origin == "unknown"
+    write_register(run, Register(rows=NOBODY, key_fingerprint="key", patient_ids="site"))
+    initial = read_initial(str(run), config, "vit")
+    assert initial.origin == "run"
+    assert initial.register is not None
+    assert initial.register.key_fingerprint == "key"
+    assert initial.preprocessing is not None
+    assert initial.encoder is not None
+    assert initial.encoder.keys() == build_classifier(config, "vit").encoder.state_dict().keys()
+
+
+def test_a_classifier_gives_no_initial_weights(tmp_path: Path) -> None:
+    config = toy_config()
+    run = classifier_run(tmp_path, config)
+    with pytest.raises(ConfigError, match="must be a pretraining run, got a finetune run"):
+        read_initial(str(run), config, "vit")
+
+
+@pytest.mark.parametrize("name", ["a.pth", "zoo.pth"])
+def test_an_absent_file_is_named(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"got '{name}', which does not exist"):
+        read_initial(name, toy_config(), "vit")
+
+
+def test_imagenet_weights_lie_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ECGFAST_IMAGENET_MAE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder in (tmp_path / ".cache", tmp_path / "xdg"):
+        path = folder / "ecgfast" / "mae_pretrain_vit_base.pth"
+        with pytest.raises(ConfigError, match=f"needs the file {path}, which"):
+            imagenet_file(load_config("vit_base"))
+        path.parent.mkdir(parents=True)
+        path.touch()
+        assert imagenet_file(load_config("vit_base")) == path
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))

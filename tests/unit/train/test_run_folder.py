@@ -3,14 +3,28 @@
 import json
 import os
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from torch.distributed.checkpoint.metadata import Metadata
+from toy_runs import pretraining_run
 
 from ecgfast.config import OptimConfig, load_config
-from ecgfast.errors import EcgfastError
+from ecgfast.errors import EcgfastError, ResumeError
+from ecgfast.train.checkpoint import Checkpoint
 from ecgfast.train.distributed import Ranks
-from ecgfast.train.run_folder import FREE, asked_to_resume, contradictions, enter, flat
+from ecgfast.train.run_folder import (
+    FREE,
+    asked_to_resume,
+    contradictions,
+    enter,
+    flat,
+    require_same,
+    write_settings,
+)
+
+TOY = ["model.encoder_depth=1", "model.num_timesteps=250"]
 
 
 def test_settings_of_no_consequence_may_change() -> None:
@@ -70,3 +84,65 @@ def test_what_a_killed_run_left_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
     with enter(tmp_path, Ranks(), resume=False) as checkpoint:
         assert checkpoint is None
+
+
+def test_what_a_folder_holds_is_gone_on_with_only_when_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ecgfast.log.logger.propagate", True)
+    caplog.set_level("INFO", logger="ecgfast")
+
+    def entered(*, resume: bool) -> Checkpoint | None:
+        with enter(tmp_path, Ranks(), resume=resume) as checkpoint:
+            return checkpoint
+
+    assert entered(resume=True) is None
+    assert "starting afresh" not in caplog.text
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    with pytest.raises(ResumeError, match="is not empty; add --resume"):
+        entered(resume=False)
+    with pytest.raises(ResumeError, match="is not the folder of a run: it has no config"):
+        entered(resume=True)
+    (tmp_path / "config.toml").write_text('preset = "vit_tiny"\n')
+    with pytest.raises(ResumeError, match="is not empty; add --resume"):
+        entered(resume=False)
+    assert entered(resume=True) is None
+    assert "has no checkpoint yet: starting afresh" in caplog.text
+    caplog.clear()
+    (tmp_path / "metrics.jsonl").unlink()
+    pretraining_run(tmp_path, load_config("vit_tiny", TOY))
+    with pytest.raises(ResumeError, match="is not empty; add --resume"):
+        entered(resume=False)
+    for step in (9, 12):  # damaged, as both are empty
+        (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir()
+    found = entered(resume=True)
+    assert found is not None
+    assert found.step == 3
+    assert "starting afresh" not in caplog.text
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == [
+        "damaged-step-00000009",
+        "damaged-step-00000012",
+        "step-00000003",
+    ]
+
+
+def test_another_experiment_is_refused(tmp_path: Path) -> None:
+    identity = {"select": None, "seed": 3}
+    index = Metadata(state_dict_metadata={})
+    checkpoint = Checkpoint(path=tmp_path, step=1, meta={"identity": identity}, index=index)
+    require_same(identity, checkpoint)
+    for seed in (2, 4):
+        with pytest.raises(ResumeError, match=rf"seed \(now {seed}, in the checkpoint 3\)"):
+            require_same({**identity, "seed": seed}, checkpoint)
+
+
+def test_the_versions_of_a_run_are_kept_beside_its_settings(tmp_path: Path) -> None:
+    config = load_config("vit_tiny")
+    write_settings(tmp_path, config, {"microbatch": 4})
+    text = (tmp_path / "versions.json").read_text()
+    assert text.startswith('{\n "python": "3.')
+    assert text.endswith("}\n")
+    versions = json.loads(text)
+    assert versions["microbatch"] == 4
+    assert versions["packages"]["torch"] == version("torch")
+    assert load_config(str(tmp_path / "config.toml")).model == config.model
