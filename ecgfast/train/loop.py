@@ -105,7 +105,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self._step = 0
-        self._saved_at = -1
+        self._saved_at: int | None = None
         self._starving = StarvationGuard()
         self._guard = NonFiniteGuard(self.ranks.device)
         self._meter = Meter(self.ranks.device, self.ranks.world_size, self.flops_per_record)

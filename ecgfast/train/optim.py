@@ -184,7 +184,7 @@ class MasterAdamW:
         decays = {w: group["weight_decay"] for group in groups for w in group["params"]}
         masters = list(self._masters.values())
         states = [self._adamw.state[weights] for weights in masters]
-        betas, eps = groups[0]["betas"], groups[0]["eps"]
+        betas, eps = self._adamw.defaults["betas"], self._adamw.defaults["eps"]
         adamw_(
             [weights.detach() for weights in masters],
             [local(source.detach()) for source in self._sources.values()],
@@ -241,7 +241,7 @@ class MasterAdamW:
         if gradients:
             squares = torch.stack(torch._foreach_norm(gradients, 2, torch.float32)).square()
         else:  # other ranks may hold all of a small model
-            squares = torch.zeros(1, device=loss.device)
+            squares = torch.zeros((), device=loss.device)
         mean_loss = loss.detach().float() / self._ranks.world_size
         # one small collective for both; sums of squares add up over shards
         summed = self._ranks.sum_(torch.stack([mean_loss, squares.sum() / self._num_holders]))

@@ -191,7 +191,7 @@ def _prepare(
         rate_of=_schedule(config, steps_per_epoch),
         microbatch=microbatch,
         steps_per_epoch=steps_per_epoch,
-        num_steps=min(train.epochs * steps_per_epoch, train.max_steps or 2**62),
+        num_steps=_num_steps(config, steps_per_epoch),
         meta={
             "kind": "pretrain",
             "identity": identity,
@@ -216,6 +216,12 @@ def _prepare(
     if checkpoint is not None:
         loop.resume(checkpoint)
     return loop
+
+
+def _num_steps(config: Config, steps_per_epoch: int) -> int:
+    """Steps of all epochs, or `train.max_steps` where these are fewer."""
+    steps, most = config.train.epochs * steps_per_epoch, config.train.max_steps
+    return steps if most is None else min(steps, most)
 
 
 def _schedule(config: Config, steps_per_epoch: int) -> Callable[[int], float]:

@@ -1,10 +1,13 @@
 """What a long run is watched for: steps that are not finite, and waiting for records."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from ecgfast.errors import EcgfastError
-from ecgfast.train.guards import NonFiniteGuard, StarvationGuard
+from ecgfast.train.distributed import Ranks
+from ecgfast.train.guards import NonFiniteGuard, StarvationGuard, clear_errors
 
 
 def test_three_readings_in_a_row_above_five_percent_warn_once(
@@ -18,6 +21,47 @@ def test_three_readings_in_a_row_above_five_percent_warn_once(
         warned.append(len(caplog.messages))
     assert warned == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
     assert "waits 30 % of the time" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("readings", "expected"),
+    [((6, 6, 6), [0, 0, 1]), ((6, 6, 4, 6, 6, 6), [0, 0, 0, 0, 0, 1]), ((5, 5, 5), [0, 0, 0])],
+)
+def test_only_the_third_reading_in_a_row_warns(
+    readings: tuple[int, ...],
+    expected: list[int],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ecgfast.log.logger.propagate", True)
+    guard = StarvationGuard()
+    warned = []
+    for percent in readings:
+        guard.check(float(percent), engine="cpu")
+        warned.append(len(caplog.messages))
+    assert warned == expected
+
+
+@pytest.mark.parametrize(("microbatch", "smaller"), [(8, 4), (1, 1)])
+def test_a_full_gpu_is_told_with_half_the_microbatch(
+    microbatch: int, smaller: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 << 30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 4 << 30))
+    message = f"microbatch={microbatch}: 3.0 GiB .* 1.0 of 4.0 GiB .*microbatch={smaller} "
+    with (
+        pytest.raises(EcgfastError, match=message),
+        clear_errors(tmp_path, Ranks(), microbatch=microbatch),
+    ):
+        raise torch.OutOfMemoryError
+
+
+def test_the_first_skipped_step_is_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ecgfast.log.logger.propagate", True)
+    assert not NonFiniteGuard(torch.device("cpu")).wants_rollback(1.0, 1.0, step=1)
+    assert caplog.messages[0].startswith("step 1: 1 steps skipped")
 
 
 def test_skipped_steps_are_counted_on_the_device() -> None:

@@ -1,5 +1,7 @@
 """The step and the loop around it: no waiting in a step, whole checkpoints, rollback."""
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,6 +156,45 @@ def test_every_log_line_has_the_documented_keys(tmp_path: Path) -> None:
     for row in read_metrics(tmp_path):
         assert expected <= row.keys()
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+    assert [row["epoch"] for row in read_metrics(tmp_path)] == [0.25, 0.5, 0.75]
+    left = [row["eta_s"] for row in read_metrics(tmp_path)]
+    assert left[0] > 0
+    assert left[2] == 0
+
+
+def test_a_run_of_one_step_is_saved(tmp_path: Path) -> None:
+    assert toy_loop(toy_config(), tmp_path, num_steps=1).run_to_end(StopSignals(Ranks()))
+    assert checkpoint_steps(tmp_path) == [1]
+
+
+def test_a_run_that_ends_on_a_broken_step_is_saved(tmp_path: Path) -> None:
+    loop = toy_loop(toy_config(), tmp_path, num_steps=6, broken=range(4, 6))
+    assert loop.run_to_end(StopSignals(Ranks()))
+    assert checkpoint_steps(tmp_path) == [6]  # not after the fifth step, which was broken too
+
+
+def test_a_stopped_run_saves_its_last_step_and_goes_on_to_the_end(tmp_path: Path) -> None:
+    loop = toy_loop(toy_config(), tmp_path, num_steps=4)
+    loss_of, batches = loop.loss_of, []
+
+    def stopping(batch: Batch) -> torch.Tensor:
+        batches.append(batch)
+        if len(batches) == 3:  # two microbatches a step
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss_of(batch)
+
+    loop.loss_of = stopping
+    with StopSignals(Ranks()) as stop:
+        assert not loop.run_to_end(stop)
+    assert len(read_metrics(tmp_path)) == 2
+    assert checkpoint_steps(tmp_path) == [2]
+    for _ in range(2):  # the second time nothing is left to do
+        again = toy_loop(toy_config(), tmp_path, num_steps=4)
+        checkpoint = newest(tmp_path)
+        assert checkpoint is not None
+        again.resume(checkpoint)
+        assert again.run_to_end(StopSignals(Ranks()))
+        assert [row["step"] for row in read_metrics(tmp_path)] == list(range(1, 5))
 
 
 def test_a_few_broken_batches_are_skipped(

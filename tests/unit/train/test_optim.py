@@ -25,7 +25,18 @@ def test_schedule_is_the_papers() -> None:
     assert _rate(400 + 7800) == pytest.approx(3e-4)  # half of the cosine
     assert _rate(16000) == pytest.approx(0, abs=1e-12)
     assert _rate(16000, min_lr=1e-6) == pytest.approx(1e-6)
+    assert _rate(400 + 7800, min_lr=1e-4) == pytest.approx(3.5e-4)  # half between both
+    assert _rate(20000) == pytest.approx(0, abs=1e-12)  # a run that is longer than its schedule
     assert all(_rate(s) > _rate(s + 1) for s in range(400, 16000, 97))
+
+
+@pytest.mark.parametrize(("warmup", "step", "share"), [(0, 0, 1), (2, 20, 1), (2, 21, 0)])
+def test_a_schedule_may_have_no_warm_up_or_nothing_else(
+    warmup: int, step: int, share: float
+) -> None:
+    config = OptimConfig(base_lr=1e-3, warmup_epochs=warmup)
+    rate = learning_rate(step, config, steps_per_epoch=10, epochs=2, batch_size=256)
+    assert rate == pytest.approx(share * 1e-3)
 
 
 def test_only_matrices_decay() -> None:
@@ -36,6 +47,8 @@ def test_only_matrices_decay() -> None:
     others = {n for n, _ in model.named_parameters()} - decayed
     assert {"cls_token", "mask_token", "norm.weight", "blocks.0.norm1.bias"} <= others
     assert all(n.endswith(("bias", "_token")) or "norm" in n for n in others)
+    assert not is_decayed("scale", torch.zeros(()))
+    assert not is_decayed("encoder.pos_embed", torch.zeros(1, 13, 16))
 
 
 def test_weights_move_as_with_the_plain_optimizer() -> None:
@@ -110,9 +123,10 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_changes_nothing(value
     assert (report.skipped.item(), optimizer.num_updates.item()) == (0, 2)
 
 
-def test_a_gradient_below_the_clip_is_left_as_it_is() -> None:
+@pytest.mark.parametrize("one_pass", ["false", "true"])
+def test_a_gradient_below_the_clip_is_left_as_it_is(one_pass: str) -> None:
     """Seen in the moments: AdamW's first update does not depend on the gradient's scale."""
-    config = toy_config()
+    config = toy_config(f"optim.one_pass={one_pass}")
     moments = []
     for clip_norm in (None, 1000.0):
         model = toy_model(config)
