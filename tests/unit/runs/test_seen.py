@@ -62,6 +62,16 @@ def test_what_an_encoder_read_is_not_what_taught(store: StoreReader) -> None:
     assert where(known.taught) == [0, 1, 2, 3, 6, 7, 12]
     assert where(known.read) == [1, 12, 13, 14, 15]  # B, K, L, M; B was at hospital 1 too
     assert where(known.heldout) == [4, 8]  # E, at hospitals 1 and 2
+    assert known.encoder_by_patient
+
+
+def test_a_store_without_digests_of_signals_knows_patients_alone(tmp_path: Path) -> None:
+    """As one of an earlier version."""
+    store = make(tmp_path)
+    store.__dict__["records"] = store.records.drop_columns(["content"])
+    register = taught_at(store, "1")
+    assert register.rows["content"].null_count == len(register.rows)
+    assert where(seen(register, store).taught) == [0, 1, 2, 3, 6, 7, 12]
 
 
 def test_another_codec_and_more_files_change_nothing(store: StoreReader, tmp_path: Path) -> None:
@@ -89,6 +99,8 @@ def test_under_another_key_equal_ecgs_are_recognised(store: StoreReader, tmp_pat
     )
     known = seen(taught_at(store, "1"), other)
     assert not known.by_patient
+    assert not known.same_key
+    assert known.encoder_by_patient  # which read nobody
     # rows 0 to 3 are the ECGs; their patients' other records are known by the new store's own ids
     assert where(known.taught) == [0, 1, 2, 3, 6, 7, 12]
 
@@ -112,6 +124,8 @@ def test_a_register_comes_back(store: StoreReader, tmp_path: Path) -> None:
         "none",
     )
     assert read.sites == {"1"}
+    of_run = with_encoder(taught_at(store, "1"), None, "imagenet")
+    assert with_validation(of_run, [True, False], np.array([0.7, 0.2])).encoder == "imagenet"
     truth, score = read.validation
     assert (truth.tolist(), score.tolist()) == ([True, False], [0.7, 0.2])
     assert read_register(tmp_path / "elsewhere") is None
@@ -143,7 +157,12 @@ def test_an_encoder_of_another_key_is_known_by_its_ecgs_alone(
     assert read["content"].to_pylist() == pretraining.rows["content"].to_pylist()
     assert (both.encoder, both.key_fingerprint) == ("run", store.manifest["key_fingerprint"])
     # the ECGs of hospital 3, and patient B's at hospital 1
-    assert where(seen(both, store).read) == [1, 12, 13, 14, 15]
+    known = seen(both, store)
+    assert where(known.read) == [1, 12, 13, 14, 15]
+    assert known.by_patient
+    assert not known.encoder_by_patient
+    reversed_roles = with_encoder(pretraining, taught_at(store, "1"), "run")
+    assert reversed_roles.select("train")["patient"].null_count == 2
 
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1", None])

@@ -1,5 +1,8 @@
 """What the writer of checkpoints saves, and what it does at its end."""
 
+import errno
+import hashlib
+import json
 import shutil
 import threading
 from pathlib import Path
@@ -8,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from disk_calls import recorded_calls
+from torch.distributed.checkpoint.api import CheckpointException
 
 from ecgfast.errors import ResumeError
 from ecgfast.train import checkpoint_writer
@@ -123,6 +127,82 @@ def test_an_empty_newest_folder_is_said(tmp_path: Path, caplog: pytest.LogCaptur
     assert found is not None
     assert found.step == 3
     assert "step-99999999 cannot be read: " in caplog.text
+
+
+def _earlier(folder: Path, **changes: Any) -> Path:
+    """Give a checkpoint the facts of format 2: sizes, and the digest of the index alone."""
+    path = folder / "step-00000003" / "meta.json"
+    sizes = {n: e["bytes"] for n, e in json.loads(path.read_text())["files"].items()}
+    digest = hashlib.sha256((path.parent / ".metadata").read_bytes()).hexdigest()
+    facts = {"kind": "pretrain", "identity": {}, "format": 2, "files": sizes}
+    path.write_text(json.dumps({**facts, "index_sha256": digest, **changes}))
+    return path.parent
+
+
+def test_a_checkpoint_of_format_2_is_read_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _earlier(saved(tmp_path, 3))
+    found = newest(tmp_path)
+    assert found is not None
+    assert "was written by an earlier version and has no digests" in caplog.text
+    read = torch.full((6,), torch.nan)
+    load(found, {"model.weight": Slot(live=read, source=read)}, Ranks(), None)
+    assert torch.equal(read, torch.arange(6.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"index_sha256": "0" * 64}, r"\.metadata is not what was written"),
+        ({"index_sha256": "f" * 64}, r"\.metadata is not what was written"),
+        ({"files": {".metadata": 1}}, "a file has another size"),
+        ({"files": []}, r"does not name \.metadata"),
+        ({"files": {}}, r"does not name \.metadata"),
+        ({"step": 2}, "is of step 2"),
+        ({"step": 4}, "is of step 4"),
+    ],
+)
+def test_a_damaged_checkpoint_of_format_2_is_named(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    _earlier(saved(tmp_path, 3), **changes)
+    with pytest.raises(ResumeError, match=message):
+        newest(tmp_path)
+
+
+def test_a_checkpoint_of_now_is_read_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(tmp_path, 3)
+    assert newest(tmp_path) is not None
+    assert "earlier version" not in caplog.text
+
+
+def test_what_a_crash_left_is_removed_and_no_more(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 3)
+    (tmp_path / "kept").mkdir()
+    (folder / "writing-link").symlink_to(tmp_path / "kept")
+    (folder / "writing-step-00000007").mkdir()
+    saved(tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["step-00000003"]
+    assert (tmp_path / "kept").is_dir()
+    checkpoint_writer.remove(folder / "absent")
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (OSError(errno.ENOSPC, "x"), "disk full"),
+        (RuntimeError("unexpected pos 64 vs 0"), "disk full"),
+        (RuntimeError("of another kind"), "could not be written: of another kind; look at"),
+        (OSError(errno.EIO, "of the disk"), "of the disk"),
+    ],
+)
+def test_a_save_that_failed_is_one_line(failure: Exception, message: str, tmp_path: Path) -> None:
+    failures: Any = {0: (failure, None)}
+    told = checkpoint_writer._not_written(tmp_path, CheckpointException("x", failures))
+    assert message in str(told)
 
 
 def test_a_file_with_the_name_of_a_checkpoint_goes_with_the_old_ones(tmp_path: Path) -> None:

@@ -83,6 +83,13 @@ def test_a_pickle_never_runs_its_code(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "ran its own code" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("content", [[1], {"epoch": 3}, {"model": {"epoch": 3}}])
+def test_a_file_without_tensors_is_refused(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(FormatError, match=r"a\.pth hold no tensors"):
+        read_weights(tmp_path / "a.pth")
+
+
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
 def test_damaged_weights_are_named(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"not weights")
