@@ -1,5 +1,6 @@
 """Weights as files: safetensors out; safetensors, .pth and runs in."""
 
+import json
 import pickle
 from collections.abc import Mapping
 from hashlib import file_digest, sha256
@@ -28,8 +29,12 @@ def export_safetensors(state: Mapping[str, Tensor], path: Path, config: Config) 
     """Write weights under the reference names; header: settings, and a digest of the tensors."""
     tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
     plain = memoryview(save(tensors))
-    facts = {"config": config_to_toml(config), DIGEST: sha256(plain[_start(plain) :]).hexdigest()}
-    write_durably(path, [save(tensors, metadata=facts)], again=RESUME)
+    start = _start(plain)
+    facts = {"config": config_to_toml(config), DIGEST: sha256(plain[start:]).hexdigest()}
+    # safetensors itself writes the facts in another order each time: the same run, other bytes
+    header = json.dumps({"__metadata__": facts, **json.loads(bytes(plain[8:start]))}).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8
+    write_durably(path, [len(header).to_bytes(8, "little"), header, plain[start:]], again=RESUME)
 
 
 def _start(file: bytes | memoryview) -> int:
