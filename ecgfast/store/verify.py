@@ -20,6 +20,8 @@ from ecgfast.store.reader import StoreReader, open_store
 Progress = Callable[[int, int], None]
 
 _BATCH_RECORDS = 64
+# What a killed label leaves, and the next one removes.
+_LEFT = {f".{name}.tmp" for name in (MANIFEST, NEXT_RECORDS)}
 _SPLITS = {"train", "valid", "test", None}
 
 
@@ -64,7 +66,7 @@ def _files(reader: StoreReader, progress: Progress | None) -> Iterator[str]:
         done += entry["bytes"]
         if progress is not None:
             progress(done, total)
-    expected = {*files, MANIFEST, NEXT_RECORDS}
+    expected = {*files, MANIFEST, NEXT_RECORDS, *_LEFT}
     for path in sorted(reader.path.rglob("*")):
         name = path.relative_to(reader.path).as_posix()
         if not path.is_dir() and name not in expected:

@@ -75,6 +75,13 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
     assert "signals.zarr/signal/stray does not belong to the store" in problems
 
 
+@pytest.mark.parametrize("name", [".records.parquet.next.tmp", ".manifest.json.tmp"])
+def test_what_a_killed_label_leaves_is_no_damage(store: Path, name: str) -> None:
+    """The next one removes it."""
+    (store / name).write_bytes(b"half a table")
+    assert verify_store(store) == []
+
+
 def test_not_a_store(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="not a store"):
         verify_store(tmp_path)
