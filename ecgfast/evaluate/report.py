@@ -54,7 +54,9 @@ def evaluate(runs: Sequence[Path], store: Path, out: Path) -> Path:
         raise ConfigError("evaluate needs at least one run, got none; name the folders of runs")
     results = None
     if classifiers:
-        results = compute(plan_tests(reader, classifiers), classifiers, reader)
+        plan = plan_tests(reader, classifiers)
+        out.mkdir(parents=True, exist_ok=True)  # said now, not after hours of scoring
+        results = compute(plan, classifiers, reader)
     out.mkdir(parents=True, exist_ok=True)
     log.info("drawing the report")
     reconstructions = {run.name: reconstruction_section(run, reader) for run in pretrained}
@@ -70,6 +72,8 @@ def evaluate(runs: Sequence[Path], store: Path, out: Path) -> Path:
         "masked_mse": {name: error for name, (_, error) in reconstructions.items()},
         **(results.to_json() if results else {}),
     }
+    for name in ("report.html", SCORES):  # of an earlier call, which were no match for these
+        (out / name).unlink(missing_ok=True)
     write_durably(out / "metrics.json", [json.dumps(metrics, indent=1).encode() + b"\n"])
     if results is not None:
         write_durably(out / SCORES, [_scores(reader, results)])

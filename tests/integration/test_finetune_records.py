@@ -1,7 +1,9 @@
 """Whom a run learned from, whom it is tested on, and what its register says of both."""
 
 import csv
+import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -13,7 +15,7 @@ from sklearn.metrics import roc_curve
 
 from ecgfast.config import Config, load_config
 from ecgfast.data.loader import build_loader
-from ecgfast.errors import ConfigError, ResumeError
+from ecgfast.errors import ConfigError, EcgfastError, ResumeError
 from ecgfast.evaluate.report import evaluate
 from ecgfast.evaluate.runs import load_run
 from ecgfast.evaluate.scores import plan_tests
@@ -86,6 +88,24 @@ def test_a_store_labelled_otherwise_tests_no_patient_of_training(
         )
     tested = _relabel(store, tmp_path / "tested", {"r008": ("30", "test"), "r009": ("", "test")})
     assert evaluate([tuned], tested, tmp_path / "report").is_file()
+
+
+def test_a_report_lies_beside_nothing_of_an_earlier_one(
+    tuned: Path, pretrained: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither probabilities that it does not show, nor, after a full disk, its own page."""
+    out = tmp_path / "report"
+    assert evaluate([tuned], store, out).is_file()
+    evaluate([pretrained], store, out)
+    assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "report.html"]
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(EcgfastError, match="disk full"):
+        evaluate([tuned], store, out)
+    assert not (out / "report.html").exists()
 
 
 def test_a_run_keeps_its_validation_scores_and_thresholds(tuned: Path, store: Path) -> None:
