@@ -141,7 +141,8 @@ def _exists(item: InputFile) -> bool:
 def _show(lines: str) -> None:
     """Print lines at once; names of files are shown, never obeyed by the terminal."""
     log.show(lines.removesuffix("\n"))
-    sys.stdout.flush()
+    if sys.stdout is not None:  # closed by the caller, who wants no lines
+        sys.stdout.flush()
 
 
 class Predictor:

@@ -227,6 +227,14 @@ def test_a_score_that_is_no_number_is_said_and_finds_nothing(
     assert "no_number" in line["note"].split()
 
 
+def test_a_closed_screen_takes_no_lines_and_is_no_error(
+    run: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ecgfast predict ... >&-`: Python then has no standard output at all."""
+    monkeypatch.setattr(sys, "stdout", None)
+    assert predict(run, [store.with_name("in") / "r00.hea"]) == 0
+
+
 def test_a_reader_that_has_enough_ends_predict_quietly(run: Path, store: Path) -> None:
     command = [sys.executable, "-m", "ecgfast", "predict", str(run), str(store.with_name("in"))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
