@@ -177,7 +177,8 @@ def _read(path: Path) -> tuple[pa.Table, str]:
             delimiter=separator, newlines_in_values=True, invalid_row_handler=refuse
         )
         kinds = pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.binary()))
-        table = pacsv.read_csv(path, in_order, options, kinds)
+        with path.open("rb") as file:  # not by name: Arrow opens none that is not UTF-8
+            table = pacsv.read_csv(file, in_order, options, kinds)
     except FileNotFoundError as error:
         raise ConfigError(f"labels {path}: no such file") from error
     except (OSError, UnicodeError, csv.Error, pa.ArrowInvalid) as error:

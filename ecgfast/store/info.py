@@ -137,7 +137,8 @@ def _reasons(path: Path) -> dict[str, int]:
     here = pacsv.ReadOptions(use_threads=False)
     text = pacsv.ConvertOptions(column_types={"reason": pa.string()})
     try:
-        reasons = pacsv.read_csv(path, here, convert_options=text)["reason"].to_pylist()
+        with path.open("rb") as file:  # not by name: Arrow opens none that is not UTF-8
+            reasons = pacsv.read_csv(file, here, convert_options=text)["reason"].to_pylist()
     except (OSError, KeyError, pa.ArrowInvalid) as error:
         raise CorruptStoreError(
             f"{path} is missing or damaged; restore it from a copy or convert again"

@@ -122,6 +122,12 @@ def test_commas_of_ages_and_fractions_are_said(
     assert [f"column {name!r}, row 2 below" in text for text in said] == [True]
 
 
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    folder.mkdir()
+    assert read_labels(table(folder, "record_id,fold\nr,1\n")).num_rows == 1
+
+
 def test_a_pipe_as_table_of_labels_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "labels.csv")
     with pytest.raises(ConfigError, match="got a pipe"):
