@@ -5,10 +5,15 @@ import sys
 
 def main() -> int:
     """Run the command line; returns the exit code."""
-    # Not above: every process that convert spawns imports this file again, and needs no commands.
-    from ecgfast.cli import main as run
+    try:
+        # Not above: every process that convert spawns imports this file again, and needs no
+        # commands.
+        from ecgfast.cli import main as run
 
-    return run()
+        return run()
+    except KeyboardInterrupt:  # before the command line could catch it
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ commands, so that ``ecgfast --help`` answers at once.
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -16,7 +17,7 @@ import typer
 from typer.main import get_command
 
 from ecgfast.cli import data, machine, reports, training
-from ecgfast.errors import EcgfastError
+from ecgfast.errors import ConfigError, EcgfastError
 
 GLOBAL_FLAGS = ("--debug", "--strict")
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -75,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if given and given[-1] not in ("-h", "--help", "--version"):
+            _check_words(given)
             _start_log(debug=debug, strict=strict)
         # Not standalone: typer would print its own boxes and choose the exit code.
         result = get_command(app).main(given, prog_name="ecgfast", standalone_mode=False)
@@ -87,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         if debug:
             raise
-        return _refuse(f"{error.strerror}, got {error.filename}; check the path")
+        return _refuse(_about_path(error))
     except PermissionError as error:
         if debug:
             raise
@@ -104,6 +106,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if result == INTERRUPTED:  # what typer makes of Ctrl-C
         _say("interrupted; the same command (with --resume for a training run) goes on")
     return result if isinstance(result, int) else 0
+
+
+def _check_words(given: Sequence[str]) -> None:
+    """Refuse what would make every path wrong.
+
+    Raises:
+        ConfigError: a word is empty, which as a path is the current folder; or that is gone.
+    """
+    for number, word in enumerate(given, 1):
+        if re.fullmatch(r"(--[a-z-]+=)?", word):
+            raise ConfigError(
+                f"word {number} behind ecgfast is empty, got {word!r}, allowed text; a shell "
+                "variable that is not set gives such a word"
+            )
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            "the current folder does not exist any more; cd to one that does"
+        ) from error
+
+
+def _about_path(error: OSError) -> str:
+    path = error.filename
+    if path is not None and os.path.islink(path) and not os.path.exists(path):
+        return (
+            f"{path} is a link to {os.readlink(path)}, which does not exist; make that folder or "
+            "remove the link"
+        )
+    return f"{error.strerror}, got {path}; check the path"
 
 
 def _start_log(*, debug: bool, strict: bool) -> None:

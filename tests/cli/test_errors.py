@@ -204,6 +204,66 @@ def test_names_that_the_locale_cannot_show(tmp_path: Path, store: Path) -> None:
     assert r"S\xfcd" in result.stdout
 
 
+def test_an_empty_argument_is_not_the_current_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a shell makes of a variable that is not set."""
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        ("convert", store.with_name("cohort"), "--out", ""),
+        ("convert", "", "--out", tmp_path / "out"),
+        ("pretrain", store, "--out=", "--preset", "demo"),
+        ("predict", "run", ""),
+    ):
+        assert "is empty" in refused(capsys, *command)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_current_folder_that_was_removed(tmp_path: Path, store: Path) -> None:
+    command = f"mkdir gone; cd gone; rmdir ../gone; exec {sys.executable} -m ecgfast convert "
+    result = subprocess.run(
+        command + f"{store.with_name('cohort')} --out out", shell=True, cwd=tmp_path,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert result.stderr == (
+        "error: the current folder does not exist any more; cd to one that does\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["convert", "pretrain"])
+def test_an_output_behind_a_broken_link(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, store: Path, command: str
+) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    source = store.with_name("cohort") if command == "convert" else store
+    options = ["--workers", 1] if command == "convert" else ["--preset", "demo"]
+    line = refused(capsys, command, source, "--out", tmp_path / "link", *options)
+    assert line == (
+        f"error: {tmp_path / 'link'} is a link to nowhere, which does not exist; make that folder "
+        "or remove the link"
+    )
+
+
+def test_names_that_are_no_text(capsys: pytest.CaptureFixture[str], store: Path) -> None:
+    link = Path(os.fsdecode(os.fsencode(store) + b"\xff"))
+    link.symlink_to(store)
+    try:
+        assert main(["info", str(link)]) == 0
+        assert r"store\udcff" in capsys.readouterr().out
+    finally:
+        link.unlink()
+
+
+def test_ctrl_c_while_the_commands_are_imported(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    result = subprocess.run(
+        [sys.executable, "-m", "ecgfast", "info", "store"], capture_output=True, text=True,
+        check=False, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (130, "interrupted\n")
+
+
 def test_ctrl_c_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str], store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
