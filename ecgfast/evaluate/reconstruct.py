@@ -103,21 +103,24 @@ def row_of(store: StoreReader, record_id: str) -> int:
 def draw(store: StoreReader, result: Reconstruction, leads: Sequence[str] = LEADS) -> Figure:
     """Draw a record as original, masked and reconstructed.
 
-    The title names its pseudonym and loss and, where it is so, that the data are synthetic.
+    The title names its pseudonym and loss and, where it is so, that the data are synthetic. Of a
+    store that keeps readable ids it names the row instead.
 
     Args:
         store: of the record.
         result: what the model made of it.
         leads: names of the leads to draw.
     """
+    is_readable = store.manifest["identifiers"] == "kept"
     record_id = str(store.records["record_id"][result.row].as_py())
+    name = f"in row {result.row}" if is_readable else record_id[:16]
     mark = "SYNTHETIC   " if is_synthetic(store) else ""
     share = result.mask.mean()
     return figures.reconstruction(
         result.original_mv,
         result.filled_mv,
         result.mask,
-        title=f"{mark}record {record_id[:16]}   {share:.0%} masked, error {result.loss:.2f}",
+        title=f"{mark}record {name}   {share:.0%} masked, error {result.loss:.2f}",
         leads=leads,
     )
 

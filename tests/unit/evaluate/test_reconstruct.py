@@ -97,6 +97,18 @@ def test_a_title_has_pseudonym_and_error_and_says_that_data_are_synthetic(
     assert f"SYNTHETIC   record {pseudonym}   75% masked, error {result.loss:.2f}" in titles
 
 
+def test_a_title_never_has_a_readable_id(tmp_path: Path) -> None:
+    """Pictures of a store that keeps ids lie in reports and runs, which leave the hospital."""
+    write_wfdb(tmp_path / "in/DOE_JANE_1951", ecg_like(1, seed=0)[0])
+    convert_quietly([tmp_path / "in"], tmp_path / "store", keep_identifiers=True)
+    store = open_store(tmp_path / "store")
+    model, config = tiny()
+    result = fill_in(model, config, None, store, np.array([0]))[0]
+    titles = [text.get_text() for text in draw(store, result, ("II",)).axes[0].texts]
+    assert f"record in row 0   75% masked, error {result.loss:.2f}" in titles
+    assert not any("DOE" in title for title in titles)
+
+
 def test_a_mask_covers_three_quarters_in_whole_patches(store: StoreReader) -> None:
     model, config = tiny()
     for result in fill_in(model, config, None, store, ROWS):
