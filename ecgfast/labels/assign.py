@@ -46,7 +46,7 @@ def assign_splits(
         one_ecg_per_patient: the user says that each record without a patient is another patient;
             else these get no split.
         drawn_by: the command; the first labels draw anew, later ones keep what a label drew.
-        keep: patients keep the splits that they have; only others draw.
+        keep: patients keep the splits and folds that they have; only others draw.
     Returns:
         the rows; what the manifest says about the splits.
     Raises:
@@ -63,7 +63,7 @@ def assign_splits(
         Strata(site=records["site"].to_pylist(), is_case=is_case, is_known=is_known),
         seed=seed,
         left_out=unnamed,
-        kept=records["split"].to_pylist() if keep else None,
+        kept=_drawn_before(records) if keep else None,
     )
     records = set_column(records, "split", pa.array(drawn.split, pa.string()))
     records = set_column(records, "fold", pa.array(drawn.fold, pa.int64()))
@@ -78,6 +78,12 @@ def assign_splits(
     if target:
         warn_where_few(target, drawn.split, is_case, is_known)
     return records, spec
+
+
+def _drawn_before(records: pa.Table) -> Drawn:
+    has_folds = "fold" in records.column_names
+    fold = records["fold"].to_pylist() if has_folds else [None] * records.num_rows
+    return Drawn(split=records["split"].to_pylist(), fold=fold)
 
 
 def warn_of_unnamed(records: pa.Table, *, one_ecg_per_patient: bool) -> int:

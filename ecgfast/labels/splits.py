@@ -76,7 +76,7 @@ def draw_splits(
     *,
     seed: int,
     left_out: NDArray[np.bool_],
-    kept: Sequence[str | None] | None = None,
+    kept: Drawn | None = None,
 ) -> Drawn:
     """Divide patients 70 / 15 / 15, and into five folds, within each stratum.
 
@@ -86,20 +86,22 @@ def draw_splits(
         strata: what is to be balanced.
         seed: of the split.
         left_out: (N,) records that get neither split nor fold.
-        kept: (N,) splits that stay; only patients without one draw.
+        kept: splits and folds that stay; only patients without one draw.
     Raises:
-        ConfigError: a patient of `kept` is in two splits.
+        ConfigError: a patient of `kept` is in two splits or folds.
     """
     patients = _patients(keys, groups, strata, seed, left_out)
     split: dict[int, str] = {}
-    if kept is not None:
-        check_splits(groups.tolist(), kept)
-        split = {int(g): s for g, s in zip(groups, kept, strict=True) if s is not None}
     fold: dict[int, int] = {}
+    if kept is not None:
+        check_splits(groups.tolist(), kept.split)
+        check_folds(groups.tolist(), kept.fold)
+        split = {int(g): s for g, s in zip(groups, kept.split, strict=True) if s is not None}
+        fold = {int(g): f for g, f in zip(groups, kept.fold, strict=True) if f is not None}
     owed = dict.fromkeys(SHARES, 0.0)  # what rounding left of the strata before
     position = 0
     for members in patients.values():
-        for _, _, group in members:
+        for group in (group for _, _, group in members if group not in fold):
             fold[group] = position % NUM_FOLDS + 1
             position += 1
         free = [group for _, _, group in members if group not in split]

@@ -8,6 +8,7 @@ from recordings import convert_quietly, ecg_like, write_wfdb
 import ecgfast
 from ecgfast.cli import main
 from ecgfast.errors import ConfigError
+from ecgfast.labels import label_store
 from ecgfast.labels.published import draw_again, export_splits, import_splits
 from ecgfast.store.verify import verify_store
 
@@ -111,3 +112,17 @@ def test_copies_in_two_splits_are_said_and_refused_when_strict(
     assert splits(tmp_path / "store") == [("train", None), ("test", None)]
     assert main(["splits", str(tmp_path / "store"), "--import", str(csv), "--strict"]) == 2
     assert "copies of 1 ECGs are in more than one split" in capsys.readouterr().err
+
+
+def test_later_labels_move_nobody_to_another_split_or_fold(store: Path, tmp_path: Path) -> None:
+    """Cases that come to be known are another stratum, in which folds are dealt anew."""
+    csv = tmp_path / "labels.csv"
+    csv.write_text("record_id,af\na/r0,1\n")
+    label_store(store, csv)
+    before = splits(store)
+    rows = [f"a/r{number},{30 if number % 3 else 60}" for number in range(40)]
+    csv.write_text("\n".join(["record_id,ejection_fraction", *rows]) + "\n")
+    label_store(store, csv)
+    assert splits(store) == before
+    label_store(store, csv, split="patient")
+    assert splits(store) != before

@@ -109,9 +109,10 @@ def test_kept_splits_stay_and_others_join_them() -> None:
         strata(4),
         seed=0,
         left_out=np.zeros(4, bool),
-        kept=["test", None, None, "valid"],
+        kept=Drawn(split=["test", None, None, "valid"], fold=[4, None, None, 2]),
     )
     assert drawn.split == ["test", "test", "train", "valid"]
+    assert drawn.fold == [4, 4, 1, 2]
     with pytest.raises(ConfigError, match="1 patients are in more than one split"):
         draw_splits(
             keys,
@@ -119,7 +120,7 @@ def test_kept_splits_stay_and_others_join_them() -> None:
             strata(4),
             seed=0,
             left_out=np.zeros(4, bool),
-            kept=["test", "train", None, None],
+            kept=Drawn(split=["test", "train", None, None], fold=[None] * 4),
         )
 
 
