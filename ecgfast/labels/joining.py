@@ -232,23 +232,27 @@ def _given_splits(
     split = cells(labels["split"], rows)
     patients = records["patient_id"].to_pylist()
     check_splits(patients, split.to_pylist())
-    _say_torn_copies(records, split.to_pylist())
+    _say_torn_copies(records, split.to_pylist(), "split")
     records = set_column(records, "split", split)
     if "fold" not in names:
         return set_column(records, "fold", pa.nulls(records.num_rows, pa.int64()))
     fold = cells(folds(labels, csv), rows)
     check_folds(patients, fold.to_pylist())
+    _say_torn_copies(records, fold.to_pylist(), "fold")
     return set_column(records, "fold", fold)
 
 
-def _say_torn_copies(records: pa.Table, split: Sequence[str | None]) -> None:
+def _say_torn_copies(
+    records: pa.Table, parts: Sequence[object], name: Literal["split", "fold"]
+) -> None:
     """Published splits tear copies of one ECG: loud, because they must be taken as they are."""
-    torn = num_torn(patient_groups(records).tolist(), split)
+    torn = num_torn(patient_groups(records).tolist(), parts)
     if not torn:
         return
     text = (
-        f"split column: copies of {torn} ECGs are in more than one split, so models are tested "
-        "on what they learned; give copies one split, or use --split patient"
+        f"{name} column: copies of {torn} ECGs are in more than one {name}: evaluate leaves out "
+        "what a run has learned a copy of, but validation records may be copies of training ones; "
+        f"give copies one {name}, or use --split patient"
     )
     if log.is_strict():
         raise ConfigError(text)

@@ -94,12 +94,18 @@ def import_splits(store: str | Path, csv: Path, *, key_file: Path | None = None)
     """Take the splits, and the folds where it has any, of a CSV as `export_splits` writes it.
 
     Raises:
-        ConfigError: no line names a record, a name is unknown, or a patient is in two splits.
+        ConfigError: no line names a record, a split is none of the three, or a patient is in two
+            splits or folds.
     """
     summary = label_store(store, csv, columns=[], split="column", key_file=key_file)
     without = summary.num_records - summary.num_matched
     if without:
         log.warning(f"{csv}: {without:,} of {summary.num_records:,} records get no split from it")
+    if summary.num_unused_lines:
+        log.warning(
+            f"{csv}: {summary.num_unused_lines:,} of its lines name no record of this store "
+            "(capitals count in ids)"
+        )
 
 
 def summary(store: str | Path, target: str | None = None) -> str:

@@ -69,9 +69,10 @@ def test_a_split_that_leaks_is_refused(tmp_path: Path) -> None:
 def test_records_without_a_split_in_the_file_are_counted(
     store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "splits.csv").write_text("record_id,split\na/r1,test\n")
+    (tmp_path / "splits.csv").write_text("record_id,split\na/r1,test\na/r40,train\nA/r2,train\n")
     import_splits(store, tmp_path / "splits.csv")
     assert "39 of 40 records get no split from it" in caplog.text
+    assert "2 of its lines name no record of this store" in caplog.text
 
 
 def test_readable_ids_need_the_table_beside_the_store(store: Path, tmp_path: Path) -> None:
@@ -110,6 +111,11 @@ def test_copies_in_two_splits_are_said_and_refused_when_strict(
     import_splits(tmp_path / "store", csv)
     assert "copies of 1 ECGs are in more than one split" in caplog.text
     assert splits(tmp_path / "store") == [("train", None), ("test", None)]
+    assert "more than one fold" not in caplog.text
+    csv.write_text("record_id,split,fold\nr0,train,1\nr1,train,2\n")
+    import_splits(tmp_path / "store", csv)
+    assert "copies of 1 ECGs are in more than one fold" in caplog.text
+    csv.write_text("record_id,split\nr0,train\nr1,test\n")
     assert main(["splits", str(tmp_path / "store"), "--import", str(csv), "--strict"]) == 2
     assert "copies of 1 ECGs are in more than one split" in capsys.readouterr().err
 
