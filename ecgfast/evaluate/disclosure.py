@@ -28,11 +28,17 @@ def disclosures(
     """
     said = [_unnamed(store), _copies(store)]
     if results is not None:
-        plan = results.plan
-        parts = [rows for by_run in plan.cohorts.values() for rows in by_run.values()]
-        tested = np.unique(np.concatenate(parts))
-        said += [_read(run, store, tested) for run in runs]
+        said += [_read(run, store, _tested(run, results)) for run in runs]
     return [sentence for sentence in said if sentence]
+
+
+def _tested(run: LoadedRun, results: Results) -> NDArray[np.int64]:
+    """Rows that test a classifier; of a pretraining run, those that test any of them."""
+    tests = results.plan.cohorts.values()
+    own = [rows for by_run in tests for name, rows in by_run.items() if name == run.name]
+    if not run.target:
+        own = [rows for by_run in tests for rows in by_run.values()]
+    return np.unique(np.concatenate([np.zeros(0, np.int64), *own]))
 
 
 def _unnamed(store: StoreReader) -> str:

@@ -74,3 +74,20 @@ def test_an_encoder_whose_patients_cannot_be_compared(tmp_path: Path, other: str
     assert said_of(with_encoder(register, own, "run"), store, [4, 5, 13]) == [
         "ViT: its encoder read, without labels, ECGs of the patients of 1 of the 3 tested records."
     ]
+
+
+def test_a_run_is_told_of_the_records_that_test_it(tmp_path: Path) -> None:
+    """The encoder read K and L (rows 13 and 14), who test the other run alone."""
+    store = make(tmp_path)
+    encoder = Register.of(store, {"pretrain": rows_of(store, "3")})
+    taught: dict[Any, np.ndarray] = {"train": rows_of(store, "1", "train")}
+    both = with_encoder(Register.of(store, taught), encoder, "run")
+    one = SimpleNamespace(name="ViT", target="x=1", register=both)
+    two = SimpleNamespace(name="CNN", target="x=1", register=Register.of(store, taught))
+    pretraining = SimpleNamespace(name="Pretraining", target="", register=encoder)
+    rows = {"ViT": np.array([4, 5]), "CNN": np.array([4, 5, 13, 14])}
+    results: Any = SimpleNamespace(plan=SimpleNamespace(cohorts={"site 1, test split": rows}))
+    runs: Any = [one, two, pretraining]
+    assert disclosures(store, runs, results) == [
+        "Pretraining read, without labels, ECGs of the patients of 2 of the 4 tested records."
+    ]
