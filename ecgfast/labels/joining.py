@@ -118,7 +118,8 @@ def label_store(
         if label_window_days is None:
             chosen = agreeing_rows(matches, labels, taken)
         else:
-            chosen = nearest_rows(matches, labels, named.recorded_dates(), label_window_days)
+            dates = named.recorded_dates()
+            chosen = nearest_rows(matches, labels, taken, dates, label_window_days)
         records = _with_labels(records, labels, taken, chosen)
         keep_ages = keeps_ages_over_89(reader) or keep_ages_over_89
         records, patients = with_identities(

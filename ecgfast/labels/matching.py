@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ecgfast import log
 from ecgfast.errors import ConfigError
 from ecgfast.labels.table import parse_date
 from ecgfast.store.pseudonyms import Pseudonyms
@@ -117,14 +118,19 @@ def agreeing_rows(
 def nearest_rows(
     matches: list[list[int]],
     labels: pa.Table,
+    columns: list[str],
     recorded: list[datetime.date | None],
     window_days: int,
 ) -> NDArray[np.int64]:
     """(N,) the line whose label_date is nearest to the recording, -1 for none in the window.
 
+    Lines without any label do not count. Of two at one distance the first counts, and it is said
+    where they disagree.
+
     Args:
         matches: from `match_rows`.
         labels: the CSV, with label_date and, optionally, ecg_date.
+        columns: label columns to take.
         recorded: date of each record as the source files have it.
         window_days: largest distance.
     Raises:
@@ -141,11 +147,26 @@ def nearest_rows(
             "--label-window-days: no record has a date; add a column ecg_date (YYYY-MM-DD) to "
             "the CSV"
         )
+    cells = list(zip(*(labels[name].to_pylist() for name in columns), strict=True))
     chosen = np.full(len(matches), _NO_ROW, np.int64)
+    ties: list[tuple[int, int]] = []
     for n, rows in enumerate(matches):
-        nearest = window_days + 1
+        nearest, tie = window_days + 1, None
         for row in rows:
             ecg, label = ecg_dates[row] or recorded[n], label_dates[row]
-            if ecg is not None and label is not None and abs((label - ecg).days) < nearest:
-                nearest, chosen[n] = abs((label - ecg).days), row
+            if ecg is None or label is None:
+                continue
+            if cells and all(cell is None for cell in cells[row]):
+                continue
+            days = abs((label - ecg).days)
+            if days < nearest:
+                nearest, chosen[n], tie = days, row, None
+            elif days == nearest <= window_days and cells and cells[row] != cells[chosen[n]]:
+                tie = tie or (int(chosen[n]), row)
+        ties += [tie] if tie else []
+    if ties:
+        log.warning(
+            f"labels: {len(ties):,} records have labels that disagree at the same distance in "
+            f"days, such as lines {ties[0][0] + 2} and {ties[0][1] + 2}; the first of them counts"
+        )
     return chosen

@@ -89,6 +89,35 @@ def test_window_of_days(store: Path) -> None:
     assert (summary.num_matched, summary.num_outside_window) == (3, 2)
 
 
+def test_of_two_labels_at_one_distance_the_first_counts_and_it_is_said(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Echoes of the same day, or of as many days before and after the ECG."""
+    text = (
+        "record_id,label_date,ejection_fraction\n"
+        "a/r0,2020-05-12,35\na/r0,2020-05-08,60\n"  # 2 days after and before, and they disagree
+        "a/r1,2020-05-12,50\na/r1,2020-05-08,50\n"
+        "a/r2,2020-05-14,50\na/r2,2020-05-06,30\na/r2,2020-05-11,55\n"  # the last is nearer
+        "a/r3,2020-06-10,50\na/r3,2020-06-10,30\n"  # outside
+    )
+    join(store, text, label_window_days=14)
+    assert column(store, "ejection_fraction") == [35, 50, 55, None, None, None]
+    assert (
+        "1 records have labels that disagree at the same distance in days, such as lines 2 and 3"
+    ) in caplog.text
+
+
+def test_a_line_without_a_label_is_not_the_nearest_one(store: Path) -> None:
+    """An echo of the same day that measured no ejection fraction."""
+    text = (
+        "record_id,label_date,ejection_fraction\n"
+        "a/r0,2020-05-10,\na/r0,2020-05-13,35\na/r1,2020-05-10,\n"
+    )
+    summary = join(store, text, label_window_days=14)
+    assert column(store, "ejection_fraction")[:2] == [35, None]
+    assert summary.num_outside_window == 1
+
+
 def test_dates_of_the_csv_win(store: Path) -> None:
     text = "record_id,ecg_date,label_date,ejection_fraction\na/r0,2021-01-01,2021-01-03,10\n"
     join(store, text, label_window_days=2)
