@@ -245,32 +245,41 @@ def _notes(
                 f"{run} held out fold {learner.fold}, which this store does not have: it is tested "
                 "on the test split"
             )
-        notes += _doubts(run, known, (_trained(learner) - test.known) & set(site.tolist()))
+        notes += _doubts(run, known, _trained(learner), set(site.tolist()) - test.known)
     if unknown := int((~is_known).sum()):
         notes.append(f"{unknown} records have no label for {target} and count nowhere")
     return tuple(notes)
 
 
-def _doubts(run: str, known: Seen, namesakes: set[str]) -> list[str]:
+def _doubts(run: str, known: Seen, trained: set[str], external: set[str]) -> list[str]:
     """What cannot be told of a run's patients and sites here.
 
     Args:
         run: its name.
         known: what it knows of this store's patients.
-        namesakes: sites called external that have the name of a site it learned from.
+        trained: names of the sites that it learned from.
+        external: names of the sites that are called external to it.
     """
-    if known.by_patient:
-        return []
-    why = "under another pseudonym key" if not known.same_key else "with another --patient-ids"
-    return [
-        f"{run} was trained on a store {why}: its patients are recognised here by identical ECGs "
-        "alone",
-        *(
-            f"{_called(name)}: {run} learned from a site of the same name under another key; "
-            "whether it is the same hospital is not known"
-            for name in natural_order(list(namesakes))
-        ),
+    doubts = []
+    if not known.by_patient:
+        why = "under another pseudonym key" if not known.same_key else "with another --patient-ids"
+        doubts.append(
+            f"{run} was trained on a store {why}: its patients are recognised here by identical "
+            "ECGs alone"
+        )
+    doubts += [
+        f"{_called(name)}: {run} learned from a site of the same name under another key; whether "
+        "it is the same hospital is not known"
+        for name in natural_order(list((trained & external) - {NO_SITE}))
     ]
+    if NO_SITE in trained and external:
+        doubts.append(
+            f"{run} learned from records that name no site: whether they are of a site called "
+            "external is not known"
+        )
+    elif NO_SITE in external:
+        doubts.append(f"no site: whether {run} learned from the hospital of these is not known")
+    return doubts
 
 
 def probabilities(run: LoadedRun, store: StoreReader, rows: Rows) -> NDArray[np.float64]:

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from two_hospitals import TARGET, make, rows_of
+from recordings import ecg_like, write_wfdb
+from two_hospitals import TARGET, make, rows_of, write_sources
 
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate import scores
 from ecgfast.evaluate.scores import POOLED, Learner, plan_for
-from ecgfast.labels.published import import_splits
+from ecgfast.labels import label_store
+from ecgfast.labels.published import draw_again, import_splits
 from ecgfast.runs.register import Register
 from ecgfast.store.reader import StoreReader, open_store
 
@@ -115,9 +117,6 @@ def test_two_hospitals_that_both_number_from_one_keep_their_patients(tmp_path: P
 
 
 def test_a_run_of_a_fold_is_tested_on_it(store: StoreReader, tmp_path: Path) -> None:
-    from ecgfast.labels.published import draw_again
-    from ecgfast.store.reader import open_store
-
     folder = make(tmp_path, ids="site").path
     draw_again(folder)
     folded = open_store(folder)
@@ -195,3 +194,25 @@ def test_a_site_of_the_same_name_under_another_key_is_said(
         "site 1: one learned from a site of the same name under another key; whether it is the "
         "same hospital is not known"
     ) in plan.notes
+
+
+def test_records_without_a_site_may_be_of_any(store: StoreReader, tmp_path: Path) -> None:
+    """Two files name no site: whether they are external to hospital 1 nobody knows."""
+    for number in (0, 1):
+        signal = ecg_like(1, seed=500 + number)[0]
+        write_wfdb(tmp_path / f"in/n{number}", signal, comments=[f"patient: N{number}"])
+    write_sources(tmp_path / "in")
+    more = make(tmp_path)
+    csv = tmp_path / "nowhere.csv"
+    csv.write_text("record_id,ejection_fraction\nn0,30\nn1,60\n")
+    label_store(more.path, csv)
+    more = open_store(more.path)
+    plan = plan_for(more, TARGET, {"one": learner(more, "1")})
+    assert rows_by_cohort(plan, "one")["no site, external"] == [0, 1]
+    assert "no site: whether one learned from the hospital of these is not known" in plan.notes
+    nameless = Register.of(more, {"train": np.array([0]), "valid": np.array([1])})
+    note = "one learned from records that name no site: whether they are of a site called external"
+    plan = plan_for(store, TARGET, {"one": Learner(register=nameless)})
+    assert any(text.startswith(note) for text in plan.notes)
+    everybody = {"one": learner(store, "1", "2", "3")}
+    assert not any("no site" in text for text in plan_for(store, TARGET, everybody).notes)
