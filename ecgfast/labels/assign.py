@@ -77,7 +77,30 @@ def assign_splits(
     }
     if target:
         warn_where_few(target, drawn.split, is_case, is_known)
+    _warn_of_lost_sites(keys, records["site"].to_pylist())
     return records, spec
+
+
+def _warn_of_lost_sites(keys: Sequence[str], sites: Sequence[str | None]) -> None:
+    """Say where a number occurs at a site and without one: two patients here, perhaps one person.
+
+    Args:
+        keys: (N,) `Pseudonyms.patient_key`, SITE/ID where ids belong to a site.
+        sites: (N,) of the records.
+    """
+    lost = {key for key, site in zip(keys, sites, strict=True) if site is None}
+    if lost:
+        lost &= {
+            key.removeprefix(f"{site}/")
+            for key, site in zip(keys, sites, strict=True)
+            if site is not None and key.startswith(f"{site}/")
+        }
+    if lost:
+        log.warning(
+            f"{len(lost):,} patient ids occur both at a site and on records without one. They "
+            "count as different patients, and splits may part what is one person: give the site of "
+            "all records with ecgfast label, or convert with --patient-ids global"
+        )
 
 
 def _drawn_before(records: pa.Table) -> Drawn:

@@ -103,6 +103,29 @@ def test_a_patient_moves_from_a_site_with_a_slash(tmp_path: Path) -> None:
     ]
 
 
+def test_a_number_at_a_site_and_without_one_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of patients 1 to 4, some recordings name the hospital and some do not."""
+    for number, signal in enumerate(ecg_like(8, seed=0)):
+        site = ["site: 1"] if number < 4 else []
+        comments = [f"patient: {1 + number % 4 if number != 7 else 9}", *site]
+        write_wfdb(tmp_path / f"in/r{number}", signal, comments=comments)
+    convert_quietly([tmp_path / "in"], tmp_path / "store")
+    said = "3 patient ids occur both at a site and on records without one"
+    assert said in caplog.text
+    caplog.clear()
+    convert_quietly([tmp_path / "in"], tmp_path / "everybody", patient_ids="global")
+    assert "records without one" not in caplog.text
+    labels = tmp_path / "labels.csv"
+    rows = "".join(f"r{number},1\n" for number in range(4, 8))
+    labels.write_text(f"record_id,site\n{rows}")
+    label_store(tmp_path / "store", labels)
+    assert "records without one" not in caplog.text
+    (patients,) = columns(tmp_path / "store", "patient_id")
+    assert len(set(patients)) == 5
+
+
 def test_moving_patients_needs_their_readable_ids(tmp_path: Path) -> None:
     convert_quietly([hospitals(tmp_path / "in")], tmp_path / "store")
     (tmp_path / "store.sources.csv").unlink()
