@@ -153,18 +153,18 @@ def to_reconstruct(run: LoadedRun, store: StoreReader) -> tuple[NDArray[np.int64
     if run.register is None:
         return everything, "of which nobody knows whether pretraining read them"
     known = seen(run.register, store)
-    if not known.by_patient and not known.read.any():
-        return (
-            everything,
-            "of a store under another key or kind of patient ids, none of them an ECG that it read",
-        )
+    never = (
+        "of patients whom pretraining never read"
+        if known.by_patient
+        else "of a store under another key or kind of patient ids, none of them an ECG that it read"
+    )
     for rows, words in (
-        (np.flatnonzero(~known.read & ~known.heldout), "of patients whom pretraining never read"),
+        (np.flatnonzero(~known.read & ~known.heldout), never),
         (np.flatnonzero(known.heldout & ~known.read), "that were held out of pretraining"),
     ):
         if len(rows):
             return rows, words
-    return everything, "all of which pretraining read"
+    return everything, "all of patients whom pretraining read"
 
 
 def calibration_section(results: Results) -> str:

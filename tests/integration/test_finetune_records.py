@@ -170,7 +170,7 @@ def test_pretraining_reads_test_patients_only_when_asked(
     assert report.index(said[0]) < report.index("Detection of")
     opened = open_store(store)
     rows, words = to_reconstruct(load_run(run, opened), opened)
-    assert (len(rows), words) == (len(opened), "all of which pretraining read")
+    assert (len(rows), words) == (len(opened), "all of patients whom pretraining read")
 
 
 def test_only_unread_records_are_called_unread(pretrained: Path, store: Path) -> None:

@@ -10,6 +10,7 @@ from recordings import convert_quietly, ecg_like, write_wfdb
 from two_hospitals import make, rows_of
 
 from ecgfast.evaluate.disclosure import disclosures
+from ecgfast.evaluate.sections import to_reconstruct
 from ecgfast.labels.published import import_splits
 from ecgfast.runs.register import Register, with_encoder
 from ecgfast.store.reader import StoreReader, open_store
@@ -91,3 +92,20 @@ def test_a_run_is_told_of_the_records_that_test_it(tmp_path: Path) -> None:
     assert disclosures(store, runs, results) == [
         "Pretraining read, without labels, ECGs of the patients of 2 of the 4 tested records."
     ]
+
+
+def test_only_patients_that_can_be_compared_are_called_unread(tmp_path: Path) -> None:
+    """Under another key, that some ECGs were read says nothing of the other patients."""
+    (tmp_path / "other.key").write_text("11" * 32)
+    store, other = make(tmp_path), make(tmp_path, "other")
+    run: Any = SimpleNamespace(register=Register.of(store, {"pretrain": rows_of(store, "3")}))
+    rest = [row for row in range(16) if row not in {1, 12, 13, 14, 15}]  # B, K, L and M
+    for where, words in (
+        (store, "of patients whom pretraining never read"),
+        (
+            other,
+            "of a store under another key or kind of patient ids, none of them an ECG that it read",
+        ),
+    ):
+        rows, said = to_reconstruct(run, where)
+        assert (rows.tolist(), said) == (rest, words)
