@@ -270,6 +270,10 @@ def splits(
     given: Annotated[
         Path | None, typer.Option("--import", metavar="CSV", help="Take the splits of such a file.")
     ] = None,
+    draw_others: Annotated[
+        bool,
+        typer.Option("--draw-others", help="With --import: patients whom CSV does not name draw."),
+    ] = False,
     draw: Annotated[bool, typer.Option("--draw", help="Draw the splits anew.")] = False,
     target: Target = None,
     split_seed: SplitSeed = None,
@@ -282,10 +286,12 @@ def splits(
 
     if sum((export is not None, given is not None, draw)) > 1:
         raise ConfigError("splits takes one of --export, --import and --draw, got several")
+    if draw_others and given is None:
+        raise ConfigError("--draw-others goes with --import CSV, got none; --draw draws all anew")
     if export is not None:
         refuse_inside_store(export, "--export")
     if given is not None:
-        import_splits(store, given, key_file=key_file)
+        import_splits(store, given, key_file=key_file, draw_others=draw_others)
     if draw:
         draw_again(
             store,

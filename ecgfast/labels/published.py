@@ -27,6 +27,7 @@ def draw_again(
     target: str | None = None,
     split_seed: int | None = None,
     one_ecg_per_patient: bool | None = None,
+    keep: bool = False,
 ) -> None:
     """Draw the splits of a store anew.
 
@@ -36,8 +37,10 @@ def draw_again(
             an ejection fraction is known.
         split_seed: another seed is another draw; None keeps the store's.
         one_ecg_per_patient: as in `label_store`.
+        keep: patients keep the splits and folds that they have; only others draw.
     Raises:
-        ConfigError: `target` cannot be read, or names a column that is not there.
+        ConfigError: `target` cannot be read, or names a column that is not there; a patient, or
+            copies of one ECG, are in two of the kept splits.
     """
     path = Path(store)
     with store_lock(path):
@@ -51,6 +54,7 @@ def draw_again(
             target=known_target(reader.records, target),
             one_ecg_per_patient=one_ecg_per_patient,
             drawn_by="label",
+            keep=keep,
         )
         patients = {"ids": patient_ids(reader), "one_ecg_each": one_ecg_per_patient}
         replace_records(reader, records, {"splits": splits, "patients": patients})
@@ -90,22 +94,32 @@ def export_splits(store: str | Path, out: Path, *, readable: bool = False) -> in
     return len(lines)
 
 
-def import_splits(store: str | Path, csv: Path, *, key_file: Path | None = None) -> None:
+def import_splits(
+    store: str | Path, csv: Path, *, key_file: Path | None = None, draw_others: bool = False
+) -> None:
     """Take the splits, and the folds where it has any, of a CSV as `export_splits` writes it.
 
+    Args:
+        store: a finished store.
+        csv: record_id, split and perhaps fold.
+        key_file: the store's pseudonym key, where it is not STORE.key.
+        draw_others: patients whom it does not name draw, as in a store with more files than the one
+            that was exported; False leaves them without a split.
     Raises:
         ConfigError: no line names a record, a split is none of the three, or a patient is in two
             splits or folds.
     """
     summary = label_store(store, csv, columns=[], split="column", key_file=key_file)
     without = summary.num_records - summary.num_matched
-    if without:
+    if without and not draw_others:
         log.warning(f"{csv}: {without:,} of {summary.num_records:,} records get no split from it")
     if summary.num_unused_lines:
         log.warning(
             f"{csv}: {summary.num_unused_lines:,} of its lines name no record of this store "
             "(capitals count in ids)"
         )
+    if draw_others:
+        draw_again(store, keep=True)
 
 
 def summary(store: str | Path, target: str | None = None) -> str:

@@ -132,3 +132,29 @@ def test_later_labels_move_nobody_to_another_split_or_fold(store: Path, tmp_path
     assert splits(store) == before
     label_store(store, csv, split="patient")
     assert splits(store) != before
+
+
+def test_a_grown_store_keeps_splits_and_only_new_patients_draw(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twenty more patients, and a second ECG of patient 7."""
+    export_splits(store, tmp_path / "splits.csv", readable=True)
+    for number, signal in enumerate(ecg_like(21, seed=1)):
+        comments = [f"patient: {40 + number if number < 20 else 7}"]
+        write_wfdb(tmp_path / f"in/b/r{number}", signal, comments=comments)
+    grown = tmp_path / "grown"
+    convert_quietly([tmp_path / "in"], grown)
+    assert splits(grown)[:40] != splits(store)
+    csv = str(tmp_path / "splits.csv")
+    assert main(["splits", str(grown), "--import", csv, "--draw-others"]) == 0
+    assert "get no split" not in capsys.readouterr().err
+    after = splits(grown)
+    assert after[:40] == splits(store)
+    patients = ecgfast.open_store(grown).records["patient_id"].to_pylist()
+    of_patient = dict(zip(patients, after, strict=True))
+    assert [of_patient[name] for name in patients] == after
+    new = [split for name, (split, _) in of_patient.items() if name not in patients[:40]]
+    assert sorted(map(str, new)) == ["test"] * 3 + ["train"] * 14 + ["valid"] * 3
+    assert ecgfast.open_store(grown).manifest["splits"]["kind"] == "patient"
+    assert main(["splits", str(grown), "--draw-others"]) == 2
+    assert "--draw-others goes with --import CSV" in capsys.readouterr().err
