@@ -60,8 +60,10 @@ def mutants(module: str) -> list[list[MutationSpec]]:
             continue
         places = [place for node in nodes for place in kind().mutation_positions(node)]
         for number, (start, end) in enumerate(places):
+            line = lines[start[0] - 1]
             inside = any(first <= start and end <= last for first, last in spans)
-            if not inside and not LEFT_OUT["lines"].search(lines[start[0] - 1]):
+            is_marker = line.startswith("*,", start[1])  # of arguments by name, not a product
+            if not inside and not is_marker and not LEFT_OUT["lines"].search(line):
                 found[start].append(MutationSpec(module, name, number, start, end))
     return list(found.values())
 

@@ -25,7 +25,7 @@ SOURCE = """
 class Count:
     total: int | None = 3
 
-def check(x: "int | None", limit: int = 4) -> "int | None":
+def check(x: "int | None", *, limit: int = 4) -> "int | None":
     log.info(f"{x + 5}")
     assert x > 6
     if x > limit:
