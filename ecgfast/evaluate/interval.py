@@ -116,7 +116,7 @@ def spread(influence: Floats, is_case: Flags, patients: Groups) -> Spread:
     welch = variance**2 / float((variances**2 / (counts - 1)).sum())
     excess = float((by_patient**4).sum()) / square**2 - 1 / total  # 0 where all are alike
     moment = 2 / max(excess, 1e-9)
-    return Spread(std_error=std_error, dof=max(1.0, min(welch, moment)), num_patients=smaller)
+    return Spread(std_error=std_error, dof=min(welch, moment), num_patients=smaller)
 
 
 def limits(value: float, of: Spread) -> tuple[float, float, str]:

@@ -73,7 +73,7 @@ def comparison_section(results: Results) -> str:
             if test is None:
                 row += ["-", "-"]
                 continue
-            if test.difference is None or test.p_value is None:
+            if test.p_value is None:
                 row += ["not defined", "-"]
                 continue
             row += [

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from ecgfast.errors import ShapeError
-from ecgfast.evaluate.interval import BINOMIAL, LOGIT_T, mean_interval
+from ecgfast.evaluate.interval import BINOMIAL, LOGIT_T, Spread, mean_interval, spread
 from ecgfast.evaluate.roc import delong
 
 # Records, and hits among them, of five patients.
@@ -88,3 +88,22 @@ def test_a_nearly_certain_value_stays_inside_zero_and_one() -> None:
     assert result.low is not None
     assert result.high is not None
     assert 0 < result.low < 1 / 4000 < result.high < 1
+
+
+@pytest.mark.parametrize("size", [0.1, 1e-7])
+def test_patients_who_differ_from_none_have_no_spread(size: float) -> None:
+    """Of three patients, two cancel out: their controls weigh against their cases."""
+    influence = np.array([size, -size, 0, -size, size])
+    is_case, patients = np.array([True, True, True, False, False]), np.array([0, 1, 2, 0, 1])
+    assert spread(influence, is_case, patients) == Spread(std_error=0.0, dof=1.0, num_patients=2)
+    influence[3] = 0
+    assert spread(influence, is_case, patients).std_error > size
+
+
+@pytest.mark.parametrize("patients", [2, 4])
+def test_patients_of_equal_weight_leave_one_degree_of_freedom_less(patients: int) -> None:
+    """Half of them hits: the standard error is 1 / 2 / sqrt(P - 1), with P - 1 degrees."""
+    result = mean_interval([True, False] * (patients // 2), None, nobody="no cases")
+    half = stats.t.ppf(0.975, patients - 1) * 0.5 / math.sqrt(patients - 1) / 0.25
+    ends = [1 / (1 + math.exp(sign * half)) for sign in (1, -1)]
+    assert (result.value, result.low, result.high) == pytest.approx((0.5, *ends), rel=1e-9)

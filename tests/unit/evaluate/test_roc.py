@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from sklearn import metrics
 
 from ecgfast.errors import ShapeError
+from ecgfast.evaluate import roc
 from ecgfast.evaluate.roc import (
     DELONG_T,
     PERMUTATION,
@@ -202,6 +203,7 @@ def test_one_against_zero_has_an_exact_test(patients: int) -> None:
     noise = 4 * (expected * (1 - expected) / 999) ** 0.5  # of 999 permutations
     assert 1 / 1000 <= result.p_value <= 1 / 1000 + expected + noise
     assert result.p_value >= expected - noise
+    assert patients < 40 or result.p_value == 1 / 1000  # 999 permutations, none as extreme
     assert result.high == 1.0
     assert result.low is not None
     # Both areas have the bound of `patients` pairs; the difference joins the two distances.
@@ -244,16 +246,50 @@ def test_one_class_is_not_defined_and_says_why(y: list[int], reason: str) -> Non
     assert delong_paired(y, [0.1] * len(y), [0.2] * len(y)).reason == reason
 
 
-def test_a_single_case_has_a_value_without_an_interval() -> None:
-    result = delong([1, 0, 0], [0.9, 0.1, 0.2])
+@pytest.mark.parametrize(("case", "reason"), [(True, "cases"), (False, "controls")])
+def test_a_single_patient_of_a_class_has_a_value_without_an_interval(
+    case: bool, reason: str
+) -> None:
+    y = [case, not case, not case]
+    result = delong(y, y)
     assert (result.value, result.low) == (1.0, None)
-    assert result.reason == "cases of a single patient"
+    assert result.reason == f"{reason} of a single patient"
+    assert delong_paired(y, y, y).reason == result.reason
+    pair = delong([case, case, not case, not case], [0.1, 0.4, 0.2, 0.3])
+    assert pair.low is not None  # two of each are enough
 
 
 @pytest.mark.parametrize("score", [[0.1, float("nan")], [0.1, 0.2, 0.3]])
 def test_wrong_scores_are_refused(score: list[float]) -> None:
     with pytest.raises(ShapeError):
         auroc([0, 1], score)
+    with pytest.raises(ShapeError, match="two vectors"):
+        auroc([[0, 1]], [[0.1, 0.2]])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_difference_stays_between_minus_one_and_one(sign: int) -> None:
+    """Three patients of each class: 8 of 9 pairs against 1 of 9, and much doubt."""
+    y = np.array([1, 1, 1, 0, 0, 0])
+    score = sign * np.array([5, 4, 2, 3, 1, 0])
+    result = delong_paired(y, score, -score)
+    assert (result.method, result.difference) == (DELONG_T, pytest.approx(sign * 7 / 9))
+    assert (result.low if sign < 0 else result.high) == sign
+    other = result.high if sign < 0 else result.low
+    assert other is not None
+    assert -1 < sign * other < 0.7
+
+
+@pytest.mark.parametrize("at_once", [90, 1500])
+def test_permutations_need_not_fit_into_memory(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    y, score, patient = correlated_cohort(21, num_patients=10)
+    both = np.stack([score, score + np.random.default_rng(1).normal(size=len(y))])
+    whole = permutation_p_value(y, both, patient)
+    assert 0.01 < whole < 1
+    monkeypatch.setattr(roc, "_RANKS_AT_ONCE", at_once * len(y) + 1)
+    assert permutation_p_value(y, both, patient) == whole
 
 
 def test_a_curve_of_one_class_is_refused() -> None:
