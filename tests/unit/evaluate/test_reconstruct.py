@@ -6,13 +6,24 @@ import numpy as np
 import pytest
 import torch
 from ecgfast_kernels.mask import random_mask
-from recordings import convert_quietly, ecg_like, write_wfdb
+from matplotlib.figure import Figure
+from recordings import convert_quietly, ecg_like, make_store, write_wfdb
+from resealed import change_lead_value
 
 from ecgfast.config import Config, load_config
 from ecgfast.convert import convert
 from ecgfast.data.loader import build_loader
 from ecgfast.errors import ConfigError
-from ecgfast.evaluate.reconstruct import MASK_EPOCH, _denormalise, draw, fill_in, row_of
+from ecgfast.evaluate import sections
+from ecgfast.evaluate.reconstruct import (
+    Reconstruction,
+    _denormalise,
+    draw,
+    fill_in,
+    in_millivolt,
+    row_of,
+)
+from ecgfast.evaluate.runs import LoadedRun
 from ecgfast.ingest.synthetic import write_cohort
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.store.reader import StoreReader, open_store
@@ -51,7 +62,7 @@ def test_the_error_is_the_training_loss_of_the_same_masks(
     masks = random_mask(
         torch.from_numpy(ROWS),
         seed=config.train.seed,
-        epoch=MASK_EPOCH,
+        epoch=0xFFFFFFFF,  # which no training reaches
         num_patches=240,
         num_keep=60,
     )
@@ -135,3 +146,59 @@ def test_a_whole_id_is_no_beginning_of_others(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     found = store.read(np.array([row_of(store, "1")]))
     np.testing.assert_array_equal(found[0], signal_NCT[0])
+
+
+def test_flat_and_inverted_leads_come_back_to_millivolt(tmp_path: Path) -> None:
+    path, signal_NCT = make_store(tmp_path, 2)
+    change_lead_value(path, "lead_std", 1, 3, 0)  # as of a flat lead, which is 0 when normalised
+    change_lead_value(path, "scale_uv", 1, 4, -2.5)
+    store = open_store(path)
+    pred_BNP = torch.ones(1, 240, 250)
+    (result,) = in_millivolt(
+        store,
+        torch.tensor([1]),
+        torch.zeros(1, 240, 256),
+        pred_BNP,
+        torch.zeros(1, 240, dtype=torch.bool),
+        normalise="record_lead",
+        cohort=None,
+        norm_patch=False,
+    )
+    scale_C = np.array([5.0] * 4 + [-2.5] + [5.0] * 7)
+    np.testing.assert_allclose(result.original_mv, signal_NCT[1] * scale_C[:, None] / 1000)
+    mean_C, std_C = signal_NCT[1].mean(axis=1), signal_NCT[1].std(axis=1)
+    std_C[3], std_C[4] = 0, -std_C[4]  # upside down: one deviation up is one down on the disk
+    expected_C = (mean_C + std_C) * scale_C / 1000
+    np.testing.assert_allclose(result.filled_mv, expected_C[:, None].repeat(5000, 1), rtol=1e-4)
+    assert result.loss == 0  # nothing was removed
+
+
+def test_the_loss_of_one_removed_patch_is_its_own() -> None:
+    mask = torch.zeros(1, 240, dtype=torch.bool)
+    mask[0, 7] = True
+    pred = torch.zeros(1, 240, 250)
+    pred[0, 7] = 3
+    assert _denormalise(pred, torch.zeros(1, 240, 250), mask, False)[0].tolist() == [9]
+
+
+def test_a_report_takes_records_of_the_whole_store_and_draws_the_middle_one(
+    store: StoreReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, config = tiny()
+    meta = {"identity": {}, "preprocessing": {"cohort": None}}
+    run = LoadedRun(
+        name="MAE", path=Path("run"), model=model, config=config, meta=meta, register=None
+    )
+    drawn = []
+
+    def remember(store: StoreReader, result: Reconstruction, *leads: tuple[str, ...]) -> Figure:
+        drawn.append(result.row)
+        return Figure()  # a real one takes seconds
+
+    monkeypatch.setattr(sections, "NUM_RECONSTRUCTED", 3)
+    monkeypatch.setattr(sections, "draw", remember)
+    html, error = sections.reconstruction_section(run, store)
+    losses = {r.loss: r.row for r in fill_in(model, config, None, store, np.array([0, 2, 4]))}
+    assert error == pytest.approx(np.mean(list(losses)))
+    assert drawn == [losses[sorted(losses)[1]]] * 2
+    assert f"of 3 records of which nobody knows whether pretraining read them: {error:.3f}" in html

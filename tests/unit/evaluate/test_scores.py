@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from recordings import ecg_like, write_wfdb
-from two_hospitals import TARGET, make, rows_of, write_sources
+from two_hospitals import ROWS, TARGET, make, rows_of, write_sources
 
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate import scores
@@ -45,6 +47,9 @@ def test_patients_of_training_and_validation_are_tested_nowhere(store: StoreRead
         "site 3, external": [13, 14],  # without B; M has no label
         POOLED: [8, 9, 10, 11, 13, 14],
     }
+    assert list(plan.cohorts)[-1] == POOLED  # sums come last
+    fractions = [fraction for *_, fraction in ROWS]
+    assert plan.is_case.tolist() == [f is not None and f < 40 for f in fractions]
     assert plan.notes == (
         "site 2: 2 records of patients whom one learned from left out",
         "site 3: 1 records of patients whom one learned from left out",
@@ -128,6 +133,37 @@ def test_a_run_of_a_fold_is_tested_on_it(store: StoreReader, tmp_path: Path) -> 
     plan = plan_for(folded, TARGET, {"one": Learner(register=register, fold=2)})
     assert len(held)
     assert rows_by_cohort(plan, "one")["site 1, held-out fold"] == held.tolist()
+    assert not any("held out fold" in note for note in plan.notes)
+    runs = {"one": Learner(register=register, fold=2), "split": Learner(register=register)}
+    both = plan_for(folded, TARGET, runs).cohorts["site 1, test split or fold"]
+    assert both["one"].tolist() == held.tolist()
+    assert both["split"].tolist() != held.tolist()
+
+
+@pytest.mark.parametrize(("targets", "got"), [(["a<1", "b<1"], "a<1, b<1"), ([], "none")])
+def test_runs_of_different_targets_are_not_compared(
+    store: StoreReader, targets: list[str], got: str
+) -> None:
+    runs: list[Any] = [SimpleNamespace(name=target, target=target) for target in targets]
+    with pytest.raises(ConfigError, match=f"must share one target, got {got};"):
+        scores.plan_tests(store, runs)
+
+
+def test_records_of_no_site_and_larger_sums_first() -> None:
+    site = np.array(["-", "1", "2", "3"])
+    tests = {
+        name: scores._Test(
+            known=frozenset(known), free=np.ones(4, bool), chosen=np.zeros(4, bool), by_fold=False
+        )
+        for name, known in (("one", "1"), ("three", "123"))
+    }
+    assert list(scores._pooled(site, ["1", "2", "3", "-"], tests)) == [
+        "test splits of sites 1, 2, 3",
+        scores.POOLED,
+    ]
+    assert [scores._called(name) for name in ("-", "1")] == ["no site", "site 1"]
+    few = frozenset("12")
+    assert scores._distinct([few, frozenset("345"), few, frozenset("6")]) == [frozenset("345"), few]
 
 
 def test_nothing_left_to_test_is_said(store: StoreReader) -> None:
