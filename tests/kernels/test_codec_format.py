@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from codec_signals import KINDS, NATIVE, make
 from ecgfast_kernels import codec, native
-from ecgfast_kernels.codec_format import ERRORS, CodecError
+from ecgfast_kernels.codec_format import ERRORS, CodecError, check_shape
 from ecgfast_kernels.codec_reference import crc32c, decode_chunk
 from ecgfast_kernels.codec_reference_encode import encode_chunk
 from numpy.typing import NDArray
@@ -37,6 +37,25 @@ def test_every_refusal_has_its_words() -> None:
     assert [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.M)] == list(ERRORS)
     for code, words in ERRORS.items():
         assert words in str(CodecError.from_code(code)), words
+
+
+def test_an_error_of_no_chunk_and_one_of_no_rule() -> None:
+    own = CodecError("x")
+    assert (own.code, own.index) == (0, -1)
+    unknown = CodecError.from_code(99)
+    assert (unknown.code, unknown.index) == (99, 0)
+    assert "chunk 0 of the call: status 99" in str(unknown)
+
+
+@pytest.mark.parametrize("shape", [(1, 250), (16, 65_500)])
+def test_allowed_sizes(shape: tuple[int, int]) -> None:
+    check_shape(*shape)
+
+
+@pytest.mark.parametrize("shape", [(0, 250), (17, 250), (1, 0), (1, 249), (1, 251), (1, 65_750)])
+def test_other_sizes_are_refused(shape: tuple[int, int]) -> None:
+    with pytest.raises(CodecError, match=r"must be (in 1\.\.16|a multiple of 250 up to 65500)"):
+        check_shape(*shape)
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 1535, 1536, 1537, 5000, 12_345])

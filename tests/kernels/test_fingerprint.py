@@ -60,6 +60,52 @@ def test_too_little_signal(length: int) -> None:
     assert (found.beats == NO_BEAT).all()
 
 
+def test_the_live_span_by_hand() -> None:
+    signal = np.zeros((12, 9), np.int16)
+    assert live_span(signal) == (0, 0)
+    signal[5, 3] = 1
+    assert live_span(signal) == (3, 4)
+    signal[0, 6:] = 1
+    assert live_span(signal) == (3, 6)
+
+
+def both(signal: np.ndarray, least_timesteps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Correlation and beats of one record, the same from both codes."""
+    one = fingerprints(signal[None], least_timesteps=least_timesteps)
+    other = _slowly(signal[None], least_timesteps)
+    np.testing.assert_allclose(one.correlation, other.correlation, atol=1e-5)
+    np.testing.assert_array_equal(one.beats, other.beats)
+    return one.correlation[0], one.beats[0]
+
+
+def test_pulses_far_weaker_than_the_median_are_no_beats() -> None:
+    """The third has 16 % of the others' power, the fifth 36 %; the limit is 30 %."""
+    signal = np.zeros((12, 5000), np.int16)
+    signal[:, [0, -1]] = 1
+    for number, size in enumerate((1000, 1000, 400, 1000, 600, 1000, 1000)):
+        signal[:, 500 + 600 * number :][:, :25] = size
+    beats = both(signal, 2400)[1]
+    found = beats[beats != NO_BEAT].astype(int)
+    assert np.diff(found).tolist() == [1200, 2400, 1200, 1200, 1200]  # ms
+    assert abs(found[0] - 1025) < 60  # the middle of the first
+
+
+@pytest.mark.parametrize(
+    ("length", "least", "enough"),
+    [
+        (2400, 2400, True),
+        (2399, 2400, False),
+        (15, 0, True),
+        (14, 0, False),
+    ],
+)
+def test_the_least_length(length: int, least: int, enough: bool) -> None:
+    signal = np.zeros((12, 3000), np.int16)
+    signal[:, 100 : 100 + length] = np.random.default_rng(0).integers(1, 900, (12, length))
+    assert live_span(signal) == (100, 100 + length)
+    assert both(signal, least)[0].any() == enough
+
+
 @pytest.mark.skipif(load() is None, reason="the native library was not built")
 def test_native_as_numpy() -> None:
     signal = np.stack([of_heart(seed) for seed in range(6)])
@@ -72,7 +118,15 @@ def test_native_as_numpy() -> None:
     np.testing.assert_array_equal(native.beats, numpy.beats)
 
 
-@pytest.mark.parametrize(("shape", "kind"), [((1, 8, 5000), np.int16), ((1, 12, 5000), np.int32)])
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [
+        ((1, 8, 5000), np.int16),
+        ((1, 12, 5000), np.int32),
+        ((12,), np.int16),
+        ((1, 12, 500, 2), np.int16),
+    ],
+)
 def test_other_arrays_are_refused(shape: tuple[int, ...], kind: type) -> None:
     with pytest.raises(CodecError, match=r"signal must be int16 \(N, 12, T\), got"):
         fingerprints(np.zeros(shape, kind), least_timesteps=2400)

@@ -12,7 +12,7 @@ import pytest
 from disk_calls import recorded_calls
 
 from ecgfast.errors import EcgfastError
-from ecgfast.store.durable import DurableFile, store_lock, write_durably
+from ecgfast.store.durable import DurableFile, explain, explained, store_lock, write_durably
 
 
 def test_entry_and_mode(tmp_path: Path) -> None:
@@ -132,3 +132,66 @@ def test_a_disk_without_locks_is_written_with_a_warning(
     with store_lock(tmp_path / "store"):
         pass
     assert f"{tmp_path} knows no file locks" in caplog.text
+
+
+def test_files_are_readable_by_all_and_writable_by_their_user(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        write_durably(tmp_path / "one", [b"x"])
+        DurableFile(tmp_path / "two").finish()
+    finally:
+        os.umask(before)
+    assert [(tmp_path / n).stat().st_mode & 0o7777 for n in ("one", "two")] == [0o644, 0o644]
+
+
+def test_which_errors_are_explained(tmp_path: Path) -> None:
+    told = {
+        name: str(explain(OSError(getattr(errno, name), "why"), tmp_path, again="go on"))
+        for name in ("ENOSPC", "EDQUOT", "EACCES", "EROFS", "EIO")
+    }
+    for full in ("ENOSPC", "EDQUOT"):
+        assert told[full].startswith(f"disk full while writing {tmp_path}: ")
+        assert "space and go on" in told[full]
+    for forbidden in ("EACCES", "EROFS"):
+        assert told[forbidden].startswith(f"cannot write {tmp_path}: why; ")
+    assert told["EIO"] == "None"
+    with pytest.raises(OSError, match="why") as raised, explained(tmp_path):
+        raise OSError(errno.EIO, "why")
+    assert raised.value.errno == errno.EIO
+
+
+def test_a_lock_makes_its_folders_and_may_be_gone_at_the_end(tmp_path: Path) -> None:
+    with store_lock(tmp_path / "a/b/store"):
+        (tmp_path / "a/b/store.lock").unlink()
+    assert os.listdir(tmp_path / "a/b") == []
+
+
+def test_a_lock_that_its_last_holder_removed_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, lock, calls = fcntl.flock, tmp_path / "store.lock", []
+
+    def removed_first(fd: int, operation: int) -> None:
+        if not calls:
+            lock.unlink()
+        elif len(calls) == 1:  # and another process made it again
+            lock.rename(tmp_path / "old")
+            lock.touch()
+        calls.append(fd)
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removed_first)
+    with store_lock(tmp_path / "store"):
+        assert len(calls) == 3
+        assert os.path.samestat(os.fstat(calls[-1]), lock.stat())
+
+
+def test_another_error_of_a_lock_is_no_missing_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(fd: int, operation: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", broken)
+    with pytest.raises(OSError, match="Input/output"), store_lock(tmp_path / "store"):
+        pass

@@ -1,18 +1,22 @@
-"""The shard index: what it packs it parses, and damage is found."""
+"""The shard index: what it packs it parses, and damage is found; and paths beside a store."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecgfast.errors import CorruptStoreError
+from ecgfast.errors import ConfigError, CorruptStoreError
 from ecgfast.store.format import (
     INDEX_BYTES,
     NOT_WRITTEN,
     SHARD_RECORDS,
+    beside,
     num_shards,
     pack_shard_index,
     parse_shard_index,
+    refuse_inside_store,
     with_crc32c,
 )
 
@@ -59,3 +63,36 @@ def test_range_outside_the_file(offset: int, length: int) -> None:
 
 def test_num_shards() -> None:
     assert [num_shards(n) for n in (1, 1024, 1025)] == [1, 1, 2]
+
+
+def test_the_index_byte_by_byte() -> None:
+    index = pack_shard_index([3, 5])
+    numbers = np.frombuffer(index[:-4], "<u8")
+    assert numbers[:4].tolist() == [0, 3, 3, 5]
+    assert index[32:-4] == b"\xff" * (1022 * 16)
+    assert len(index) == 1024 * 16 + 4
+
+
+@pytest.mark.parametrize("missing", [1, 16, 1024 * 16 + 4])
+def test_an_index_that_is_too_short(missing: int) -> None:
+    table = pack_shard_index([100, 200])[:-4]
+    with pytest.raises(CorruptStoreError, match="checksum of the shard index is wrong"):
+        parse(with_crc32c(table[: max(0, len(table) - missing)]), 2, 300)
+
+
+def test_beside_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert beside(Path("a/store"), ".key") == Path("a/store.key")
+    (tmp_path / "store/in").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "store/in")
+    assert beside(Path("."), ".key") == tmp_path / "store/in.key"
+    assert beside(Path(".."), ".key") == tmp_path / "store.key"
+    with pytest.raises(ConfigError, match="must be a folder with a name, got '/'"):
+        beside(Path("/"), ".key")
+
+
+def test_an_output_inside_a_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "store/signals.zarr").mkdir(parents=True)
+    refuse_inside_store(tmp_path / "store.key", "--key")
+    for inside in ("store", "store/report", "store/a/b"):
+        with pytest.raises(ConfigError, match=f"--out .*{inside} lies in the store"):
+            refuse_inside_store(tmp_path / inside, "--out")

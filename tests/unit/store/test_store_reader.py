@@ -1,5 +1,6 @@
 """Random access: any order, whole stores, several shards, and clear errors."""
 
+import hashlib
 import os
 import pickle
 import shutil
@@ -239,3 +240,28 @@ def test_lead_arrays_of_another_place_are_noticed(
     shutil.copy(path / "signals.zarr/lead_std/c.0.0", path / "signals.zarr/lead_mean/c.0.0")
     with pytest.raises(CorruptStoreError, match=r"lead_mean/c\.0\.0 is not what the manifest says"):
         _ = ecgfast.open_store(path).lead_mean
+
+
+def test_a_file_is_read_in_parts_and_not_beyond_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shard").write_bytes(bytes(range(100)))
+    file, preadv = shards.ShardFile(tmp_path / "shard"), os.preadv
+    assert file.sha256() == file.sha256() == hashlib.sha256(bytes(range(100))).hexdigest()
+    monkeypatch.setattr(os, "preadv", lambda fd, into, at: preadv(fd, [into[0][:7]], at))
+    target = bytearray(90)
+    file.read_into(memoryview(target), 10)
+    assert target == bytes(range(10, 100))
+    with pytest.raises(CorruptStoreError, match="ends too early"):
+        file.read_into(memoryview(target), 11)
+
+
+def test_chunks_far_apart_are_aligned_and_nothing_between_is_read(
+    made: tuple[Path, np.ndarray, Codec],
+) -> None:
+    store = ecgfast.open_store(made[0])
+    buffer, offsets, lengths = store.read_chunks([600, 3, 300])
+    assert offsets[1] == 0  # by place in the file
+    assert (offsets % 16 == 0).all()
+    assert lengths.sum() <= buffer.size < lengths.sum() + 32
+    assert [len(part) for part in store.read_chunks([])] == [0, 0, 0]

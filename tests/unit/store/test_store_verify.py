@@ -137,3 +137,22 @@ def test_a_value_that_is_not_finite_is_found(store: Path, array: str, value: flo
     assert verify_store(store) == [
         "scale_uv, offset_adc, lead_mean or lead_std holds a value that is not finite"
     ]
+
+
+def test_a_shard_of_which_nothing_can_be_read(store: Path) -> None:
+    shard = store / "signals.zarr/signal/c.0.0.0"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    *problems, last = verify_store(store)
+    assert "signals.zarr/signal/c.0.0.0 has" in problems[0]
+    assert [text.split()[1] for text in problems[1:]] == [str(n) for n in range(NUM_RECORDS)]
+    assert last == "signals.zarr/signal/c.0.0.0: the records behind 5 were not looked at"
+
+
+def test_labels_joined_up_to_the_last_step(store: Path) -> None:
+    """The next table has the manifest's digest and the old one not; all else is looked at."""
+    table = store / "records.parquet"
+    (store / "records.parquet.next").write_bytes(table.read_bytes())
+    table.write_bytes(b"old")
+    assert verify_store(store) == []
+    (store / "signals.zarr/zarr.json").unlink()
+    assert verify_store(store) == ["signals.zarr/zarr.json is missing"]
