@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from codec_signals import KINDS, NATIVE, make
 from ecgfast_kernels import codec, native
-from ecgfast_kernels.codec_format import ERRORS, CodecError, check_shape
+from ecgfast_kernels.codec_format import (
+    ERRORS,
+    FLAG_WIDE,
+    NO_QUANTUM,
+    CodecError,
+    Header,
+    check_shape,
+)
 from ecgfast_kernels.codec_reference import crc32c, decode_chunk
 from ecgfast_kernels.codec_reference_encode import encode_chunk
 from numpy.typing import NDArray
@@ -47,12 +54,23 @@ def test_an_error_of_no_chunk_and_one_of_no_rule() -> None:
     assert "chunk 0 of the call: status 99" in str(unknown)
 
 
+def test_where_the_parts_of_a_chunk_begin() -> None:
+    """20 columns: 40 bytes of ends behind 16 of header, or 80; 3 columns: 6, and 2 of padding."""
+    offsets = [
+        Header(flags=flags, num_timesteps=timesteps, num_leads=12, quantum=NO_QUANTUM).data_offset
+        for flags, timesteps in ((0, 5000), (FLAG_WIDE, 5000), (0, 750))
+    ]
+    assert offsets == [56, 96, 24]
+
+
 @pytest.mark.parametrize("shape", [(1, 250), (16, 65_500)])
 def test_allowed_sizes(shape: tuple[int, int]) -> None:
     check_shape(*shape)
 
 
-@pytest.mark.parametrize("shape", [(0, 250), (17, 250), (1, 0), (1, 249), (1, 251), (1, 65_750)])
+@pytest.mark.parametrize(
+    "shape", [(0, 250), (17, 250), (1, 0), (1, 249), (1, 251), (1, 65_750), (1, -250)]
+)
 def test_other_sizes_are_refused(shape: tuple[int, int]) -> None:
     with pytest.raises(CodecError, match=r"must be (in 1\.\.16|a multiple of 250 up to 65500)"):
         check_shape(*shape)

@@ -47,6 +47,8 @@ def test_every_run_is_compared_with_the_first_in_its_own_columns() -> None:
         (' class="sum"', (scoring.POOLED, plus, "0.001", "-", "-", "-", "-")),
     ):
         assert f"<tr{mark}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" in html
+    heads = "".join(f"<th>minus {name} (95 % CI)</th><th>p</th>" for name in "BCD")
+    assert f"<th>cohort</th>{heads}</tr>" in html
     assert "A minus the other" in html
     assert sections.comparison_section(replace(results, thresholds={"A": None})) == ""
 
