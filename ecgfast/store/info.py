@@ -96,7 +96,7 @@ def describe(store: StoreReader | str | Path) -> StoreInfo:
         stored_bytes=sum(files[shard_name(n)]["bytes"] for n in range(num_shards(len(reader)))),
         columns=tuple(table.column_names),
         flags=dict(flags.most_common()),
-        reasons=_reasons(reader.path / QUARANTINE),
+        reasons=_reasons(reader),
         num_files=reader.manifest.get("source_files"),
         passed_over=reader.manifest.get("passed_over", {}),
         examples=passed_over_examples(reader.path),
@@ -133,15 +133,16 @@ def kinds_in_words(counts: Mapping[str, int]) -> str:
     return "; ".join([*parts, *([", ".join(others)] if others else [])])
 
 
-def _reasons(path: Path) -> dict[str, int]:
+def _reasons(reader: StoreReader) -> dict[str, int]:
     here = pacsv.ReadOptions(use_threads=False)
     text = pacsv.ConvertOptions(column_types={"reason": pa.string()})
     try:
-        with path.open("rb") as file:  # not by name: Arrow opens none that is not UTF-8
-            reasons = pacsv.read_csv(file, here, convert_options=text)["reason"].to_pylist()
-    except (OSError, KeyError, pa.ArrowInvalid) as error:
+        lines = pacsv.read_csv(pa.BufferReader(reader.quarantine), here, convert_options=text)
+        reasons = lines["reason"].to_pylist()
+    except (CorruptStoreError, KeyError, pa.ArrowInvalid) as error:
         raise CorruptStoreError(
-            f"{path} is missing or damaged; restore it from a copy or convert again"
+            f"{reader.path / QUARANTINE} is missing or damaged; restore it from a copy or convert "
+            "again"
         ) from error
     return dict(
         Counter(re.sub(r"\d+(?:[.,]\d+)*", "#", reason) for reason in reasons).most_common()

@@ -21,14 +21,22 @@ from ecgfast.store.format import (
     num_shards,
     shard_name,
 )
+from ecgfast.store.opening import read_file
 
 Manifest = dict[str, Any]
 
 _NEEDED = {
     **{"num_records": int, "codec": str, "identity": str},
     **{"files": dict, "preprocessing": dict, "key_fingerprint": str},
+    **{"counts": dict, "synthetic": bool, "identifiers": str, "request": str},
 }
 _ENTRY = {"bytes": int, "sha256": str}
+_COUNTS = {"inputs": int, "converted": int, "quarantined": int}
+_LATER: dict[str, tuple[type, ...]] = {  # of entries that stores of earlier versions lack
+    **{"labels": (dict, type(None)), "source_files": (int,), "quality": (str,)},
+    **dict.fromkeys(("passed_over", "left_out", "patients", "splits", "retained"), (dict,)),
+}
+_LARGEST = 1 << 30  # bytes; 3 million shards have as many
 
 
 def write_manifest(store: Path, content: Manifest) -> Manifest:
@@ -64,7 +72,7 @@ def read_manifest(store: Path) -> Manifest:
             f"{store} is not a store: it has no {MANIFEST}; make one with ecgfast convert"
         )
     damaged = f"{path} is damaged: its digest is wrong; restore it from a copy or convert again"
-    data = path.read_bytes()
+    data = read_file(path, _LARGEST, exactly=False)
     try:
         manifest: Manifest = json.loads(data)
         # The raw text is compared, so that no byte of the file is outside the check.
@@ -89,6 +97,14 @@ def _problem(manifest: Manifest) -> str | None:
     for key, kind in _NEEDED.items():
         if type(manifest.get(key)) is not kind:
             return f"{key!r} must be of type {kind.__name__}, got {manifest.get(key)!r:.40}"
+    for key, kinds in _LATER.items():
+        if key in manifest and type(manifest[key]) not in kinds:
+            return f"{key!r} must be of type {kinds[0].__name__}, got {manifest[key]!r:.40}"
+    if {k: type(v) for k, v in manifest["counts"].items() if k in _COUNTS} != _COUNTS:
+        return f"'counts' must have {', '.join(_COUNTS)}, got {manifest['counts']!r:.60}"
+    for key in ("passed_over", "left_out"):
+        if any(type(count) is not int for count in manifest.get(key, {}).values()):
+            return f"{key!r} must hold counts, got {manifest[key]!r:.60}"
     if manifest["codec"] not in CODECS or manifest["num_records"] < 1:
         return f"codec {manifest['codec']!r:.40} with {manifest['num_records']} records"
     files = manifest["files"]

@@ -2,13 +2,13 @@
 
 import hashlib
 import time
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from ecgfast_kernels.codec import CodecError
 from numpy.typing import ArrayLike, NDArray
 
@@ -17,6 +17,7 @@ from ecgfast.records import NUM_LEADS, NUM_TIMESTEPS
 from ecgfast.store.chunks import decode_chunks
 from ecgfast.store.format import (
     NEXT_RECORDS,
+    QUARANTINE,
     RECORDS,
     SHARD_RECORDS,
     Codec,
@@ -26,7 +27,9 @@ from ecgfast.store.format import (
     with_crc32c,
 )
 from ecgfast.store.manifest import Manifest, read_manifest
+from ecgfast.store.opening import read_file
 from ecgfast.store.shards import Shards
+from ecgfast.store.table import read_records
 
 _BLOCK_RECORDS = 64  # decoded while their 2 MB of chunks are still in the cache
 
@@ -86,15 +89,8 @@ class StoreReader:
     @cached_property
     def records(self) -> pa.Table:
         """records.parquet: one row per record, in the order of the signals."""
-        data = self._bytes(self.records_name)
-        # On this thread alone: Arrow's own, still waking up, abort a process that ends at once.
-        file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
-        table = file.read(use_threads=False)
-        if table.num_rows != len(self):
-            raise CorruptStoreError(
-                f"{self.path}: {RECORDS} has {table.num_rows} rows, the signals {len(self)}"
-            )
-        return table
+        data = read_file(self.path / self.records_name, self._entry(RECORDS)["bytes"])
+        return read_records(data, len(self), f"{self.path}: {RECORDS}")
 
     @cached_property
     def scale_uv(self) -> NDArray[np.float32]:
@@ -206,10 +202,10 @@ class StoreReader:
         parts = []
         for shard in range(num_shards(len(self))):
             chunk = lead_chunk_name(name, shard)
-            data = self._bytes(chunk)
+            data = read_file(self.path / chunk, self._entry(chunk)["bytes"])
             if with_crc32c(data[:-4]) != data:
                 raise CorruptStoreError(f"{self.path}: the checksum of {chunk} is wrong")
-            if hashlib.sha256(data).hexdigest() != self.manifest["files"][chunk]["sha256"]:
+            if hashlib.sha256(data).hexdigest() != self._entry(chunk)["sha256"]:
                 raise CorruptStoreError(
                     f"{self.path}: {chunk} is not what the manifest says: it is of another store "
                     "or place"
@@ -224,22 +220,34 @@ class StoreReader:
         Raises:
             CorruptStoreError: neither has it.
         """
-        expected = self.manifest["files"][RECORDS]["sha256"]
         for name in (RECORDS, NEXT_RECORDS):
-            path = self.path / name
-            if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == expected:
+            with suppress(CorruptStoreError):
+                self._sealed(name, RECORDS)
                 return name
         raise CorruptStoreError(
             f"{self.path}: {RECORDS} is missing or damaged; restore it from a copy or convert again"
         )
 
-    def _bytes(self, name: str) -> bytes:
-        try:
-            return (self.path / name).read_bytes()
-        except FileNotFoundError as error:
-            raise CorruptStoreError(
-                f"{self.path}: {name} is missing; the store is damaged"
-            ) from error
+    @property
+    def quarantine(self) -> bytes:
+        """quarantine.csv, as it was written.
+
+        Raises:
+            CorruptStoreError: it is missing or damaged.
+        """
+        return self._sealed(QUARANTINE, QUARANTINE)
+
+    def _sealed(self, name: str, entry: str) -> bytes:
+        """Read a file that must be what the manifest says of `entry`."""
+        expected = self._entry(entry)
+        data = read_file(self.path / name, expected["bytes"])
+        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+            raise CorruptStoreError(f"{self.path}: {name} is damaged: its digest is wrong")
+        return data
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        entry: dict[str, Any] = self.manifest["files"][name]
+        return entry
 
 
 def as_store(store: "StoreReader | str | Path") -> StoreReader:

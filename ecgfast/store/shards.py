@@ -21,6 +21,7 @@ from ecgfast.store.format import (
     parse_shard_index,
     shard_name,
 )
+from ecgfast.store.opening import open_regular
 
 # Chunks this near to each other are read in one call: a page more is cheaper than a system call.
 _GAP_BYTES = 4096
@@ -34,7 +35,7 @@ class ShardFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._fd = os.open(path, os.O_RDONLY)
+        self._fd = open_regular(path)
 
     def __del__(self) -> None:
         if hasattr(self, "_fd"):
@@ -199,15 +200,8 @@ class Shards:
         with self._lock:
             file = self._files.get(shard)
             if file is None:
-                file = self._files[shard] = _open(self._store / shard_name(shard))
+                file = self._files[shard] = ShardFile(self._store / shard_name(shard))
                 if len(self._files) > _OPEN_FILES:
                     self._files.popitem(last=False)
             self._files.move_to_end(shard)
             return file
-
-
-def _open(path: Path) -> ShardFile:
-    try:
-        return ShardFile(path)
-    except FileNotFoundError as error:
-        raise CorruptStoreError(f"{path} is missing; the store is damaged") from error

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ecgfast.errors import CorruptStoreError
 from ecgfast.store.durable import write_durably
 from ecgfast.store.format import (
     QUARANTINE,
@@ -24,6 +25,8 @@ SCHEMA = pa.schema(list(ROW_TYPES.items()))
 _WAITING = pa.schema([*SCHEMA, *WAITING_TYPES.items()])
 _PASSED_OVER_COLUMNS = ("kind", "source")
 _ROW_GROUP = 65536
+_LATER = {"fold", "content", "duplicate_of"}  # columns that stores of earlier versions lack
+_NEVER_NULL = ("record_id", "patient_id", "flags")
 _TYPES = {"number": pa.float64(), "bool": pa.bool_(), "text": pa.string()}
 
 
@@ -73,6 +76,45 @@ def write_table(store: Path, table: pa.Table, name: str = RECORDS) -> dict[str, 
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, row_group_size=_ROW_GROUP, compression="zstd")
     return write_durably(store / name, [sink.getvalue().to_pybytes()])
+
+
+def read_records(data: bytes, num_records: int, where: str) -> pa.Table:
+    """Read records.parquet; what its columns hold was checked where they were written.
+
+    Args:
+        data: content of the file.
+        num_records: rows that it must have: some bytes can stand for billions.
+        where: named in errors.
+    Raises:
+        CorruptStoreError: it is no such table.
+    """
+    try:
+        # On this thread alone: Arrow's own, still waking up, abort a process that ends at once.
+        file = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False)
+        if file.metadata.num_rows != num_records:
+            raise CorruptStoreError(
+                f"{where} has {file.metadata.num_rows} rows, the signals {num_records}"
+            )
+        schema = file.schema_arrow
+        wrong = [name for name, kind in ROW_TYPES.items() if not _is_right(schema, name, kind)]
+        if wrong:
+            raise CorruptStoreError(f"{where} has no right column {', '.join(wrong)}")
+        table = file.read(use_threads=False)
+    except CorruptStoreError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        raise CorruptStoreError(f"{where} is no table that can be read: {error!s:.80}") from error
+    if any(table[name].null_count for name in _NEVER_NULL):
+        raise CorruptStoreError(f"{where} has a row without {' or '.join(_NEVER_NULL)}")
+    return table
+
+
+def _is_right(schema: pa.Schema, name: str, kind: str) -> bool:
+    """Whether a column has its type; stores of earlier versions lack some."""
+    at = schema.get_all_field_indices(name)
+    return (name in _LATER and not at) or (
+        len(at) == 1 and schema.field(at[0]).type == pa.type_for_alias(kind)
+    )
 
 
 def write_quarantine(store: Path, lines: Iterable[str]) -> dict[str, int | str]:

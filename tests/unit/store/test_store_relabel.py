@@ -23,14 +23,17 @@ def test_the_manifest_is_between_the_two_names_of_the_table(
 ) -> None:
     records = reader.records.append_column("lvef", pa.array([35.0, 60.0]))
     calls = recorded_calls(reader.path, monkeypatch)
-    replace_records(reader, records, {"labels": "joined"})
+    replace_records(reader, records, {"labels": {"columns": ["x"]}})
     renamed = [call.split(" to ")[1] for call in calls if call.startswith("rename")]
     assert renamed == ["records.parquet.next", "manifest.json", "records.parquet"]
     behind = [calls[n + 1] for n, call in enumerate(calls) if call.startswith("rename")]
     assert behind == ["fsync ./"] * 3
     again = ecgfast.open_store(reader.path)
     assert again.records["lvef"].to_pylist() == [35, 60]
-    assert (again.manifest["labels"], again.identity) == ("joined", reader.identity)
+    assert (again.manifest["labels"], again.identity) == (
+        {"columns": ["x"]},
+        reader.identity,
+    )
 
 
 def test_a_table_of_other_length_is_not_written(reader: StoreReader) -> None:
