@@ -2,6 +2,7 @@
 
 import math
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,11 +33,12 @@ def known_id(value: object) -> str | None:
     """Return the id of a patient or site as a person would read it, None where it names nobody.
 
     Blanks around it are cut and 7.0 is 7; "007" stays, because hospitals pad their numbers.
+    A letter with its accent is one character: macOS writes two.
 
     Args:
         value: of a header, sidecar or CSV.
     """
-    text = "" if value is None else str(value).strip()
+    text = "" if value is None else unicodedata.normalize("NFC", str(value)).strip()
     if text.lower() in NOT_KNOWN:
         return None
     whole = _WHOLE_NUMBER.fullmatch(text)

@@ -188,6 +188,10 @@ def test_other_ids_stay(value: str) -> None:
     assert known_id(value) == value
 
 
+def test_one_name_however_its_accents_are_written() -> None:
+    assert known_id("Mu\u0308ller") == known_id("M\u00fcller") == "M\u00fcller"
+
+
 def test_ids_of_sidecars_and_tables_are_read_alike(tmp_path: Path) -> None:
     values = ['"nan"', '""', '"unknown"', "7", "7.0", '" 7"', "null"]
     (tmp_path / "in").mkdir()
