@@ -28,7 +28,12 @@ class _Part(NamedTuple):
 
 def read_header(path: Path) -> WfdbHeader:
     """Read and parse a .hea file."""
-    return parse_header(read_text_bytes(path).decode("utf-8", errors="replace"), path.name)
+    data = read_text_bytes(path)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:  # Latin-1 keeps each byte apart: two names must not become one
+        text = data.decode("latin-1")
+    return parse_header(text, path.name)
 
 
 def read_signals(path: Path, header: WfdbHeader) -> WfdbSignals:

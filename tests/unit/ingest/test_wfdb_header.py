@@ -186,6 +186,15 @@ def test_a_written_record_comes_back(tmp_path: Path) -> None:
     assert set(record.scale_uv) == {np.float32(5)}
 
 
+def test_names_in_latin_1_stay_apart(tmp_path: Path) -> None:
+    found = set()
+    for name in (b"M\xfcller", b"M\xf6ller", "M\u00fcller".encode()):
+        path = _write(tmp_path)
+        path.write_bytes(path.read_bytes() + b"# patient: " + name + b"\n")
+        found.add(_read(path).patient_id)
+    assert found == {"M\u00fcller", "M\u00f6ller"}
+
+
 def test_length_may_be_absent(tmp_path: Path) -> None:
     assert _read(_write(tmp_path, change="500 100=>500")).signal.shape == (12, 100)
 
