@@ -4,6 +4,7 @@ import json
 import pickle
 from collections.abc import Mapping
 from hashlib import file_digest, sha256
+from io import BufferedReader
 from pathlib import Path
 
 import torch
@@ -16,7 +17,10 @@ from ecgfast.errors import FormatError
 from ecgfast.store.durable import RESUME, write_durably
 from ecgfast.train.distributed import full, master
 
-DIGEST = "sha256"  # key in the header
+# Keys in the header.
+CONFIG, DIGEST = "config", "file_sha256"
+OLD_DIGEST = "sha256"  # of the tensors alone, as earlier versions wrote it
+_ZEROS = "0" * 64  # stand for the digest where it is computed
 
 
 def full_state(model: nn.Module) -> dict[str, Tensor]:
@@ -26,15 +30,19 @@ def full_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def export_safetensors(state: Mapping[str, Tensor], path: Path, config: Config) -> None:
-    """Write weights under the reference names; header: settings, and a digest of the tensors."""
+    """Write weights under the reference names; header: settings, and a digest of the file."""
     tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
     plain = memoryview(save(tensors))
     start = _start(plain)
-    facts = {"config": config_to_toml(config), DIGEST: sha256(plain[start:]).hexdigest()}
+    facts = {CONFIG: config_to_toml(config), DIGEST: _ZEROS}
     # safetensors itself writes the facts in another order each time: the same run, other bytes
     header = json.dumps({"__metadata__": facts, **json.loads(bytes(plain[8:start]))}).encode()
     header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8
-    write_durably(path, [len(header).to_bytes(8, "little"), header, plain[start:]], again=RESUME)
+    header = len(header).to_bytes(8, "little") + header
+    digest = sha256(header)
+    digest.update(plain[start:])
+    header = header.replace(_entry(_ZEROS), _entry(digest.hexdigest()))
+    write_durably(path, [header, plain[start:]], again=RESUME)
 
 
 def _start(file: bytes | memoryview) -> int:
@@ -42,16 +50,41 @@ def _start(file: bytes | memoryview) -> int:
     return 8 + int.from_bytes(file[:8], "little")
 
 
+def _entry(digest: str) -> bytes:
+    """The digest as it stands in a header."""
+    return f'"{DIGEST}": "{digest}"'.encode()
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as opened, path.open("rb") as file:
-        expected = (opened.metadata() or {}).get(DIGEST)  # others' files have none
-        if expected is not None:
-            file.seek(_start(file.read(8)))
-            if file_digest(file, "sha256").hexdigest() != expected:
-                raise FormatError(
-                    f"weights {path} are damaged: their digest is wrong; restore them from a copy"
-                )
-    return load_file(path)
+    with path.open("rb") as file:
+        try:
+            name = str(path)
+            name.encode()
+        except UnicodeEncodeError:  # the library opens no other names
+            name = f"/dev/fd/{file.fileno()}"
+        with safe_open(name, framework="pt") as opened:
+            facts = opened.metadata() or {}  # others' files have none
+        if _is_damaged(file, facts):
+            raise FormatError(
+                f"weights {path} are damaged: their digest is wrong; restore them from a copy"
+            )
+        return load_file(name)
+
+
+def _is_damaged(file: BufferedReader, facts: Mapping[str, str]) -> bool:
+    """Compare a file with the digest in its header, of which the header itself is a part."""
+    start = _start(file.read(8))
+    if DIGEST in facts:
+        file.seek(0)
+        header = file.read(start).replace(_entry(facts[DIGEST]), _entry(_ZEROS))
+        digest = sha256(header)
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest() != facts[DIGEST]
+    if OLD_DIGEST in facts:
+        file.seek(start)
+        return file_digest(file, "sha256").hexdigest() != facts[OLD_DIGEST]
+    return CONFIG in facts and len(facts) > 1  # the name of the digest itself was hit
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
