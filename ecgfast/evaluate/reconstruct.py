@@ -24,6 +24,7 @@ from ecgfast.evaluate.runs import load_run
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.model.patch import unpatchify
 from ecgfast.records import LEADS
+from ecgfast.store.format import refuse_to_replace
 from ecgfast.store.reader import StoreReader, open_store
 
 MASK_EPOCH = 2**32 - 1  # masks that no training epoch has drawn
@@ -64,8 +65,10 @@ def reconstruct(
     Returns:
         `out`.
     Raises:
-        ConfigError: no such record, several of them, or a run without a decoder.
+        ConfigError: no such record, several of them, a run without a decoder, or `out` is a file
+            that is no picture.
     """
+    refuse_to_replace(out, "--out", b"\x89PNG", "picture")
     reader = open_store(store)
     row = row_of(reader, record_id)
     loaded = load_run(run, reader)

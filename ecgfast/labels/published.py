@@ -12,7 +12,7 @@ from ecgfast.labels.joining import label_store
 from ecgfast.labels.selection import parse_target
 from ecgfast.labels.splits import SPLITS
 from ecgfast.store.durable import store_lock, write_durably
-from ecgfast.store.format import sources_beside
+from ecgfast.store.format import refuse_to_replace, sources_beside
 from ecgfast.store.patients import patient_groups
 from ecgfast.store.reader import open_store
 from ecgfast.store.relabel import replace_records
@@ -72,8 +72,10 @@ def export_splits(store: str | Path, out: Path, *, readable: bool = False) -> in
     Returns:
         how many records were written.
     Raises:
-        ConfigError: readable ids are not known.
+        ConfigError: readable ids are not known, or `out` is another file that exists.
     """
+    header = csv_lines([COLUMNS])
+    refuse_to_replace(out, "--export", header.encode(), "table of splits")
     reader = open_store(store)
     names = Identities.of(reader)
     records = reader.records
@@ -90,7 +92,7 @@ def export_splits(store: str | Path, out: Path, *, readable: bool = False) -> in
         if split is not None and name is not None:
             own = name.rsplit("@", 1)[0] if start and not readable else name
             lines[own] = (own, split, "" if number is None else str(number))
-    write_durably(out, [csv_lines([COLUMNS, *lines.values()]).encode()])
+    write_durably(out, [(header + csv_lines([*lines.values()])).encode()])
     return len(lines)
 
 

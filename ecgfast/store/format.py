@@ -121,6 +121,26 @@ def refuse_inside_store(path: Path, option: str) -> None:
             )
 
 
+def refuse_to_replace(path: Path, option: str, begins: bytes, what: str) -> None:
+    """Refuse an output over a file that no earlier call wrote: it may be an ECG, or a key.
+
+    Args:
+        path: of the output.
+        option: that named it.
+        begins: first bytes of what is written there.
+        what: that is.
+    Raises:
+        ConfigError: it is such a file.
+    """
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    with path.open("rb") as file:
+        if file.read(len(begins)) != begins:
+            raise ConfigError(
+                f"{option} {path} exists and is no {what}; choose another name, or remove it"
+            )
+
+
 def key_beside(store: Path) -> Path:
     """The pseudonym key of a store: beside it, never in it."""
     return beside(store, ".key")

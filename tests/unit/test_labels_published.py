@@ -42,6 +42,18 @@ def test_exported_splits_come_back(store: Path, tmp_path: Path, readable: bool) 
     assert ecgfast.open_store(store).manifest["splits"] == {"kind": "column"}
 
 
+def test_an_export_replaces_nothing_but_an_export(store: Path, tmp_path: Path) -> None:
+    key, labels = tmp_path / "store.key", tmp_path / "labels.csv"
+    labels.write_text("record_id,ejection_fraction\n")
+    before = key.read_bytes()
+    for path in (key, labels):
+        with pytest.raises(ConfigError, match=f"--export {path} exists and is no table of splits"):
+            export_splits(store, path)
+    assert key.read_bytes() == before
+    for _ in range(2):
+        assert export_splits(store, tmp_path / "splits.csv") == 40
+
+
 def test_a_published_split_fits_a_store_under_another_key(store: Path, tmp_path: Path) -> None:
     draw_again(store, split_seed=5)
     export_splits(store, tmp_path / "splits.csv", readable=True)

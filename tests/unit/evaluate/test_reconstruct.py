@@ -21,6 +21,7 @@ from ecgfast.evaluate.reconstruct import (
     draw,
     fill_in,
     in_millivolt,
+    reconstruct,
     row_of,
 )
 from ecgfast.evaluate.runs import LoadedRun
@@ -202,3 +203,14 @@ def test_a_report_takes_records_of_the_whole_store_and_draws_the_middle_one(
     assert error == pytest.approx(np.mean(list(losses)))
     assert drawn == [losses[sorted(losses)[1]]] * 2
     assert f"of 3 records of which nobody knows whether pretraining read them: {error:.3f}" in html
+
+
+def test_a_picture_replaces_nothing_but_a_picture(store: StoreReader, tmp_path: Path) -> None:
+    ecg = tmp_path / "ecg.dat"
+    ecg.write_bytes(b"12 leads")
+    with pytest.raises(ConfigError, match=f"--out {ecg} exists and is no picture"):
+        reconstruct(tmp_path / "run", store.path, record_id="r", out=ecg)
+    assert ecg.read_bytes() == b"12 leads"
+    ecg.write_bytes(b"\x89PNG, an earlier one")
+    with pytest.raises(ConfigError, match="no record"):
+        reconstruct(tmp_path / "run", store.path, record_id="zz", out=ecg)

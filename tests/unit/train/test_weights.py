@@ -40,7 +40,7 @@ def test_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
     (file,) = files
     start = 8 + int.from_bytes(file[:8], "little")
     assert start % 8 == 0  # where readers that map the file expect the tensors
-    assert list(json.loads(file[8:start])["__metadata__"]) == ["config", "sha256"]
+    assert list(json.loads(file[8:start])["__metadata__"]) == ["config", "file_sha256"]
     assert load_file(path).keys() == state.keys()
 
 
