@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from ecgfast import log
-from ecgfast.bench.rows import Row, append_rows
+from ecgfast.bench.rows import Row, append_rows, read_rows
 from ecgfast.config import load_config
 from ecgfast.errors import ConfigError
+from ecgfast.store.format import refuse_inside_store
 
 Case = Callable[[str], Iterator[Row]]  # takes "cpu" or "cuda"
 
@@ -35,9 +36,14 @@ def run(
         variants: of the step, beside ours; by default those of `measure_step`.
     Raises:
         ConfigError: an unknown case, preset or variant.
+        FormatError: `json` holds something else than rows.
     """
     if case != "all" and case not in CASES:
         raise ConfigError(f"unknown bench case {case!r}; allowed: {', '.join(CASES)}, all")
+    if json is not None:
+        refuse_inside_store(json, "--json")
+        if json.exists():
+            read_rows(json)  # rows behind anything else would damage it
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     cases: dict[str, Case] = {**CASES, "step": partial(step_rows, preset, microbatch, variants)}
     rows: list[Row] = []

@@ -125,15 +125,23 @@ def device_slug(device: str = "cpu") -> str:
 
 
 def _numbered_lines(path: Path) -> list[tuple[int, str]]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path} is no file of result rows: it is no UTF-8 text") from error
     return [(i, line) for i, line in enumerate(lines, start=1) if line.strip()]
 
 
 def _parse_row(path: Path, number: int, line: str) -> Row:
     try:
         tree = json.loads(line)
-        return Row(**{f.name: tree[f.name] for f in fields(Row)})
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        row = Row(**{f.name: tree[f.name] for f in fields(Row)})
+        for field in fields(Row):
+            is_number = isinstance(getattr(row, field.name), int | float)
+            if is_number != (field.type is not str):
+                raise TypeError(field.name)
+        return row
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise FormatError(f"{path}:{number} is not a result row ({error!r})") from error
 
 
