@@ -194,8 +194,9 @@ def convert(
 
 
 def _refuse_within(out: Path, key: Path) -> None:
-    """Refuse a store in another store, and a key in the store that it belongs to."""
+    """Refuse a store in another store, and a key in any store."""
     refuse_inside_store(out.resolve().parent, "--out")
+    refuse_inside_store(key, "--key-file")
     if key.resolve().is_relative_to(out.resolve()):
         raise ConfigError(
             f"--key-file {key} lies in the store {out}, which is meant to be shared without its "

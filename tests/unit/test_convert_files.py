@@ -162,6 +162,13 @@ def test_a_key_never_lies_in_its_store(source: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
 
 
+def test_a_key_lies_in_no_other_store(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "other/signals.zarr").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"--key-file .* lies in the store"):
+        convert_quietly([source], tmp_path / "store", key_file=tmp_path / "other/k")
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["signals.zarr"]
+
+
 @pytest.mark.parametrize("content", ["", "zz", "00" * 32])
 def test_a_wrong_key_leaves_nothing_behind(source: Path, tmp_path: Path, content: str) -> None:
     key = tmp_path / "key"
