@@ -59,7 +59,7 @@ def train_step(
             total += loss.detach()
         else:
             total += graph(piece)
-        optimizer.collect(alone=len(pieces) == 1)
+        optimizer.collect(num_passes=len(pieces))
     return optimizer.step(total, learning_rate=learning_rate)
 
 

@@ -5,13 +5,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from ecgfast_kernels.adamw import adamw_, factors
+from ecgfast_kernels.adamw import adamw_, factors, squares_of_sums
 from torch import Tensor, nn
 
 from ecgfast.config import OptimConfig
 from ecgfast.train.distributed import Ranks, local, master
 from ecgfast.train.graph import Recorded
 
+# Backward passes of a step that the one-pass update adds up by itself. Copies of all but the last
+# take 6 bytes a weight; a sum in fp32, and a gradient widened to be added to it, take 8.
+READ_TOGETHER = 4
 UNDECAYED = ("cls_token", "mask_token", "pos_embed", "decoder_pos_embed")
 
 
@@ -75,12 +78,16 @@ class MasterAdamW:
         names = [n for n, p in self._sources.items() if master(p) is not p]
         self._copies = [self._sources[n].detach() for n in names]
         self._copied: list[Tensor] = [self._masters[n] for n in names]
-        self._sums = {n: torch.zeros_like(self._masters[n]) for n in names}
+        self._summed = names
+        # many passes of a one-pass update are rare: their sums are made at the first one
+        self._sums = {} if one_pass else self._zeros()
         self._widened: list[Tensor] = []  # gradients in fp32, made at the first second microbatch
-        self._collected = False
-        self._in_place = False  # the step has one backward pass, whose gradients are not copied
+        self._kept: list[list[Tensor]] = []  # gradients of the passes before the last
+        self._num_collected = 0  # passes of the step under way
+        self._together = False  # this step's passes are read by the one-pass update
         self._adamw = self._build(betas, weight_decay)
-        self._gradients: list[Tensor] = []  # of the step under way, in the order of the masters
+        # of the step under way, in the order of the masters; pass by pass where read together
+        self._gradients: list[Tensor] = []
         self._recorded = Recorded(self._update_in_one_pass) if one_pass and recorded else None
 
     def _build(self, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
@@ -101,24 +108,38 @@ class MasterAdamW:
             }
         return adamw
 
+    def _zeros(self) -> dict[str, Tensor]:
+        return {n: torch.zeros_like(self._masters[n]) for n in self._summed}
+
     @torch.no_grad()
-    def collect(self, *, alone: bool = False) -> None:
+    def collect(self, *, num_passes: int) -> None:
         """Add the gradients of one backward pass in fp32; call it after each of a step.
 
         Gradients of bf16 copies are moved out of the model. Elsewhere autograd or FSDP2 adds them
-        up, in fp32 already.
+        up, in fp32 already. The one-pass update adds a few passes while it reads them: it wants
+        copies of all but the last, which the next pass may overwrite.
 
         Args:
-            alone: the step has no other backward pass: the one-pass update reads its gradients
-                where they are.
+            num_passes: of this step.
         """
-        self._in_place = self._one_pass and alone
-        if not self._sums or self._in_place:
-            self._collected = True
+        self._num_collected += 1
+        self._together = self._one_pass and num_passes <= READ_TOGETHER
+        if not self._summed or (self._together and self._num_collected == num_passes):
             return
-        arrived = [self._gradient(name) for name in self._sums]
+        arrived = [self._gradient(name) for name in self._summed]
+        if self._together:
+            if len(self._kept) < self._num_collected:
+                self._kept.append([torch.empty_like(gradient) for gradient in arrived])
+            torch._foreach_copy_(self._kept[self._num_collected - 1], arrived)
+        else:
+            self._add(arrived)
+        for source in self._sources.values():
+            source.grad = None
+
+    def _add(self, arrived: list[Tensor]) -> None:
+        self._sums = self._sums or self._zeros()
         sums = list(self._sums.values())
-        if not self._collected:
+        if self._num_collected == 1:
             torch._foreach_copy_(sums, arrived)
         else:
             # foreach adds bf16 to fp32 with one kernel per tensor, 396 of ViT-Large's; it copies
@@ -126,9 +147,6 @@ class MasterAdamW:
             self._widened = self._widened or [torch.empty_like(total) for total in sums]
             torch._foreach_copy_(self._widened, arrived)
             torch._foreach_add_(sums, self._widened)
-        self._collected = True
-        for source in self._sources.values():
-            source.grad = None
 
     @torch.no_grad()
     def step(self, loss: Tensor, *, learning_rate: float) -> StepReport:
@@ -138,11 +156,11 @@ class MasterAdamW:
             loss: fp32 scalar on the device, this rank's mean.
             learning_rate: of this step.
         """
-        assert self._collected or not self._sums, "collect() the gradients first"
-        sums = {} if self._in_place else self._sums
-        self._gradients = [
-            sums[n] if n in sums else local(self._gradient(n)) for n in self._masters
-        ]
+        assert self._num_collected or not self._summed, "collect() the gradients first"
+        sums = {} if self._together else self._sums
+        last = [sums[n] if n in sums else local(self._gradient(n)) for n in self._masters]
+        kept = self._kept[: self._num_collected - 1] if self._together else []
+        self._gradients = [gradient for group in (*kept, last) for gradient in group]
         update = self._replay_one_pass if self._one_pass else self._update
         report = update(loss, learning_rate)
         self.zero_grad()
@@ -208,7 +226,7 @@ class MasterAdamW:
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
-        self._collected = False
+        self._num_collected = 0
         self._gradients = []
         for name, source in self._sources.items():
             source.grad = self._masters[name].grad = None
@@ -237,8 +255,9 @@ class MasterAdamW:
         return gradient
 
     def _inspect(self, loss: Tensor, gradients: list[Tensor]) -> StepReport:
-        gradients = [gradient for gradient in gradients if gradient.numel()]
-        if gradients:
+        if len(gradients) > len(self._masters):  # of several passes
+            squares = squares_of_sums(gradients, num_tensors=len(self._masters))
+        elif gradients := [gradient for gradient in gradients if gradient.numel()]:
             squares = torch.stack(torch._foreach_norm(gradients, 2, torch.float32)).square()
         else:  # other ranks may hold all of a small model
             squares = torch.zeros((), device=loss.device)

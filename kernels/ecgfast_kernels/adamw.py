@@ -31,7 +31,8 @@ def adamw_(
     Args:
         weights: fp32, contiguous.
         copies: bf16 or fp16 (or fp32), of the weights' shapes: the weights, rounded.
-        gradients: of one dtype, of the weights' shapes.
+        gradients: of one dtype, of the weights' shapes; of several backward passes, which are
+            added up in fp32, one pass after the other.
         exp_avg: fp32, first moments.
         exp_avg_sq: fp32, second moments.
         decays: decoupled weight decay of each tensor.
@@ -43,7 +44,8 @@ def adamw_(
         ValueError: the lists disagree.
     Source: Loshchilov and Hutter 2019, algorithm 2.
     """
-    groups = (copies, gradients, exp_avg, exp_avg_sq)
+    passes = _passes(gradients, len(weights))
+    groups = (copies, *passes, exp_avg, exp_avg_sq)
     for group in groups:
         library.require(
             [t.shape for t in group] == [w.shape for w in weights] and len(decays) == len(weights),
@@ -56,8 +58,36 @@ def adamw_(
         "tensors must be contiguous, got one that is not; call contiguous()",
     )
     if weights:
-        lists = [list(weights), *(list(group) for group in groups)]
+        lists = map(list, (weights, copies, gradients, exp_avg, exp_avg_sq))
         torch.ops.ecgfast.adamw_(*lists, list(decays), *betas, eps, factors_4, skipped)
+
+
+def squares_of_sums(gradients: Sequence[Tensor], *, num_tensors: int) -> Tensor:
+    """Square of the L2 norm of gradients that are added up over several backward passes.
+
+    Args:
+        gradients: as for `adamw_`, `num_tensors` of each pass; read once, and nothing is written.
+        num_tensors: number of weights, at least 1.
+    Returns:
+        fp32 scalar on their device.
+    Raises:
+        ValueError: the passes disagree.
+    """
+    shapes = [[tensor.shape for tensor in group] for group in _passes(gradients, num_tensors)]
+    library.require(
+        all(group == shapes[0] for group in shapes)
+        and all(tensor.is_contiguous() for tensor in gradients),
+        f"every pass must hold {num_tensors} contiguous tensors of the same shapes, got "
+        f"{len(gradients)} tensors",
+    )
+    squares: Tensor = torch.ops.ecgfast.squares_of_sums(list(gradients), num_tensors)
+    return squares
+
+
+def _passes(gradients: Sequence[Tensor], num_tensors: int) -> list[Sequence[Tensor]]:
+    """The gradients of each backward pass."""
+    starts = range(0, max(len(gradients), 1), max(num_tensors, 1))
+    return [gradients[start : start + num_tensors] for start in starts]
 
 
 def factors(
@@ -100,14 +130,33 @@ def reference_step(
     if skipped.item():
         return
     scale, rate, root, learning_rate = factors_4.unbind()
-    tensors = (weights, copies, gradients, exp_avg, exp_avg_sq, decays)
+    tensors = (weights, copies, _sums(gradients, len(weights)), exp_avg, exp_avg_sq, decays)
     for weight, copy, gradient, mean, square, decay in zip(*tensors, strict=True):
-        grad = gradient.to(weight.dtype) * scale
+        grad = gradient * scale
         mean += (grad - mean) * (1 - beta1)
         square += (grad * grad - square) * (1 - beta2)
         weight *= 1 - learning_rate * decay
         weight -= rate * mean / (square.sqrt() * root + eps)
         copy.copy_(weight)
+
+
+def reference_squares(gradients: list[Tensor], num_tensors: int) -> Tensor:
+    """Add up one tensor after the other; see `squares_of_sums`."""
+    return torch.stack([g.square().sum() for g in _sums(gradients, num_tensors)]).sum()
+
+
+def _sums(gradients: list[Tensor], num_tensors: int) -> list[Tensor]:
+    first, *others = _passes(gradients, num_tensors)
+    sums = [gradient.float() for gradient in first]
+    for group in others:
+        sums = [total + gradient.float() for total, gradient in zip(sums, group, strict=True)]
+    return sums
+
+
+def _launch_squares(gradients: list[Tensor], num_tensors: int) -> Tensor:
+    from ecgfast_kernels import adamw_triton
+
+    return adamw_triton.squares_of_sums(gradients, num_tensors)
 
 
 def _launch(*arguments: object) -> None:
@@ -123,4 +172,10 @@ library.register(
     triton=_launch,
     reference=reference_step,
     fake=lambda *arguments: None,
+)
+library.register(
+    "squares_of_sums(Tensor[] gradients, int num_tensors) -> Tensor",
+    triton=_launch_squares,
+    reference=reference_squares,
+    fake=lambda gradients, num_tensors: gradients[0].new_empty((), dtype=torch.float32),
 )

@@ -151,7 +151,7 @@ def test_a_replayed_graph_trains_as_the_same_kernels_launched_one_by_one(tmp_pat
 def test_a_recorded_one_pass_update_trains_as_the_usual_one(
     microbatch: int, tmp_path: Path
 ) -> None:
-    """Gradients read where the graph left them, or summed over two microbatches."""
+    """Gradients read where the graph left them, or added up over two microbatches."""
     traces = {}
     for one_pass in (False, True):
         config = _config(

@@ -96,19 +96,34 @@ def jobs(arch: int) -> list[Job]:
         config=config_for("random_mask", arch=arch, bits=64),
         wide=("seed", "epoch"),
     )
-    return [mask, _adamw_job(arch), *found, *_product_jobs(arch)]
+    return [mask, *_adamw_jobs(arch), *found, *_product_jobs(arch)]
 
 
-def _adamw_job(arch: int) -> Job:
+def _adamw_jobs(arch: int) -> list[Job]:
+    """Of one backward pass, and of as many as the trainer reads at once."""
     pointers = {"table_ptr": "*i64", "block_ptr": "*i32"}
-    pointers |= dict.fromkeys(("decay_ptr", "factor_ptr", "skipped_ptr"), "*fp32")
-    return Job(
-        name="adamw",
-        kernel=adamw.step_kernel,
-        pointers=pointers,
-        constants={"COPY": tl.bfloat16, "GRADIENT": tl.bfloat16, "COLUMNS": 7},
-        config=config_for("adamw", arch=arch, bits=16),
-    )
+    names = ("decay_ptr", "factor_ptr", "skipped_ptr", "partial_ptr")
+    pointers |= dict.fromkeys(names, "*fp32")
+    shared = {"pointers": pointers, "config": config_for("adamw", arch=arch, bits=16)}
+    found = []
+    for passes in (1, 4):
+        constants = {"GRADIENT": tl.bfloat16, "PASSES": passes}
+        copy = {"COPY": tl.bfloat16}
+        found += [
+            Job(
+                name=f"adamw_{passes}",
+                kernel=adamw.step_kernel,
+                constants=constants | copy,
+                **shared,
+            ),
+            Job(
+                name=f"squares_of_sums_{passes}",
+                kernel=adamw.squares_kernel,
+                constants=constants,
+                **shared,
+            ),
+        ]
+    return found
 
 
 def _gemm_jobs(arch: int, dtype: str, bits: int) -> list[Job]:

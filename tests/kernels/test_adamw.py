@@ -1,12 +1,13 @@
 """adamw_: several steps beside PyTorch's AdamW, fp64, skipped steps, many shapes in one launch."""
 
 from itertools import chain
+from typing import Any
 
 import pytest
 import torch
 from checks import DEVICE, DTYPES
 from ecgfast_kernels import adamw as module
-from ecgfast_kernels.adamw import adamw_, factors
+from ecgfast_kernels.adamw import adamw_, factors, squares_of_sums
 from torch import Tensor
 
 # Less than a block of 16384 (2048 on a GPU), whole ones, and some more.
@@ -49,16 +50,26 @@ def update(state: State, gradients: list[Tensor], step: int, *, skip: float = 0)
     )
 
 
+def passes_of(step: int, passes: int, dtype: torch.dtype) -> list[Tensor]:
+    """Gradients of several backward passes, one after the other; unlike ones."""
+    return [g * 4.0**n for n in range(passes) for g in gradients_of(10 * step + n, dtype)]
+
+
+def exact_sums(gradients: list[Tensor]) -> list[Tensor]:
+    return [sum(g.double() for g in gradients[i :: len(SHAPES)]) for i in range(len(SHAPES))]
+
+
+@pytest.mark.parametrize("passes", [1, 2, 4])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_steps_match_pytorch_in_fp64(dtype: torch.dtype) -> None:
+def test_steps_match_pytorch_in_fp64(dtype: torch.dtype, passes: int) -> None:
     state = state_of(dtype)
     oracle = [weight.double().requires_grad_() for weight in state[0]]
     groups = [{"params": [w], "weight_decay": d} for w, d in zip(oracle, decays(), strict=True)]
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=BETAS, eps=EPS)
     for step in range(5):
-        gradients = gradients_of(step, dtype)
-        for weight, gradient in zip(oracle, gradients, strict=True):
-            weight.grad = 0.5 * gradient.double()
+        gradients = passes_of(step, passes, dtype)
+        for weight, gradient in zip(oracle, exact_sums(gradients), strict=True):
+            weight.grad = 0.5 * gradient
         optimizer.step()
         update(state, gradients, step)
     for index, want in enumerate(oracle):
@@ -68,9 +79,32 @@ def test_steps_match_pytorch_in_fp64(dtype: torch.dtype) -> None:
             (state[2][index], moments["exp_avg"]),
             (state[3][index], moments["exp_avg_sq"]),
         ):
-            # five steps of some ten fp32 roundings each
-            torch.testing.assert_close(got.double(), exact, rtol=5e-6, atol=5e-7)
+            # five steps of some ten fp32 roundings each, of gradients up to 4 ** passes; a sum
+            # in fp16 would be off by 1e-3
+            torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=2e-7 * 4**passes)
         assert torch.equal(state[1][index], state[0][index].to(dtype))
+
+
+@pytest.mark.parametrize("passes", [1, 2, 4])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_squares_of_sums_match_fp64(
+    dtype: torch.dtype, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradients = passes_of(0, passes, dtype)
+    empty = torch.empty
+
+    def poisoned(*args: Any, **kwargs: Any) -> Tensor:
+        return empty(*args, **kwargs).fill_(torch.nan)
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+    squares = squares_of_sums(gradients, num_tensors=len(SHAPES))
+    exact = sum(g.square().sum() for g in exact_sums(gradients))
+    assert squares.item() == pytest.approx(exact.item(), rel=1e-6)
+    assert torch.equal(squares, squares_of_sums(gradients, num_tensors=len(SHAPES)))
+    reference = module.reference_squares(gradients, len(SHAPES))
+    assert reference.item() == pytest.approx(exact.item(), rel=1e-6)
+    gradients[len(SHAPES) - 2][-1] = torch.inf  # in a block that is not full
+    assert not squares_of_sums(gradients, num_tensors=len(SHAPES)).isfinite()
 
 
 def test_kernel_and_reference_agree() -> None:
@@ -86,6 +120,16 @@ def test_kernel_and_reference_agree() -> None:
         for a, b in zip(got, want, strict=True):
             rounding = 2e-3 if a.dtype == torch.float16 else 1e-6
             torch.testing.assert_close(a, b, rtol=rounding, atol=1e-6)
+
+
+def test_passes_are_added_in_fp32_in_their_order() -> None:
+    """In the bits of an fp32 sum that the usual collection makes."""
+    together, before = state_of(torch.float16), state_of(torch.float16)
+    first, second, third = (passes_of(n, 1, torch.float16) for n in range(3))
+    update(together, [*first, *second, *third], 0)
+    triples = zip(first, second, third, strict=True)
+    update(before, [a.float() + b.float() + c.float() for a, b, c in triples], 0)
+    assert all(map(torch.equal, chain(*together), chain(*before)))
 
 
 @pytest.mark.parametrize("value", [torch.nan, 1.0])
@@ -127,12 +171,18 @@ def test_opcheck() -> None:
     skipped = torch.zeros((), device=DEVICE)
     arguments = (*lists, decays(), *BETAS, EPS, shared.to(DEVICE), skipped)
     torch.library.opcheck(torch.ops.ecgfast.adamw_.default, arguments)
+    arguments = (passes_of(0, 2, torch.float16), len(SHAPES))
+    torch.library.opcheck(torch.ops.ecgfast.squares_of_sums.default, arguments)
 
 
 def test_wrong_arguments() -> None:
     weights, copies, exp_avg, exp_avg_sq = state_of(torch.float16)
     with pytest.raises(ValueError, match="6 tensors of the weights' shapes, got 5"):
         update((weights, copies[:-1], exp_avg, exp_avg_sq), gradients_of(0, torch.float16), 0)
+    with pytest.raises(ValueError, match="6 tensors of the weights' shapes, got 5"):
+        update((weights, copies, exp_avg, exp_avg_sq), passes_of(0, 2, torch.float16)[:-1], 0)
+    with pytest.raises(ValueError, match="must hold 6 contiguous tensors of the same shapes"):
+        squares_of_sums(passes_of(0, 2, torch.float16)[:-1], num_tensors=6)
     strided = [torch.zeros(130, 3).T, *weights[1:]]
     with pytest.raises(ValueError, match="must be contiguous"):
         update((strided, copies, exp_avg, exp_avg_sq), gradients_of(0, torch.float16), 0)

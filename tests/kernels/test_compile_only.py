@@ -71,10 +71,12 @@ def test_unshuffle_moves_16_bytes_at_a_time(arch: int, name: str) -> None:
     assert reports(arch)[name]["wide_stores"] > 0
 
 
-def test_adamw_moves_16_bytes_at_a_time_through_its_table(arch: int) -> None:
+@pytest.mark.parametrize("passes", [1, 4])
+def test_adamw_moves_16_bytes_at_a_time_through_its_table(arch: int, passes: int) -> None:
     # Weight and two moments in fp32, 8 elements a thread, are 6 loads and 6 stores; bf16 is 1 each.
-    assert reports(arch)["adamw"]["wide_loads"] == 7
-    assert reports(arch)["adamw"]["wide_stores"] == 7
+    assert reports(arch)[f"adamw_{passes}"]["wide_loads"] == 6 + passes
+    assert reports(arch)[f"adamw_{passes}"]["wide_stores"] == 7
+    assert reports(arch)[f"squares_of_sums_{passes}"]["wide_loads"] == passes
 
 
 @pytest.mark.parametrize("name", ["masked_mse_forward", "masked_mse_backward"])

@@ -15,6 +15,7 @@ from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.train.checkpoint import newest
 from ecgfast.train.distributed import Precision, Ranks, master, spread
 from ecgfast.train.loop import train_step
+from ecgfast.train.microbatch import split
 from ecgfast.train.optim import MasterAdamW, StepReport, build_optimizer
 from ecgfast.train.pretrain import masked_loss
 from ecgfast.train.signals import StopSignals
@@ -38,7 +39,8 @@ def _state(model: MaskedAutoencoder, optimizer: MasterAdamW) -> dict[str, Tensor
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-@pytest.mark.parametrize("microbatch", [8, 4])
+# one pass, several that the update adds up, and more than it reads at once
+@pytest.mark.parametrize("microbatch", [8, 4, 1])
 def test_it_takes_the_steps_of_the_usual_optimizer(microbatch: int, precision: Precision) -> None:
     """Both read the same gradients in every step, so that only the update can differ."""
     (model, usual, config), (other, one_pass, _) = (
@@ -68,13 +70,15 @@ def test_it_takes_the_steps_of_the_usual_optimizer(microbatch: int, precision: P
     assert one_pass.num_updates.item() == usual.num_updates.item() == 4
 
 
-def _train(model: MaskedAutoencoder, optimizer: MasterAdamW, config: Config) -> StepReport:
+def _train(
+    model: MaskedAutoencoder, optimizer: MasterAdamW, config: Config, microbatch: int = 8
+) -> StepReport:
     return train_step(
         model,
         optimizer,
         masked_loss(model, config),
         toy_batch(),
-        microbatch=8,
+        microbatch=microbatch,
         learning_rate=1e-3,
     )
 
@@ -86,7 +90,7 @@ def test_a_loss_that_is_not_finite_changes_nothing() -> None:
     before = {name: t.clone() for name, t in _state(model, optimizer).items()}
     loss = masked_loss(model, config)(toy_batch())
     loss.backward()
-    optimizer.collect(alone=True)
+    optimizer.collect(num_passes=1)
     report = optimizer.step(torch.full_like(loss.detach(), math.nan), learning_rate=1e-3)
     assert report.skipped.item() == 1
     assert optimizer.num_updates.item() == 1
@@ -94,14 +98,48 @@ def test_a_loss_that_is_not_finite_changes_nothing() -> None:
         assert torch.equal(tensor, before[name]), name
 
 
-def test_gradients_of_a_lone_pass_are_read_where_they_are() -> None:
+def test_gradients_of_the_last_pass_are_read_where_they_are() -> None:
     model, optimizer, config = _build(True)
-    masked_loss(model, config)(toy_batch()).backward()
-    before = {name: p.grad for name, p in model.named_parameters()}
-    optimizer.collect(alone=True)
-    assert all(p.grad is before[name] for name, p in model.named_parameters())
-    optimizer.collect()
-    assert all(p.grad is None for p in model.parameters())
+    for num_passes in (1, 3):
+        for number in range(1, num_passes + 1):
+            masked_loss(model, config)(toy_batch()).backward()
+            before = {name: p.grad for name, p in model.named_parameters()}
+            optimizer.collect(num_passes=num_passes)
+            left = before if number == num_passes else dict.fromkeys(before)
+            assert all(p.grad is left[name] for name, p in model.named_parameters())
+        optimizer.zero_grad()
+
+
+def test_passes_may_leave_their_gradients_in_the_same_memory() -> None:
+    """As a CUDA graph does, and the buckets of replicas."""
+    (model, usual, config), (other, one_pass, _) = (_build(flag) for flag in (False, True))
+    fixed = {name: torch.empty_like(p) for name, p in other.named_parameters()}
+    for piece in split(toy_batch(), 2):
+        for module, optimizer in ((model, usual), (other, one_pass)):
+            (masked_loss(module, config)(piece) / 4).backward()
+            for name, parameter in module.named_parameters():
+                if optimizer is one_pass:
+                    parameter.grad = fixed[name].copy_(parameter.grad)
+            optimizer.collect(num_passes=4)
+    loss = torch.ones(())
+    reports = [o.step(loss, learning_rate=1e-3) for o in (usual, one_pass)]
+    assert reports[1].grad_norm.item() == pytest.approx(reports[0].grad_norm.item(), rel=1e-6)
+    want = _state(model, usual)
+    for name, tensor in _state(other, one_pass).items():
+        torch.testing.assert_close(tensor, want[name], rtol=1e-5, atol=1e-9, msg=name)
+
+
+def test_a_gradient_of_an_early_pass_that_is_not_finite_changes_nothing() -> None:
+    model, optimizer, config = _build(True)
+    _train(model, optimizer, config, 4)
+    before = {name: t.clone() for name, t in _state(model, optimizer).items()}
+    values = iter([math.nan, 1.0])
+    hook = model.decoder_pred.bias.register_hook(lambda gradient: gradient * next(values))
+    assert _train(model, optimizer, config, 4).skipped.item() == 1
+    hook.remove()
+    for name, tensor in _state(model, optimizer).items():
+        assert torch.equal(tensor, before[name]), name
+    assert _train(model, optimizer, config, 4).skipped.item() == 0
 
 
 def _finish(run: Path, num_steps: int, *, one_pass: bool = True) -> dict[str, Tensor]:

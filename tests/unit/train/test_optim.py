@@ -160,6 +160,6 @@ def test_a_rank_without_any_part_of_the_weights_takes_part_in_a_step() -> None:
     optimizer = MasterAdamW(model, Ranks(), betas=(0.9, 0.95), weight_decay=0.0)
     loss = model(torch.ones(2, 3)).sum() + 4
     loss.backward()
-    optimizer.collect()
+    optimizer.collect(num_passes=1)
     report = optimizer.step(loss, learning_rate=1e-3)
     assert (report.loss.item(), report.grad_norm.item(), report.skipped.item()) == (4, 0, 0)
