@@ -163,7 +163,7 @@ class Config:
     attention: Literal[
         "auto", "triton", "xformers", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "math"
     ] = "auto"
-    fused: Literal["off", "separate", "triton"] = "off"  # see `model.fused_block`
+    fused: Literal["off", "separate", "triton", "quack"] = "off"  # see `model.fused_block`
     model: ModelConfig = field(default_factory=ModelConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

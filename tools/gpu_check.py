@@ -37,6 +37,8 @@ RUN_VARIANTS = (
     "ecgfast-graph",
     "ecgfast-adamw-graph",
     "ecgfast-fused-graph",
+    "ecgfast-epilogue-graph",
+    "ecgfast-quack-graph",
     "reference-compiled-timm",
     "reference-compiled-timm-graph",
     "reference-eager-timm",

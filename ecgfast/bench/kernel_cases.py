@@ -25,6 +25,7 @@ class OpCase:
         forward_bytes: least traffic of the forward pass: each input and output once.
         backward_bytes: the same of the backward pass.
         forward_flops: of the forward pass; the backward of a product here costs as much again.
+        others: by name, calls of the same arguments that take turns with the rest on a GPU.
     """
 
     name: str
@@ -36,6 +37,7 @@ class OpCase:
     forward_bytes: int
     backward_bytes: int = 0
     forward_flops: int = 0
+    others: dict[str, Callable[..., Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,7 @@ def measure_kernels(device: str) -> Iterator[Row]:
         functions = {name: _function(case, name) for name in providers}
         if device == "cuda":
             _check(case, functions)
+            functions |= case.others
         passes: dict[str, Callable[..., Any]] = {"forward": _forward}
         if case.leaves:
             passes["forward_backward"] = _forward_backward

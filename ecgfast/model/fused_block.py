@@ -6,6 +6,7 @@ branch to the next norm, which adds it to the stream in the pass that it makes a
 
 # B records, T tokens, D width
 
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import linear
 
+from ecgfast.errors import BackendUnavailableError
 from ecgfast.model.block import NORM_EPS, Block
 
 # "off": torch.compile fuses what lies between the products: the fastest that a GPU has shown yet.
 # "separate": norms with their residual, and GELU with its bias, are one kernel each.
 # "triton": the same norms; GELU runs inside the products before and behind it, in fp16 and bf16.
-Fused = Literal["off", "separate", "triton"]
+# "quack": the same by an optional package's products, on Hopper.
+Fused = Literal["off", "separate", "triton", "quack"]
 Carried = tuple[Tensor, Tensor, Tensor]
 
 
@@ -50,8 +53,8 @@ class FusedBlock(Block):
     def _mlp(self, normal_BTD: Tensor) -> Tensor:
         """The MLP without its last bias."""
         fc1, fc2 = self.mlp.fc1, self.mlp.fc2
-        if self.fused == "triton":
-            return gelu_mlp(normal_BTD, fc1.weight, fc1.bias, fc2.weight)
+        if self.fused in ("triton", "quack"):
+            return gelu_mlp(normal_BTD, fc1.weight, fc1.bias, fc2.weight, provider=self.fused)
         return linear(bias_gelu(linear(normal_BTD, fc1.weight), fc1.bias), fc2.weight)
 
 
@@ -68,7 +71,16 @@ class FirstFusedBlock(FusedBlock):
 
 
 def make_blocks(depth: int, width: int, num_heads: int, fused: Fused) -> nn.ModuleList:
-    """Blocks of one kind; parameters and their names do not depend on `fused`."""
+    """Blocks of one kind; parameters and their names do not depend on `fused`.
+
+    Raises:
+        BackendUnavailableError: quack is not installed.
+    """
+    if fused == "quack" and find_spec("quack") is None:
+        raise BackendUnavailableError(
+            "fused=quack needs the package quack, which is not installed; pip install "
+            "quack-kernels==0.6.5 'nvidia-cutlass-dsl[cu13]', or use fused=triton"
+        )
     if fused == "off":
         return nn.ModuleList(Block(width, num_heads) for _ in range(depth))
     kinds = [FirstFusedBlock, *[FusedBlock] * (depth - 1)]

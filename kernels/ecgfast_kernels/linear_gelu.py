@@ -10,15 +10,26 @@ Shapes: M rows (records x tokens), D width, F hidden width.
 
 # ruff: noqa: ANN401 (PyTorch hands an autograd.Function its ctx untyped)
 
-from typing import Any
+import importlib
+from types import ModuleType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ecgfast_kernels import gelu, library
 
+Provider = Literal["triton", "quack"]
 
-def gelu_mlp(x: Tensor, weight_FD: Tensor, bias_F: Tensor, out_weight_DF: Tensor) -> Tensor:
+
+def gelu_mlp(
+    x: Tensor,
+    weight_FD: Tensor,
+    bias_F: Tensor,
+    out_weight_DF: Tensor,
+    *,
+    provider: Provider = "triton",
+) -> Tensor:
     """GELU(x W^T + b) V^T, with the error function and not its tanh approximation.
 
     Args:
@@ -27,6 +38,7 @@ def gelu_mlp(x: Tensor, weight_FD: Tensor, bias_F: Tensor, out_weight_DF: Tensor
         weight_FD: (F, D), W.
         bias_F: (F,), b.
         out_weight_DF: (D, F), V; its layer's bias is added elsewhere.
+        provider: whose products run on a GPU; quack is a package of its own, for Hopper.
     Returns:
         (..., D) in the dtype of `x`.
     Raises:
@@ -47,7 +59,7 @@ def gelu_mlp(x: Tensor, weight_FD: Tensor, bias_F: Tensor, out_weight_DF: Tensor
         f"gelu_mlp needs widths that are multiples of 8, got {width} and {hidden}; use "
         "fused=separate",
     )
-    out: Tensor = _GeluMlp.apply(x, weight_FD, bias_F, out_weight_DF)  # type: ignore[no-untyped-call]  # no types in PyTorch
+    out: Tensor = _GeluMlp.apply(x, weight_FD, bias_F, out_weight_DF, provider)  # type: ignore[no-untyped-call]  # no types in PyTorch
     return out
 
 
@@ -55,69 +67,89 @@ class _GeluMlp(torch.autograd.Function):
     """Autograd around the two operators and the four plain products."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
-        x, weight, bias, out_weight = inputs
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, provider: Provider
+    ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).contiguous()
-        act, slope = torch.ops.ecgfast.linear_gelu(rows, weight.contiguous(), bias)
+        act, slope = torch.ops.ecgfast.linear_gelu(rows, weight.contiguous(), bias, provider)
         ctx.save_for_backward(rows, weight, out_weight, act, slope)
-        ctx.shape = x.shape
+        ctx.shape, ctx.provider = x.shape, provider
         out: Tensor = (act @ out_weight.t()).reshape(*x.shape[:-1], -1)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, out_weight, act, slope = ctx.saved_tensors
         grad = grads[0].reshape(len(rows), -1).contiguous()
         grad_hidden, grad_bias = torch.ops.ecgfast.linear_gelu_backward(
-            grad, out_weight.contiguous(), slope
+            grad, out_weight.contiguous(), slope, ctx.provider
         )
         grad_x = (grad_hidden @ weight).reshape(ctx.shape)
-        return grad_x, grad_hidden.t() @ rows, grad_bias, grad.t() @ act
+        return grad_x, grad_hidden.t() @ rows, grad_bias, grad.t() @ act, None
 
 
-def reference_forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def reference_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, provider: str = "triton"
+) -> tuple[Tensor, Tensor]:
     """Return GELU of the linear layer, and its derivative there, both (M, F)."""
     hidden = x @ weight.t() + bias
     act = gelu.reference_forward(hidden, torch.zeros_like(bias))
     return act, gelu.reference_backward(torch.ones_like(hidden), hidden, torch.zeros_like(bias))[0]
 
 
-def reference_backward(grad: Tensor, out_weight: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+def reference_backward(
+    grad: Tensor, out_weight: Tensor, slope: Tensor, provider: str = "triton"
+) -> tuple[Tensor, Tensor]:
     """Gradients of the linear layer's output (M, F), and of its bias (F,)."""
     wide = torch.promote_types(grad.dtype, torch.float32)
     grad_hidden = (grad @ out_weight).to(wide) * slope.to(wide)
     return grad_hidden.to(grad.dtype), grad_hidden.sum(0).to(grad.dtype)
 
 
-def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, provider: str = "triton"
+) -> tuple[Tensor, Tensor]:
     shape = (x.shape[0], weight.shape[0])
     return x.new_empty(shape), x.new_empty(shape)
 
 
-def _fake_backward(grad: Tensor, out_weight: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_backward(
+    grad: Tensor, out_weight: Tensor, slope: Tensor, provider: str = "triton"
+) -> tuple[Tensor, Tensor]:
     return torch.empty_like(slope), slope.new_empty(slope.shape[1])
 
 
-def _launch_forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    from ecgfast_kernels import linear_gelu_triton  # Triton is optional: imported by its first use
+def _launchers(provider: str, tensor: Tensor) -> ModuleType:
+    """The module that launches the products; both are optional: imported by their first use."""
+    if provider == "quack" and tensor.is_cuda:
+        return importlib.import_module("ecgfast_kernels.linear_gelu_quack")
+    return importlib.import_module("ecgfast_kernels.linear_gelu_triton")
 
-    return linear_gelu_triton.forward(x, weight, bias)
+
+def _launch_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, provider: str = "triton"
+) -> tuple[Tensor, Tensor]:
+    results: tuple[Tensor, Tensor] = _launchers(provider, x).forward(x, weight, bias)
+    return results
 
 
-def _launch_backward(grad: Tensor, out_weight: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    from ecgfast_kernels import linear_gelu_triton
-
-    return linear_gelu_triton.backward(grad, out_weight, slope)
+def _launch_backward(
+    grad: Tensor, out_weight: Tensor, slope: Tensor, provider: str = "triton"
+) -> tuple[Tensor, Tensor]:
+    launchers = _launchers(provider, grad)
+    results: tuple[Tensor, Tensor] = launchers.backward(grad, out_weight, slope)
+    return results
 
 
 library.register(
-    "linear_gelu(Tensor x, Tensor weight, Tensor bias) -> (Tensor, Tensor)",
+    "linear_gelu(Tensor x, Tensor weight, Tensor bias, str provider='triton') -> (Tensor, Tensor)",
     triton=_launch_forward,
     reference=reference_forward,
     fake=_fake_forward,
 )
 library.register(
-    "linear_gelu_backward(Tensor grad, Tensor out_weight, Tensor slope) -> (Tensor, Tensor)",
+    "linear_gelu_backward(Tensor grad, Tensor out_weight, Tensor slope, str provider='triton')"
+    " -> (Tensor, Tensor)",
     triton=_launch_backward,
     reference=reference_backward,
     fake=_fake_backward,

@@ -33,7 +33,8 @@ def test_the_kernels_of_blocks_agree_with_what_they_replace(
 ) -> None:
     case = cases[f"{name}_encoder"]
     ours, plain = (partial(case.function, backend=b) for b in ("triton", "reference"))
-    kernels._check(case, {"ecgfast": ours, "torch-eager": plain})
+    for function in (ours, *(f for name, f in case.others.items() if name != "products")):
+        kernels._check(case, {"ecgfast": function, "torch-eager": plain})
 
 
 def test_a_kernel_that_disagrees_is_refused(cases: dict[str, OpCase]) -> None:

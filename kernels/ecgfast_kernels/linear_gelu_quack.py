@@ -1,0 +1,64 @@
+"""`linear_gelu` on quack's products, an optional package (github.com/Dao-AILab/quack), on Hopper.
+
+Its products write a tile while they compute the next one, which Triton's cannot on Hopper. Written
+for quack-kernels 0.6.5, whose sources and compiler were asked; it has not run on a GPU yet.
+"""
+
+# ruff: noqa: ANN001, ANN202 (quack traces the epilogues; their values are one element's)
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, import-not-found"
+
+import torch
+from quack.activation import dgelu_erf
+from quack.epilogue.frontend import gemm_epilogue
+from quack.epilogue.ops import RowVecLoad, RowVecReduce
+from torch import Tensor
+
+from ecgfast_kernels import library
+from ecgfast_kernels.column_sums_triton import column_sums
+
+# The largest of its tiles that needs no stack in either direction (168 registers, sm_90a).
+TILE_M = 128
+TILES = {"tile_M": TILE_M, "tile_N": 160, "cluster_M": 2, "cluster_N": 1, "pingpong": True}
+
+
+@gemm_epilogue(outputs=("act",), ops={"bias": RowVecLoad("bias")})
+def _gelu_and_slope(acc, bias):
+    slope, act = dgelu_erf(acc + bias, 1.0)
+    return {"D": slope, "act": act}
+
+
+@gemm_epilogue(reduces={"sums": RowVecReduce("sums")})
+def _times_slope(acc, c):
+    product = acc * c
+    return {"D": product, "sums": product}
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Launch the product with GELU; see `linear_gelu.reference_forward`."""
+    _require_support(x)
+    act = x.new_empty((x.shape[0], weight.shape[0]))
+    slope = torch.empty_like(act)
+    operands = {"bias": bias[None], "act": act}
+    _gelu_and_slope.gemm(x, weight, slope, None, epi_args=operands, **TILES)
+    return act, slope
+
+
+def backward(grad: Tensor, out_weight: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """Launch the product with GELU's derivative; see `linear_gelu.reference_backward`."""
+    _require_support(grad)
+    grad_hidden = torch.empty_like(slope)
+    shape = (-(-slope.shape[0] // TILE_M), slope.shape[1])
+    partial = slope.new_empty(shape, dtype=torch.float32)
+    # b_kn: the weight lies as (K, N), where others have (N, K)
+    operands = {"sums": partial}
+    _times_slope.gemm(grad, out_weight, grad_hidden, slope, epi_args=operands, b_kn=True, **TILES)
+    return grad_hidden, column_sums(partial, grad.dtype)
+
+
+def _require_support(tensor: Tensor) -> None:
+    arch = torch.cuda.get_device_capability(tensor.device)
+    library.require(
+        arch[0] == 9 and tensor.element_size() == 2,
+        f"fused=quack needs bf16 or fp16 on Hopper (compute capability 9.0), got {tensor.dtype} "
+        f"on {arch[0]}.{arch[1]}; use fused=triton",
+    )
