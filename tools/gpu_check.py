@@ -1,8 +1,9 @@
-"""Everything worth knowing of one GPU: tests, tuning, rates, profile, a run; in three calls.
+"""Everything worth knowing of one GPU: tests, tuning, rates, profile, a run; in four calls.
 
     python tools/gpu_check.py --out check1 --run 1        # right, tuned, kernels
     python tools/gpu_check.py --out check2 --run 2        # whole steps beside their peers, in turns
     python tools/gpu_check.py --out check3 --run 3        # real runs, loader, profile
+    python tools/gpu_check.py --out check3 --run 4        # loaders in training, losses
     python tools/gpu_check.py --out check --only tests,tune [--variants ecgfast-fsdp] [--list]
 
 A call takes at most 9.5 minutes. Stages run in the order of what one most wants to know, each a
@@ -32,6 +33,7 @@ RUNS = {
     1: ("doctor", "ops", "tests", "tune", "kernels", "decode"),
     2: ("step",),
     3: ("trainer", "small", "loader", "sanitizer", "profile"),
+    4: ("engines", "gate", "many"),
 }
 RUN_VARIANTS = (
     "ecgfast-graph",
@@ -109,6 +111,8 @@ def stages(variants: list[str]) -> tuple[Stage, ...]:
     # an epoch is 36 steps: the schedule of so short a run warms up in one
     large = ("--set", "train.microbatch=1024", "--set", "optim.warmup_epochs=1")
     small = ("--preset", "vit_small", "--name", "small", "--set", "optim.warmup_epochs=1")
+    rates = (python, "tools/train_rates.py", "--out", "{out}", *rows, "--presets")
+    every = "vit_tiny,vit_small,vit_base,vit_large"
     memcheck = ("compute-sanitizer", python, "tools/sanitize_decoder.py", "--chunks", "10")
     return (
         Stage(name="doctor", command=(python, "-m", "ecgfast", "doctor"), limit_s=30, gpu=False),
@@ -135,6 +139,14 @@ def stages(variants: list[str]) -> tuple[Stage, ...]:
         Stage(name="kernels", command=(*bench, "kernels", *rows), limit_s=100),
         Stage(name="decode", command=(*bench, "decode", *rows), limit_s=60),
         Stage(name="loader", command=(*bench, "loader", *rows), limit_s=60, needs=("zarr",)),
+        Stage(
+            name="engines",
+            command=(*rates, every, "--seconds", "1", "engines"),
+            limit_s=230,
+            needs=("zarr",),
+        ),
+        Stage(name="gate", command=(*rates, "vit_large", "gate"), limit_s=260, needs=("zarr",)),
+        Stage(name="many", command=(*rates, "vit_small", "many"), limit_s=80, needs=("zarr",)),
         Stage(
             name="sanitizer",
             command=memcheck,
@@ -197,7 +209,7 @@ def parse(names: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("gpu-check"), help="folder for results")
     which_stages = parser.add_mutually_exclusive_group()
-    which_stages.add_argument("--run", type=int, choices=RUNS, help="one of three lists of stages")
+    which_stages.add_argument("--run", type=int, choices=RUNS, help="one of four lists of stages")
     which_stages.add_argument("--only", help="stages to run, comma-separated; all by default")
     parser.add_argument("--seconds", type=float, default=LONGEST_S, help="for all stages together")
     parser.add_argument("--variants", default="", help="of the training step, comma-separated")
