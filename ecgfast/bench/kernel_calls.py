@@ -164,17 +164,17 @@ def gelu_backward(part: _Part, device: str) -> Call:
     return lambda: torch.ops.ecgfast.bias_gelu_backward(grad, x, bias)
 
 
-def linear_gelu_forward(part: _Part, device: str) -> Call:
+def linear_gelu_forward(part: _Part, device: str, provider: str = "triton") -> Call:
     (x,) = _rows(part, device, 1)
     weight = _random(4 * part.width, part.width, device=device) * part.width**-0.5
     bias = _random(4 * part.width, device=device)
-    return lambda: torch.ops.ecgfast.linear_gelu(x, weight, bias)
+    return lambda: torch.ops.ecgfast.linear_gelu(x, weight, bias, provider)
 
 
-def linear_gelu_backward(part: _Part, device: str) -> Call:
+def linear_gelu_backward(part: _Part, device: str, provider: str = "triton") -> Call:
     (grad,), (slope,) = _rows(part, device, 1), _rows(part, device, 1, widen=4)
     weight = _random(part.width, 4 * part.width, device=device) * part.width**-0.5
-    return lambda: torch.ops.ecgfast.linear_gelu_backward(grad, weight, slope)
+    return lambda: torch.ops.ecgfast.linear_gelu_backward(grad, weight, slope, provider)
 
 
 def column_sums(device: str) -> Call:

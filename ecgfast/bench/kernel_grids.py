@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from ecgfast.bench import kernel_calls as calls
 from ecgfast.bench.kernel_calls import Call
@@ -30,6 +31,18 @@ def _configs(names: str, *rows: tuple[int | None, ...], last: str = "") -> tuple
     keys = [*names.split(), "num_warps", "num_stages", *last.split()]
     return tuple(dict(zip(keys, row, strict=True)) for row in rows)
 
+
+# 160 columns are the most that two tiles in turns hold without a stack, in either direction.
+QUACK_TILES: tuple[Config, ...] = tuple(
+    {"tile_M": m, "tile_N": n, "cluster_M": cluster, "cluster_N": 3 - cluster, "pingpong": turns}
+    for m, n, cluster, turns in (
+        (128, 160, 2, 1),
+        (128, 192, 2, 1),
+        (128, 256, 2, 0),
+        (128, 256, 1, 0),
+        (256, 128, 2, 0),
+    )
+)
 
 # The most valuable first, should time run out: the patch embedding is held against torch.compile,
 # norms and GELUs decide whether the fused blocks pay, the rest was near its limit.
@@ -129,6 +142,16 @@ SEARCHES = (
             (128, 128, 64, 264, 4, 3),
             (256, 128, 64, 132, 8, 3),
         ),
+    ),
+    Search(
+        op="linear_gelu_quack_forward",
+        prepare=calls.encoder_layer(partial(calls.linear_gelu_forward, provider="quack")),
+        candidates=QUACK_TILES,
+    ),
+    Search(
+        op="linear_gelu_quack_backward",
+        prepare=calls.encoder_layer(partial(calls.linear_gelu_backward, provider="quack")),
+        candidates=QUACK_TILES,
     ),
     Search(
         op="column_sums",

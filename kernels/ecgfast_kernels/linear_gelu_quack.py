@@ -7,6 +7,8 @@ for quack-kernels 0.6.5, whose sources and compiler were asked; it has not run o
 # ruff: noqa: ANN001, ANN202 (quack traces the epilogues; their values are one element's)
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, import-not-found"
 
+from typing import Any
+
 import torch
 from quack.activation import dgelu_erf
 from quack.epilogue.frontend import gemm_epilogue
@@ -15,10 +17,7 @@ from torch import Tensor
 
 from ecgfast_kernels import library
 from ecgfast_kernels.column_sums_triton import column_sums
-
-# The largest of its tiles that needs no stack in either direction (168 registers, sm_90a).
-TILE_M = 128
-TILES = {"tile_M": TILE_M, "tile_N": 160, "cluster_M": 2, "cluster_N": 1, "pingpong": True}
+from ecgfast_kernels.tuning import block_config
 
 
 @gemm_epilogue(outputs=("act",), ops={"bias": RowVecLoad("bias")})
@@ -39,7 +38,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     act = x.new_empty((x.shape[0], weight.shape[0]))
     slope = torch.empty_like(act)
     operands = {"bias": bias[None], "act": act}
-    _gelu_and_slope.gemm(x, weight, slope, None, epi_args=operands, **TILES)
+    tiles = _tiles("linear_gelu_quack_forward", x)
+    _gelu_and_slope.gemm(x, weight, slope, None, epi_args=operands, **tiles)
     return act, slope
 
 
@@ -47,12 +47,18 @@ def backward(grad: Tensor, out_weight: Tensor, slope: Tensor) -> tuple[Tensor, T
     """Launch the product with GELU's derivative; see `linear_gelu.reference_backward`."""
     _require_support(grad)
     grad_hidden = torch.empty_like(slope)
-    shape = (-(-slope.shape[0] // TILE_M), slope.shape[1])
+    tiles = _tiles("linear_gelu_quack_backward", grad)
+    shape = (-(-slope.shape[0] // tiles["tile_M"]), slope.shape[1])
     partial = slope.new_empty(shape, dtype=torch.float32)
     # b_kn: the weight lies as (K, N), where others have (N, K)
     operands = {"sums": partial}
-    _times_slope.gemm(grad, out_weight, grad_hidden, slope, epi_args=operands, b_kn=True, **TILES)
+    _times_slope.gemm(grad, out_weight, grad_hidden, slope, epi_args=operands, b_kn=True, **tiles)
     return grad_hidden, column_sums(partial, grad.dtype)
+
+
+def _tiles(op: str, tensor: Tensor) -> dict[str, Any]:
+    config = block_config(op, tensor)
+    return {**config, "pingpong": bool(config["pingpong"])}
 
 
 def _require_support(tensor: Tensor) -> None:
