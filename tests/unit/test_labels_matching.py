@@ -22,7 +22,7 @@ def nearest(
     if ecg_dates is not None:
         table = table.append_column("ecg_date", pa.array(ecg_dates, pa.string()))
     matches: list[list[int]] = [[], list(range(len(label_dates)))]
-    none, row = nearest_rows(matches, table, [recorded, recorded], window_days).tolist()
+    none, row = nearest_rows(matches, table, [], [recorded, recorded], window_days).tolist()
     assert none == -1
     return int(row)
 
