@@ -161,7 +161,7 @@ def test_one_odd_file_is_one_line(run: Path, tmp_path: Path) -> None:
     assert predict(run, [tmp_path / "in"], tmp_path / "out.csv") == 1
     lines = lines_of(tmp_path / "out.csv")
     assert [bool(lines[name]["probability"]) for name in "abc"] == [True, False, True]
-    assert "b.json: not JSON" in lines["b"]["note"]
+    assert "b.json: cannot be read as JSON" in lines["b"]["note"]
 
 
 @pytest.mark.parametrize("name", ["ecg.npy", "ecg.json", "r.hea", "r.dat"])
