@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import zipfile
+import zlib
 from collections.abc import Mapping
 from hashlib import file_digest, sha256
 from io import BufferedReader
@@ -20,6 +22,10 @@ from ecgfast.train.distributed import full, master
 # Keys in the header.
 CONFIG, DIGEST = "config", "file_sha256"
 OLD_DIGEST = "sha256"  # of the tensors alone, as earlier versions wrote it
+_UNREADABLE = (
+    *(SafetensorError, RuntimeError, OSError, ValueError, EOFError, LookupError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 _ZEROS = "0" * 64  # stand for the digest where it is computed
 
 
@@ -87,6 +93,24 @@ def _is_damaged(file: BufferedReader, facts: Mapping[str, str]) -> bool:
     return CONFIG in facts and len(facts) > 1  # the name of the digest itself was hit
 
 
+def _check_archive(path: Path) -> None:
+    """Compare the checksums of a .pth, which PyTorch writes and does not read.
+
+    Raises:
+        FormatError: one differs.
+    """
+    with path.open("rb") as file:  # a file of before PyTorch 1.6 is no archive, and has none
+        if file.read(4) != b"PK\x03\x04":
+            return
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    if damaged is not None:
+        raise FormatError(
+            f"weights {path} are damaged: the checksum of {damaged!r:.80} is wrong; restore them "
+            "from a copy"
+        )
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict from ``.safetensors``, or from ``.pth`` without running its code.
 
@@ -96,6 +120,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
+        _check_archive(path)
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except FormatError:
         raise
@@ -104,7 +129,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"weights {path} cannot be read: the file is damaged, or holds code besides tensors, "
             "which is never run; give a .safetensors file, or a .pth state dict"
         ) from error
-    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, LookupError) as error:
+    except _UNREADABLE as error:
         raise FormatError(
             f"weights {path} cannot be read: {str(error).splitlines()[0]}; give a .safetensors "
             "file, or a .pth state dict"

@@ -109,6 +109,26 @@ def test_the_reference_wraps_its_state_dict(tmp_path: Path) -> None:
     assert read_weights(tmp_path / "reference.pth").keys() == state.keys()
 
 
+def test_a_flipped_bit_of_a_pth_is_noticed(tmp_path: Path) -> None:
+    path, state = tmp_path / "reference.pth", {"w": torch.arange(5000.0)}
+    torch.save(state, path)
+    data, draw = path.read_bytes(), random.Random(0)
+    for byte in draw.choices(range(len(data)), k=200):
+        changed = bytearray(data)
+        changed[byte] ^= 1 << draw.randrange(8)
+        path.write_bytes(changed)
+        try:
+            found = read_weights(path)  # a bit of a time stamp, or of padding
+        except FormatError:
+            continue
+        assert torch.equal(found["w"], state["w"])
+
+
+def test_a_pth_of_before_archives_is_read(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(3)}, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    assert torch.equal(read_weights(tmp_path / "a.pth")["w"], torch.ones(3))
+
+
 class _Harm:
     def __reduce__(self) -> tuple[object, ...]:
         return print, ("this file ran its own code",)
