@@ -30,6 +30,7 @@ _QUOTED = r"^'('*[=+\-@\t\r\n])"
 SEPARATORS = (",", ";", "\t")
 _HEADER_LINES = 100  # the names of columns can hold line breaks
 BAD = b"bad_cell"  # metadata of a column of values with a cell that is none
+_TORN = re.compile(r"CSV parse error: Row #(\d+): Expected (\d+) columns, got (\d+)")
 _MAX_FOLD = 99
 _SHOWN = 40  # letters of a cell in an error
 THOUSANDS = b"maybe_thousands"  # metadata of a column whose commas may be no decimal ones
@@ -162,34 +163,27 @@ def _number_column(
 
 def _read(path: Path) -> tuple[pa.Table, str]:
     """The cells as bytes, and what separates them."""
-    torn: list[pacsv.InvalidRow] = []
-
-    def refuse(row: pacsv.InvalidRow) -> str:
-        torn.append(row)
-        return "skip"
-
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise ConfigError(f"labels {path}: got a pipe or a device, allowed a file; save it as one")
     in_order = pacsv.ReadOptions(use_threads=False)  # a torn row has its number only then
     try:
         separator, names = _header(path)
-        options = pacsv.ParseOptions(
-            delimiter=separator, newlines_in_values=True, invalid_row_handler=refuse
-        )
+        options = pacsv.ParseOptions(delimiter=separator, newlines_in_values=True)
         kinds = pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.binary()))
         with path.open("rb") as file:  # not by name: Arrow opens none that is not UTF-8
             table = pacsv.read_csv(file, in_order, options, kinds)
     except FileNotFoundError as error:
         raise ConfigError(f"labels {path}: no such file") from error
     except (OSError, UnicodeError, csv.Error, pa.ArrowInvalid) as error:
+        if torn := _TORN.match(str(error)):
+            number, expected, got = torn.groups()
+            raise ConfigError(
+                f"labels {path}: line {number} has {got} cells, the header {expected}; put quotes "
+                f"around cells that hold {separator!r}"
+            ) from None  # Arrow repeats the line, and lines name patients
         raise ConfigError(
             f"labels {path}: not a CSV table with a header line: {error}; save it as CSV UTF-8"
         ) from error
-    if torn:  # Arrow's own message repeats the row, and rows name patients
-        raise ConfigError(
-            f"labels {path}: line {torn[0].number} has {torn[0].actual_columns} cells, the header "
-            f"{torn[0].expected_columns}; put quotes around cells that hold {separator!r}"
-        )
     return table, separator
 
 

@@ -139,3 +139,17 @@ def test_encodings_other_than_utf8_are_named(store: Path) -> None:
     csv.write_bytes("record_id,x\na/r0,1\n".encode("utf-16"))
     with pytest.raises(ConfigError, match="got UTF-16, allowed UTF-8"):
         label_store(store, csv)
+
+
+@pytest.mark.parametrize("name", ["K\u00f6ln", "J\u00e4ne Doe"])
+def test_a_line_with_a_cell_too_many_is_named_by_its_number_alone(
+    store: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    csv = store.with_name("labels.csv")
+    for encoding in ("latin-1", "utf-8"):
+        csv.write_bytes(f"record_id,x\na/r0,1\n{name},1,2\n".encode(encoding))
+        with pytest.raises(ConfigError, match="line 3 has 3 cells, the header 2") as refusal:
+            label_store(store, csv)
+        assert name[-3:] not in str(refusal.value)
+        assert refusal.value.__cause__ is None
+    assert "Exception" not in capfd.readouterr().err
