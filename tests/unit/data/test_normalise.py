@@ -114,6 +114,18 @@ def test_cohort_statistics_of_an_inverted_gain(tmp_path: Path) -> None:
     np.testing.assert_allclose(cohort.std_uv, pooled.std(1), rtol=1e-5)
 
 
+def test_an_absurd_gain_below_0_counts_as_little_as_one_above(tmp_path: Path) -> None:
+    path, signal_NCT = make_store(tmp_path, 2)
+    lead_T = 5000.0 * signal_NCT[1, 4]
+    assert abs(lead_T.mean()) < 1e6  # below 1 V: the deviation alone, over 100 mV, is absurd
+    assert lead_T.std() > 1e5
+    for gain in (5000.0, -5000.0):
+        change_lead_value(path, "scale_uv", 1, 4, gain)
+        store = open_store(path)
+        cohort = cohort_statistics(store, np.array([0, 1]))
+        assert cohort == cohort_statistics(store, np.array([0]))
+
+
 def test_cohort_statistics_travel(small_store: StoreReader) -> None:
     elsewhere = cohort_statistics(small_store, np.array([0, 1]))
     own = _apply(small_store, "cohort_lead")
