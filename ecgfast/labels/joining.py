@@ -114,6 +114,7 @@ def label_store(
             raise ConfigError(
                 f"labels {csv}: no line names a record of {path}; ids are paths below the source "
                 "without suffix, such as data/1; see the .sources.csv beside the store"
+                f"{_would_fit(named.record, labels)}"
             )
         if label_window_days is None:
             chosen = agreeing_rows(matches, labels, taken)
@@ -187,6 +188,20 @@ def _with_labels(
             column = pc.if_else(pa.array(chosen >= 0), column, records[name])
         records = set_column(records, name, column)
     return records
+
+
+def _would_fit(names: Sequence[str | None], labels: pa.Table) -> str:
+    """Whether ids lack the first folder, as where a dataset's own table starts below the source."""
+    if "record_id" not in labels.column_names:
+        return ""
+    shorter = {name.partition("/")[2] for name in names if name} - {""}
+    count = sum(name in shorter for name in labels["record_id"].to_pylist())
+    if not count:
+        return ""
+    return (
+        f"; {count:,} of its ids are such paths without their first folder: convert that folder "
+        "instead of the one above it, or write it in front of the ids"
+    )
 
 
 def _with_splits(
