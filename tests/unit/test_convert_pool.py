@@ -42,7 +42,7 @@ def test_tasks_are_read_as_they_are_needed() -> None:
     with Crew(_square, 2) as crew:
         results = crew.map(tasks)
         assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
-        assert next(tasks) < 100
+        assert 10 < next(tasks) < 100  # some tasks are under way behind each result
         assert len(list(results)) > 9_000
 
 

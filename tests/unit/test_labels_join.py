@@ -1,5 +1,6 @@
 """Joining a CSV: ids, patients, windows of days, splits, and a crash in the middle."""
 
+import csv
 import hashlib
 import hmac
 import json
@@ -71,6 +72,9 @@ def test_personal_columns_correct_the_recordings(store: Path) -> None:
     ours = Pseudonyms(bytes.fromhex(KEY))
     assert patients[:2] == [ours.of("patient", "south/p9"), ours.of("patient", "north/p9")]
     assert column(store, "site")[:2] == ["south", "north"]
+    with store.with_name("store.sources.csv").open() as file:
+        readable = [line["patient"] for line in csv.DictReader(file)]
+    assert readable == ["south/p9", "north/p9", *["north/p1"] * 2, *["north/p2"] * 2]
     assert column(store, "age")[:2] == [50, 77]
     assert column(store, "sex")[:2] == ["female", None]
 
