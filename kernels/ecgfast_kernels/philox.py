@@ -2,7 +2,7 @@
 
 The key is the seed; the counter is (record low, record high, epoch, domain). Mask words use the
 domains 0, 1, 2, ... (one per four patches), the epoch order uses `ORDER_DOMAIN`; anything else
-takes a domain from `FREE_DOMAIN` up. Nothing depends on a library's generator, so masks and order
+takes a domain above it. Nothing depends on a library's generator, so masks and order
 are the same on every device, world size and version.
 
 Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", section 3.3.
@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 ORDER_DOMAIN = 1 << 31
-FREE_DOMAIN = ORDER_DOMAIN + 1
 
 _LOW = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
