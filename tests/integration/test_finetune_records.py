@@ -173,6 +173,15 @@ def test_pretraining_reads_test_patients_only_when_asked(
     assert (len(rows), words) == (len(opened), "all of patients whom pretraining read")
 
 
+def test_a_folder_that_holds_a_run_is_left_alone(
+    pretrained: Path, tuned: Path, store: Path, config: Config
+) -> None:
+    with pytest.raises(ResumeError, match="is not empty; add --resume"):
+        pretrain(config, store, pretrained, device="cpu")
+    with pytest.raises(ResumeError, match="is not empty; add --resume"):
+        finetune(config, store, tuned, init="random", model="vit", target=TARGET, device="cpu")
+
+
 def test_only_unread_records_are_called_unread(pretrained: Path, store: Path) -> None:
     opened = open_store(store)
     rows, words = to_reconstruct(load_run(pretrained, opened), opened)

@@ -30,6 +30,18 @@ def test_text_is_taken_only_by_name(store: Path) -> None:
     assert column(store, "diagnosis")[0] == "left\nfascicular"
 
 
+def test_no_cure_is_named_where_there_is_none(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither for ids, nor for names that hold the comma between two names."""
+    for header in ("record_id,lvh,mrn", 'record_id,lvh,"a,b"'):
+        with caplog.at_level("INFO"):
+            join(store, f"{header}\na/r0,1,3\na/r1,0,4\n")
+    assert "left out mrn (looks like an id)" in caplog.text
+    assert "left out a,b (numbers)" in caplog.text
+    assert "--columns" not in caplog.text
+
+
 @pytest.mark.parametrize("cells", [("19510429", "4711"), ("1.5", "0"), ("2", "1"), ("J. D.", "K")])
 def test_columns_of_ids_stay_out(store: Path, cells: tuple[str, str]) -> None:
     header = ",".join(["record_id", "lvh", *ID_COLUMNS])

@@ -44,6 +44,7 @@ def test_signal_lines(line: str, expected: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("line", "rate", "length"),
     [
+        ("r 0 0.5 3", 0.5, 3),
         ("r 0", 250, 0),
         ("r 0 360", 360, 0),
         ("r 0 62.5/999.5(3) 14400", 62.5, 14400),
