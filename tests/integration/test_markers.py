@@ -27,7 +27,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ecgfast.cli import main
 from ecgfast.records import LEADS
 
-MARKER = re.compile(rb"QZX\d{3}|73[0-9]{3}00731", re.IGNORECASE)
+# Five letters: among a million of base64, three and three digits came by chance now and then.
+MARKER = re.compile(rb"QZXVK\d{3}|73[0-9]{3}00731", re.IGNORECASE)
 NUM_ROWS = 40  # of the batch that is trained on
 TINY = """
 [model]
@@ -58,7 +59,7 @@ class Markers:
 
     def __call__(self, place: str) -> str:
         self.places.append(place)
-        return f"QZX{len(self.places):03d}"
+        return f"QZXVK{len(self.places):03d}"
 
     def number(self, place: str) -> int:
         """A marker that is a number."""
