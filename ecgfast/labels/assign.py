@@ -12,6 +12,7 @@ from ecgfast import log
 from ecgfast.labels.selection import parse_target
 from ecgfast.labels.splits import NUM_FOLDS, SHARES, Drawn, Strata, draw_splits, warn_where_few
 from ecgfast.store.patients import is_unnamed, patient_groups
+from ecgfast.store.pseudonyms import before_id
 
 DEFAULT_TARGET = "ejection_fraction<40"
 ONE_ECG_OPTION = "--assume-one-ecg-per-patient"
@@ -91,9 +92,9 @@ def _warn_of_lost_sites(keys: Sequence[str], sites: Sequence[str | None]) -> Non
     lost = {key for key, site in zip(keys, sites, strict=True) if site is None}
     if lost:
         lost &= {
-            key.removeprefix(f"{site}/")
+            key.removeprefix(before_id(site))
             for key, site in zip(keys, sites, strict=True)
-            if site is not None and key.startswith(f"{site}/")
+            if site is not None and key.startswith(before_id(site))
         }
     if lost:
         log.warning(

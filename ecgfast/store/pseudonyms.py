@@ -56,7 +56,7 @@ class Pseudonyms:
     def _before(self, site: str | None) -> str:
         if self.patient_ids == "global" or site is None:
             return ""
-        return site.replace("%", "%25").replace("/", "%2F") + "/"
+        return before_id(site)
 
     def of(self, kind: str, readable: str) -> str:
         """The pseudonym of an id.
@@ -75,6 +75,11 @@ class Pseudonyms:
     def fingerprint(self) -> str:
         """Tells keys apart without giving them away."""
         return self.digest("fingerprint", "").hex()[:16]
+
+
+def before_id(site: str) -> str:
+    """What stands before the id in the key of a patient whose id belongs to a site."""
+    return site.replace("%", "%25").replace("/", "%2F") + "/"
 
 
 def key_of_unnamed(record_id: str) -> str:

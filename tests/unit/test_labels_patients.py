@@ -103,12 +103,13 @@ def test_a_patient_moves_from_a_site_with_a_slash(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("where", ["1", "north/50 %"])
 def test_a_number_at_a_site_and_without_one_is_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of patients 1 to 4, some recordings name the hospital and some do not."""
     for number, signal in enumerate(ecg_like(8, seed=0)):
-        site = ["site: 1"] if number < 4 else []
+        site = [f"site: {where}"] if number < 4 else []
         comments = [f"patient: {1 + number % 4 if number != 7 else 9}", *site]
         write_wfdb(tmp_path / f"in/r{number}", signal, comments=comments)
     convert_quietly([tmp_path / "in"], tmp_path / "store")
@@ -118,7 +119,7 @@ def test_a_number_at_a_site_and_without_one_is_said(
     convert_quietly([tmp_path / "in"], tmp_path / "everybody", patient_ids="global")
     assert "records without one" not in caplog.text
     labels = tmp_path / "labels.csv"
-    rows = "".join(f"r{number},1\n" for number in range(4, 8))
+    rows = "".join(f"r{number},{where}\n" for number in range(4, 8))
     labels.write_text(f"record_id,site\n{rows}")
     label_store(tmp_path / "store", labels)
     assert "records without one" not in caplog.text
