@@ -61,7 +61,7 @@ def test_four_ranks_change_nothing(
 
 def _facts(store: Path, tiny: Path, ranks: int) -> dict[str, Any]:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    script = Path(__file__).with_name("rank_facts.py")
+    script = Path(__file__).parents[1] / "helpers" / "rank_facts.py"
     done = subprocess.run(
         [sys.executable, *(launcher if ranks > 1 else ()), script, store, tiny, str(STEPS)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -13,7 +13,7 @@ STEPS = 5000
 
 @pytest.mark.slow
 def test_many_steps_on_two_ranks_hold_nothing() -> None:
-    script = Path(__file__).with_name("leak_steps.py")
+    script = Path(__file__).parents[1] / "helpers" / "leak_steps.py"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
         [*launcher, "--nproc-per-node=2", str(script), str(STEPS)],

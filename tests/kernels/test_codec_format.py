@@ -24,6 +24,7 @@ from ecgfast_kernels.codec_reference_encode import encode_chunk
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).parents[2]
+HELPERS = ROOT / "tests" / "helpers"
 
 
 def test_worked_example() -> None:
@@ -143,7 +144,7 @@ print(hashlib.sha256(b"".join(bytes(part) for part in parts)).hexdigest(), codec
 
 def _digest(backend: str) -> str:
     environment = os.environ | {native.BACKEND_VARIABLE: backend}
-    command = [sys.executable, "-W", "error", "-c", FALLBACK, str(Path(__file__).parent), backend]
+    command = [sys.executable, "-W", "error", "-c", FALLBACK, str(HELPERS), backend]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

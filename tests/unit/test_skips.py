@@ -44,7 +44,7 @@ def test_a_skip_for_another_reason_is_a_failure(run: pytest.Pytester) -> None:
     run.makepyfile(TESTS.format(reason="does not work today"))
     result = run.runpytest()
     result.assert_outcomes(passed=1, failed=1, errors=1, xfailed=1)
-    result.stdout.fnmatch_lines("*tests/allowed_skips.py does not list: does not work today")
+    result.stdout.fnmatch_lines("*helpers/allowed_skips.py does not list: does not work today")
 
 
 def test_a_whole_file_is_not_skipped_for_another_reason(run: pytest.Pytester) -> None:

@@ -5,7 +5,7 @@ import random
 import subprocess
 from pathlib import Path
 
-PATH = Path(__file__).resolve().parents[2] / "tools" / "pack_wheels.py"
+PATH = Path(__file__).resolve().parents[3] / "tools" / "pack_wheels.py"
 
 
 def test_pieces_joined_are_the_folder(tmp_path: Path) -> None:

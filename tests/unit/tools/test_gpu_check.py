@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-PATH = Path(__file__).resolve().parents[2] / "tools" / "gpu_check.py"
+PATH = Path(__file__).resolve().parents[3] / "tools" / "gpu_check.py"
 
 
 @pytest.fixture(scope="module")

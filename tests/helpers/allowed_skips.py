@@ -36,7 +36,7 @@ PRESENT_IN_CI = (
 def refused(reason: str, *, in_ci: bool) -> str | None:
     """Why a test must not be skipped for this reason; None where it may."""
     if not any(re.fullmatch(pattern, reason) for pattern in ALLOWED):
-        return f"skipped for a reason that tests/allowed_skips.py does not list: {reason}"
+        return f"skipped for a reason that tests/helpers/allowed_skips.py does not list: {reason}"
     if in_ci and any(re.fullmatch(pattern, reason) for pattern in PRESENT_IN_CI):
         return f"skipped in CI, where nothing of this may be missing: {reason}"
     return None

@@ -1,6 +1,6 @@
 """Run under torchrun by test_leak.py: many steps of a very small model; prints what it holds.
 
-torchrun --standalone --nproc-per-node 2 tests/integration/leak_steps.py 5000
+torchrun --standalone --nproc-per-node 2 tests/helpers/leak_steps.py 5000
 """
 
 import gc

@@ -12,7 +12,7 @@ from recordings import convert_quietly, ecg_like, write_wfdb
 from ecgfast.bench.rows import Row, make_row
 from ecgfast.store import open_store
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
+TOOLS = Path(__file__).resolve().parents[3] / "tools"
 RECORDS = 6
 TINY = [
     f"model.{part}_{size}" for part in ("encoder", "decoder") for size in ("depth=1", "heads=2")

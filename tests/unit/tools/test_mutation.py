@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 pytest.importorskip("cosmic_ray", reason="Cosmic Ray is not installed")
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")

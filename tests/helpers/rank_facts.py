@@ -1,6 +1,6 @@
 """Run by test_distributed.py on any number of ranks: prints what the ranks start from and see.
 
-torchrun --standalone --nproc-per-node 2 tests/integration/rank_facts.py STORE PRESET STEPS
+torchrun --standalone --nproc-per-node 2 tests/helpers/rank_facts.py STORE PRESET STEPS
 """
 
 import hashlib

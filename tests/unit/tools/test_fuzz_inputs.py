@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "fuzz_inputs.py"
+TOOL = Path(__file__).resolve().parents[3] / "tools" / "fuzz_inputs.py"
 
 
 @pytest.mark.parametrize("arguments", [("--cases", "80", "--seed", "0"), ("--fail-calls",)])

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-PATH = Path(__file__).resolve().parents[2] / "tools" / "real_run.py"
+PATH = Path(__file__).resolve().parents[3] / "tools" / "real_run.py"
 
 
 @pytest.fixture(scope="module")
