@@ -31,7 +31,7 @@ test-gpu: $(VENV)/.dev
 SAMPLE ?= 150
 SEED ?= 0
 mutation: $(VENV)/.dev
-	$(BIN)/python tools/mutation.py --sample $(SAMPLE) --seed $(SEED)
+	$(BIN)/python tests/mutation/mutation.py --sample $(SAMPLE) --seed $(SEED)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check $(SOURCES)

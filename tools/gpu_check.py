@@ -113,7 +113,7 @@ def stages(variants: list[str]) -> tuple[Stage, ...]:
     small = ("--preset", "vit_small", "--name", "small", "--set", "optim.warmup_epochs=1")
     rates = (python, "tools/train_rates.py", "--out", "{out}", *rows, "--presets")
     every = "vit_tiny,vit_small,vit_base,vit_large"
-    memcheck = ("compute-sanitizer", python, "tools/sanitize_decoder.py", "--chunks", "10")
+    memcheck = ("compute-sanitizer", python, "tests/fuzz/cuda_decoder.py", "--chunks", "10")
     return (
         Stage(name="doctor", command=(python, "-m", "ecgfast", "doctor"), limit_s=30, gpu=False),
         Stage(name="ops", command=ops, limit_s=90, needs=("xdist",), gpu=False),

@@ -18,7 +18,7 @@ from ecgfast.train.finetune import finetune
 from ecgfast.train.loading import load_model
 from ecgfast.train.pretrain import pretrain
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "fuzz_runs.py"
+TOOL = Path(__file__).resolve().parents[2] / "tests" / "fuzz" / "runs.py"
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Damages run folders in thousands of ways and loads them: an error of ours, or the same values.
 
-    python tools/fuzz_runs.py PRETRAINED FINETUNED --mutants 2000 --flips 200 --seed 0
+    python tests/fuzz/runs.py PRETRAINED FINETUNED --mutants 2000 --flips 200 --seed 0
 
 The pretraining run needs two checkpoints. Each mutant is a copy with one file damaged, or with an
 index that holds code and fits every digest. A mutant fails when it loads other values than the run

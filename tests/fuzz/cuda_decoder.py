@@ -1,6 +1,6 @@
 """Feeds the CUDA decoder hostile chunks, to run under compute-sanitizer.
 
-    compute-sanitizer python tools/sanitize_decoder.py [--chunks 400] [--seed 0]
+    compute-sanitizer python tests/fuzz/cuda_decoder.py [--chunks 400] [--seed 0]
 
 Every tensor is an allocation of its own and of its exact size, so that the sanitizer sees a single
 byte too many. Exit status 1 when the decoder and the NumPy reference disagree about a chunk.
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # before torch is imported
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "helpers"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
 
 import numpy as np
 import torch

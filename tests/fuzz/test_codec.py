@@ -1,4 +1,4 @@
-"""A short run of tools/fuzz_codec.py; by hand it decodes two million chunks."""
+"""A short run of tests/fuzz/codec.py; by hand it decodes two million chunks."""
 
 import shutil
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).parents[2] / "tools" / "fuzz_codec.py"
+TOOL = Path(__file__).with_name("codec.py")
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 // Decodes mutated chunks under the address and undefined-behaviour sanitizers.
 //
-// Usage: fuzz_codec NUM_CHUNKS SEED. tools/fuzz_codec.py builds and runs it. Each mutated chunk lies
+// Usage: codec NUM_CHUNKS SEED. tests/fuzz/codec.py builds and runs it. Each mutated chunk lies
 // at the end of its own allocation, so that a read behind it is caught, and is decoded by every
 // backend of this CPU into buffers of the exact size: all must give the same status, and the same
 // values where they give any. A chunk that decodes is encoded again and must come back.
@@ -131,7 +131,7 @@ void check_encoding(const Result& result, const Seed& seed, const char* backend,
 
 int main(int argc, char** argv) {
   if (argc != 3) {
-    std::fprintf(stderr, "usage: fuzz_codec NUM_CHUNKS SEED\n");
+    std::fprintf(stderr, "usage: codec NUM_CHUNKS SEED\n");
     return 2;
   }
   const long num_chunks = std::atol(argv[1]);

@@ -1,4 +1,4 @@
-"""tools/fuzz_inputs.py, for some seconds: by hand it runs for hours."""
+"""tests/fuzz/inputs.py, for some seconds: by hand it runs for hours."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).resolve().parents[3] / "tools" / "fuzz_inputs.py"
+TOOL = Path(__file__).with_name("inputs.py")
 
 
 @pytest.mark.parametrize("arguments", [("--cases", "80", "--seed", "0"), ("--fail-calls",)])

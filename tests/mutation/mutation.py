@@ -27,8 +27,8 @@ from cosmic_ray.mutating import mutate_and_test, mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 from cosmic_ray.work_item import MutationSpec
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIG: dict[str, Any] = tomllib.loads((ROOT / "tools" / "mutation.toml").read_text())
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG: dict[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
 LEFT_OUT = {key: re.compile("|".join(parts)) for key, parts in CONFIG["left_out"].items()}
 UNBROKEN = MutationSpec("ecgfast/errors.py", "core/NoOp", 0, (0, 0), (0, 1))
 LIMITS_S: dict[str, float] = {}  # for the tests of a package with a mutant

@@ -1,6 +1,6 @@
-"""Fuzz the native codec: `python tools/fuzz_codec.py --chunks 2000000`.
+"""Fuzz the native codec: `python tests/fuzz/codec.py --chunks 2000000`.
 
-Builds the codec and tools/fuzz_codec.cpp with the address and undefined-behaviour sanitizers and
+Builds the codec and tests/fuzz/codec.cpp with the address and undefined-behaviour sanitizers and
 decodes mutated chunks on every backend of this CPU. Two million take about ten minutes on a core.
 """
 
@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "kernels" / "csrc"
 CODEC = ("codec_cpu", "codec_cpu_portable", "crc32c")
 FLAGS = ["-std=c++17", "-O1", "-g", "-ffp-contract=off", "-pthread"]

@@ -1,4 +1,4 @@
-"""tools/mutation.py: what is broken, what is left alone, and who must notice."""
+"""tests/mutation/mutation.py: what is broken, what is left alone, and who must notice."""
 
 import importlib.util
 from pathlib import Path
@@ -7,12 +7,13 @@ from types import ModuleType
 import pytest
 
 pytest.importorskip("cosmic_ray", reason="Cosmic Ray is not installed")
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def mutation() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("mutation", ROOT / "tools" / "mutation.py")
+    path = Path(__file__).with_name("mutation.py")
+    spec = importlib.util.spec_from_file_location("mutation", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""Fuzz the readers of files: `python tools/fuzz_inputs.py --cases 20000 --seed 1`.
+"""Fuzz the readers of files: `python tests/fuzz/inputs.py --cases 20000 --seed 1`.
 
 Each case damages one good input (WFDB headers and signals, segments, .npy with sidecar, .npz, a CSV
 of labels) and takes it through the code of a convert up to the table's rows. It must end in records
@@ -223,12 +223,12 @@ CALLS: tuple[tuple[Any, str], ...] = (
 
 
 @contextmanager
-def failing(place: Any, name: str, at: int, error: Exception) -> Iterator[Counter[str]]:  # noqa: ANN401 (a module)
+def failing(place: Any, name: str, at: int, error: Exception) -> Iterator[Counter[str]]:
     """Let call number `at` of a function raise; yields whether it came to it."""
     original = getattr(place, name)
     calls: Counter[str] = Counter()
 
-    def call(*args: Any, **options: Any) -> Any:  # noqa: ANN401 (those of any function)
+    def call(*args: Any, **options: Any) -> Any:
         calls["made"] += 1
         if calls["made"] == at:
             calls["failed"] = 1
@@ -257,7 +257,7 @@ def fail_calls() -> Iterator[tuple[str, str]]:
 
 def fail_each(
     kind: Callable[[Path], None],
-    place: Any,  # noqa: ANN401 (a module)
+    place: Any,
     name: str,
     error: Exception,
 ) -> Iterator[tuple[str, str]]:
