@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ecgfast import log
-from ecgfast.config import Config, config_to_toml
+from ecgfast.config import Config, config_to_toml, free_on_resume
 from ecgfast.errors import ResumeError
 from ecgfast.log import read_metrics
 from ecgfast.store.durable import RESUME, exclusive, explained, write_durably
@@ -22,30 +22,6 @@ from ecgfast.train.checkpoint_writer import remove
 from ecgfast.train.distributed import Ranks
 
 LOCK = ".lock"  # held by rank 0 while a run is trained
-# Settings that do not change what is computed, or whose resolved value is compared instead.
-FREE = frozenset(
-    {
-        "preset",
-        "kernels",
-        "attention",
-        "fused",
-        "train.microbatch",
-        "train.precision",
-        "train.compile",
-        "train.cuda_graph",
-        "train.parallel",
-        "train.max_steps",
-        "train.log_every",
-        "train.val_every",
-        "train.checkpoint_every",
-        "train.checkpoint_keep",
-        "train.milestone_every",
-        "optim.one_pass",
-        "data.engine",
-        "data.resident_budget_gib",
-        "data.num_threads",
-    }
-)
 _PACKAGES = (
     "ecgfast",
     "torch",
@@ -126,7 +102,8 @@ def contradictions(
         then: the same of the checkpoint.
         where: they stand, for the message.
     """
-    names = [name for name in {**then, **now} if name not in FREE]
+    free = free_on_resume()
+    names = [name for name in {**then, **now} if name not in free]
     return [
         f"{name} (now {now.get(name)!r}, in the {where} {then.get(name)!r})"
         for name in names

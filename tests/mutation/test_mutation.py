@@ -67,7 +67,7 @@ def test_a_mutant_is_caught_by_its_tests_and_an_unbroken_copy_survives(
     tree = mutation.copy_tree(tmp_path / "tree")
     ratio = next(
         mutant
-        for place in mutation.mutants("ecgfast/config.py")
+        for place in mutation.mutants("ecgfast/settings.py")
         for mutant in place
         if mutant.operator_name.endswith("NumberReplacer")
     )

@@ -10,12 +10,11 @@ import pytest
 from torch.distributed.checkpoint.metadata import Metadata
 from toy_runs import pretraining_run
 
-from ecgfast.config import OptimConfig, load_config
+from ecgfast.config import OptimConfig, free_on_resume, load_config
 from ecgfast.errors import EcgfastError, ResumeError
 from ecgfast.train.checkpoint import Checkpoint
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.run_folder import (
-    FREE,
     asked_to_resume,
     contradictions,
     enter,
@@ -45,7 +44,7 @@ def test_every_other_setting_must_stay() -> None:
 
 
 def test_free_settings_exist() -> None:
-    assert flat(load_config("vit_tiny")).keys() >= FREE
+    assert flat(load_config("vit_tiny")).keys() >= free_on_resume()
 
 
 def test_a_setting_that_the_checkpoint_lacks_is_named() -> None:

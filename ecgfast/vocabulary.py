@@ -1,0 +1,25 @@
+"""The values that options and settings may have: each list once, for command line and engines."""
+
+from typing import Literal
+
+# Settings of a run.
+ModelKind = Literal["vit", "cnn"]
+Pool = Literal["cls", "mean"]
+Kernels = Literal["auto", "triton", "reference"]
+Attention = Literal[
+    "auto", "triton", "xformers", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "math"
+]
+Fused = Literal["off", "separate", "triton", "quack"]
+Precision = Literal["fp32", "bf16"]
+Parallel = Literal["fsdp", "replicas"]
+Engine = Literal["auto", "resident", "dali", "cpu"]
+Normalise = Literal["record_lead", "record", "cohort_lead", "none"]
+
+# Options of stores and labels.
+Codec = Literal["ecgpack", "zstd", "none"]
+Window = Literal["first", "all"]
+Short = Literal["quarantine", "pad"]
+Quality = Literal["flag", "strict"]
+OnBad = Literal["quarantine", "fail"]
+PatientIds = Literal["site", "global"]
+Split = Literal["patient", "column"]
