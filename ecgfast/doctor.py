@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import torch
 from ecgfast_kernels import codec
-from ecgfast_kernels.backend import resolve
+from ecgfast_kernels.ops.backend import resolve
 
 from ecgfast.config import load_config
 from ecgfast.data import dali_plugin

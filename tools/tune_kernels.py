@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ecgfast_kernels import tuning
+from ecgfast_kernels.ops import tuning
 from torch import Tensor
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError

@@ -7,10 +7,10 @@ from functools import partial
 from importlib.util import find_spec
 
 import torch
-from ecgfast_kernels.attention import short_attention
-from ecgfast_kernels.gelu import bias_gelu
-from ecgfast_kernels.linear_gelu import gelu_mlp
-from ecgfast_kernels.norm import add_layer_norm
+from ecgfast_kernels.ops.attention import short_attention
+from ecgfast_kernels.ops.gelu import bias_gelu
+from ecgfast_kernels.ops.linear_gelu import gelu_mlp
+from ecgfast_kernels.ops.norm import add_layer_norm
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from ecgfast_kernels import codec as ecgpack
-from ecgfast_kernels import native
+from ecgfast_kernels.codec import native
 from numpy.typing import NDArray
 
 from ecgfast import log

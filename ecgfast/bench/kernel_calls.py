@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ecgfast_kernels import attention, gelu, linear_gelu, norm  # noqa: F401 (they define operators)
-from ecgfast_kernels.adamw import factors
+from ecgfast_kernels.ops import attention, gelu, linear_gelu, norm  # noqa: F401 (they define operators)
+from ecgfast_kernels.ops.adamw import factors
 from torch import Tensor
 
 from ecgfast.bench.kernel_cases import OpCase, op_cases
@@ -178,7 +178,7 @@ def linear_gelu_backward(part: _Part, device: str, provider: str = "triton") -> 
 
 
 def column_sums(device: str) -> Call:
-    from ecgfast_kernels.column_sums_triton import column_sums  # Triton is optional
+    from ecgfast_kernels.ops.column_sums_triton import column_sums  # Triton is optional
 
     shape = (528, 3, 1024) if device == "cuda" else (5, 3, 40)
     partial = torch.randn(shape, device=device)

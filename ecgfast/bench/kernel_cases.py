@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from ecgfast_kernels.mask import random_mask
-from ecgfast_kernels.masked_loss import masked_mse
-from ecgfast_kernels.patch_embed import patch_embed_masked
-from ecgfast_kernels.unshuffle import unshuffle
+from ecgfast_kernels.ops.mask import random_mask
+from ecgfast_kernels.ops.masked_loss import masked_mse
+from ecgfast_kernels.ops.patch_embed import patch_embed_masked
+from ecgfast_kernels.ops.unshuffle import unshuffle
 from torch import Tensor
 
 

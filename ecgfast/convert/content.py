@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import xxhash
-from ecgfast_kernels.fingerprint import MAX_BEATS, NUM_CORRELATIONS, fingerprints
+from ecgfast_kernels.codec.fingerprint import MAX_BEATS, NUM_CORRELATIONS, fingerprints
 from numpy.typing import NDArray
 
 LEAST_TIMESTEPS = 2400  # of signal: half of a window, and a margin

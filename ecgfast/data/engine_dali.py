@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.utils.dlpack
 from ecgfast_kernels import codec
-from ecgfast_kernels.codec_format import FLAG_RAW, NO_QUANTUM, Header
+from ecgfast_kernels.codec.format import FLAG_RAW, NO_QUANTUM, Header
 from numpy.typing import NDArray
 from torch import Tensor
 

@@ -10,7 +10,8 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from ecgfast_kernels import codec, codec_cuda
+from ecgfast_kernels import codec
+from ecgfast_kernels.codec import cuda as codec_cuda
 from numpy.typing import NDArray
 from torch import Tensor
 

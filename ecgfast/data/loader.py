@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from ecgfast_kernels import codec_cuda
+from ecgfast_kernels.codec import cuda as codec_cuda
 from numpy.typing import NDArray
 from torch import Tensor
 

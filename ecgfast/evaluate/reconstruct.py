@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ecgfast_kernels.mask import random_mask
+from ecgfast_kernels.ops.mask import random_mask
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor

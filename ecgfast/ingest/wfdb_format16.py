@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ecgfast_kernels.frames import deinterleave
+from ecgfast_kernels.codec.frames import deinterleave
 from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError

@@ -5,7 +5,7 @@
 from typing import Any, Literal
 
 import torch
-from ecgfast_kernels.attention import short_attention
+from ecgfast_kernels.ops.attention import short_attention
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 

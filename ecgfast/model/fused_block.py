@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from typing import Literal
 
 import torch
-from ecgfast_kernels.gelu import bias_gelu
-from ecgfast_kernels.linear_gelu import gelu_mlp
-from ecgfast_kernels.norm import add_layer_norm
+from ecgfast_kernels.ops.gelu import bias_gelu
+from ecgfast_kernels.ops.linear_gelu import gelu_mlp
+from ecgfast_kernels.ops.norm import add_layer_norm
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import linear

@@ -2,8 +2,8 @@
 
 # B records, N patches, K kept patches, P padded patch length, D encoder width, E decoder width
 
-from ecgfast_kernels.masked_loss import masked_mse
-from ecgfast_kernels.unshuffle import unshuffle
+from ecgfast_kernels.ops.masked_loss import masked_mse
+from ecgfast_kernels.ops.unshuffle import unshuffle
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.functional import linear, pad

@@ -10,7 +10,7 @@ PADDED = 256  # a row of 250 half floats defeats 16-byte copies; the last 6 colu
 class PatchEmbed(nn.Module):
     """Weights of the patch projection under the reference's names, as a (D, 1, 1, P) convolution.
 
-    The projection runs in `ecgfast_kernels.patch_embed`, which never touches removed patches.
+    The projection runs in `ecgfast_kernels.ops.patch_embed`, which never touches removed patches.
     """
 
     def __init__(self, patch_timesteps: int, width: int) -> None:

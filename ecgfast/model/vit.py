@@ -5,7 +5,7 @@
 from typing import Literal
 
 import torch
-from ecgfast_kernels.patch_embed import patch_embed_masked
+from ecgfast_kernels.ops.patch_embed import patch_embed_masked
 from torch import Tensor, nn
 
 from ecgfast.config import ModelConfig

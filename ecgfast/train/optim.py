@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from ecgfast_kernels.adamw import adamw_, factors, squares_of_sums
+from ecgfast_kernels.ops.adamw import adamw_, factors, squares_of_sums
 from torch import Tensor, nn
 
 from ecgfast.config import OptimConfig

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
 import numpy as np
 import torch
 from chunks import KINDS, damage, signal_of, status_of
-from ecgfast_kernels import codec, codec_cuda
+from ecgfast_kernels import codec
+from ecgfast_kernels.codec import cuda as codec_cuda
 
 SHAPES = ((12, 1000), (3, 250), (16, 500))
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 from ecgfast_kernels import codec
-from ecgfast_kernels.codec_reference import decode_chunk
+from ecgfast_kernels.codec.reference import decode_chunk
 from numpy.typing import NDArray
 
 from ecgfast.bench.decode import ecg_like

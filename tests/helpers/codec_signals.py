@@ -1,8 +1,8 @@
 """Records that the codec tests share: from flat lines to noise that cannot be compressed."""
 
 import numpy as np
-from ecgfast_kernels import native
-from ecgfast_kernels.codec_format import COLUMN_TIMESTEPS
+from ecgfast_kernels.codec import native
+from ecgfast_kernels.codec.format import COLUMN_TIMESTEPS
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 

@@ -1,7 +1,7 @@
 """A masked autoencoder small enough to check by hand, and inputs for it."""
 
 import torch
-from ecgfast_kernels.mask import random_mask
+from ecgfast_kernels.ops.mask import random_mask
 from torch import Tensor
 
 from ecgfast.config import ModelConfig

@@ -2,7 +2,7 @@
 
 import torch
 from checks import DEVICE
-from ecgfast_kernels.mask import random_mask
+from ecgfast_kernels.ops.mask import random_mask
 
 from ecgfast.config import Config, ModelConfig
 from ecgfast.model.build import build_model

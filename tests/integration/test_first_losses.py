@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ecgfast_kernels import reference
-from ecgfast_kernels.order import epoch_order
+from ecgfast_kernels.codec.order import epoch_order
+from ecgfast_kernels.ops import reference
 from tolerances import FIRST_LOSSES
 from torch import Tensor
 from torch.nn import functional

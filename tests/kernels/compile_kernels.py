@@ -17,17 +17,17 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from ecgfast_kernels import adamw_triton as adamw
-from ecgfast_kernels import attention_triton as attention
-from ecgfast_kernels import column_sums_triton as column_sums
-from ecgfast_kernels import gelu_triton as gelu
-from ecgfast_kernels import linear_gelu_triton as linear_gelu
-from ecgfast_kernels import masked_loss_triton as loss
-from ecgfast_kernels import norm_triton as norm
-from ecgfast_kernels import patch_embed_triton as embed
-from ecgfast_kernels import unshuffle_triton as unshuffle
-from ecgfast_kernels.mask_triton import mask_kernel
-from ecgfast_kernels.tuning import config_for
+from ecgfast_kernels.ops import adamw_triton as adamw
+from ecgfast_kernels.ops import attention_triton as attention
+from ecgfast_kernels.ops import column_sums_triton as column_sums
+from ecgfast_kernels.ops import gelu_triton as gelu
+from ecgfast_kernels.ops import linear_gelu_triton as linear_gelu
+from ecgfast_kernels.ops import masked_loss_triton as loss
+from ecgfast_kernels.ops import norm_triton as norm
+from ecgfast_kernels.ops import patch_embed_triton as embed
+from ecgfast_kernels.ops import unshuffle_triton as unshuffle
+from ecgfast_kernels.ops.mask_triton import mask_kernel
+from ecgfast_kernels.ops.tuning import config_for
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 

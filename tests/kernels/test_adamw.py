@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 from checks import DEVICE, DTYPES
-from ecgfast_kernels import adamw as module
-from ecgfast_kernels.adamw import adamw_, factors, squares_of_sums
+from ecgfast_kernels.ops import adamw as module
+from ecgfast_kernels.ops.adamw import adamw_, factors, squares_of_sums
 from torch import Tensor
 
 # Less than a block of 16384 (2048 on a GPU), whole ones, and some more.
@@ -190,7 +190,7 @@ def test_wrong_arguments() -> None:
 
 def test_a_slice_slows_down_no_other_tensor() -> None:
     """Whether 16 divides all five addresses is said row by row."""
-    from ecgfast_kernels.adamw_triton import _table
+    from ecgfast_kernels.ops.adamw_triton import _table
 
     first = [[16, 32], [48, 64], [80, 96 + 6], [112, 128], [144, 160]]  # one slice of 2-byte values
     table = _table(tuple(chain(*first)), (7, 9), torch.device(DEVICE)).tolist()

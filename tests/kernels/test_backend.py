@@ -5,8 +5,8 @@ import sys
 
 import pytest
 import torch
-from ecgfast_kernels import backend, tuning
-from ecgfast_kernels.backend import BackendError, resolve
+from ecgfast_kernels.ops import backend, tuning
+from ecgfast_kernels.ops.backend import BackendError, resolve
 
 
 def test_auto_is_the_reference_on_a_cpu() -> None:
@@ -50,7 +50,7 @@ def test_importing_the_package_and_philox_needs_neither_torch_nor_triton() -> No
 def test_importing_the_ops_does_not_need_triton() -> None:
     check = (
         "import sys;"
-        "from ecgfast_kernels import mask, masked_loss, patch_embed, unshuffle;"
+        "from ecgfast_kernels.ops import mask, masked_loss, patch_embed, unshuffle;"
         "sys.exit('triton' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

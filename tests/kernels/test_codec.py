@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from codec_signals import KINDS, make, native_backends, records, set_backend
 from ecgfast_kernels import codec
-from ecgfast_kernels.codec_format import FLAG_RAW, FLAG_TRUNC, FLAG_WIDE
-from ecgfast_kernels.codec_reference import decode_chunk
-from ecgfast_kernels.codec_reference_encode import encode_chunk
+from ecgfast_kernels.codec.format import FLAG_RAW, FLAG_TRUNC, FLAG_WIDE
+from ecgfast_kernels.codec.reference import decode_chunk
+from ecgfast_kernels.codec.reference_encode import encode_chunk
 from hypothesis import HealthCheck, given, settings
 from numpy.typing import NDArray
 

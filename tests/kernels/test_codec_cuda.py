@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from chunks import KINDS, damage, ecg_like, signal_of, status_of
 from ecgfast_kernels import codec
-from ecgfast_kernels.codec_format import FLAG_RAW, FLAG_WIDE
-from ecgfast_kernels.codec_reference import decode_chunk
+from ecgfast_kernels.codec.format import FLAG_RAW, FLAG_WIDE
+from ecgfast_kernels.codec.reference import decode_chunk
 from emulator import Emulator, aligned, pack
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from chunks import KINDS, damage, ecg_like, signal_of, status_of
-from ecgfast_kernels import codec, codec_cuda
+from ecgfast_kernels import codec
+from ecgfast_kernels.codec import cuda as codec_cuda
 from numpy.typing import NDArray
 from torch import Tensor
 

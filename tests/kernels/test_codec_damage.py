@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from codec_signals import make, native_backends, set_backend
 from ecgfast_kernels import codec
-from ecgfast_kernels.codec_reference import chunk_crc, decode_chunk
-from ecgfast_kernels.codec_reference_encode import encode_chunk
+from ecgfast_kernels.codec.reference import chunk_crc, decode_chunk
+from ecgfast_kernels.codec.reference_encode import encode_chunk
 
 BACKENDS = native_backends()
 SHAPE = (6, 500)

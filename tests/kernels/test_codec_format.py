@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from codec_signals import KINDS, NATIVE, make
-from ecgfast_kernels import codec, native
-from ecgfast_kernels.codec_format import (
+from ecgfast_kernels import codec
+from ecgfast_kernels.codec import native
+from ecgfast_kernels.codec.format import (
     ERRORS,
     FLAG_WIDE,
     NO_QUANTUM,
@@ -19,8 +20,8 @@ from ecgfast_kernels.codec_format import (
     Header,
     check_shape,
 )
-from ecgfast_kernels.codec_reference import crc32c, decode_chunk
-from ecgfast_kernels.codec_reference_encode import encode_chunk
+from ecgfast_kernels.codec.reference import crc32c, decode_chunk
+from ecgfast_kernels.codec.reference_encode import encode_chunk
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).parents[2]
@@ -126,7 +127,8 @@ FALLBACK = """
 import hashlib, sys, numpy as np
 sys.path.insert(0, sys.argv[1])
 from codec_signals import KINDS, make
-from ecgfast_kernels import codec, frames, order
+from ecgfast_kernels import codec
+from ecgfast_kernels.codec import frames, order
 assert codec.backend() == sys.argv[2]
 assert not {"torch", "triton"} & set(sys.modules)
 signal = np.stack([make(kind, 12, 500) for kind in sorted(KINDS)])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from checks import DEVICE, assert_close, poisoned_outputs, random
-from ecgfast_kernels.column_sums_triton import column_sums
+from ecgfast_kernels.ops.column_sums_triton import column_sums
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (64, 64), (65, 3, 2, 17), (200, 129)], ids=str)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from chunks import KINDS, damage, ecg_like, signal_of
 from ecgfast_kernels import codec
-from ecgfast_kernels.codec_reference import decode_chunk
+from ecgfast_kernels.codec.reference import decode_chunk
 from numpy.typing import NDArray
 
 from ecgfast.data import dali_plugin

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from checks import INSIDE_DYNAMO, assert_close, poisoned_outputs
-from ecgfast_kernels.adamw import adamw_, factors
-from ecgfast_kernels.mask import random_mask
-from ecgfast_kernels.masked_loss import masked_mse
-from ecgfast_kernels.patch_embed import patch_embed_masked
-from ecgfast_kernels.unshuffle import unshuffle
+from ecgfast_kernels.ops.adamw import adamw_, factors
+from ecgfast_kernels.ops.mask import random_mask
+from ecgfast_kernels.ops.masked_loss import masked_mse
+from ecgfast_kernels.ops.patch_embed import patch_embed_masked
+from ecgfast_kernels.ops.unshuffle import unshuffle
 from tolerances import TOY_LOSS_BF16
 from torch import Tensor
 from toy_mae import losses_of

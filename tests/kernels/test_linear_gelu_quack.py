@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from ecgfast_kernels import gelu
-from ecgfast_kernels.linear_gelu import reference_backward, reference_forward
+from ecgfast_kernels.ops import gelu
+from ecgfast_kernels.ops.linear_gelu import reference_backward, reference_forward
 from torch import Tensor
 
 
@@ -82,10 +82,10 @@ def launchers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         module = ModuleType(name)
         vars(module).update(values)
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.delitem(sys.modules, "ecgfast_kernels.linear_gelu_quack", raising=False)
+    monkeypatch.delitem(sys.modules, "ecgfast_kernels.ops.linear_gelu_quack", raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    yield importlib.import_module("ecgfast_kernels.linear_gelu_quack")
-    sys.modules.pop("ecgfast_kernels.linear_gelu_quack", None)
+    yield importlib.import_module("ecgfast_kernels.ops.linear_gelu_quack")
+    sys.modules.pop("ecgfast_kernels.ops.linear_gelu_quack", None)
 
 
 @pytest.mark.parametrize("rows", [3, 128, 300])

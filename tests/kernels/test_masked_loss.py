@@ -14,8 +14,8 @@ from checks import (
     poisoned_outputs,
     random,
 )
-from ecgfast_kernels import reference
-from ecgfast_kernels.masked_loss import masked_mse
+from ecgfast_kernels.ops import reference
+from ecgfast_kernels.ops.masked_loss import masked_mse
 from torch import Tensor
 
 Inputs = tuple[Tensor, ...]

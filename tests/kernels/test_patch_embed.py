@@ -14,8 +14,8 @@ from checks import (
     poisoned_outputs,
     random,
 )
-from ecgfast_kernels import reference
-from ecgfast_kernels.patch_embed import patch_embed_masked
+from ecgfast_kernels.ops import reference
+from ecgfast_kernels.ops.patch_embed import patch_embed_masked
 from torch import Tensor
 
 Inputs = tuple[Tensor, ...]

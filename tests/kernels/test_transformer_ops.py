@@ -7,15 +7,15 @@ from importlib.util import find_spec
 import pytest
 import torch
 from checks import DEVICE, DTYPES, INSIDE_DYNAMO, assert_close, poisoned_outputs, random
-from ecgfast_kernels import attention as attention_module
-from ecgfast_kernels import gelu as gelu_module
-from ecgfast_kernels import linear_gelu as linear_gelu_module
-from ecgfast_kernels import norm as norm_module
-from ecgfast_kernels import tuning
-from ecgfast_kernels.attention import short_attention
-from ecgfast_kernels.gelu import bias_gelu
-from ecgfast_kernels.linear_gelu import Provider, gelu_mlp
-from ecgfast_kernels.norm import add_layer_norm
+from ecgfast_kernels.ops import attention as attention_module
+from ecgfast_kernels.ops import gelu as gelu_module
+from ecgfast_kernels.ops import linear_gelu as linear_gelu_module
+from ecgfast_kernels.ops import norm as norm_module
+from ecgfast_kernels.ops import tuning
+from ecgfast_kernels.ops.attention import short_attention
+from ecgfast_kernels.ops.gelu import bias_gelu
+from ecgfast_kernels.ops.linear_gelu import Provider, gelu_mlp
+from ecgfast_kernels.ops.norm import add_layer_norm
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 

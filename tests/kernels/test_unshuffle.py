@@ -12,8 +12,8 @@ from checks import (
     poisoned_outputs,
     random,
 )
-from ecgfast_kernels import reference
-from ecgfast_kernels.unshuffle import unshuffle
+from ecgfast_kernels.ops import reference
+from ecgfast_kernels.ops.unshuffle import unshuffle
 from torch import Tensor
 
 Inputs = tuple[Tensor, ...]

@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "records": set(),
     "settings": set(),
     "vocabulary": set(),
-    "ingest": {"ecgfast_kernels.frames"},
+    "ingest": {"ecgfast_kernels.codec.frames"},
     "labels": {"store"},
     "store": {"ecgfast_kernels"},
     "convert": {"ingest", "store", "labels", "ecgfast_kernels"},

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ecgfast_kernels import tuning
+from ecgfast_kernels.ops import tuning
 from triton import next_power_of_2
 
 from ecgfast.bench.kernel_grids import SEARCHES, Search

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
-from ecgfast_kernels.fingerprint import NO_BEAT
+from ecgfast_kernels.codec.fingerprint import NO_BEAT
 from hearts import heart, irregular, recording
 from numpy.typing import NDArray
 from recordings import convert_quietly, write_wfdb

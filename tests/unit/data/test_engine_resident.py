@@ -65,7 +65,7 @@ def test_a_damaged_record_is_named_when_the_store_is_loaded(tmp_path: Path) -> N
 def test_without_the_cuda_decoder_a_gpu_is_refused_with_the_cure(
     store: StoreReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ecgfast_kernels.codec_cuda.is_built", lambda: False)
+    monkeypatch.setattr("ecgfast_kernels.codec.cuda.is_built", lambda: False)
     with pytest.raises(BackendUnavailableError, match="install nvcc"):
         ResidentEngine(source(store, torch.device("cuda")), index=np.arange(12))
 

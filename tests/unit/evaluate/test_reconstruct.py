@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ecgfast_kernels.mask import random_mask
+from ecgfast_kernels.ops.mask import random_mask
 from matplotlib.figure import Figure
 from recordings import convert_quietly, ecg_like, make_store, write_wfdb
 from resealed import change_lead_value

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecgfast_kernels import library, reference
-from ecgfast_kernels.backend import resolve
+from ecgfast_kernels.ops import library, reference
+from ecgfast_kernels.ops.backend import resolve
 
 
 def masked_mse(
@@ -87,7 +87,7 @@ class _MaskedMse(torch.autograd.Function):
 def _triton(
     pred_BNP: Tensor, patches_BNP: Tensor, mask_BN: Tensor, norm_patch: bool
 ) -> tuple[Tensor, Tensor]:
-    from ecgfast_kernels import masked_loss_triton
+    from ecgfast_kernels.ops import masked_loss_triton
 
     return masked_loss_triton.forward(pred_BNP, patches_BNP, mask_BN, norm_patch)
 
@@ -100,7 +100,7 @@ def _triton_backward(
     num_removed: Tensor,
     norm_patch: bool,
 ) -> Tensor:
-    from ecgfast_kernels import masked_loss_triton
+    from ecgfast_kernels.ops import masked_loss_triton
 
     return masked_loss_triton.backward(
         grad, pred_BNP, patches_BNP, mask_BN, num_removed, norm_patch

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ecgfast_kernels.backend import INTERPRETED
+from ecgfast_kernels.ops.backend import INTERPRETED
 
 _LIBRARY: Any = torch.library.Library("ecgfast", "FRAGMENT")
 

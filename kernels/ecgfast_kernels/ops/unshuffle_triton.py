@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ecgfast_kernels.column_sums_triton import column_sums
-from ecgfast_kernels.tuning import block_config
+from ecgfast_kernels.ops.column_sums_triton import column_sums
+from ecgfast_kernels.ops.tuning import block_config
 
 
 @triton.jit

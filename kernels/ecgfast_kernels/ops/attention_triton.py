@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ecgfast_kernels.column_sums_triton import column_sums
-from ecgfast_kernels.tuning import block_config
+from ecgfast_kernels.ops.column_sums_triton import column_sums
+from ecgfast_kernels.ops.tuning import block_config
 
 LOG2_E = 1.4426950408889634
 SHORT = 64  # tokens that one tile can hold

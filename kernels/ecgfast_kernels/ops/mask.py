@@ -6,8 +6,8 @@ Shapes: B records, N patches, K kept patches.
 import torch
 from torch import Tensor
 
-from ecgfast_kernels import library, reference
-from ecgfast_kernels.backend import resolve
+from ecgfast_kernels.ops import library, reference
+from ecgfast_kernels.ops.backend import resolve
 
 _Masks = tuple[Tensor, Tensor, Tensor]
 
@@ -65,7 +65,7 @@ def random_mask(
 def _triton(
     record_index_B: Tensor, seed: int, epoch: int, num_patches: int, num_keep: int
 ) -> _Masks:
-    from ecgfast_kernels import mask_triton
+    from ecgfast_kernels.ops import mask_triton
 
     return mask_triton.random_mask(record_index_B, seed, epoch, num_patches, num_keep)
 

@@ -9,10 +9,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ecgfast_kernels import library
-from ecgfast_kernels.column_sums_triton import column_sums
-from ecgfast_kernels.gelu_triton import cdf_density
-from ecgfast_kernels.tuning import block_config
+from ecgfast_kernels.ops import library
+from ecgfast_kernels.ops.column_sums_triton import column_sums
+from ecgfast_kernels.ops.gelu_triton import cdf_density
+from ecgfast_kernels.ops.tuning import block_config
 
 
 @triton.jit

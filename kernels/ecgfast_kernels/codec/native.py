@@ -10,7 +10,7 @@ from importlib.resources import as_file, files
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfast_kernels.codec_format import CodecError
+from ecgfast_kernels.codec.format import CodecError
 
 BACKEND_VARIABLE = "ECGFAST_CODEC_BACKEND"
 BACKENDS = ("avx512vbmi", "avx2", "portable", "numpy")

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecgfast_kernels import library, reference
-from ecgfast_kernels.backend import resolve
+from ecgfast_kernels.ops import library, reference
+from ecgfast_kernels.ops.backend import resolve
 
 # Two padding columns carry the bias and class-token gradients through the weight-gradient GEMM.
 MIN_PADDING = 2
@@ -111,7 +111,7 @@ class _PatchEmbedMasked(torch.autograd.Function):
 
 
 def _triton(*tensors: Tensor) -> Tensor:
-    from ecgfast_kernels import patch_embed_triton
+    from ecgfast_kernels.ops import patch_embed_triton
 
     return patch_embed_triton.forward(*tensors)
 
@@ -119,7 +119,7 @@ def _triton(*tensors: Tensor) -> Tensor:
 def _triton_backward(
     grad_BTD: Tensor, patches_BNP: Tensor, ids_keep_BK: Tensor, patch_length: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from ecgfast_kernels import patch_embed_triton
+    from ecgfast_kernels.ops import patch_embed_triton
 
     return patch_embed_triton.backward(grad_BTD, patches_BNP, ids_keep_BK, patch_length)
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecgfast_kernels import library
-from ecgfast_kernels.backend import HAS_TRITON
+from ecgfast_kernels.ops import library
+from ecgfast_kernels.ops.backend import HAS_TRITON
 
 MAX_TOKENS = 256  # two passes over the tiles of longer sequences lose to kernels made for them
 HEAD_WIDTHS = (16, 32, 64)
@@ -127,13 +127,15 @@ def _fake_backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> tuple
 
 
 def _launch_forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
-    from ecgfast_kernels import attention_triton  # Triton is optional: imported by its first use
+    from ecgfast_kernels.ops import (
+        attention_triton,  # Triton is optional: imported by its first use
+    )
 
     return attention_triton.forward(qkv)
 
 
 def _launch_backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-    from ecgfast_kernels import attention_triton
+    from ecgfast_kernels.ops import attention_triton
 
     return attention_triton.backward(grad, qkv, out, lse)
 

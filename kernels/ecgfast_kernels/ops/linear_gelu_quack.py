@@ -15,9 +15,9 @@ from quack.epilogue.frontend import gemm_epilogue
 from quack.epilogue.ops import RowVecLoad, RowVecReduce
 from torch import Tensor
 
-from ecgfast_kernels import library
-from ecgfast_kernels.column_sums_triton import column_sums
-from ecgfast_kernels.tuning import block_config
+from ecgfast_kernels.ops import library
+from ecgfast_kernels.ops.column_sums_triton import column_sums
+from ecgfast_kernels.ops.tuning import block_config
 
 
 @gemm_epilogue(outputs=("act",), ops={"bias": RowVecLoad("bias")})

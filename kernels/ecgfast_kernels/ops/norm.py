@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecgfast_kernels import library
+from ecgfast_kernels.ops import library
 
 
 def add_layer_norm(
@@ -144,7 +144,7 @@ def _launch_forward(
     bias: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from ecgfast_kernels import norm_triton  # Triton is optional: imported by its first use
+    from ecgfast_kernels.ops import norm_triton  # Triton is optional: imported by its first use
 
     return norm_triton.forward(stream, branch, branch_bias, weight, bias, eps)
 
@@ -152,7 +152,7 @@ def _launch_forward(
 def _launch_backward(
     grad_total: Tensor, grad_out: Tensor, total: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor]:
-    from ecgfast_kernels import norm_triton
+    from ecgfast_kernels.ops import norm_triton
 
     return norm_triton.backward(grad_total, grad_out, total, weight, mean, rstd)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecgfast_kernels import library
+from ecgfast_kernels.ops import library
 
 
 def bias_gelu(x: Tensor, bias_C: Tensor) -> Tensor:
@@ -76,13 +76,13 @@ def _fake_backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tenso
 
 
 def _launch_forward(x: Tensor, bias: Tensor) -> Tensor:
-    from ecgfast_kernels import gelu_triton  # Triton is optional: imported by its first use
+    from ecgfast_kernels.ops import gelu_triton  # Triton is optional: imported by its first use
 
     return gelu_triton.forward(x, bias)
 
 
 def _launch_backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    from ecgfast_kernels import gelu_triton
+    from ecgfast_kernels.ops import gelu_triton
 
     return gelu_triton.backward(grad, x, bias)
 

@@ -56,6 +56,6 @@ def _architectures(rows: dict[str, Any], *, bits: int) -> list[int]:
 @functools.cache
 def table() -> dict[str, dict[str, dict[str, Any]]]:
     """Return the whole table: op -> row ("interpreter", "sm90-16bit") -> settings."""
-    text = (files("ecgfast_kernels") / FILE_NAME).read_text(encoding="utf-8")
+    text = (files("ecgfast_kernels.ops") / FILE_NAME).read_text(encoding="utf-8")
     table: dict[str, dict[str, dict[str, Any]]] = json.loads(text)
     return table

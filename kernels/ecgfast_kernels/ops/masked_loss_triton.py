@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ecgfast_kernels.reference import NORM_EPS
-from ecgfast_kernels.tuning import block_config
+from ecgfast_kernels.ops.reference import NORM_EPS
+from ecgfast_kernels.ops.tuning import block_config
 
 _REDUCE_BLOCK = 1024
 _EPS = tl.constexpr(NORM_EPS)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfast_kernels.codec_format import (
+from ecgfast_kernels.codec.format import (
     COLUMN_TIMESTEPS,
     FLAG_RAW,
     FLAG_TRUNC,
@@ -22,7 +22,7 @@ from ecgfast_kernels.codec_format import (
     Header,
     check_shape,
 )
-from ecgfast_kernels.codec_reference import (
+from ecgfast_kernels.codec.reference import (
     Int16,
     Int64,
     chunk_crc,

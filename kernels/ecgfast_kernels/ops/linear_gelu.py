@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ecgfast_kernels import gelu, library
+from ecgfast_kernels.ops import gelu, library
 
 Provider = Literal["triton", "quack"]
 
@@ -122,8 +122,8 @@ def _fake_backward(
 def _launchers(provider: str, tensor: Tensor) -> ModuleType:
     """The module that launches the products; both are optional: imported by their first use."""
     if provider == "quack" and tensor.is_cuda:
-        return importlib.import_module("ecgfast_kernels.linear_gelu_quack")
-    return importlib.import_module("ecgfast_kernels.linear_gelu_triton")
+        return importlib.import_module("ecgfast_kernels.ops.linear_gelu_quack")
+    return importlib.import_module("ecgfast_kernels.ops.linear_gelu_triton")
 
 
 def _launch_forward(

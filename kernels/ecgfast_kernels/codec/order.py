@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfast_kernels.native import address, load
+from ecgfast_kernels.codec.native import address, load
 from ecgfast_kernels.philox import ORDER_DOMAIN, philox4x32, split_seed
 
 _MEMORY = 102  # ECGFAST_MEMORY of codec.h

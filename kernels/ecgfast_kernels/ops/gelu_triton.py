@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ecgfast_kernels.backend import INTERPRETED
-from ecgfast_kernels.column_sums_triton import column_sums
-from ecgfast_kernels.tuning import block_config
+from ecgfast_kernels.ops.backend import INTERPRETED
+from ecgfast_kernels.ops.column_sums_triton import column_sums
+from ecgfast_kernels.ops.tuning import block_config
 
 # One instruction each on the GPU; tl.exp2 and a division handle denormals in three to eight more.
 APPROXIMATE = tl.constexpr(not INTERPRETED)

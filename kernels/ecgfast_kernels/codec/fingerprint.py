@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfast_kernels.codec_format import CodecError
-from ecgfast_kernels.native import address, load
+from ecgfast_kernels.codec.format import CodecError
+from ecgfast_kernels.codec.native import address, load
 
 NUM_CORRELATIONS = 28  # pairs of 8 leads: I, II, V1 to V6; the four others follow from I and II
 MAX_BEATS = 32

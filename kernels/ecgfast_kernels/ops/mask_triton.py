@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ecgfast_kernels.tuning import block_config
+from ecgfast_kernels.ops.tuning import block_config
 
 
 # Seed and epoch change all the time; specialised on their values, they would compile again.

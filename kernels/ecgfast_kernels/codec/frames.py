@@ -6,7 +6,7 @@ Importing this imports neither torch nor triton.
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfast_kernels.native import address, load
+from ecgfast_kernels.codec.native import address, load
 
 
 def deinterleave(frames_TS: NDArray[np.int16]) -> tuple[NDArray[np.int16], NDArray[np.uint16]]:

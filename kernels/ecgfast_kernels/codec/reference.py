@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfast_kernels.codec_format import (
+from ecgfast_kernels.codec.format import (
     COLUMN_TIMESTEPS,
     CRC_OFFSET,
     FLAG_RAW,

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecgfast_kernels import library, reference
-from ecgfast_kernels.backend import resolve
+from ecgfast_kernels.ops import library, reference
+from ecgfast_kernels.ops.backend import resolve
 
 
 def unshuffle(
@@ -88,7 +88,7 @@ class _Unshuffle(torch.autograd.Function):
 
 
 def _triton(*tensors: Tensor) -> Tensor:
-    from ecgfast_kernels import unshuffle_triton
+    from ecgfast_kernels.ops import unshuffle_triton
 
     return unshuffle_triton.forward(*tensors)
 
@@ -96,7 +96,7 @@ def _triton(*tensors: Tensor) -> Tensor:
 def _triton_backward(
     grad_BNE: Tensor, ids_restore_BN: Tensor, num_keep: int
 ) -> tuple[Tensor, Tensor]:
-    from ecgfast_kernels import unshuffle_triton
+    from ecgfast_kernels.ops import unshuffle_triton
 
     return unshuffle_triton.backward(grad_BNE, ids_restore_BN, num_keep)
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ecgfast_kernels import library
+from ecgfast_kernels.ops import library
 
 
 def adamw_(
@@ -154,13 +154,13 @@ def _sums(gradients: list[Tensor], num_tensors: int) -> list[Tensor]:
 
 
 def _launch_squares(gradients: list[Tensor], num_tensors: int) -> Tensor:
-    from ecgfast_kernels import adamw_triton
+    from ecgfast_kernels.ops import adamw_triton
 
     return adamw_triton.squares_of_sums(gradients, num_tensors)
 
 
 def _launch(*arguments: object) -> None:
-    from ecgfast_kernels import adamw_triton  # Triton is optional: imported by its first use
+    from ecgfast_kernels.ops import adamw_triton  # Triton is optional: imported by its first use
 
     adamw_triton.step(*arguments)  # type: ignore[arg-type]  # those of step
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ecgfast_kernels.tuning import block_config
+from ecgfast_kernels.ops.tuning import block_config
 
 _ELEMENTS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 _RECORDED: list[tuple[Tensor, ...]] = []  # a CUDA graph knows its tables by their addresses alone

@@ -10,27 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from ecgfast_kernels import codec_reference as reference
-from ecgfast_kernels.codec_format import (
+from ecgfast_kernels.codec import reference
+from ecgfast_kernels.codec.format import (
     COLUMN_TIMESTEPS,
     PATCH_WIDTH,
     CodecError,
     check_shape,
 )
-from ecgfast_kernels.codec_reference_encode import encode_chunk
-from ecgfast_kernels.native import Chunks, address, backend, load
-
-__all__ = [
-    "COLUMN_TIMESTEPS",
-    "CodecError",
-    "backend",
-    "crc32c",
-    "decode",
-    "decode_patches",
-    "encode",
-    "lead_statistics",
-    "patches_from_int16",
-]
+from ecgfast_kernels.codec.native import Chunks, address, load
+from ecgfast_kernels.codec.reference_encode import encode_chunk
 
 Buffer = bytes | bytearray | memoryview | NDArray[np.uint8]
 

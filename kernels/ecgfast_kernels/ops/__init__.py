@@ -1,0 +1,1 @@
+"""The operators of the models: PyTorch references, Triton kernels and what chooses between them."""
