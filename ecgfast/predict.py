@@ -27,9 +27,9 @@ from ecgfast.ingest import InputFile, discover
 from ecgfast.model.classifier import Classifier
 from ecgfast.records import SAMPLING_RATE_HZ, EcgRecord
 from ecgfast.runs.register import Register, Role, read_register
+from ecgfast.store.csv_files import csv_lines
 from ecgfast.store.durable import DurableFile
-from ecgfast.store.pseudonyms import PatientIds, Pseudonyms, read_key
-from ecgfast.store.spreadsheets import csv_lines
+from ecgfast.store.patients import PatientIds, Pseudonyms, read_key
 from ecgfast.train.loading import load_model
 
 _BLOCK_WINDOWS = 64  # scored at once: a recording of hours has a thousand

@@ -22,12 +22,11 @@ from ecgfast.convert.seal import seal_converted
 from ecgfast.convert.work import Lines, Settings, convert_lines
 from ecgfast.errors import ConfigError, FormatError
 from ecgfast.ingest import discover, take_inventory
-from ecgfast.store.format import FORMAT_VERSION, passed_over_beside
-from ecgfast.store.journal import Cursor
+from ecgfast.store.csv_files import write_passed_over
+from ecgfast.store.format import FORMAT_VERSION
 from ecgfast.store.manifest import Manifest, read_manifest
-from ecgfast.store.outcomes import Outcomes
-from ecgfast.store.pseudonyms import PatientIds, Pseudonyms, read_key, read_or_create_key
-from ecgfast.store.table import write_passed_over
+from ecgfast.store.outcomes import Cursor, Outcomes
+from ecgfast.store.patients import PatientIds, Pseudonyms, read_key, read_or_create_key
 from ecgfast.store.writer import StoreWriter
 
 _BATCH_FILES = 32
@@ -86,9 +85,9 @@ def convert_files(
         with StoreWriter(out, plan.work) as writer:
             _write_all(plan, writer, settings, crew)
     if plan.passed_over:
-        write_passed_over(passed_over_beside(out), plan.examples)
+        write_passed_over(out, plan.examples)
     found = {"source_files": plan.num_files, "passed_over": plan.passed_over}
-    return seal_converted(out, plan.work, writer, settings, request, plan.num_inputs, found)
+    return seal_converted(out, writer, settings, request, plan.num_inputs, found)
 
 
 def _same_store(out: Path, request: str, paths: list[Path]) -> Manifest:

@@ -19,6 +19,7 @@ from ecgfast.errors import ConfigError, EcgfastError
 from ecgfast.labels import label_store
 from ecgfast.labels.assign import warn_of_unnamed
 from ecgfast.labels.columns import check_labels, check_names
+from ecgfast.store.csv_files import passed_over_examples
 from ecgfast.store.durable import store_lock
 from ecgfast.store.format import (
     MANIFEST,
@@ -28,8 +29,7 @@ from ecgfast.store.format import (
     refuse_inside_store,
     sources_beside,
 )
-from ecgfast.store.info import passed_over_examples
-from ecgfast.store.pseudonyms import PatientIds
+from ecgfast.store.patients import PatientIds
 from ecgfast.store.reader import open_store
 
 OnBad = Literal["quarantine", "fail"]

@@ -1,6 +1,5 @@
 """The last step of a convert: tables, metadata, and the manifest that makes the folder a store."""
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,12 +19,12 @@ from ecgfast.convert.work import Settings
 from ecgfast.errors import FormatError
 from ecgfast.labels.assign import assign_splits, known_target
 from ecgfast.records import NUM_TIMESTEPS, SAMPLING_RATE_HZ
-from ecgfast.store.chunks import decode_chunks
-from ecgfast.store.format import QUARANTINE, RECORDS, Codec, sources_beside
-from ecgfast.store.manifest import Manifest, write_manifest
+from ecgfast.store.csv_files import write_quarantine, write_sources
+from ecgfast.store.format import QUARANTINE, RECORDS, Codec, decode_chunks, sources_beside
+from ecgfast.store.manifest import Manifest
 from ecgfast.store.patients import retained, with_pseudonyms
 from ecgfast.store.shards import Shards
-from ecgfast.store.table import records_table, write_quarantine, write_sources, write_table
+from ecgfast.store.table import records_table, write_table
 from ecgfast.store.writer import StoreWriter
 
 
@@ -54,7 +53,6 @@ class _Lines:
 
 def seal_converted(
     out: Path,
-    work: Path,
     writer: StoreWriter,
     settings: Settings,
     request: str,
@@ -124,41 +122,7 @@ def seal_converted(
     }
     _say_left_out(lines.left_out)
     tables = {QUARANTINE: quarantine, RECORDS: records}
-    return seal(out, work, writer, settings.codec, tables, content)
-
-
-def seal(
-    out: Path,
-    work: Path,
-    writer: StoreWriter,
-    codec: Codec,
-    tables: dict[str, dict[str, int | str]],
-    content: dict[str, Any],
-) -> Manifest:
-    """Write metadata and manifest, then drop the journal.
-
-    Args:
-        out: folder of the store.
-        work: folder of the journal.
-        writer: finished.
-        codec: of the chunks.
-        tables: manifest entries of records.parquet and quarantine.csv.
-        content: further entries of the manifest.
-    """
-    from ecgfast.store.metadata import write_metadata  # imports zarr: no worker needs that
-
-    metadata = write_metadata(out, codec, writer.num_records)
-    manifest = write_manifest(
-        out,
-        content
-        | {
-            "codec": codec,
-            "num_records": writer.num_records,
-            "files": writer.files | tables | metadata,
-        },
-    )
-    shutil.rmtree(work)
-    return manifest
+    return writer.seal(settings.codec, tables, content)
 
 
 def _say_left_out(left_out: Mapping[str, int]) -> None:

@@ -19,22 +19,20 @@ from ecgfast.convert.plan import (
     work_folder,
 )
 from ecgfast.convert.pool import Crew
-from ecgfast.convert.seal import seal
 from ecgfast.errors import ConfigError, CorruptStoreError
-from ecgfast.store.chunks import encode_chunks
 from ecgfast.store.durable import write_durably
 from ecgfast.store.format import (
     LEAD_ARRAYS,
     QUARANTINE,
     RECORDS,
     Codec,
+    encode_chunks,
     key_beside,
     passed_over_beside,
     sources_beside,
 )
-from ecgfast.store.journal import Cursor
 from ecgfast.store.manifest import Manifest, read_manifest
-from ecgfast.store.outcomes import EncodedRecord, in_columns
+from ecgfast.store.outcomes import Cursor, EncodedRecord, in_columns
 from ecgfast.store.reader import StoreReader, open_store
 from ecgfast.store.writer import StoreWriter
 
@@ -90,7 +88,7 @@ def transcode(source: Path, out: Path, *, codec: Codec, workers: int) -> Manifes
         if beside(source).exists():
             _copy(beside(source), beside(out), mode=0o600)
     content = {name: reader.manifest[name] for name in _COPIED if name in reader.manifest}
-    return seal(out, plan.work, writer, codec, tables, content | {"request": request})
+    return writer.seal(codec, tables, content | {"request": request})
 
 
 def _encode_all(reader: StoreReader, writer: StoreWriter, codec: Codec, workers: int) -> None:

@@ -20,11 +20,9 @@ from ecgfast.errors import FormatError, Reason, ShapeError
 from ecgfast.ingest import InputFile, unreadable
 from ecgfast.ingest.discover import printable
 from ecgfast.records import NO_PATIENT, NUM_LEADS, NUM_TIMESTEPS, EcgRecord, stored_age
-from ecgfast.store.chunks import encode_chunks
-from ecgfast.store.format import Codec
-from ecgfast.store.journal import Cursor
-from ecgfast.store.outcomes import EncodedRecord, Outcome, Outcomes, Refusal, in_columns
-from ecgfast.store.pseudonyms import Pseudonyms, key_of_unnamed
+from ecgfast.store.format import Codec, encode_chunks
+from ecgfast.store.outcomes import Cursor, EncodedRecord, Outcome, Outcomes, Refusal, in_columns
+from ecgfast.store.patients import Pseudonyms, key_of_unnamed
 
 Quality = Literal["flag", "strict"]
 _STRICT: dict[str, Reason] = {

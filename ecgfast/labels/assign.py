@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from ecgfast import log
 from ecgfast.labels.selection import parse_target
 from ecgfast.labels.splits import NUM_FOLDS, SHARES, Drawn, Strata, draw_splits, warn_where_few
-from ecgfast.store.patients import is_unnamed, patient_groups
-from ecgfast.store.pseudonyms import before_id
+from ecgfast.store.patients import before_id, is_unnamed, patient_groups
 
 DEFAULT_TARGET = "ejection_fraction<40"
 ONE_ECG_OPTION = "--assume-one-ecg-per-patient"

@@ -36,7 +36,7 @@ from ecgfast.labels.table import folds, read_labels, stored
 from ecgfast.store.durable import store_lock
 from ecgfast.store.patients import patient_groups, retained, with_pseudonyms
 from ecgfast.store.reader import open_store
-from ecgfast.store.relabel import replace_records
+from ecgfast.store.table import replace_records
 
 Split = Literal["patient", "column"]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ecgfast import log
 from ecgfast.errors import ConfigError
 from ecgfast.labels.table import parse_date
-from ecgfast.store.pseudonyms import Pseudonyms
+from ecgfast.store.patients import Pseudonyms
 
 _NO_ROW = -1
 

@@ -11,12 +11,12 @@ from ecgfast.labels.identities import Identities, one_ecg_each, patient_ids, spl
 from ecgfast.labels.joining import label_store
 from ecgfast.labels.selection import parse_target
 from ecgfast.labels.splits import SPLITS
+from ecgfast.store.csv_files import csv_lines
 from ecgfast.store.durable import store_lock, write_durably
 from ecgfast.store.format import refuse_to_replace, sources_beside
 from ecgfast.store.patients import patient_groups
 from ecgfast.store.reader import open_store
-from ecgfast.store.relabel import replace_records
-from ecgfast.store.spreadsheets import csv_lines
+from ecgfast.store.table import replace_records
 
 COLUMNS = ("record_id", "split", "fold")
 

@@ -1,27 +1,31 @@
-"""What a store looks like on disk: names, shapes, codecs and the shard index."""
+"""What a store looks like on disk: names, shapes, and its chunks, one record each, by codec."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
-from ecgfast_kernels.codec import crc32c
+from ecgfast_kernels import codec as ecgpack
+from ecgfast_kernels.codec import CodecError, crc32c
 from numpy.typing import NDArray
 
-from ecgfast.errors import ConfigError, CorruptStoreError
+from ecgfast.errors import ConfigError
 from ecgfast.records import NUM_LEADS, NUM_TIMESTEPS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Codec = Literal["ecgpack", "zstd", "none"]
 
 FORMAT = "ecgfast-store"
 FORMAT_VERSION = 1
-CODECS: tuple[Codec, ...] = ("ecgpack", "zstd", "none")
+CODECS: tuple[Codec, ...] = get_args(Codec)
 ECGPACK = "ecgfast.ecgpack"  # the codec's name in zarr.json
 ZSTD_LEVEL = 3
 
 SHARD_RECORDS = 1024
 CHUNK_SHAPE = (1, NUM_LEADS, NUM_TIMESTEPS)
 SHARD_SHAPE = (SHARD_RECORDS, NUM_LEADS, NUM_TIMESTEPS)
+RECORD_BYTES = NUM_LEADS * NUM_TIMESTEPS * 2  # of the signal as int16
 LEAD_ARRAYS = ("scale_uv", "offset_adc", "lead_mean", "lead_std")  # float32 (N, 12)
 
 ROW_TYPES = {  # columns of records.parquet, with the names that Arrow has for types
@@ -64,10 +68,6 @@ RECORDS = "records.parquet"
 NEXT_RECORDS = "records.parquet.next"  # while labels are joined; counts if the manifest says so
 QUARANTINE = "quarantine.csv"
 SIGNALS = "signals.zarr"
-
-# Shard index: (offset u64, bytes u64) per chunk, then crc32c, at the end of the shard file.
-NOT_WRITTEN = np.uint64(2**64 - 1)
-INDEX_BYTES = SHARD_RECORDS * 16 + 4
 
 
 def shard_name(shard: int) -> str:
@@ -161,46 +161,84 @@ def with_crc32c(data: bytes) -> bytes:
     return data + crc32c(data).to_bytes(4, "little")
 
 
-def pack_shard_index(lengths: Sequence[int]) -> bytes:
-    """The index of a shard whose chunks lie one behind another from its first byte.
+def encode_chunks(codec: Codec, signal_NCT: NDArray[np.int16]) -> list[bytes]:
+    """Encode records, one chunk each.
 
     Args:
-        lengths: bytes of each chunk in order, at most 1024 of them.
+        codec: "ecgpack", "zstd" or "none".
+        signal_NCT: (N, 12, 5000) int16, ADC units.
     """
-    index = np.full((SHARD_RECORDS, 2), NOT_WRITTEN, "<u8")
-    ends = np.cumsum(lengths, dtype=np.uint64)
-    index[: len(lengths), 1] = lengths
-    index[: len(lengths), 0] = ends - index[: len(lengths), 1]
-    return with_crc32c(index.tobytes())
+    if codec == "ecgpack":
+        return ecgpack.encode(signal_NCT)
+    raw = (np.ascontiguousarray(record, "<i2").tobytes() for record in signal_NCT)
+    if codec == "zstd":
+        zstd = _zstd()
+        raw = (zstd.compress(data, asbytes=True) for data in raw)
+    return [with_crc32c(data) for data in raw]
 
 
-def parse_shard_index(
-    index: bytes, *, num_chunks: int, data_bytes: int, where: str
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Check a shard index and return where its chunks lie.
+def decode_chunks(
+    codec: Codec,
+    buffer: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    *,
+    out: NDArray[np.int16] | None = None,
+    check: bool = True,
+    num_threads: int = 1,
+) -> NDArray[np.int16]:
+    """Decode the chunks that lie in a buffer.
 
     Args:
-        index: the last `INDEX_BYTES` of the shard file.
-        num_chunks: chunks that the shard must hold.
-        data_bytes: size of the shard file without its index.
-        where: the shard's name, for messages.
+        codec: "ecgpack", "zstd" or "none".
+        buffer: (bytes,) uint8.
+        offsets: (n,) int64, first byte of each chunk in `buffer`.
+        lengths: (n,) int64, bytes.
+        out: (n, 12, 5000) int16 to fill, or None for a new array.
+        check: compare checksums.
+        num_threads: threads of the ecgpack decoder.
     Returns:
-        offsets and lengths, int64 (num_chunks,).
+        (n, 12, 5000) int16, ADC units.
     Raises:
-        CorruptStoreError: wrong checksum, a missing chunk, or a range outside the file.
+        CodecError: a chunk is damaged.
     """
-    if len(index) != INDEX_BYTES or with_crc32c(index[:-4]) != index:
-        raise CorruptStoreError(
-            f"{where}: the checksum of the shard index is wrong; the file is damaged"
+    if codec == "ecgpack":
+        return ecgpack.decode(
+            buffer,
+            offsets,
+            lengths,
+            num_leads=NUM_LEADS,
+            num_timesteps=NUM_TIMESTEPS,
+            out=out,
+            num_threads=num_threads,
+            check=check,
         )
-    table = np.frombuffer(index, "<u8", count=2 * SHARD_RECORDS).reshape(-1, 2)[:num_chunks]
-    missing = np.flatnonzero((table == NOT_WRITTEN).any(axis=1))
-    if missing.size:
-        raise CorruptStoreError(f"{where}: chunk {missing[0]} is missing; the store is damaged")
-    limit = np.uint64(data_bytes)
-    if (table > limit).any() or (table.sum(axis=1) > limit).any() or (table[:, 1] == 0).any():
-        raise CorruptStoreError(
-            f"{where}: the shard index points outside the file of {data_bytes} bytes"
-        )
-    offsets, lengths = table.astype(np.int64).T
-    return np.ascontiguousarray(offsets), np.ascontiguousarray(lengths)
+    if out is None:
+        out = np.empty((len(offsets), NUM_LEADS, NUM_TIMESTEPS), np.int16)
+    zstd = _zstd() if codec == "zstd" else None
+    for n, (start, length) in enumerate(zip(offsets.tolist(), lengths.tolist(), strict=True)):
+        out[n] = _decode_one(buffer[start : start + length], zstd, index=n, check=check)
+    return out
+
+
+def _zstd() -> "pa.Codec":
+    import pyarrow as pa  # no worker that encodes ecgpack needs it
+
+    return pa.Codec("zstd", compression_level=ZSTD_LEVEL)
+
+
+def _decode_one(
+    chunk: NDArray[np.uint8], zstd: "pa.Codec | None", *, index: int, check: bool
+) -> NDArray[np.int16]:
+    data, checksum = chunk[:-4], chunk[-4:]
+    if check and crc32c(data) != int.from_bytes(checksum.tobytes(), "little"):
+        raise CodecError("the checksum of the chunk is wrong", index=index)
+    if zstd is not None:
+        try:
+            data = np.frombuffer(zstd.decompress(data, RECORD_BYTES), np.uint8)
+        except OSError as error:  # what pyarrow raises on a damaged frame
+            raise CodecError(f"the zstd frame is damaged: {error}", index=index) from error
+    if data.size != RECORD_BYTES:
+        reason = f"the chunk holds {data.size} bytes, expected {RECORD_BYTES}"
+        raise CodecError(reason, index=index)
+    return data.view("<i2").reshape(NUM_LEADS, NUM_TIMESTEPS)

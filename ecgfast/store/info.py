@@ -1,6 +1,5 @@
 """What a store holds: inputs, refusals, flags, the codec's ratio."""
 
-import csv
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -12,16 +11,11 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from ecgfast.errors import CorruptStoreError
-from ecgfast.store.chunks import RECORD_BYTES
-from ecgfast.store.format import QUARANTINE, num_shards, passed_over_beside, shard_name
+from ecgfast.store.csv_files import passed_over_examples
+from ecgfast.store.format import QUARANTINE, RECORD_BYTES
 from ecgfast.store.reader import StoreReader, as_store
-from ecgfast.store.spreadsheets import read_lines
 
-_ECG_FORMATS = {
-    "XML",
-    "DICOM",
-    "SCP-ECG",
-}  # kinds whose files can be ECGs that convert does not read
+_ECG_FORMATS = {"XML", "DICOM", "SCP-ECG"}  # whose files can be ECGs that convert does not read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +73,6 @@ def describe(store: StoreReader | str | Path) -> StoreInfo:
     """Count what a store holds; `ecgfast.evaluate.cohort` counts labels by site and split."""
     reader = as_store(store)
     table, counts = reader.records, reader.manifest["counts"]
-    files = reader.manifest["files"]
     flags = Counter(flag for text in table["flags"].to_pylist() for flag in text.split(";") if flag)
     return StoreInfo(
         path=reader.path,
@@ -93,7 +86,7 @@ def describe(store: StoreReader | str | Path) -> StoreInfo:
         num_duplicates=counts.get("duplicates"),
         num_patients=pc.count_distinct(table["patient_id"]).as_py(),
         raw_bytes=len(reader) * RECORD_BYTES,
-        stored_bytes=sum(files[shard_name(n)]["bytes"] for n in range(num_shards(len(reader)))),
+        stored_bytes=reader.num_bytes,
         columns=tuple(table.column_names),
         flags=dict(flags.most_common()),
         reasons=_reasons(reader),
@@ -101,27 +94,6 @@ def describe(store: StoreReader | str | Path) -> StoreInfo:
         passed_over=reader.manifest.get("passed_over", {}),
         examples=passed_over_examples(reader.path),
     )
-
-
-def passed_over_examples(store: Path) -> dict[str, list[str]]:
-    """Read the examples of files that were passed over, by kind; none where their table is not.
-
-    Raises:
-        CorruptStoreError: the file is no such table.
-    """
-    path = passed_over_beside(store)
-    examples: dict[str, list[str]] = {}
-    if not path.exists():
-        return examples
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for line in read_lines(file):
-                examples.setdefault(line["kind"], []).append(line["source"])
-    except (KeyError, ValueError, csv.Error) as error:
-        raise CorruptStoreError(
-            f"{path} is damaged: {error}; remove it, the store does not need it"
-        ) from error
-    return examples
 
 
 def kinds_in_words(counts: Mapping[str, int]) -> str:

@@ -1,7 +1,13 @@
-"""The manifest: what a finished store holds, with a digest of every file and of itself."""
+"""The manifest: what a finished store holds; and its files, read only if they can be what it says.
 
+The manifest has size and digest of every file, and a digest of itself.
+"""
+
+import errno
 import hashlib
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +27,6 @@ from ecgfast.store.format import (
     num_shards,
     shard_name,
 )
-from ecgfast.store.opening import read_file
 
 Manifest = dict[str, Any]
 
@@ -36,6 +41,7 @@ _LATER: dict[str, tuple[type, ...]] = {  # of entries that stores of earlier ver
     **{"labels": (dict, type(None)), "source_files": (int,), "quality": (str,)},
     **dict.fromkeys(("passed_over", "left_out", "patients", "splits", "retained"), (dict,)),
 }
+_NO_FILE = (errno.ENXIO, errno.ENODEV, errno.ELOOP)  # a socket, a device, a link to itself
 _LARGEST = 1 << 30  # bytes; 3 million shards have as many
 
 
@@ -131,3 +137,50 @@ def _identity(manifest: Manifest) -> str:
     signals = {name: entry for name, entry in manifest["files"].items() if name.startswith(SIGNALS)}
     kept = {key: manifest[key] for key in ("version", "codec", "num_records", "preprocessing")}
     return hashlib.sha256(_text(kept | {"files": signals})).hexdigest()
+
+
+def open_regular(path: Path) -> int:
+    """Open a file for reading and return its descriptor.
+
+    Raises:
+        CorruptStoreError: it is missing, or a pipe, a socket, a device or a folder.
+        OSError: the share fails.
+    """
+    try:
+        # Without O_NONBLOCK a named pipe would wait for its writer for ever.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CorruptStoreError(f"{path} is missing; the store is damaged") from error
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise
+        raise _no_file(path) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _no_file(path)
+    return fd
+
+
+def read_file(path: Path, num_bytes: int, *, exactly: bool = True) -> bytes:
+    """Read a whole file; its size is compared first, as it need not fit into the memory.
+
+    Args:
+        path: of the file.
+        num_bytes: that it must have.
+        exactly: it may also have fewer.
+    Raises:
+        CorruptStoreError: it is no regular file, or has another size.
+    """
+    with open(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > num_bytes or (exactly and size < num_bytes):
+            allowed = f"{num_bytes:,}" if exactly else f"at most {num_bytes:,}"
+            raise CorruptStoreError(
+                f"{path} has {size:,} bytes, expected {allowed}; the store is damaged, restore it "
+                "from a copy or convert again"
+            )
+        return file.read()
+
+
+def _no_file(path: Path) -> CorruptStoreError:
+    return CorruptStoreError(f"{path} is no regular file; the store is damaged")

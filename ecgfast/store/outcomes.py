@@ -1,18 +1,30 @@
-"""What inputs have become, records or refusals, on their way from the workers to the writer."""
+"""What became of each input, records or refusals: made by the workers, taken by the writer."""
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pickle import PickleBuffer
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.records import NUM_LEADS
 from ecgfast.store.format import QUARANTINE_COLUMNS, ROW_TYPES, WAITING_TYPES
-from ecgfast.store.journal import Cursor
-from ecgfast.store.pseudonyms import UNNAMED
+from ecgfast.store.patients import UNNAMED
+
+
+class Cursor(NamedTuple):
+    """Where to resume: the next outcome of the next input.
+
+    Attributes:
+        position: index in the frozen input list.
+        outcome: outcomes of that input (its windows) that are done already; behind the last one
+            is the next input.
+    """
+
+    position: int = 0
+    outcome: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +35,10 @@ class EncodedRecord:
         after: the cursor behind it.
         chunk: its encoded signal.
         leads: (4, 12) float32: scale_uv, offset_adc, lead_mean, lead_std.
-        row: its line of records.parquet, and what waits with it for the end: label columns under
-            "labels", the input's number under "position", what duplicates are found by under
-            "fingerprint" and "segments", `Pseudonyms.patient_key` under "patient_key", kinds of
-            fields that stay out under "left_out".
+        row: its line of records.parquet, and what the end of the conversion needs with it: label
+            columns under "labels", the input's number under "position", what duplicates are found
+            by under "fingerprint" and "segments", `Pseudonyms.patient_key` under "patient_key",
+            kinds of fields that stay out under "left_out".
         source: readable path, for the table beside the store.
         recorded: readable date of the recording, for the same table.
         record: readable id, for the same table.
@@ -68,7 +80,7 @@ _KINDS = {bool: "bool", int: "number", float: "number"}  # of the values of a ro
 
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
-    """Outcomes in order, in columns: these travel between processes faster than objects do.
+    """Outcomes in order, in columns: these pass between processes faster than objects do.
 
     Attributes:
         after: of each outcome, the cursor behind it as (position, outcome).
@@ -90,7 +102,7 @@ class Outcomes:
     chunks: list[bytes | memoryview]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Chunks may travel beside the pickle of all the rest."""
+        """Chunks may be sent beside the pickle of all the rest (pickle protocol 5)."""
         return {**vars(self), "chunks": [PickleBuffer(chunk) for chunk in self.chunks]}
 
     @property
@@ -99,7 +111,7 @@ class Outcomes:
         return sum(1 for _, outcome in self.after if outcome == 0)
 
     def split(self, num_records: int) -> tuple["Outcomes", "Outcomes"]:
-        """Cut behind the outcome that is the record of this number, 1 or more."""
+        """Cut behind the record of this number, counted from 1."""
         records = [place for place, line in enumerate(self.refused) if line is None]
         cut = records[num_records - 1] + 1
         head = self._part(slice(cut), slice(num_records))
@@ -122,7 +134,7 @@ def in_columns(outcomes: Sequence[Outcome]) -> Outcomes:
     records = [each for each in outcomes if isinstance(each, EncodedRecord)]
     rows = [record.row for record in records]
     return Outcomes(
-        after=[(each.after.position, each.after.outcome) for each in outcomes],
+        after=[(*each.after,) for each in outcomes],
         sources=[_source(each) for each in outcomes],
         refused=[
             tuple(each.row[name] for name in QUARANTINE_COLUMNS)

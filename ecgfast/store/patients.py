@@ -1,22 +1,166 @@
-"""Who is the same patient: by id, and by an ECG that two ids share."""
+"""Patients and keyed pseudonyms: stable under one key, without it they name nobody.
 
+Two ids are one patient where a record of one is a duplicate of a record of the other.
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+import stat
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from ecgfast.errors import ConfigError, CorruptStoreError
 from ecgfast.records import NO_PATIENT
+from ecgfast.store.durable import explained, write_durably
 from ecgfast.store.format import ROW_TYPES
-from ecgfast.store.pseudonyms import UNNAMED, Pseudonyms
-from ecgfast.store.reader import StoreReader
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ecgfast.store.reader import StoreReader
+
+KEY_BYTES = 32
+_LARGEST = 1 << 10  # bytes of a file of 64 digits, with what editors put around them
 PSEUDONYM = "patient_pseudonym"  # column beside readable ids, for what may leave the store
+UNNAMED = "\0"  # begins the key of a patient who is known by his record alone
+PatientIds = Literal["site", "global"]
 
 
-def patient_groups(records: pa.Table) -> NDArray[np.intp]:
+@dataclass(frozen=True)
+class Pseudonyms:
+    """HMAC-SHA256 of ids under one key, cut to 128 bits.
+
+    Attributes:
+        key: 32 random bytes.
+        keep: give readable ids back unchanged (`--keep-identifiers`).
+        patient_ids: "site" where each hospital numbers its own patients, "global" where one
+            number is one person everywhere.
+    """
+
+    key: bytes
+    keep: bool = False
+    patient_ids: PatientIds = "site"
+
+    def patient(self, readable: str, site: str | None) -> str:
+        """The stored id of a patient: of his hospital's number, unless numbers are global.
+
+        Args:
+            readable: the id as the source has it.
+            site: of the record, None where nobody knows.
+        """
+        return self.of("patient", self.patient_key(readable, site))
+
+    def patient_key(self, readable: str, site: str | None) -> str:
+        """What tells this patient from all others, readable: SITE/ID where ids belong to a site.
+
+        A % and a / of the site are written as %25 and %2F: the first / ends it.
+        """
+        return f"{self._before(site)}{readable}"
+
+    def readable(self, key: str, site: str | None) -> str:
+        """The id of a patient from his key and site, as `patient_key` was given them."""
+        return key.removeprefix(self._before(site))
+
+    def _before(self, site: str | None) -> str:
+        if self.patient_ids == "global" or site is None:
+            return ""
+        return before_id(site)
+
+    def of(self, kind: str, readable: str) -> str:
+        """The pseudonym of an id.
+
+        Args:
+            kind: "record" or "patient"; the same text gives unrelated pseudonyms in two kinds.
+            readable: the id as the source has it.
+        """
+        return readable if self.keep else self.digest(kind, readable).hex()[:32]
+
+    def digest(self, kind: str, text: str) -> bytes:
+        """The whole HMAC-SHA256 of a text in one domain, whether ids are kept or not."""
+        return hmac.digest(self.key, f"{kind}\0{text}".encode(), hashlib.sha256)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells keys apart without giving them away."""
+        return self.digest("fingerprint", "").hex()[:16]
+
+
+def before_id(site: str) -> str:
+    """What stands before the id in the key of a patient whose id belongs to a site."""
+    return site.replace("%", "%25").replace("/", "%2F") + "/"
+
+
+def key_of_unnamed(record_id: str) -> str:
+    """The key of the patient of a record that names none, from the record's readable id."""
+    return f"{UNNAMED}{record_id}"
+
+
+def read_key(path: Path) -> bytes:
+    """Read a pseudonym key.
+
+    Raises:
+        ConfigError: the file is missing, cannot be read, or holds no key.
+    """
+    try:
+        content = _read_regular(path)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"pseudonym key {path}: no such file; give the key of this store with --key-file"
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"pseudonym key {path}: cannot be read: {error.strerror}; give a file that can be, "
+            "with --key-file"
+        ) from error
+    try:
+        key = bytes.fromhex(content.decode().strip())
+    except ValueError as error:
+        raise ConfigError(f"pseudonym key {path}: expected {2 * KEY_BYTES} hex digits") from error
+    if len(key) != KEY_BYTES:
+        raise ConfigError(f"pseudonym key {path}: got {len(key)} bytes, expected {KEY_BYTES}")
+    if not any(key):
+        raise ConfigError(
+            f"pseudonym key {path}: got only zeros, which anybody can guess; name a file that does "
+            "not exist, and a key is made there"
+        )
+    if path.stat().st_mode & 0o077:
+        from ecgfast import log  # with it comes rich, which no worker needs
+
+        log.warning(f"pseudonym key {path}: other users may read or write it; run chmod 600 {path}")
+    return key
+
+
+def _read_regular(path: Path) -> bytes:
+    """The first bytes of a file; a pipe would wait for its writer, a device might never end."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+            raise ConfigError(f"pseudonym key {path}: got {kind}, allowed a file; name one")
+        return os.read(fd, _LARGEST)
+    finally:
+        os.close(fd)
+
+
+def read_or_create_key(path: Path) -> bytes:
+    """Read the key, or make one that only this user may read (mode 0600)."""
+    if not path.exists():
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, [secrets.token_hex(KEY_BYTES).encode() + b"\n"], mode=0o600)
+        os.chmod(path, 0o600)
+    return read_key(path)
+
+
+def patient_groups(records: "pa.Table") -> NDArray[np.intp]:
     """Number the patients of a store: records of one number never stand in two splits.
 
     Two patient ids are one patient where a record of one is a duplicate of a record of the other.
@@ -53,13 +197,13 @@ def patient_groups(records: pa.Table) -> NDArray[np.intp]:
     return joined[number]
 
 
-def is_unnamed(records: pa.Table) -> NDArray[np.bool_]:
+def is_unnamed(records: "pa.Table") -> NDArray[np.bool_]:
     """(N,) whether a record names no patient, so that nobody knows which records share one."""
     flags = records["flags"].to_pylist()
     return np.array([NO_PATIENT in text.split(";") for text in flags], dtype=bool)
 
 
-def pseudonymous_patients(store: StoreReader) -> pa.Array:
+def pseudonymous_patients(store: "StoreReader") -> "pa.Array":
     """(N,) text: pseudonyms of a store's patients, also where it keeps readable ids.
 
     Raises:
@@ -76,7 +220,7 @@ def pseudonymous_patients(store: StoreReader) -> pa.Array:
     return records[PSEUDONYM].combine_chunks()
 
 
-def with_pseudonyms(records: pa.Table, keys: Sequence[str], pseudonyms: Pseudonyms) -> pa.Table:
+def with_pseudonyms(records: "pa.Table", keys: Sequence[str], pseudonyms: Pseudonyms) -> "pa.Table":
     """Put pseudonyms beside readable ids.
 
     Args:
@@ -92,13 +236,15 @@ def with_pseudonyms(records: pa.Table, keys: Sequence[str], pseudonyms: Pseudony
         ).hex()[:32]
         for key in keys
     ]
+    import pyarrow as pa  # no worker needs it
+
     column = pa.array(names, pa.string())
     if PSEUDONYM in records.column_names:
         return records.set_column(records.column_names.index(PSEUDONYM), PSEUDONYM, column)
     return records.append_column(PSEUDONYM, column)
 
 
-def retained(records: pa.Table, *, identifiers: bool, ages_over_89: bool) -> dict[str, Any]:
+def retained(records: "pa.Table", *, identifiers: bool, ages_over_89: bool) -> dict[str, Any]:
     """What a store keeps of its sources beside signals, sex and whole years of age.
 
     As in DICOM PS3.15, annex E, each option to retain something is written down.

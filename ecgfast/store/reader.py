@@ -14,20 +14,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from ecgfast.errors import CorruptStoreError
 from ecgfast.records import NUM_LEADS, NUM_TIMESTEPS
-from ecgfast.store.chunks import decode_chunks
 from ecgfast.store.format import (
     NEXT_RECORDS,
     QUARANTINE,
     RECORDS,
     SHARD_RECORDS,
     Codec,
+    decode_chunks,
     lead_chunk_name,
     num_shards,
     shard_name,
     with_crc32c,
 )
-from ecgfast.store.manifest import Manifest, read_manifest
-from ecgfast.store.opening import read_file
+from ecgfast.store.manifest import Manifest, read_file, read_manifest
 from ecgfast.store.shards import Shards
 from ecgfast.store.table import read_records
 

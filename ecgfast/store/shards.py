@@ -1,10 +1,10 @@
-"""Where every chunk lies, and reading many of them with few calls."""
+"""Shard files: their index, where every chunk lies, and reading many chunks with few calls."""
 
 import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +14,63 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.errors import CorruptStoreError
-from ecgfast.store.format import (
-    INDEX_BYTES,
-    SHARD_RECORDS,
-    num_shards,
-    parse_shard_index,
-    shard_name,
-)
-from ecgfast.store.opening import open_regular
+from ecgfast.store.format import SHARD_RECORDS, num_shards, shard_name, with_crc32c
+from ecgfast.store.manifest import open_regular
+
+# Shard index: (offset u64, bytes u64) per chunk, then crc32c, at the end of the shard file.
+NOT_WRITTEN = np.uint64(2**64 - 1)
+INDEX_BYTES = SHARD_RECORDS * 16 + 4
 
 # Chunks this near to each other are read in one call: a page more is cheaper than a system call.
 _GAP_BYTES = 4096
 _ALIGNMENT = 16  # of each range in the buffer, for vector loads
 _OPEN_FILES = 256
 _HASHING_THREADS = 4  # 1.5 GB/s each with SHA instructions, as fast as most disks
+
+
+def pack_shard_index(lengths: Sequence[int]) -> bytes:
+    """The index of a shard whose chunks lie one behind another from its first byte.
+
+    Args:
+        lengths: bytes of each chunk in order, at most 1024 of them.
+    """
+    index = np.full((SHARD_RECORDS, 2), NOT_WRITTEN, "<u8")
+    ends = np.cumsum(lengths, dtype=np.uint64)
+    index[: len(lengths), 1] = lengths
+    index[: len(lengths), 0] = ends - index[: len(lengths), 1]
+    return with_crc32c(index.tobytes())
+
+
+def parse_shard_index(
+    index: bytes, *, num_chunks: int, data_bytes: int, where: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Check a shard index and return where its chunks lie.
+
+    Args:
+        index: the last `INDEX_BYTES` of the shard file.
+        num_chunks: chunks that the shard must hold.
+        data_bytes: size of the shard file without its index.
+        where: the shard's name, for messages.
+    Returns:
+        offsets and lengths, int64 (num_chunks,).
+    Raises:
+        CorruptStoreError: wrong checksum, a missing chunk, or a range outside the file.
+    """
+    if len(index) != INDEX_BYTES or with_crc32c(index[:-4]) != index:
+        raise CorruptStoreError(
+            f"{where}: the checksum of the shard index is wrong; the file is damaged"
+        )
+    table = np.frombuffer(index, "<u8", count=2 * SHARD_RECORDS).reshape(-1, 2)[:num_chunks]
+    missing = np.flatnonzero((table == NOT_WRITTEN).any(axis=1))
+    if missing.size:
+        raise CorruptStoreError(f"{where}: chunk {missing[0]} is missing; the store is damaged")
+    limit = np.uint64(data_bytes)
+    if (table > limit).any() or (table.sum(axis=1) > limit).any() or (table[:, 1] == 0).any():
+        raise CorruptStoreError(
+            f"{where}: the shard index points outside the file of {data_bytes} bytes"
+        )
+    offsets, lengths = table.astype(np.int64).T
+    return np.ascontiguousarray(offsets), np.ascontiguousarray(lengths)
 
 
 class ShardFile:
@@ -170,8 +213,8 @@ class Shards:
             places[n] = run.place + start - run.start
         buffer = np.empty(runs[-1].place_end, np.uint8)
         for run in runs:
-            room = buffer.data[run.place : run.place_end]
-            self._file(run.shard).read_into(room, run.start)
+            target = buffer.data[run.place : run.place_end]
+            self._file(run.shard).read_into(target, run.start)
         return buffer, places, lengths
 
     def _load(self, shard: int) -> None:

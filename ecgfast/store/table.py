@@ -1,33 +1,30 @@
-"""records.parquet, quarantine.csv and the sources table: built from the writer's lines."""
+"""records.parquet: its rows during a conversion, then written, read and replaced as one table."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ecgfast.errors import CorruptStoreError
-from ecgfast.store.durable import write_durably
-from ecgfast.store.format import (
-    QUARANTINE,
-    QUARANTINE_COLUMNS,
-    RECORDS,
-    ROW_TYPES,
-    SOURCES_COLUMNS,
-    WAITING_TYPES,
-)
-from ecgfast.store.spreadsheets import csv_lines
+from ecgfast.errors import CorruptStoreError, ShapeError
+from ecgfast.store.durable import explained, sync_folder, write_durably
+from ecgfast.store.format import NEXT_RECORDS, RECORDS, ROW_TYPES, WAITING_TYPES
+from ecgfast.store.manifest import write_manifest
+
+if TYPE_CHECKING:
+    from ecgfast.store.reader import StoreReader
 
 SCHEMA = pa.schema(list(ROW_TYPES.items()))
 _WAITING = pa.schema([*SCHEMA, *WAITING_TYPES.items()])
-_PASSED_OVER_COLUMNS = ("kind", "source")
 _ROW_GROUP = 65536
 _LATER = {"fold", "content", "duplicate_of"}  # columns that stores of earlier versions lack
 _NEVER_NULL = ("record_id", "patient_id", "flags")
 _TYPES = {"number": pa.float64(), "bool": pa.bool_(), "text": pa.string()}
+_SEALED = ("format", "version", "identity", "digest")  # manifest entries that sealing makes
 
 
 def pack_rows(parts: Sequence[dict[str, list[Any]]], text: dict[str, str]) -> bytes:
@@ -117,32 +114,29 @@ def _is_right(schema: pa.Schema, name: str, kind: str) -> bool:
     )
 
 
-def write_quarantine(store: Path, lines: Iterable[str]) -> dict[str, int | str]:
-    """Write quarantine.csv from its lines; returns its manifest entry."""
-    return _write_csv(store / QUARANTINE, QUARANTINE_COLUMNS, lines, mode=0o644)
+def replace_records(reader: "StoreReader", records: pa.Table, changed: dict[str, Any]) -> None:
+    """Replace records.parquet and seal the manifest again; a crash leaves the old or the new table.
 
-
-def write_sources(path: Path, lines: Iterable[str]) -> None:
-    """Write the table of readable paths and dates, mode 0600; it never enters the store."""
-    _write_csv(path, SOURCES_COLUMNS, lines, mode=0o600)
-
-
-def write_passed_over(path: Path, examples: Mapping[str, Sequence[str]]) -> None:
-    """Write examples of files that were passed over, mode 0600; it never enters the store.
+    The new table lies beside the old one until the manifest names it: whichever of the two files
+    has the manifest's digest is the one that counts.
 
     Args:
-        path: of the table.
-        examples: kind -> readable paths.
+        reader: the store; the caller holds its lock.
+        records: one row per record, in the same order.
+        changed: entries of the manifest that change with it, such as what was joined.
     """
-    rows = [(kind, source) for kind in sorted(examples) for source in examples[kind]]
-    _write_csv(path, _PASSED_OVER_COLUMNS, [csv_lines(rows)], mode=0o600)
-
-
-def _write_csv(
-    path: Path, columns: Sequence[str], lines: Iterable[str], *, mode: int
-) -> dict[str, int | str]:
-    parts = (part.encode() for part in chain([csv_lines([columns])], lines))
-    return write_durably(path, parts, mode=mode)
+    if records.num_rows != len(reader):
+        raise ShapeError(f"records must have {len(reader)} rows, got {records.num_rows}")
+    store = reader.path
+    content = {key: value for key, value in reader.manifest.items() if key not in _SEALED}
+    # A crash after an earlier seal may have left the table that counts under its second name.
+    if (store / NEXT_RECORDS).exists() and reader.records_name == NEXT_RECORDS:
+        os.replace(store / NEXT_RECORDS, store / RECORDS)
+    files = content["files"] | {RECORDS: write_table(store, records, NEXT_RECORDS)}
+    write_manifest(store, content | changed | {"files": files})
+    with explained(store):
+        os.replace(store / NEXT_RECORDS, store / RECORDS)
+        sync_folder(store)
 
 
 def _with_labels(part: pa.Table, fields: list[pa.Field], kinds: dict[str, str]) -> pa.Table:

@@ -1,9 +1,13 @@
-"""The one writer of a store: takes outcomes in order, cuts shards, journals each."""
+"""The one writer of a store: takes outcomes in order, cuts shards, and journals each shard."""
 
+import json
+import os
 import re
+import shutil
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,29 +15,94 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ecgfast.store.durable import DurableFile, explained, write_durably
+from ecgfast.store.csv_files import csv_lines
+from ecgfast.store.durable import DurableFile, explained, sync_folder, write_durably
 from ecgfast.store.format import (
     LEAD_ARRAYS,
     SHARD_RECORDS,
     SIGNALS,
+    Codec,
     lead_chunk_name,
-    pack_shard_index,
     shard_name,
     with_crc32c,
 )
-from ecgfast.store.journal import Cursor, Entry, Journal
-from ecgfast.store.outcomes import Outcomes, joined_kinds
-from ecgfast.store.spreadsheets import csv_lines
+from ecgfast.store.manifest import Manifest, write_manifest
+from ecgfast.store.outcomes import Cursor, Outcomes, joined_kinds
+from ecgfast.store.shards import pack_shard_index
 from ecgfast.store.table import pack_rows, unpack_rows
 
 _CHUNK_FILE = re.compile(r"c\.\d+\.0(\.0)?|\.c\.\d+\.0(\.0)?\.tmp")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One finished shard.
+
+    Attributes:
+        num_records: records in it.
+        cursor: where the input resumes after it.
+        columns: label columns that its rows hold, name -> "number", "bool" or "text".
+        files: relative path -> {"bytes", "sha256"} of what was written.
+    """
+
+    num_records: int
+    cursor: Cursor
+    columns: dict[str, str]
+    files: dict[str, dict[str, Any]]
+
+
+class Journal:
+    """Entries of finished shards; a line torn by a crash is cut off when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries: list[Entry] = []
+        if path.exists():
+            self._load()
+
+    def append(self, entry: Entry) -> None:
+        """Add an entry and make it durable."""
+        text = json.dumps(vars(entry), sort_keys=True)
+        fresh = not self.path.exists()
+        with explained(self.path):
+            with open(self.path, "ab", opener=_open_no_link) as file:
+                file.write(f"{zlib.crc32(text.encode()):08x} {text}\n".encode())
+                file.flush()
+                os.fsync(file.fileno())
+            if fresh:
+                sync_folder(self.path.parent)
+        self.entries.append(entry)
+
+    def _load(self) -> None:
+        good = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                entry = _parse(line)
+                if entry is None:
+                    break
+                self.entries.append(entry)
+                good += len(line)
+        with explained(self.path):
+            os.truncate(self.path, good)
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def _parse(line: bytes) -> Entry | None:
+    checksum, _, text = line.rstrip(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or checksum != f"{zlib.crc32(text):08x}".encode():
+        return None
+    body = json.loads(text)
+    return Entry(**body | {"cursor": Cursor(*body["cursor"])})
+
+
 class _Shard:
-    """A shard that fills: its chunks go to the disk as they come, the rest waits.
+    """The shard being written: chunks go straight to its temporary file, table rows are buffered.
 
     Args:
-        path: of its chunks; a shard of refusals alone has none.
+        path: of the shard file; a shard of refusals alone has none.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,7 +139,7 @@ class _Shard:
         return padded
 
     def lines(self) -> bytes:
-        """The table rows, as they wait for the end of the conversion."""
+        """The table rows, packed to be read again at the end of the conversion."""
         refused = (line for part in self.parts for line in part.refused if line is not None)
         sources = (line for part in self.parts for line in part.sources)
         text = {"quarantine": csv_lines(refused), "sources": csv_lines(sources)}
@@ -78,15 +147,14 @@ class _Shard:
 
 
 class StoreWriter:
-    """Writes shards of 1024 records; opened again after a crash, it says where to go on.
+    """Writes shards of 1024 records; opened again after a crash, its cursor is where to resume.
 
-    A thread makes a full shard durable while the next one fills. Use it as a context manager: it
-    leaves no thread behind that writes into a store whose lock is gone.
+    A thread makes a full shard durable while the next one is filled. Use it as a context manager:
+    no thread is left that writes into a store whose lock was released.
 
     Args:
         store: folder of the store.
-        work: folder of the journal and of the rows, outside the store; removed by the caller when
-            the store is sealed.
+        work: folder of the journal and of the rows, outside the store; `seal` removes it.
     """
 
     def __init__(self, store: Path, work: Path) -> None:
@@ -97,10 +165,10 @@ class StoreWriter:
             work.mkdir(parents=True, exist_ok=True)
         self._journal = Journal(work / "journal")
         self._remove_unfinished()
-        self._number = len(self._journal.entries)  # of the shard that fills
+        self._number = len(self._journal.entries)  # of the shard being filled
         self._shard = _Shard(store / shard_name(self._number))
         self._thread = ThreadPoolExecutor(1)
-        self._sealing: Future[None] | None = None
+        self._flushing: Future[None] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -137,19 +205,36 @@ class StoreWriter:
         Raises:
             EcgfastError: this shard or an earlier one could not be written.
         """
-        while (room := SHARD_RECORDS - len(self._shard.lengths)) <= len(outcomes.chunks):
-            head, outcomes = outcomes.split(room)
+        while (missing := SHARD_RECORDS - len(self._shard.lengths)) <= len(outcomes.chunks):
+            head, outcomes = outcomes.split(missing)
             self._shard.add(head)
-            position, outcome = head.after[-1]
-            self._flush(Cursor(position=position, outcome=outcome))
+            self._flush(Cursor(*head.after[-1]))
         self._shard.add(outcomes)
 
     def finish(self, end: Cursor) -> None:
         """Write what is left as the last shard; all is durable when this returns."""
-        self._settle()
+        self._await_flush()
         if self.cursor != end:
             self._flush(end)
-            self._settle()
+            self._await_flush()
+
+    def seal(
+        self, codec: Codec, tables: dict[str, dict[str, int | str]], content: dict[str, Any]
+    ) -> Manifest:
+        """Write metadata and manifest of the finished store, then remove the journal.
+
+        Args:
+            codec: of the chunks.
+            tables: manifest entries of records.parquet and quarantine.csv.
+            content: further entries of the manifest.
+        """
+        from ecgfast.store.zarr_codec import write_metadata  # zarr takes half a second to import
+
+        files = self.files | tables | write_metadata(self._store, codec, self.num_records)
+        entries = {"codec": codec, "num_records": self.num_records, "files": files}
+        manifest = write_manifest(self._store, content | entries)
+        shutil.rmtree(self._work)
+        return manifest
 
     def lines(self) -> Iterator[tuple[pa.Table, dict[str, str]]]:
         """The durable lines, a shard at a time.
@@ -161,7 +246,7 @@ class StoreWriter:
             yield unpack_rows(self._lines_path(number).read_bytes())
 
     def _remove_unfinished(self) -> None:
-        """Remove what a crash left of a shard: other inputs may have gone, and never fill it."""
+        """Remove what a crash left of a shard: with other inputs gone, it may never be complete."""
         durable = self.files
         with explained(self._store):
             for path in (self._store / SIGNALS).glob("*/*"):
@@ -173,17 +258,17 @@ class StoreWriter:
         return self._work / f"lines-{number:06d}.arrow"
 
     def _flush(self, cursor: Cursor) -> None:
-        self._settle()  # at most one shard waits: errors come in order
-        self._sealing = self._thread.submit(self._seal, self._shard, self._number, cursor)
+        self._await_flush()  # at most one shard is under way: errors come in order
+        self._flushing = self._thread.submit(self._make_durable, self._shard, self._number, cursor)
         self._number += 1
         self._shard = _Shard(self._store / shard_name(self._number))
 
-    def _settle(self) -> None:
-        if self._sealing is not None:
-            self._sealing.result()
-            self._sealing = None
+    def _await_flush(self) -> None:
+        if self._flushing is not None:
+            self._flushing.result()
+            self._flushing = None
 
-    def _seal(self, shard: _Shard, number: int, cursor: Cursor) -> None:
+    def _make_durable(self, shard: _Shard, number: int, cursor: Cursor) -> None:
         files: dict[str, dict[str, Any]] = {}
         chunks = shard.finish()
         if chunks is not None:

@@ -36,9 +36,8 @@ from ecgfast.errors import EcgfastError, Reason
 from ecgfast.ingest import discover
 from ecgfast.labels.columns import check_labels
 from ecgfast.records import LEADS
-from ecgfast.store.journal import Cursor
-from ecgfast.store.outcomes import Outcomes
-from ecgfast.store.pseudonyms import Pseudonyms
+from ecgfast.store.outcomes import Cursor, Outcomes
+from ecgfast.store.patients import Pseudonyms
 from ecgfast.store.table import pack_rows
 
 LIMIT_S = 10

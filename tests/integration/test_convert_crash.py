@@ -19,7 +19,8 @@ from recordings import KEY, convert_quietly, ecg_like, snapshot, write_wfdb
 import ecgfast
 from ecgfast import log
 from ecgfast.errors import ConfigError, CorruptStoreError, EcgfastError, ResumeError
-from ecgfast.store.format import INDEX_BYTES, with_crc32c
+from ecgfast.store.format import with_crc32c
+from ecgfast.store.shards import INDEX_BYTES
 from ecgfast.store.verify import verify_store
 
 NUM_RECORDS = 2300  # three shards, the last one in part

@@ -17,8 +17,7 @@ import pytest
 
 from ecgfast.convert.pool import Crew
 from ecgfast.errors import EcgfastError, FormatError
-from ecgfast.store.journal import Cursor
-from ecgfast.store.outcomes import EncodedRecord, Outcomes, in_columns
+from ecgfast.store.outcomes import Cursor, EncodedRecord, Outcomes, in_columns
 
 
 def _square(task: int) -> int:

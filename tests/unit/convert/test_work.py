@@ -18,8 +18,8 @@ from ecgfast.convert.work import Settings, convert_batch
 from ecgfast.errors import EcgfastError, FormatError, Reason
 from ecgfast.ingest import discover
 from ecgfast.records import LEADS
-from ecgfast.store.journal import Cursor
-from ecgfast.store.pseudonyms import Pseudonyms
+from ecgfast.store.outcomes import Cursor
+from ecgfast.store.patients import Pseudonyms
 
 
 def test_quality_flags(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from recordings import KEY, convert_quietly, ecg_like, snapshot, write_wfdb
 import ecgfast
 from ecgfast.errors import ConfigError, CorruptStoreError
 from ecgfast.store.format import NEXT_RECORDS, RECORDS
-from ecgfast.store.pseudonyms import Pseudonyms
+from ecgfast.store.patients import Pseudonyms
 from ecgfast.store.verify import verify_store
 
 

@@ -12,8 +12,7 @@ import ecgfast
 from ecgfast.errors import ConfigError
 from ecgfast.labels import label_store
 from ecgfast.records import known_id
-from ecgfast.store.patients import patient_groups
-from ecgfast.store.pseudonyms import Pseudonyms
+from ecgfast.store.patients import Pseudonyms, patient_groups
 from ecgfast.store.verify import verify_store
 
 NUM_PATIENTS = 20

@@ -1,35 +1,71 @@
-"""The shard index: what it packs it parses, and damage is found; and paths beside a store."""
+"""Paths beside a store; chunks of each codec: exact round trip, damage found."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from ecgfast_kernels.codec import CodecError
+from recordings import ecg_like
 
-from ecgfast.errors import ConfigError, CorruptStoreError
+from ecgfast.errors import ConfigError
 from ecgfast.store.format import (
-    INDEX_BYTES,
-    NOT_WRITTEN,
-    SHARD_RECORDS,
+    CODECS,
+    RECORD_BYTES,
+    Codec,
     beside,
+    decode_chunks,
+    encode_chunks,
     num_shards,
-    pack_shard_index,
-    parse_shard_index,
     refuse_inside_store,
     with_crc32c,
 )
 
 
-def parse(index: bytes, num_chunks: int, data_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    return parse_shard_index(index, num_chunks=num_chunks, data_bytes=data_bytes, where="shard")
+def packed(chunks: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    lengths = np.array([len(chunk) for chunk in chunks], np.int64)
+    buffer = np.frombuffer(b"".join(chunks), np.uint8)
+    return buffer.copy(), np.cumsum(lengths) - lengths, lengths
 
 
-@given(lengths=st.lists(st.integers(1, 200_000), min_size=1, max_size=SHARD_RECORDS))
-def test_index_round_trip(lengths: list[int]) -> None:
-    offsets, parsed = parse(pack_shard_index(lengths), len(lengths), sum(lengths))
-    assert parsed.tolist() == lengths
-    assert offsets.tolist() == [sum(lengths[:n]) for n in range(len(lengths))]
+@pytest.fixture(scope="module")
+def signal() -> np.ndarray:
+    rng = np.random.default_rng(3)
+    zeros = np.zeros((1, 12, 5000), np.int16)
+    noise = rng.integers(-32768, 32768, (1, 12, 5000)).astype(np.int16)
+    return np.concatenate([ecg_like(3, seed=1), zeros, noise])
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_round_trip(codec: Codec, signal: np.ndarray) -> None:
+    buffer, offsets, lengths = packed(encode_chunks(codec, signal))
+    order = [4, 0, 3, 0]
+    decoded = decode_chunks(codec, buffer, offsets[order], lengths[order])
+    np.testing.assert_array_equal(decoded, signal[order])
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_every_flip_is_found(codec: Codec, signal: np.ndarray) -> None:
+    buffer, offsets, lengths = packed(encode_chunks(codec, signal))
+    rng = np.random.default_rng(0)
+    for position in rng.integers(offsets[1], offsets[2], 200):
+        buffer[position] ^= 1 << rng.integers(8)
+        with pytest.raises(CodecError) as caught:
+            decode_chunks(codec, buffer, offsets, lengths)
+        assert caught.value.index == 1
+        buffer[position] = packed(encode_chunks(codec, signal[1:2]))[0][position - offsets[1]]
+
+
+def test_unchecked_read_skips_the_checksum(signal: np.ndarray) -> None:
+    buffer, offsets, lengths = packed(encode_chunks("none", signal))
+    buffer[0] ^= 1
+    assert decode_chunks("none", buffer, offsets, lengths, check=False)[0, 0, 0] != signal[0, 0, 0]
+
+
+def test_short_chunk(signal: np.ndarray) -> None:
+    buffer, offsets, lengths = packed(encode_chunks("none", signal))
+    lengths[2] = 1000
+    with pytest.raises(CodecError, match=f"expected {RECORD_BYTES}"):
+        decode_chunks("none", buffer, offsets, lengths, check=False)
 
 
 def test_known_checksum() -> None:
@@ -37,47 +73,8 @@ def test_known_checksum() -> None:
     assert with_crc32c(b"123456789") == b"123456789" + (0xE3069283).to_bytes(4, "little")
 
 
-@pytest.mark.parametrize("position", [0, 7, 8, INDEX_BYTES // 2, INDEX_BYTES - 1])
-def test_flipped_bit(position: int) -> None:
-    index = bytearray(pack_shard_index([100, 200]))
-    index[position] ^= 1
-    with pytest.raises(CorruptStoreError, match="checksum"):
-        parse(bytes(index), 2, 300)
-
-
-def test_missing_chunk_is_an_error() -> None:
-    index = pack_shard_index([100, 200])
-    with pytest.raises(CorruptStoreError, match="chunk 2 is missing"):
-        parse(index, 3, 300)
-
-
-@pytest.mark.parametrize(
-    ("offset", "length"), [(0, 301), (300, 1), (2**63, 2**63), (0, 0), (2**64 - 2, 5)]
-)
-def test_range_outside_the_file(offset: int, length: int) -> None:
-    table = np.full((SHARD_RECORDS, 2), NOT_WRITTEN, "<u8")
-    table[0] = offset, length
-    with pytest.raises(CorruptStoreError, match="outside"):
-        parse(with_crc32c(table.tobytes()), 1, 300)
-
-
 def test_num_shards() -> None:
     assert [num_shards(n) for n in (1, 1024, 1025)] == [1, 1, 2]
-
-
-def test_the_index_byte_by_byte() -> None:
-    index = pack_shard_index([3, 5])
-    numbers = np.frombuffer(index[:-4], "<u8")
-    assert numbers[:4].tolist() == [0, 3, 3, 5]
-    assert index[32:-4] == b"\xff" * (1022 * 16)
-    assert len(index) == 1024 * 16 + 4
-
-
-@pytest.mark.parametrize("missing", [1, 16, 1024 * 16 + 4])
-def test_an_index_that_is_too_short(missing: int) -> None:
-    table = pack_shard_index([100, 200])[:-4]
-    with pytest.raises(CorruptStoreError, match="checksum of the shard index is wrong"):
-        parse(with_crc32c(table[: max(0, len(table) - missing)]), 2, 300)
 
 
 def test_beside_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,9 @@ from resealed import change_table
 import ecgfast
 from ecgfast.errors import CorruptStoreError, FormatError
 from ecgfast.store import shards
-from ecgfast.store.chunks import decode_chunks
-from ecgfast.store.format import CODECS, INDEX_BYTES, LEAD_ARRAYS, Codec, with_crc32c
+from ecgfast.store.format import CODECS, LEAD_ARRAYS, Codec, decode_chunks, with_crc32c
 from ecgfast.store.reader import StoreReader
+from ecgfast.store.shards import INDEX_BYTES
 
 NUM_RECORDS = 1100  # two shards
 

@@ -10,7 +10,7 @@ from recordings import make_store
 import ecgfast
 from ecgfast.errors import ShapeError
 from ecgfast.store.reader import StoreReader
-from ecgfast.store.relabel import replace_records
+from ecgfast.store.table import replace_records
 
 
 @pytest.fixture

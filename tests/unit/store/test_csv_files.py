@@ -12,7 +12,7 @@ from recordings import convert_quietly, ecg_like, write_wfdb
 import ecgfast
 from ecgfast.labels import label_store
 from ecgfast.labels.published import export_splits, import_splits
-from ecgfast.store.spreadsheets import csv_lines, plain_text, read_lines, safe_cell
+from ecgfast.store.csv_files import csv_lines, plain_text, read_lines, safe_cell
 
 
 @pytest.mark.parametrize(
