@@ -41,9 +41,10 @@ from ecgfast.bench.meter import (
 from ecgfast.bench.rows import Row, append_rows, device_slug
 from ecgfast.convert import convert
 from ecgfast.data import dali_plugin
-from ecgfast.data.loader import EngineName, build_loader
+from ecgfast.data.loader import build_loader
 from ecgfast.ingest.synthetic import write_cohort
 from ecgfast.store import open_store
+from ecgfast.vocabulary import EngineName
 
 RESULTS = Path(__file__).parent / "results"
 NUMPY = "numpy-memmap-int16"

@@ -3,7 +3,6 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ecgfast import log
 from ecgfast.config import load_config
@@ -14,6 +13,7 @@ from ecgfast.store.durable import write_durably
 from ecgfast.store.format import key_beside
 from ecgfast.train.finetune import finetune
 from ecgfast.train.pretrain import pretrain
+from ecgfast.vocabulary import ModelKind
 
 TARGET = "ejection_fraction<40"
 # Pseudonyms decide the splits: one known key gives the same numbers on every machine. Real data get
@@ -89,7 +89,7 @@ def demo(out: Path, plan: DemoPlan | None = None) -> Path:
     )  # fmt: skip
     _say(begin, "4 of 5: fine-tune three classifiers on the same labels")
 
-    def classifier(model: Literal["vit", "cnn"], init: str, name: str) -> Path:
+    def classifier(model: ModelKind, init: str, name: str) -> Path:
         log.info(f"fine-tuning: {name}")
         config = load_config("demo" if model == "vit" else "cnn", plan.finetuning)
         return finetune(

@@ -29,8 +29,9 @@ from ecgfast.records import SAMPLING_RATE_HZ, EcgRecord
 from ecgfast.runs.register import Register, Role, read_register
 from ecgfast.store.csv_files import csv_lines
 from ecgfast.store.durable import DurableFile
-from ecgfast.store.patients import PatientIds, Pseudonyms, read_key
+from ecgfast.store.patients import Pseudonyms, read_key
 from ecgfast.train.loading import load_model
+from ecgfast.vocabulary import PatientIds
 
 _BLOCK_WINDOWS = 64  # scored at once: a recording of hours has a thousand
 COLUMNS = ("file", "start_s", "target", "probability", "threshold", "finding", "note")

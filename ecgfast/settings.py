@@ -18,8 +18,8 @@ from pydantic.dataclasses import dataclass
 
 from ecgfast.errors import ConfigError
 from ecgfast.vocabulary import (
-    Attention,
-    Engine,
+    AttentionKernel,
+    EngineName,
     Fused,
     Kernels,
     ModelKind,
@@ -193,7 +193,7 @@ class OptimConfig:
 class DataConfig:
     """How records reach the model."""
 
-    engine: Engine = _setting("auto", "Who decodes the records, and where.", free=True)
+    engine: EngineName = _setting("auto", "Who decodes the records, and where.", free=True)
     normalise: Normalise = _setting("record_lead", "What mean and variance are taken over.")
     resident_budget_gib: Memory | Auto = _setting("auto", "GPU memory for the store.", free=True)
     num_threads: Count | Auto = _setting("auto", "Threads that read and decode.", free=True)
@@ -217,7 +217,7 @@ class Config:
 
     preset: Text = _setting("vit_large", "Name of the preset or of its file.", free=True)
     kernels: Kernels = _setting("auto", "Triton kernels or PyTorch's operators.", free=True)
-    attention: Attention = _setting("auto", "Attention kernel; auto: the fastest.", free=True)
+    attention: AttentionKernel = _setting("auto", "Attention kernel; auto: the fastest.", free=True)
     fused: Fused = _setting("off", "Kernels between matrix products; `fused_block`.", free=True)
     model: ModelConfig = ModelConfig()
     mask: MaskConfig = MaskConfig()

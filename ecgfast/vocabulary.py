@@ -6,13 +6,13 @@ from typing import Literal
 ModelKind = Literal["vit", "cnn"]
 Pool = Literal["cls", "mean"]
 Kernels = Literal["auto", "triton", "reference"]
-Attention = Literal[
+AttentionKernel = Literal[
     "auto", "triton", "xformers", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "math"
 ]
 Fused = Literal["off", "separate", "triton", "quack"]
 Precision = Literal["fp32", "bf16"]
 Parallel = Literal["fsdp", "replicas"]
-Engine = Literal["auto", "resident", "dali", "cpu"]
+EngineName = Literal["auto", "resident", "dali", "cpu"]
 Normalise = Literal["record_lead", "record", "cohort_lead", "none"]
 
 # Options of stores and labels.

@@ -36,7 +36,7 @@ from ecgfast.bench.step_variants import random_patches
 from ecgfast.config import Config, load_config
 from ecgfast.convert import convert
 from ecgfast.data.batch import Batch
-from ecgfast.data.loader import EngineName, Loader, build_loader
+from ecgfast.data.loader import Loader, build_loader
 from ecgfast.data.order import Plan
 from ecgfast.errors import BackendUnavailableError
 from ecgfast.store import open_store
@@ -45,6 +45,7 @@ from ecgfast.train.distributed import Ranks, join
 from ecgfast.train.loop import train_step
 from ecgfast.train.optim import build_optimizer
 from ecgfast.train.pretrain import build_spread, masked_loss, microbatch_graph
+from ecgfast.vocabulary import EngineName
 
 RATE = 1e-4
 SEEDS = (0, 1)

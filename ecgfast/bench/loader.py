@@ -10,11 +10,12 @@ from ecgfast.bench.meter import Epoch, Use, measure
 from ecgfast.bench.rows import Row, make_row
 from ecgfast.convert import convert
 from ecgfast.data import dali_plugin
-from ecgfast.data.loader import EngineName, Loader, build_loader
+from ecgfast.data.loader import Loader, build_loader
 from ecgfast.errors import BackendUnavailableError
 from ecgfast.ingest.synthetic import write_cohort
 from ecgfast.store import open_store
 from ecgfast.store.reader import StoreReader
+from ecgfast.vocabulary import EngineName
 
 CASE = "loader"
 

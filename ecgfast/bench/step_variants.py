@@ -13,17 +13,15 @@ from ecgfast import log
 from ecgfast.bench.reference_mae import ReferenceMae
 from ecgfast.config import Config
 from ecgfast.data.batch import Batch
-from ecgfast.model.attention import Backend
 from ecgfast.model.attention_choice import choose_for_model
-from ecgfast.model.fused_block import Fused
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.model.patch import PADDED
-from ecgfast.model.vit import Kernels
-from ecgfast.train.distributed import Parallel, Precision, Ranks, spread
+from ecgfast.train.distributed import Ranks, spread
 from ecgfast.train.graph import require_graphable
 from ecgfast.train.loop import train_step
 from ecgfast.train.optim import build_optimizer
 from ecgfast.train.pretrain import masked_loss, microbatch_graph
+from ecgfast.vocabulary import AttentionKernel, Fused, Kernels, Parallel, Precision
 
 Step = Callable[[], Tensor]  # one update; returns the loss, still on the device
 LEARNING_RATE = 1e-4
@@ -45,7 +43,7 @@ class Variant:
     """
 
     name: str = "ecgfast"
-    attention: Backend = "auto"
+    attention: AttentionKernel = "auto"
     compiled: bool = True
     kernels: Kernels = "auto"
     fused: Fused = "off"

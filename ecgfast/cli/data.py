@@ -1,7 +1,6 @@
 """Commands on records and stores: synth, convert, label, splits, info, verify."""
 
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +8,7 @@ import typer
 
 from ecgfast.cli.output import show
 from ecgfast.errors import ConfigError
+from ecgfast.vocabulary import Codec, OnBad, PatientIds, Quality, Short, Split, Window
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by convert.")]
 Columns = Annotated[
@@ -22,56 +22,6 @@ Columns = Annotated[
 KeepAges = Annotated[
     bool, typer.Option("--keep-ages-over-89", help="Keep these ages; else they are all 90.")
 ]
-
-
-class Codec(StrEnum):
-    """How chunks are compressed."""
-
-    ECGPACK = "ecgpack"
-    ZSTD = "zstd"
-    NONE = "none"
-
-
-class Window(StrEnum):
-    """Which ten seconds of a longer record are kept."""
-
-    FIRST = "first"
-    ALL = "all"
-
-
-class Short(StrEnum):
-    """What happens to records of less than ten seconds."""
-
-    QUARANTINE = "quarantine"
-    PAD = "pad"
-
-
-class Quality(StrEnum):
-    """What happens to records that fail a signal check."""
-
-    FLAG = "flag"
-    STRICT = "strict"
-
-
-class OnBad(StrEnum):
-    """What happens to inputs that cannot be read."""
-
-    QUARANTINE = "quarantine"
-    FAIL = "fail"
-
-
-class Split(StrEnum):
-    """Where train, valid and test come from."""
-
-    PATIENT = "patient"
-    COLUMN = "column"
-
-
-class PatientIds(StrEnum):
-    """Whose the numbers of patients are."""
-
-    SITE = "site"
-    GLOBAL = "global"
 
 
 Target = Annotated[
@@ -141,27 +91,25 @@ def convert(
         Path | None, typer.Option(metavar="CSV", help="Table to join, as label does.")
     ] = None,
     columns: Columns = None,
-    codec: Annotated[Codec, typer.Option(help="How chunks are compressed.")] = Codec.ECGPACK,
+    codec: Annotated[Codec, typer.Option(help="How chunks are compressed.")] = "ecgpack",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: cores.")] = None,
     window: Annotated[
-        Window, typer.Option(help="Of records over 10 s: the first 10 s, or all.")
-    ] = Window.FIRST,
+        Window, typer.Option(help="Which ten-second windows of longer recordings to keep.")
+    ] = "first",
     short: Annotated[
         Short, typer.Option(help="Records under 10 s: refuse, or fill up 5 s or more.")
-    ] = Short.QUARANTINE,
-    quality: Annotated[
-        Quality, typer.Option(help="Records that fail a signal check.")
-    ] = Quality.FLAG,
+    ] = "quarantine",
+    quality: Annotated[Quality, typer.Option(help="Records that fail a signal check.")] = "flag",
     on_bad: Annotated[
         OnBad, typer.Option(help="With unreadable inputs, exit 0 or 1.")
-    ] = OnBad.QUARANTINE,
+    ] = "quarantine",
     key_file: KeyFile = None,
     keep_identifiers: Annotated[
         bool, typer.Option("--keep-identifiers", help="Keep readable identifiers.")
     ] = False,
     patient_ids: Annotated[
         PatientIds, typer.Option(help="Numbers of each site, or of all of them.")
-    ] = PatientIds.SITE,
+    ] = "site",
     one_ecg: OneEcg = False,
     split_seed: SplitSeed = None,
     target: Target = None,
@@ -175,15 +123,15 @@ def convert(
         out,
         labels=labels,
         columns=_names(columns),
-        codec=codec.value,
+        codec=codec,
         workers=workers,
-        window=window.value,
-        short=short.value,
-        quality=quality.value,
-        on_bad=on_bad.value,
+        window=window,
+        short=short,
+        quality=quality,
+        on_bad=on_bad,
         key_file=key_file,
         keep_identifiers=keep_identifiers,
-        patient_ids=patient_ids.value,
+        patient_ids=patient_ids,
         one_ecg_per_patient=one_ecg,
         split_seed=split_seed or 0,
         target=target,
@@ -240,7 +188,7 @@ def label(
         csv,
         label_window_days=label_window_days,
         columns=_names(columns),
-        split=None if split is None else split.value,
+        split=split,
         target=target,
         split_seed=split_seed,
         one_ecg_per_patient=one_ecg or None,

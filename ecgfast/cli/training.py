@@ -1,6 +1,5 @@
 """Commands that train: pretrain and finetune."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import typer
 
 from ecgfast.cli.data import StorePath
 from ecgfast.cli.output import show
+from ecgfast.vocabulary import ModelKind
 
 RunOption = Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder of the run.")]
 Preset = Annotated[str, typer.Option(help="Name of a preset, or a TOML file.")]
@@ -28,15 +28,10 @@ Settings = Annotated[
         "model, mask, train, optim, data, finetune; all settings: docs/training.md.",
     ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on; starts afresh if empty.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Resume the run in --out; start it if there is none.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: the best.")]
-
-
-class Model(StrEnum):
-    """Which classifier."""
-
-    VIT = "vit"
-    CNN = "cnn"
 
 
 def register(app: typer.Typer) -> None:
@@ -83,7 +78,7 @@ def finetune(
     init: Annotated[
         str, typer.Option(metavar="RUN|FILE|imagenet-mae|random", help="Initial weights.")
     ],
-    model: Annotated[Model, typer.Option(help="Transformer or convolutional network.")] = Model.VIT,
+    model: Annotated[ModelKind, typer.Option(help="Transformer or convolutional network.")] = "vit",
     target: Annotated[
         str, typer.Option(help="What a case is, as in --select.")
     ] = "ejection_fraction<40",
@@ -106,7 +101,7 @@ def finetune(
     refuse_inside_store(out, "--out")
     if preset is None:
         settings_of_run = Path(init, "config.toml")
-        default = "cnn" if model is Model.CNN else "vit_large"
+        default = "cnn" if model == "cnn" else "vit_large"
         preset = str(settings_of_run) if settings_of_run.is_file() else default
     config = load_config(preset, settings or ())
     out = train(
@@ -114,7 +109,7 @@ def finetune(
         store,
         out,
         init=init,
-        model=model.value,
+        model=model,
         target=target,
         select=select,
         fold=fold,

@@ -26,8 +26,9 @@ from ecgfast.store.csv_files import write_passed_over
 from ecgfast.store.format import FORMAT_VERSION
 from ecgfast.store.manifest import Manifest, read_manifest
 from ecgfast.store.outcomes import Cursor, Outcomes
-from ecgfast.store.patients import PatientIds, Pseudonyms, read_key, read_or_create_key
+from ecgfast.store.patients import Pseudonyms, read_key, read_or_create_key
 from ecgfast.store.writer import StoreWriter
+from ecgfast.vocabulary import PatientIds
 
 _BATCH_FILES = 32
 

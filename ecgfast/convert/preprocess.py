@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,7 @@ from ecgfast.errors import FormatError
 from ecgfast.ingest.files import check_values
 from ecgfast.ingest.leads import SCALE_UV
 from ecgfast.records import INVALID, NUM_LEADS, NUM_TIMESTEPS, SAMPLING_RATE_HZ, EcgRecord
-
-Window = Literal["first", "all"]
-Short = Literal["quarantine", "pad"]
+from ecgfast.vocabulary import Short, Window
 
 MAX_INVALID_SHARE = 0.01
 MIN_PADDED_TIMESTEPS = NUM_TIMESTEPS // 2  # half a window: below it, zeros are most of the record

@@ -5,16 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import pyarrow.compute as pc
 
 from ecgfast import log
 from ecgfast.convert.files import convert_files
 from ecgfast.convert.pool import available_cores
-from ecgfast.convert.preprocess import Short, Window
 from ecgfast.convert.transcode import transcode
-from ecgfast.convert.work import Quality, Settings
+from ecgfast.convert.work import Settings
 from ecgfast.errors import ConfigError, EcgfastError
 from ecgfast.labels import label_store
 from ecgfast.labels.assign import warn_of_unnamed
@@ -24,15 +23,12 @@ from ecgfast.store.durable import store_lock
 from ecgfast.store.format import (
     MANIFEST,
     SIGNALS,
-    Codec,
     key_beside,
     refuse_inside_store,
     sources_beside,
 )
-from ecgfast.store.patients import PatientIds
 from ecgfast.store.reader import open_store
-
-OnBad = Literal["quarantine", "fail"]
+from ecgfast.vocabulary import Codec, OnBad, PatientIds, Quality, Short, Window
 
 
 @dataclass(frozen=True, kw_only=True)

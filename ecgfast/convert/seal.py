@@ -20,12 +20,13 @@ from ecgfast.errors import FormatError
 from ecgfast.labels.assign import assign_splits, known_target
 from ecgfast.records import NUM_TIMESTEPS, SAMPLING_RATE_HZ
 from ecgfast.store.csv_files import write_quarantine, write_sources
-from ecgfast.store.format import QUARANTINE, RECORDS, Codec, decode_chunks, sources_beside
+from ecgfast.store.format import QUARANTINE, RECORDS, decode_chunks, sources_beside
 from ecgfast.store.manifest import Manifest
 from ecgfast.store.patients import retained, with_pseudonyms
 from ecgfast.store.shards import Shards
 from ecgfast.store.table import records_table, write_table
 from ecgfast.store.writer import StoreWriter
+from ecgfast.vocabulary import Codec
 
 
 @dataclass

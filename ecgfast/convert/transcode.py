@@ -25,7 +25,6 @@ from ecgfast.store.format import (
     LEAD_ARRAYS,
     QUARANTINE,
     RECORDS,
-    Codec,
     encode_chunks,
     key_beside,
     passed_over_beside,
@@ -35,6 +34,7 @@ from ecgfast.store.manifest import Manifest, read_manifest
 from ecgfast.store.outcomes import Cursor, EncodedRecord, in_columns
 from ecgfast.store.reader import StoreReader, open_store
 from ecgfast.store.writer import StoreWriter
+from ecgfast.vocabulary import Codec
 
 _BATCH_RECORDS = 64
 _COPIED = (

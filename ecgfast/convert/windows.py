@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ecgfast.convert.preprocess import Digits, Segment, Short, Window, cut, to_digits
+from ecgfast.convert.preprocess import Digits, Segment, cut, to_digits
 from ecgfast.errors import EcgfastError, FormatError
 from ecgfast.ingest import InputFile, read_record, unreadable
 from ecgfast.records import EcgRecord
+from ecgfast.vocabulary import Short, Window
 
 
 @dataclass(frozen=True, kw_only=True)

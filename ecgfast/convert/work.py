@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from ecgfast_kernels.codec import lead_statistics
@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 from ecgfast.convert.content import content_digests, packed_fingerprints
 from ecgfast.convert.fields import taken
 from ecgfast.convert.plan import parse_input
-from ecgfast.convert.preprocess import Digits, Segment, Short, Window
+from ecgfast.convert.preprocess import Digits, Segment
 from ecgfast.convert.quality import einthoven_uv, signal_flags
 from ecgfast.convert.windows import check_source, read_windows
 from ecgfast.errors import FormatError, Reason, ShapeError
 from ecgfast.ingest import InputFile, unreadable
 from ecgfast.ingest.discover import printable
 from ecgfast.records import NO_PATIENT, NUM_LEADS, NUM_TIMESTEPS, EcgRecord, stored_age
-from ecgfast.store.format import Codec, encode_chunks
+from ecgfast.store.format import encode_chunks
 from ecgfast.store.outcomes import Cursor, EncodedRecord, Outcome, Outcomes, Refusal, in_columns
 from ecgfast.store.patients import Pseudonyms, key_of_unnamed
+from ecgfast.vocabulary import Codec, Quality, Short, Window
 
-Quality = Literal["flag", "strict"]
 _STRICT: dict[str, Reason] = {
     "flat_lead": "signal check: flat_lead; --quality flag takes it",
     "einthoven": "signal check: einthoven; --quality flag takes it",

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,8 +22,8 @@ from ecgfast.data.source import Source
 from ecgfast.errors import BackendUnavailableError, ConfigError, ResumeError
 from ecgfast.labels import parse_selection
 from ecgfast.store.reader import StoreReader
+from ecgfast.vocabulary import EngineName
 
-EngineName = Literal["auto", "resident", "dali", "cpu"]
 RESIDENT_SHARE = 0.4  # of the GPU's memory; ViT-Large at 256 records needs about 25 of 80 GB
 
 

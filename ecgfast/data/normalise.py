@@ -6,7 +6,7 @@ decided here and nowhere else. Shapes: R records, C leads.
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,12 @@ from ecgfast import log
 from ecgfast.errors import ConfigError
 from ecgfast.records import NUM_TIMESTEPS
 from ecgfast.store.reader import StoreReader
+from ecgfast.vocabulary import Normalise
 
 # What no body gives: such records have a wrong gain, and one of them outweighs a whole cohort.
 _LARGEST_MEAN_UV, _LARGEST_STD_UV = 1e6, 1e5
 _LARGEST_HALF = 65504.0  # of fp16, in which batches are
-MODES = ("record_lead", "record", "cohort_lead", "none")
+MODES = get_args(Normalise)
 
 
 @dataclass(frozen=True, kw_only=True)

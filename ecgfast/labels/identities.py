@@ -19,8 +19,9 @@ from ecgfast.labels.table import parse_date
 from ecgfast.records import NO_PATIENT, stored_age
 from ecgfast.store.csv_files import read_sources, replace_patients
 from ecgfast.store.format import key_beside, sources_beside
-from ecgfast.store.patients import UNNAMED, PatientIds, Pseudonyms, key_of_unnamed, read_key
+from ecgfast.store.patients import UNNAMED, Pseudonyms, key_of_unnamed, read_key
 from ecgfast.store.reader import StoreReader
+from ecgfast.vocabulary import PatientIds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,8 +37,7 @@ from ecgfast.store.durable import store_lock
 from ecgfast.store.patients import patient_groups, retained, with_pseudonyms
 from ecgfast.store.reader import open_store
 from ecgfast.store.table import replace_records
-
-Split = Literal["patient", "column"]
+from ecgfast.vocabulary import Split
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 # B records, T tokens, H heads, K width of a head
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from ecgfast_kernels.ops.attention import short_attention
@@ -10,13 +10,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ecgfast.model.attention_xformers import xformers_attention
-
-Backend = Literal[
-    "auto", "triton", "xformers", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "math"
-]
+from ecgfast.vocabulary import AttentionKernel
 
 # In the order in which `auto` tries them. Each names one kernel; "auto" is PyTorch's own choice.
-KERNELS: tuple[Backend, ...] = (
+KERNELS: tuple[AttentionKernel, ...] = (
     "triton",
     "sdpa_flash",
     "sdpa_cudnn",
@@ -26,7 +23,9 @@ KERNELS: tuple[Backend, ...] = (
 )
 
 
-def attention(qkv_BT3HK: Tensor, backend: Backend, *, bias_3HK: Tensor | None = None) -> Tensor:
+def attention(
+    qkv_BT3HK: Tensor, backend: AttentionKernel, *, bias_3HK: Tensor | None = None
+) -> Tensor:
     """Softmax attention of every token on every token.
 
     Queries, keys and values come packed as the qkv projection writes them, so that no kernel needs
@@ -52,7 +51,7 @@ def attention(qkv_BT3HK: Tensor, backend: Backend, *, bias_3HK: Tensor | None = 
     return _sdpa(q_BHTK, k_BHTK, v_BHTK, backend).transpose(1, 2).flatten(2)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, backend: Backend) -> Tensor:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, backend: AttentionKernel) -> Tensor:
     """Call one kernel by name: `sdpa_kernel` contexts are lost on compiled code's guards."""
     aten: Any = torch.ops.aten
     match backend:

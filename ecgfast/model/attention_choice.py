@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ecgfast import log
 from ecgfast.config import ModelConfig
-from ecgfast.model.attention import KERNELS, Backend, attention
+from ecgfast.model.attention import KERNELS, attention
 from ecgfast.model.attention_xformers import explain_unavailable
+from ecgfast.vocabulary import AttentionKernel
 
 _BATCH = 256  # records of a timing, as in a training step
 _AHEAD_CYCLES = 2_000_000  # about 1 ms of GPU time in which the host queues the launches
@@ -38,7 +39,7 @@ class Shape:
 class Choice:
     """A kernel and why it was taken, for the log and for versions.json."""
 
-    backend: Backend
+    backend: AttentionKernel
     reason: str
 
 
@@ -62,7 +63,7 @@ def shapes_of(
     }
 
 
-def choose_attention(requested: Backend, device: torch.device, shape: Shape) -> Choice:
+def choose_attention(requested: AttentionKernel, device: torch.device, shape: Shape) -> Choice:
     """Settle which kernel runs attention of this shape.
 
     Call it on rank 0 and send the answer to the others: timings differ between ranks.
@@ -77,7 +78,7 @@ def choose_attention(requested: Backend, device: torch.device, shape: Shape) -> 
     if device.type != "cuda":
         if requested not in ("auto", "math"):
             _say_fallback(requested, f"needs a CUDA device, got {device}")
-        backend: Backend = "math" if requested == "math" else "auto"
+        backend: AttentionKernel = "math" if requested == "math" else "auto"
         return Choice(backend=backend, reason=f"{device.type}: PyTorch's own attention")
     if requested != "auto":
         problem = probe(requested, device, shape)
@@ -90,7 +91,7 @@ def choose_attention(requested: Backend, device: torch.device, shape: Shape) -> 
 
 def choose_for_model(
     config: ModelConfig,
-    requested: Backend,
+    requested: AttentionKernel,
     device: torch.device,
     *,
     num_keep: int,
@@ -101,7 +102,7 @@ def choose_for_model(
     return {part: choose_attention(requested, device, shape) for part, shape in shapes.items()}
 
 
-def probe(backend: Backend, device: torch.device, shape: Shape) -> str | None:
+def probe(backend: AttentionKernel, device: torch.device, shape: Shape) -> str | None:
     """Run a kernel forward and backward on a small input; None, or why it cannot be used."""
     if backend == "xformers":
         problem = explain_unavailable(device)
@@ -127,7 +128,7 @@ def probe(backend: Backend, device: torch.device, shape: Shape) -> str | None:
     return None
 
 
-def time_kernels(device: torch.device, shape: Shape) -> dict[Backend, float]:
+def time_kernels(device: torch.device, shape: Shape) -> dict[AttentionKernel, float]:
     """Median milliseconds of forward and backward for each kernel that works on this GPU."""
     return {
         backend: _time_ms(backend, device, shape)
@@ -136,7 +137,7 @@ def time_kernels(device: torch.device, shape: Shape) -> dict[Backend, float]:
     }
 
 
-def fastest(gpu: str, shape: Shape, measure: Callable[[], dict[Backend, float]]) -> Choice:
+def fastest(gpu: str, shape: Shape, measure: Callable[[], dict[AttentionKernel, float]]) -> Choice:
     """Take the fastest kernel: from the cache, else measured now and remembered.
 
     Args:
@@ -161,11 +162,11 @@ def cache_path() -> Path:
     return Path(root) / "ecgfast" / "attention.json"
 
 
-def _by_time(item: tuple[Backend, float]) -> float:
+def _by_time(item: tuple[AttentionKernel, float]) -> float:
     return item[1]
 
 
-def _say_fallback(requested: Backend, problem: str) -> None:
+def _say_fallback(requested: AttentionKernel, problem: str) -> None:
     log.slower_path(
         f"attention={requested}", reason=problem, cure="set attention=auto to choose what works"
     )
@@ -178,14 +179,14 @@ def _random_qkv(batch: int, device: torch.device, shape: Shape) -> Tensor:
     return qkv.requires_grad_()
 
 
-def _forward_backward(qkv: Tensor, backend: Backend) -> Tensor:
+def _forward_backward(qkv: Tensor, backend: AttentionKernel) -> Tensor:
     qkv.grad = None
     out = attention(qkv, backend)
     out.square().sum().backward()
     return out.detach()
 
 
-def _time_ms(backend: Backend, device: torch.device, shape: Shape) -> float:
+def _time_ms(backend: AttentionKernel, device: torch.device, shape: Shape) -> float:
     qkv = _random_qkv(_BATCH, device, shape)
     times: list[float] = []
     for _ in range(_REPEATS + 3):
@@ -205,7 +206,7 @@ def _describe(shape: Shape) -> str:
     return f"T={shape.num_tokens} H={shape.num_heads} K={shape.head_width} {dtype}"
 
 
-def _read_cache() -> dict[str, dict[Backend, float]]:
+def _read_cache() -> dict[str, dict[AttentionKernel, float]]:
     """Timings so far; what does not look like timings is left out, aloud, and measured again."""
     path = cache_path()
     try:
@@ -228,7 +229,7 @@ def _are_timings(times: object) -> bool:
     return all(type(ms) in (int, float) and 0 < ms < math.inf for ms in times.values())
 
 
-def _write_cache(cache: Mapping[str, Mapping[Backend, float]]) -> None:
+def _write_cache(cache: Mapping[str, Mapping[AttentionKernel, float]]) -> None:
     path = cache_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}")

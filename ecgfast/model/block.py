@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
 from ecgfast.errors import ConfigError
-from ecgfast.model.attention import Backend, attention
+from ecgfast.model.attention import attention
+from ecgfast.vocabulary import AttentionKernel
 
 NORM_EPS = 1e-6
 MLP_RATIO = 4
@@ -20,7 +21,7 @@ class Attention(nn.Module):
         if width % num_heads:
             raise ConfigError(f"model width {width} must be a multiple of its {num_heads} heads")
         self.num_heads = num_heads
-        self.backend: Backend = "auto"
+        self.backend: AttentionKernel = "auto"
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
@@ -74,7 +75,7 @@ class Block(nn.Module):
         return out
 
 
-def set_attention(blocks: nn.ModuleList, backend: Backend) -> None:
+def set_attention(blocks: nn.ModuleList, backend: AttentionKernel) -> None:
     """Let every block run its attention on `backend`; call it before compiling."""
     for block in blocks:
         assert isinstance(block, Block)

@@ -1,7 +1,5 @@
 """From a preset or a config to a model with initial weights."""
 
-from typing import Literal
-
 from ecgfast.config import Config, load_config
 from ecgfast.errors import ConfigError
 from ecgfast.model.classifier import Classifier
@@ -9,6 +7,7 @@ from ecgfast.model.cnn import EcgCnn
 from ecgfast.model.initialise import initialise
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.model.vit import Encoder
+from ecgfast.vocabulary import ModelKind
 
 
 def build_model(preset_or_config: str | Config) -> MaskedAutoencoder:
@@ -33,9 +32,7 @@ def build_model(preset_or_config: str | Config) -> MaskedAutoencoder:
     return model
 
 
-def build_classifier(
-    preset_or_config: str | Config, kind: Literal["vit", "cnn"] | None = None
-) -> Classifier:
+def build_classifier(preset_or_config: str | Config, kind: ModelKind | None = None) -> Classifier:
     """Build a classifier on the CPU in fp32, its weights drawn from `train.seed`.
 
     Args:

@@ -2,13 +2,12 @@
 
 # B records, N patches, P padded patch length, D features
 
-from typing import Literal
-
 from torch import Tensor, nn
 
 from ecgfast.model.block import NORM_EPS
 from ecgfast.model.cnn import NUM_FEATURES, EcgCnn
 from ecgfast.model.vit import Encoder
+from ecgfast.vocabulary import Pool
 
 HIDDEN = 64  # between the baseline's two last fully connected layers
 
@@ -21,7 +20,7 @@ class Classifier(nn.Module):
         pool: which ViT tokens are the record's features: the class token, or the patches' mean.
     """
 
-    def __init__(self, encoder: Encoder | EcgCnn, *, pool: Literal["cls", "mean"] = "cls") -> None:
+    def __init__(self, encoder: Encoder | EcgCnn, *, pool: Pool = "cls") -> None:
         super().__init__()
         self.encoder = encoder
         self.pool = pool

@@ -7,7 +7,6 @@ branch to the next norm, which adds it to the stream in the pass that it makes a
 # B records, T tokens, D width
 
 from importlib.util import find_spec
-from typing import Literal
 
 import torch
 from ecgfast_kernels.ops.gelu import bias_gelu
@@ -19,12 +18,12 @@ from torch.nn.functional import linear
 
 from ecgfast.errors import BackendUnavailableError
 from ecgfast.model.block import NORM_EPS, Block
+from ecgfast.vocabulary import Fused
 
 # "off": torch.compile fuses what lies between the products: the fastest that a GPU has shown yet.
 # "separate": norms with their residual, and GELU with its bias, are one kernel each.
 # "triton": the same norms; GELU runs inside the products before and behind it, in fp16 and bf16.
 # "quack": the same by an optional package's products, on Hopper.
-Fused = Literal["off", "separate", "triton", "quack"]
 Carried = tuple[Tensor, Tensor, Tensor]
 
 

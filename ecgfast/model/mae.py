@@ -10,11 +10,11 @@ from torch.nn.functional import linear, pad
 
 from ecgfast.config import ModelConfig
 from ecgfast.errors import ConfigError
-from ecgfast.model.attention import Backend
 from ecgfast.model.block import NORM_EPS, set_attention
-from ecgfast.model.fused_block import Fused, make_blocks, run_blocks
+from ecgfast.model.fused_block import make_blocks, run_blocks
 from ecgfast.model.patch import PADDED
-from ecgfast.model.vit import Encoder, Kernels, grid_positions
+from ecgfast.model.vit import Encoder, grid_positions
+from ecgfast.vocabulary import AttentionKernel, Fused, Kernels
 
 
 class MaskedAutoencoder(Encoder):
@@ -40,7 +40,7 @@ class MaskedAutoencoder(Encoder):
         *,
         norm_patch_loss: bool = True,
         kernels: Kernels = "auto",
-        attention: Backend = "auto",
+        attention: AttentionKernel = "auto",
         fused: Fused = "off",
     ) -> None:
         super().__init__(config, kernels=kernels, attention=attention, fused=fused)
@@ -54,7 +54,7 @@ class MaskedAutoencoder(Encoder):
         self.decoder_pred = nn.Linear(width, config.patch_timesteps)
         set_attention(self.decoder_blocks, attention)
 
-    def set_attention(self, *, encoder: Backend, decoder: Backend) -> None:
+    def set_attention(self, *, encoder: AttentionKernel, decoder: AttentionKernel) -> None:
         """Take the kernels that `attention_choice` settled; call it before compiling."""
         set_attention(self.blocks, encoder)
         set_attention(self.decoder_blocks, decoder)

@@ -2,21 +2,17 @@
 
 # B records, N patches, K kept patches, D width
 
-from typing import Literal
-
 import torch
 from ecgfast_kernels.ops.patch_embed import patch_embed_masked
 from torch import Tensor, nn
 
 from ecgfast.config import ModelConfig
 from ecgfast.errors import ShapeError
-from ecgfast.model.attention import Backend
 from ecgfast.model.block import NORM_EPS, set_attention
-from ecgfast.model.fused_block import Fused, make_blocks, run_blocks
+from ecgfast.model.fused_block import make_blocks, run_blocks
 from ecgfast.model.patch import PADDED, PatchEmbed
 from ecgfast.model.positions import sincos_positions
-
-Kernels = Literal["auto", "triton", "reference"]
+from ecgfast.vocabulary import AttentionKernel, Fused, Kernels
 
 
 class Encoder(nn.Module):
@@ -36,7 +32,7 @@ class Encoder(nn.Module):
         config: ModelConfig,
         *,
         kernels: Kernels = "auto",
-        attention: Backend = "auto",
+        attention: AttentionKernel = "auto",
         fused: Fused = "off",
     ) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """What a store looks like on disk: names, shapes, and its chunks, one record each, by codec."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from ecgfast_kernels import codec as ecgpack
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from ecgfast.errors import ConfigError
 from ecgfast.records import NUM_LEADS, NUM_TIMESTEPS
+from ecgfast.vocabulary import Codec
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Codec = Literal["ecgpack", "zstd", "none"]
 
 FORMAT = "ecgfast-store"
 FORMAT_VERSION = 1

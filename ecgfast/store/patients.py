@@ -11,7 +11,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from ecgfast.errors import ConfigError, CorruptStoreError
 from ecgfast.records import NO_PATIENT
 from ecgfast.store.durable import explained, write_durably
 from ecgfast.store.format import ROW_TYPES
+from ecgfast.vocabulary import PatientIds
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,7 +31,6 @@ KEY_BYTES = 32
 _LARGEST = 1 << 10  # bytes of a file of 64 digits, with what editors put around them
 PSEUDONYM = "patient_pseudonym"  # column beside readable ids, for what may leave the store
 UNNAMED = "\0"  # begins the key of a patient who is known by his record alone
-PatientIds = Literal["site", "global"]
 
 
 @dataclass(frozen=True)

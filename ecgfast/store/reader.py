@@ -19,7 +19,6 @@ from ecgfast.store.format import (
     QUARANTINE,
     RECORDS,
     SHARD_RECORDS,
-    Codec,
     decode_chunks,
     lead_chunk_name,
     num_shards,
@@ -29,6 +28,7 @@ from ecgfast.store.format import (
 from ecgfast.store.manifest import Manifest, read_file, read_manifest
 from ecgfast.store.shards import Shards
 from ecgfast.store.table import read_records
+from ecgfast.vocabulary import Codec
 
 _BLOCK_RECORDS = 64  # decoded while their 2 MB of chunks are still in the cache
 

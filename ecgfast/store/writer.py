@@ -21,7 +21,6 @@ from ecgfast.store.format import (
     LEAD_ARRAYS,
     SHARD_RECORDS,
     SIGNALS,
-    Codec,
     lead_chunk_name,
     shard_name,
     with_crc32c,
@@ -30,6 +29,7 @@ from ecgfast.store.manifest import Manifest, write_manifest
 from ecgfast.store.outcomes import Cursor, Outcomes, joined_kinds
 from ecgfast.store.shards import pack_shard_index
 from ecgfast.store.table import pack_rows, unpack_rows
+from ecgfast.vocabulary import Codec
 
 _CHUNK_FILE = re.compile(r"c\.\d+\.0(\.0)?|\.c\.\d+\.0(\.0)?\.tmp")
 

@@ -29,8 +29,8 @@ from ecgfast.store.format import (
     SHARD_SHAPE,
     SIGNALS,
     ZSTD_LEVEL,
-    Codec,
 )
+from ecgfast.vocabulary import Codec
 
 
 @dataclass(frozen=True)

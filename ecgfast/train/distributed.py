@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -18,10 +18,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from ecgfast.errors import BackendUnavailableError, ConfigError, EcgfastError
 from ecgfast.train.replicas import GradientBuckets
+from ecgfast.vocabulary import Parallel, Precision
 
 T = TypeVar("T")
-Precision = Literal["fp32", "bf16"]
-Parallel = Literal["fsdp", "replicas"]
 USER_ERROR = 2  # exit status
 _MASTER = "_ecgfast_master"  # attribute of a bf16 parameter
 _BUCKETS = "_ecgfast_buckets"  # attribute of a model that every rank holds

@@ -1,7 +1,7 @@
 """Supervised training of a classifier, from a store to a run folder."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from ecgfast.runs.register import Register, with_encoder
 from ecgfast.store.reader import StoreReader
 from ecgfast.train import run_folder, setup
 from ecgfast.train.checkpoint import Checkpoint
-from ecgfast.train.distributed import Precision, Ranks, join
+from ecgfast.train.distributed import Ranks, join
 from ecgfast.train.guards import clear_errors
 from ecgfast.train.initial import (
     Initial,
@@ -27,8 +27,7 @@ from ecgfast.train.labelled import labelled_records
 from ecgfast.train.microbatch import require_divisor
 from ecgfast.train.signals import StopSignals
 from ecgfast.train.sweep import Sweep
-
-Kind = Literal["vit", "cnn"]
+from ecgfast.vocabulary import ModelKind, Precision
 
 
 def finetune(
@@ -37,7 +36,7 @@ def finetune(
     out: Path,
     *,
     init: str,
-    model: Kind,
+    model: ModelKind,
     target: str,
     select: str | None = None,
     fold: int | None = None,
@@ -85,7 +84,7 @@ def _prepare(
     ranks: Ranks,
     checkpoint: Checkpoint | None,
     init: str,
-    model: Kind,
+    model: ModelKind,
     target: str,
     select: str | None,
     fold: int | None,
@@ -150,7 +149,7 @@ def _prepare(
     )
 
 
-def _shapes(config: Config, model: Kind, precision: Precision) -> dict[str, Shape]:
+def _shapes(config: Config, model: ModelKind, precision: Precision) -> dict[str, Shape]:
     if model == "cnn":
         return {}
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ecgfast.data.batch import Batch
 from ecgfast.errors import ConfigError
-from ecgfast.train.distributed import Precision, Ranks, master
+from ecgfast.train.distributed import Ranks, master
+from ecgfast.vocabulary import Precision
 
 R = TypeVar("R")
 WARM_UP = 3  # passes before recording: the first one compiles, the next ones still allocate

@@ -15,7 +15,6 @@ from ecgfast.config import Config
 from ecgfast.data.batch import PADDED_PATCH, Batch
 from ecgfast.data.normalise import CohortStatistics, cohort_statistics
 from ecgfast.labels.learning import digest_of
-from ecgfast.model.attention import Backend
 from ecgfast.model.attention_choice import shapes_of
 from ecgfast.model.build import build_model
 from ecgfast.model.flops import flops_per_record
@@ -36,6 +35,7 @@ from ecgfast.train.optim import MasterAdamW, build_optimizer, learning_rate
 from ecgfast.train.signals import StopSignals
 from ecgfast.train.validation import Validation
 from ecgfast.train.weights import export_safetensors, full_state
+from ecgfast.vocabulary import AttentionKernel
 
 VALIDATION_EPOCH = 2**32 - 1  # held-out records see the same masks whenever they are scored
 
@@ -257,7 +257,8 @@ def build_spread(
     shapes = shapes_of(config.model, num_keep=model.num_keep(config.mask.ratio), dtype=dtype)
     kernels = setup.settle_attention(config, shapes, ranks, checkpoint)
     model.set_attention(
-        encoder=cast(Backend, kernels["encoder"]), decoder=cast(Backend, kernels["decoder"])
+        encoder=cast(AttentionKernel, kernels["encoder"]),
+        decoder=cast(AttentionKernel, kernels["decoder"]),
     )
     compiled = setup.resolve_compile(config, ranks)
     spread(

@@ -14,14 +14,14 @@ from ecgfast.config import Config
 from ecgfast.data.loader import Loader, build_loader
 from ecgfast.data.normalise import CohortStatistics
 from ecgfast.errors import BackendUnavailableError, ConfigError
-from ecgfast.model.attention import Backend
 from ecgfast.model.attention_choice import Choice, Shape, choose_attention, probe
 from ecgfast.store.reader import StoreReader, open_store
 from ecgfast.train.checkpoint import Checkpoint
-from ecgfast.train.distributed import Precision, Ranks
+from ecgfast.train.distributed import Ranks
+from ecgfast.vocabulary import AttentionKernel, Precision
 
 # Kernels whose gradient is the same every time, in the order of their usual speed.
-REPEATABLE: tuple[Backend, ...] = ("triton", "sdpa_flash", "math")
+REPEATABLE: tuple[AttentionKernel, ...] = ("triton", "sdpa_flash", "math")
 
 
 def open_matching_store(path: Path, config: Config) -> StoreReader:

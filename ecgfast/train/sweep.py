@@ -20,7 +20,6 @@ from ecgfast.data.normalise import CohortStatistics
 from ecgfast.evaluate.operating import sensitivity_threshold, youden_threshold
 from ecgfast.evaluate.roc import auroc
 from ecgfast.labels.learning import Labelled
-from ecgfast.model.attention import Backend
 from ecgfast.model.block import set_attention
 from ecgfast.model.build import build_classifier
 from ecgfast.model.classifier import Classifier
@@ -43,6 +42,7 @@ from ecgfast.train.progress import Progress
 from ecgfast.train.scoring import Scorer
 from ecgfast.train.signals import StopSignals
 from ecgfast.train.weights import export_safetensors, full_state, read_weights
+from ecgfast.vocabulary import AttentionKernel
 
 ADAM_BETAS = (0.9, 0.999)  # with weight decay 0, AdamW is the study's Adam
 
@@ -116,7 +116,7 @@ class Sweep:
         model = build_classifier(self.config, self.identity["model"])
         apply_initial(model, self.initial, source=self.identity["init"])
         if isinstance(model.encoder, Encoder):
-            kernel = cast(Backend, self.identity["attention_kernels"]["encoder"])
+            kernel = cast(AttentionKernel, self.identity["attention_kernels"]["encoder"])
             set_attention(model.encoder.blocks, kernel)
         compiled = setup.resolve_compile(self.config, self.ranks)
         spread(

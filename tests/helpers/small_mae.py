@@ -6,8 +6,8 @@ from torch import Tensor
 
 from ecgfast.config import ModelConfig
 from ecgfast.model import MaskedAutoencoder, initialise
-from ecgfast.model.fused_block import Fused
 from ecgfast.model.patch import PADDED
+from ecgfast.vocabulary import Fused
 
 SMALL = ModelConfig(
     encoder_width=16,

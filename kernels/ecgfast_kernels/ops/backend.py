@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 
 Backend = Literal["triton", "reference"]
-BackendChoice = Literal["auto", "triton", "reference"]
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 # Triton decides this when a kernel is decorated, so it holds for the whole process.

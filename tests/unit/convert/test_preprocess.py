@@ -8,9 +8,10 @@ import pytest
 import scipy.signal
 from recordings import ecg_like
 
-from ecgfast.convert.preprocess import Segment, Short, cut, to_digits
+from ecgfast.convert.preprocess import Segment, cut, to_digits
 from ecgfast.errors import FormatError
 from ecgfast.records import INVALID, EcgRecord
+from ecgfast.vocabulary import Short
 
 
 def record(signal: np.ndarray, rate: float = 500, offset: float = 0) -> EcgRecord:

@@ -13,13 +13,13 @@ from disk_calls import recorded_calls
 from recordings import convert_quietly, ecg_like, snapshot, write_wfdb
 
 import ecgfast
-from ecgfast.convert.preprocess import Window
 from ecgfast.convert.work import Settings, convert_batch
 from ecgfast.errors import EcgfastError, FormatError, Reason
 from ecgfast.ingest import discover
 from ecgfast.records import LEADS
 from ecgfast.store.outcomes import Cursor
 from ecgfast.store.patients import Pseudonyms
+from ecgfast.vocabulary import Window
 
 
 def test_quality_flags(tmp_path: Path) -> None:

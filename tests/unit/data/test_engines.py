@@ -15,8 +15,9 @@ from ecgfast.data import dali_plugin
 from ecgfast.data.batch import Batch
 from ecgfast.data.loader import Loader, build_loader
 from ecgfast.errors import CorruptStoreError
-from ecgfast.store.format import CODECS, Codec
+from ecgfast.store.format import CODECS
 from ecgfast.store.reader import StoreReader, open_store
+from ecgfast.vocabulary import Codec
 
 NUM_RECORDS, EPOCHS = 23, 3
 ENGINES = ["cpu", "resident", *(["dali"] if dali_plugin.is_installed() else [])]

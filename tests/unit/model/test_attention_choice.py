@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ecgfast import log
 from ecgfast.errors import BackendUnavailableError
-from ecgfast.model.attention import KERNELS, Backend, attention
+from ecgfast.model.attention import KERNELS, attention
 from ecgfast.model.attention_choice import (
     Shape,
     cache_path,
@@ -23,11 +23,12 @@ from ecgfast.model.attention_choice import (
 )
 from ecgfast.model.attention_xformers import explain_unavailable, pack_gradients, xformers_attention
 from ecgfast.model.block import Attention, Block
+from ecgfast.vocabulary import AttentionKernel
 
 CPU = torch.device("cpu")
 SHAPE = Shape(num_tokens=13, num_heads=2, head_width=8, dtype=torch.float32)
-GPU_ONLY: tuple[Backend, ...] = ("sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "xformers")
-TRITON: tuple[Backend, float] = ("triton", 1e-6)
+GPU_ONLY: tuple[AttentionKernel, ...] = ("sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "xformers")
+TRITON: tuple[AttentionKernel, float] = ("triton", 1e-6)
 
 
 @pytest.fixture
@@ -46,7 +47,9 @@ def qkv(dtype: torch.dtype = torch.float64) -> torch.Tensor:
 
 # "triton" keeps softmax statistics in fp32, between forward and backward and on the CPU too
 @pytest.mark.parametrize(("backend", "tolerance"), [("auto", 1e-11), ("math", 1e-11), TRITON])
-def test_kernels_that_run_on_a_cpu_follow_the_formula(backend: Backend, tolerance: float) -> None:
+def test_kernels_that_run_on_a_cpu_follow_the_formula(
+    backend: AttentionKernel, tolerance: float
+) -> None:
     packed = qkv()
     out = attention(packed, backend)
     query, key, value = packed.detach().unbind(2)
@@ -59,7 +62,7 @@ def test_kernels_that_run_on_a_cpu_follow_the_formula(backend: Backend, toleranc
             torch.testing.assert_close(mine, expected, rtol=0, atol=tolerance)
 
 
-def gradient(backend: Backend) -> torch.Tensor:
+def gradient(backend: AttentionKernel) -> torch.Tensor:
     packed = qkv()
     loss = attention(packed, backend).square().sum()
     (grad,) = torch.autograd.grad(loss, packed)
@@ -67,12 +70,12 @@ def gradient(backend: Backend) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("backend", "tolerance"), [("auto", 1e-10), TRITON])
-def test_gradients_agree_with_plain_softmax(backend: Backend, tolerance: float) -> None:
+def test_gradients_agree_with_plain_softmax(backend: AttentionKernel, tolerance: float) -> None:
     torch.testing.assert_close(gradient(backend), gradient("math"), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("backend", GPU_ONLY)
-def test_probe_says_why_a_gpu_kernel_cannot_run_here(backend: Backend) -> None:
+def test_probe_says_why_a_gpu_kernel_cannot_run_here(backend: AttentionKernel) -> None:
     reason = probe(backend, CPU, SHAPE)
     assert reason is not None
     assert backend.removeprefix("sdpa_") in reason
@@ -112,7 +115,7 @@ def test_an_xformers_that_does_not_load_is_explained_with_its_cure(
 @pytest.mark.usefixtures("_lenient")
 @pytest.mark.parametrize("backend", GPU_ONLY)
 def test_a_kernel_that_cannot_run_falls_back_with_one_warning(
-    backend: Backend, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    backend: AttentionKernel, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log.logger, "propagate", True)
     for _ in range(2):
@@ -134,7 +137,7 @@ def test_strict_makes_the_fallback_an_error() -> None:
 @pytest.mark.usefixtures("_lenient")
 @pytest.mark.parametrize(("requested", "taken"), [("auto", "auto"), ("math", "math")])
 def test_what_a_cpu_can_do_is_taken_without_a_word(
-    requested: Backend, taken: Backend, caplog: pytest.LogCaptureFixture
+    requested: AttentionKernel, taken: AttentionKernel, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert choose_attention(requested, CPU, SHAPE).backend == taken
     assert not caplog.records
@@ -155,7 +158,7 @@ def test_fastest_measures_once_and_remembers(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calls = []
 
-    def measure() -> dict[Backend, float]:
+    def measure() -> dict[AttentionKernel, float]:
         calls.append(1)
         return {"math": 3.0, "sdpa_flash": 1.0, "xformers": 2.0}
 

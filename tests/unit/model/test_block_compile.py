@@ -5,9 +5,8 @@ import torch
 from small_mae import small_masks, small_model, small_patches
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from ecgfast.model.attention import Backend
 from ecgfast.model.block import Block
-from ecgfast.model.fused_block import Fused
+from ecgfast.vocabulary import AttentionKernel, Fused
 
 # torch 2.13's tracer looks at .grad of inner tensors and makes instances of autograd.Function
 pytestmark = pytest.mark.filterwarnings(
@@ -30,7 +29,7 @@ def compile_counted(blocks: torch.nn.ModuleList, backend: CompileCounterWithBack
         )
 
 
-def compare(kernel: Backend, *, fused: Fused = "off") -> int:
+def compare(kernel: AttentionKernel, *, fused: Fused = "off") -> int:
     """Compile both halves with `kernel`; check loss and gradients; return the graphs it took."""
     torch._dynamo.reset()
     dtype = torch.float32 if fused == "triton" else torch.float64

@@ -10,10 +10,11 @@ from ecgfast.config import load_config
 from ecgfast.errors import BackendUnavailableError
 from ecgfast.model import fused_block
 from ecgfast.model.build import build_classifier, build_model
-from ecgfast.model.fused_block import Fused, FusedBlock
+from ecgfast.model.fused_block import FusedBlock
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.model.vit import Encoder
 from ecgfast.train.distributed import join, spread
+from ecgfast.vocabulary import Fused
 
 FUSED: list[Fused] = ["separate", "triton", "quack"]
 

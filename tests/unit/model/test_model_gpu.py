@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ecgfast.config import load_config
 from ecgfast.model import MaskedAutoencoder, build_model
-from ecgfast.model.attention import KERNELS, Backend
+from ecgfast.model.attention import KERNELS
 from ecgfast.model.attention_choice import (
     Shape,
     cache_path,
@@ -20,7 +20,7 @@ from ecgfast.model.attention_choice import (
     time_kernels,
 )
 from ecgfast.model.block import Block
-from ecgfast.model.fused_block import Fused
+from ecgfast.vocabulary import AttentionKernel, Fused
 
 pytestmark = [
     pytest.mark.gpu,
@@ -71,7 +71,7 @@ def compare(model: MaskedAutoencoder, given: Inputs, loss: float, grads: dict[st
 
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
-def test_every_attention_kernel_works_or_says_why(part: str, backend: Backend) -> None:
+def test_every_attention_kernel_works_or_says_why(part: str, backend: AttentionKernel) -> None:
     shape = shapes_of(LARGE, num_keep=60)[part]
     reason = probe(backend, GPU, shape)
     if reason is not None:

@@ -11,7 +11,6 @@ from ecgfast.errors import ConfigError
 from ecgfast.store.format import (
     CODECS,
     RECORD_BYTES,
-    Codec,
     beside,
     decode_chunks,
     encode_chunks,
@@ -19,6 +18,7 @@ from ecgfast.store.format import (
     refuse_inside_store,
     with_crc32c,
 )
+from ecgfast.vocabulary import Codec
 
 
 def packed(chunks: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

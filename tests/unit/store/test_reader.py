@@ -17,9 +17,10 @@ from resealed import change_table
 import ecgfast
 from ecgfast.errors import CorruptStoreError, FormatError
 from ecgfast.store import shards
-from ecgfast.store.format import CODECS, LEAD_ARRAYS, Codec, decode_chunks, with_crc32c
+from ecgfast.store.format import CODECS, LEAD_ARRAYS, decode_chunks, with_crc32c
 from ecgfast.store.reader import StoreReader
 from ecgfast.store.shards import INDEX_BYTES
+from ecgfast.vocabulary import Codec
 
 NUM_RECORDS = 1100  # two shards
 

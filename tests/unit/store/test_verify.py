@@ -9,8 +9,9 @@ from resealed import change_cell, change_lead_value, change_table
 
 import ecgfast
 from ecgfast.errors import CorruptStoreError, FormatError
-from ecgfast.store.format import CODECS, LEAD_ARRAYS, Codec
+from ecgfast.store.format import CODECS, LEAD_ARRAYS
 from ecgfast.store.verify import verify_store
+from ecgfast.vocabulary import Codec
 
 NUM_FLIPS = 1000
 NUM_RECORDS = 6

@@ -12,8 +12,9 @@ from resealed import change_manifest
 
 import ecgfast
 from ecgfast.errors import ShapeError
-from ecgfast.store.format import CODECS, LEAD_ARRAYS, Codec
+from ecgfast.store.format import CODECS, LEAD_ARRAYS
 from ecgfast.store.zarr_codec import EcgpackCodec  # registers it in a source checkout, too
+from ecgfast.vocabulary import Codec
 
 NUM_RECORDS = 40
 
