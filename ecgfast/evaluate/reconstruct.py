@@ -14,19 +14,22 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ecgfast import log
 from ecgfast.config import Config
 from ecgfast.data.loader import build_loader
 from ecgfast.data.normalise import CohortStatistics, mean_and_rstd
 from ecgfast.errors import ConfigError
-from ecgfast.evaluate import figures
+from ecgfast.evaluate import ecg_paper
 from ecgfast.evaluate.cohort import is_synthetic
-from ecgfast.evaluate.runs import load_run
+from ecgfast.evaluate.runs import LoadedRun, load_run
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.model.patch import unpatchify
 from ecgfast.records import LEADS
+from ecgfast.runs.seen import seen
 from ecgfast.store.format import refuse_to_replace
 from ecgfast.store.reader import StoreReader, open_store
 
+NUM_SAMPLED = 64  # records whose error is measured
 MASK_EPOCH = 2**32 - 1  # masks that no training epoch has drawn
 _TARGET_EPS = 1e-6  # as in the training loss: normalised targets divide by sqrt(variance + this)
 
@@ -119,13 +122,67 @@ def draw(store: StoreReader, result: Reconstruction, leads: Sequence[str] = LEAD
     name = f"in row {result.row}" if is_readable else record_id[:16]
     mark = "SYNTHETIC   " if is_synthetic(store) else ""
     share = result.mask.mean()
-    return figures.reconstruction(
+    return ecg_paper.reconstruction(
         result.original_mv,
         result.filled_mv,
         result.mask,
         title=f"{mark}record {name}   {share:.0%} masked, error {result.loss:.2f}",
         leads=leads,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What a pretraining run fills in, over some records of a store.
+
+    Attributes:
+        num_records: whose error was measured.
+        source: which records these are, in words.
+        error: their mean `Reconstruction.loss`.
+        middle: the record with the middle error, neither the best nor the worst.
+    """
+
+    num_records: int
+    source: str
+    error: float
+    middle: Reconstruction
+
+
+def sample_of(run: LoadedRun, store: StoreReader) -> Sample:
+    """Reconstruct up to `NUM_SAMPLED` records, of patients new to the run where there are any."""
+    assert isinstance(run.model, MaskedAutoencoder)
+    pool, source = unread_records(run, store)
+    step = max(1, len(pool) // NUM_SAMPLED)
+    rows = pool[::step][:NUM_SAMPLED]
+    with log.progress(f"reconstruct with {run.name}", total=len(rows)) as advance:
+        results = fill_in(run.model, run.config, run.cohort, store, rows)
+        advance(len(rows))
+    return Sample(
+        num_records=len(rows),
+        source=source,
+        error=float(np.mean([result.loss for result in results])),
+        middle=sorted(results, key=lambda result: result.loss)[len(results) // 2],
+    )
+
+
+def unread_records(run: LoadedRun, store: StoreReader) -> tuple[NDArray[np.int64], str]:
+    """Rows whose patients pretraining has not read, where there are any, and what they are."""
+    everything = np.arange(len(store))
+    if run.register is None:
+        return everything, "of which nobody knows whether pretraining read them"
+    known = seen(run.register, store)
+    never = (
+        "of patients whom pretraining never read"
+        if known.by_patient
+        else "of a store under another key or kind of patient ids, none of them an ECG that it read"
+    )
+    for rows, words in (
+        (np.flatnonzero(~known.read & ~known.heldout), never),
+        (np.flatnonzero(known.heldout & ~known.read), "that were held out of pretraining"),
+    ):
+        if len(rows):
+            return rows, words
+    return everything, "all of patients whom pretraining read"
 
 
 def fill_in(

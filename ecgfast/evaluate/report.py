@@ -1,35 +1,44 @@
-"""report.html and metrics.json: runs compared site by site, on one self-contained page."""
+"""report.html, metrics.json and scores.parquet: runs compared site by site.
+
+A new section of report.html is a function in views.py, its key in `views.page`, and a block in
+report.html.j2.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jinja2 import Environment, StrictUndefined
+from numpy.typing import NDArray
 
 from ecgfast import log
-from ecgfast.errors import ConfigError
-from ecgfast.evaluate import page
+from ecgfast.errors import ConfigError, ShapeError
+from ecgfast.evaluate import charts, views
 from ecgfast.evaluate.cohort import is_synthetic
-from ecgfast.evaluate.disclosure import disclosures
 from ecgfast.evaluate.results import Results, compute
-from ecgfast.evaluate.runs import LoadedRun, load_run, name_runs
-from ecgfast.evaluate.score_table import scores_table
+from ecgfast.evaluate.runs import load_run, name_runs
 from ecgfast.evaluate.scores import plan_tests
-from ecgfast.evaluate.sections import (
-    calibration_section,
-    cohort_section,
-    comparison_section,
-    loss_section,
-    origin_section,
-    reconstruction_section,
-    result_section,
-)
 from ecgfast.store.durable import write_durably
-from ecgfast.store.patients import is_unnamed
 from ecgfast.store.reader import StoreReader, open_store
 
 SCORES = "scores.parquet"
+SCHEMA = pa.schema(
+    [
+        pa.field("run", pa.string(), nullable=False),
+        pa.field("cohort", pa.string(), nullable=False),
+        pa.field("record_id", pa.string(), nullable=False),
+        pa.field("patient_id", pa.string()),
+        pa.field("site", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("is_case", pa.bool_(), nullable=False),
+        pa.field("probability", pa.float64(), nullable=False),
+    ]
+)
 
 
 def evaluate(runs: Sequence[Path], store: Path, out: Path) -> Path:
@@ -49,36 +58,51 @@ def evaluate(runs: Sequence[Path], store: Path, out: Path) -> Path:
     reader = open_store(store)
     loaded = name_runs([load_run(run, reader) for run in runs])
     classifiers = [run for run in loaded if run.target]
-    pretrained = [run for run in loaded if not run.target]
     if not loaded:
         raise ConfigError("evaluate needs at least one run, got none; name the folders of runs")
     results = None
     if classifiers:
         plan = plan_tests(reader, classifiers)
-        out.mkdir(parents=True, exist_ok=True)  # said now, not after hours of scoring
+        out.mkdir(parents=True, exist_ok=True)  # fails now, not after hours of scoring
         results = compute(plan, classifiers, reader)
     out.mkdir(parents=True, exist_ok=True)
     log.info("drawing the report")
-    reconstructions = {run.name: reconstruction_section(run, reader) for run in pretrained}
-    said = disclosures(reader, loaded, results)
-    sections = [page.warnings(said)] if said else []
-    sections += _sections(reader, results, loaded, [html for html, _ in reconstructions.values()])
+    page = views.page(reader, loaded, results)
     synthetic = is_synthetic(reader)
-    html = page.page(_first_line(reader, results), sections, synthetic=synthetic)
+    html = render(page, synthetic=synthetic)
     metrics = {
         "synthetic": synthetic,
         "store": {"name": reader.path.name, "identity": reader.identity},
-        "disclosures": said,
-        "masked_mse": {name: error for name, (_, error) in reconstructions.items()},
+        "disclosures": page["disclosures"],
+        "masked_mse": {view["name"]: view["error"] for view in page["reconstructions"]},
         **(results.to_json() if results else {}),
     }
-    for name in ("report.html", SCORES):  # of an earlier call, which were no match for these
+    for name in ("report.html", SCORES):  # of an earlier call: they would not match these numbers
         (out / name).unlink(missing_ok=True)
     write_durably(out / "metrics.json", [json.dumps(metrics, indent=1).encode() + b"\n"])
     if results is not None:
         write_durably(out / SCORES, [_scores(reader, results)])
     write_durably(out / "report.html", [html.encode()])
     return out / "report.html"
+
+
+def render(page: views.View, *, synthetic: bool) -> str:
+    r"""Return report.html; characters that a page cannot hold are written as \x1b.
+
+    Args:
+        page: from `views.page`.
+        synthetic: mark the heading and every figure.
+    """
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=lambda value: log.plain(value) if type(value) is str else value,  # no Markup
+    )
+    template = files("ecgfast.evaluate") / "report.html.j2"
+    return environment.from_string(template.read_text(encoding="utf-8")).render(
+        page, synthetic=synthetic, data_uri=partial(charts.data_uri, synthetic=synthetic)
+    )
 
 
 def _scores(store: StoreReader, results: Results) -> bytes:
@@ -95,27 +119,61 @@ def _scores(store: StoreReader, results: Results) -> bytes:
     return data
 
 
-def _first_line(store: StoreReader, results: Results | None) -> str:
-    sites = len(set(store.records["site"].to_pylist()))
-    task = f", {results.plan.target}" if results else ""
-    unnamed = int(is_unnamed(store.records).sum())
-    doubt = f"; {unnamed:,} ECGs name no patient" if unnamed else ""
-    return (
-        f"data: {store.path.name}, {len(store):,} ECGs of {sites} "
-        f"{'site' if sites == 1 else 'sites'}{task}{doubt}"
-    )
+def scores_table(
+    records: Mapping[str, Sequence[str | None]],
+    is_case: NDArray[np.bool_],
+    cohorts: Mapping[str, NDArray[np.int64]],
+    scores: Mapping[str, NDArray[np.float64]],
+) -> pa.Table:
+    """One row for every run and every record that it was tested on.
 
-
-def _sections(
-    store: StoreReader,
-    results: Results | None,
-    runs: Sequence[LoadedRun],
-    reconstructions: Sequence[str],
-) -> list[str]:
-    cohort = cohort_section(store, results.plan.target if results else None)
-    end = [loss_section(runs), *reconstructions]
-    origin = origin_section(store, runs, results)
-    if results is None:
-        return [cohort, *end, origin]
-    first = [result_section(results), comparison_section(results)]
-    return [*first, cohort, *end, calibration_section(results), origin]
+    Args:
+        records: columns record_id, patient_id, site and split, each with N values.
+        is_case: (N,) bool.
+        cohorts: name -> (n,) rows, each with a known label. A record in several of them, such as
+            a site and all sites together, has the name of the first.
+        scores: run's name -> (N,) float64 probabilities; only those at the rows are looked at.
+    Returns:
+        A table of `SCHEMA`, by run, then by row of the store.
+    Raises:
+        ShapeError: a column has another length than `is_case`, or a record of a cohort has no
+            probability.
+    """
+    num_records = len(is_case)
+    columns = {name: records[name] for name in ("record_id", "patient_id", "site", "split")}
+    lengths = {name: len(values) for name, values in columns.items()}
+    lengths |= {name: len(values) for name, values in scores.items()}
+    for name, length in lengths.items():
+        if length != num_records:
+            raise ShapeError(
+                f"{name} must have one value per record, {num_records}, got {length}; give whole "
+                "columns of the store"
+            )
+    named = np.full(num_records, -1)
+    for number, rows in reversed(list(enumerate(cohorts.values()))):
+        named[rows] = number
+    chosen = np.flatnonzero(named >= 0)
+    names = np.array(list(cohorts), dtype=object)
+    parts = []
+    for run, probability in scores.items():
+        if missing := int((~np.isfinite(probability[chosen])).sum()):
+            raise ShapeError(
+                f"run {run} has no probability for {missing} of {len(chosen)} tested records; "
+                "score every row of every cohort"
+            )
+        parts.append(
+            pa.table(
+                {
+                    "run": [run] * len(chosen),
+                    "cohort": names[named[chosen]].tolist(),
+                    **{
+                        name: [values[row] for row in chosen.tolist()]
+                        for name, values in columns.items()
+                    },
+                    "is_case": is_case[chosen],
+                    "probability": probability[chosen],
+                },
+                schema=SCHEMA,
+            )
+        )
+    return pa.concat_tables(parts) if parts else SCHEMA.empty_table()

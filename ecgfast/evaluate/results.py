@@ -1,8 +1,8 @@
 """Every number of a report: AUROC by cohort, paired tests, operating points, calibration."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from ecgfast.evaluate.roc import Auroc, PairedTest, delong, delong_paired
 from ecgfast.evaluate.runs import LoadedRun
 from ecgfast.evaluate.scores import TestPlan, probabilities
 from ecgfast.store.reader import StoreReader
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,22 +63,24 @@ class Results:
     thresholds: dict[str, float | None]
     scores: dict[str, NDArray[np.float64]]
 
-    def to_json(self) -> dict[str, Any]:
-        """The numbers alone, for ``metrics.json``."""
-        cohorts = {
-            cohort: {name: _numbers(result) for name, result in by_run.items()}
+    def each(self, part: Callable[[CohortResult], T]) -> dict[str, dict[str, T]]:
+        """Return one part of every result: cohort -> run's name -> part."""
+        return {
+            cohort: {name: part(result) for name, result in by_run.items()}
             for cohort, by_run in self.cohorts.items()
         }
-        paired = {
-            cohort: {name: asdict(test) for name, test in tests.items()}
-            for cohort, tests in self.paired.items()
-        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers alone, for ``metrics.json``."""
         return {
             "target": self.plan.target,
             "notes": list(self.plan.notes),
             "thresholds": self.thresholds,
-            "cohorts": cohorts,
-            "first_run_minus": paired,
+            "cohorts": self.each(_numbers),
+            "first_run_minus": {
+                cohort: {name: asdict(test) for name, test in tests.items()}
+                for cohort, tests in self.paired.items()
+            },
         }
 
 
@@ -90,8 +94,7 @@ def compute(plan: TestPlan, classifiers: Sequence[LoadedRun], store: StoreReader
     """
     scores: dict[str, NDArray[np.float64]] = {}
     for run in classifiers:
-        own = [by_run[run.name] for by_run in plan.cohorts.values() if run.name in by_run]
-        rows = np.unique(np.concatenate(own)) if own else np.zeros(0, np.int64)
+        rows = plan.rows_of(run.name)
         scores[run.name] = np.full(len(store), np.nan)
         scores[run.name][rows] = probabilities(run, store, rows)
     return summarise(plan, scores, {run.name: run.threshold for run in classifiers})

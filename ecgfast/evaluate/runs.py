@@ -12,7 +12,7 @@ from ecgfast import log
 from ecgfast.config import Config
 from ecgfast.data.normalise import CohortStatistics
 from ecgfast.errors import ConfigError, ResumeError
-from ecgfast.evaluate.plots import Curve
+from ecgfast.evaluate.charts import Curve
 from ecgfast.runs.register import FILE, Register, read_register
 from ecgfast.runs.sealed import METRICS, RUN_FILES, problem
 from ecgfast.store.reader import StoreReader

@@ -61,6 +61,16 @@ class TestPlan:
     seen: dict[str, Seen]
     notes: tuple[str, ...]
 
+    def rows_of(self, run: str | None) -> Rows:
+        """Rows, ascending, that test a run; None: that test any run."""
+        parts = [
+            rows
+            for by_run in self.cohorts.values()
+            for name, rows in by_run.items()
+            if run in (None, name)
+        ]
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *parts]))
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Test:

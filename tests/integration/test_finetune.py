@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from report_pages import html_of
 from safetensors.torch import load_file, save_file
 from tolerances import RANKS_LOSS
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -16,7 +17,7 @@ from ecgfast.config import Config, load_config
 from ecgfast.data.loader import build_loader
 from ecgfast.errors import ConfigError, FormatError
 from ecgfast.evaluate.runs import load_run
-from ecgfast.evaluate.sections import loss_section
+from ecgfast.evaluate.views import training
 from ecgfast.log import read_metrics
 from ecgfast.store.reader import open_store
 from ecgfast.train.finetune import finetune
@@ -30,7 +31,8 @@ def _best(run: Path) -> dict[str, bytes]:
 
 
 def test_the_report_draws_the_losses_of_a_run(tuned: Path, store: Path) -> None:
-    assert "data:image/" in loss_section([load_run(tuned, open_store(store))])
+    (run,) = training([load_run(tuned, open_store(store))])
+    assert "data:image/" in html_of(training=[run])
 
 
 def test_the_lowest_validation_loss_is_kept(tuned: Path) -> None:

@@ -16,10 +16,10 @@ from sklearn.metrics import roc_curve
 from ecgfast.config import Config, load_config
 from ecgfast.data.loader import build_loader
 from ecgfast.errors import ConfigError, EcgfastError, ResumeError
+from ecgfast.evaluate.reconstruct import unread_records
 from ecgfast.evaluate.report import evaluate
 from ecgfast.evaluate.runs import load_run
 from ecgfast.evaluate.scores import plan_tests
-from ecgfast.evaluate.sections import to_reconstruct
 from ecgfast.labels import label_store
 from ecgfast.labels.published import draw_again
 from ecgfast.runs.register import read_register
@@ -169,7 +169,7 @@ def test_pretraining_reads_test_patients_only_when_asked(
     )
     assert report.index(said[0]) < report.index("Detection of")
     opened = open_store(store)
-    rows, words = to_reconstruct(load_run(run, opened), opened)
+    rows, words = unread_records(load_run(run, opened), opened)
     assert (len(rows), words) == (len(opened), "all of patients whom pretraining read")
 
 
@@ -184,7 +184,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(
 
 def test_only_unread_records_are_called_unread(pretrained: Path, store: Path) -> None:
     opened = open_store(store)
-    rows, words = to_reconstruct(load_run(pretrained, opened), opened)
+    rows, words = unread_records(load_run(pretrained, opened), opened)
     splits = np.array(opened.records["split"].to_pylist())
     assert rows.tolist() == np.flatnonzero(splits == "test").tolist()
     assert words == "of patients whom pretraining never read"

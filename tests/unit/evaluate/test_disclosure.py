@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from recordings import convert_quietly, ecg_like, write_wfdb
-from two_hospitals import make, rows_of
+from two_hospitals import TARGET, make, rows_of
 
-from ecgfast.evaluate.disclosure import disclosures
-from ecgfast.evaluate.sections import to_reconstruct
+from ecgfast.evaluate import scores
+from ecgfast.evaluate.reconstruct import unread_records
+from ecgfast.evaluate.views import disclosures
 from ecgfast.labels.published import import_splits
 from ecgfast.runs.register import Register, with_encoder
 from ecgfast.store.reader import StoreReader, open_store
@@ -47,10 +48,20 @@ def test_given_splits_tear_copies_and_hold_unknown_patients(mixed: Path, tmp_pat
     ]
 
 
+def plan_of(rows: dict[str, np.ndarray]) -> scores.TestPlan:
+    return scores.TestPlan(
+        target=TARGET,
+        is_case=np.zeros(16, dtype=bool),
+        patients=np.arange(16),
+        cohorts={"site 1, test split": rows},
+        seen={},
+        notes=(),
+    )
+
+
 def said_of(register: Register, store: StoreReader, tested: list[int]) -> list[str]:
     run: Any = SimpleNamespace(name="ViT", target="ejection_fraction<40", register=register)
-    plan = SimpleNamespace(cohorts={"site 1, test split": {"ViT": np.array(tested)}})
-    results: Any = SimpleNamespace(plan=plan)
+    results: Any = SimpleNamespace(plan=plan_of({"ViT": np.array(tested)}))
     return disclosures(store, [run], results)
 
 
@@ -87,7 +98,7 @@ def test_a_run_is_told_of_the_records_that_test_it(tmp_path: Path) -> None:
     two = SimpleNamespace(name="CNN", target="x=1", register=Register.of(store, taught))
     pretraining = SimpleNamespace(name="Pretraining", target="", register=encoder)
     rows = {"ViT": np.array([4, 5]), "CNN": np.array([4, 5, 13, 14])}
-    results: Any = SimpleNamespace(plan=SimpleNamespace(cohorts={"site 1, test split": rows}))
+    results: Any = SimpleNamespace(plan=plan_of(rows))
     runs: Any = [one, two, pretraining]
     assert disclosures(store, runs, results) == [
         "Pretraining read, without labels, ECGs of the patients of 2 of the 4 tested records."
@@ -107,5 +118,5 @@ def test_only_patients_that_can_be_compared_are_called_unread(tmp_path: Path) ->
             "of a store under another key or kind of patient ids, none of them an ECG that it read",
         ),
     ):
-        rows, said = to_reconstruct(run, where)
+        rows, said = unread_records(run, where)
         assert (rows.tolist(), said) == (rest, words)

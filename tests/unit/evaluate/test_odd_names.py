@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from matplotlib.figure import Figure
+from report_pages import html_of
 
-from ecgfast.evaluate import page, plots
+from ecgfast.evaluate import charts
 from ecgfast.evaluate.cohort import cohort_table
 from ecgfast.evaluate.roc import delong
 
@@ -19,16 +20,16 @@ IS_CASE = np.array([False, True] * 10)
 SCORES = np.linspace(0, 1, 20)
 AUROC = delong(IS_CASE, SCORES, np.arange(20))
 FIGURES: dict[str, Callable[[str], Figure]] = {
-    "curves": lambda name: plots.roc_curves({name: {name: (IS_CASE, SCORES)}}),
-    "areas": lambda name: plots.auroc_by_site({name: {name: AUROC}}),
-    "losses": lambda name: plots.losses({name: ([1, 2], [3.0, 2.0])}, y_label="loss"),
+    "curves": lambda name: charts.roc_curves({name: {name: (IS_CASE, SCORES)}}),
+    "areas": lambda name: charts.auroc_by_site({name: {name: AUROC}}),
+    "losses": lambda name: charts.losses({name: ([1, 2], [3.0, 2.0])}, y_label="loss"),
 }
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", FIGURES)
 def test_figures_hold_any_name(kind: str, name: str) -> None:
-    html = page.picture(FIGURES[kind](name), f"Of {name}.")
+    html = html_of(training=[{"name": f"Of {name}.", "losses": FIGURES[kind](name)}])
     (svg,) = re.findall(r"base64,([A-Za-z0-9+/=]+)", html)
     texts = ["".join(each.itertext()) for each in ET.fromstring(base64.b64decode(svg)).iter()]
     shown = {"a\x00b\x1b[2J": r"a\x00b\x1b[2J", "c\nd": r"c\nd"}.get(name, name)

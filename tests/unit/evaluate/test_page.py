@@ -7,18 +7,19 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from report_pages import html_of
 
-from ecgfast.evaluate import page, plots
+from ecgfast.evaluate import charts
 from ecgfast.evaluate.operating import calibration
 from ecgfast.evaluate.roc import Auroc, delong
-from ecgfast.evaluate.sections import _area, _why
+from ecgfast.evaluate.views import Table, _area, _why
 
 
 def test_a_page_begins_with_its_data() -> None:
-    text = page.page("data: a < b", ["<p>x</p>"], synthetic=True)
+    text = html_of(heading="data: a < b", synthetic=True)
     assert "<title>SYNTHETIC data: a &lt; b</title>" in text
     assert "<h1><b>SYNTHETIC</b> data: a &lt; b</h1>" in text
-    assert "SYNTHETIC" not in page.page("data: real", [], synthetic=False)
+    assert "SYNTHETIC" not in html_of(heading="data: real")
 
 
 def figures_of(html: str) -> list[ET.Element]:
@@ -33,16 +34,16 @@ def test_every_figure_says_synthetic(synthetic: bool) -> None:
     y, score = np.array([True, False, True]), np.array([0.9, 0.1, 0.4])
     result = calibration(y, score)
     assert result is not None
-    charts = [
-        plots.roc_curves({"site 1": {"CNN": (y, score)}}),
-        plots.auroc_by_site({"a": {"CNN": delong([1, 0, 1, 0], [0.9, 0.1, 0.4, 0.6])}}),
-        plots.losses({"loss": ([1, 2], [1.0, 0.9])}, y_label="loss"),
-        plots.reliability({"CNN": result}),
+    drawn = [
+        charts.roc_curves({"site 1": {"CNN": (y, score)}}),
+        charts.auroc_by_site({"a": {"CNN": delong([1, 0, 1, 0], [0.9, 0.1, 0.4, 0.6])}}),
+        charts.losses({"loss": ([1, 2], [1.0, 0.9])}, y_label="loss"),
+        charts.reliability({"CNN": result}),
     ]
-    sections = [page.section("x", *(page.picture(chart, "c") for chart in charts))]
-    figures = figures_of(page.page("data: x", sections, synthetic=synthetic))
-    assert len(figures) == len(charts)
-    for figure, chart in zip(figures, charts, strict=True):
+    training = [{"name": "c", "losses": chart} for chart in drawn]
+    figures = figures_of(html_of(training=training, synthetic=synthetic))
+    assert len(figures) == len(drawn)
+    for figure, chart in zip(figures, drawn, strict=True):
         words = [text.text for text in figure.iter("{http://www.w3.org/2000/svg}text")]
         assert words.count("SYNTHETIC") == int(synthetic)
         width, height = (72 * inches for inches in chart.get_size_inches())
@@ -53,7 +54,9 @@ def test_every_figure_says_synthetic(synthetic: bool) -> None:
 
 
 def test_text_of_others_is_escaped() -> None:
-    text = page.table(["a"], [["<script>"]], sums=[0]) + page.section("x < y", page.text("&"))
+    detection = {"target": "x < y", "notes": ["&"], "curves": None}
+    table = Table(header=["a"], rows=[["<script>"]], sums=[0])
+    text = html_of(detection={**detection, "table": table})
     assert "<script>" not in text
     assert 'class="sum"' in text
     assert "x &lt; y" in text
@@ -62,14 +65,16 @@ def test_text_of_others_is_escaped() -> None:
 
 def test_a_picture_has_its_size_on_paper() -> None:
     figure = Figure(figsize=(10 / 2.54, 2))
-    assert 'style="width:100.0mm"' in page.picture(figure, 'lead "II"', kind="png")
+    text = html_of(training=[{"name": 'lead "II"', "losses": figure}])
+    assert 'style="width:100.0mm"' in text
+    assert 'alt="lead &#34;II&#34;"' in text
 
 
 def test_the_same_chart_gives_the_same_bytes() -> None:
     y, score = np.array([True, False, True]), np.array([0.9, 0.1, 0.4])
 
     def chart() -> str:
-        return plots.data_uri(plots.roc_curves({"site 1": {"CNN": (y, score)}}), "svg")
+        return charts.data_uri(charts.roc_curves({"site 1": {"CNN": (y, score)}}), "svg")
 
     assert chart() == chart()
 
@@ -77,7 +82,7 @@ def test_the_same_chart_gives_the_same_bytes() -> None:
 @pytest.mark.parametrize("num_cohorts", [1, 2, 3, 4, 7])
 def test_there_is_one_panel_per_cohort(num_cohorts: int) -> None:
     y, score = np.array([True, False]), np.array([0.9, 0.1])
-    figure = plots.roc_curves({f"site {n}": {"CNN": (y, score)} for n in range(num_cohorts)})
+    figure = charts.roc_curves({f"site {n}": {"CNN": (y, score)} for n in range(num_cohorts)})
     visible = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title() for axes in visible] == [f"site {n}" for n in range(num_cohorts)]
 
@@ -87,11 +92,11 @@ def test_intervals_are_drawn_where_they_are_defined() -> None:
         "a": {"CNN": delong([1, 0, 1, 0], [0.9, 0.1, 0.4, 0.6])},
         "b": {"CNN": delong([1], [1])},
     }
-    lines = plots.auroc_by_site(sites).axes[0].lines
+    lines = charts.auroc_by_site(sites).axes[0].lines
     assert sum(len(np.atleast_1d(line.get_xdata())) == 1 for line in lines) == 1  # one point
     result = calibration(np.array([True, False]), np.array([0.8, 0.3]))
     assert result is not None
-    assert plots.reliability({"CNN": result}).axes[0].get_xlabel() == "predicted probability"
+    assert charts.reliability({"CNN": result}).axes[0].get_xlabel() == "predicted probability"
 
 
 def test_what_is_not_defined_is_said() -> None:

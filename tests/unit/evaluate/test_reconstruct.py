@@ -8,13 +8,15 @@ import torch
 from ecgfast_kernels.ops.mask import random_mask
 from matplotlib.figure import Figure
 from recordings import convert_quietly, ecg_like, make_store, write_wfdb
+from report_pages import html_of
 from resealed import change_lead_value
 
 from ecgfast.config import Config, load_config
 from ecgfast.convert import convert
 from ecgfast.data.loader import build_loader
 from ecgfast.errors import ConfigError
-from ecgfast.evaluate import sections
+from ecgfast.evaluate import reconstruct as reconstructing
+from ecgfast.evaluate import views
 from ecgfast.evaluate.reconstruct import (
     Reconstruction,
     _denormalise,
@@ -196,9 +198,10 @@ def test_a_report_takes_records_of_the_whole_store_and_draws_the_middle_one(
         drawn.append(result.row)
         return Figure()  # a real one takes seconds
 
-    monkeypatch.setattr(sections, "NUM_RECONSTRUCTED", 3)
-    monkeypatch.setattr(sections, "draw", remember)
-    html, error = sections.reconstruction_section(run, store)
+    monkeypatch.setattr(reconstructing, "NUM_SAMPLED", 3)
+    monkeypatch.setattr(views, "draw", remember)
+    view = views.reconstruction(run, store)
+    html, error = html_of(reconstructions=[view]), view["error"]
     losses = {r.loss: r.row for r in fill_in(model, config, None, store, np.array([0, 2, 4]))}
     assert error == pytest.approx(np.mean(list(losses)))
     assert drawn == [losses[sorted(losses)[1]]] * 2

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from report_pages import html_of
 from simulated_cohorts import draw
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -13,7 +14,7 @@ from ecgfast.evaluate.interval import BINOMIAL, LOGIT_T
 from ecgfast.evaluate.results import Results, summarise
 from ecgfast.evaluate.roc import delong, delong_paired
 from ecgfast.evaluate.scores import POOLED
-from ecgfast.evaluate.sections import calibration_section, comparison_section, result_section
+from ecgfast.evaluate.views import comparison, detection, operating
 
 RUNS = ("ViT", "CNN")
 SITE = "site 2, external"
@@ -137,9 +138,8 @@ def test_the_curve_of_calibration_is_the_last_cohorts_unless_external_ones_are_p
     is_case = (probability > 0.45).tolist()
     rows = {SITE: list(range(20)), "site 3, external": list(range(20, 60))}
     for names, last in ((rows, "site 3, external"), ({POOLED: list(range(60)), **rows}, POOLED)):
-        html = calibration_section(
-            summary_of(plan_of(is_case, list(range(60)), names), CNN=probability)
-        )
+        results = summary_of(plan_of(is_case, list(range(60)), names), CNN=probability)
+        html = html_of(operating=operating(results))
         assert f"Calibration, {last}: records in groups of equal size by probability" in html
 
 
@@ -169,13 +169,13 @@ def test_metrics_hold_ends_and_method_of_every_number(simulated: Results) -> Non
 def test_the_page_shows_intervals_and_their_rule(simulated: Results) -> None:
     result = simulated.cohorts[SITE]["ViT"]
     assert result.operating is not None
-    share, html = result.operating.sensitivity, calibration_section(simulated)
+    share, html = result.operating.sensitivity, html_of(operating=operating(simulated))
     assert f"<td>{share.value:.2f} ({share.low:.2f} to {share.high:.2f})</td>" in html
     precision = result.average_precision
     assert f"<td>{precision.value:.2f} ({precision.low:.2f} to {precision.high:.2f})</td>" in html
     assert "Obuchowski 1997" in html
-    assert "Obuchowski 1997" in result_section(simulated)
-    assert "Bandos 2005" in comparison_section(simulated)
+    assert "Obuchowski 1997" in html_of(detection=detection(simulated))
+    assert "Bandos 2005" in html_of(comparison=comparison(simulated))
 
 
 def test_runs_are_compared_on_the_records_that_test_both() -> None:
@@ -192,4 +192,4 @@ def test_runs_are_compared_on_the_records_that_test_both() -> None:
     assert results.paired == {SITE: {"CNN": expected}}
     points = {run: results.cohorts[SITE][run].operating for run in RUNS}
     assert [point and point.threshold for point in points.values()] == [0.5, 0.6]
-    assert "<td>-</td>" in result_section(results)
+    assert "<td>-</td>" in html_of(detection=detection(results))

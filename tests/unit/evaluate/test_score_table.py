@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ecgfast.errors import ShapeError
-from ecgfast.evaluate.score_table import SCHEMA, scores_table
+from ecgfast.evaluate.report import SCHEMA, scores_table
 
 RECORDS = {
     "record_id": ["r0", "r1", "r2", "r3"],

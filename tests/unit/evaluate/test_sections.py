@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from report_pages import html_of
 from two_hospitals import TARGET
 
 from ecgfast.evaluate import scores as scoring
-from ecgfast.evaluate import sections
+from ecgfast.evaluate import views
 from ecgfast.evaluate.results import Results, summarise
 from ecgfast.evaluate.roc import PairedTest
 
@@ -39,7 +40,7 @@ def test_every_run_is_compared_with_the_first_in_its_own_columns() -> None:
         thresholds=dict.fromkeys("ABCD"),
         scores={},
     )
-    html = sections.comparison_section(results)
+    html = html_of(comparison=views.comparison(results))
     plus, minus = "+0.100 (-0.050 to +0.250)", "-0.020 (-0.100 to +0.060)"
     for mark, cells in (
         ("", ("site 1", "-", "-", plus, "0.001", minus, "&lt; 0.001")),
@@ -50,13 +51,14 @@ def test_every_run_is_compared_with_the_first_in_its_own_columns() -> None:
     heads = "".join(f"<th>minus {name} (95 % CI)</th><th>p</th>" for name in "BCD")
     assert f"<th>cohort</th>{heads}</tr>" in html
     assert "A minus the other" in html
-    assert sections.comparison_section(replace(results, thresholds={"A": None})) == ""
+    assert views.comparison(replace(results, thresholds={"A": None})) is None
 
 
 def test_a_run_without_threshold_has_a_calibration_but_no_operating_point() -> None:
     plan = replace(PLAN, cohorts={"site 1": {"A": np.arange(4), "B": np.array([], np.int64)}})
     scores = {"A": np.array([0.9, 0.2, 0.6, 0.3]), "B": np.full(4, 0.5)}
-    html = sections.calibration_section(summarise(plan, scores, {"A": None, "B": 0.5}))
+    results = summarise(plan, scores, {"A": None, "B": 0.5})
+    html = html_of(operating=views.operating(results))
     # Brier score: (0.01 + 0.04 + 0.16 + 0.09) / 4; B is tested on nothing.
     cells = "<td>A</td><td>-</td><td>-</td><td>-</td><td>1.00 (0.16 to 1.00)</td><td>0.075 ("
     assert cells in html
@@ -69,7 +71,7 @@ def test_areas_curves_reasons_and_notes_of_a_site() -> None:
     rows = {"site 1": {"A": np.arange(4)}, "site 2": {"B": np.array([0, 2])}}
     scores = dict.fromkeys("AB", np.array([0.9, 0.2, 0.6, 0.4]))
     results = summarise(replace(PLAN, cohorts=rows), scores, dict.fromkeys("AB"))
-    html = sections.result_section(results)
+    html = html_of(detection=views.detection(results))
     assert "<td>site 1</td><td>2 / 2</td><td>1.000 (0.158 to 1.000)</td><td>-</td>" in html
     assert "<td>site 2</td><td>2 / 0</td><td>-</td><td>not defined</td>" in html
     assert "site 2: AUROC is not defined: no controls." in html
@@ -77,9 +79,8 @@ def test_areas_curves_reasons_and_notes_of_a_site() -> None:
     assert "2 records have no label" in html
     assert html.count("<figure>") == 2
     nowhere = replace(PLAN, cohorts={"site 2": rows["site 2"]})
-    assert "<figure>" not in sections.result_section(
-        summarise(nowhere, scores, dict.fromkeys("AB"))
-    )
+    results = summarise(nowhere, scores, dict.fromkeys("AB"))
+    assert "<figure>" not in html_of(detection=views.detection(results))
 
 
 def test_cases_and_patients_of_each_split() -> None:
@@ -92,7 +93,7 @@ def test_cases_and_patients_of_each_split() -> None:
         }
     )
     store: Any = SimpleNamespace(records=records)
-    html = sections.cohort_section(store, TARGET)
+    html = html_of(cohort=views.cohort(store, TARGET))
     for mark, cells in (
         ("", ("3", "test", "2", "1", "0", "1", "0.0 %", "1")),
         (' class="sum"', ("3", "all", "3", "2", "1", "1", "50.0 %", "1")),
@@ -101,7 +102,7 @@ def test_cases_and_patients_of_each_split() -> None:
     ):
         assert f"<tr{mark}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" in html
     assert "<td>4</td><td>2</td><td>0</td><td>0</td><td>-</td><td>4</td>" in (
-        sections.cohort_section(store, None)
+        html_of(cohort=views.cohort(store, None))
     )
 
 
@@ -114,13 +115,15 @@ def test_where_a_run_comes_from(init: str, select: str | None, cells: tuple[str,
     config = SimpleNamespace(preset="presets/vit.toml", data=settings[0], train=settings[1])
     run: Any = SimpleNamespace(name="ViT", config=config, init=init, select=select)
     store: Any = SimpleNamespace(path=Path("a/s"), identity="0123456789abcdefghij", codec="none")
-    html = sections.origin_section(store, [run], None)
+    origin = views.origin(store, [run])
+    html = html_of(origin=origin)
     row = ("ViT", "vit.toml", *cells, "record", "7")
     assert "".join(f"<td>{cell}</td>" for cell in row) in html
     assert "Store s, identity 0123456789abcdef, codec none." in html
     assert "Each run is tested" not in html
     results = summarise(PLAN, {"ViT": np.zeros(4)}, {"ViT": None})
-    assert "Each run is tested" in sections.origin_section(store, [run], results)
+    html = html_of(origin=origin, detection=views.detection(results))
+    assert "Each run is tested" in html
 
 
 def test_a_training_curve_names_its_loss() -> None:
@@ -129,6 +132,6 @@ def test_a_training_curve_names_its_loss() -> None:
         SimpleNamespace(name=name, target=TARGET, loss_curves=lambda found=found: found)
         for name, found in zip(("drawn", "empty"), curves, strict=True)
     ]
-    html = sections.loss_section(runs)
+    html = html_of(training=views.training(runs))
     assert "<figcaption>drawn</figcaption>" in html
     assert "<figcaption>empty</figcaption>" not in html

@@ -29,7 +29,6 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "ecgfast",  # the same figure gives the same bytes
 }
 _STRIP_PT = 14  # above a figure, for the word SYNTHETIC
-_SVG_URI = re.compile(r"(data:image/svg\+xml;base64,)([A-Za-z0-9+/=]+)")
 _SVG_SIZE = re.compile(r'width="([\d.]+)pt" height="([\d.]+)pt" viewBox="0 0 [\d.]+ [\d.]+"')
 
 Curve = tuple[Sequence[float], Sequence[float]]
@@ -45,30 +44,23 @@ def drawn(name: str) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def data_uri(figure: Figure, kind: Literal["png", "svg"]) -> str:
-    """Render a figure for an ``<img>`` of a self-contained page."""
+def data_uri(figure: Figure, kind: Literal["png", "svg"], *, synthetic: bool = False) -> str:
+    """Render a figure for an ``<img>`` of a self-contained page.
+
+    Args:
+        figure: a chart, or an ECG.
+        kind: format of the picture.
+        synthetic: write SYNTHETIC over an SVG picture, so that a copy of it keeps the word, in a
+            strip of its own that covers nothing. PNG pictures are of ECGs, whose titles have it.
+    """
     buffer = io.BytesIO()
     with mpl.rc_context(_STYLE):
         figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    data = buffer.getvalue()
+    if kind == "svg" and synthetic:
+        data = _with_strip(data.decode()).encode()
     mime = "image/png" if kind == "png" else "image/svg+xml"
-    return f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def mark_synthetic(html: str) -> str:
-    """Write SYNTHETIC over every SVG figure of a page: a figure that is copied keeps the word.
-
-    The word stands in a strip of its own above the figure, so that it covers nothing.
-
-    Args:
-        html: holds figures as `data_uri` gives them; PNG figures of ECGs carry the word already.
-    """
-    return _SVG_URI.sub(
-        lambda match: match[1] + _encoded(_with_strip(base64.b64decode(match[2]).decode())), html
-    )
-
-
-def _encoded(svg: str) -> str:
-    return base64.b64encode(svg.encode()).decode()
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
 
 
 def _with_strip(svg: str) -> str:

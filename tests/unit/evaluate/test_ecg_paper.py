@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from ecgfast.evaluate import figures
+from ecgfast.evaluate import ecg_paper
 from ecgfast.records import LEADS
 
 MM_PER_INCH = 25.4
@@ -28,7 +28,7 @@ def traces(figure: Figure) -> list[Line2D]:
 
 
 def test_one_second_is_25_mm_and_one_millivolt_10_mm_of_paper() -> None:
-    figure = figures.ecg(record(), title="")
+    figure = ecg_paper.ecg(record(), title="")
     axes = figure.axes[0]
     figure.canvas.draw()
     to_mm = MM_PER_INCH / figure.dpi
@@ -41,7 +41,7 @@ def test_one_second_is_25_mm_and_one_millivolt_10_mm_of_paper() -> None:
 
 
 def test_the_zero_lines_and_the_seconds_lie_on_large_squares() -> None:
-    for line in traces(figures.ecg(record(1.7), title="")):
+    for line in traces(ecg_paper.ecg(record(1.7), title="")):
         x, y = (np.asarray(v) for v in line.get_data())
         if np.isfinite(y).any():
             assert np.nanmedian(y) % 5 == pytest.approx(0, abs=1e-6)
@@ -50,7 +50,7 @@ def test_the_zero_lines_and_the_seconds_lie_on_large_squares() -> None:
 
 def test_saved_pixels_show_a_fine_line_every_5_and_a_coarse_line_every_25() -> None:
     buffer = io.BytesIO()
-    figures.ecg(np.zeros((12, 5000)), title="").savefig(buffer, format="png")
+    ecg_paper.ecg(np.zeros((12, 5000)), title="").savefig(buffer, format="png")
     buffer.seek(0)
     picture = matplotlib.image.imread(buffer)
     pink = picture[33, :1425, 0] - picture[33, :1425, 1]  # between two horizontal lines
@@ -61,7 +61,7 @@ def test_saved_pixels_show_a_fine_line_every_5_and_a_coarse_line_every_25() -> N
 
 
 def test_a_calibration_pulse_stands_before_every_lead() -> None:
-    figure = figures.ecg(record(), title="")
+    figure = ecg_paper.ecg(record(), title="")
     pulses = [line for line in figure.axes[0].lines if len(np.atleast_1d(line.get_xdata())) == 6]
     assert len(pulses) == 12
     for pulse in pulses:
@@ -73,7 +73,7 @@ def test_a_calibration_pulse_stands_before_every_lead() -> None:
 def test_strips_never_cross() -> None:
     rng = np.random.default_rng(0)
     signal = record() * rng.uniform(-2.5, 2.5, (12, 1)).astype(np.float32)
-    drawn = [np.asarray(line.get_ydata()) for line in traces(figures.ecg(signal, title=""))]
+    drawn = [np.asarray(line.get_ydata()) for line in traces(ecg_paper.ecg(signal, title=""))]
     rows = [y for y in drawn if np.isfinite(y).any()]
     assert len(rows) == 12
     for above, below in pairwise(rows):
@@ -84,7 +84,7 @@ def test_reconstruction_draws_only_masked_timesteps_from_the_model() -> None:
     original, predicted = record(1.0), record(2.0)
     mask = np.zeros((12, 5000), bool)
     mask[:, 1000:2000] = True
-    figure = figures.reconstruction(original, predicted, mask, title="", leads=("II", "V5"))
+    figure = ecg_paper.reconstruction(original, predicted, mask, title="", leads=("II", "V5"))
     words = [text.get_text() for text in figure.axes[0].texts]
     assert [w for w in words if w in LEADS] == ["II"] * 3 + ["V5"] * 3
     assert words.count("masked") == 2
@@ -102,7 +102,7 @@ def test_reconstruction_draws_only_masked_timesteps_from_the_model() -> None:
 
 
 def test_twelve_leads_come_panel_by_panel() -> None:
-    figure = figures.reconstruction(record(), record(), np.ones((12, 5000), bool), title="")
+    figure = ecg_paper.reconstruction(record(), record(), np.ones((12, 5000), bool), title="")
     words = [text.get_text() for text in figure.axes[0].texts]
     assert [w for w in words if w in LEADS] == [*LEADS] * 3
 
@@ -110,5 +110,5 @@ def test_twelve_leads_come_panel_by_panel() -> None:
 def test_a_lead_off_the_scale_stays_on_its_page() -> None:
     signal = record(1.0)
     signal[0, 2000:3000] = -17.0  # an electrode fell off
-    figure = figures.ecg(signal, title="")
+    figure = ecg_paper.ecg(signal, title="")
     assert figure.get_figheight() * MM_PER_INCH < 400
