@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from ecgfast.cli.output import show
 from ecgfast.errors import ConfigError
 from ecgfast.vocabulary import Codec, OnBad, PatientIds, Quality, Short, Split, Window
 
@@ -36,6 +35,13 @@ OneEcg = Annotated[
     ),
 ]
 KeyFile = Annotated[Path | None, typer.Option(help="Pseudonym key; default STORE.key.")]
+
+
+def show(text: object) -> None:
+    """Print a result to the standard output."""
+    from ecgfast.log import show as show_lines  # brings rich, which --help need not wait for
+
+    show_lines(text)
 
 
 class Steps:

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ecgfast.cli.output import show
-from ecgfast.cli.training import Settings
+from ecgfast.cli.data import show
+from ecgfast.cli.runs import Settings
 
 
 def register(app: typer.Typer) -> None:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ecgfast.lazy import lazily
+from ecgfast import lazily
 
 if TYPE_CHECKING:
     from ecgfast.convert.run import ConvertSummary, convert

@@ -3,7 +3,7 @@
 import sys
 from typing import TYPE_CHECKING
 
-from ecgfast.lazy import lazily
+from ecgfast import lazily
 
 if TYPE_CHECKING:
     from ecgfast.store.reader import StoreReader, open_store
