@@ -23,7 +23,8 @@ from ecgfast.convert.quality import einthoven_uv, signal_flags
 from ecgfast.convert.windows import Windows, check_source, read_windows
 from ecgfast.data.normalise import CohortStatistics, mean_and_rstd
 from ecgfast.errors import ConfigError, FormatError, ShapeError
-from ecgfast.ingest import InputFile, discover
+from ecgfast.ingest import InputFile
+from ecgfast.ingest.inventory import discover
 from ecgfast.model.classifier import Classifier
 from ecgfast.records import SAMPLING_RATE_HZ, EcgRecord
 from ecgfast.runs.register import Register, Role, read_register

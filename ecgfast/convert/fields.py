@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from functools import lru_cache
 
-from ecgfast.ingest.diagnosis_codes import codes_of
+from ecgfast.ingest.patient import codes_of
 from ecgfast.records import is_percent
 from ecgfast.store.format import ROW_TYPES
 

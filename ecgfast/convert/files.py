@@ -21,7 +21,7 @@ from ecgfast.convert.pool import Crew
 from ecgfast.convert.seal import seal_converted
 from ecgfast.convert.work import Lines, Settings, convert_lines
 from ecgfast.errors import ConfigError, FormatError
-from ecgfast.ingest import discover, take_inventory
+from ecgfast.ingest.inventory import discover, take_inventory
 from ecgfast.store.csv_files import write_passed_over
 from ecgfast.store.format import FORMAT_VERSION
 from ecgfast.store.manifest import Manifest, read_manifest

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ecgfast.errors import ConfigError, ResumeError
-from ecgfast.ingest import InputFile, Inventory
+from ecgfast.ingest import InputFile
+from ecgfast.ingest.inventory import Inventory
 from ecgfast.store.durable import explained, write_durably
 from ecgfast.store.format import MANIFEST, beside
 

@@ -18,7 +18,7 @@ from ecgfast.convert.quality import einthoven_uv, signal_flags
 from ecgfast.convert.windows import check_source, read_windows
 from ecgfast.errors import FormatError, Reason, ShapeError
 from ecgfast.ingest import InputFile, unreadable
-from ecgfast.ingest.discover import printable
+from ecgfast.ingest.inventory import printable
 from ecgfast.records import NO_PATIENT, NUM_LEADS, NUM_TIMESTEPS, EcgRecord, stored_age
 from ecgfast.store.format import encode_chunks
 from ecgfast.store.outcomes import Cursor, EncodedRecord, Outcome, Outcomes, Refusal, in_columns

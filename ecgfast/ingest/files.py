@@ -8,15 +8,14 @@ from typing import BinaryIO
 
 from ecgfast.errors import FormatError
 
-# Of one record, as the file has it and at 500 Hz, in the numbers that work is done in (float64).
-MAX_BYTES = 1 << 30
+MAX_BYTES = 1 << 30  # of one record: of its file, and as float64 at its own rate and at 500 Hz
 MAX_VALUES = MAX_BYTES // 8  # timesteps times signals: six hours of 12 leads at 500 Hz
 MAX_TEXT_BYTES = 1 << 20  # of a header, a sidecar or a label: real ones have a few thousand
 
 _CHUNK = 1 << 16
-_LARGEST_SHOWN = 10**18  # a number of thousands of digits fills no line
+_LARGEST_SHOWN = 10**18  # of a damaged header: the number can have thousands of digits
 
-# Errors of one file. All others are the share's.
+# Errors that concern one file. All others concern the share or the machine.
 _OF_ONE_FILE = {
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR),
     *(errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
@@ -26,7 +25,7 @@ _OF_ONE_FILE = {
 
 
 def is_of_one_file(error: OSError) -> bool:
-    """Whether an error says something of one file, not of the share or the machine."""
+    """Whether an error concerns one file, not the share or the machine."""
     return error.errno in _OF_ONE_FILE or error.errno is None  # None: a library's own
 
 
@@ -58,16 +57,15 @@ def read_text_bytes(path: str | PathLike[str]) -> bytes:
     finally:
         os.close(fd)
     if len(content) > MAX_TEXT_BYTES:
-        raise FormatError(
+        raise too_large(
             f"{_name(path)}: got over {MAX_TEXT_BYTES >> 20} MiB of text, allowed "
-            f"{MAX_TEXT_BYTES >> 20} MiB for a header or sidecar",
-            reason="the file is too large",
+            f"{MAX_TEXT_BYTES >> 20} MiB for a header or sidecar"
         )
     return content
 
 
 def check_regular(path: str | PathLike[str]) -> int:
-    """Refuse what is no regular file, before another library opens it; returns its bytes.
+    """Refuse what is no regular file, before another library opens it; returns its size in bytes.
 
     Raises:
         FormatError: it is a pipe, a socket, a device or a folder.
@@ -90,11 +88,20 @@ def check_values(timesteps: int, signals: int, source: str) -> None:
     """
     if timesteps * signals > MAX_VALUES:
         length = f"{min(timesteps, _LARGEST_SHOWN):,} timesteps of {signals:,} signals"
-        raise FormatError(
+        raise too_large(
             f"{source}: {length}, allowed {MAX_BYTES >> 30} GiB of 8-byte numbers in one record; "
-            "cut the recording into shorter records",
-            reason="the file is too large",
+            "cut the recording into shorter records"
         )
+
+
+def too_large(message: str) -> FormatError:
+    """The refusal of a file that would take too much memory."""
+    return FormatError(message, reason="the file is too large")
+
+
+def cut_short(message: str) -> FormatError:
+    """The refusal of a file that holds fewer samples than promised."""
+    return FormatError(message, reason="a signal file is cut short")
 
 
 def _open_regular(path: str | PathLike[str], flags: int) -> int:

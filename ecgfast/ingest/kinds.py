@@ -1,16 +1,15 @@
-"""What the files of one folder are, by their names alone: a record's own, or one of few kinds."""
+"""What the other files of a folder are, by their names: a record's own, or one of few kinds."""
 
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ecgfast.errors import FormatError
+from ecgfast.ingest import suffixes
 from ecgfast.ingest.files import open_regular
-
-SUFFIXES = (".hea", ".npy", ".npz")  # of the files that name a record; signal files lie beside them
-SHARED_SIDECAR = "signals.json"
+from ecgfast.ingest.numpy_arrays import SHARED_SIDECAR
 
 SIGNALS, SIDECARS, ANNOTATIONS = "signal files", "sidecars", "annotations"
 SEGMENTS = "segments of joined records"
@@ -78,8 +77,18 @@ def suffix_of(name: str) -> str:
     return name[dot + 1 :].lower() if dot > 0 else ""
 
 
+def kind_of(name: str) -> str:
+    """Return the kind of a file that no record claims, one of `PASSED_OVER`."""
+    suffix = suffix_of(name)
+    if suffix in _SIGNAL:
+        return LOST_SIGNALS
+    if suffix in _KIND_OF:
+        return _KIND_OF[suffix]
+    return LOST_ANNOTATIONS if suffix in _ANNOTATOR else _KIND_OF_NAME.get(name, OTHER)
+
+
 def sort_names(folder: str, names: Mapping[str, Sequence[str]]) -> FolderContent:
-    """Say of every file of a folder to which record it belongs, or what it is.
+    """Find out of every file of a folder to which record it belongs, or what it is.
 
     A signal file belongs to the header of its own stem. Only headers without one are opened, for
     the names that they hold: several records can share one file, and a joined record names its
@@ -91,34 +100,29 @@ def sort_names(folder: str, names: Mapping[str, Sequence[str]]) -> FolderContent
     """
     headers, arrays = _stems(names.get("hea", ())), _stems(names.get("npy", ()))
     belonging: Counter[str] = Counter()
-    passed_over: dict[str, list[str]] = {}
+    passed_over: defaultdict[str, list[str]] = defaultdict(list)
     alone = headers  # headers without a signal file of their own stem
+    of_records = suffixes()
     for suffix, members in names.items():
-        if f".{suffix}" in SUFFIXES:
+        if f".{suffix}" in of_records:
             continue
         if suffix in _SIGNAL:
             alone = alone - _stems(members)
-            rest = _without(members, suffix, headers)
-            belonging[SIGNALS] += len(members) - len(rest)
-            passed_over.setdefault(LOST_SIGNALS, []).extend(rest)
+            kind, owners = SIGNALS, headers
         elif suffix == "json":
-            rest = _without(members, suffix, arrays)
-            if arrays and SHARED_SIDECAR in rest:
-                rest.remove(SHARED_SIDECAR)
-            belonging[SIDECARS] += len(members) - len(rest)
-            passed_over.setdefault(TEXTS, []).extend(rest)
+            kind, owners = SIDECARS, arrays
         elif suffix in _ANNOTATOR:
-            rest = _without(members, suffix, headers)
-            belonging[ANNOTATIONS] += len(members) - len(rest)
-            kind = _KIND_OF.get(suffix, LOST_ANNOTATIONS)
-            passed_over.setdefault(kind, []).extend(rest)
-        elif suffix in _KIND_OF:
-            passed_over.setdefault(_KIND_OF[suffix], []).extend(members)
+            kind, owners = ANNOTATIONS, headers
         else:
-            for name in members:
-                passed_over.setdefault(_KIND_OF_NAME.get(name, OTHER), []).append(name)
+            kind, owners = "", set()
+        rest = [name for name in members if name[: name.rfind(".")] not in owners]
+        if kind == SIDECARS and arrays and SHARED_SIDECAR in rest:
+            rest.remove(SHARED_SIDECAR)
+        belonging[kind] += len(members) - len(rest)
+        for name in rest:
+            passed_over[kind_of(name)].append(name)
     texts = _texts(folder, names["hea"], alone) if alone else {}
-    if any(passed_over.get(kind) for kind in (LOST_SIGNALS, OTHER)):
+    if passed_over[LOST_SIGNALS] or passed_over[OTHER]:
         belonging[SIGNALS] += _claim(passed_over, _first_words(texts.values()))
     segments = _segments(texts) & set(names.get("hea", ()))
     belonging[SEGMENTS] += len(segments)
@@ -141,12 +145,6 @@ def suffixes_in_words(suffixes: Counter[str]) -> str:
 
 def _stems(names: Iterable[str]) -> set[str]:
     return {name[: name.rfind(".")] for name in names}
-
-
-def _without(names: Sequence[str], suffix: str, stems: set[str]) -> list[str]:
-    """The names whose stem is none of these."""
-    cut = -len(suffix) - 1
-    return [name for name in names if name[:cut] not in stems]
 
 
 def _claim(passed_over: dict[str, list[str]], named: set[str]) -> int:

@@ -30,10 +30,11 @@ _SPELLING = re.compile(
 )
 _DERIVABLE = (2, 3, 4, 5)  # III, aVR, aVL, aVF: linear in I and II
 _ABSENT = -1
-# What is beyond is no voltage of a body, and would make statistics of many records infinite.
-SCALE_UV = (1e-6, 1e6)  # microvolt per digit: 1 for picovolt, the other for volt
-_PLAUSIBLE_SCALE_UV = (0.01, 100.0)  # devices resolve 0.1 to 10 microvolt per digit
-_LARGEST_OFFSET = float(1 << 31)  # digits
+# Microvolt per ADC unit, from a unit of a picovolt to one of a volt. A record beyond would make
+# statistics of many records infinite.
+SCALE_UV = (1e-6, 1e6)
+_PLAUSIBLE_SCALE_UV = (0.01, 100.0)  # devices resolve 0.1 to 10 microvolt per ADC unit
+_LARGEST_OFFSET = float(1 << 31)  # ADC units
 _FILE_ORDER = tuple(range(NUM_LEADS))
 
 
@@ -43,8 +44,8 @@ class TwelveLeads:
 
     Attributes:
         signal: (12, T) int16 ADC units or float32 microvolt.
-        scale_uv: (12,) float32 microvolt per digit.
-        offset_adc: (12,) float32 digits at 0 microvolt.
+        scale_uv: (12,) float32 microvolt per ADC unit.
+        offset_adc: (12,) float32 ADC units at 0 microvolt.
         flags: "leads_derived" when III, aVR, aVL or aVF was computed from I and II,
             "gain_implausible" for a scale that no device has.
     """
@@ -125,22 +126,19 @@ def arrange_leads(
     Args:
         plan: of `plan_leads`.
         signal_ST: (S, T) int16 ADC units or float32 microvolt, S signals in file order.
-        scale_uv: microvolt per digit of each signal; NaN where its unit is no voltage.
-        offset_adc: digits at 0 microvolt of each signal.
+        scale_uv: microvolt per ADC unit of each signal; NaN where its unit is no voltage.
+        offset_adc: ADC units at 0 microvolt of each signal.
         source: named in errors.
     Returns:
-        The 12 leads. Digits stay digits, except that a lead derived from an I and II of different
+        The 12 leads. ADC units are kept, except that a lead derived from an I and II of different
         gain makes the record float32 microvolt.
     Raises:
         FormatError: a lead is not measured in volts, a scale or offset is absurd, or a derived
             lead exceeds 16 bits.
     """
-    rows = [max(row, 0) for row in plan]  # a derived lead borrows scale and offset of lead I
+    rows = [plan[0] if row == _ABSENT else row for row in plan]  # a derived lead has I's scale
     scale = np.array([scale_uv[row] for row in rows], np.float32)
     offset = np.array([offset_adc[row] for row in rows], np.float32)
-    for position in _DERIVABLE:
-        if plan[position] == _ABSENT:
-            scale[position], offset[position] = scale[0], offset[0]
     size = np.abs(scale)
     low, high = size.min(), size.max()
     usable = low >= SCALE_UV[0] and high <= SCALE_UV[1]  # a NaN is not
@@ -148,9 +146,8 @@ def arrange_leads(
         raise _unusable(scale, offset, source)
     plausible = low >= _PLAUSIBLE_SCALE_UV[0] and high <= _PLAUSIBLE_SCALE_UV[1]
     flags = () if plausible else ("gain_implausible",)
-    if tuple(plan) == _FILE_ORDER and len(signal_ST) == NUM_LEADS:
-        return TwelveLeads(signal=signal_ST, scale_uv=scale, offset_adc=offset, flags=flags)
-    signal = signal_ST[rows]
+    in_order = tuple(plan) == _FILE_ORDER and len(signal_ST) == NUM_LEADS
+    signal = signal_ST if in_order else signal_ST[rows]
     missing = [position for position, row in enumerate(plan) if row == _ABSENT]
     if not missing:
         return TwelveLeads(signal=signal, scale_uv=scale, offset_adc=offset, flags=flags)
@@ -165,7 +162,7 @@ def arrange_leads(
 
 
 def _unusable(scale: NDArray[np.float32], offset: NDArray[np.float32], source: str) -> FormatError:
-    """The refusal of a record whose digits mean nothing."""
+    """The refusal of a record whose ADC units are no voltage, or an absurd one."""
     for lead, uv, zero in zip(LEADS, scale, offset, strict=True):
         if math.isnan(uv):
             return FormatError(
@@ -191,28 +188,40 @@ def _unusable(scale: NDArray[np.float32], offset: NDArray[np.float32], source: s
 def to_microvolt(
     signal: NDArray[np.int16], scale_uv: NDArray[np.float32], offset_adc: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Convert digits to float32 microvolt; invalid timesteps become NaN.
+    """Convert ADC units to float32 microvolt; invalid timesteps become NaN.
 
     Args:
         signal: (C, T) int16 ADC units.
-        scale_uv: (C,) microvolt per digit.
-        offset_adc: (C,) digits at 0 microvolt.
+        scale_uv: (C,) microvolt per ADC unit.
+        offset_adc: (C,) ADC units at 0 microvolt.
     """
     out = (signal.astype(np.float32) - offset_adc[:, None]) * scale_uv[:, None]
     out[signal == INVALID] = np.nan
     return out
 
 
-def _derive(position: int, signal: NDArray[Any], offset: int, source: str) -> NDArray[Any]:
-    """Return III, aVR, aVL or aVF from I and II, halves rounded as the codec predicts them.
+def wide_to_microvolt(
+    signal_ST: NDArray[Any], scale_uv: Sequence[float], offset_adc: Sequence[float]
+) -> NDArray[np.float32]:
+    """Convert numbers that do not fit in int16 to float32 microvolt, computed in float64.
 
-    Source: Einthoven's law and Goldberger's augmented leads.
+    Args:
+        signal_ST: (S, T) integers or floats; every value counts, none marks an invalid timestep.
+        scale_uv: (S,) microvolt per unit of the array.
+        offset_adc: (S,) value at 0 microvolt.
     """
+    offset, scale = np.array([offset_adc, scale_uv])[:, :, None]
+    microvolt: NDArray[np.float32] = ((signal_ST - offset) * scale).astype(np.float32)
+    return microvolt
+
+
+def _derive(position: int, signal: NDArray[Any], offset: int, source: str) -> NDArray[Any]:
+    """Return III, aVR, aVL or aVF of `signal`, halves rounded as the codec predicts them."""
     if signal.dtype == np.float32:
-        return _combine(position, signal[0], signal[1], np.divide)
+        return limb_lead(position, signal[0], signal[1], np.divide)
     lead_i, lead_ii = signal[0].astype(np.int32), signal[1].astype(np.int32)
     invalid = (lead_i == INVALID) | (lead_ii == INVALID)
-    derived = _combine(position, lead_i - offset, lead_ii - offset, np.floor_divide) + offset
+    derived = limb_lead(position, lead_i - offset, lead_ii - offset, np.floor_divide) + offset
     derived[invalid] = 0
     if derived.size and int(np.abs(derived).max()) >= -INVALID:
         raise FormatError(
@@ -223,10 +232,18 @@ def _derive(position: int, signal: NDArray[Any], offset: int, source: str) -> ND
     return derived
 
 
-def _combine(
+def limb_lead(
     position: int, lead_i: NDArray[Any], lead_ii: NDArray[Any], divide: np.ufunc
 ) -> NDArray[Any]:
-    """Return III, aVR, aVL or aVF; `divide` is that of the dtype."""
+    """Return III, aVR, aVL or aVF, computed from I and II.
+
+    Args:
+        position: of the lead in `LEADS`, 2 to 5.
+        lead_i: (T,), 0 at 0 microvolt.
+        lead_ii: as `lead_i`.
+        divide: of the dtype.
+    Source: Einthoven's law and Goldberger's augmented leads.
+    """
     two = lead_i.dtype.type(2)
     out: NDArray[Any]
     if position == 2:

@@ -6,7 +6,7 @@ import os
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,10 @@ from ecgfast.ingest.files import (
     MAX_BYTES,
     MAX_TEXT_BYTES,
     check_values,
+    cut_short,
     is_of_one_file,
     open_regular,
+    too_large,
 )
 
 _HEAD_BYTES = 1 << 14  # NumPy reads headers of up to 10,000 bytes
@@ -53,7 +55,7 @@ def batch_size(path: Path) -> int | None:
     """
     try:
         with open_regular(path) as file:
-            header = _read_header(file, path.name)
+            header = _parsed(file.read(_HEAD_BYTES), path.name)
             held = os.fstat(file.fileno()).st_size - header.start
     except FormatError:
         return None
@@ -77,7 +79,7 @@ def read_npy(path: Path, row: int | None) -> NDArray[Any]:
     """
     name = path.name
     with open_regular(path) as file:
-        shape, fortran, dtype, start = header = _read_header(file, name)
+        shape, fortran, dtype, start = header = _parsed(file.read(_HEAD_BYTES), name)
         held = os.fstat(file.fileno()).st_size - start
         if row is None or fortran:
             _check_held(header, held, name)
@@ -89,10 +91,7 @@ def read_npy(path: Path, row: int | None) -> NDArray[Any]:
         file.seek(start + row * part.num_bytes)
         content = file.read(part.num_bytes)
     if len(content) < part.num_bytes:
-        raise FormatError(
-            f"{name}: ends before record {row} of {shape[0]}; the copy is cut short",
-            reason="a signal file is cut short",
-        )
+        raise cut_short(f"{name}: ends before record {row} of {shape[0]}; the copy is cut short")
     return _array(content, part, name)
 
 
@@ -107,16 +106,10 @@ def read_npz(path: Path) -> dict[str, Any]:
     name = path.name
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if size > MAX_BYTES:
-            raise FormatError(
-                f"{name}: got {size:,} bytes, allowed {MAX_BYTES:,}", reason="the file is too large"
-            )
+        _check_bytes(size, name)
         content = file.read(size)  # from here on, no error is the share's
     if content.count(_MEMBER) > _MAX_MEMBERS:  # before the directory becomes objects
-        raise FormatError(
-            f"{name}: got over {_MAX_MEMBERS:,} arrays, allowed {_MAX_MEMBERS:,}",
-            reason="the file is too large",
-        )
+        raise too_large(f"{name}: got over {_MAX_MEMBERS:,} arrays, allowed {_MAX_MEMBERS:,}")
     meta: dict[str, Any] = {}
     left = MAX_TEXT_BYTES
     try:
@@ -127,9 +120,7 @@ def read_npz(path: Path) -> dict[str, Any]:
     except FormatError:
         raise
     except Exception as error:  # zipfile and zlib have a dozen classes for damage
-        raise FormatError(
-            f"{name}: not a NumPy archive: {_one_line(error)}", reason="the file is damaged"
-        ) from error
+        raise _damaged(f"{name}: not a NumPy archive: {_one_line(error)}") from error
     if "signal" not in meta:
         raise FormatError(
             f"{name}: got arrays {sorted(meta)}, one must be named 'signal'",
@@ -146,9 +137,8 @@ def _members(archive: zipfile.ZipFile, name: str) -> dict[str, zipfile.ZipInfo]:
         if suffix != ".npy":
             continue
         if key in members:
-            raise FormatError(
-                f"{name}: array {key!r:.80} occurs twice, allowed once; write the file again",
-                reason="the file is damaged",
+            raise _damaged(
+                f"{name}: array {key!r:.80} occurs twice, allowed once; write the file again"
             )
         members[key] = member
     beside = sum(member.file_size for key, member in members.items() if key != "signal")
@@ -158,32 +148,32 @@ def _members(archive: zipfile.ZipFile, name: str) -> dict[str, zipfile.ZipInfo]:
 
 
 def _too_long(got: str, name: str) -> FormatError:
-    return FormatError(
+    return too_large(
         f"{name}: got {got} beside the signal, allowed {MAX_TEXT_BYTES >> 20} MiB in all arrays "
-        "together; leave some out",
-        reason="the file is too large",
+        "together; leave some out"
     )
+
+
+def _damaged(message: str) -> FormatError:
+    return FormatError(message, reason="the file is damaged")
+
+
+def not_allowed(name: str, message: str) -> FormatError:
+    """The refusal of a value beside the signal; `name` is that of the file."""
+    return FormatError(f"{name}: {message}", reason="a value of the sidecar is not allowed")
 
 
 def _read_member(
     archive: zipfile.ZipFile, member: zipfile.ZipInfo, key: str, left: int, name: str
 ) -> tuple[Any, int]:
-    """Read one array; its size is what the archive declares, its header and what is unpacked.
+    """Read the array `key`, of which no more is unpacked than the archive and its header declare.
 
-    Args:
-        archive: it is in.
-        member: of the archive.
-        key: its name.
-        left: of `MAX_TEXT_BYTES`, after the arrays before.
-        name: of the file, for errors.
     Returns:
-        the signal as an array, others as Python values; what it takes of `left`.
+        the signal as an array, others as Python values; the bytes that it takes of `left`, the
+        rest of `MAX_TEXT_BYTES`.
     """
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise FormatError(
-            f"{name}: array {key!r} is packed in a way that NumPy does not write",
-            reason="the file is damaged",
-        )
+        raise _damaged(f"{name}: array {key!r} is packed in a way that NumPy does not write")
     with archive.open(member) as file:
         head = file.read(_HEAD_BYTES)
         header = _parsed(head, name)
@@ -193,10 +183,6 @@ def _read_member(
         content = head[header.start :] + file.read(max(rest, 0))
     array = _array(content[: header.num_bytes], header, name)
     return (array if key == "signal" else array.tolist()), used
-
-
-def _read_header(file: BinaryIO, name: str) -> _Header:
-    return _parsed(file.read(_HEAD_BYTES), name)
 
 
 def _parsed(head: bytes, name: str) -> _Header:
@@ -216,9 +202,7 @@ def _parsed(head: bytes, name: str) -> _Header:
         if dtype.hasobject:
             raise ValueError("it holds Python objects, which are never loaded")
     except Exception as error:  # the header is a Python literal: damage can raise anything
-        raise FormatError(
-            f"{name}: not a NumPy array file: {_one_line(error)}", reason="the file is damaged"
-        ) from error
+        raise _damaged(f"{name}: not a NumPy array file: {_one_line(error)}") from error
     return _Header(shape, fortran, dtype, file.tell())
 
 
@@ -234,31 +218,28 @@ def _is_batch(header: _Header) -> bool:
 def _check_values(header: _Header, name: str) -> None:
     *signals, timesteps = header.shape or (1,)
     check_values(timesteps, math.prod(signals), name)
-    if header.num_bytes > MAX_BYTES:  # numbers have up to 16 bytes, texts any number
-        raise FormatError(
-            f"{name}: got {header.num_bytes:,} bytes, allowed {MAX_BYTES:,}",
-            reason="the file is too large",
-        )
+    _check_bytes(header.num_bytes, name)  # numbers have up to 16 bytes, texts any number
+
+
+def _check_bytes(num_bytes: int, name: str) -> None:
+    if num_bytes > MAX_BYTES:
+        raise too_large(f"{name}: got {num_bytes:,} bytes, allowed {MAX_BYTES:,}")
 
 
 def _check_held(header: _Header, held: int, name: str) -> None:
     """Refuse an array that its file cannot hold, or that is too large."""
     if held < header.num_bytes:
-        raise FormatError(
-            f"{name}: not a NumPy array file of shape {header.shape}: it holds {max(held, 0)} "
-            f"bytes of {header.num_bytes}; the copy is cut short",
-            reason="a signal file is cut short",
-        )
+        raise _too_few(header, max(held, 0), name)
     _check_values(header, name)
 
 
 def _check_label(header: _Header, key: str, left: int, name: str) -> int:
     """Refuse an array beside the signal that is no number, text or short list; return its size."""
     if header.dtype.kind not in "biufU":
-        raise FormatError(
-            f"{name}: array {key!r} holds {header.dtype}, allowed numbers and text; leave it out, "
-            "or write it as text",
-            reason="a value of the sidecar is not allowed",
+        raise not_allowed(
+            name,
+            f"array {key!r} holds {header.dtype}, allowed numbers and text; leave it out, or write "
+            "it as text",
         )
     count = math.prod(max(side, 1) for side in header.shape)  # empty lists take memory too
     if max(count, header.num_bytes) > left:
@@ -269,12 +250,15 @@ def _check_label(header: _Header, key: str, left: int, name: str) -> int:
 def _array(content: bytes, header: _Header, name: str) -> NDArray[Any]:
     shape, fortran, dtype, _ = header
     if len(content) < header.num_bytes or dtype.itemsize == 0:
-        raise FormatError(
-            f"{name}: not a NumPy array file of shape {shape}: it holds {len(content)} bytes of "
-            f"{header.num_bytes}; the copy is cut short",
-            reason="a signal file is cut short",
-        )
+        raise _too_few(header, len(content), name)
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _too_few(header: _Header, held: int, name: str) -> FormatError:
+    return cut_short(
+        f"{name}: not a NumPy array file of shape {header.shape}: it holds {held} bytes of "
+        f"{header.num_bytes}; the copy is cut short"
+    )
 
 
 def _one_line(error: Exception) -> str:

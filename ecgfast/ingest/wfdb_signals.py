@@ -1,167 +1,231 @@
-"""Signals of a WFDB record: our reader or the wfdb package, and segments joined into one record."""
+"""Signals of one WFDB header: formats 16 and 61 are read here, all others by the wfdb package."""
 
+import os
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ecgfast_kernels.codec.frames import deinterleave
 from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError
-from ecgfast.ingest.files import check_values, read_text_bytes
-from ecgfast.ingest.leads import lead_rows, to_microvolt
-from ecgfast.ingest.wfdb_format16 import FORMATS, read_format16
-from ecgfast.ingest.wfdb_header import WfdbHeader, parse_header, unit_uv
-from ecgfast.ingest.wfdb_limits import check_for_package
-from ecgfast.ingest.wfdb_package import WfdbSignals, read_with_package
-from ecgfast.records import INVALID, LEADS
+from ecgfast.ingest.files import (
+    MAX_BYTES,
+    check_regular,
+    check_values,
+    cut_short,
+    is_of_one_file,
+    open_regular,
+    too_large,
+)
+from ecgfast.ingest.leads import lead_position, wide_to_microvolt
+from ecgfast.ingest.wfdb_header import SignalSpec, WfdbHeader, damaged, unit_uv
+from ecgfast.records import INVALID
 
-_MAX_SEGMENTS = 10_000  # each is opened on its own; the longest records of MIMIC have hundreds
+if TYPE_CHECKING:
+    import wfdb
+
+_BYTE_ORDER = {16: "<i2", 61: ">i2"}
+_NOT_IN_NAMES = set("/\\\0")
+_NOT_FOR_PACKAGE = _NOT_IN_NAMES | {":"}  # the package takes A::B and S3://B for addresses
+# The sample value that marks an invalid one, by format; format 8 stores differences and has none.
+# Source: WFDB Applications Guide, signal(5).
+_MARKER_BITS = {
+    **dict.fromkeys(("16", "61", "160", "516"), 16),
+    **dict.fromkeys(("24", "524"), 24),
+    **dict.fromkeys(("80", "508"), 8),
+    **dict.fromkeys(("310", "311"), 10),
+    "32": 32,
+    "212": 12,
+}
 
 
-class _Part(NamedTuple):
-    """A segment: the frame of the joined record where it begins, its signals, lead -> row."""
+@dataclass(frozen=True, kw_only=True)
+class WfdbSignals:
+    """Signals of a record, at least those that are leads, in file order.
 
-    start: int
-    signals: WfdbSignals
-    rows: dict[int, int]
+    Attributes:
+        names: (S,) as the header spells them.
+        signal: (S, T) int16 ADC units; float32 microvolt where they exceed 16 bits or one lead has
+            several gains.
+        scale_uv: (S,) microvolt per ADC unit; NaN where the unit is no voltage.
+        offset_adc: (S,) ADC units at 0 microvolt.
+        sampling_rate_hz: of the samples (frames times samples per frame).
+    """
 
-
-def read_header(path: Path) -> WfdbHeader:
-    """Read and parse a .hea file."""
-    data = read_text_bytes(path)
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:  # Latin-1 keeps each byte apart: two names must not become one
-        text = data.decode("latin-1")
-    return parse_header(text, path.name)
+    names: list[str]
+    signal: NDArray[Any]
+    scale_uv: list[float]
+    offset_adc: list[float]
+    sampling_rate_hz: float
 
 
 def read_signals(path: Path, header: WfdbHeader) -> WfdbSignals:
-    """Read the signals of a record.
+    """Read the signals of a header without segments.
 
     Args:
-        path: the .hea file; signal files and segments lie beside it.
+        path: the .hea file; signal files lie beside it.
         header: of that file.
     Raises:
-        FormatError: a file is missing or damaged, or segments do not make one record.
+        FormatError: a file is missing, no regular file, cut short or too large, its checksum
+            differs from the header, or the wfdb package refuses the record.
     """
-    if header.segments:
-        return _joined(_parts(path, header), header)
     if not header.signals or not all(
-        spec.format in FORMATS and spec.samples_per_frame == 1 and spec.skew == 0
+        spec.format in _BYTE_ORDER and spec.samples_per_frame == 1 and spec.skew == 0
         for spec in header.signals
     ):
-        check_for_package(path, header)
-        return read_with_package(path)
+        _check_for_package(path, header)
+        return _read_with_package(path)
     return WfdbSignals(
         names=[spec.name for spec in header.signals],
-        signal=read_format16(path.parent, header),
+        signal=_read_format16(path.parent, header),
         scale_uv=[unit_uv(spec.units) / spec.gain for spec in header.signals],
         offset_adc=[float(spec.baseline) for spec in header.signals],
         sampling_rate_hz=header.sampling_rate_hz,
     )
 
 
-def _parts(path: Path, header: WfdbHeader) -> list[_Part]:
-    """Read all segments; gaps, and the layout header of some records, hold no signals."""
-    total = sum(each.num_timesteps for each in header.segments)
-    check_values(total, len(LEADS), path.name)
-    if len(header.segments) > _MAX_SEGMENTS:
-        raise FormatError(
-            f"{path.name}: got {len(header.segments):,} segments, allowed {_MAX_SEGMENTS:,}; cut "
-            "the recording into shorter records",
-            reason="the file is too large",
-        )
-    parts: list[_Part] = []
-    start = num_values = 0
-    for number, segment in enumerate(header.segments, 1):
-        if segment.name is not None and segment.num_timesteps:
-            of = f"{path.name}, segment {number} of {len(header.segments)}"
-            signals = _segment(path.with_name(f"{segment.name}.hea"), of)
-            num_values += signals.signal.size  # all at once, further signals too
-            check_values(num_values, 1, path.name)
-            rate, length = signals.sampling_rate_hz, signals.signal.shape[1]
-            per_frame = length // segment.num_timesteps
-            if length % segment.num_timesteps or rate != header.sampling_rate_hz * per_frame:
-                raise FormatError(
-                    f"{of}: holds {length} timesteps at {rate:g} Hz, its record promises "
-                    f"{segment.num_timesteps} at {header.sampling_rate_hz:g} Hz",
-                    reason="the segments make no record",
-                )
-            if parts and rate != parts[0].signals.sampling_rate_hz:
-                raise FormatError(
-                    f"{of}: has {rate:g} Hz, allowed one rate in all segments",
-                    reason="the segments make no record",
-                )
-            parts.append(_Part(start, signals, lead_rows(signals.names, of)))
-        start += segment.num_timesteps
-    if not parts:
-        raise FormatError(
-            f"{path.name}: all of its {len(header.segments)} segments are gaps, allowed at least "
-            "one that holds signals",
-            reason="all segments are gaps",
-        )
-    return parts
+def _read_format16(folder: Path, header: WfdbHeader) -> NDArray[np.int16]:
+    """Return (S, T) int16 ADC units in header order, C-contiguous."""
+    parts: list[NDArray[np.int16]] = []
+    num_timesteps = header.num_timesteps
+    for file_name, group in groupby(header.signals, key=lambda spec: spec.file_name):
+        specs = list(group)
+        frames = _read_frames(folder, file_name, specs, num_timesteps, len(header.signals))
+        num_timesteps = num_timesteps or len(frames)
+        if len(frames) != num_timesteps:
+            raise cut_short(
+                f"{file_name}: holds {len(frames)} timesteps, the other files {num_timesteps}"
+            )
+        part, sums = deinterleave(frames)
+        _check_sums(sums, specs, file_name)
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _segment(path: Path, of: str) -> WfdbSignals:
+def _read_frames(
+    folder: Path, file_name: str, specs: list[SignalSpec], num_timesteps: int, num_signals: int
+) -> NDArray[Any]:
+    """Return (T, S) int16 of one signal file; T from the file's size where the header gives none.
+
+    The record has `num_signals` in all of its files.
+    """
+    if file_name == ".." or set(file_name) & _NOT_IN_NAMES:
+        raise _no_plain_name(file_name)
+    offset, row_bytes = specs[0].byte_offset, 2 * len(specs)
     try:
-        header = read_header(path)
+        with open_regular(folder / file_name, buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            wanted = num_timesteps or max(size - offset, 0) // row_bytes
+            num_bytes = max(wanted, 1) * row_bytes
+            content = b""
+            if size >= offset + num_bytes:
+                check_values(wanted, num_signals, file_name)
+                file.seek(offset)
+                content = file.read(num_bytes)
     except FileNotFoundError:
         raise FormatError(
-            f"{of}: is missing; bring its header and signal file back",
-            reason="a segment is missing",
+            f"signal file {file_name} is missing beside its header",
+            reason="a signal file is missing",
         ) from None
-    if header.segments:
-        raise FormatError(
-            f"{of}: is joined from segments itself, allowed one level of segments",
-            reason="the segments make no record",
+    if len(content) < num_bytes:
+        raise cut_short(
+            f"{file_name}: holds {size} bytes, its header promises {offset + num_bytes}; the copy "
+            "is cut short, copy it again"
         )
-    return read_signals(path, header)
+    frames = np.frombuffer(content, _BYTE_ORDER[specs[0].format]).astype(np.int16, copy=False)
+    return frames.reshape(wanted, len(specs))
 
 
-def _joined(parts: list[_Part], header: WfdbHeader) -> WfdbSignals:
-    """Join segments lead by lead; what a segment does not hold becomes invalid.
+def _check_sums(sums_S: NDArray[np.uint16], specs: list[SignalSpec], file_name: str) -> None:
+    """Compare the 16-bit sums with the header's; a writer that left them all 0 did not compute any.
 
-    Digits stay digits where every lead has one gain and baseline in all segments; else float32
-    microvolt, each segment by its own gain.
+    All 3,519 signals of the public records that this was tried on agree, so a difference means
+    damage, or samples that belong to another header.
     """
-    leads = sorted({lead for part in parts for lead in part.rows})
-    found = [
-        {
-            (part.signals.scale_uv[row], part.signals.offset_adc[row])
-            for part in parts
-            if (row := part.rows.get(lead)) is not None
-        }
-        for lead in leads
+    wrong = [
+        spec.name
+        for spec, total in zip(specs, sums_S.tolist(), strict=True)
+        if spec.checksum is not None and (spec.checksum - total) & 0xFFFF
     ]
-    rate = parts[0].signals.sampling_rate_hz
-    per_frame = round(rate / header.sampling_rate_hz)
-    num_timesteps = per_frame * sum(each.num_timesteps for each in header.segments)
-    exact = all(len(each) == 1 for each in found)
-    signal: NDArray[Any]
-    if exact and all(part.signals.signal.dtype == np.int16 for part in parts):
-        units = [each.pop() for each in found]
-        signal = np.full((len(leads), num_timesteps), INVALID, np.int16)
-    else:  # a lead that is no voltage in one segment is none
-        units = [(1.0 if np.isfinite([*each]).all() else np.nan, 0.0) for each in found]
-        signal = np.full((len(leads), num_timesteps), np.nan, np.float32)
-    for start, signals, rows in parts:
-        span = slice(start * per_frame, start * per_frame + signals.signal.shape[1])
-        values = signals.signal if signal.dtype == np.int16 else _microvolt(signals)
-        for lead, row in rows.items():
-            signal[leads.index(lead), span] = values[row]
+    if wrong and any(spec.checksum for spec in specs):
+        raise FormatError(
+            f"{file_name}: checksum of {', '.join(wrong)} differs from the header's; the file is "
+            "damaged or belongs to another header",
+            reason="a checksum differs",
+        )
+
+
+def _no_plain_name(file_name: str) -> FormatError:
+    return damaged(f"signal file is {file_name!r}, allowed a plain name beside the header")
+
+
+def _check_for_package(path: Path, header: WfdbHeader) -> None:
+    """Refuse a record that would make the package wait, open no regular file, or fill memory."""
+    held = 0
+    for file_name in {spec.file_name for spec in header.signals} - {"~"}:  # ~ has no samples
+        if file_name in {"", ".", ".."} or set(file_name) & _NOT_FOR_PACKAGE:
+            raise _no_plain_name(file_name)
+        num_bytes = check_regular(path.with_name(file_name))
+        if num_bytes > MAX_BYTES:
+            raise too_large(
+                f"{file_name}: got {num_bytes:,} bytes, allowed {MAX_BYTES:,}; cut the recording "
+                "into shorter records"
+            )
+        held += num_bytes
+    skew = max((spec.skew for spec in header.signals), default=0)
+    per_frame = sum(spec.samples_per_frame for spec in header.signals)
+    check_values(header.num_timesteps + skew, per_frame, path.name)
+    if header.num_timesteps == 0:
+        check_values(held, 1, path.name)  # no format has more samples than bytes
+
+
+def _read_with_package(path: Path) -> WfdbSignals:
+    """Read the signals that are leads through the wfdb package."""
+    import wfdb  # brings pandas, half a second: only for records that need it
+
+    name = str(path.with_suffix(""))
+    try:
+        header = wfdb.rdheader(name)
+        channels = [i for i, lead in enumerate(header.sig_name) if lead_position(lead) is not None]
+        # Smoothing means the samples of a frame, where there are several. Without it, wfdb 4.3.1
+        # fails on the big-endian samples of format 61.
+        plain = all(header.samps_per_frame[channel] == 1 for channel in channels)
+        record = wfdb.rdrecord(name, physical=False, channels=channels, smooth_frames=plain)
+    except Exception as error:  # the package raises plain Exception for files that it cannot read
+        if isinstance(error, OSError) and not is_of_one_file(error):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise FormatError(f"{path.name}: the wfdb package refuses it: {reason}") from error
+    rates = sorted(set(record.samps_per_frame))
+    if len(rates) > 1:
+        raise FormatError(f"{path.name}: leads have {rates} samples a frame, allowed one rate")
+    return _from_package(record, float(record.fs) * rates[0])
+
+
+def _from_package(record: "wfdb.Record", rate: float) -> WfdbSignals:
+    """Convert samples of any width: int16 where they fit, float32 microvolt otherwise."""
+    # (S, T) int64, ADC units
+    samples = record.d_signal.T if record.e_d_signal is None else np.stack(record.e_d_signal)
+    invalid = np.zeros(samples.shape, bool)
+    for row, storage in enumerate(record.fmt):
+        if storage in _MARKER_BITS:
+            invalid[row] = samples[row] == -(2 ** (_MARKER_BITS[storage] - 1))
+    scale = [unit_uv(u) / gain for u, gain in zip(record.units, record.adc_gain, strict=True)]
+    offset = [float(baseline) for baseline in record.baseline]
+    if int(np.abs(np.where(invalid, 0, samples)).max(initial=0)) < -INVALID:
+        signal: NDArray[Any] = np.where(invalid, INVALID, samples).astype(np.int16)
+    else:
+        signal = wide_to_microvolt(samples, scale, offset)
+        signal[invalid] = np.nan
+        scale = [s / s for s in scale]  # 1, and NaN stays NaN
+        offset = [0.0] * len(offset)
     return WfdbSignals(
-        names=[LEADS[lead] for lead in leads],
+        names=list(record.sig_name),
         signal=signal,
-        scale_uv=[scale for scale, _ in units],
-        offset_adc=[offset for _, offset in units],
+        scale_uv=scale,
+        offset_adc=offset,
         sampling_rate_hz=rate,
     )
-
-
-def _microvolt(signals: WfdbSignals) -> NDArray[np.float32]:
-    if signals.signal.dtype == np.float32:
-        return signals.signal
-    scale, offset = (np.array(each, np.float32) for each in (signals.scale_uv, signals.offset_adc))
-    return to_microvolt(signals.signal, scale, offset)

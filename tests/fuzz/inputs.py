@@ -33,7 +33,7 @@ from scipy.signal import resample_poly  # noqa: F401
 
 from ecgfast.convert.work import Settings, convert_batch
 from ecgfast.errors import EcgfastError, Reason
-from ecgfast.ingest import discover
+from ecgfast.ingest.inventory import discover
 from ecgfast.labels.columns import check_labels
 from ecgfast.records import LEADS
 from ecgfast.store.outcomes import Cursor, Outcomes

@@ -105,7 +105,8 @@ def test_ratio_of_real_records(shared_data: Path, folder: str, least: float) -> 
 
 def test_ratio_of_georgia_records(shared_data: Path) -> None:
     """Their leads lie on a grid of 4.88, the augmented ones on half of it, all cut."""
-    from ecgfast.ingest import discover, read_record
+    from ecgfast.ingest import read_record
+    from ecgfast.ingest.inventory import discover
 
     items = [i for i in discover([shared_data / "cinc2020"]) if i.record_id.startswith("E")]
     signal = np.stack([read_record(item).signal for item in items])

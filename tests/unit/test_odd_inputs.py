@@ -16,8 +16,9 @@ from recordings import convert_quietly, ecg_like, write_wfdb
 
 import ecgfast
 from ecgfast.errors import FormatError, Reason
-from ecgfast.ingest import discover, read_record
+from ecgfast.ingest import read_record
 from ecgfast.ingest.files import MAX_TEXT_BYTES
+from ecgfast.ingest.inventory import discover
 from ecgfast.records import LEADS
 from ecgfast.store.verify import verify_store
 

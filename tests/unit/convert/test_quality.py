@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from ecgfast.convert.preprocess import Segment, cut, to_digits
 from ecgfast.convert.quality import breaks_einthoven, einthoven_uv, signal_flags
 from ecgfast.errors import FormatError
-from ecgfast.ingest import discover, read_record
+from ecgfast.ingest import read_record
+from ecgfast.ingest.inventory import discover
 
 UV_PER_UNIT = 5.0
 

@@ -15,7 +15,7 @@ from recordings import convert_quietly, ecg_like, snapshot, write_wfdb
 import ecgfast
 from ecgfast.convert.work import Settings, convert_batch
 from ecgfast.errors import EcgfastError, FormatError, Reason
-from ecgfast.ingest import discover
+from ecgfast.ingest.inventory import discover
 from ecgfast.records import LEADS
 from ecgfast.store.outcomes import Cursor
 from ecgfast.store.patients import Pseudonyms

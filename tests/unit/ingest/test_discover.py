@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ecgfast.errors import FormatError
-from ecgfast.ingest import discover, read_record
+from ecgfast.ingest import read_record
+from ecgfast.ingest.inventory import discover
 
 
 def _touch(root: Path, *names: str) -> None:

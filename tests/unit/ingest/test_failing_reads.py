@@ -9,7 +9,8 @@ import pytest
 from recordings import ecg_like, write_wfdb
 
 from ecgfast.errors import FormatError
-from ecgfast.ingest import discover, read_record
+from ecgfast.ingest import read_record
+from ecgfast.ingest.inventory import discover
 
 SIGNAL = ecg_like(1, seed=3)[0]
 
@@ -51,7 +52,7 @@ def test_memory_that_is_wanting_for_one_file_is_its_refusal(
 ) -> None:
     write_wfdb(tmp_path / "in/good", SIGNAL)
     (item,) = discover([tmp_path / "in"])
-    monkeypatch.setattr("ecgfast.ingest.read_wfdb", _no_memory)
+    monkeypatch.setattr("ecgfast.ingest.wfdb_records.read", _no_memory)
     with pytest.raises(FormatError, match=r"good\.hea: cannot be read: MemoryError"):
         read_record(item)
 

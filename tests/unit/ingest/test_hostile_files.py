@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ecgfast.errors import FormatError
-from ecgfast.ingest import discover, read_record
+from ecgfast.ingest import read_record
+from ecgfast.ingest.inventory import discover
 from ecgfast.ingest.synthetic import write_cohort
 from ecgfast.records import NUM_LEADS, EcgRecord
 

@@ -8,7 +8,8 @@ import pytest
 from recordings import ecg_like, write_wfdb
 
 from ecgfast.errors import FormatError
-from ecgfast.ingest import Inventory, discover, read_record, take_inventory
+from ecgfast.ingest import read_record
+from ecgfast.ingest.inventory import Inventory, discover, take_inventory
 from ecgfast.ingest.kinds import BELONGING, PASSED_OVER
 
 

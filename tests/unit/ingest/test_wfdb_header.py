@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError
 from ecgfast.ingest import InputFile, read_record
-from ecgfast.ingest.wfdb_comments import parse_comments
-from ecgfast.ingest.wfdb_header import parse_header, unit_uv
+from ecgfast.ingest.wfdb_header import parse_comments, parse_header, unit_uv
 from ecgfast.records import INVALID, LEADS, EcgRecord
 
 

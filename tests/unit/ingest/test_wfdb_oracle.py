@@ -9,7 +9,8 @@ import pytest
 import wfdb
 from recordings import ecg_like, write_wfdb
 
-from ecgfast.ingest import InputFile, discover, read_record
+from ecgfast.ingest import InputFile, read_record
+from ecgfast.ingest.inventory import discover
 from ecgfast.ingest.leads import lead_position
 
 FOLDERS = ("ludb", "ptbxl/hr_gt", "ptbxl/lr_gt", "ptbxl/faulty_traces", "cinc2020")

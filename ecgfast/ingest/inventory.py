@@ -9,29 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from ecgfast.errors import FormatError
-from ecgfast.ingest import kinds
-from ecgfast.ingest.kinds import SUFFIXES, sort_names, suffix_of, suffixes_in_words
-from ecgfast.ingest.numpy_files import batch_size
+from ecgfast.ingest import InputFile, format_of, kinds, suffixes
+from ecgfast.ingest.kinds import kind_of, sort_names, suffix_of, suffixes_in_words
 
 NUM_EXAMPLES = 3  # of each kind of file that is passed over
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputFile:
-    """One future record.
-
-    Attributes:
-        record_id: path relative to `source` without suffix, `/` between parts; a file given as
-            source gives its stem. Unique in one list. Records of a batch file add `/ROW`.
-        path: of the file that names the record (a WFDB header, a NumPy array).
-        source: folder or file, as the user gave it.
-        row: position in a NumPy batch file, None for files of one record.
-    """
-
-    record_id: str
-    path: Path
-    source: Path
-    row: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -82,26 +63,24 @@ def take_inventory(sources: Sequence[Path]) -> Inventory:
     inventory = Inventory()
     for source in sources:
         before = len(inventory.inputs)
-        suffixes: Counter[str] = Counter()
+        found: Counter[str] = Counter()  # suffixes of the source's files
         if source.is_dir():
-            _add_folders(source, inventory, suffixes)
+            _add_folders(source, inventory, found)
         elif source.is_file():
-            suffixes[suffix_of(source.name)] += 1
-            if source.name.lower().endswith(SUFFIXES):
-                _add_records(source.name, str(source), source, inventory)
+            found[suffix_of(source.name)] += 1
+            _add_records(source.name, str(source), source, inventory)
         elif source.exists():
             raise FormatError(f"source {source} is a pipe or a device, allowed a file or a folder")
         else:
             raise FormatError(f"source {source} does not exist, allowed a file or a folder")
         if len(inventory.inputs) == before:
-            others = f" (found {suffixes_in_words(suffixes)})" if suffixes else ""
+            others = f" (found {suffixes_in_words(found)})" if found else ""
             raise FormatError(
                 f"source {source} holds no ECG file that is read{others}, allowed "
-                f"{', '.join(SUFFIXES)}; give the folder or file that holds the recordings"
+                f"{', '.join(suffixes())}; give the folder or file that holds the recordings"
             )
-    found = inventory.inputs
-    found.sort(key=lambda item: item.record_id)
-    for first, second in pairwise(found):
+    inventory.inputs.sort(key=lambda item: item.record_id)
+    for first, second in pairwise(inventory.inputs):
         if first.record_id == second.record_id:
             raise FormatError(
                 f"record_id {first.record_id!r} is claimed by {first.path} and {second.path}; "
@@ -127,8 +106,9 @@ def _refuse_overlap(sources: Sequence[Path]) -> None:
                 )
 
 
-def _add_folders(source: Path, inventory: Inventory, suffixes: Counter[str]) -> None:
-    """Add everything below a folder; `suffixes` counts its files for a refusal."""
+def _add_folders(source: Path, inventory: Inventory, found: Counter[str]) -> None:
+    """Add everything below a folder; `found` counts its files by suffix, for a refusal."""
+    record_suffixes = suffixes()
     above = len(os.path.join(source, ""))
     waiting = [str(source)]
     while waiting:
@@ -148,7 +128,7 @@ def _add_folders(source: Path, inventory: Inventory, suffixes: Counter[str]) -> 
                     names[suffix_of(name)].append(name)
                 elif entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
-                    if name.lower().endswith(SUFFIXES):
+                    if name.lower().endswith(record_suffixes):
                         odd[kinds.NAMED_FOLDERS].append(name)
                 elif kind := _kind_of_special(entry):
                     odd[kind].append(name)
@@ -156,23 +136,23 @@ def _add_folders(source: Path, inventory: Inventory, suffixes: Counter[str]) -> 
                     names[suffix_of(name)].append(name)
         prefix = os.path.join(folder, "")
         content = sort_names(folder, names)
-        for suffix in SUFFIXES:
+        for suffix in record_suffixes:
             for name in names.get(suffix[1:], ()):
-                if name not in content.segments:
-                    path = prefix + name
-                    _add_records(path[above:], path, source, inventory)
+                if name in content.segments:
+                    continue
+                path = prefix + name
+                if not _add_records(path[above:], path, source, inventory):
+                    odd[kind_of(name)].append(name)
         inventory.belonging.update(content.belonging)
         for kind, members in (*content.passed_over.items(), *odd.items()):
             _pass_over(inventory, kind, prefix, members)
-        suffixes.update({suffix: len(members) for suffix, members in names.items()})
+        found.update({suffix: len(members) for suffix, members in names.items()})
 
 
 def _kind_of_special(entry: os.DirEntry[str]) -> str | None:
     """The kind of what is neither file nor folder; None for a link that is read as a file."""
-    if not os.path.exists(
-        entry.path
-    ):  # a link that leads nowhere or to itself, or a lost recording
-        return None if entry.name.lower().endswith(SUFFIXES) else kinds.BROKEN_LINKS
+    if not os.path.exists(entry.path):  # a link to nothing or to itself, or a lost recording
+        return None if entry.name.lower().endswith(suffixes()) else kinds.BROKEN_LINKS
     if entry.is_dir():
         return kinds.LINKS
     return None if entry.is_file() else kinds.SPECIAL
@@ -185,17 +165,20 @@ def _pass_over(inventory: Inventory, kind: str, prefix: str, names: list[str]) -
     inventory.examples[kind] = sorted(known + first)[:NUM_EXAMPLES]
 
 
-def _add_records(relative: str, path: str, source: Path, inventory: Inventory) -> None:
-    """Add the records that one file names."""
-    inventory.num_record_files += 1
-    stem, suffix = os.path.splitext(relative)
-    record_id = printable(stem.replace(os.sep, "/"))
+def _add_records(relative: str, path: str, source: Path, inventory: Inventory) -> bool:
+    """Add the records of one file; returns whether a format recognises it."""
     file = Path(path)
-    rows = batch_size(file) if suffix.lower() == ".npy" else None
+    file_format = format_of(file)
+    if file_format is None:
+        return False
+    inventory.num_record_files += 1
+    record_id = printable(os.path.splitext(relative)[0].replace(os.sep, "/"))
+    rows = file_format.num_rows(file)
     if rows is None:
         inventory.inputs.append(InputFile(record_id=record_id, path=file, source=source))
-        return
-    inventory.inputs += [
-        InputFile(record_id=f"{record_id}/{row}", path=file, source=source, row=row)
-        for row in range(rows)
-    ]
+    else:
+        inventory.inputs += [
+            InputFile(record_id=f"{record_id}/{row}", path=file, source=source, row=row)
+            for row in range(rows)
+        ]
+    return True

@@ -1,4 +1,4 @@
-"""NumPy files: one record or a batch, with a small sidecar that says what the digits mean.
+"""Format NumPy: one record or a batch, with a small sidecar that gives rate, unit and patient.
 
     ecg.npy    (12, T), (T, 12) or a batch (N, 12, T)
     ecg.json   {"sampling_rate_hz": 500, "scale_uv": 4.88, "site": "2", "patient_id": "P7", ...}
@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError
 from ecgfast.ingest.files import read_text_bytes
-from ecgfast.ingest.kinds import SHARED_SIDECAR
-from ecgfast.ingest.leads import arrange_leads, plan_leads
-from ecgfast.ingest.numpy_files import read_npy, read_npz
-from ecgfast.ingest.wfdb_comments import parse_age, parse_number
+from ecgfast.ingest.leads import arrange_leads, plan_leads, wide_to_microvolt
+from ecgfast.ingest.numpy_files import batch_size, not_allowed, read_npy, read_npz
+from ecgfast.ingest.patient import parse_age, parse_number
 from ecgfast.records import (
     INVALID,
     LEADS,
@@ -36,13 +35,26 @@ from ecgfast.records import (
     parse_sex,
 )
 
+SUFFIXES: tuple[str, ...] = (".npy", ".npz")
+SHARED_SIDECAR = "signals.json"
+
 _EF = "ejection_fraction"
 _KNOWN = {"signal", "sampling_rate_hz", "scale_uv", "offset_adc", "leads"}
 _IDENTITY = {"patient_id", "site", "age", "sex"}
-_SHOWN = 60  # letters of a value in an error
+_SHOWN = 60  # characters of a value in an error
 
 
-def read_arrays(path: Path, record_id: str, row: int | None) -> EcgRecord:
+def recognises(path: Path) -> bool:
+    """No other format has these suffixes: a damaged file is refused when it is read."""
+    return True
+
+
+def num_rows(path: Path) -> int | None:
+    """Return the number of records in a batch, None for a file that counts as one record."""
+    return batch_size(path) if path.suffix.lower() == ".npy" else None
+
+
+def read(path: Path, record_id: str, row: int | None) -> EcgRecord:
     """Read one record of a NumPy file.
 
     Args:
@@ -50,7 +62,7 @@ def read_arrays(path: Path, record_id: str, row: int | None) -> EcgRecord:
         record_id: of the record.
         row: position in a batch file, None otherwise.
     Returns:
-        int16 digits where the array holds integers that fit, else float32 microvolt.
+        int16 ADC units where the array holds integers that fit, else float32 microvolt.
     Raises:
         FormatError: the file is damaged, or array and sidecar do not describe an ECG.
     """
@@ -60,31 +72,29 @@ def read_arrays(path: Path, record_id: str, row: int | None) -> EcgRecord:
     else:
         meta = _read_sidecar(path)
         array = read_npy(path, row)
-    rate = _number(meta, "sampling_rate_hz", path)
-    names = _lead_names(meta, path)
+    name = path.name
+    rate = _number(meta, "sampling_rate_hz", name)
+    names = _lead_names(meta, name)
     if array.ndim != 2 or len(names) not in array.shape or array.dtype.kind not in "iuf":
         raise FormatError(
-            f"{path.name}: got {array.dtype} of shape {array.shape}, allowed numbers of shape "
+            f"{name}: got {array.dtype} of shape {array.shape}, allowed numbers of shape "
             f"({len(names)}, T), (T, {len(names)}) or, in .npy, (N, {len(names)}, T)",
             reason="the array has another shape or type",
         )
     signal_ST = np.ascontiguousarray(array if len(array) == len(names) else array.T)
-    scale = _per_signal(meta, "scale_uv", None, len(names), path)
-    offset = _per_signal(meta, "offset_adc", 0.0, len(names), path)
-    signal, scale, offset = _digits_or_microvolt(signal_ST, scale, offset)
-    leads = arrange_leads(plan_leads(names, path.name), signal, scale, offset, path.name)
-    text = _identity(meta, path)
-    labels = {key: _label(key, meta[key], path) for key in sorted(set(meta) - _KNOWN - _IDENTITY)}
+    scale = _per_signal(meta, "scale_uv", None, len(names), name)
+    offset = _per_signal(meta, "offset_adc", 0.0, len(names), name)
+    signal, scale, offset = _int16_or_microvolt(signal_ST, scale, offset)
+    leads = arrange_leads(plan_leads(names, name), signal, scale, offset, name)
+    text = _identity(meta, name)
+    labels = {key: _label(key, meta[key], name) for key in sorted(set(meta) - _KNOWN - _IDENTITY)}
     if _EF in labels:
-        labels[_EF] = _ejection_fraction(meta[_EF], path)
-    _check_text([*labels, *labels.values(), *text.values()], path)
+        labels[_EF] = _ejection_fraction(meta[_EF], name)
+    _check_text([*labels, *labels.values(), *text.values()], name)
     age = parse_age(text["age"]) if "age" in text else None
     patient, site = known_id(text.get("patient_id")), known_id(text.get("site"))
     if not is_patient(patient):
-        raise FormatError(
-            f"{path.name}: patient_id holds a control character, allowed text of one line",
-            reason="a value of the sidecar is not allowed",
-        )
+        raise not_allowed(name, "patient_id holds a control character, allowed text of one line")
     flags = leads.flags + (("age_implausible",) if "age" in text and age is None else ())
     if not is_site(site):
         site, flags = None, (*flags, "site_implausible")
@@ -104,14 +114,16 @@ def read_arrays(path: Path, record_id: str, row: int | None) -> EcgRecord:
     )
 
 
-def _identity(meta: dict[str, Any], path: Path) -> dict[str, str]:
-    """Return what the sidecar says of the patient, as text; the values are in no error."""
+def _identity(meta: dict[str, Any], name: str) -> dict[str, str]:
+    """Return the fields of the sidecar that describe the patient, as text.
+
+    Errors do not repeat their values.
+    """
     found = {key: meta[key] for key in sorted(_IDENTITY) if meta.get(key) is not None}
     for key, value in found.items():
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise FormatError(
-                f"{path.name}: {key} is a {type(value).__name__}, allowed text, a number or null",
-                reason="a value of the sidecar is not allowed",
+            raise not_allowed(
+                name, f"{key} is a {type(value).__name__}, allowed text, a number or null"
             )
     return {key: str(value) for key, value in found.items()}
 
@@ -127,15 +139,9 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
         except FormatError:
             raise
         except (ValueError, RecursionError) as error:
-            raise FormatError(
-                f"{candidate.name}: cannot be read as JSON: {error}",
-                reason="the sidecar is damaged",
-            ) from error
+            raise _damaged(f"{candidate.name}: cannot be read as JSON: {error}") from error
         if not isinstance(meta, dict):
-            raise FormatError(
-                f"{candidate.name}: got a {type(meta).__name__}, allowed {{...}}",
-                reason="the sidecar is damaged",
-            )
+            raise _damaged(f"{candidate.name}: got a {type(meta).__name__}, allowed {{...}}")
         return meta
     raise FormatError(
         f"{path.name}: no sidecar, so rate and scale are unknown; write {path.stem}.json or "
@@ -144,8 +150,12 @@ def _read_sidecar(path: Path) -> dict[str, Any]:
     )
 
 
+def _damaged(message: str) -> FormatError:
+    return FormatError(message, reason="the sidecar is damaged")
+
+
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a key that occurs twice: nobody knows which of its values is meant."""
+    """Refuse a key that occurs twice: which of its values is meant is not known."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
@@ -170,44 +180,38 @@ def _as_float(value: object) -> float:
         return math.nan
 
 
-def _number(meta: dict[str, Any], key: str, path: Path) -> float:
+def _number(meta: dict[str, Any], key: str, name: str) -> float:
     """Return a positive number of the sidecar."""
     value = _as_float(meta.get(key))
     if not 0 < value < 1e6:
-        raise FormatError(
-            f"{path.name}: {key} is {_shown(meta.get(key))}, allowed a number in (0, 1e6)",
-            reason="a value of the sidecar is not allowed",
-        )
+        raise not_allowed(name, f"{key} is {_shown(meta.get(key))}, allowed a number in (0, 1e6)")
     return value
 
 
 def _per_signal(
-    meta: dict[str, Any], key: str, default: float | None, count: int, path: Path
+    meta: dict[str, Any], key: str, default: float | None, count: int, name: str
 ) -> list[float]:
     """Return one finite number per signal from a number or a list of them."""
     value = meta.get(key, default)
     values = [_as_float(each) for each in (value if isinstance(value, list) else [value] * count)]
     if len(values) != count or not all(map(math.isfinite, values)):
-        raise FormatError(
-            f"{path.name}: {key} is {_shown(value)}, allowed a number or {count} numbers",
-            reason="a value of the sidecar is not allowed",
-        )
+        raise not_allowed(name, f"{key} is {_shown(value)}, allowed a number or {count} numbers")
     return values
 
 
-def _lead_names(meta: dict[str, Any], path: Path) -> list[str]:
+def _lead_names(meta: dict[str, Any], name: str) -> list[str]:
     """Return the names of the signals in the order of the array."""
     names = meta.get("leads", list(LEADS))
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise FormatError(
-            f"{path.name}: leads is {_shown(names)}, allowed a list of names; leave it out where "
+    if not isinstance(names, list) or not all(isinstance(lead, str) for lead in names):
+        raise not_allowed(
+            name,
+            f"leads is {_shown(names)}, allowed a list of names; leave it out where "
             f"they are {', '.join(LEADS)}",
-            reason="a value of the sidecar is not allowed",
         )
     return names
 
 
-def _ejection_fraction(value: object, path: Path) -> float | None:
+def _ejection_fraction(value: object, name: str) -> float | None:
     """Return the label that the store keeps as a number."""
     if value is None or (isinstance(value, str) and value.strip().lower() in NOT_KNOWN):
         return None
@@ -217,14 +221,13 @@ def _ejection_fraction(value: object, path: Path) -> float | None:
     elif isinstance(value, int | float) and not isinstance(value, bool):
         number = float(value)
     if number is None or math.isinf(number):
-        raise FormatError(
-            f"{path.name}: {_EF} is {_shown(value)}, allowed a number, or null where it is unknown",
-            reason="a value of the sidecar is not allowed",
+        raise not_allowed(
+            name, f"{_EF} is {_shown(value)}, allowed a number, or null where it is unknown"
         )
     return number
 
 
-def _digits_or_microvolt(
+def _int16_or_microvolt(
     signal_ST: NDArray[Any], scale: list[float], offset: list[float]
 ) -> tuple[NDArray[Any], list[float], list[float]]:
     """Keep integers that fit in 16 bits; turn anything else into float32 microvolt."""
@@ -234,13 +237,11 @@ def _digits_or_microvolt(
         or (signal_ST.min() > INVALID and signal_ST.max() < -INVALID)
     ):  # 16 bits have -32768 for an invalid timestep, wider integers as a value
         return signal_ST.astype(np.int16, copy=False), scale, offset
-    column = np.array([offset, scale])[:, :, None]
-    with np.errstate(over="ignore"):  # beyond float32 is infinite, which counts as invalid
-        microvolt = ((signal_ST.astype(np.float64) - column[0]) * column[1]).astype(np.float32)
+    microvolt = wide_to_microvolt(signal_ST, scale, offset)  # infinite beyond float32: invalid
     return microvolt, [1.0] * len(scale), [0.0] * len(offset)
 
 
-def _label(name: str, value: object, path: Path) -> str | float | None:
+def _label(key: str, value: object, name: str) -> str | float | None:
     """Return a label as text, number or None."""
     if value is None or isinstance(value, str):
         return value
@@ -249,20 +250,19 @@ def _label(name: str, value: object, path: Path) -> str | float | None:
     try:
         return float(value)
     except OverflowError as error:
-        raise FormatError(
-            f"{path.name}: label {_shown(name)} is a number beyond 1e308; write it as text",
-            reason="a value of the sidecar is not allowed",
+        raise not_allowed(
+            name, f"label {_shown(key)} is a number beyond 1e308; write it as text"
         ) from error
 
 
-def _check_text(values: Sequence[str | float | None], path: Path) -> None:
+def _check_text(values: Sequence[str | float | None], name: str) -> None:
     """JSON can hold half of a UTF-16 pair, which no table can."""
     for value in values:
         try:
             str(value).encode()
         except UnicodeEncodeError as error:
-            raise FormatError(
-                f"{path.name}: {_shown(value)} holds half of a UTF-16 pair, allowed Unicode text; "
+            raise not_allowed(
+                name,
+                f"{_shown(value)} holds half of a UTF-16 pair, allowed Unicode text; "
                 "correct it where the labels are written",
-                reason="a value of the sidecar is not allowed",
             ) from error

@@ -1,6 +1,12 @@
-"""Codes of diagnoses: SNOMED CT and SCP-ECG; anything else in such a field may be free text."""
+"""What files of every format hold of a patient: numbers, ages, and codes of diagnoses.
 
+A text that is no code of SNOMED CT or SCP-ECG may be free text, which can name people.
+"""
+
+import math
 import re
+
+from ecgfast.records import MAX_AGE
 
 # Statements and classes of PTB-XL (scp_statements.csv of 1.0.3), and those of the PhysioNet
 # challenge of 2024.
@@ -13,12 +19,27 @@ MI STTC CD HYP AFIB/AFL TACHY BRADY
 """
 _SCP = {*_WORDS.split(), "Old MI", "Acute MI"}
 _SNOMED = re.compile(r"[1-9]\d{3,15}[01]0\d")  # a concept has 00 or 10 before its check digit
-# Multiplication of the dihedral group D5: digits below 5 are turns, the others reflections.
+# Multiplication of the dihedral group D5: digits below 5 are rotations, the others reflections.
 _D5 = tuple(
     tuple((a + b) % 5 + 5 * (b >= 5) if a < 5 else (a - b) % 5 + 5 * (b < 5) for b in range(10))
     for a in range(10)
 )
 _PERMUTATION = (1, 5, 7, 6, 2, 8, 3, 0, 9, 4)
+
+
+def parse_number(text: str) -> float | None:
+    """Return a finite number, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def parse_age(text: str) -> float | None:
+    """Return an age in years, or None when it is no number in [0, 120]."""
+    value = parse_number(text)
+    return value if value is not None and 0 <= value <= MAX_AGE else None
 
 
 def is_code(text: str) -> bool:

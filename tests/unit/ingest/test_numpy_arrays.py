@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ecgfast.errors import FormatError
-from ecgfast.ingest import discover, read_record
+from ecgfast.ingest import read_record
+from ecgfast.ingest.inventory import discover
 from ecgfast.ingest.numpy_files import batch_size, read_npz
 from ecgfast.records import LEADS, EcgRecord
 

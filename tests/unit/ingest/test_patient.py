@@ -2,7 +2,7 @@
 
 import pytest
 
-from ecgfast.ingest.diagnosis_codes import codes_of, is_code
+from ecgfast.ingest.patient import codes_of, is_code
 
 # Of the PhysioNet challenge of 2020.
 SNOMED = """
