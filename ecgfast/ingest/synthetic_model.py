@@ -1,4 +1,4 @@
-"""A dipole model of the heart: waves as Gaussians of a 3-D vector, projected on 8 leads.
+"""Synthetic waveforms: a dipole model of the heart, projected on 8 leads, and added noise.
 
 The heart vector has Frank's axes: x to the left, y down, z to the back; times in seconds from the R
 peak, amplitudes in mV. Sources: McSharry et al. 2003 (waves as Gaussians), Dower et al. 1980
@@ -7,13 +7,14 @@ progression), flattens T, lengthens P and QT; each by less than patients differ 
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfast.ingest.synthetic_population import LOW_EF, Person
-
+LOW_EF = 40.0  # percent; below it, left ventricular systolic dysfunction
 DURATION_S = 10.0
+NUM_INDEPENDENT = 8  # leads I, II, V1..V6; the other four follow from I and II
 FloatArray = NDArray[np.float32]
 
 # Dower, Machado & Osborne 1980: rows I, II, V1..V6; columns x, y, z.
@@ -48,6 +49,25 @@ _WAVES = np.array(
 _P, _QRS, _NOTCH, _T, _ECTOPIC = slice(0, 2), slice(2, 6), 5, slice(6, 8), slice(8, 10)
 _FIRST_ECTOPIC = 8
 _ATRIUM = np.array([0.0, 0.012, -0.05])  # fibrillation, seen best in V1
+_WANDER_HZ = (0.12, 0.27, 0.46)
+
+
+class Noise(NamedTuple):
+    """Typical noise of a hospital's machines, and their low-pass.
+
+    Attributes:
+        mains_hz: 50 or 60.
+        mains_mv: amplitude of mains hum.
+        muscle_mv: standard deviation of muscle noise.
+        wander_mv: amplitude of baseline wander; small where the machine filters it.
+        smoothing_passes: passes of a (1, 2, 1) / 4 low-pass, as muscle filters do.
+    """
+
+    mains_hz: float
+    mains_mv: float
+    muscle_mv: float
+    wander_mv: float
+    smoothing_passes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,21 +89,24 @@ class Heart:
     fibrillation_hz: float
 
 
-def draw_heart(person: Person, anatomy: np.random.Generator, now: np.random.Generator) -> Heart:
+def draw_heart(
+    ejection_fraction: float, age: int, anatomy: np.random.Generator, now: np.random.Generator
+) -> Heart:
     """Draw the heart of one record.
 
     Args:
-        person: its ejection fraction and age shift the means.
+        ejection_fraction: percent; shifts the means of many parameters.
+        age: years; raises the chance of atrial fibrillation.
         anatomy: random stream of the patient, the same for all records.
         now: random stream of the record.
     """
-    weakness = 1.0 / (1.0 + np.exp((person.ejection_fraction - LOW_EF - 3.0) / 3.0))  # 0..1
+    weakness = 1.0 / (1.0 + np.exp((ejection_fraction - LOW_EF - 3.0) / 3.0))  # 0..1
     # One hidden severity, of unit variance among the healthy: it bounds what any model can reach.
     severity = float(2.2 * weakness + anatomy.normal() * 0.95 + now.normal() * 0.3)
     waves = _shape(severity, anatomy, now)
     projection = DOWER * (1.0 + 0.10 * anatomy.normal(size=DOWER.shape))
     projection += 0.05 * now.normal(size=DOWER.shape) * np.linalg.norm(DOWER, axis=1)[:, None]
-    fibrillates = anatomy.random() < 0.03 + 0.001 * max(person.age - 50, 0)
+    fibrillates = anatomy.random() < 0.03 + 0.001 * max(age - 50, 0)
     if fibrillates:
         waves[_P, 2:] = 0.0
     r_peaks, ectopic = _rhythm(severity, fibrillates, anatomy, now)
@@ -212,3 +235,49 @@ def _fibrillation(heart: Heart, sampling_rate_hz: int, num_timesteps: int) -> Fl
     )
     waves: FloatArray = np.outer(heart.projection @ _ATRIUM, wave).astype(np.float32)
     return waves
+
+
+def add_noise(signal_8T: FloatArray, noise: Noise, rng: np.random.Generator) -> None:
+    """Add what electrodes pick up besides the heart, then apply the machine's low-pass, in place.
+
+    Args:
+        signal_8T: (8, T) float32 mV, rows I, II, V1..V6.
+        noise: typical amplitudes, varied for this record.
+        rng: random stream of the record.
+    """
+    num_timesteps = signal_8T.shape[1]
+    factors = np.exp(0.45 * rng.normal(size=3))  # of muscle, mains, wander in this record
+    muscle = rng.standard_normal((NUM_INDEPENDENT, num_timesteps), dtype=np.float32)
+    each = noise.muscle_mv * factors[0] * rng.uniform(0.6, 1.4, NUM_INDEPENDENT)
+    muscle *= each.astype(np.float32)[:, None]
+    signal_8T += muscle
+    signal_8T += _slow(noise, factors, rng, num_timesteps)
+    for _ in range(noise.smoothing_passes):
+        middle = signal_8T[:, :-2] + signal_8T[:, 2:]
+        middle *= np.float32(0.25)
+        signal_8T[:, 1:-1] *= np.float32(0.5)
+        signal_8T[:, 1:-1] += middle
+
+
+def _slow(
+    noise: Noise, factors: NDArray[np.float64], rng: np.random.Generator, num_timesteps: int
+) -> FloatArray:
+    """Return (8, T): mains hum, respiration and drift, and at times an electrode that moves."""
+    time = np.linspace(0.0, 10.0, num_timesteps, endpoint=False, dtype=np.float32)
+    waves = np.empty((len(_WANDER_HZ) + 2, num_timesteps), np.float32)
+    for row, frequency in enumerate(_WANDER_HZ):
+        omega = 2 * np.pi * frequency * rng.uniform(0.8, 1.2)
+        np.sin(np.float32(omega) * time + np.float32(rng.uniform(0, 6.28)), out=waves[row])
+    np.sin(
+        np.float32(2 * np.pi * noise.mains_hz) * time + np.float32(rng.uniform(0, 6.28)),
+        out=waves[-2],
+    )
+    moved = rng.random() < 0.12
+    at, over = rng.uniform(0.5, 9.5), rng.uniform(0.05, 0.25)
+    waves[-1] = np.tanh((time - np.float32(at)) / np.float32(over)) if moved else 0.0
+    weights = rng.normal(size=(NUM_INDEPENDENT, len(waves)))
+    weights[:, : len(_WANDER_HZ)] *= noise.wander_mv * factors[2] * np.array([1.0, 0.7, 0.3])
+    weights[:, -2] *= noise.mains_mv * factors[1]
+    weights[:, -1] *= np.where(np.arange(NUM_INDEPENDENT) == rng.integers(NUM_INDEPENDENT), 0.25, 0)
+    slow: FloatArray = weights.astype(np.float32) @ waves
+    return slow

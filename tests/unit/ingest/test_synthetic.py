@@ -14,9 +14,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ecgfast.errors import ConfigError
-from ecgfast.ingest import discover, read_record
-from ecgfast.ingest.synthetic import SyntheticCohort, render, synthesise, write_cohort
-from ecgfast.ingest.synthetic_population import LOW_EF, population, sites
+from ecgfast.ingest import read_record
+from ecgfast.ingest.inventory import discover
+from ecgfast.ingest.synthetic import (
+    SyntheticCohort,
+    population,
+    render,
+    sites,
+    synthesise,
+    write_cohort,
+)
+from ecgfast.ingest.synthetic_model import LOW_EF
 
 
 def _bytes_below(folder: Path) -> dict[str, bytes]:
