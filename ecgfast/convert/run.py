@@ -17,7 +17,8 @@ from ecgfast.convert.work import Settings
 from ecgfast.errors import ConfigError, EcgfastError
 from ecgfast.labels import label_store
 from ecgfast.labels.assign import warn_of_unnamed
-from ecgfast.labels.columns import check_labels, check_names
+from ecgfast.labels.columns import check_names
+from ecgfast.labels.table import check_labels
 from ecgfast.store.csv_files import passed_over_examples
 from ecgfast.store.durable import store_lock
 from ecgfast.store.format import (

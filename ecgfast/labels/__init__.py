@@ -6,8 +6,14 @@ from ecgfast import lazily
 
 if TYPE_CHECKING:
     from ecgfast.labels.joining import LabelSummary, label_store
-    from ecgfast.labels.learning import Labelled, labelled
-    from ecgfast.labels.selection import Selection, Target, parse_selection, parse_target
+    from ecgfast.labels.selection import (
+        Labelled,
+        Selection,
+        Target,
+        labelled,
+        parse_selection,
+        parse_target,
+    )
     from ecgfast.labels.splits import SPLITS
 
 __all__ = [
@@ -28,11 +34,11 @@ __getattr__, __dir__ = lazily(
     {
         "SPLITS": "ecgfast.labels.splits",
         "LabelSummary": "ecgfast.labels.joining",
-        "Labelled": "ecgfast.labels.learning",
+        "Labelled": "ecgfast.labels.selection",
         "Selection": "ecgfast.labels.selection",
         "Target": "ecgfast.labels.selection",
         "label_store": "ecgfast.labels.joining",
-        "labelled": "ecgfast.labels.learning",
+        "labelled": "ecgfast.labels.selection",
         "parse_selection": "ecgfast.labels.selection",
         "parse_target": "ecgfast.labels.selection",
     },

@@ -20,7 +20,7 @@ from ecgfast.labels.assign import (
     set_column,
     warn_of_unnamed,
 )
-from ecgfast.labels.columns import label_columns
+from ecgfast.labels.columns import label_columns, stored
 from ecgfast.labels.identities import (
     Identities,
     cells,
@@ -32,7 +32,7 @@ from ecgfast.labels.identities import (
 )
 from ecgfast.labels.matching import agreeing_rows, first_rows, match_rows, nearest_rows
 from ecgfast.labels.splits import check_folds, check_splits, num_torn
-from ecgfast.labels.table import folds, read_labels, stored
+from ecgfast.labels.table import folds, read_labels
 from ecgfast.store.durable import store_lock
 from ecgfast.store.patients import patient_groups, retained, with_pseudonyms
 from ecgfast.store.reader import open_store

@@ -4,7 +4,7 @@ import csv
 import datetime
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,22 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from ecgfast.errors import ConfigError
-from ecgfast.labels.cells import NUMBER_CELL, BadCell, clean, maybe_thousands, typed
+from ecgfast.labels.columns import (
+    BAD,
+    DATES,
+    KEYS,
+    NUMBER_CELL,
+    PERSONAL,
+    THOUSANDS,
+    BadCell,
+    choose_columns,
+    clean,
+    is_number,
+    maybe_thousands,
+    typed,
+)
 from ecgfast.records import MAX_AGE, OVER_89, is_patient, is_percent, is_site, known_id, parse_sex
 
-KEYS = ("record_id", "patient_id")
-PERSONAL = ("site", "age", "sex")  # an empty cell leaves what the recording says
-DATES = ("ecg_date", "label_date")
 _NUMBERS = ("age", "ejection_fraction")
 _TEXT = (*KEYS, *DATES, *_NUMBERS, "site", "sex", "split")
 _ISO = re.compile(r"(\d{4})-(\d{2})-(\d{2})")
@@ -29,11 +39,9 @@ _RECORD_SUFFIX = r"(?i)\.(hea|dat|mat|npy|npz)\s*$"  # people write the file's n
 _QUOTED = r"^'('*[=+\-@\t\r\n])"
 SEPARATORS = (",", ";", "\t")
 _HEADER_LINES = 100  # the names of columns can hold line breaks
-BAD = b"bad_cell"  # metadata of a column of values with a cell that is none
 _TORN = re.compile(r"CSV parse error: Row #(\d+): Expected (\d+) columns, got (\d+)")
 _MAX_FOLD = 99
 _SHOWN = 40  # letters of a cell in an error
-THOUSANDS = b"maybe_thousands"  # metadata of a column whose commas may be no decimal ones
 _DAY_FIRST = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})")  # WFDB headers
 
 
@@ -41,7 +49,7 @@ def read_labels(path: Path) -> pa.Table:
     """Read a table of labels with commas, semicolons or tabs between its columns.
 
     Ids, site, sex, split and dates stay text; other columns become numbers, yes/no values or text
-    by `cells.typed`. A cell that a column of values cannot hold is kept in the field's metadata
+    by `columns.typed`. A cell that a column of values cannot hold is kept in the field's metadata
     for `columns.label_columns`, which refuses it where the column is taken.
 
     Raises:
@@ -59,6 +67,15 @@ def read_labels(path: Path) -> pa.Table:
     for name in DATES:
         _check_cells(table, name, _ISO_CELL, "YYYY-MM-DD", path)
     return _with_known_people(table, path)
+
+
+def check_labels(path: Path, columns: Sequence[str] | None) -> None:
+    """Refuse a table that `ecgfast label` would refuse before it looks at a store.
+
+    Raises:
+        ConfigError: from `read_labels` or `label_columns`.
+    """
+    choose_columns(read_labels(path), columns, path)
 
 
 def _with_known_people(table: pa.Table, path: Path) -> pa.Table:
@@ -223,14 +240,6 @@ def _check_cells(table: pa.Table, name: str, pattern: str, allowed: str, path: P
         )
 
 
-def stored(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A label column in the type that the store uses: float64, bool or text."""
-    if pa.types.is_boolean(column.type):
-        return column
-    # Unsafe: whole numbers beyond 2^53 are rounded.
-    return column.cast(pa.float64() if is_number(column.type) else pa.string(), safe=False)
-
-
 def folds(table: pa.Table, path: Path) -> pa.ChunkedArray:
     """The column `fold` as whole numbers.
 
@@ -263,8 +272,3 @@ def parse_date(text: str | None) -> datetime.date | None:
     except ValueError:  # such as 31 February
         return None
     return None
-
-
-def is_number(kind: pa.DataType) -> bool:
-    """Whether a column holds numbers."""
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))

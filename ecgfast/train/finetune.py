@@ -9,7 +9,7 @@ import torch
 from ecgfast.config import Config
 from ecgfast.data.normalise import CohortStatistics, cohort_statistics
 from ecgfast.errors import ConfigError
-from ecgfast.labels.learning import Labelled
+from ecgfast.labels.selection import Labelled
 from ecgfast.model.attention_choice import Shape, shapes_of
 from ecgfast.runs.register import Register, with_encoder
 from ecgfast.store.reader import StoreReader

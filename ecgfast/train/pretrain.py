@@ -14,7 +14,7 @@ from ecgfast import log
 from ecgfast.config import Config
 from ecgfast.data.batch import PADDED_PATCH, Batch
 from ecgfast.data.normalise import CohortStatistics, cohort_statistics
-from ecgfast.labels.learning import digest_of
+from ecgfast.labels.selection import digest_of
 from ecgfast.model.attention_choice import shapes_of
 from ecgfast.model.build import build_model
 from ecgfast.model.flops import flops_per_record

@@ -19,7 +19,7 @@ from ecgfast.data.loader import Loader
 from ecgfast.data.normalise import CohortStatistics
 from ecgfast.evaluate.operating import sensitivity_threshold, youden_threshold
 from ecgfast.evaluate.roc import auroc
-from ecgfast.labels.learning import Labelled
+from ecgfast.labels.selection import Labelled
 from ecgfast.model.block import set_attention
 from ecgfast.model.build import build_classifier
 from ecgfast.model.classifier import Classifier

@@ -34,7 +34,7 @@ from scipy.signal import resample_poly  # noqa: F401
 from ecgfast.convert.work import Settings, convert_batch
 from ecgfast.errors import EcgfastError, Reason
 from ecgfast.ingest.inventory import discover
-from ecgfast.labels.columns import check_labels
+from ecgfast.labels.table import check_labels
 from ecgfast.records import LEADS
 from ecgfast.store.outcomes import Cursor, Outcomes
 from ecgfast.store.patients import Pseudonyms

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from ecgfast.labels.cells import BadCell, clean, typed
+from ecgfast.labels.columns import BadCell, clean, typed
 
 
 def read(cells: list[str | None], *, decimal_comma: bool = False) -> object:

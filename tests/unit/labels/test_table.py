@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from ecgfast.errors import ConfigError
-from ecgfast.labels.columns import check_labels, label_columns
-from ecgfast.labels.table import folds, parse_date, read_labels, stored
+from ecgfast.labels.columns import label_columns, stored
+from ecgfast.labels.table import check_labels, folds, parse_date, read_labels
 
 
 def table(folder: Path, text: str) -> Path:
