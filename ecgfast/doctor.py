@@ -13,8 +13,9 @@ from ecgfast_kernels.ops.backend import resolve
 
 from ecgfast.config import load_config
 from ecgfast.data import dali_plugin
+from ecgfast.model.attention import explain_unavailable
 from ecgfast.model.attention_choice import choose_for_model
-from ecgfast.model.attention_xformers import explain_unavailable
+from ecgfast.model.mae import num_kept
 
 _PACKAGES = ("ecgfast", "torch", "triton", "xformers", "nvidia-dali-cuda130", "zarr", "numpy")
 _ABSENT = "not installed"
@@ -89,7 +90,7 @@ def _kernels(device: torch.device) -> str:
 def _attention(device: torch.device) -> Iterator[tuple[str, str]]:
     """The kernels that ViT-Large would take, the study's size."""
     config = load_config("vit_large")
-    num_keep = int(config.model.num_patches * (1 - config.mask.ratio))
+    num_keep = num_kept(config.model.num_patches, config.mask.ratio)
     choices = choose_for_model(config.model, "auto", device, num_keep=num_keep)
     for part, choice in choices.items():
         yield f"attention, {part}", f"{choice.backend}: {choice.reason}"

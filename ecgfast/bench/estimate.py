@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ecgfast.bench.rows import Row
 from ecgfast.config import Config, ModelConfig
 from ecgfast.errors import ConfigError
-from ecgfast.model.flops import flops_per_record, num_parameters
+from ecgfast.model.mae import flops_per_record, num_kept, num_parameters
 from ecgfast.train.metrics import PEAK_TFLOPS
 
 ASSUMED_MFU = 0.45  # between the best published (A100 50 %, H100 43 %) at ViT-Large's width
@@ -106,7 +106,7 @@ def memory_gib(config: Config, num_gpus: int) -> float:
 
 def _activation_bytes(model: ModelConfig, mask_ratio: float) -> float:
     """Bytes kept per record for the backward pass, with attention that keeps no scores."""
-    kept = 1 + int(model.num_patches * (1 - mask_ratio))
+    kept = 1 + num_kept(model.num_patches, mask_ratio)
     encoder = model.encoder_depth * kept * model.encoder_width
     decoder = model.decoder_depth * (1 + model.num_patches) * model.decoder_width
     return _ACTIVATION_BYTES * float(encoder + decoder)

@@ -13,7 +13,7 @@ from ecgfast.bench.step_variants import Reference, Step, Variant, build_step
 from ecgfast.bench.timing import per_second, time_interleaved
 from ecgfast.config import Config
 from ecgfast.errors import ConfigError
-from ecgfast.model.flops import flops_per_record
+from ecgfast.model.mae import flops_per_record
 from ecgfast.train.distributed import Ranks, join
 from ecgfast.train.metrics import peak_tflops
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from ecgfast_kernels.codec import PATCH_WIDTH
 from torch import Tensor, nn
 
 from ecgfast import log
@@ -15,7 +16,6 @@ from ecgfast.config import Config
 from ecgfast.data.batch import Batch
 from ecgfast.model.attention_choice import choose_for_model
 from ecgfast.model.mae import MaskedAutoencoder
-from ecgfast.model.patch import PADDED
 from ecgfast.train.distributed import Ranks, spread
 from ecgfast.train.graph import require_graphable
 from ecgfast.train.loop import train_step
@@ -141,7 +141,7 @@ def _model(
 
 def random_patches(config: Config, device: torch.device, microbatch: int) -> Tensor:
     """Z-scored-like patches (B, N, 256) fp16 whose padding is zero."""
-    patches = torch.randn(microbatch, config.model.num_patches, PADDED, device=device)
+    patches = torch.randn(microbatch, config.model.num_patches, PATCH_WIDTH, device=device)
     patches[..., config.model.patch_timesteps :] = 0
     return patches.half()
 

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-PADDED_PATCH = 256  # a row of 250 halves makes the compiler fall back to 4-byte copies
-
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:

@@ -7,7 +7,6 @@ import torch
 from ecgfast_kernels import codec
 from numpy.typing import NDArray
 
-from ecgfast.data.batch import PADDED_PATCH
 from ecgfast.store.reader import StoreReader
 
 
@@ -32,4 +31,4 @@ class Source:
     def batch_shape(self, num_records: int) -> tuple[int, int, int]:
         """(B, N, 256) of so many records."""
         timesteps = self.store.num_leads * self.store.num_timesteps
-        return num_records, timesteps // codec.COLUMN_TIMESTEPS, PADDED_PATCH
+        return num_records, timesteps // codec.COLUMN_TIMESTEPS, codec.PATCH_WIDTH

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from ecgfast_kernels.ops.mask import random_mask
+from ecgfast_kernels.ops.reference import TARGET_EPS
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
@@ -22,16 +23,14 @@ from ecgfast.errors import ConfigError
 from ecgfast.evaluate import ecg_paper
 from ecgfast.evaluate.cohort import is_synthetic
 from ecgfast.evaluate.runs import LoadedRun, load_run
-from ecgfast.model.mae import MaskedAutoencoder
-from ecgfast.model.patch import unpatchify
+from ecgfast.model.mae import EVALUATION_EPOCH, MaskedAutoencoder
+from ecgfast.model.vit import unpatchify
 from ecgfast.records import LEADS
 from ecgfast.runs.seen import seen
 from ecgfast.store.format import refuse_to_replace
 from ecgfast.store.reader import StoreReader, open_store
 
 NUM_SAMPLED = 64  # records whose error is measured
-MASK_EPOCH = 2**32 - 1  # masks that no training epoch has drawn
-_TARGET_EPS = 1e-6  # as in the training loss: normalised targets divide by sqrt(variance + this)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +210,7 @@ def fill_in(
     for batch in loader:
         patches_BNP = batch.patches.float()
         ids_keep, ids_restore, mask_BN = random_mask(
-            batch.record_index, seed=config.train.seed, epoch=MASK_EPOCH,
+            batch.record_index, seed=config.train.seed, epoch=EVALUATION_EPOCH,
             num_patches=model.num_patches, num_keep=model.num_keep(config.mask.ratio),
         )  # fmt: skip
         with torch.inference_mode():
@@ -283,7 +282,7 @@ def _denormalise(
     mean, std = torch.zeros(1), torch.ones(1)
     if norm_patch:
         mean = target_BNP.mean(dim=-1, keepdim=True)
-        std = (target_BNP.var(dim=-1, keepdim=True) + _TARGET_EPS).sqrt()
+        std = (target_BNP.var(dim=-1, keepdim=True) + TARGET_EPS).sqrt()
     error_BN = (pred_BNP - (target_BNP - mean) / std).square().mean(dim=-1)
     num_removed = mask_BN.sum(dim=-1).clamp(min=1)
     return (error_BN * mask_BN).sum(dim=-1) / num_removed, pred_BNP * std + mean

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ecgfast import log
 from ecgfast.config import ModelConfig
-from ecgfast.model.attention import KERNELS, attention
-from ecgfast.model.attention_xformers import explain_unavailable
+from ecgfast.model.attention import KERNELS, attention, explain_unavailable
 from ecgfast.vocabulary import AttentionKernel
 
 _BATCH = 256  # records of a timing, as in a training step

@@ -1,7 +1,8 @@
-"""The masked autoencoder: encode the kept patches, predict the removed ones."""
+"""The masked autoencoder: encode the kept patches, predict the removed ones; and its size."""
 
 # B records, N patches, K kept patches, P padded patch length, D encoder width, E decoder width
 
+from ecgfast_kernels.codec import PATCH_WIDTH
 from ecgfast_kernels.ops.masked_loss import masked_mse
 from ecgfast_kernels.ops.unshuffle import unshuffle
 from torch import Tensor, nn
@@ -12,9 +13,11 @@ from ecgfast.config import ModelConfig
 from ecgfast.errors import ConfigError
 from ecgfast.model.block import NORM_EPS, set_attention
 from ecgfast.model.fused_block import make_blocks, run_blocks
-from ecgfast.model.patch import PADDED
 from ecgfast.model.vit import Encoder, grid_positions
 from ecgfast.vocabulary import AttentionKernel, Fused, Kernels
+
+# Held-out records are scored with masks that no training epoch draws, always the same.
+EVALUATION_EPOCH = 2**32 - 1
 
 
 class MaskedAutoencoder(Encoder):
@@ -65,12 +68,12 @@ class MaskedAutoencoder(Encoder):
         Raises:
             ConfigError: the ratio is outside [0, 1) or keeps no patch.
         """
-        if not 0 <= mask_ratio < 1 or int(self.num_patches * (1 - mask_ratio)) < 1:
+        if not 0 <= mask_ratio < 1 or num_kept(self.num_patches, mask_ratio) < 1:
             raise ConfigError(
                 f"mask.ratio must be in [0, 1) and keep at least one of {self.num_patches} "
                 f"patches, got {mask_ratio}"
             )
-        return int(self.num_patches * (1 - mask_ratio))
+        return num_kept(self.num_patches, mask_ratio)
 
     def forward(
         self,
@@ -111,7 +114,63 @@ class MaskedAutoencoder(Encoder):
         return self._predict(tokens)[:, 1:, : self.config.patch_timesteps]
 
     def _predict(self, tokens_BTE: Tensor) -> Tensor:
-        """Project to PADDED columns: a GEMM of 250 columns misses the tensor cores' fast path."""
-        missing = PADDED - self.config.patch_timesteps
+        """Project to 256 columns: a GEMM of 250 columns misses the tensor cores' fast path."""
+        missing = PATCH_WIDTH - self.config.patch_timesteps
         weight = pad(self.decoder_pred.weight, (0, 0, 0, missing))
         return linear(tokens_BTE, weight, pad(self.decoder_pred.bias, (0, missing)))
+
+
+def num_kept(num_patches: int, mask_ratio: float) -> int:
+    """K, the patches that a mask of this ratio keeps of N."""
+    return int(num_patches * (1 - mask_ratio))
+
+
+def flops_per_record(config: ModelConfig, mask_ratio: float = 0.75, *, train: bool = True) -> float:
+    """Operations of one record through the masked autoencoder.
+
+    A matrix product of m x k by k x n counts 2 m n k; attention counts 4 T^2 D per layer; norms,
+    GELU and softmax count nothing. The patch embedding counts kept patches only.
+
+    Args:
+        config: architecture of kind "vit".
+        mask_ratio: share of removed patches.
+        train: forward and backward (3 x forward) instead of forward alone.
+    Raises:
+        ConfigError: the model is not a ViT.
+    """
+    if config.kind != "vit":
+        raise ConfigError(f"model.kind must be 'vit' to count its operations, got {config.kind!r}")
+    num_keep = num_kept(config.num_patches, mask_ratio)
+    encoder_tokens, decoder_tokens = 1 + num_keep, 1 + config.num_patches
+    forward = (
+        2.0 * num_keep * config.patch_timesteps * config.encoder_width
+        + config.encoder_depth * _block_flops(encoder_tokens, config.encoder_width)
+        + 2.0 * encoder_tokens * config.encoder_width * config.decoder_width
+        + config.decoder_depth * _block_flops(decoder_tokens, config.decoder_width)
+        + 2.0 * decoder_tokens * config.decoder_width * config.patch_timesteps
+    )
+    return 3 * forward if train else forward
+
+
+def num_parameters(config: ModelConfig) -> tuple[int, int]:
+    """Trainable parameters of encoder and decoder, by formula."""
+    width, dec = config.encoder_width, config.decoder_width
+    patch = (config.patch_timesteps + 1) * width
+    encoder = patch + width + config.encoder_depth * _block_parameters(width) + 2 * width
+    decoder = (
+        (width + 1) * dec
+        + dec
+        + config.decoder_depth * _block_parameters(dec)
+        + 2 * dec
+        + (dec + 1) * config.patch_timesteps
+    )
+    return encoder, decoder
+
+
+def _block_flops(num_tokens: int, width: int) -> float:
+    matmuls = 2.0 * num_tokens * 12 * width * width  # qkv 3, proj 1, mlp 8
+    return matmuls + 4.0 * num_tokens**2 * width
+
+
+def _block_parameters(width: int) -> int:
+    return 12 * width * width + 13 * width  # biases 3 + 1 + 4 + 1, two norms 2 + 2

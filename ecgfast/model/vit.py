@@ -1,18 +1,40 @@
-"""The encoder that pretraining and classification share."""
+"""The encoder that pretraining and classification share, its patches and its positions."""
 
-# B records, N patches, K kept patches, D width
+# B records, N patches, K kept patches, P padded patch length (256), C leads, T timesteps, D width
 
+import numpy as np
 import torch
+from ecgfast_kernels.codec import COLUMN_TIMESTEPS, PATCH_WIDTH
 from ecgfast_kernels.ops.patch_embed import patch_embed_masked
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ecgfast.config import ModelConfig
-from ecgfast.errors import ShapeError
+from ecgfast.errors import ConfigError, ShapeError
 from ecgfast.model.block import NORM_EPS, set_attention
 from ecgfast.model.fused_block import make_blocks, run_blocks
-from ecgfast.model.patch import PADDED, PatchEmbed
-from ecgfast.model.positions import sincos_positions
 from ecgfast.vocabulary import AttentionKernel, Fused, Kernels
+
+
+class PatchEmbed(nn.Module):
+    """Weights of the patch projection under the reference's names, as a (D, 1, 1, P) convolution.
+
+    The projection runs in `ecgfast_kernels.ops.patch_embed`, which never touches removed patches.
+    """
+
+    def __init__(self, patch_timesteps: int, width: int) -> None:
+        super().__init__()
+        kernel = (1, patch_timesteps)
+        self.proj = nn.Conv2d(1, width, kernel_size=kernel, stride=kernel)
+
+    def weight(self) -> Tensor:
+        """The projection as a (D, 250) matrix; shares memory with the parameter."""
+        return self.proj.weight.flatten(1)
+
+    def bias(self) -> Tensor:
+        """The projection's bias, (D,)."""
+        assert self.proj.bias is not None
+        return self.proj.bias
 
 
 class Encoder(nn.Module):
@@ -62,9 +84,9 @@ class Encoder(nn.Module):
         Raises:
             ShapeError: `patches_BNP` is not (B, N, 256).
         """
-        if patches_BNP.ndim != 3 or patches_BNP.shape[1:] != (self.num_patches, PADDED):
+        if patches_BNP.ndim != 3 or patches_BNP.shape[1:] != (self.num_patches, PATCH_WIDTH):
             raise ShapeError(
-                f"patches must be (B, {self.num_patches}, {PADDED}), got "
+                f"patches must be (B, {self.num_patches}, {PATCH_WIDTH}), got "
                 f"{tuple(patches_BNP.shape)}; read them through ecgfast.build_loader"
             )
         tokens = patch_embed_masked(
@@ -88,3 +110,51 @@ def grid_positions(config: ModelConfig, width: int) -> Tensor:
     """Position table of this record shape as the reference stores it: (1, 1 + N, D)."""
     columns = config.num_timesteps // config.patch_timesteps
     return sincos_positions(width, config.num_leads, columns)[None]
+
+
+def unpatchify(
+    patches_BNP: Tensor, *, num_leads: int, patch_timesteps: int = COLUMN_TIMESTEPS
+) -> Tensor:
+    """Put patches back together as a signal.
+
+    Args:
+        patches_BNP: (B, N, >= patch_timesteps); further columns are padding and left out.
+        num_leads: C; patch n is column n % (N / C) of lead n // (N / C).
+        patch_timesteps: length of a patch without padding.
+    Returns:
+        (B, C, T), same dtype.
+    """
+    num_records, num_patches, _ = patches_BNP.shape
+    num_timesteps = num_patches // num_leads * patch_timesteps
+    signal = patches_BNP[..., :patch_timesteps]
+    return signal.reshape(num_records, num_leads, num_timesteps)
+
+
+def sincos_positions(width: int, num_leads: int, num_columns: int) -> Tensor:
+    """Make the position table of a 12 x 20 token grid, with a zero row for the class token.
+
+    Args:
+        width: embedding width D, a multiple of 4.
+        num_leads: rows of the grid.
+        num_columns: patches per lead.
+    Returns:
+        (1 + num_leads * num_columns, D) fp32; token n = lead * num_columns + column. The first half
+        of the width encodes the column, the second half the lead, each as sines then cosines.
+    Raises:
+        ConfigError: `width` is not a multiple of 4.
+    Source: Vaswani et al. 2017, section 3.5, in two dimensions as He et al. 2022, appendix A.1.
+    """
+    if width % 4:
+        raise ConfigError(
+            f"model widths must be multiples of 4 for 2-D sine-cosine positions, got {width}"
+        )
+    lead_N, column_N = np.divmod(np.arange(num_leads * num_columns), num_columns)
+    table_ND = np.concatenate([_waves(column_N, width // 2), _waves(lead_N, width // 2)], axis=1)
+    with_class_token = np.concatenate([np.zeros((1, width)), table_ND])
+    return torch.from_numpy(with_class_token.astype(np.float32))
+
+
+def _waves(position_N: NDArray[np.int64], width: int) -> NDArray[np.float64]:
+    frequency = 10000.0 ** -(np.arange(width // 2) / (width // 2))
+    angle = np.outer(position_N, frequency)
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)

@@ -13,7 +13,7 @@ from ecgfast.config import Config, ModelConfig, config_from_dict
 from ecgfast.data.normalise import CohortStatistics
 from ecgfast.errors import ConfigError, EcgfastError, FormatError, ResumeError
 from ecgfast.model.build import build_classifier, build_model
-from ecgfast.model.cnn import NUM_FEATURES, SPATIAL_FILTERS
+from ecgfast.model.classifier import NUM_FEATURES, SPATIAL_FILTERS
 from ecgfast.records import NUM_LEADS
 from ecgfast.runs.register import FILE as REGISTER
 from ecgfast.runs.sealed import (

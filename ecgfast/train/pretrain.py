@@ -6,19 +6,19 @@ from typing import cast
 
 import numpy as np
 import torch
+from ecgfast_kernels.codec import PATCH_WIDTH
 from ecgfast_kernels.ops.mask import random_mask
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ecgfast import log
 from ecgfast.config import Config
-from ecgfast.data.batch import PADDED_PATCH, Batch
+from ecgfast.data.batch import Batch
 from ecgfast.data.normalise import CohortStatistics, cohort_statistics
 from ecgfast.labels.selection import digest_of
 from ecgfast.model.attention_choice import shapes_of
 from ecgfast.model.build import build_model
-from ecgfast.model.flops import flops_per_record
-from ecgfast.model.mae import MaskedAutoencoder
+from ecgfast.model.mae import EVALUATION_EPOCH, MaskedAutoencoder, flops_per_record
 from ecgfast.runs.register import FILE as REGISTER
 from ecgfast.runs.register import Register, write_register
 from ecgfast.runs.sealed import RUN_FILES, problem
@@ -36,8 +36,6 @@ from ecgfast.train.signals import StopSignals
 from ecgfast.train.validation import Validation
 from ecgfast.train.weights import export_safetensors, full_state
 from ecgfast.vocabulary import AttentionKernel
-
-VALIDATION_EPOCH = 2**32 - 1  # held-out records see the same masks whenever they are scored
 
 
 def pretrain(
@@ -279,7 +277,7 @@ def memory_probe(
 
     def probe(num_records: int) -> None:
         patches = torch.randn(
-            num_records, config.model.num_patches, PADDED_PATCH, device=ranks.device
+            num_records, config.model.num_patches, PATCH_WIDTH, device=ranks.device
         )
         index = torch.arange(num_records, device=ranks.device)
         batch = Batch(patches=patches.half(), record_index=index, epoch=0)
@@ -318,7 +316,7 @@ def _validation(
         loader=setup.open_loader(
             store, config, ranks, held, batch_size=share, seed=0, cohort=cohort, shuffle=False
         ),
-        inputs_of=model_inputs(model, config, epoch=VALIDATION_EPOCH),
+        inputs_of=model_inputs(model, config, epoch=EVALUATION_EPOCH),
         microbatch=largest_divisor(share, microbatch),
         normalise=config.data.normalise,
         cohort=cohort,

@@ -1,12 +1,12 @@
 """A masked autoencoder small enough to check by hand, and inputs for it."""
 
 import torch
+from ecgfast_kernels.codec import PATCH_WIDTH
 from ecgfast_kernels.ops.mask import random_mask
 from torch import Tensor
 
 from ecgfast.config import ModelConfig
 from ecgfast.model import MaskedAutoencoder, initialise
-from ecgfast.model.patch import PADDED
 from ecgfast.vocabulary import Fused
 
 SMALL = ModelConfig(
@@ -38,7 +38,7 @@ def small_model(
 def small_patches(num_records: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Random patches (B, 12, 256) with zero padding."""
     generator = torch.Generator().manual_seed(1)
-    patches = torch.randn(num_records, SMALL.num_patches, PADDED, generator=generator)
+    patches = torch.randn(num_records, SMALL.num_patches, PATCH_WIDTH, generator=generator)
     patches[..., SMALL.patch_timesteps :] = 0
     return patches.to(dtype)
 

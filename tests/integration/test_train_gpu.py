@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ecgfast_kernels.codec import PATCH_WIDTH
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ecgfast.config import Config, load_config
-from ecgfast.data.batch import PADDED_PATCH
 from ecgfast.data.loader import Loader
 from ecgfast.data.order import Plan
 from ecgfast.log import read_metrics
@@ -48,7 +48,7 @@ class WaveEngine:
             index = torch.from_numpy(rows.copy())
             seconds = torch.arange(60_000).view(1, 240, 250) / 500
             waves = torch.sin(seconds * (5 + index.view(-1, 1, 1) % 7))
-            patches = torch.nn.functional.pad(waves, (0, PADDED_PATCH - 250)).half()
+            patches = torch.nn.functional.pad(waves, (0, PATCH_WIDTH - 250)).half()
             yield patches.cuda(), index.cuda()
 
 

@@ -14,10 +14,11 @@ from ecgfast import log
 from ecgfast.config import load_config
 from ecgfast.evaluate.reconstruct import draw, fill_in
 from ecgfast.model.build import build_model
+from ecgfast.model.mae import EVALUATION_EPOCH
 from ecgfast.store.reader import open_store
 from ecgfast.train import setup
 from ecgfast.train.distributed import Ranks
-from ecgfast.train.pretrain import VALIDATION_EPOCH, model_inputs, pretrain
+from ecgfast.train.pretrain import model_inputs, pretrain
 from ecgfast.train.validation import FOLDER, Validation
 
 SETTINGS = ("train.val_fraction=0.2", "train.max_steps=23")  # validated every 10 steps
@@ -99,7 +100,7 @@ def test_the_first_record_is_drawn_as_the_command_draws_it_while_predictions_are
         loader=setup.open_loader(
             reader, config, ranks, rows, batch_size=3, seed=0, cohort=None, shuffle=False
         ),
-        inputs_of=model_inputs(model, config, epoch=VALIDATION_EPOCH),
+        inputs_of=model_inputs(model, config, epoch=EVALUATION_EPOCH),
         microbatch=1,
         normalise=config.data.normalise,
         cohort=None,

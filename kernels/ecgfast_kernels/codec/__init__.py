@@ -11,11 +11,12 @@ from ecgfast_kernels.codec.chunks import (
     lead_statistics,
     patches_from_int16,
 )
-from ecgfast_kernels.codec.format import COLUMN_TIMESTEPS, CodecError
+from ecgfast_kernels.codec.format import COLUMN_TIMESTEPS, PATCH_WIDTH, CodecError
 from ecgfast_kernels.codec.native import backend
 
 __all__ = [
     "COLUMN_TIMESTEPS",
+    "PATCH_WIDTH",
     "CodecError",
     "backend",
     "crc32c",

@@ -23,7 +23,8 @@ NO_QUANTUM: Final = 1 << 16
 # Steps of 4.88, 4.8828125 (5 / 1024), 2.44 and 2.5: what common carts write in microvolts.
 QUANTA: Final = (319_816, 320_000, 159_908, 163_840)
 PREDICTED_LEADS: Final = 0b1111_1011_1100  # III aVR aVL aVF, V2 to V6
-PATCH_WIDTH: Final = 256  # 250 values and 6 zeros
+# 250 values and 6 zeros: a row of 250 half floats would defeat copies of 16 bytes
+PATCH_WIDTH: Final = 256
 
 ERRORS: Final = {
     1: "the chunk is shorter than its header says",

@@ -11,11 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ecgfast_kernels.ops.reference import NORM_EPS
+from ecgfast_kernels.ops.reference import TARGET_EPS
 from ecgfast_kernels.ops.tuning import block_config
 
 _REDUCE_BLOCK = 1024
-_EPS = tl.constexpr(NORM_EPS)
+_EPS = tl.constexpr(TARGET_EPS)
 
 
 @triton.jit

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ecgfast_kernels.philox import philox_rounds, split_seed
 
-NORM_EPS = 1e-6  # of the targets' variance, as in the MAE reference
+TARGET_EPS = 1e-6  # of the targets' variance, as in the MAE reference
 
 
 def random_mask(
@@ -121,5 +121,5 @@ def _error(pred_BNP: Tensor, patches_BNP: Tensor, *, norm_patch: bool) -> Tensor
     target_BNP = patches_BNP[..., : pred_BNP.shape[-1]].to(wide)
     if norm_patch:
         variance, mean = torch.var_mean(target_BNP, dim=-1, keepdim=True, correction=1)
-        target_BNP = (target_BNP - mean) * (variance + NORM_EPS).rsqrt()
+        target_BNP = (target_BNP - mean) * (variance + TARGET_EPS).rsqrt()
     return pred_BNP.to(wide) - target_BNP

@@ -10,7 +10,7 @@ from ecgfast.bench.step import measure_step, variant_names
 from ecgfast.bench.step_variants import Variant, build_step
 from ecgfast.config import load_config
 from ecgfast.errors import ConfigError
-from ecgfast.model.flops import num_parameters
+from ecgfast.model.mae import num_parameters
 from ecgfast.train.distributed import join
 
 DEMO = load_config("demo")

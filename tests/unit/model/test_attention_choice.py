@@ -12,7 +12,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ecgfast import log
 from ecgfast.errors import BackendUnavailableError
-from ecgfast.model.attention import KERNELS, attention
+from ecgfast.model.attention import (
+    KERNELS,
+    attention,
+    explain_unavailable,
+    pack_gradients,
+    xformers_attention,
+)
 from ecgfast.model.attention_choice import (
     Shape,
     cache_path,
@@ -21,7 +27,6 @@ from ecgfast.model.attention_choice import (
     fastest,
     probe,
 )
-from ecgfast.model.attention_xformers import explain_unavailable, pack_gradients, xformers_attention
 from ecgfast.model.block import Attention, Block
 from ecgfast.vocabulary import AttentionKernel
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from ecgfast.config import load_config
 from ecgfast.model import Classifier, EcgCnn, Encoder, build_classifier, encoder_state
-from ecgfast.model.patch import unpatchify
+from ecgfast.model.vit import unpatchify
 
 
 def small_classifier(pool: str) -> Classifier:

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ecgfast.config import load_config
 from ecgfast.errors import ConfigError, ShapeError
 from ecgfast.model import MaskedAutoencoder, build_model
-from ecgfast.model.flops import flops_per_record, num_parameters
+from ecgfast.model.mae import flops_per_record, num_parameters
 
 SIZES = ("demo", "vit_tiny", "vit_small", "vit_base", "vit_large")
 

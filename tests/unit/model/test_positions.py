@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ecgfast.errors import ConfigError
-from ecgfast.model.positions import sincos_positions
+from ecgfast.model.vit import sincos_positions
 
 
 def test_values_follow_the_formula() -> None:

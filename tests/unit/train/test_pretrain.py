@@ -9,10 +9,11 @@ from training_runs import make_store, preset
 
 from ecgfast.config import load_config
 from ecgfast.model.build import build_model
+from ecgfast.model.mae import EVALUATION_EPOCH
 from ecgfast.store.reader import StoreReader, open_store
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.optim import build_optimizer
-from ecgfast.train.pretrain import VALIDATION_EPOCH, _num_steps, _validation, memory_probe
+from ecgfast.train.pretrain import _num_steps, _validation, memory_probe
 
 
 @pytest.fixture(scope="module")
@@ -62,4 +63,4 @@ def test_held_out_records_are_one_batch_at_least(
 
 
 def test_masks_of_validation_stay_those_of_earlier_versions() -> None:
-    assert VALIDATION_EPOCH == 4_294_967_295
+    assert EVALUATION_EPOCH == 4_294_967_295
