@@ -235,7 +235,7 @@ def splits(
     key_file: KeyFile = None,
 ) -> None:
     """Show, draw, export or import train, valid, test and folds."""
-    from ecgfast.labels.published import draw_again, export_splits, import_splits, summary
+    from ecgfast.labels.commands import draw_again, export_splits, import_splits, summary
     from ecgfast.store.format import refuse_inside_store
 
     if sum((export is not None, given is not None, draw)) > 1:

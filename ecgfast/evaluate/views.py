@@ -20,7 +20,7 @@ from ecgfast.evaluate.results import CohortResult, Results
 from ecgfast.evaluate.roc import Auroc, PairedTest
 from ecgfast.evaluate.runs import LoadedRun
 from ecgfast.evaluate.scores import POOLED
-from ecgfast.labels.identities import one_ecg_each
+from ecgfast.labels.assign import one_ecg_each
 from ecgfast.labels.splits import num_torn
 from ecgfast.runs.seen import seen
 from ecgfast.store.patients import is_unnamed, patient_groups

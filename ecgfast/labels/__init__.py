@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from ecgfast import lazily
 
 if TYPE_CHECKING:
-    from ecgfast.labels.joining import LabelSummary, label_store
+    from ecgfast.labels.commands import LabelSummary, label_store
     from ecgfast.labels.selection import (
         Labelled,
         Selection,
@@ -28,18 +28,13 @@ __all__ = [
     "parse_target",
 ]
 
-# A worker of convert draws splits, and needs no Arrow for it.
+_SELECTION = ("Labelled", "Selection", "Target", "labelled", "parse_selection", "parse_target")
+# Imported on first use: who needs one name does not wait for Arrow.
 __getattr__, __dir__ = lazily(
     __name__,
     {
         "SPLITS": "ecgfast.labels.splits",
-        "LabelSummary": "ecgfast.labels.joining",
-        "Labelled": "ecgfast.labels.selection",
-        "Selection": "ecgfast.labels.selection",
-        "Target": "ecgfast.labels.selection",
-        "label_store": "ecgfast.labels.joining",
-        "labelled": "ecgfast.labels.selection",
-        "parse_selection": "ecgfast.labels.selection",
-        "parse_target": "ecgfast.labels.selection",
+        **dict.fromkeys(("LabelSummary", "label_store"), "ecgfast.labels.commands"),
+        **dict.fromkeys(_SELECTION, "ecgfast.labels.selection"),
     },
 )

@@ -1,6 +1,8 @@
 """Splits of a whole store: who is divided, what is balanced, and what is said about it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -9,9 +11,25 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ecgfast import log
+from ecgfast.errors import ConfigError
+from ecgfast.labels.columns import set_column
+from ecgfast.labels.matching import agreeing_rows, cells
 from ecgfast.labels.selection import parse_target
-from ecgfast.labels.splits import NUM_FOLDS, SHARES, Drawn, Strata, draw_splits, warn_where_few
+from ecgfast.labels.splits import (
+    NUM_FOLDS,
+    SHARES,
+    Drawn,
+    Strata,
+    check_folds,
+    check_splits,
+    draw_splits,
+    num_torn,
+    warn_where_few,
+)
+from ecgfast.labels.table import folds
 from ecgfast.store.patients import before_id, is_unnamed, patient_groups
+from ecgfast.store.reader import StoreReader
+from ecgfast.vocabulary import Split
 
 DEFAULT_TARGET = "ejection_fraction<40"
 ONE_ECG_OPTION = "--assume-one-ecg-per-patient"
@@ -128,14 +146,101 @@ def warn_of_unnamed(records: pa.Table, *, one_ecg_per_patient: bool) -> int:
     return count
 
 
-def set_column(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
-    """The table with a column replaced, or appended."""
-    if name in table.column_names:
-        return table.set_column(table.column_names.index(name), name, column)
-    return table.append_column(name, column)
-
-
 def count_splits(split: Sequence[str | None]) -> dict[str, int]:
     """Records of each split that has any."""
     names: NDArray[np.str_] = np.array([name for name in split if name is not None], dtype=np.str_)
     return {str(n): int(c) for n, c in zip(*np.unique(names, return_counts=True), strict=True)}
+
+
+def one_ecg_each(reader: StoreReader) -> bool:
+    """Whether the user said that each record without a patient is another one."""
+    return bool(reader.manifest.get("patients", {}).get("one_ecg_each", False))
+
+
+def splits_of(reader: StoreReader) -> dict[str, Any]:
+    """How the splits of a store were made."""
+    labels = reader.manifest["labels"] or {}
+    drawn = {"kind": labels.get("split", "patient"), "drawn_by": "label" if labels else "convert"}
+    splits: dict[str, Any] = reader.manifest.get("splits", drawn)
+    return splits
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRule:
+    """How splits are made, as asked for or as before."""
+
+    split: Split | None
+    target: str | None
+    seed: int
+    one_ecg_each: bool
+
+
+def with_splits(
+    records: pa.Table,
+    patients: Sequence[str],
+    labels: pa.Table,
+    matches: list[list[int]],
+    earlier: dict[str, Any],
+    rule: SplitRule,
+    csv: Path,
+) -> tuple[pa.Table, dict[str, Any]]:
+    """The rows with their splits, and what the manifest says about these."""
+    if rule.split not in (None, "patient", "column"):
+        raise ConfigError(f"--split must be patient or column, got {rule.split!r}")
+    if rule.split == "column":
+        return _given_splits(records, labels, matches, csv), {"kind": "column"}
+    if "split" in labels.column_names:
+        log.info("labels: the column split is not used; --split column takes it")
+    if rule.split is None and earlier["kind"] == "column":
+        log.info("splits stay as an earlier CSV gave them; --split patient draws them anew")
+        check_splits(records["patient_id"].to_pylist(), records["split"].to_pylist())
+        return records, earlier
+    keep = rule.split is None and earlier["drawn_by"] == "label"
+    if keep:
+        log.info("splits stay as the first labels drew them; --split patient draws them anew")
+    return assign_splits(
+        records,
+        patients,
+        seed=rule.seed,
+        target=rule.target,
+        one_ecg_per_patient=rule.one_ecg_each,
+        drawn_by="label",
+        keep=keep,
+    )
+
+
+def _given_splits(
+    records: pa.Table, labels: pa.Table, matches: list[list[int]], csv: Path
+) -> pa.Table:
+    if "split" not in labels.column_names:
+        raise ConfigError("--split column needs a column named split in the CSV")
+    names = [name for name in ("split", "fold") if name in labels.column_names]
+    rows = agreeing_rows(matches, labels, names)
+    split = cells(labels["split"], rows)
+    patients = records["patient_id"].to_pylist()
+    check_splits(patients, split.to_pylist())
+    _warn_of_torn_copies(records, split.to_pylist(), "split")
+    records = set_column(records, "split", split)
+    if "fold" not in names:
+        return set_column(records, "fold", pa.nulls(records.num_rows, pa.int64()))
+    fold = cells(folds(labels, csv), rows)
+    check_folds(patients, fold.to_pylist())
+    _warn_of_torn_copies(records, fold.to_pylist(), "fold")
+    return set_column(records, "fold", fold)
+
+
+def _warn_of_torn_copies(
+    records: pa.Table, parts: Sequence[object], name: Literal["split", "fold"]
+) -> None:
+    """Published splits tear copies of one ECG: loud, because they must be taken as they are."""
+    torn = num_torn(patient_groups(records).tolist(), parts)
+    if not torn:
+        return
+    text = (
+        f"{name} column: copies of {torn} ECGs are in more than one {name}: evaluate leaves out "
+        "what a run has learned a copy of, but validation records may be copies of training ones; "
+        f"give copies one {name}, or use --split patient"
+    )
+    if log.is_strict():
+        raise ConfigError(text)
+    log.warning(text)

@@ -309,3 +309,10 @@ def _check_values(table: pa.Table, columns: Sequence[str], path: Path) -> None:
                 f"{bad.value!r}, allowed a number as in its other cells (or yes/no, true/false), "
                 "or an empty cell; correct the cell, or name the columns to take with --columns"
             )
+
+
+def set_column(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """The table with a column replaced, or appended."""
+    if name in table.column_names:
+        return table.set_column(table.column_names.index(name), name, column)
+    return table.append_column(name, column)

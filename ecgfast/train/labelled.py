@@ -6,8 +6,7 @@ import pyarrow.compute as pc
 from ecgfast import log
 from ecgfast.data.loader import selected_rows
 from ecgfast.errors import ConfigError
-from ecgfast.labels.assign import ONE_ECG_OPTION, warn_of_unnamed
-from ecgfast.labels.identities import one_ecg_each
+from ecgfast.labels.assign import ONE_ECG_OPTION, one_ecg_each, warn_of_unnamed
 from ecgfast.labels.selection import Labelled, labelled
 from ecgfast.labels.splits import warn_where_few
 from ecgfast.store.reader import StoreReader

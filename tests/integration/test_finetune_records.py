@@ -21,7 +21,7 @@ from ecgfast.evaluate.report import evaluate
 from ecgfast.evaluate.runs import load_run
 from ecgfast.evaluate.scores import plan_tests
 from ecgfast.labels import label_store
-from ecgfast.labels.published import draw_again
+from ecgfast.labels.commands import draw_again
 from ecgfast.runs.register import read_register
 from ecgfast.store.reader import open_store
 from ecgfast.train.finetune import finetune

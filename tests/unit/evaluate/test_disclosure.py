@@ -12,7 +12,7 @@ from two_hospitals import TARGET, make, rows_of
 from ecgfast.evaluate import scores
 from ecgfast.evaluate.reconstruct import unread_records
 from ecgfast.evaluate.views import disclosures
-from ecgfast.labels.published import import_splits
+from ecgfast.labels.commands import import_splits
 from ecgfast.runs.register import Register, with_encoder
 from ecgfast.store.reader import StoreReader, open_store
 

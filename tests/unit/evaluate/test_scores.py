@@ -15,7 +15,7 @@ from ecgfast.errors import ConfigError
 from ecgfast.evaluate import scores
 from ecgfast.evaluate.scores import POOLED, Learner, plan_for
 from ecgfast.labels import label_store
-from ecgfast.labels.published import draw_again, import_splits
+from ecgfast.labels.commands import draw_again, import_splits
 from ecgfast.runs.register import Register
 from ecgfast.store.reader import StoreReader, open_store
 

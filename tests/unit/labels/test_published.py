@@ -9,7 +9,7 @@ import ecgfast
 from ecgfast.cli import main
 from ecgfast.errors import ConfigError
 from ecgfast.labels import label_store
-from ecgfast.labels.published import draw_again, export_splits, import_splits
+from ecgfast.labels.commands import draw_again, export_splits, import_splits
 from ecgfast.store.verify import verify_store
 
 

@@ -11,7 +11,7 @@ from recordings import convert_quietly, ecg_like, write_wfdb
 
 import ecgfast
 from ecgfast.labels import label_store
-from ecgfast.labels.published import export_splits, import_splits
+from ecgfast.labels.commands import export_splits, import_splits
 from ecgfast.store.csv_files import csv_lines, plain_text, read_lines, safe_cell
 
 

@@ -7,7 +7,7 @@ import pytest
 from recordings import convert_quietly, ecg_like, write_wfdb
 from training_runs import make_store
 
-from ecgfast.labels.published import import_splits
+from ecgfast.labels.commands import import_splits
 from ecgfast.store.reader import StoreReader, open_store
 from ecgfast.train.heldout import pretraining_rows, split_heldout
 

@@ -1,10 +1,9 @@
-"""Join a CSV of labels into a finished store and assign its splits."""
+"""What `ecgfast label` and `ecgfast splits` do to a finished store."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,30 +13,39 @@ from numpy.typing import NDArray
 from ecgfast import log
 from ecgfast.errors import ConfigError
 from ecgfast.labels.assign import (
+    SplitRule,
     assign_splits,
     count_splits,
     known_target,
-    set_column,
-    warn_of_unnamed,
-)
-from ecgfast.labels.columns import label_columns, stored
-from ecgfast.labels.identities import (
-    Identities,
-    cells,
-    keeps_ages_over_89,
     one_ecg_each,
     splits_of,
+    warn_of_unnamed,
+    with_splits,
+)
+from ecgfast.labels.columns import label_columns, set_column, stored
+from ecgfast.labels.matching import (
+    Identities,
+    agreeing_rows,
+    cells,
+    first_rows,
+    match_rows,
+    nearest_rows,
+    patient_ids,
     store_pseudonyms,
     with_identities,
 )
-from ecgfast.labels.matching import agreeing_rows, first_rows, match_rows, nearest_rows
-from ecgfast.labels.splits import check_folds, check_splits, num_torn
-from ecgfast.labels.table import folds, read_labels
-from ecgfast.store.durable import store_lock
+from ecgfast.labels.selection import parse_target
+from ecgfast.labels.splits import SPLITS
+from ecgfast.labels.table import parse_date, read_labels
+from ecgfast.store.csv_files import csv_lines
+from ecgfast.store.durable import store_lock, write_durably
+from ecgfast.store.format import refuse_to_replace, sources_beside
 from ecgfast.store.patients import patient_groups, retained, with_pseudonyms
 from ecgfast.store.reader import open_store
 from ecgfast.store.table import replace_records
 from ecgfast.vocabulary import Split
+
+COLUMNS = ("record_id", "split", "fold")  # of an exported table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,23 +126,25 @@ def label_store(
         if label_window_days is None:
             chosen = agreeing_rows(matches, labels, taken)
         else:
-            dates = named.recorded_dates()
+            dates = [parse_date(text) for text in named.recorded]
             chosen = nearest_rows(matches, labels, taken, dates, label_window_days)
         records = _with_labels(records, labels, taken, chosen)
-        keep_ages = keeps_ages_over_89(reader) or keep_ages_over_89
+        # Stores of earlier versions keep every age, and do not say so.
+        kept_ages = reader.manifest.get("retained", {}).get("ages_over_89", True)
+        keep_ages = bool(kept_ages) or keep_ages_over_89
         records, patients = with_identities(
             records, labels, matches, named, pseudonyms, ages_over_89=keep_ages
         )
         earlier = splits_of(reader)
         if one_ecg_per_patient is None:
             one_ecg_per_patient = one_ecg_each(reader)
-        rule = _Rule(
+        rule = SplitRule(
             split=split,
             target=known_target(records, target),
             seed=earlier.get("seed", 0) if split_seed is None else split_seed,
             one_ecg_each=one_ecg_per_patient,
         )
-        records, splits = _with_splits(records, patients, labels, matches, earlier, rule, csv)
+        records, splits = with_splits(records, patients, labels, matches, earlier, rule, csv)
         records = with_pseudonyms(records, patients, pseudonyms)
         spec = {
             # Keyed: nobody shall test guesses of a small table.
@@ -167,16 +177,6 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Rule:
-    """How splits are made, as asked for or as before."""
-
-    split: Split | None
-    target: str | None
-    seed: int
-    one_ecg_each: bool
-
-
 def _with_labels(
     records: pa.Table, labels: pa.Table, columns: list[str], chosen: NDArray[np.int64]
 ) -> pa.Table:
@@ -203,72 +203,122 @@ def _would_fit(names: Sequence[str | None], labels: pa.Table) -> str:
     )
 
 
-def _with_splits(
-    records: pa.Table,
-    patients: Sequence[str],
-    labels: pa.Table,
-    matches: list[list[int]],
-    earlier: dict[str, Any],
-    rule: _Rule,
-    csv: Path,
-) -> tuple[pa.Table, dict[str, Any]]:
-    """The rows with their splits, and what the manifest says about these."""
-    if rule.split not in (None, "patient", "column"):
-        raise ConfigError(f"--split must be patient or column, got {rule.split!r}")
-    if rule.split == "column":
-        return _given_splits(records, labels, matches, csv), {"kind": "column"}
-    if "split" in labels.column_names:
-        log.info("labels: the column split is not used; --split column takes it")
-    if rule.split is None and earlier["kind"] == "column":
-        log.info("splits stay as an earlier CSV gave them; --split patient draws them anew")
-        check_splits(records["patient_id"].to_pylist(), records["split"].to_pylist())
-        return records, earlier
-    keep = rule.split is None and earlier["drawn_by"] == "label"
-    if keep:
-        log.info("splits stay as the first labels drew them; --split patient draws them anew")
-    return assign_splits(
-        records,
-        patients,
-        seed=rule.seed,
-        target=rule.target,
-        one_ecg_per_patient=rule.one_ecg_each,
-        drawn_by="label",
-        keep=keep,
-    )
-
-
-def _given_splits(
-    records: pa.Table, labels: pa.Table, matches: list[list[int]], csv: Path
-) -> pa.Table:
-    if "split" not in labels.column_names:
-        raise ConfigError("--split column needs a column named split in the CSV")
-    names = [name for name in ("split", "fold") if name in labels.column_names]
-    rows = agreeing_rows(matches, labels, names)
-    split = cells(labels["split"], rows)
-    patients = records["patient_id"].to_pylist()
-    check_splits(patients, split.to_pylist())
-    _say_torn_copies(records, split.to_pylist(), "split")
-    records = set_column(records, "split", split)
-    if "fold" not in names:
-        return set_column(records, "fold", pa.nulls(records.num_rows, pa.int64()))
-    fold = cells(folds(labels, csv), rows)
-    check_folds(patients, fold.to_pylist())
-    _say_torn_copies(records, fold.to_pylist(), "fold")
-    return set_column(records, "fold", fold)
-
-
-def _say_torn_copies(
-    records: pa.Table, parts: Sequence[object], name: Literal["split", "fold"]
+def draw_again(
+    store: str | Path,
+    *,
+    target: str | None = None,
+    split_seed: int | None = None,
+    one_ecg_per_patient: bool | None = None,
+    keep: bool = False,
 ) -> None:
-    """Published splits tear copies of one ECG: loud, because they must be taken as they are."""
-    torn = num_torn(patient_groups(records).tolist(), parts)
-    if not torn:
-        return
-    text = (
-        f"{name} column: copies of {torn} ECGs are in more than one {name}: evaluate leaves out "
-        "what a run has learned a copy of, but validation records may be copies of training ones; "
-        f"give copies one {name}, or use --split patient"
-    )
-    if log.is_strict():
-        raise ConfigError(text)
-    log.warning(text)
+    """Draw the splits of a store anew.
+
+    Args:
+        store: a finished store.
+        target: what a case is: splits get equal shares; None takes "ejection_fraction<40" where
+            an ejection fraction is known.
+        split_seed: another seed is another draw; None keeps the store's.
+        one_ecg_per_patient: as in `label_store`.
+        keep: patients keep the splits and folds that they have; only others draw.
+    Raises:
+        ConfigError: `target` cannot be read, or names a column that is not there; a patient, or
+            copies of one ECG, are in two of the kept splits.
+    """
+    path = Path(store)
+    with store_lock(path):
+        reader = open_store(path)
+        if one_ecg_per_patient is None:
+            one_ecg_per_patient = one_ecg_each(reader)
+        records, splits = assign_splits(
+            reader.records,
+            Identities.of(reader).patient,
+            seed=splits_of(reader).get("seed", 0) if split_seed is None else split_seed,
+            target=known_target(reader.records, target),
+            one_ecg_per_patient=one_ecg_per_patient,
+            drawn_by="label",
+            keep=keep,
+        )
+        patients = {"ids": patient_ids(reader), "one_ecg_each": one_ecg_per_patient}
+        replace_records(reader, records, {"splits": splits, "patients": patients})
+    warn_of_unnamed(records, one_ecg_per_patient=one_ecg_per_patient)
+
+
+def export_splits(store: str | Path, out: Path, *, readable: bool = False) -> int:
+    """Write record_id, split and fold of every record that has a split.
+
+    Args:
+        store: a finished store.
+        out: CSV to write.
+        readable: record ids as the sources have them, for a split that others are to use; they
+            can name people. False: the store's own ids.
+    Returns:
+        how many records were written.
+    Raises:
+        ConfigError: readable ids are not known, or `out` is another file that exists.
+    """
+    header = csv_lines([COLUMNS])
+    refuse_to_replace(out, "--export", header.encode(), "table of splits")
+    reader = open_store(store)
+    names = Identities.of(reader)
+    records = reader.records
+    if readable and not all(names.record):
+        raise ConfigError(
+            f"--readable needs the readable ids in {sources_beside(reader.path)}, which is missing "
+            "or was written by an earlier version; export without --readable"
+        )
+    lines: dict[str, tuple[str, str, str]] = {}
+    columns = (names.record if readable else names.record_id, records["split"].to_pylist())
+    fold = records["fold"].to_pylist() if "fold" in records.column_names else [None] * len(reader)
+    starts = records["start_timestep"].to_pylist()
+    for name, split, number, start in zip(*columns, fold, starts, strict=True):
+        if split is not None and name is not None:
+            own = name.rsplit("@", 1)[0] if start and not readable else name
+            lines[own] = (own, split, "" if number is None else str(number))
+    write_durably(out, [(header + csv_lines([*lines.values()])).encode()])
+    return len(lines)
+
+
+def import_splits(
+    store: str | Path, csv: Path, *, key_file: Path | None = None, draw_others: bool = False
+) -> None:
+    """Take the splits, and the folds where it has any, of a CSV as `export_splits` writes it.
+
+    Args:
+        store: a finished store.
+        csv: record_id, split and perhaps fold.
+        key_file: the store's pseudonym key, where it is not STORE.key.
+        draw_others: patients whom it does not name draw, as in a store with more files than the one
+            that was exported; False leaves them without a split.
+    Raises:
+        ConfigError: no line names a record, a split is none of the three, or a patient is in two
+            splits or folds.
+    """
+    summary = label_store(store, csv, columns=[], split="column", key_file=key_file)
+    without = summary.num_records - summary.num_matched
+    if without and not draw_others:
+        log.warning(f"{csv}: {without:,} of {summary.num_records:,} records get no split from it")
+    if summary.num_unused_lines:
+        log.warning(
+            f"{csv}: {summary.num_unused_lines:,} of its lines name no record of this store "
+            "(capitals count in ids)"
+        )
+    if draw_others:
+        draw_again(store, keep=True)
+
+
+def summary(store: str | Path, target: str | None = None) -> str:
+    """Patients, records, cases and controls of each split, as text."""
+    records = open_store(store).records
+    target = known_target(records, target)
+    groups = patient_groups(records)
+    nothing = np.zeros(records.num_rows, dtype=bool)
+    is_case, is_known = parse_target(target).labels(records) if target else (nothing, nothing)
+    split = np.array([name or "-" for name in records["split"].to_pylist()], dtype=np.str_)
+    lines = [f"{'split':<8}{'patients':>10}{'records':>10}{'cases':>8}{'controls':>10}"]
+    for name in (*SPLITS, "-"):
+        here = split == name
+        if here.any():
+            cases, controls = (here & is_known & is_case).sum(), (here & is_known & ~is_case).sum()
+            patients = len(np.unique(groups[here]))
+            lines.append(f"{name:<8}{patients:>10}{here.sum():>10}{cases:>8}{controls:>10}")
+    return "\n".join([*lines, f"target  {target or 'none'}"])
