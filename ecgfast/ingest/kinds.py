@@ -121,10 +121,13 @@ def sort_names(folder: str, names: Mapping[str, Sequence[str]]) -> FolderContent
         belonging[kind] += len(members) - len(rest)
         for name in rest:
             passed_over[kind_of(name)].append(name)
-    texts = _texts(folder, names["hea"], alone) if alone else {}
-    if passed_over[LOST_SIGNALS] or passed_over[OTHER]:
-        belonging[SIGNALS] += _claim(passed_over, _first_words(texts.values()))
-    segments = _segments(texts) & set(names.get("hea", ()))
+    words = _first_words(folder, names["hea"], alone) if alone else {}
+    named = {word for each in words.values() for word in each}
+    for kind in (LOST_SIGNALS, OTHER):
+        rest = [name for name in passed_over[kind] if name not in named]
+        belonging[SIGNALS] += len(passed_over[kind]) - len(rest)
+        passed_over[kind] = rest
+    segments = _segments(words) & set(names.get("hea", ()))
     belonging[SEGMENTS] += len(segments)
     return FolderContent(
         belonging=+belonging,
@@ -147,41 +150,28 @@ def _stems(names: Iterable[str]) -> set[str]:
     return {name[: name.rfind(".")] for name in names}
 
 
-def _claim(passed_over: dict[str, list[str]], named: set[str]) -> int:
-    """Take the files that headers name out of those passed over; returns how many there were."""
-    claimed = 0
-    for kind in (LOST_SIGNALS, OTHER):
-        members = passed_over.get(kind, [])
-        rest = [name for name in members if name not in named]
-        claimed += len(members) - len(rest)
-        passed_over[kind] = rest
-    return claimed
+def _first_words(folder: str, headers: Iterable[str], stems: set[str]) -> dict[str, list[str]]:
+    """Stem -> first words of the lines of its header, the names of signal files among them.
 
-
-def _texts(folder: str, headers: Iterable[str], stems: set[str]) -> dict[str, str]:
-    """Stem -> text of those headers that have one of the stems; reading a record fails later."""
-    texts: dict[str, str] = {}
+    Only of headers that have one of the stems. One that cannot be read is refused later.
+    """
+    words: dict[str, list[str]] = {}
     for header in headers:
         stem = header[: header.rfind(".")]
         if stem in stems:
             try:
                 with open_regular(os.path.join(folder, header)) as file:
-                    texts[stem] = file.read(_HEADER_BYTES).decode("utf-8", errors="replace")
+                    text = file.read(_HEADER_BYTES).decode("utf-8", errors="replace")
             except (OSError, FormatError):
                 continue
-    return texts
+            words[stem] = _FIRST_WORD.findall(text)
+    return words
 
 
-def _first_words(texts: Iterable[str]) -> set[str]:
-    """The first words of the headers' lines, the names of signal files among them."""
-    return {word for text in texts for word in _FIRST_WORD.findall(text)}
-
-
-def _segments(texts: Mapping[str, str]) -> set[str]:
+def _segments(words: Mapping[str, list[str]]) -> set[str]:
     """Names of the headers of segments. No record is both: segments are not joined themselves."""
     joined: dict[str, list[str]] = {}
-    for stem, text in texts.items():
-        first, *others = _FIRST_WORD.findall(text) or [""]
+    for stem, (first, *others) in ((stem, each or [""]) for stem, each in words.items()):
         _, _, count = first.partition("/")  # NAME/SEGMENTS
         if count.isdecimal():
             joined[stem] = others[: int(count[:9])]

@@ -6,9 +6,8 @@ Position is never trusted: MIMIC-IV-ECG stores aVF before aVL.
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +37,7 @@ _LARGEST_OFFSET = float(1 << 31)  # ADC units
 _FILE_ORDER = tuple(range(NUM_LEADS))
 
 
-@dataclass(frozen=True, kw_only=True)
-class TwelveLeads:
+class TwelveLeads(NamedTuple):
     """The 12 leads in the order of `LEADS`, with the fields that `EcgRecord` wants.
 
     Attributes:
@@ -150,15 +148,14 @@ def arrange_leads(
     signal = signal_ST if in_order else signal_ST[rows]
     missing = [position for position, row in enumerate(plan) if row == _ABSENT]
     if not missing:
-        return TwelveLeads(signal=signal, scale_uv=scale, offset_adc=offset, flags=flags)
+        return TwelveLeads(signal, scale, offset, flags)
     same = scale[0] == scale[1] and offset[0] == offset[1]
     if signal.dtype == np.int16 and not same:
         signal = to_microvolt(signal, scale, offset)
         scale, offset = np.ones(NUM_LEADS, np.float32), np.zeros(NUM_LEADS, np.float32)
     for position in missing:
         signal[position] = _derive(position, signal, int(offset[0]), source)
-    flags = ("leads_derived", *flags)
-    return TwelveLeads(signal=signal, scale_uv=scale, offset_adc=offset, flags=flags)
+    return TwelveLeads(signal, scale, offset, ("leads_derived", *flags))
 
 
 def _unusable(scale: NDArray[np.float32], offset: NDArray[np.float32], source: str) -> FormatError:

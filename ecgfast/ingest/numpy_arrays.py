@@ -73,7 +73,10 @@ def read(path: Path, record_id: str, row: int | None) -> EcgRecord:
         meta = _read_sidecar(path)
         array = read_npy(path, row)
     name = path.name
-    rate = _number(meta, "sampling_rate_hz", name)
+    rate = _as_float(meta.get("sampling_rate_hz"))
+    if not 0 < rate < 1e6:
+        got = _shown(meta.get("sampling_rate_hz"))
+        raise not_allowed(name, f"sampling_rate_hz is {got}, allowed a number in (0, 1e6)")
     names = _lead_names(meta, name)
     if array.ndim != 2 or len(names) not in array.shape or array.dtype.kind not in "iuf":
         raise FormatError(
@@ -87,9 +90,7 @@ def read(path: Path, record_id: str, row: int | None) -> EcgRecord:
     signal, scale, offset = _int16_or_microvolt(signal_ST, scale, offset)
     leads = arrange_leads(plan_leads(names, name), signal, scale, offset, name)
     text = _identity(meta, name)
-    labels = {key: _label(key, meta[key], name) for key in sorted(set(meta) - _KNOWN - _IDENTITY)}
-    if _EF in labels:
-        labels[_EF] = _ejection_fraction(meta[_EF], name)
+    labels = _labels(meta, name)
     _check_text([*labels, *labels.values(), *text.values()], name)
     age = parse_age(text["age"]) if "age" in text else None
     patient, site = known_id(text.get("patient_id")), known_id(text.get("site"))
@@ -180,14 +181,6 @@ def _as_float(value: object) -> float:
         return math.nan
 
 
-def _number(meta: dict[str, Any], key: str, name: str) -> float:
-    """Return a positive number of the sidecar."""
-    value = _as_float(meta.get(key))
-    if not 0 < value < 1e6:
-        raise not_allowed(name, f"{key} is {_shown(meta.get(key))}, allowed a number in (0, 1e6)")
-    return value
-
-
 def _per_signal(
     meta: dict[str, Any], key: str, default: float | None, count: int, name: str
 ) -> list[float]:
@@ -239,6 +232,14 @@ def _int16_or_microvolt(
         return signal_ST.astype(np.int16, copy=False), scale, offset
     microvolt = wide_to_microvolt(signal_ST, scale, offset)  # infinite beyond float32: invalid
     return microvolt, [1.0] * len(scale), [0.0] * len(offset)
+
+
+def _labels(meta: dict[str, Any], name: str) -> dict[str, str | float | None]:
+    """Return all further fields of the sidecar, sorted."""
+    labels = {key: _label(key, meta[key], name) for key in sorted(set(meta) - _KNOWN - _IDENTITY)}
+    if _EF in labels:
+        labels[_EF] = _ejection_fraction(meta[_EF], name)
+    return labels
 
 
 def _label(key: str, value: object, name: str) -> str | float | None:

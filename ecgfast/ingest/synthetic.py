@@ -15,7 +15,7 @@ from ecgfast.ingest.leads import limb_lead
 from ecgfast.ingest.synthetic_model import Noise, add_noise, draw_heart, heart_signal
 from ecgfast.records import LEADS, NUM_LEADS
 
-DEFAULT_PREVALENCE = 0.2
+_PREVALENCE = 0.2  # share of patients with an ejection fraction below 40 %
 _EF_RANGE = (12.0, 78.0)
 _FIRST_DAY = date(2015, 1, 1)
 _COLUMNS = (
@@ -162,21 +162,6 @@ def _site_records(
     return out
 
 
-@dataclass(frozen=True, kw_only=True)
-class SyntheticCohort:
-    """A cohort in memory.
-
-    Attributes:
-        signal: (N, 12, 5000) int16 ADC units at 500 Hz.
-        scale_uv: (N,) float32 microvolt per ADC unit.
-        people: the labels, one per record.
-    """
-
-    signal: NDArray[np.int16]
-    scale_uv: NDArray[np.float32]
-    people: list[Person]
-
-
 def render(person: Person, seed: int, sampling_rate_hz: int) -> NDArray[np.int16]:
     """Return one record, which depends on nothing but the arguments.
 
@@ -207,25 +192,6 @@ def _twelve_leads(signal_8T: NDArray[np.float32]) -> NDArray[np.int16]:
     return out.astype(np.int16)
 
 
-def synthesise(
-    num_records: int, *, num_sites: int = 1, seed: int = 0, prevalence: float = DEFAULT_PREVALENCE
-) -> SyntheticCohort:
-    """Make a cohort in memory, every record at 500 Hz whatever its site.
-
-    Args:
-        num_records: in all sites together.
-        num_sites: hospitals.
-        seed: the same seed gives the same bits.
-        prevalence: share of patients with an ejection fraction below 40 %, varied by site.
-    """
-    people = population(num_records, num_sites, seed, prevalence)
-    signal = np.empty((num_records, NUM_LEADS, 5000), np.int16)
-    for row, person in enumerate(people):
-        signal[row] = render(person, seed, 500)
-    scale = np.array([1000.0 / person.site.gain for person in people], np.float32)
-    return SyntheticCohort(signal=signal, scale_uv=scale, people=people)
-
-
 def write_cohort(
     out: Path,
     *,
@@ -233,7 +199,6 @@ def write_cohort(
     num_sites: int,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
-    prevalence: float = DEFAULT_PREVALENCE,
 ) -> None:
     """Write a cohort as WFDB format 16, one folder a site, and `labels.csv`.
 
@@ -243,11 +208,10 @@ def write_cohort(
         num_sites: hospitals; they differ in rate, gain, filters, noise and prevalence.
         seed: the same seed gives the same bytes.
         progress: called with (records done, records in all).
-        prevalence: share of patients with an ejection fraction below 40 %, varied by site.
     Raises:
         ConfigError: `out` holds something, or a number is out of range.
     """
-    people = population(num_records, num_sites, seed, prevalence)
+    people = population(num_records, num_sites, seed, _PREVALENCE)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is not empty; give a new folder for the synthetic cohort")
     for name in {person.record_id.split("/")[0] for person in people}:
