@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ecgfast.data.normalise import mean_and_rstd
+from ecgfast.data.normalise import Normalisation
 from ecgfast.store import StoreReader, open_store
 
 SHAPE = (12, 5000)
@@ -147,7 +147,7 @@ class Float32Memmap(Records):
 
     @staticmethod
     def write(store: StoreReader, folder: Path) -> None:
-        mean, rstd = mean_and_rstd(store, "record_lead")
+        mean, rstd = Normalisation().mean_and_rstd(store)
         with open(folder / "signal.f4", "wb") as file:
             for index, signal in enumerate(_signals(store)):
                 z_CT = signal.astype(np.float32) - mean[index][:, None]
@@ -206,7 +206,7 @@ def prepare(store_path: Path, work: Path, peers: Iterable[str]) -> None:
         peers: names in `PEERS`; the libraries of all others need not be installed.
     """
     store = open_store(store_path)
-    mean, rstd = mean_and_rstd(store, "record_lead")
+    mean, rstd = Normalisation().mean_and_rstd(store)
     np.save(work / "mean.npy", mean)
     np.save(work / "rstd.npy", rstd)
     for name in peers:

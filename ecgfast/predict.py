@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,17 +20,18 @@ from ecgfast.convert.content import content_digests
 from ecgfast.convert.preprocess import Digits, Segment
 from ecgfast.convert.quality import einthoven_uv, signal_flags
 from ecgfast.convert.windows import Windows, check_source, read_windows
-from ecgfast.data.normalise import CohortStatistics, mean_and_rstd
+from ecgfast.data.normalise import LeadStatistics
 from ecgfast.errors import ConfigError, FormatError, ShapeError
 from ecgfast.ingest import InputFile
 from ecgfast.ingest.inventory import discover
 from ecgfast.model.classifier import Classifier
 from ecgfast.records import SAMPLING_RATE_HZ, EcgRecord
+from ecgfast.runs.loading import load_model
 from ecgfast.runs.register import Register, Role, read_register
+from ecgfast.runs.scoring import probabilities
 from ecgfast.store.csv_files import csv_lines
 from ecgfast.store.durable import DurableFile
 from ecgfast.store.patients import Pseudonyms, read_key
-from ecgfast.train.loading import load_model
 from ecgfast.vocabulary import PatientIds
 
 _BLOCK_WINDOWS = 64  # scored at once: a recording of hours has a thousand
@@ -62,19 +62,6 @@ class Prediction:
     probability: float | None
     finding: bool | None = None
     note: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Statistics:
-    """The windows of one file, as normalisation sees a store."""
-
-    scale_uv: NDArray[np.float32]
-    offset_adc: NDArray[np.float32]
-    lead_mean: NDArray[np.float32]
-    lead_std: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.lead_mean)
 
 
 def predict(
@@ -164,21 +151,20 @@ class Predictor:
     """
 
     def __init__(self, run: Path, key_file: Path | None = None) -> None:
-        model, config, meta = load_model(run)
+        model, _, meta = load_model(run)
         if not isinstance(model, Classifier):
             raise ConfigError(
-                f"{run} must be a fine-tuned run, got a {meta['kind']} run; make one with "
+                f"{run} must be a fine-tuned run, got a {meta.kind} run; make one with "
                 "ecgfast finetune --init RUN"
             )
         check_weights(model, run)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = model.to(self._device).eval()
-        self._mode: str = config.data.normalise
-        self._cohort = _cohort(meta["preprocessing"]["cohort"])
-        spec = meta["preprocessing"]["store"]
-        self._window, self._short = spec["window"], spec["short"]
-        self.target: str = meta["identity"]["target"]
-        self.threshold: float | None = meta.get("thresholds", {}).get("youden")
+        self._normalisation = meta.preprocessing.normalisation
+        made = meta.preprocessing.store
+        self._window, self._short = made["window"], made["short"]
+        self.target = meta.target
+        self.threshold = meta.threshold
         register = read_register(run)
         if register is None:
             log.warning(f"{run} does not say whom it learned from: an earlier version trained it")
@@ -249,17 +235,16 @@ class Predictor:
         signal_nCT, valid_nCT = _stacked(windows)
         mean_nC, std_nC = lead_statistics(signal_nCT, valid_nCT)
         shape = mean_nC.shape
-        statistics = _Statistics(
+        statistics = LeadStatistics(
             scale_uv=np.broadcast_to(digits.scale_uv, shape).astype(np.float32),
             offset_adc=np.broadcast_to(digits.offset_adc, shape).astype(np.float32),
             lead_mean=mean_nC,
             lead_std=std_nC,
         )
-        mean, rstd = mean_and_rstd(statistics, self._mode, self._cohort)
+        mean, rstd = self._normalisation.mean_and_rstd(statistics)
         patches_nNP = torch.from_numpy(patches_from_int16(signal_nCT, mean, rstd))
-        with torch.inference_mode():
-            logits = self._model(patches_nNP.to(self._device).float())
-        return torch.sigmoid(logits.double()).cpu().numpy()
+        (scores_n,) = probabilities(self._model, [patches_nNP.to(self._device).float()])
+        return scores_n
 
 
 def check_weights(model: torch.nn.Module, run: Path) -> None:
@@ -350,12 +335,6 @@ class _Known:
         if record.patient_id is None:
             return self._pseudonyms.of("record as patient", item.record_id)
         return self._pseudonyms.patient(record.patient_id, record.site)
-
-
-def _cohort(values: dict[str, Any] | None) -> CohortStatistics | None:
-    if values is None:
-        return None
-    return CohortStatistics(mean_uv=tuple(values["mean_uv"]), std_uv=tuple(values["std_uv"]))
 
 
 def _write(

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ecgfast.evaluate.reconstruct import draw, fill_in
-from ecgfast.evaluate.runs import load_run
 from ecgfast.model.mae import MaskedAutoencoder
+from ecgfast.runs.loading import load_run
+from ecgfast.runs.reconstruction import draw, fill_in
 from ecgfast.store.reader import open_store
 
 OUT = Path(__file__).parents[1] / "docs" / "reconstruction.png"
@@ -26,8 +26,9 @@ def main() -> None:
     assert isinstance(run.model, MaskedAutoencoder)
     unseen = np.setdiff1d(np.arange(len(store)), run.rows(store))
     rows = unseen[:: max(1, len(unseen) // 64)][:64]
+    normalisation = run.meta.preprocessing.normalisation
     results = sorted(
-        fill_in(run.model, run.config, run.cohort, store, rows), key=lambda result: result.loss
+        fill_in(run.model, run.config, normalisation, store, rows), key=lambda result: result.loss
     )
     middle = results[len(results) // 2]
     buffer = io.BytesIO()

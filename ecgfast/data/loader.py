@@ -16,7 +16,7 @@ from ecgfast.data.batch import Batch
 from ecgfast.data.engine_cpu import CpuEngine
 from ecgfast.data.engine_dali import DaliEngine
 from ecgfast.data.engine_resident import ResidentEngine, resident_bytes
-from ecgfast.data.normalise import CohortStatistics, mean_and_rstd
+from ecgfast.data.normalise import Normalisation
 from ecgfast.data.order import Plan
 from ecgfast.data.source import Source
 from ecgfast.errors import BackendUnavailableError, ConfigError, ResumeError
@@ -93,8 +93,7 @@ def build_loader(
     world_size: int = 1,
     drop_last: bool = True,
     shuffle: bool = True,
-    normalise: str = "record_lead",
-    cohort: CohortStatistics | None = None,
+    normalise: str | Normalisation = "record_lead",
     num_threads: int | None = None,
     resident_budget_gib: float | None = None,
 ) -> Loader:
@@ -113,8 +112,7 @@ def build_loader(
         world_size: number of ranks.
         drop_last: leave out the last global batch when it is not full.
         shuffle: random order, new in each epoch.
-        normalise: a mode of `ecgfast.data.normalise`.
-        cohort: statistics for ``normalise="cohort_lead"``.
+        normalise: a mode of `Normalisation`, or one with the statistics that it needs.
         num_threads: decoding threads of this rank; by default this machine's cores divided by its
             ranks.
         resident_budget_gib: memory that the resident engine may take.
@@ -149,7 +147,9 @@ def build_loader(
             f"{plan.global_batch}; widen the selection or lower batch_size "
             "(train.batch_size of a run)"
         )
-    mean, rstd = mean_and_rstd(store, normalise, cohort)
+    if isinstance(normalise, str):
+        normalise = Normalisation(mode=normalise)
+    mean, rstd = normalise.mean_and_rstd(store)
     threads = num_threads or _default_threads(world_size)
     source = Source(store=store, mean=mean, rstd=rstd, device=device, num_threads=threads)
     return Loader(_build_engine(source, engine, index, resident_budget_gib), plan, epoch=epoch)

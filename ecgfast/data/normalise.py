@@ -6,7 +6,7 @@ decided here and nowhere else. Shapes: R records, C leads.
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, get_args
+from typing import Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +52,7 @@ def cohort_statistics(store: StoreReader, index_R: NDArray[np.int64]) -> CohortS
             "normalise=cohort_lead needs training records, got 0; assign splits with "
             "`ecgfast label`, or take normalise=record_lead"
         )
-    mean_RC, std_RC = _microvolt_statistics(store, index_R)
+    mean_RC, std_RC = _microvolt_statistics(LeadStatistics.of(store, index_R))
     plausible_R = (np.abs(mean_RC) <= _LARGEST_MEAN_UV).all(axis=1)
     plausible_R &= (std_RC <= _LARGEST_STD_UV).all(axis=1)
     if not plausible_R.any():
@@ -72,84 +72,102 @@ def cohort_statistics(store: StoreReader, index_R: NDArray[np.int64]) -> CohortS
     return CohortStatistics(mean_uv=tuple(mean_C.tolist()), std_uv=tuple(std_C.tolist()))
 
 
-class LeadStatistics(Protocol):
-    """What normalisation needs to know of R records: a store has it, and so have raw files."""
+@dataclass(frozen=True, kw_only=True)
+class LeadStatistics:
+    """What normalisation needs to know of R records; a store has the same arrays of all of its own.
 
-    def __len__(self) -> int:
-        """R."""
-
-    @property
-    def scale_uv(self) -> NDArray[np.float32]:
-        """(R, C) microvolt per ADC unit."""
-
-    @property
-    def offset_adc(self) -> NDArray[np.float32]:
-        """(R, C) ADC units."""
-
-    @property
-    def lead_mean(self) -> NDArray[np.float32]:
-        """(R, C) ADC units."""
-
-    @property
-    def lead_std(self) -> NDArray[np.float32]:
-        """(R, C) ADC units."""
-
-
-def mean_and_rstd(
-    store: LeadStatistics, mode: str, cohort: CohortStatistics | None = None
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return what to subtract and to multiply by, in ADC units, for every record of a store.
-
-    Args:
-        store: an open store, or the same arrays of other records.
-        mode: `record_lead` z-scores each lead by itself; `record` divides all leads by one
-            standard deviation, so that relative amplitudes stay; `cohort_lead` uses the training
-            split's microvolt statistics; `none` gives millivolt.
-        cohort: statistics for `cohort_lead`; by default those of the store's training split.
-    Returns:
-        mean and factor, both (R, C) float32; the factor is 0 where a standard deviation is 0, and
-        where a wrong gain would make infinite values of fp16.
-    Raises:
-        ConfigError: an unknown mode.
+    Attributes:
+        scale_uv: (R, C) float32, microvolt per ADC unit.
+        offset_adc: (R, C) float32, ADC units.
+        lead_mean: (R, C) float32, ADC units.
+        lead_std: (R, C) float32, ADC units.
     """
-    everything = np.arange(len(store), dtype=np.int64)
-    scale_RC = store.scale_uv.astype(np.float64)
-    if mode == "record_lead":
-        inverse_RC = _reciprocal(store.lead_std.astype(np.float64))
-        # A gain below 0 stores a lead upside down.
-        return store.lead_mean, np.copysign(inverse_RC, store.scale_uv)
-    if mode == "record":
-        _, std_RC = _microvolt_statistics(store, everything)
-        pooled_R1 = np.sqrt((std_RC**2).mean(axis=1, keepdims=True))
-        return store.lead_mean, (scale_RC * _reciprocal(pooled_R1)).astype(np.float32)
-    if mode == "cohort_lead":
-        if cohort is None:
-            if not isinstance(store, StoreReader):
-                raise ConfigError(
-                    "normalise=cohort_lead needs the statistics of training records, got none"
-                )
-            cohort = cohort_statistics(store, training_rows(store))
-        mean_RC = store.offset_adc + np.asarray(cohort.mean_uv) / scale_RC
-        rstd_RC = scale_RC * _reciprocal(np.asarray(cohort.std_uv))
-        return _within_half(store, mean_RC, rstd_RC)
-    if mode == "none":
-        return _within_half(store, store.offset_adc.astype(np.float64), scale_RC / 1000)
-    raise ConfigError(f"normalise must be one of {', '.join(MODES)}, got {mode!r}")
+
+    scale_uv: NDArray[np.float32]
+    offset_adc: NDArray[np.float32]
+    lead_mean: NDArray[np.float32]
+    lead_std: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, store: StoreReader, index_R: NDArray[np.int64]) -> Self:
+        """Those of some rows of a store."""
+        return cls(
+            scale_uv=store.scale_uv[index_R],
+            offset_adc=store.offset_adc[index_R],
+            lead_mean=store.lead_mean[index_R],
+            lead_std=store.lead_std[index_R],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalisation:
+    """How ADC units become what a model sees.
+
+    Attributes:
+        mode: `record_lead` z-scores each lead by itself; `record` divides all leads by one standard
+            deviation, so that relative amplitudes stay; `cohort_lead` uses microvolt statistics of
+            training records; `none` gives millivolt.
+        cohort: statistics for `cohort_lead`; by default those of a store's training split.
+    """
+
+    mode: str = "record_lead"
+    cohort: CohortStatistics | None = None
+
+    def mean_and_rstd(
+        self, records: StoreReader | LeadStatistics
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return what to subtract and to multiply by, in ADC units, for every record.
+
+        Args:
+            records: an open store, or R records.
+        Returns:
+            mean and factor, both (R, C) float32; the factor is 0 where a standard deviation is 0,
+            and where a wrong gain would make infinite values of fp16.
+        Raises:
+            ConfigError: an unknown mode, or `cohort_lead` without statistics.
+        """
+        scale_RC = records.scale_uv.astype(np.float64)
+        if self.mode == "record_lead":
+            inverse_RC = _reciprocal(records.lead_std.astype(np.float64))
+            # A gain below 0 stores a lead upside down.
+            return records.lead_mean, np.copysign(inverse_RC, records.scale_uv)
+        if self.mode == "record":
+            _, std_RC = _microvolt_statistics(records)
+            pooled_R1 = np.sqrt((std_RC**2).mean(axis=1, keepdims=True))
+            return records.lead_mean, (scale_RC * _reciprocal(pooled_R1)).astype(np.float32)
+        if self.mode == "cohort_lead":
+            cohort = self.cohort or _of_training_split(records)
+            mean_RC = records.offset_adc + np.asarray(cohort.mean_uv) / scale_RC
+            rstd_RC = scale_RC * _reciprocal(np.asarray(cohort.std_uv))
+            return _within_half(records, mean_RC, rstd_RC)
+        if self.mode == "none":
+            return _within_half(records, records.offset_adc.astype(np.float64), scale_RC / 1000)
+        raise ConfigError(f"normalise must be one of {', '.join(MODES)}, got {self.mode!r}")
+
+
+def _of_training_split(records: StoreReader | LeadStatistics) -> CohortStatistics:
+    if not isinstance(records, StoreReader):
+        raise ConfigError(
+            "normalise=cohort_lead needs the statistics of training records, got none"
+        )
+    return cohort_statistics(records, training_rows(records))
 
 
 def _within_half(
-    store: LeadStatistics, mean_RC: NDArray[np.float64], rstd_RC: NDArray[np.float64]
+    records: StoreReader | LeadStatistics,
+    mean_RC: NDArray[np.float64],
+    rstd_RC: NDArray[np.float64],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Set leads to 0 whose values fp16 cannot hold: one infinite value undoes a whole batch.
 
     No value of T timesteps lies further from their mean than sqrt(T) standard deviations.
     """
-    reach_RC = math.sqrt(NUM_TIMESTEPS) * store.lead_std.astype(np.float64)
-    reach_RC += np.abs(store.lead_mean - mean_RC)
+    reach_RC = math.sqrt(NUM_TIMESTEPS) * records.lead_std.astype(np.float64)
+    reach_RC += np.abs(records.lead_mean - mean_RC)
     fits_RC = reach_RC * np.abs(rstd_RC) <= _LARGEST_HALF
     if num_wrong := int((~fits_RC.all(axis=1)).sum()):
         log.warning(
-            f"{num_wrong} of {len(store)} records have leads beyond {_LARGEST_HALF:g} after "
+            f"{num_wrong} of {len(mean_RC)} records have leads beyond {_LARGEST_HALF:g} after "
             "normalisation, which are set to 0; correct their gains, or take normalise=record_lead"
         )
     return (
@@ -165,11 +183,12 @@ def training_rows(store: StoreReader) -> NDArray[np.int64]:
 
 
 def _microvolt_statistics(
-    store: LeadStatistics, index_R: NDArray[np.int64]
+    records: StoreReader | LeadStatistics,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    scale_RC = store.scale_uv[index_R].astype(np.float64)
-    mean_RC = (store.lead_mean[index_R] - store.offset_adc[index_R]) * scale_RC
-    return mean_RC, store.lead_std[index_R].astype(np.float64) * np.abs(scale_RC)
+    """Mean and standard deviation of each record and lead, both (R, C) microvolt."""
+    scale_RC = records.scale_uv.astype(np.float64)
+    mean_RC = (records.lead_mean - records.offset_adc) * scale_RC
+    return mean_RC, records.lead_std.astype(np.float64) * np.abs(scale_RC)
 
 
 def _reciprocal(std: NDArray[np.float64]) -> NDArray[np.float32]:

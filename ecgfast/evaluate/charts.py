@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ecgfast.evaluate.operating import Calibration
-from ecgfast.evaluate.roc import Auroc, roc_curve
+from ecgfast.evaluate.roc import Auroc
 from ecgfast.log import plain
+from ecgfast.runs.roc import roc_curve
 
 COLOURS = ("#1450c8", "#e07b00", "#3c8c4a", "#a03070", "#606060")  # legible without colour vision
 _STYLE: dict[Any, Any] = {

@@ -3,14 +3,12 @@
 Shapes: n labelled records.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ecgfast.evaluate.interval import Interval, mean_interval, patients_of
-from ecgfast.evaluate.roc import roc_curve
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -49,22 +47,6 @@ class Calibration:
     observed: float
     bin_predicted: tuple[float, ...]
     bin_observed: tuple[float, ...]
-
-
-def youden_threshold(is_case: Flags, probability: Floats) -> float | None:
-    """Threshold with the highest sensitivity + specificity; None when a class is missing.
-
-    Args:
-        is_case: (n,) bool.
-        probability: (n,) float, higher = more likely a case.
-    Source: Youden 1950.
-    """
-    if is_case.all() or not is_case.any():
-        return None
-    false_rate, true_rate = roc_curve(is_case, probability)
-    candidates = np.unique(probability)[::-1]  # one per point of the curve after the origin
-    best = int(np.argmax((true_rate - false_rate)[1:]))
-    return float(candidates[best])
 
 
 def operating_point(
@@ -116,19 +98,3 @@ def calibration(
         bin_predicted=tuple(float(probability[rows].mean()) for rows in bins),
         bin_observed=tuple(float(is_case[rows].mean()) for rows in bins),
     )
-
-
-def sensitivity_threshold(
-    is_case: Flags, probability: Floats, sensitivity: float = 0.9
-) -> float | None:
-    """Highest threshold that still finds a share of the cases; None when a class is missing.
-
-    Args:
-        is_case: (n,) bool.
-        probability: (n,) float, higher = more likely a case.
-        sensitivity: the share, in (0, 1].
-    """
-    if is_case.all() or not is_case.any():
-        return None
-    cases = np.sort(probability[is_case])[::-1]
-    return float(cases[math.ceil(sensitivity * len(cases) - 1e-9) - 1])

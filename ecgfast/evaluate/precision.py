@@ -8,7 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ecgfast.errors import ShapeError
 from ecgfast.evaluate.interval import Interval, limits, patients_of, spread
-from ecgfast.evaluate.roc import no_variance, undefined
+from ecgfast.evaluate.roc import no_variance
+from ecgfast.runs.roc import undefined
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

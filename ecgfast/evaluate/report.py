@@ -21,8 +21,8 @@ from ecgfast.errors import ConfigError, ShapeError
 from ecgfast.evaluate import charts, views
 from ecgfast.evaluate.cohort import is_synthetic
 from ecgfast.evaluate.results import Results, compute
-from ecgfast.evaluate.runs import load_run, name_runs
 from ecgfast.evaluate.scores import plan_tests
+from ecgfast.runs.loading import load_run, name_runs
 from ecgfast.store.durable import write_durably
 from ecgfast.store.reader import StoreReader, open_store
 
@@ -57,7 +57,7 @@ def evaluate(runs: Sequence[Path], store: Path, out: Path) -> Path:
     """
     reader = open_store(store)
     loaded = name_runs([load_run(run, reader) for run in runs])
-    classifiers = [run for run in loaded if run.target]
+    classifiers = [run for run in loaded if run.meta.target]
     if not loaded:
         raise ConfigError("evaluate needs at least one run, got none; name the folders of runs")
     results = None

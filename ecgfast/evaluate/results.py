@@ -16,8 +16,8 @@ from ecgfast.evaluate.operating import (
 )
 from ecgfast.evaluate.precision import average_precision
 from ecgfast.evaluate.roc import Auroc, PairedTest, delong, delong_paired
-from ecgfast.evaluate.runs import LoadedRun
-from ecgfast.evaluate.scores import TestPlan, probabilities
+from ecgfast.evaluate.scores import TestPlan
+from ecgfast.runs.loading import LoadedRun
 from ecgfast.store.reader import StoreReader
 
 T = TypeVar("T")
@@ -96,8 +96,8 @@ def compute(plan: TestPlan, classifiers: Sequence[LoadedRun], store: StoreReader
     for run in classifiers:
         rows = plan.rows_of(run.name)
         scores[run.name] = np.full(len(store), np.nan)
-        scores[run.name][rows] = probabilities(run, store, rows)
-    return summarise(plan, scores, {run.name: run.threshold for run in classifiers})
+        scores[run.name][rows] = run.probabilities(store, rows)
+    return summarise(plan, scores, {run.name: run.meta.threshold for run in classifiers})
 
 
 def summarise(

@@ -3,15 +3,14 @@
 Shapes: n records, m cases, k controls, K scores compared on the same records, P patients.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata, t
 
-from ecgfast.errors import ShapeError
 from ecgfast.evaluate.interval import limits, patients_of, spread
+from ecgfast.runs.roc import checked, components, undefined
 
 Floats = NDArray[np.float64]
 DELONG_T = "patient-clustered DeLong t"
@@ -69,24 +68,6 @@ class PairedTest:
     reason: str = ""
 
 
-def auroc(y: ArrayLike, score: ArrayLike) -> float | None:
-    """Area under the ROC curve: the chance that a case scores above a control, ties half.
-
-    Args:
-        y: (n,) bool or 0/1, True = case.
-        score: (n,) float, higher = more likely a case; NaN is refused.
-    Returns:
-        A value in [0, 1], or None when only one class is present.
-    Raises:
-        ShapeError: the lengths differ or a score is not finite.
-    Source: Hanley and McNeil 1982.
-    """
-    is_case, scores = _checked(y, [score])
-    if undefined(is_case):
-        return None
-    return float(_components(is_case, scores)[0].mean())
-
-
 def delong(y: ArrayLike, score: ArrayLike, groups: ArrayLike | None = None) -> Auroc:
     """AUROC with its 95 % interval from DeLong's variance, by the rule of `interval`.
 
@@ -102,7 +83,7 @@ def delong(y: ArrayLike, score: ArrayLike, groups: ArrayLike | None = None) -> A
         ShapeError: the lengths differ or a score is not finite.
     Source: DeLong et al. 1988; Obuchowski 1997 for clustered records.
     """
-    is_case, scores = _checked(y, [score])
+    is_case, scores = checked(y, [score])
     patients = patients_of(groups, len(is_case))
     result = Auroc(num_cases=int(is_case.sum()), num_controls=int((~is_case).sum()))
     if reason := undefined(is_case):
@@ -139,7 +120,7 @@ def delong_paired(
     Source: DeLong et al. 1988; Obuchowski 1997 for clustered records; Bandos et al. 2005 for the
         permutation; Zou and Donner 2008 for the joined interval.
     """
-    is_case, scores = _checked(y, [first, second])
+    is_case, scores = checked(y, [first, second])
     patients = patients_of(groups, len(is_case))
     if reason := undefined(is_case) or no_variance(is_case, patients):
         return PairedTest(reason=reason)
@@ -175,7 +156,7 @@ def permutation_p_value(is_case: NDArray[np.bool_], scores: Floats, patients: Ar
     """
     ranks = rankdata(scores, axis=1)
     own = patients_of(patients, len(is_case))
-    areas = _components(is_case, ranks)[0].mean(axis=1)
+    areas = components(is_case, ranks)[0].mean(axis=1)
     observed = abs(areas[0] - areas[1]) - 1e-12  # rounding is no difference
     if observed <= 0:
         return 1.0  # every permutation is as extreme
@@ -185,60 +166,10 @@ def permutation_p_value(is_case: NDArray[np.bool_], scores: Floats, patients: Ar
     for start in range(0, NUM_PERMUTATIONS, at_once):
         number = min(at_once, NUM_PERMUTATIONS - start)
         swap = rng.random((number, int(own.max()) + 1))[:, own] < 0.5
-        one = _components(is_case, np.where(swap, ranks[1], ranks[0]))[0].mean(axis=1)
-        other = _components(is_case, np.where(swap, ranks[0], ranks[1]))[0].mean(axis=1)
+        one = components(is_case, np.where(swap, ranks[1], ranks[0]))[0].mean(axis=1)
+        other = components(is_case, np.where(swap, ranks[0], ranks[1]))[0].mean(axis=1)
         as_extreme += int((abs(one - other) >= observed).sum())
     return (1 + as_extreme) / (1 + NUM_PERMUTATIONS)
-
-
-def roc_curve(y: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats]:
-    """Points of the empirical ROC curve, from (0, 0) to (1, 1).
-
-    Args:
-        y: (n,) bool or 0/1, True = case; both classes present.
-        score: (n,) float, higher = more likely a case.
-    Returns:
-        1 - specificity and sensitivity, one point per distinct score and the origin.
-    Raises:
-        ShapeError: the lengths differ, a score is not finite, or a class is missing.
-    """
-    is_case, scores = _checked(y, [score])
-    if reason := undefined(is_case):
-        raise ShapeError(f"a ROC curve needs both classes, got {reason}; leave this cohort out")
-    order = np.argsort(-scores[0], kind="stable")
-    sorted_scores = scores[0][order]
-    last_of_tie = np.append(np.flatnonzero(np.diff(sorted_scores)), len(order) - 1)
-    true_positives = np.cumsum(is_case[order])[last_of_tie]
-    false_positives = last_of_tie + 1 - true_positives
-    return (
-        np.append(0.0, false_positives / (~is_case).sum()),
-        np.append(0.0, true_positives / is_case.sum()),
-    )
-
-
-def _checked(y: ArrayLike, scores: Sequence[ArrayLike]) -> tuple[NDArray[np.bool_], Floats]:
-    is_case = np.asarray(y).astype(bool)
-    table = np.stack([np.asarray(score, dtype=np.float64) for score in scores])
-    if is_case.ndim != 1 or table.shape[1:] != is_case.shape:
-        raise ShapeError(
-            f"labels and scores must be two vectors of one length, got {is_case.shape} and "
-            f"{table.shape[1:]}"
-        )
-    if not np.isfinite(table).all():
-        raise ShapeError(
-            f"scores must be finite, got {int((~np.isfinite(table)).sum())} that are not; "
-            "look at the model's loss"
-        )
-    return is_case, table
-
-
-def undefined(is_case: NDArray[np.bool_]) -> str:
-    """Why labels of (n,) records define no area; empty when both classes are present."""
-    if not len(is_case):
-        return "no labelled records"
-    if is_case.all():
-        return "no controls"
-    return "" if is_case.any() else "no cases"
 
 
 def no_variance(is_case: NDArray[np.bool_], patients: NDArray[np.intp]) -> str:
@@ -248,23 +179,9 @@ def no_variance(is_case: NDArray[np.bool_], patients: NDArray[np.intp]) -> str:
     return "controls of a single patient" if len(np.unique(patients[~is_case])) < 2 else ""
 
 
-def _components(is_case: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
-    """DeLong's structural components: (K, m) of the cases and (K, k) of the controls.
-
-    Mid-ranks give them in n log n instead of m x k comparisons (Sun and Xu 2014).
-    """
-    num_cases, num_controls = is_case.sum(), (~is_case).sum()
-    all_ranks = rankdata(scores, axis=1)
-    case_ranks = rankdata(scores[:, is_case], axis=1)
-    control_ranks = rankdata(scores[:, ~is_case], axis=1)
-    of_cases = (all_ranks[:, is_case] - case_ranks) / num_controls
-    of_controls = 1 - (all_ranks[:, ~is_case] - control_ranks) / num_cases
-    return of_cases, of_controls
-
-
 def _areas(is_case: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
     """(K,) areas, and the (K, n) influence of each record on them."""
-    of_cases, of_controls = _components(is_case, scores)
+    of_cases, of_controls = components(is_case, scores)
     areas = of_cases.mean(axis=1)
     influence = np.empty_like(scores)
     influence[:, is_case] = (of_cases - areas[:, None]) / of_cases.shape[1]

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate.cohort import natural_order, shown_name, text_column
-from ecgfast.evaluate.runs import LoadedRun
 from ecgfast.labels import parse_target
 from ecgfast.labels.splits import splits_of_fold
+from ecgfast.runs.loading import LoadedRun
 from ecgfast.runs.register import Register
-from ecgfast.runs.scoring import probabilities as score
 from ecgfast.runs.seen import Seen, seen
 from ecgfast.store.patients import patient_groups
 from ecgfast.store.reader import StoreReader
@@ -103,7 +102,7 @@ def plan_tests(store: StoreReader, classifiers: Sequence[LoadedRun]) -> TestPlan
     Raises:
         ConfigError: the runs have different targets, or no record is left to test on.
     """
-    targets = sorted({run.target for run in classifiers})
+    targets = sorted({run.meta.target for run in classifiers})
     if len(targets) != 1:
         raise ConfigError(
             f"runs must share one target, got {', '.join(targets) or 'none'}; evaluate them apart"
@@ -111,7 +110,7 @@ def plan_tests(store: StoreReader, classifiers: Sequence[LoadedRun]) -> TestPlan
     learners = {}
     for run in classifiers:
         assert run.register is not None  # load_run refuses classifiers without
-        learners[run.name] = Learner(register=run.register, fold=run.fold)
+        learners[run.name] = Learner(register=run.register, fold=run.meta.fold)
     return plan_for(store, targets[0], learners)
 
 
@@ -290,23 +289,3 @@ def _doubts(run: str, known: Seen, trained: set[str], external: set[str]) -> lis
     elif NO_SITE in external:
         doubts.append(f"no site: whether {run} learned from the hospital of these is not known")
     return doubts
-
-
-def probabilities(run: LoadedRun, store: StoreReader, rows: Rows) -> NDArray[np.float64]:
-    """Score records with a fine-tuned run.
-
-    Args:
-        run: a classifier.
-        store: an open store.
-        rows: (n,) int64 rows.
-    Returns:
-        (n,) float64 in [0, 1].
-    """
-    return score(
-        run.model,
-        store,
-        rows,
-        normalise=run.config.data.normalise,
-        cohort=run.cohort,
-        name=run.name,
-    )

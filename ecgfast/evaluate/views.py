@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from ecgfast.evaluate import charts
 from ecgfast.evaluate.cohort import cohort_table
 from ecgfast.evaluate.interval import Interval
-from ecgfast.evaluate.reconstruct import draw, sample_of
+from ecgfast.evaluate.reconstruct import sample_of
 from ecgfast.evaluate.results import CohortResult, Results
 from ecgfast.evaluate.roc import Auroc, PairedTest
-from ecgfast.evaluate.runs import LoadedRun
 from ecgfast.evaluate.scores import POOLED
 from ecgfast.labels.assign import one_ecg_each
 from ecgfast.labels.splits import num_torn
+from ecgfast.runs.loading import LoadedRun
+from ecgfast.runs.reconstruction import draw
 from ecgfast.runs.seen import seen
 from ecgfast.store.patients import is_unnamed, patient_groups
 from ecgfast.store.reader import StoreReader
@@ -59,7 +60,7 @@ def page(store: StoreReader, runs: Sequence[LoadedRun], results: Results | None)
         "comparison": results and comparison(results),
         "cohort": cohort(store, results.plan.target if results else None),
         "training": training(runs),
-        "reconstructions": [reconstruction(run, store) for run in runs if not run.target],
+        "reconstructions": [reconstruction(run, store) for run in runs if not run.meta.target],
         "operating": results and operating(results),
         "origin": origin(store, runs),
     }
@@ -87,7 +88,7 @@ def disclosures(
     sentences = [_unnamed(store), _copies(store)]
     if results is not None:
         sentences += [
-            _read(run, store, results.plan.rows_of(run.name if run.target else None))
+            _read(run, store, results.plan.rows_of(run.name if run.meta.target else None))
             for run in runs
         ]
     return [sentence for sentence in sentences if sentence]
@@ -164,7 +165,7 @@ def training(runs: Sequence[LoadedRun]) -> list[View]:
     shown = []
     for run in runs:
         if curves := run.loss_curves():
-            label = "cross-entropy" if run.target else "masked MSE (1.0 = each patch's mean)"
+            label = "cross-entropy" if run.meta.target else "masked MSE (1.0 = each patch's mean)"
             shown.append({"name": run.name, "losses": charts.losses(curves, y_label=label)})
     return shown
 
@@ -205,7 +206,7 @@ def origin(store: StoreReader, runs: Sequence[LoadedRun]) -> View:
     """Where the numbers come from: runs, settings, store."""
     header = ("run", "preset", "initial weights", "records", "normalisation", "seed")
     rows = [
-        (run.name, Path(run.config.preset).name, run.init or "-", run.select or "all",
+        (run.name, Path(run.config.preset).name, run.meta.init or "-", run.meta.select or "all",
          run.config.data.normalise, str(run.config.train.seed))
         for run in runs
     ]  # fmt: skip
@@ -252,7 +253,7 @@ def _copies(store: StoreReader) -> str:
 
 def _read(run: LoadedRun, store: StoreReader, tested: NDArray[np.int64]) -> str:
     """What a run, or the encoder that it starts from, had read of the tested records."""
-    subject = f"{run.name}: its encoder" if run.target else run.name
+    subject = f"{run.name}: its encoder" if run.meta.target else run.name
     if run.register is None or run.register.encoder == "unknown":
         return f"{subject} read ECGs of which nobody knows whose they are."
     known = seen(run.register, store)

@@ -1,56 +1,39 @@
-"""Checkpoints: what they hold, and how they are read back, on any number of ranks.
+"""Checkpoints of a run on any number of ranks: the state they keep, how it is written and loaded.
 
-``RUN/checkpoints/step-00001000/`` holds PyTorch's distributed checkpoint and ``meta.json``; a
-folder of that name is whole (see `checkpoint_writer`).
+A checkpoint is written on a thread while training continues, under a temporary name that is
+replaced when every byte is on the disk: what a crash leaves behind is ignored and removed.
 """
 
-import pickle
-import re
-import warnings
+import errno
+import os
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import StorageMeta
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.tensor import DTensor
 
-from ecgfast import log
-from ecgfast.errors import ResumeError
-from ecgfast.runs.sealed import (
-    LaterFormatError,
-    entries,
-    is_sealed,
-    problem,
-    read_facts,
-    read_small,
+from ecgfast.errors import EcgfastError
+from ecgfast.runs.checkpoint import (
+    INDEX,
+    Checkpoint,
+    checkpoint_steps,
+    first_line,
+    ignore_single_process_warning,
+    read_tensors,
 )
-from ecgfast.train.checkpoint_index import IndexedReader, IndexFormatError, read_index
+from ecgfast.runs.register import FILE as REGISTER
+from ecgfast.runs.sealed import METRICS, RUN_FILES, Facts, entries, sealed
+from ecgfast.store.durable import RESUME, explain, explained, sync_folder, write_durably
 from ecgfast.train.distributed import Ranks, local, master
 from ecgfast.train.optim import MasterAdamW
-
-INDEX = ".metadata"  # PyTorch's: which tensor lies where
-_NAME = re.compile(r"step-([1-9][0-9]{8,}|[0-9]{8})")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """A whole checkpoint on the disk.
-
-    Attributes:
-        path: its folder.
-        step: updates done.
-        meta: what the run depends on, and where it stood.
-        index: which tensor lies where.
-    """
-
-    path: Path
-    step: int
-    meta: dict[str, Any]
-    index: Metadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,97 +70,6 @@ def training_state(model: nn.Module, optimizer: MasterAdamW | None) -> State:
     return state
 
 
-def checkpoint_steps(run: Path) -> list[int]:
-    """Steps of a run's whole checkpoints, ascending."""
-    return sorted(int(match[1]) for name in _names(run) if (match := _NAME.fullmatch(name)))
-
-
-def _names(run: Path) -> list[str]:
-    folder = run / "checkpoints"
-    return [p.name for p in folder.iterdir()] if folder.is_dir() else []
-
-
-def newest(run: Path) -> Checkpoint | None:
-    """Return a run's newest checkpoint that is whole and as it was written, or None.
-
-    A damaged one, or one with another name, is passed over with a warning.
-
-    Raises:
-        ResumeError: there are checkpoints, all damaged; or one of a later version.
-    """
-    damaged = [
-        f"{run / 'checkpoints' / name} is not called as a checkpoint is (step- and 8 digits)"
-        for name in sorted(_names(run))
-        if name.startswith("step-") and not _NAME.fullmatch(name)
-    ]
-    for step in reversed(checkpoint_steps(run)):
-        path = run / "checkpoints" / f"step-{step:08d}"
-        try:
-            found = _whole(path, step)
-        except _DamagedError as error:
-            damaged.append(str(error))
-            continue
-        for text in damaged:
-            log.warning(f"{text}; {path} is taken instead")
-        if not is_sealed(found.meta):
-            log.warning(
-                f"{path} was written by an earlier version and has no digests: damage to its "
-                "tensors would not be noticed; a run that is resumed writes checkpoints that have"
-            )
-        return found
-    if damaged:
-        raise ResumeError(
-            f"{damaged[0]}; no other one is left: restore it from a copy, or start again in "
-            "another folder"
-        )
-    return None
-
-
-class _DamagedError(Exception):
-    """What is wrong with a checkpoint, so that the one before is taken."""
-
-
-def _whole(path: Path, step: int) -> Checkpoint:
-    """Check everything that a checkpoint consists of; nothing of it is run."""
-    try:
-        meta = read_facts(path / "meta.json")
-    except LaterFormatError:
-        raise
-    except ResumeError as error:
-        raise _DamagedError(_unreadable(path, str(error))) from error
-    missing = {"kind", "identity", "format", "files"} - set(meta)
-    if missing:
-        why = f"meta.json has no {', '.join(sorted(missing))}"
-        raise _DamagedError(_unreadable(path, why))
-    if meta.get("step", step) != step:
-        raise _DamagedError(_unreadable(path, f"meta.json is of step {meta['step']!r:.20}"))
-    if not isinstance(meta["files"], dict) or INDEX not in meta["files"]:
-        raise _DamagedError(_unreadable(path, f"meta.json does not name {INDEX}"))
-    if not is_sealed(meta):
-        meta = _of_format_2(path, meta)
-    for name, entry in meta["files"].items():
-        differs = problem(path, name, entry)
-        if differs is not None:
-            raise _DamagedError(_unreadable(path, differs))
-    try:
-        sizes = {name: entry["bytes"] for name, entry in meta["files"].items()}
-        index = read_index(read_small(path / INDEX), sizes)
-    except (IndexFormatError, ResumeError) as error:
-        raise _DamagedError(_unreadable(path, str(error))) from error
-    return Checkpoint(path=path, step=step, meta=meta, index=index)
-
-
-def _of_format_2(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
-    """Check the sizes that format 2 has instead of digests; give entries of now for the rest."""
-    now = entries(path, meta["files"])
-    if meta["files"] != {name: entry["bytes"] for name, entry in now.items()}:
-        why = "a file has another size than when it was written"
-        raise _DamagedError(_unreadable(path, why))
-    if now[INDEX]["sha256"] != meta.get("index_sha256"):
-        raise _DamagedError(_unreadable(path, f"{INDEX} is not what was written"))
-    return {**meta, "files": now}
-
-
 def load(checkpoint: Checkpoint, state: State, ranks: Ranks, optimizer: MasterAdamW | None) -> None:
     """Fill a training state in place; the checkpoint may come from another world size.
 
@@ -190,10 +82,10 @@ def load(checkpoint: Checkpoint, state: State, ranks: Ranks, optimizer: MasterAd
         ResumeError: the checkpoint is damaged or belongs to another model.
     """
     host = {
-        name: as_source(torch.empty_like(slot.live, device="cpu"), slot.source, ranks)
+        name: _as_source(torch.empty_like(slot.live, device="cpu"), slot.source, ranks)
         for name, slot in state.items()
     }
-    _read(checkpoint, host)
+    read_tensors(checkpoint, host)
     with torch.no_grad():
         for name, slot in state.items():
             slot.live.copy_(local(host[name]))
@@ -202,28 +94,142 @@ def load(checkpoint: Checkpoint, state: State, ranks: Ranks, optimizer: MasterAd
         optimizer.refresh_copies()
 
 
-def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
-    """Fill an unsharded CPU model with a checkpoint's weights, in one process.
+class CheckpointWriter:
+    """Copies the state to host memory, then writes it on a thread while training goes on.
 
-    Raises:
-        ResumeError: the checkpoint is damaged or belongs to another model.
+    Use it as a context: leaving it waits for the last save.
+
+    Args:
+        run: the run's folder.
+        ranks: all of them call every method, in the same order.
+        keep: how many of the newest stay.
+        milestone_every: checkpoints at multiples of this step stay for good.
     """
-    state = {f"model.{n}": torch.empty_like(t) for n, t in model.state_dict().items()}
-    _read(checkpoint, state, no_dist=True)
-    model.load_state_dict({n.removeprefix("model."): t for n, t in state.items()})
+
+    def __init__(
+        self, run: Path, ranks: Ranks, *, keep: int, milestone_every: int | None = None
+    ) -> None:
+        self._folder = run / "checkpoints"
+        self._ranks = ranks
+        self._keep = keep
+        self._milestone_every = milestone_every
+        self._group = ranks.side_group()  # so that a save never mixes with a step's collectives
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ecgfast-checkpoint")
+        self._pending: Future[None] | None = None
+        self._host: dict[str, Tensor] = {}
+        if ranks.is_main:
+            self._folder.mkdir(exist_ok=True)
+            for left_over in self._folder.glob("writing-*"):
+                remove(left_over)
+        ranks.barrier()
+
+    def save(self, state: State, *, step: int, facts: Facts) -> None:
+        """Begin to write a checkpoint; waits for the one before.
+
+        Args:
+            state: read before this returns.
+            step: updates done.
+            facts: `RunMeta.as_facts` and where training stands, written as JSON.
+        """
+        self.wait()
+        host = {name: self._to_host(name, slot) for name, slot in state.items()}
+        if self._ranks.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        ignore_single_process_warning()
+        if self._ranks.is_main:  # now: metrics.jsonl grows while the thread writes
+            facts = {**facts, RUN_FILES: entries(self._folder.parent, (METRICS, REGISTER))}
+        self._pending = self._thread.submit(self._write, host, step, facts)
+
+    def wait(self) -> None:
+        """Return when the last save is on the disk; raises what went wrong there."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Wait for the last save, on every rank; after an error other ranks may be gone.
+
+        One rank alone waits even then: the run's lock goes next, and who comes after it removes
+        what looks half written.
+        """
+        try:
+            if kind is None:
+                self.wait()
+                self._ranks.barrier()
+        finally:
+            self._thread.shutdown(wait=kind is None or self._ranks.world_size == 1)
+
+    def _to_host(self, name: str, slot: Slot) -> Tensor:
+        if name not in self._host:
+            pinned = slot.live.is_cuda  # reused by every save: pinning 4 GB takes a second
+            self._host[name] = torch.empty_like(slot.live, device="cpu", pin_memory=pinned)
+        self._host[name].copy_(slot.live.detach(), non_blocking=True)
+        return _as_source(self._host[name], slot.source, self._ranks)
+
+    def _write(self, host: dict[str, Tensor], step: int, facts: Facts) -> None:
+        final = self._folder / f"step-{step:08d}"
+        temporary = self._folder / f"writing-{final.name}"
+        writer = _Writer(temporary, sync_files=True)
+        try:
+            dcp_save(host, storage_writer=writer, process_group=self._group)
+        except CheckpointException as error:
+            if self._ranks.is_main:  # what is left of it fills the disk
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise _not_written(final, error) from error
+        if self._ranks.is_main:
+            with explained(final, again=RESUME):
+                self._seal(temporary, {**facts, "step": step})
+                os.replace(temporary, final)
+                sync_folder(self._folder)
+                self._prune()
+
+    def _seal(self, folder: Path, facts: Facts) -> None:
+        with (folder / INDEX).open("rb") as index:  # PyTorch syncs it before it flushes its buffer
+            os.fsync(index.fileno())
+        facts["files"] = entries(folder, sorted(path.name for path in folder.iterdir()))
+        write_durably(folder / "meta.json", [sealed(facts)], again=RESUME)
+
+    def _prune(self) -> None:
+        steps = checkpoint_steps(self._folder.parent)
+        every = self._milestone_every
+        for step in steps[: -self._keep]:
+            if not (every and step % every == 0):
+                remove(self._folder / f"step-{step:08d}")
 
 
-def _read(checkpoint: Checkpoint, state: dict[str, Tensor], *, no_dist: bool = False) -> None:
-    ignore_single_process_warning()
-    reader = IndexedReader(str(checkpoint.path), checkpoint.index)
-    try:
-        dcp_load(state, storage_reader=reader, no_dist=no_dist)
-    except (CheckpointException, OSError, RuntimeError, ValueError, pickle.PickleError) as error:
-        why = _unreadable(checkpoint.path, first_line(error))
-        raise ResumeError(f"{why}; delete it to go on from the one before") from error
+class _Writer(FileSystemWriter):
+    """Leaves the folder's path out of the index, which is shared with the run."""
+
+    def storage_meta(self) -> StorageMeta:
+        return StorageMeta()
 
 
-def as_source(part: Tensor, source: Tensor, ranks: Ranks) -> Tensor:
+def remove(path: Path) -> None:
+    """Remove a folder, or whatever else has its name; a link alone, not what it points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _not_written(path: Path, error: CheckpointException) -> EcgfastError:
+    """One line instead of PyTorch's page: what the ranks met, a full disk before all else."""
+    failures = [failure for failure, _ in error.failures.values()]
+    for failure in failures:
+        # PyTorch's archive writer only sees that it did not get as far as it wrote
+        full = OSError(errno.ENOSPC, "") if "unexpected pos" in str(failure) else failure
+        if isinstance(full, OSError) and (told := explain(full, path, again=RESUME)):
+            return told
+    return EcgfastError(
+        f"checkpoint {path} could not be written: {first_line(failures[0])}; look at the disk, "
+        f"then {RESUME}"
+    )
+
+
+def _as_source(part: Tensor, source: Tensor, ranks: Ranks) -> Tensor:
     """Return a rank's part on the CPU as the DTensor that its source is, if that is one."""
     if not isinstance(source, DTensor):
         return part
@@ -236,18 +242,3 @@ def as_source(part: Tensor, source: Tensor, ranks: Ranks) -> Tensor:
         stride=source.stride(),
     )
     return whole
-
-
-def first_line(error: BaseException) -> str:
-    """First line of what an error says; its type where it says nothing."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _unreadable(path: Path, why: str) -> str:
-    return f"checkpoint {path} cannot be read: {why}"
-
-
-def ignore_single_process_warning() -> None:
-    """Let one process save and load as if it were many, without a word."""
-    # here and not in the thread: changing the filters is not thread-safe
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled")

@@ -203,7 +203,7 @@ def accumulate(model: nn.Module, *, last: bool) -> None:
 
 
 def release(model: nn.Module) -> None:
-    """Let gathered weights go after a forward pass without a backward one."""
+    """Free the parameters that FSDP gathered for a forward pass without a backward pass."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -225,8 +225,13 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def full(tensor: Tensor) -> Tensor:
-    """Return the whole of a tensor that may be sharded; collective."""
+def full_state(model: nn.Module) -> dict[str, Tensor]:
+    """Gather a model's state dict to the CPU, unsharded, fp32; collective."""
+    state = model.state_dict(keep_vars=True)  # the parameters themselves know their masters
+    return {name: _full(master(tensor).detach()).cpu() for name, tensor in state.items()}
+
+
+def _full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 

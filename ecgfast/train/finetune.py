@@ -7,14 +7,15 @@ import numpy as np
 import torch
 
 from ecgfast.config import Config
-from ecgfast.data.normalise import CohortStatistics, cohort_statistics
+from ecgfast.data.normalise import Normalisation, cohort_statistics
 from ecgfast.errors import ConfigError
 from ecgfast.labels.selection import Labelled
 from ecgfast.model.attention_choice import Shape, shapes_of
+from ecgfast.runs.checkpoint import Checkpoint
+from ecgfast.runs.meta import Preprocessing, RunMeta, flat
 from ecgfast.runs.register import Register, with_encoder
 from ecgfast.store.reader import StoreReader
 from ecgfast.train import run_folder, setup
-from ecgfast.train.checkpoint import Checkpoint
 from ecgfast.train.distributed import Ranks, join
 from ecgfast.train.guards import clear_errors
 from ecgfast.train.initial import (
@@ -99,13 +100,14 @@ def _prepare(
     records, counts = labelled_records(store, target, select, fold)
     setup.check_digests(store, np.concatenate([records.train, records.valid]), ranks)
     initial = read_initial(init, config, model)
-    cohort = _cohort(config, store, records, initial)
-    preprocessing = setup.preprocessing(store, config, cohort)
+    normalisation = _normalisation(config, store, records, initial)
+    preprocessing = Preprocessing.of(store, normalisation)
+    before = None if checkpoint is None else checkpoint.meta
     require_same_preprocessing(initial, preprocessing, init)
     # normalisation over a batch has no bf16 form, and the baseline is small
     precision = "fp32" if model == "cnn" else setup.resolve_precision(config, ranks)
     identity: dict[str, Any] = {
-        **run_folder.flat(config),
+        **flat(config),
         "store": store.identity,
         "select": select,
         "fold": fold,
@@ -115,7 +117,7 @@ def _prepare(
         "model": model,
         "precision": precision,
         "attention_kernels": setup.settle_attention(
-            config, _shapes(config, model, precision), ranks, checkpoint
+            config, _shapes(config, model, precision), ranks, before
         ),
     }
     if checkpoint is not None:
@@ -123,12 +125,9 @@ def _prepare(
     if ranks.is_main:
         chosen = {k: identity[k] for k in ("precision", "attention_kernels", "model", "init")}
         run_folder.write_settings(out, config, {**chosen, "microbatch": microbatch})
-    meta = {
-        "kind": "finetune",
-        "identity": identity,
-        "microbatch": microbatch,
-        "preprocessing": preprocessing,
-    }
+    meta = RunMeta(
+        kind="finetune", identity=identity, microbatch=microbatch, preprocessing=preprocessing
+    )
     return Sweep(
         config=config,
         ranks=ranks,
@@ -136,9 +135,7 @@ def _prepare(
         store=store,
         records=records,
         counts=counts,
-        cohort=cohort,
         initial=initial,
-        identity=identity,
         meta=meta,
         register=with_encoder(
             Register.of(store, {"train": records.train, "valid": records.valid}),
@@ -157,13 +154,12 @@ def _shapes(config: Config, model: ModelKind, precision: Precision) -> dict[str,
     return {"encoder": shapes["encoder"]}
 
 
-def _cohort(
+def _normalisation(
     config: Config, store: StoreReader, records: Labelled, initial: Initial
-) -> CohortStatistics | None:
-    """Statistics of the pretraining, where there was one: the weights know no others."""
-    if config.data.normalise != "cohort_lead":
-        return None
-    if initial.preprocessing is not None and initial.preprocessing["cohort"] is not None:
-        kept = initial.preprocessing["cohort"]
-        return CohortStatistics(mean_uv=tuple(kept["mean_uv"]), std_uv=tuple(kept["std_uv"]))
-    return cohort_statistics(store, records.train)
+) -> Normalisation:
+    """With the statistics of the pretraining, where there was one: the weights know no others."""
+    mode = config.data.normalise
+    if mode != "cohort_lead":
+        return Normalisation(mode=mode)
+    kept = None if initial.preprocessing is None else initial.preprocessing.normalisation.cohort
+    return Normalisation(mode=mode, cohort=kept or cohort_statistics(store, records.train))

@@ -4,7 +4,6 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -13,9 +12,10 @@ from ecgfast.config import Config
 from ecgfast.errors import ConfigError, FormatError
 from ecgfast.model.classifier import Classifier, encoder_state
 from ecgfast.model.vit import Encoder
+from ecgfast.runs.loading import load_model
+from ecgfast.runs.meta import Preprocessing
 from ecgfast.runs.register import Origin, Register, read_register
-from ecgfast.train.loading import load_model
-from ecgfast.train.weights import read_weights
+from ecgfast.runs.weights import read_weights
 
 WORDS = ("random", "imagenet-mae")  # of --init, beside paths
 IMAGENET_FILES = {768: "mae_pretrain_vit_base.pth", 1024: "mae_pretrain_vit_large.pth"}
@@ -37,7 +37,7 @@ class Initial:
     """
 
     encoder: dict[str, Tensor] | None = None
-    preprocessing: dict[str, Any] | None = None
+    preprocessing: Preprocessing | None = None
     register: Register | None = None
     origin: Origin = "none"
 
@@ -66,15 +66,15 @@ def read_initial(init: str, config: Config, model: str) -> Initial:
     path = Path(init)
     if path.is_dir():
         pretrained, _, meta = load_model(path)
-        if meta["kind"] != "pretrain":
-            raise ConfigError(f"--init {init} must be a pretraining run, got a {meta['kind']} run")
+        if meta.kind != "pretrain":
+            raise ConfigError(f"--init {init} must be a pretraining run, got a {meta.kind} run")
         state = encoder_state(pretrained.state_dict())
         register = read_register(path)
         if register is None:
             log.warning(f"{path} does not say whose ECGs it read: an earlier version trained it")
         return Initial(
             encoder=state,
-            preprocessing=meta["preprocessing"],
+            preprocessing=meta.preprocessing,
             register=register,
             origin="unknown" if register is None else "run",
         )
@@ -144,7 +144,7 @@ def apply_initial(model: Classifier, initial: Initial, *, source: str) -> None:
     model.encoder.load_state_dict({**own, **initial.encoder})
 
 
-def require_same_preprocessing(initial: Initial, now: dict[str, Any], init: str) -> None:
+def require_same_preprocessing(initial: Initial, now: Preprocessing, init: str) -> None:
     """Refuse weights whose records were prepared in another way.
 
     Raises:
@@ -152,8 +152,9 @@ def require_same_preprocessing(initial: Initial, now: dict[str, Any], init: str)
     """
     if initial.preprocessing is None:
         return
-    for name, value in now.items():
-        before = initial.preprocessing[name]
+    then = initial.preprocessing.as_facts()
+    for name, value in now.as_facts().items():
+        before = then[name]
         if json.dumps(value, sort_keys=True) != json.dumps(before, sort_keys=True):
             raise ConfigError(
                 f"preprocessing {name!r} is {value!r} here, the weights of {init} were trained "

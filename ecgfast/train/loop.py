@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +13,9 @@ from ecgfast import log
 from ecgfast.config import TrainConfig
 from ecgfast.data.batch import Batch
 from ecgfast.data.loader import Loader
-from ecgfast.train.checkpoint import Checkpoint, Slot, State, load, newest, training_state
-from ecgfast.train.checkpoint_writer import CheckpointWriter
+from ecgfast.runs.checkpoint import Checkpoint, newest
+from ecgfast.runs.meta import RunMeta
+from ecgfast.train.checkpoint import CheckpointWriter, Slot, State, load, training_state
 from ecgfast.train.distributed import Ranks, accumulate
 from ecgfast.train.graph import MicrobatchGraph
 from ecgfast.train.guards import NonFiniteGuard, StarvationGuard
@@ -79,7 +79,7 @@ class Loop:
         microbatch: records per forward pass.
         steps_per_epoch: updates of one epoch.
         num_steps: where the run ends.
-        meta: what every checkpoint says about the run.
+        meta: what the run says about itself, in every checkpoint.
         flops_per_record: for MFU, None where no formula holds.
         validation: of held-out records, None without any.
         engine: where records come from, for messages.
@@ -97,7 +97,7 @@ class Loop:
     microbatch: int
     steps_per_epoch: int
     num_steps: int
-    meta: dict[str, Any]
+    meta: RunMeta
     flops_per_record: float | None = None
     validation: Validation | None = None
     engine: str = "auto"
@@ -119,7 +119,7 @@ class Loop:
         load(checkpoint, self._state, self.ranks, self.optimizer)
         self._guard.resumed()
         self._step = self._saved_at = checkpoint.step
-        self.loader.load_state_dict(checkpoint.meta["loader"])
+        self.loader.load_state_dict(checkpoint.facts["loader"])
         log.info(f"resumed from {checkpoint.path}")
 
     def run_to_end(self, stop: StopSignals) -> bool:
@@ -216,8 +216,8 @@ class Loop:
             return
         if metrics is not None:
             metrics.sync()
-        meta = {**self.meta, "loader": self.loader.state_dict()}
-        writer.save(self._state, step=self._step, meta=meta)
+        facts = {**self.meta.as_facts(), "loader": self.loader.state_dict()}
+        writer.save(self._state, step=self._step, facts=facts)
         self._saved_at = self._step
 
     def _open_checkpoints(self) -> CheckpointWriter:

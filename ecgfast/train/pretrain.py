@@ -14,18 +14,20 @@ from torch import Tensor, nn
 from ecgfast import log
 from ecgfast.config import Config
 from ecgfast.data.batch import Batch
-from ecgfast.data.normalise import CohortStatistics, cohort_statistics
+from ecgfast.data.normalise import Normalisation, cohort_statistics
 from ecgfast.labels.selection import digest_of
 from ecgfast.model.attention_choice import shapes_of
 from ecgfast.model.build import build_model
 from ecgfast.model.mae import EVALUATION_EPOCH, MaskedAutoencoder, flops_per_record
+from ecgfast.runs.checkpoint import Checkpoint
+from ecgfast.runs.meta import Preprocessing, RunMeta, flat
 from ecgfast.runs.register import FILE as REGISTER
 from ecgfast.runs.register import Register, write_register
-from ecgfast.runs.sealed import RUN_FILES, problem
+from ecgfast.runs.sealed import problem
+from ecgfast.runs.weights import export_safetensors
 from ecgfast.store.reader import StoreReader
 from ecgfast.train import run_folder, setup
-from ecgfast.train.checkpoint import Checkpoint
-from ecgfast.train.distributed import Ranks, join, spread
+from ecgfast.train.distributed import Ranks, full_state, join, spread
 from ecgfast.train.graph import MicrobatchGraph, require_graphable
 from ecgfast.train.guards import clear_errors
 from ecgfast.train.heldout import pretraining_rows, split_heldout, without_splits
@@ -34,7 +36,6 @@ from ecgfast.train.microbatch import choose_microbatch, largest_divisor
 from ecgfast.train.optim import MasterAdamW, build_optimizer, learning_rate
 from ecgfast.train.signals import StopSignals
 from ecgfast.train.validation import Validation
-from ecgfast.train.weights import export_safetensors, full_state
 from ecgfast.vocabulary import AttentionKernel
 
 
@@ -153,13 +154,15 @@ def _prepare(
     cohort = None
     if config.data.normalise == "cohort_lead":
         cohort = cohort_statistics(store, without_splits(store, rows, "valid", "test"))
+    normalisation = Normalisation(mode=config.data.normalise, cohort=cohort)
     loader = setup.open_loader(
-        store, config, ranks, rows, batch_size=share, seed=train.seed, cohort=cohort
+        store, config, ranks, rows, batch_size=share, seed=train.seed, normalisation=normalisation
     )
-    model, identity = build_spread(config, ranks, checkpoint)
+    before = None if checkpoint is None else checkpoint.meta
+    model, identity = build_spread(config, ranks, before)
     chosen = dict(identity)
     identity |= {
-        **run_folder.flat(config),
+        **flat(config),
         "store": store.identity,
         "select": select,
         "records": digest_of(rows, held),  # new labels may have changed what `select` means
@@ -174,7 +177,7 @@ def _prepare(
         train.microbatch,
         share,
         ranks,
-        before=None if checkpoint is None else checkpoint.meta["microbatch"],
+        before=None if before is None else before.microbatch,
         probe=memory_probe(model, optimizer, config, ranks),
     )
     steps_per_epoch = len(loader)
@@ -190,20 +193,20 @@ def _prepare(
         microbatch=microbatch,
         steps_per_epoch=steps_per_epoch,
         num_steps=_num_steps(config, steps_per_epoch),
-        meta={
-            "kind": "pretrain",
-            "identity": identity,
-            "microbatch": microbatch,
-            "preprocessing": setup.preprocessing(store, config, cohort),
-        },
+        meta=RunMeta(
+            kind="pretrain",
+            identity=identity,
+            microbatch=microbatch,
+            preprocessing=Preprocessing.of(store, normalisation),
+        ),
         flops_per_record=flops_per_record(config.model, config.mask.ratio),
-        validation=_validation(model, store, config, ranks, held, cohort, microbatch),
+        validation=_validation(model, store, config, ranks, held, normalisation, microbatch),
         engine=config.data.engine,
         graph=microbatch_graph(model, config, num_pieces=share // microbatch),
     )
     if ranks.is_main:
         run_folder.write_settings(out, config, {**chosen, "microbatch": microbatch})
-        written = {} if checkpoint is None else checkpoint.meta.get(RUN_FILES, {})
+        written = {} if before is None else before.run_files
         if problem(out, REGISTER, written.get(REGISTER)):  # else its digest stays that of then
             write_register(out, Register.of(store, {"pretrain": rows, "heldout": held}))
         log.info(
@@ -234,14 +237,14 @@ def _schedule(config: Config, steps_per_epoch: int) -> Callable[[int], float]:
 
 
 def build_spread(
-    config: Config, ranks: Ranks, checkpoint: Checkpoint | None
+    config: Config, ranks: Ranks, before: RunMeta | None
 ) -> tuple[MaskedAutoencoder, dict[str, object]]:
     """Build the model of a run and spread it over the ranks.
 
     Args:
         config: resolved settings.
         ranks: who shares it.
-        checkpoint: of the run that goes on, whose attention kernels stay; None at the start.
+        before: of the run that is resumed, whose attention kernels stay; None at the start.
     Returns:
         the model, and what was chosen for it: "precision", "attention_kernels".
     Raises:
@@ -253,7 +256,7 @@ def build_spread(
     model = build_model(config)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     shapes = shapes_of(config.model, num_keep=model.num_keep(config.mask.ratio), dtype=dtype)
-    kernels = setup.settle_attention(config, shapes, ranks, checkpoint)
+    kernels = setup.settle_attention(config, shapes, ranks, before)
     model.set_attention(
         encoder=cast(AttentionKernel, kernels["encoder"]),
         decoder=cast(AttentionKernel, kernels["decoder"]),
@@ -293,7 +296,7 @@ def _validation(
     config: Config,
     ranks: Ranks,
     held: NDArray[np.int64],
-    cohort: CohortStatistics | None,
+    normalisation: Normalisation,
     microbatch: int,
 ) -> Validation | None:
     """What scores the held-out records; None where too few are held out.
@@ -314,12 +317,18 @@ def _validation(
         model=model,
         store=store,
         loader=setup.open_loader(
-            store, config, ranks, held, batch_size=share, seed=0, cohort=cohort, shuffle=False
+            store,
+            config,
+            ranks,
+            held,
+            batch_size=share,
+            seed=0,
+            normalisation=normalisation,
+            shuffle=False,
         ),
         inputs_of=model_inputs(model, config, epoch=EVALUATION_EPOCH),
         microbatch=largest_divisor(share, microbatch),
-        normalise=config.data.normalise,
-        cohort=cohort,
+        normalisation=normalisation,
     )
 
 

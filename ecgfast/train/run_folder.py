@@ -5,7 +5,6 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,13 @@ from typing import Any
 import torch
 
 from ecgfast import log
-from ecgfast.config import Config, config_to_toml, free_on_resume
+from ecgfast.config import Config, config_to_toml
 from ecgfast.errors import ResumeError
 from ecgfast.log import read_metrics
+from ecgfast.runs.checkpoint import Checkpoint, checkpoint_steps, newest
+from ecgfast.runs.meta import contradictions
 from ecgfast.store.durable import RESUME, exclusive, explained, write_durably
-from ecgfast.train.checkpoint import Checkpoint, checkpoint_steps, newest
-from ecgfast.train.checkpoint_writer import remove
+from ecgfast.train.checkpoint import remove
 from ecgfast.train.distributed import Ranks
 
 LOCK = ".lock"  # held by rank 0 while a run is trained
@@ -92,48 +92,18 @@ def _set_aside(run: Path, taken: Checkpoint) -> None:
             log.warning(f"{path} is now {aside.name}; delete it when nothing of it is needed")
 
 
-def contradictions(
-    now: Mapping[str, Any], then: Mapping[str, Any], *, where: str = "checkpoint"
-) -> list[str]:
-    """List the settings in which a resumed run differs from its checkpoint.
-
-    Args:
-        now: flat names to plain values.
-        then: the same of the checkpoint.
-        where: they stand, for the message.
-    """
-    free = free_on_resume()
-    names = [name for name in {**then, **now} if name not in free]
-    return [
-        f"{name} (now {now.get(name)!r}, in the {where} {then.get(name)!r})"
-        for name in names
-        if _plain(now.get(name)) != _plain(then.get(name))
-    ]
-
-
 def require_same(now: Mapping[str, Any], checkpoint: Checkpoint) -> None:
     """Refuse to go on with another experiment.
 
     Raises:
         ResumeError: names every setting that differs, with both values.
     """
-    differing = contradictions(now, checkpoint.meta["identity"])
+    differing = contradictions(now, checkpoint.facts["identity"])
     if differing:
         raise ResumeError(
             f"checkpoint {checkpoint.path} belongs to another run: {'; '.join(differing)}; "
             "use the settings of the run's config.toml, or another --out folder"
         )
-
-
-def flat(config: Config) -> dict[str, Any]:
-    """Settings as ``section.name`` to plain values."""
-    values: dict[str, Any] = {}
-    for name, value in asdict(config).items():
-        if isinstance(value, dict):
-            values |= {f"{name}.{key}": inner for key, inner in value.items()}
-        else:
-            values[name] = value
-    return values
 
 
 def write_settings(run: Path, config: Config, facts: Mapping[str, Any]) -> None:
@@ -164,8 +134,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _plain(value: object) -> object:
-    """Compare what JSON would keep: tuples are lists."""
-    return json.loads(json.dumps(value))

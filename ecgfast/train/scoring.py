@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ecgfast.config import Config
 from ecgfast.data.loader import Loader
-from ecgfast.data.normalise import CohortStatistics
+from ecgfast.data.normalise import Normalisation
+from ecgfast.runs.scoring import logits
 from ecgfast.store.reader import StoreReader
 from ecgfast.train import setup
 from ecgfast.train.distributed import Ranks, average_norm_statistics, release
@@ -26,7 +27,7 @@ class Scorer:
         ranks: all of them call.
         rows: (R,) store rows.
         batch_size: records per rank and forward pass.
-        cohort: for ``normalise="cohort_lead"``.
+        normalisation: of the run.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Scorer:
         rows: NDArray[np.int64],
         *,
         batch_size: int,
-        cohort: CohortStatistics | None,
+        normalisation: Normalisation,
     ) -> None:
         self._ranks = ranks
         self._num_rows = len(rows)
@@ -50,7 +51,7 @@ class Scorer:
             padded,
             batch_size=batch_size,
             seed=0,
-            cohort=cohort,
+            normalisation=normalisation,
             shuffle=False,
         )
 
@@ -58,8 +59,7 @@ class Scorer:
     def logits(self, model: nn.Module) -> NDArray[np.float64]:
         """Score every row; (R,) float64, in the order of the rows, on every rank."""
         average_norm_statistics(model, self._ranks)
-        model.eval()
-        own_GB = torch.stack([model(batch.patches).float() for batch in self._loader])
+        own_GB = torch.stack(list(logits(model, (batch.patches for batch in self._loader))))
         release(model)
         model.train()
         return _gather(own_GB, self._ranks).double().cpu().numpy()[: self._num_rows]

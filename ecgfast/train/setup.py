@@ -1,7 +1,6 @@
 """What pretraining and fine-tuning settle before the first step."""
 
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,11 @@ from numpy.typing import NDArray
 from ecgfast import log
 from ecgfast.config import Config
 from ecgfast.data.loader import Loader, build_loader
-from ecgfast.data.normalise import CohortStatistics
+from ecgfast.data.normalise import Normalisation
 from ecgfast.errors import BackendUnavailableError, ConfigError
 from ecgfast.model.attention_choice import Choice, Shape, choose_attention, probe
+from ecgfast.runs.meta import RunMeta
 from ecgfast.store.reader import StoreReader, open_store
-from ecgfast.train.checkpoint import Checkpoint
 from ecgfast.train.distributed import Ranks
 from ecgfast.vocabulary import AttentionKernel, Precision
 
@@ -99,7 +98,7 @@ def settle_attention(
     config: Config,
     shapes: dict[str, Shape],
     ranks: Ranks,
-    checkpoint: Checkpoint | None,
+    before: RunMeta | None,
 ) -> dict[str, str]:
     """Settle one attention kernel per part of the model, the same on all ranks.
 
@@ -107,12 +106,12 @@ def settle_attention(
         config: what was asked for.
         shapes: parts of the model, "encoder" and "decoder".
         ranks: rank 0 probes and times, the others hear the answer.
-        checkpoint: a resumed run keeps its kernels unless others are asked for.
+        before: of a resumed run, which keeps its kernels unless others are asked for.
     Returns:
         parts to kernels.
     """
-    if checkpoint is not None and config.attention == "auto":
-        kept: dict[str, str] = checkpoint.meta["identity"]["attention_kernels"]
+    if before is not None and config.attention == "auto":
+        kept: dict[str, str] = before.identity["attention_kernels"]
         if set(kept) == set(shapes):  # else it is another kind of run, which is refused later
             return kept
 
@@ -140,7 +139,7 @@ def open_loader(
     *,
     batch_size: int,
     seed: int,
-    cohort: CohortStatistics | None,
+    normalisation: Normalisation,
     shuffle: bool = True,
     drop_last: bool = True,
 ) -> Loader:
@@ -157,8 +156,7 @@ def open_loader(
         world_size=ranks.world_size,
         shuffle=shuffle,
         drop_last=drop_last,
-        normalise=data.normalise,
-        cohort=cohort,
+        normalise=normalisation,
         num_threads=None if data.num_threads == "auto" else data.num_threads,
         resident_budget_gib=None
         if data.resident_budget_gib == "auto"
@@ -173,14 +171,3 @@ def check_digests(store: StoreReader, rows: NDArray[np.int64], ranks: Ranks) -> 
         CorruptStoreError: a shard is damaged, or was put in another's place.
     """
     ranks.ask_main(lambda: store.check_digests(rows))
-
-
-def preprocessing(
-    store: StoreReader, config: Config, cohort: CohortStatistics | None
-) -> dict[str, object]:
-    """Return how records became the model's input, which travels with its weights."""
-    return {
-        "store": store.manifest["preprocessing"],
-        "normalise": config.data.normalise,
-        "cohort": None if cohort is None else asdict(cohort),
-    }

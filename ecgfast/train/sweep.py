@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,32 +16,31 @@ from ecgfast import log
 from ecgfast.config import Config
 from ecgfast.data.batch import Batch
 from ecgfast.data.loader import Loader
-from ecgfast.data.normalise import CohortStatistics
-from ecgfast.evaluate.operating import sensitivity_threshold, youden_threshold
-from ecgfast.evaluate.roc import auroc
 from ecgfast.labels.selection import Labelled
 from ecgfast.model.block import set_attention
 from ecgfast.model.build import build_classifier
 from ecgfast.model.classifier import Classifier
 from ecgfast.model.vit import Encoder
+from ecgfast.runs.checkpoint import Checkpoint
+from ecgfast.runs.loading import RESULT, WEIGHTS
+from ecgfast.runs.meta import RunMeta
 from ecgfast.runs.register import FILE as REGISTER
 from ecgfast.runs.register import Register, with_validation, write_register
-from ecgfast.runs.scoring import probabilities
+from ecgfast.runs.roc import auroc, sensitivity_threshold, youden_threshold
+from ecgfast.runs.scoring import score_rows
 from ecgfast.runs.sealed import METRICS, RUN_FILES, entries, sealed
+from ecgfast.runs.weights import export_safetensors, read_weights
 from ecgfast.store.durable import RESUME, write_durably
 from ecgfast.store.reader import StoreReader
 from ecgfast.train import setup
-from ecgfast.train.checkpoint import Checkpoint, load, training_state
-from ecgfast.train.checkpoint_writer import CheckpointWriter
-from ecgfast.train.distributed import Ranks, spread
+from ecgfast.train.checkpoint import CheckpointWriter, load, training_state
+from ecgfast.train.distributed import Ranks, full_state, spread
 from ecgfast.train.initial import Initial, apply_initial
-from ecgfast.train.loading import RESULT, WEIGHTS
 from ecgfast.train.loop import train_step
 from ecgfast.train.optim import MasterAdamW
 from ecgfast.train.progress import Progress
 from ecgfast.train.scoring import Scorer
 from ecgfast.train.signals import StopSignals
-from ecgfast.train.weights import export_safetensors, full_state, read_weights
 from ecgfast.vocabulary import AttentionKernel
 
 ADAM_BETAS = (0.9, 0.999)  # with weight decay 0, AdamW is the study's Adam
@@ -58,9 +57,7 @@ class Sweep:
         store: where records come from.
         records: which ones, and their labels.
         counts: cases and controls, for result.json.
-        cohort: for ``normalise="cohort_lead"``.
         initial: weights that every trial starts from.
-        identity: what a resumed run must have in common with this one.
         meta: what checkpoints and result.json say about the run.
         register: whom the run learns from, and whom its encoder has read.
         microbatch: records per rank and forward pass.
@@ -72,17 +69,15 @@ class Sweep:
     store: StoreReader
     records: Labelled
     counts: dict[str, int]
-    cohort: CohortStatistics | None
     initial: Initial
-    identity: dict[str, Any]
-    meta: dict[str, Any]
+    meta: RunMeta
     register: Register
     microbatch: int
 
     def run(self, stop: StopSignals, checkpoint: Checkpoint | None) -> None:
         """Go through the learning rates from where a checkpoint stands, to the end or a stop."""
         settings = self.config.finetune
-        progress = Progress() if checkpoint is None else Progress(**checkpoint.meta["progress"])
+        progress = Progress() if checkpoint is None else Progress(**checkpoint.facts["progress"])
         loader, scorer = self._training_loader(), self._scorer()
         with (
             CheckpointWriter(self.out, self.ranks, keep=1) as writer,
@@ -103,8 +98,8 @@ class Sweep:
                     val_loss, area = self._validate(model, scorer)
                     progress = progress.after_epoch(steps=len(loader), loss=val_loss, auroc=area)
                     self._log_epoch(metrics, progress, loss=loss, val_loss=val_loss, area=area)
-                    meta = {**self.meta, "progress": progress.as_meta()}
-                    writer.save(state, step=progress.step, meta=meta)
+                    facts = {**self.meta.as_facts(), "progress": progress.as_meta()}
+                    writer.save(state, step=progress.step, facts=facts)
                     writer.wait()
                     self._keep_weights(model, progress)
                 progress = progress.next_trial()
@@ -113,16 +108,16 @@ class Sweep:
         self.ranks.barrier()
 
     def _fresh(self) -> tuple[Classifier, MasterAdamW]:
-        model = build_classifier(self.config, self.identity["model"])
-        apply_initial(model, self.initial, source=self.identity["init"])
+        model = build_classifier(self.config, self.meta.identity["model"])
+        apply_initial(model, self.initial, source=self.meta.identity["init"])
         if isinstance(model.encoder, Encoder):
-            kernel = cast(AttentionKernel, self.identity["attention_kernels"]["encoder"])
+            kernel = cast(AttentionKernel, self.meta.identity["attention_kernels"]["encoder"])
             set_attention(model.encoder.blocks, kernel)
         compiled = setup.resolve_compile(self.config, self.ranks)
         spread(
             model,
             self.ranks,
-            precision=self.identity["precision"],
+            precision=self.meta.identity["precision"],
             compile_blocks=compiled,
             parallel=self.config.train.parallel,
         )
@@ -171,7 +166,7 @@ class Sweep:
             self.ranks,
             self.records.valid,
             batch_size=self.microbatch,
-            cohort=self.cohort,
+            normalisation=self.meta.preprocessing.normalisation,
         )
 
     def _training_loader(self) -> Loader:
@@ -182,7 +177,7 @@ class Sweep:
             self.records.train,
             batch_size=self.config.finetune.batch_size // self.ranks.world_size,
             seed=self.config.train.seed,
-            cohort=self.cohort,
+            normalisation=self.meta.preprocessing.normalisation,
         )
 
     def _validate(self, model: Classifier, scorer: Scorer) -> tuple[float, float | None]:
@@ -220,21 +215,20 @@ class Sweep:
 
     def _write_result(self, progress: Progress) -> None:
         """Score the validation records with the kept weights, as any later test will."""
-        model = build_classifier(self.config, self.identity["model"])
+        model = build_classifier(self.config, self.meta.identity["model"])
         model.load_state_dict(read_weights(self.out / WEIGHTS))
-        scores = probabilities(
+        scores = score_rows(
             model,
             self.store,
             self.records.valid,
-            normalise=self.config.data.normalise,
-            cohort=self.cohort,
+            self.meta.preprocessing.normalisation,
             name="validation",
         )
         is_case = self.records.is_case[self.records.valid]
         write_register(self.out, with_validation(self.register, is_case.tolist(), scores))
         rates = self.config.finetune.learning_rates
         result = {
-            **self.meta,
+            **self.meta.as_facts(),
             "learning_rate": rates[progress.best_trial],
             "epoch": progress.best_epoch,
             "val_loss": progress.best_loss,

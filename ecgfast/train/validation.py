@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ecgfast.data.batch import Batch
 from ecgfast.data.loader import Loader
-from ecgfast.data.normalise import CohortStatistics
+from ecgfast.data.normalise import Normalisation
 from ecgfast.log import MetricsWriter
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.store.durable import RESUME, write_durably
@@ -35,8 +35,7 @@ class Validation:
             ranks changes nothing.
         inputs_of: turns records into the model's arguments, the mask last.
         microbatch: records per forward pass; divides the batch.
-        normalise: mode that made the patches.
-        cohort: its statistics, where the mode needs any.
+        normalisation: that made the patches.
     """
 
     ranks: Ranks
@@ -45,8 +44,7 @@ class Validation:
     loader: Loader
     inputs_of: Callable[[Batch], tuple[Tensor, ...]]
     microbatch: int
-    normalise: str
-    cohort: CohortStatistics | None
+    normalisation: Normalisation
 
     def __post_init__(self) -> None:
         self._first: list[Tensor] = []  # index, patches, prediction, mask; this rank's first record
@@ -78,19 +76,18 @@ class Validation:
             step: that the weights are of; a resumed run writes the same name again.
         """
         # Here and not above: only the main rank needs matplotlib, and only now.
-        from ecgfast.evaluate import reconstruct
+        from ecgfast.runs import reconstruction
 
-        (result,) = reconstruct.in_millivolt(
+        (result,) = reconstruction.in_millivolt(
             self.store,
             *self._first,
-            normalise=self.normalise,
-            cohort=self.cohort,
+            normalisation=self.normalisation,
             norm_patch=self.model.norm_patch_loss,
         )
         if not math.isfinite(result.loss):
             return
         buffer = io.BytesIO()
-        reconstruct.draw(self.store, result, DRAWN_LEADS).savefig(buffer, format="png")
+        reconstruction.draw(self.store, result, DRAWN_LEADS).savefig(buffer, format="png")
         folder = run / FOLDER
         folder.mkdir(exist_ok=True)
         write_durably(folder / f"step-{step:08d}.png", [buffer.getvalue()], again=RESUME)

@@ -28,9 +28,8 @@ from typing import Any
 
 from ecgfast import log
 from ecgfast.errors import EcgfastError
-from ecgfast.evaluate.runs import LoadedRun
+from ecgfast.runs.loading import LoadedRun, load_model
 from ecgfast.runs.register import read_register
-from ecgfast.train.loading import load_model
 
 LIMIT_S = 60  # of a load
 LIMIT_MIB = 1024  # that all loads together may add to this process
@@ -66,7 +65,7 @@ def values(run: Path) -> str:
         name="run", path=run, model=model, config=config, meta=meta, register=register
     )
     digest = hashlib.sha256(repr(config).encode())
-    digest.update(json.dumps(meta, sort_keys=True).encode())
+    digest.update(repr(meta).encode())
     digest.update(repr(loaded.loss_curves()).encode())
     digest.update(repr(None if register is None else register.rows.to_pydict()).encode())
     for name, tensor in model.state_dict().items():

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ecgfast.config import load_config
 from ecgfast.data.loader import selected_rows
+from ecgfast.data.normalise import Normalisation
 from ecgfast.store.reader import open_store
 from ecgfast.train import setup
-from ecgfast.train.distributed import Ranks, join
+from ecgfast.train.distributed import Ranks, full_state, join
 from ecgfast.train.pretrain import build_spread, model_inputs
-from ecgfast.train.weights import full_state
 
 
 def digest(tensors: list[Tensor]) -> str:
@@ -49,7 +49,7 @@ def main(store: Path, preset: str, num_steps: int) -> None:
             selected_rows(opened, None),
             batch_size=share,
             seed=0,
-            cohort=None,
+            normalisation=Normalisation(),
         )
         inputs_of = model_inputs(model, config)
         endless = (batch for _ in range(num_steps) for batch in loader)  # epoch after epoch

@@ -11,9 +11,11 @@ from torch import Tensor
 from ecgfast.config import Config, load_config
 from ecgfast.data.batch import Batch
 from ecgfast.data.loader import Loader
+from ecgfast.data.normalise import Normalisation
 from ecgfast.data.order import Plan
 from ecgfast.model.build import build_model
 from ecgfast.model.mae import MaskedAutoencoder
+from ecgfast.runs.meta import Kind, Preprocessing, RunMeta
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.loop import Loop
 from ecgfast.train.optim import build_optimizer
@@ -71,6 +73,12 @@ def toy_model(config: Config) -> MaskedAutoencoder:
     return build_model(config)
 
 
+def toy_meta(kind: Kind = "pretrain", **identity: object) -> RunMeta:
+    """What a run says about itself, of no more than a test needs."""
+    made = Preprocessing(store={"window": "first", "short": "skip"}, normalisation=Normalisation())
+    return RunMeta(kind=kind, identity=identity, preprocessing=made, microbatch=4)
+
+
 def toy_loop(
     config: Config, run: Path, *, num_steps: int, broken: range = range(0), rate: float = 1e-3
 ) -> Loop:
@@ -89,5 +97,5 @@ def toy_loop(
         microbatch=4,
         steps_per_epoch=NUM_RECORDS // BATCH,
         num_steps=num_steps,
-        meta={"kind": "pretrain", "identity": {}, "microbatch": 4},
+        meta=toy_meta(),
     )

@@ -6,12 +6,12 @@ from typing import Any
 
 from ecgfast.config import Config
 from ecgfast.model.build import build_classifier, build_model
+from ecgfast.runs.meta import flat
 from ecgfast.runs.sealed import entries, sealed
-from ecgfast.train.checkpoint import training_state
-from ecgfast.train.checkpoint_writer import CheckpointWriter
+from ecgfast.runs.weights import export_safetensors
+from ecgfast.train.checkpoint import CheckpointWriter, training_state
 from ecgfast.train.distributed import Ranks
-from ecgfast.train.run_folder import flat, write_settings
-from ecgfast.train.weights import export_safetensors
+from ecgfast.train.run_folder import write_settings
 
 
 def facts_of(config: Config, kind: str = "finetune") -> dict[str, Any]:
@@ -47,5 +47,5 @@ def pretraining_run(run: Path, config: Config, facts: Mapping[str, Any] | None =
     write_settings(run, config, {})
     with CheckpointWriter(run, Ranks(), keep=1) as writer:
         state = training_state(build_model(config), None)
-        writer.save(state, step=3, meta=facts or facts_of(config, "pretrain"))
+        writer.save(state, step=3, facts=facts or facts_of(config, "pretrain"))
     return run

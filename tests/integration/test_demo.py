@@ -19,10 +19,8 @@ from sklearn.metrics import brier_score_loss, roc_auc_score, roc_curve
 from ecgfast.cli import main
 from ecgfast.demo import DemoPlan, demo
 from ecgfast.evaluate.roc import delong, delong_paired
-from ecgfast.evaluate.runs import load_run
-from ecgfast.evaluate.scores import probabilities
+from ecgfast.runs.loading import load_model, load_run
 from ecgfast.store.reader import StoreReader, open_store
-from ecgfast.train.loading import load_model
 
 pytestmark = pytest.mark.slow
 
@@ -228,7 +226,7 @@ def test_predict_gives_the_probabilities_of_the_store(finished: Path, tmp_path: 
     assert broken["note"]
     store = open_store(finished / "synthetic")
     loaded = load_run(run, store)
-    expected = probabilities(loaded, store, np.arange(len(store)))
+    expected = loaded.probabilities(store, np.arange(len(store)))
     with (finished / "synthetic.sources.csv").open() as file:
         source = {row["record_id"]: Path(row["source"]) for row in csv.DictReader(file)}
     for row, record_id in enumerate(store.records["record_id"].to_pylist()):

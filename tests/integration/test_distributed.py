@@ -16,7 +16,7 @@ from tolerances import RANKS_LOSS, RANKS_LOSS_BF16
 from training_runs import finish, loss_trace, start, wait_for_step
 
 from ecgfast.config import load_config
-from ecgfast.train.loading import load_model
+from ecgfast.runs.loading import load_model
 from ecgfast.train.pretrain import pretrain
 
 STEPS = 50

@@ -16,12 +16,11 @@ from training_runs import finish, kill, start, wait_for_step
 from ecgfast.config import Config, load_config
 from ecgfast.data.loader import build_loader
 from ecgfast.errors import ConfigError, FormatError
-from ecgfast.evaluate.runs import load_run
 from ecgfast.evaluate.views import training
 from ecgfast.log import read_metrics
+from ecgfast.runs.loading import load_model, load_run
 from ecgfast.store.reader import open_store
 from ecgfast.train.finetune import finetune
-from ecgfast.train.loading import load_model
 
 TARGET = "ejection_fraction<40"
 

@@ -18,14 +18,13 @@ from ecgfast.data.loader import build_loader
 from ecgfast.errors import ConfigError, EcgfastError, ResumeError
 from ecgfast.evaluate.reconstruct import unread_records
 from ecgfast.evaluate.report import evaluate
-from ecgfast.evaluate.runs import load_run
 from ecgfast.evaluate.scores import plan_tests
 from ecgfast.labels import label_store
 from ecgfast.labels.commands import draw_again
+from ecgfast.runs.loading import load_model, load_run
 from ecgfast.runs.register import read_register
 from ecgfast.store.reader import open_store
 from ecgfast.train.finetune import finetune
-from ecgfast.train.loading import load_model
 from ecgfast.train.pretrain import pretrain
 
 TARGET = "ejection_fraction<40"
@@ -125,10 +124,10 @@ def test_a_run_keeps_its_validation_scores_and_thresholds(tuned: Path, store: Pa
     np.testing.assert_allclose(score, expected, atol=1e-6)  # batches of another size, in fp32
     false_rate, true_rate, candidates = roc_curve(truth, score, drop_intermediate=False)
     best = candidates[np.argmax(true_rate - false_rate)]
-    assert meta["thresholds"]["youden"] == best
-    found = score >= meta["thresholds"]["sensitivity_90"]
+    assert meta.thresholds["youden"] == best
+    found = score >= meta.thresholds["sensitivity_90"]
     assert found[truth].mean() >= 0.9
-    higher = score > meta["thresholds"]["sensitivity_90"]
+    higher = score > meta.thresholds["sensitivity_90"]
     assert higher[truth].mean() < 0.9
 
 
@@ -213,11 +212,10 @@ def test_cohort_statistics_are_those_of_the_training_split(
         ),
     }  # fmt: skip
     for run, rows in runs.values():
-        kept = load_model(run)[2]["preprocessing"]["cohort"]
-        np.testing.assert_allclose(
-            kept["mean_uv"], signal_uv[rows].mean((0, 2)), rtol=1e-4, atol=1e-3
-        )
-        np.testing.assert_allclose(kept["std_uv"], signal_uv[rows].std((0, 2)), rtol=1e-4)
+        kept = load_model(run)[2].preprocessing.normalisation.cohort
+        assert kept is not None
+        np.testing.assert_allclose(kept.mean_uv, signal_uv[rows].mean((0, 2)), rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(kept.std_uv, signal_uv[rows].std((0, 2)), rtol=1e-4)
 
 
 def test_a_fold_is_held_out(store: Path, config: Config, tmp_path: Path) -> None:

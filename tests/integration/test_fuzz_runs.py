@@ -13,9 +13,9 @@ import pytest
 
 from ecgfast.config import load_config
 from ecgfast.errors import EcgfastError
+from ecgfast.runs.loading import load_model
 from ecgfast.runs.register import read_register
 from ecgfast.train.finetune import finetune
-from ecgfast.train.loading import load_model
 from ecgfast.train.pretrain import pretrain
 
 TOOL = Path(__file__).resolve().parents[2] / "tests" / "fuzz" / "runs.py"

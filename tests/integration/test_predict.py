@@ -15,10 +15,9 @@ from recordings import KEY, convert_quietly, ecg_like, write_wfdb
 from ecgfast.cli import main
 from ecgfast.config import load_config
 from ecgfast.errors import ConfigError, EcgfastError
-from ecgfast.evaluate.runs import load_run
-from ecgfast.evaluate.scores import probabilities
 from ecgfast.labels import label_store
 from ecgfast.predict import Predictor, check_weights, predict
+from ecgfast.runs.loading import load_run
 from ecgfast.store.reader import open_store
 from ecgfast.train.finetune import finetune
 
@@ -78,7 +77,7 @@ def test_each_window_has_the_probability_that_the_store_gives_it(
     lines = table(tmp_path / "out.csv")
     opened = open_store(store)
     loaded = load_run(run, opened)
-    expected = probabilities(loaded, opened, np.arange(len(opened)))
+    expected = loaded.probabilities(opened, np.arange(len(opened)))
     with store.with_name("store.sources.csv").open() as file:
         name_of = {line["record_id"]: line["record"] for line in csv.DictReader(file)}
     starts = opened.records["start_timestep"].to_pylist()

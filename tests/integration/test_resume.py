@@ -20,7 +20,7 @@ from training_runs import (
 from ecgfast.config import load_config
 from ecgfast.errors import ResumeError
 from ecgfast.log import read_metrics
-from ecgfast.train.loading import load_model
+from ecgfast.runs.loading import load_model
 from ecgfast.train.pretrain import pretrain
 
 STEPS = 40

@@ -10,20 +10,20 @@ import torch
 from ecgfast_kernels.codec import PATCH_WIDTH
 from numpy.typing import NDArray
 from torch import Tensor
+from toy import toy_meta
 
 from ecgfast.config import Config, load_config
 from ecgfast.data.loader import Loader
 from ecgfast.data.order import Plan
 from ecgfast.log import read_metrics
+from ecgfast.runs.checkpoint import newest
 from ecgfast.train import setup
-from ecgfast.train.checkpoint import newest
-from ecgfast.train.distributed import Ranks, join, master
+from ecgfast.train.distributed import Ranks, full_state, join, master
 from ecgfast.train.loop import Loop, train_step
 from ecgfast.train.microbatch import choose_microbatch
 from ecgfast.train.optim import StepReport, build_optimizer
 from ecgfast.train.pretrain import build_spread, masked_loss, memory_probe, microbatch_graph
 from ecgfast.train.signals import StopSignals
-from ecgfast.train.weights import full_state
 
 pytestmark = [
     pytest.mark.gpu,
@@ -82,7 +82,7 @@ def _loop(config: Config, ranks: Ranks, run: Path, num_steps: int, *, microbatch
         microbatch=microbatch,
         steps_per_epoch=NUM_RECORDS // 16,
         num_steps=num_steps,
-        meta={"kind": "pretrain", "identity": identity, "microbatch": microbatch},
+        meta=toy_meta(**identity),
         flops_per_record=1e9,
         graph=microbatch_graph(model, config, num_pieces=16 // microbatch),
     )

@@ -16,11 +16,10 @@ from training_runs import loss_trace, weights
 
 from ecgfast.config import load_config
 from ecgfast.errors import EcgfastError, ResumeError
-from ecgfast.evaluate.runs import load_run
+from ecgfast.runs.checkpoint import newest
+from ecgfast.runs.loading import load_model, load_run
 from ecgfast.store.reader import open_store
-from ecgfast.train.checkpoint import newest
 from ecgfast.train.finetune import finetune
-from ecgfast.train.loading import load_model
 from ecgfast.train.pretrain import pretrain
 
 NEWEST, BEFORE = "checkpoints/step-00000014", "checkpoints/step-00000007"

@@ -12,9 +12,10 @@ from training_runs import finish, loss_trace, start
 
 from ecgfast import log
 from ecgfast.config import load_config
-from ecgfast.evaluate.reconstruct import draw, fill_in
+from ecgfast.data.normalise import Normalisation
 from ecgfast.model.build import build_model
 from ecgfast.model.mae import EVALUATION_EPOCH
+from ecgfast.runs.reconstruction import draw, fill_in
 from ecgfast.store.reader import open_store
 from ecgfast.train import setup
 from ecgfast.train.distributed import Ranks
@@ -98,14 +99,20 @@ def test_the_first_record_is_drawn_as_the_command_draws_it_while_predictions_are
         model=model,
         store=reader,
         loader=setup.open_loader(
-            reader, config, ranks, rows, batch_size=3, seed=0, cohort=None, shuffle=False
+            reader,
+            config,
+            ranks,
+            rows,
+            batch_size=3,
+            seed=0,
+            normalisation=Normalisation(),
+            shuffle=False,
         ),
         inputs_of=model_inputs(model, config, epoch=EVALUATION_EPOCH),
         microbatch=1,
-        normalise=config.data.normalise,
-        cohort=None,
+        normalisation=Normalisation(),
     )
-    (result,) = fill_in(model, config, None, reader, rows[:1])
+    (result,) = fill_in(model, config, Normalisation(), reader, rows[:1])
     expected = io.BytesIO()
     draw(reader, result, ("II", "V5")).savefig(expected, format="png")
     with log.MetricsWriter(tmp_path) as metrics:

@@ -191,12 +191,12 @@ def test_engines_on_the_gpu_have_the_bits_of_engine_cpu(store_path: Path, engine
 
 def test_records_beyond_the_budget_stay_on_the_host(store_path: Path) -> None:
     from ecgfast.data.engine_resident import ResidentEngine
-    from ecgfast.data.normalise import mean_and_rstd
+    from ecgfast.data.normalise import Normalisation
     from ecgfast.data.source import Source
     from ecgfast.store.reader import open_store
 
     store, index = open_store(store_path), np.arange(40)
-    mean, rstd = mean_and_rstd(store, "record_lead")
+    mean, rstd = Normalisation().mean_and_rstd(store)
     source = Source(store=store, mean=mean, rstd=rstd, device=torch.device("cuda"))
     engines = [ResidentEngine(source, index=index, budget_gib=budget) for budget in (None, 1e-6)]
     (a, _), (b, _) = (next(engine.batches([index])) for engine in engines)

@@ -10,7 +10,7 @@ from recordings import make_store
 
 from ecgfast.data.engine_dali import DaliEngine
 from ecgfast.data.loader import build_loader
-from ecgfast.data.normalise import mean_and_rstd
+from ecgfast.data.normalise import Normalisation
 from ecgfast.data.source import Source
 from ecgfast.errors import CorruptStoreError
 from ecgfast.store.reader import open_store
@@ -40,7 +40,7 @@ def test_checksums_are_compared_before_an_upload(tmp_path: Path) -> None:
     """The GPU compares none; `_check_crc` runs on the host and leaves the bytes as they were."""
     path, _ = make_store(tmp_path, 8)
     store = open_store(path)
-    mean, rstd = mean_and_rstd(store, "record_lead")
+    mean, rstd = Normalisation().mean_and_rstd(store)
     source = Source(store=store, mean=mean, rstd=rstd, device=torch.device("cpu"))
     engine, index = DaliEngine(source), np.array([6, 2, 6])
     chunks = store.read_chunks(index)

@@ -12,7 +12,7 @@ from recordings import make_store
 
 from ecgfast.data.engine_cpu import CpuEngine
 from ecgfast.data.engine_resident import ResidentEngine, resident_bytes
-from ecgfast.data.normalise import mean_and_rstd
+from ecgfast.data.normalise import Normalisation
 from ecgfast.data.source import Source
 from ecgfast.errors import BackendUnavailableError, CorruptStoreError
 from ecgfast.store.reader import StoreReader, open_store
@@ -28,7 +28,7 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def source(store: StoreReader, device: torch.device = CPU) -> Source:
-    mean, rstd = mean_and_rstd(store, "record_lead")
+    mean, rstd = Normalisation().mean_and_rstd(store)
     return Source(store=store, mean=mean, rstd=rstd, device=device)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ecgfast.data.loader import Loader, _default_threads, build_loader, choose_engine
-from ecgfast.data.normalise import mean_and_rstd
+from ecgfast.data.normalise import Normalisation
 from ecgfast.errors import BackendUnavailableError, ConfigError, ResumeError
 from ecgfast.store.reader import StoreReader
 
@@ -18,7 +18,7 @@ def _visited(loader: Loader, epochs: int = 1) -> list[list[int]]:
 
 def test_patches_are_the_normalised_signal_rounded_once(small_store: StoreReader) -> None:
     loader = build_loader(small_store, batch_size=8, seed=3)
-    mean, rstd = mean_and_rstd(small_store, "record_lead")
+    mean, rstd = Normalisation().mean_and_rstd(small_store)
     for batch in loader:
         rows = batch.record_index.numpy()
         x = small_store.read(rows).astype(np.float32)

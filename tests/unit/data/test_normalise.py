@@ -1,7 +1,6 @@
 """Every normalisation mode against its definition, computed in fp64 from microvolts."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,9 @@ from resealed import change_lead_value
 from ecgfast.data.normalise import (
     MODES,
     CohortStatistics,
+    LeadStatistics,
+    Normalisation,
     cohort_statistics,
-    mean_and_rstd,
     training_rows,
 )
 from ecgfast.errors import ConfigError
@@ -29,7 +29,7 @@ def microvolt(small_store: StoreReader) -> NDArray[np.float64]:
 
 
 def _apply(store: StoreReader, mode: str, **options: CohortStatistics) -> NDArray[np.float64]:
-    mean, rstd = mean_and_rstd(store, mode, **options)
+    mean, rstd = Normalisation(mode=mode, **options).mean_and_rstd(store)
     signal = store.read(np.arange(len(store))).astype(np.float64)
     return (signal - mean[..., None]) * rstd[..., None]
 
@@ -62,19 +62,6 @@ def test_cohort_lead_uses_the_training_split_only(
     np.testing.assert_allclose(z, expected, atol=1e-3)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Statistics:
-    """Of records without a store, as raw files have them."""
-
-    scale_uv: NDArray[np.float32]
-    offset_adc: NDArray[np.float32]
-    lead_mean: NDArray[np.float32]
-    lead_std: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.scale_uv)
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_an_inverted_gain_changes_nothing_in_microvolt(mode: str) -> None:
     """A lead with a gain below 0 is stored upside down; its microvolts are like any other's."""
@@ -83,7 +70,7 @@ def test_an_inverted_gain_changes_nothing_in_microvolt(mode: str) -> None:
     scale_NC[1, 4] = -2.5
     offset_NC = np.full((3, 12), 30.0, np.float32)
     microvolt_NCT = (signal_NCT - offset_NC[..., None]) * scale_NC[..., None]
-    statistics = Statistics(
+    statistics = LeadStatistics(
         scale_uv=scale_NC,
         offset_adc=offset_NC,
         lead_mean=signal_NCT.mean(2).astype(np.float32),
@@ -91,7 +78,7 @@ def test_an_inverted_gain_changes_nothing_in_microvolt(mode: str) -> None:
     )
     mean_C, std_C = np.arange(12.0), np.arange(100.0, 112.0)
     cohort = CohortStatistics(mean_uv=tuple(mean_C), std_uv=tuple(std_C))
-    mean, rstd = mean_and_rstd(statistics, mode, cohort)
+    mean, rstd = Normalisation(mode=mode, cohort=cohort).mean_and_rstd(statistics)
     z_NCT = (signal_NCT - mean[..., None]) * rstd[..., None]
     centred_NCT = microvolt_NCT - microvolt_NCT.mean(2, keepdims=True)
     expected = {
@@ -143,7 +130,7 @@ def test_cohort_statistics_need_records(small_store: StoreReader) -> None:
 
 def test_unknown_mode_names_the_allowed_ones(small_store: StoreReader) -> None:
     with pytest.raises(ConfigError, match=r"record_lead, record, cohort_lead, none, got 'zscore'"):
-        mean_and_rstd(small_store, "zscore")
+        Normalisation(mode="zscore").mean_and_rstd(small_store)
 
 
 @pytest.fixture(scope="module")

@@ -59,8 +59,12 @@ def plan_of(rows: dict[str, np.ndarray]) -> scores.TestPlan:
     )
 
 
+def meta_of(target: str) -> SimpleNamespace:
+    return SimpleNamespace(target=target)
+
+
 def said_of(register: Register, store: StoreReader, tested: list[int]) -> list[str]:
-    run: Any = SimpleNamespace(name="ViT", target="ejection_fraction<40", register=register)
+    run: Any = SimpleNamespace(name="ViT", meta=meta_of("ejection_fraction<40"), register=register)
     results: Any = SimpleNamespace(plan=plan_of({"ViT": np.array(tested)}))
     return disclosures(store, [run], results)
 
@@ -94,9 +98,9 @@ def test_a_run_is_told_of_the_records_that_test_it(tmp_path: Path) -> None:
     encoder = Register.of(store, {"pretrain": rows_of(store, "3")})
     taught: dict[Any, np.ndarray] = {"train": rows_of(store, "1", "train")}
     both = with_encoder(Register.of(store, taught), encoder, "run")
-    one = SimpleNamespace(name="ViT", target="x=1", register=both)
-    two = SimpleNamespace(name="CNN", target="x=1", register=Register.of(store, taught))
-    pretraining = SimpleNamespace(name="Pretraining", target="", register=encoder)
+    one = SimpleNamespace(name="ViT", meta=meta_of("x=1"), register=both)
+    two = SimpleNamespace(name="CNN", meta=meta_of("x=1"), register=Register.of(store, taught))
+    pretraining = SimpleNamespace(name="Pretraining", meta=meta_of(""), register=encoder)
     rows = {"ViT": np.array([4, 5]), "CNN": np.array([4, 5, 13, 14])}
     results: Any = SimpleNamespace(plan=plan_of(rows))
     runs: Any = [one, two, pretraining]

@@ -5,12 +5,8 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
-from ecgfast.evaluate.operating import (
-    calibration,
-    operating_point,
-    sensitivity_threshold,
-    youden_threshold,
-)
+from ecgfast.evaluate.operating import calibration, operating_point
+from ecgfast.runs.roc import sensitivity_threshold, youden_threshold
 
 
 def test_youden_threshold_is_the_best_of_all_thresholds() -> None:

@@ -13,12 +13,11 @@ from ecgfast.evaluate.roc import (
     DELONG_T,
     PERMUTATION,
     Auroc,
-    auroc,
     delong,
     delong_paired,
     permutation_p_value,
-    roc_curve,
 )
+from ecgfast.runs.roc import auroc, roc_curve
 
 Floats = NDArray[np.float64]
 

@@ -144,7 +144,9 @@ def test_a_run_of_a_fold_is_tested_on_it(store: StoreReader, tmp_path: Path) -> 
 def test_runs_of_different_targets_are_not_compared(
     store: StoreReader, targets: list[str], got: str
 ) -> None:
-    runs: list[Any] = [SimpleNamespace(name=target, target=target) for target in targets]
+    runs: list[Any] = [
+        SimpleNamespace(name=target, meta=SimpleNamespace(target=target)) for target in targets
+    ]
     with pytest.raises(ConfigError, match=f"must share one target, got {got};"):
         scores.plan_tests(store, runs)
 

@@ -113,7 +113,9 @@ def test_cases_and_patients_of_each_split() -> None:
 def test_where_a_run_comes_from(init: str, select: str | None, cells: tuple[str, str]) -> None:
     settings = SimpleNamespace(normalise="record"), SimpleNamespace(seed=7)
     config = SimpleNamespace(preset="presets/vit.toml", data=settings[0], train=settings[1])
-    run: Any = SimpleNamespace(name="ViT", config=config, init=init, select=select)
+    run: Any = SimpleNamespace(
+        name="ViT", config=config, meta=SimpleNamespace(init=init, select=select)
+    )
     store: Any = SimpleNamespace(path=Path("a/s"), identity="0123456789abcdefghij", codec="none")
     origin = views.origin(store, [run])
     html = html_of(origin=origin)
@@ -129,7 +131,9 @@ def test_where_a_run_comes_from(init: str, select: str | None, cells: tuple[str,
 def test_a_training_curve_names_its_loss() -> None:
     curves: list[dict[str, Any]] = [{"training": ([1, 2], [3.0, 2.0])}, {}]
     runs: list[Any] = [
-        SimpleNamespace(name=name, target=TARGET, loss_curves=lambda found=found: found)
+        SimpleNamespace(
+            name=name, meta=SimpleNamespace(target=TARGET), loss_curves=lambda found=found: found
+        )
         for name, found in zip(("drawn", "empty"), curves, strict=True)
     ]
     html = html_of(training=views.training(runs))

@@ -14,16 +14,16 @@ from disk_calls import recorded_calls
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ecgfast.errors import ResumeError
-from ecgfast.train import checkpoint_writer
-from ecgfast.train.checkpoint import Slot, checkpoint_steps, load, newest
-from ecgfast.train.checkpoint_writer import CheckpointWriter
+from ecgfast.runs.checkpoint import checkpoint_steps, newest
+from ecgfast.train import checkpoint as checkpoints
+from ecgfast.train.checkpoint import CheckpointWriter, Slot, load
 from ecgfast.train.distributed import Ranks
 
 
 def save_and_stop(run: Path) -> None:
     big = torch.zeros(1 << 24)  # 64 MB: the save is still under way when the error comes
     with CheckpointWriter(run, Ranks(), keep=1) as writer:
-        writer.save({"model.weight": Slot(live=big, source=big)}, step=7, meta={})
+        writer.save({"model.weight": Slot(live=big, source=big)}, step=7, facts={})
         raise KeyboardInterrupt
 
 
@@ -38,17 +38,17 @@ def test_a_checkpoint_holds_the_weights_of_its_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk is slow, and training goes on meanwhile."""
-    moved, save = threading.Event(), checkpoint_writer.dcp_save
+    moved, save = threading.Event(), checkpoints.dcp_save
 
     def save_late(*args: Any, **kwargs: Any) -> object:
         assert moved.wait(60)
         return save(*args, **kwargs)
 
-    monkeypatch.setattr(checkpoint_writer, "dcp_save", save_late)
+    monkeypatch.setattr(checkpoints, "dcp_save", save_late)
     weight = torch.arange(6.0)
-    meta = {"kind": "pretrain", "identity": {}}
+    facts = {"kind": "pretrain", "identity": {}}
     with CheckpointWriter(tmp_path, Ranks(), keep=1) as writer:
-        writer.save({"model.weight": Slot(live=weight, source=weight)}, step=3, meta=meta)
+        writer.save({"model.weight": Slot(live=weight, source=weight)}, step=3, facts=facts)
         weight.zero_()
         moved.set()
     saved = newest(tmp_path)
@@ -62,9 +62,9 @@ def test_a_checkpoint_holds_the_weights_of_its_step(
 def test_a_file_that_grew_is_damage(tmp_path: Path) -> None:
     """PyTorch itself would read it without a word."""
     weight = torch.arange(6.0)
-    meta = {"kind": "pretrain", "identity": {}}
+    facts = {"kind": "pretrain", "identity": {}}
     with CheckpointWriter(tmp_path, Ranks(), keep=1) as writer:
-        writer.save({"model.weight": Slot(live=weight, source=weight)}, step=3, meta=meta)
+        writer.save({"model.weight": Slot(live=weight, source=weight)}, step=3, facts=facts)
     assert newest(tmp_path) is not None
     (data,) = (tmp_path / "checkpoints" / "step-00000003").glob("*.distcp")
     with data.open("ab") as file:
@@ -76,10 +76,10 @@ def test_a_file_that_grew_is_damage(tmp_path: Path) -> None:
 def saved(run: Path, *steps: int, keep: int = 9) -> Path:
     """A run with checkpoints of these steps."""
     weight = torch.arange(6.0)
-    meta = {"kind": "pretrain", "identity": {}}
+    facts = {"kind": "pretrain", "identity": {}}
     with CheckpointWriter(run, Ranks(), keep=keep) as writer:
         for step in steps:
-            writer.save({"model.weight": Slot(live=weight, source=weight)}, step=step, meta=meta)
+            writer.save({"model.weight": Slot(live=weight, source=weight)}, step=step, facts=facts)
     return run / "checkpoints"
 
 
@@ -187,7 +187,7 @@ def test_what_a_crash_left_is_removed_and_no_more(tmp_path: Path) -> None:
     saved(tmp_path)
     assert [path.name for path in folder.iterdir()] == ["step-00000003"]
     assert (tmp_path / "kept").is_dir()
-    checkpoint_writer.remove(folder / "absent")
+    checkpoints.remove(folder / "absent")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_what_a_crash_left_is_removed_and_no_more(tmp_path: Path) -> None:
 )
 def test_a_save_that_failed_is_one_line(failure: Exception, message: str, tmp_path: Path) -> None:
     failures: Any = {0: (failure, None)}
-    told = checkpoint_writer._not_written(tmp_path, CheckpointException("x", failures))
+    told = checkpoints._not_written(tmp_path, CheckpointException("x", failures))
     assert message in str(told)
 
 
@@ -218,7 +218,7 @@ def test_every_file_is_on_the_disk_before_the_checkpoint_has_its_name(
     calls = recorded_calls(tmp_path, monkeypatch)
     weight = torch.arange(12.0)
     with CheckpointWriter(tmp_path, Ranks(), keep=1) as writer:
-        writer.save({"model.weight": Slot(live=weight, source=weight)}, step=7, meta={})
+        writer.save({"model.weight": Slot(live=weight, source=weight)}, step=7, facts={})
     made, final = "checkpoints/writing-step-00000007", "checkpoints/step-00000007"
     named = calls.index(f"rename {made} to {final}")
     files = list((tmp_path / final).iterdir())

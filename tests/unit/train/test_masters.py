@@ -11,14 +11,14 @@ from toy import toy_batch, toy_config, toy_loop, toy_model
 from ecgfast.config import Config
 from ecgfast.errors import ConfigError
 from ecgfast.model.mae import MaskedAutoencoder
-from ecgfast.train.checkpoint import load, newest, training_state
-from ecgfast.train.distributed import Ranks, join, master, spread
+from ecgfast.runs.checkpoint import newest
+from ecgfast.train.checkpoint import load, training_state
+from ecgfast.train.distributed import Ranks, full_state, join, master, spread
 from ecgfast.train.loop import train_step
 from ecgfast.train.microbatch import split
 from ecgfast.train.optim import MasterAdamW, build_optimizer, is_decayed
 from ecgfast.train.pretrain import build_spread, masked_loss
 from ecgfast.train.signals import StopSignals
-from ecgfast.train.weights import full_state
 
 
 def _bf16(config: Config) -> MaskedAutoencoder:

@@ -12,14 +12,13 @@ from toy import toy_batch, toy_config, toy_loop, toy_model
 from ecgfast.config import Config
 from ecgfast.log import read_metrics
 from ecgfast.model.mae import MaskedAutoencoder
-from ecgfast.train.checkpoint import newest
-from ecgfast.train.distributed import Ranks, master, spread
+from ecgfast.runs.checkpoint import newest
+from ecgfast.train.distributed import Ranks, full_state, master, spread
 from ecgfast.train.loop import train_step
 from ecgfast.train.microbatch import split
 from ecgfast.train.optim import MasterAdamW, StepReport, build_optimizer
 from ecgfast.train.pretrain import masked_loss
 from ecgfast.train.signals import StopSignals
-from ecgfast.train.weights import full_state
 from ecgfast.vocabulary import Precision
 
 CLIP = 0.05  # bites: the toy's gradients are larger

@@ -6,12 +6,11 @@ import torch.distributed as dist
 from toy import toy_batch, toy_config, toy_model
 
 from ecgfast.errors import ConfigError
-from ecgfast.train.distributed import join, master, spread
+from ecgfast.train.distributed import full_state, join, master, spread
 from ecgfast.train.loop import train_step
 from ecgfast.train.optim import build_optimizer
 from ecgfast.train.pretrain import build_spread, masked_loss, microbatch_graph
 from ecgfast.train.replicas import GradientBuckets
-from ecgfast.train.weights import full_state
 
 
 def test_buckets_hold_the_gradients_in_backward_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,16 +12,10 @@ from toy_runs import pretraining_run
 
 from ecgfast.config import OptimConfig, free_on_resume, load_config
 from ecgfast.errors import EcgfastError, ResumeError
-from ecgfast.train.checkpoint import Checkpoint
+from ecgfast.runs.checkpoint import Checkpoint
+from ecgfast.runs.meta import contradictions, flat
 from ecgfast.train.distributed import Ranks
-from ecgfast.train.run_folder import (
-    asked_to_resume,
-    contradictions,
-    enter,
-    flat,
-    require_same,
-    write_settings,
-)
+from ecgfast.train.run_folder import asked_to_resume, enter, require_same, write_settings
 
 TOY = ["model.encoder_depth=1", "model.num_timesteps=250"]
 
@@ -128,7 +122,7 @@ def test_what_a_folder_holds_is_gone_on_with_only_when_asked(
 def test_another_experiment_is_refused(tmp_path: Path) -> None:
     identity = {"select": None, "seed": 3}
     index = Metadata(state_dict_metadata={})
-    checkpoint = Checkpoint(path=tmp_path, step=1, meta={"identity": identity}, index=index)
+    checkpoint = Checkpoint(path=tmp_path, step=1, facts={"identity": identity}, index=index)
     require_same(identity, checkpoint)
     for seed in (2, 4):
         with pytest.raises(ResumeError, match=rf"seed \(now {seed}, in the checkpoint 3\)"):

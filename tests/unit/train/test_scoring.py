@@ -7,6 +7,7 @@ from training_runs import make_store, preset
 
 from ecgfast.config import Config, load_config
 from ecgfast.data.loader import build_loader
+from ecgfast.data.normalise import Normalisation
 from ecgfast.model.build import build_classifier
 from ecgfast.store.reader import StoreReader, open_store
 from ecgfast.train.distributed import Ranks
@@ -34,7 +35,7 @@ def test_a_score_is_that_of_the_record_alone(kind: str, store: StoreReader, conf
         alone = [model.eval()(batch.patches).item() for batch in loader]
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    scorer = Scorer(store, config, Ranks(), ROWS, batch_size=4, cohort=None)
+    scorer = Scorer(store, config, Ranks(), ROWS, batch_size=4, normalisation=Normalisation())
     scores = scorer.logits(model)
     assert scores.dtype == np.float64
     np.testing.assert_allclose(scores, alone, atol=1e-5)  # batches of another size, in fp32

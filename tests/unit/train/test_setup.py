@@ -1,16 +1,13 @@
 """What is settled before the first step."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from torch.distributed.checkpoint.metadata import Metadata
+from toy import toy_meta
 
 from ecgfast.config import load_config
 from ecgfast.errors import ConfigError
 from ecgfast.model.attention_choice import Shape
 from ecgfast.train import setup
-from ecgfast.train.checkpoint import Checkpoint
 from ecgfast.train.distributed import Ranks
 
 GPU = Ranks(device=torch.device("cuda"))
@@ -48,17 +45,12 @@ def test_blocks_are_compiled_on_a_gpu_unless_asked_for() -> None:
 
 def test_a_resumed_run_keeps_its_attention_kernels_unless_others_are_asked_for() -> None:
     kept = {"encoder": "of the checkpoint"}
-    checkpoint = Checkpoint(
-        path=Path("run"),
-        step=1,
-        meta={"identity": {"attention_kernels": kept}},
-        index=Metadata(state_dict_metadata={}),
-    )
+    before = toy_meta(attention_kernels=kept)
     shape = Shape(num_tokens=61, num_heads=2, head_width=8, dtype=torch.float32)
     encoder, both = {"encoder": shape}, {"encoder": shape, "decoder": shape}
     auto, asked = load_config("demo"), load_config("demo", ["attention=math"])
-    assert setup.settle_attention(auto, encoder, Ranks(), checkpoint) == kept
-    chosen = setup.settle_attention(auto, both, Ranks(), checkpoint)  # another kind of run
+    assert setup.settle_attention(auto, encoder, Ranks(), before) == kept
+    chosen = setup.settle_attention(auto, both, Ranks(), before)  # another kind of run
     assert chosen.keys() == both.keys()
     assert "of the checkpoint" not in chosen.values()
-    assert setup.settle_attention(asked, encoder, Ranks(), checkpoint) == {"encoder": "math"}
+    assert setup.settle_attention(asked, encoder, Ranks(), before) == {"encoder": "math"}

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from ecgfast.train.checkpoint_index import IndexFormatError, read_index
+from ecgfast.runs.checkpoint_index import IndexFormatError, read_index
 
 SHAPES = [(), (3,), (3, 2), (3, 2, 4), (3, 2, 4, 5), (0,), (300, 70_000), (2**48 - 1,)]
 

@@ -17,9 +17,10 @@ from ecgfast.config import load_config
 from ecgfast.errors import ConfigError, EcgfastError, FormatError
 from ecgfast.model.build import build_classifier
 from ecgfast.runs.register import Register, write_register
+from ecgfast.runs.weights import export_safetensors, read_weights
+from ecgfast.train.distributed import full_state
 from ecgfast.train.initial import apply_initial, imagenet_file, read_initial
 from ecgfast.train.run_folder import write_settings
-from ecgfast.train.weights import export_safetensors, full_state, read_weights
 
 
 def test_export_and_read_give_the_same_bits(tmp_path: Path) -> None:

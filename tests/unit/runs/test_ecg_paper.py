@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from ecgfast.evaluate import ecg_paper
 from ecgfast.records import LEADS
+from ecgfast.runs import ecg_paper
 
 MM_PER_INCH = 25.4
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from torch import nn
+from toy import toy_meta
 
 from ecgfast.config import load_config
-from ecgfast.evaluate.runs import LoadedRun, name_runs
+from ecgfast.runs.loading import LoadedRun, name_runs
 
 
 def run(name: str, folder: str, **identity: object) -> LoadedRun:
@@ -14,7 +15,7 @@ def run(name: str, folder: str, **identity: object) -> LoadedRun:
         path=Path("runs") / folder,
         model=nn.Identity(),
         config=load_config("demo"),
-        meta={"identity": {"select": None, **identity}},
+        meta=toy_meta(**identity),
         register=None,
     )
 
@@ -27,6 +28,6 @@ def test_runs_of_one_kind_get_their_folders_name() -> None:
 
 def test_what_a_run_says_of_itself() -> None:
     tuned = run("CNN", "a", target="ejection_fraction<40", init="/x/y/model.safetensors")
-    assert (tuned.target, tuned.init) == ("ejection_fraction<40", "model.safetensors")
+    assert (tuned.meta.target, tuned.meta.init) == ("ejection_fraction<40", "model.safetensors")
     pretrained = run("Pretraining", "b")
-    assert (pretrained.target, pretrained.init, pretrained.select) == ("", "", None)
+    assert (pretrained.meta.target, pretrained.meta.init, pretrained.meta.select) == ("", "", None)

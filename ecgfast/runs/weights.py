@@ -1,4 +1,4 @@
-"""Weights as files: safetensors out; safetensors, .pth and runs in."""
+"""Weights as files: safetensors out; safetensors and .pth in."""
 
 import json
 import pickle
@@ -12,12 +12,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from ecgfast.config import Config, config_to_toml
 from ecgfast.errors import FormatError
 from ecgfast.store.durable import RESUME, write_durably
-from ecgfast.train.distributed import full, master
 
 # Keys in the header.
 CONFIG, DIGEST = "config", "file_sha256"
@@ -27,12 +26,6 @@ _UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error),
 )
 _ZEROS = "0" * 64  # stand for the digest where it is computed
-
-
-def full_state(model: nn.Module) -> dict[str, Tensor]:
-    """Gather a model's state dict to the CPU, unsharded, fp32; collective."""
-    state = model.state_dict(keep_vars=True)  # the parameters themselves know their masters
-    return {name: full(master(tensor).detach()).cpu() for name, tensor in state.items()}
 
 
 def export_safetensors(state: Mapping[str, Tensor], path: Path, config: Config) -> None:

@@ -13,8 +13,8 @@ from toy_runs import classifier_run, facts_of, pretraining_run, write_result
 
 from ecgfast.errors import ResumeError
 from ecgfast.model.build import build_classifier, build_model
+from ecgfast.runs.loading import load_model
 from ecgfast.runs.sealed import entries
-from ecgfast.train.loading import load_model
 from ecgfast.train.run_folder import write_settings
 
 LEADS = [0.5] * 12

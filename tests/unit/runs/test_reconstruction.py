@@ -10,25 +10,20 @@ from matplotlib.figure import Figure
 from recordings import convert_quietly, ecg_like, make_store, write_wfdb
 from report_pages import html_of
 from resealed import change_lead_value
+from toy import toy_meta
 
 from ecgfast.config import Config, load_config
 from ecgfast.convert import convert
 from ecgfast.data.loader import build_loader
+from ecgfast.data.normalise import Normalisation
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate import reconstruct as reconstructing
 from ecgfast.evaluate import views
-from ecgfast.evaluate.reconstruct import (
-    Reconstruction,
-    _denormalise,
-    draw,
-    fill_in,
-    in_millivolt,
-    reconstruct,
-    row_of,
-)
-from ecgfast.evaluate.runs import LoadedRun
+from ecgfast.evaluate.reconstruct import reconstruct, row_of
 from ecgfast.ingest.synthetic import write_cohort
 from ecgfast.model.mae import MaskedAutoencoder
+from ecgfast.runs.loading import LoadedRun
+from ecgfast.runs.reconstruction import Reconstruction, _denormalise, draw, fill_in, in_millivolt
 from ecgfast.store.reader import StoreReader, open_store
 
 ROWS = np.array([3, 0, 7])
@@ -54,12 +49,16 @@ def tiny(
     return MaskedAutoencoder(config.model, norm_patch_loss=norm_patch_loss).eval(), config
 
 
+def normalisation(config: Config) -> Normalisation:
+    return Normalisation(mode=config.data.normalise)
+
+
 @pytest.mark.parametrize("norm_patch_loss", [True, False])
 def test_the_error_is_the_training_loss_of_the_same_masks(
     store: StoreReader, norm_patch_loss: bool
 ) -> None:
     model, config = tiny(norm_patch_loss=norm_patch_loss)
-    results = fill_in(model, config, None, store, ROWS)
+    results = fill_in(model, config, normalisation(config), store, ROWS)
     assert [result.row for result in results] == ROWS.tolist()
     (batch,) = build_loader(store, batch_size=3, select=ROWS, shuffle=False, engine="cpu")
     masks = random_mask(
@@ -82,7 +81,7 @@ def test_the_original_is_in_millivolt_and_a_zero_prediction_is_the_mean(
     torch.nn.init.zeros_(model.decoder_pred.weight)
     torch.nn.init.zeros_(model.decoder_pred.bias)
     assert (store.offset_adc[ROWS] == 100).all()
-    for result in fill_in(model, config, None, store, ROWS):
+    for result in fill_in(model, config, normalisation(config), store, ROWS):
         scale, offset = store.scale_uv[result.row][:, None], store.offset_adc[result.row][:, None]
         adc = store.read([result.row])[0]
         np.testing.assert_allclose(result.original_mv, (adc - offset) * scale / 1000, atol=1e-6)
@@ -105,7 +104,7 @@ def test_a_title_has_pseudonym_and_error_and_says_that_data_are_synthetic(
     store: StoreReader,
 ) -> None:
     model, config = tiny()
-    result = fill_in(model, config, None, store, ROWS)[0]
+    result = fill_in(model, config, normalisation(config), store, ROWS)[0]
     titles = [text.get_text() for text in draw(store, result, ("II",)).axes[0].texts]
     pseudonym = store.records["record_id"][ROWS[0]].as_py()[:16]
     assert f"SYNTHETIC   record {pseudonym}   75% masked, error {result.loss:.2f}" in titles
@@ -117,7 +116,7 @@ def test_a_title_never_has_a_readable_id(tmp_path: Path) -> None:
     convert_quietly([tmp_path / "in"], tmp_path / "store", keep_identifiers=True)
     store = open_store(tmp_path / "store")
     model, config = tiny()
-    result = fill_in(model, config, None, store, np.array([0]))[0]
+    result = fill_in(model, config, normalisation(config), store, np.array([0]))[0]
     titles = [text.get_text() for text in draw(store, result, ("II",)).axes[0].texts]
     assert f"record in row 0   75% masked, error {result.loss:.2f}" in titles
     assert not any("DOE" in title for title in titles)
@@ -125,7 +124,7 @@ def test_a_title_never_has_a_readable_id(tmp_path: Path) -> None:
 
 def test_a_mask_covers_three_quarters_in_whole_patches(store: StoreReader) -> None:
     model, config = tiny()
-    for result in fill_in(model, config, None, store, ROWS):
+    for result in fill_in(model, config, normalisation(config), store, ROWS):
         patches = result.mask.reshape(12, 20, 250)
         assert (patches == patches[..., :1]).all()
         assert patches[..., 0].sum() == 180
@@ -163,8 +162,7 @@ def test_flat_and_inverted_leads_come_back_to_millivolt(tmp_path: Path) -> None:
         torch.zeros(1, 240, 256),
         pred_BNP,
         torch.zeros(1, 240, dtype=torch.bool),
-        normalise="record_lead",
-        cohort=None,
+        normalisation=Normalisation(),
         norm_patch=False,
     )
     scale_C = np.array([5.0] * 4 + [-2.5] + [5.0] * 7)
@@ -188,9 +186,8 @@ def test_a_report_takes_records_of_the_whole_store_and_draws_the_middle_one(
     store: StoreReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, config = tiny()
-    meta = {"identity": {}, "preprocessing": {"cohort": None}}
     run = LoadedRun(
-        name="MAE", path=Path("run"), model=model, config=config, meta=meta, register=None
+        name="MAE", path=Path("run"), model=model, config=config, meta=toy_meta(), register=None
     )
     drawn = []
 
@@ -202,7 +199,8 @@ def test_a_report_takes_records_of_the_whole_store_and_draws_the_middle_one(
     monkeypatch.setattr(views, "draw", remember)
     view = views.reconstruction(run, store)
     html, error = html_of(reconstructions=[view]), view["error"]
-    losses = {r.loss: r.row for r in fill_in(model, config, None, store, np.array([0, 2, 4]))}
+    again = fill_in(model, config, normalisation(config), store, np.array([0, 2, 4]))
+    losses = {result.loss: result.row for result in again}
     assert error == pytest.approx(np.mean(list(losses)))
     assert drawn == [losses[sorted(losses)[1]]] * 2
     assert f"of 3 records of which nobody knows whether pretraining read them: {error:.3f}" in html

@@ -1,0 +1,258 @@
+"""What a run says about itself: its settings, its records and how they were prepared.
+
+Checkpoints (``meta.json``) and finished fine-tunings (``result.json``) hold it as JSON, which is
+checked and parsed here and nowhere else.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+from ecgfast.config import Config, config_from_dict, free_on_resume
+from ecgfast.data.normalise import CohortStatistics, Normalisation
+from ecgfast.errors import ConfigError, ResumeError
+from ecgfast.records import NUM_LEADS
+from ecgfast.runs.sealed import RUN_FILES, Facts
+from ecgfast.store.reader import StoreReader
+
+Kind = Literal["pretrain", "finetune"]
+
+_IDENTITY = {"store": (str,), "select": (str, type(None))}
+_OF_CLASSIFIER = {
+    **{"target": (str,), "init": (str,), "model": (str,)},
+    "fold": (int, type(None)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How records became a model's input.
+
+    Attributes:
+        store: options of `convert` that made the store, such as "window" and "short".
+        normalisation: of the signals, with the statistics of the training records.
+    """
+
+    store: Mapping[str, Any]
+    normalisation: Normalisation
+
+    @classmethod
+    def of(cls, store: StoreReader, normalisation: Normalisation) -> Self:
+        """The preprocessing of a store's records."""
+        return cls(store=store.manifest["preprocessing"], normalisation=normalisation)
+
+    @classmethod
+    def from_facts(cls, facts: Facts) -> Self:
+        """Read what `as_facts` made, checked before."""
+        cohort = facts["cohort"]
+        if cohort is not None:
+            mean_uv, std_uv = tuple(cohort["mean_uv"]), tuple(cohort["std_uv"])
+            cohort = CohortStatistics(mean_uv=mean_uv, std_uv=std_uv)
+        return cls(
+            store=facts["store"],
+            normalisation=Normalisation(mode=facts["normalise"], cohort=cohort),
+        )
+
+    def as_facts(self) -> Facts:
+        """Plain values for JSON."""
+        cohort = self.normalisation.cohort
+        return {
+            "store": self.store,
+            "normalise": self.normalisation.mode,
+            "cohort": None if cohort is None else asdict(cohort),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunMeta:
+    """What a run says about itself.
+
+    Attributes:
+        kind: what trained it.
+        identity: what a resumed run must share with this one: `flat` settings, the store, the
+            selection, and for a classifier its target, labels, first weights and model.
+        preprocessing: how its records were prepared.
+        microbatch: records per rank and forward pass; None where a run does not say.
+        thresholds: of a finished fine-tuning, set on its validation records; None without one.
+        run_files: sizes and digests of the run's other files, as `sealed.entries` gives them.
+    """
+
+    kind: Kind
+    identity: Mapping[str, Any]
+    preprocessing: Preprocessing
+    microbatch: int | None = None
+    thresholds: Mapping[str, float | None] = field(default_factory=dict)
+    run_files: Mapping[str, Facts] = field(default_factory=dict)
+
+    @classmethod
+    def from_facts(cls, facts: Facts, where: Path) -> Self:
+        """Check and parse the JSON of a checkpoint or of a finished fine-tuning.
+
+        Args:
+            facts: the JSON.
+            where: its file, for messages.
+        Raises:
+            ResumeError: it lacks what a run needs, or has it in the wrong form.
+        """
+        why = _missing(facts)
+        if why is not None:
+            raise ResumeError(f"{where} is damaged: {why}; restore it from a copy, or train again")
+        return cls(
+            kind=facts["kind"],
+            identity=facts["identity"],
+            preprocessing=Preprocessing.from_facts(facts["preprocessing"]),
+            microbatch=facts.get("microbatch"),
+            thresholds=facts.get("thresholds", {}),
+            run_files=facts.get(RUN_FILES, {}),
+        )
+
+    def as_facts(self) -> Facts:
+        """What a checkpoint keeps of it, as plain values for JSON."""
+        return {
+            "kind": self.kind,
+            "identity": self.identity,
+            "microbatch": self.microbatch,
+            "preprocessing": self.preprocessing.as_facts(),
+        }
+
+    @property
+    def target(self) -> str:
+        """What a case is; empty for pretraining runs."""
+        return str(self.identity.get("target") or "")
+
+    @property
+    def init(self) -> str:
+        """Name of a classifier's initial weights, without their folder; empty for pretraining."""
+        return Path(self.identity.get("init") or "").name
+
+    @property
+    def model(self) -> Literal["vit", "cnn"]:
+        """Architecture of a classifier."""
+        return cast(Literal["vit", "cnn"], self.identity["model"])
+
+    @property
+    def select(self) -> str | None:
+        """Expression that chose the run's records; None: all."""
+        return cast(str | None, self.identity.get("select"))
+
+    @property
+    def fold(self) -> int | None:
+        """The fold that it held out, None where it took the splits."""
+        return cast(int | None, self.identity.get("fold"))
+
+    @property
+    def threshold(self) -> float | None:
+        """With the highest Youden index on its own validation records; None without one."""
+        return self.thresholds.get("youden")
+
+    @property
+    def name(self) -> str:
+        """What reports call it, such as "ViT, pretrained"."""
+        init = self.identity.get("init")
+        if not init:
+            return "Pretraining"
+        if self.model == "cnn":
+            return "CNN"
+        words = {"random": "random init", "imagenet-mae": "ImageNet"}
+        return f"ViT, {words.get(init, 'pretrained')}"
+
+    def config(self, where: Path) -> Config:
+        """Build the settings from their flat names; the rest of the identity is left out.
+
+        Args:
+            where: the file of these facts, for the message.
+        Raises:
+            ResumeError: these are no settings of this version.
+        """
+        tree: Facts = {}
+        plain = {name for name in flat(Config()) if "." not in name}
+        for name, value in self.identity.items():
+            section, dot, key = name.partition(".")
+            if dot:
+                tree.setdefault(section, {})[key] = value
+            elif name in plain:
+                tree[name] = value
+        try:
+            return config_from_dict(tree)
+        except ConfigError as error:
+            raise ResumeError(f"{where} is damaged: {error}; restore it from a copy") from error
+
+
+def flat(config: Config) -> Facts:
+    """Settings as ``section.name`` to plain values."""
+    values: Facts = {}
+    for name, value in asdict(config).items():
+        if isinstance(value, dict):
+            values |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            values[name] = value
+    return values
+
+
+def contradictions(
+    now: Mapping[str, Any], then: Mapping[str, Any], *, where: str = "checkpoint"
+) -> list[str]:
+    """List the settings in which a resumed run differs from its checkpoint.
+
+    Args:
+        now: flat names to plain values.
+        then: the same of the checkpoint.
+        where: they stand, for the message.
+    """
+    free = free_on_resume()
+    names = [name for name in {**then, **now} if name not in free]
+    return [
+        f"{name} (now {now.get(name)!r}, in the {where} {then.get(name)!r})"
+        for name in names
+        if _plain(now.get(name)) != _plain(then.get(name))
+    ]
+
+
+def _plain(value: object) -> object:
+    """What JSON would keep: tuples are lists."""
+    return json.loads(json.dumps(value))
+
+
+def _missing(facts: Facts) -> str | None:
+    """What of a run's facts is missing or wrong; None where all is right."""
+    identity, preprocessing = facts.get("identity"), facts.get("preprocessing")
+    if not isinstance(identity, dict) or not isinstance(preprocessing, dict):
+        return "it has no identity or no preprocessing"
+    kind = facts.get("kind")
+    if kind not in ("pretrain", "finetune"):
+        return f"its kind is {kind!r:.40}"
+    needed = _IDENTITY | (_OF_CLASSIFIER if kind == "finetune" else {})
+    wrong = [name for name, types in needed.items() if type(identity.get(name)) not in types]
+    if wrong:
+        return f"its identity has no right {', '.join(wrong)}"
+    if kind == "finetune" and identity["model"] not in ("vit", "cnn"):
+        return f"its model is {identity['model']!r:.40}"
+    store, cohort = preprocessing.get("store"), preprocessing.get("cohort", "none given")
+    if not isinstance(store, dict) or not {"window", "short"} <= store.keys():
+        return "its preprocessing does not say how the store was made"
+    if preprocessing.get("normalise") != identity.get("data.normalise"):
+        return "its preprocessing and its settings disagree about normalise"
+    if cohort is not None and not _is_cohort(cohort):
+        return "its preprocessing has no right cohort statistics"
+    thresholds = facts.get("thresholds", {})
+    if not isinstance(thresholds, dict) or not all(map(_is_threshold, thresholds.values())):
+        return "its thresholds are no numbers"
+    return None
+
+
+def _is_threshold(value: object) -> bool:
+    return value is None or type(value) in (int, float)
+
+
+def _is_cohort(value: object) -> bool:
+    names = {field.name for field in fields(CohortStatistics)}
+    if not isinstance(value, dict) or set(value) != names:
+        return False
+    return all(
+        isinstance(numbers, list)
+        and len(numbers) == NUM_LEADS
+        and all(type(number) in (int, float) for number in numbers)
+        for numbers in value.values()
+    )

@@ -1,0 +1,171 @@
+"""Masked records that an autoencoder filled in, back in millivolt and drawn.
+
+Shapes: B records, N patches, P patch length, C leads, T timesteps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from ecgfast_kernels.ops.mask import random_mask
+from ecgfast_kernels.ops.reference import TARGET_EPS
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ecgfast.config import Config
+from ecgfast.data.loader import build_loader
+from ecgfast.data.normalise import LeadStatistics, Normalisation
+from ecgfast.model.mae import EVALUATION_EPOCH, MaskedAutoencoder
+from ecgfast.model.vit import unpatchify
+from ecgfast.records import LEADS
+from ecgfast.runs import ecg_paper
+from ecgfast.store.reader import StoreReader
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """One record, as it was and as the model filled it in.
+
+    Attributes:
+        row: of the record in the store.
+        original_mv: (C, T) float32, millivolt.
+        filled_mv: (C, T) float32, millivolt, every patch as predicted.
+        mask: (C, T) bool, True = removed.
+        loss: mean squared error over the removed patches; 1.0 = each patch's mean, when targets
+            are normalised.
+    """
+
+    row: int
+    original_mv: NDArray[np.float32]
+    filled_mv: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    loss: float
+
+
+def draw(store: StoreReader, result: Reconstruction, leads: Sequence[str] = LEADS) -> Figure:
+    """Draw a record as original, masked and reconstructed.
+
+    The title names its pseudonym and loss and, where it is so, that the data are synthetic. Of a
+    store that keeps readable ids it names the row instead.
+
+    Args:
+        store: of the record.
+        result: what the model made of it.
+        leads: names of the leads to draw.
+    """
+    is_readable = store.manifest["identifiers"] == "kept"
+    record_id = str(store.records["record_id"][result.row].as_py())
+    name = f"in row {result.row}" if is_readable else record_id[:16]
+    mark = "SYNTHETIC   " if store.manifest["synthetic"] else ""
+    share = result.mask.mean()
+    return ecg_paper.reconstruction(
+        result.original_mv,
+        result.filled_mv,
+        result.mask,
+        title=f"{mark}record {name}   {share:.0%} masked, error {result.loss:.2f}",
+        leads=leads,
+    )
+
+
+def fill_in(
+    model: MaskedAutoencoder,
+    config: Config,
+    normalisation: Normalisation,
+    store: StoreReader,
+    rows_B: NDArray[np.int64],
+) -> list[Reconstruction]:
+    """Mask and reconstruct records of a store.
+
+    Args:
+        model: in evaluation mode.
+        config: of its run.
+        normalisation: of its run.
+        store: an open store.
+        rows_B: (B,) int64 rows.
+    """
+    store.check_digests(rows_B)
+    loader = build_loader(
+        store, batch_size=min(32, len(rows_B)), engine="cpu", select=rows_B, shuffle=False,
+        drop_last=False, normalise=normalisation,
+    )  # fmt: skip
+    results = []
+    for batch in loader:
+        patches_BNP = batch.patches.float()
+        ids_keep, ids_restore, mask_BN = random_mask(
+            batch.record_index, seed=config.train.seed, epoch=EVALUATION_EPOCH,
+            num_patches=model.num_patches, num_keep=model.num_keep(config.mask.ratio),
+        )  # fmt: skip
+        with torch.inference_mode():
+            _, pred_BNP = model(patches_BNP, ids_keep, ids_restore, mask_BN)
+        results += in_millivolt(
+            store, batch.record_index, patches_BNP, pred_BNP, mask_BN,
+            normalisation=normalisation, norm_patch=model.norm_patch_loss,
+        )  # fmt: skip
+    return results
+
+
+def in_millivolt(
+    store: StoreReader,
+    record_index_B: Tensor,
+    patches_BNP: Tensor,
+    pred_BNP: Tensor,
+    mask_BN: Tensor,
+    *,
+    normalisation: Normalisation,
+    norm_patch: bool,
+) -> list[Reconstruction]:
+    """Bring what a model saw and predicted back to the units of its records.
+
+    Where the model predicts normalised patches, each patch gets back its own mean and standard
+    deviation, as in the figures of He et al. 2022: shape is what the model predicts.
+
+    Args:
+        store: of the records.
+        record_index_B: (B,) int64 rows; this and the other tensors on any device.
+        patches_BNP: (B, N, 256) any float, normalised.
+        pred_BNP: (B, N, 250) any float, the model's output.
+        mask_BN: (B, N) bool, True = removed.
+        normalisation: that made the patches.
+        norm_patch: whether the model predicts normalised patches.
+    """
+    rows_B = record_index_B.cpu().numpy()
+    pred_BNP, mask_BN = pred_BNP.float().cpu(), mask_BN.cpu()
+    target_BNP = patches_BNP[..., : pred_BNP.shape[-1]].float().cpu()
+    losses, filled_BNP = _denormalise(pred_BNP, target_BNP, mask_BN, norm_patch)
+    filled_BCT = unpatchify(filled_BNP, num_leads=store.num_leads).numpy()
+    mask_BCT = unpatchify(mask_BN[..., None].expand_as(target_BNP), num_leads=store.num_leads)
+    leads = LeadStatistics.of(store, rows_B)
+    mean_BC, rstd_BC = normalisation.mean_and_rstd(leads)
+    adc_BCT, losses_B = store.read(rows_B), losses.tolist()
+    results = []
+    for n, row in enumerate(rows_B.tolist()):
+        scale, offset = leads.scale_uv[n][:, None], leads.offset_adc[n][:, None]
+        factor = rstd_BC[n][:, None]
+        z = filled_BCT[n]
+        adc = np.divide(z, factor, out=np.zeros_like(z), where=factor != 0)
+        filled = (adc + mean_BC[n][:, None] - offset) * scale / 1000
+        results.append(
+            Reconstruction(
+                row=row,
+                original_mv=((adc_BCT[n] - offset) * scale / 1000).astype(np.float32),
+                filled_mv=filled.astype(np.float32),
+                mask=mask_BCT[n].numpy(),
+                loss=losses_B[n],
+            )
+        )
+    return results
+
+
+def _denormalise(
+    pred_BNP: Tensor, target_BNP: Tensor, mask_BN: Tensor, norm_patch: bool
+) -> tuple[Tensor, Tensor]:
+    """Loss of each record (B,), and predictions in the units of the input."""
+    mean, std = torch.zeros(1), torch.ones(1)
+    if norm_patch:
+        mean = target_BNP.mean(dim=-1, keepdim=True)
+        std = (target_BNP.var(dim=-1, keepdim=True) + TARGET_EPS).sqrt()
+    error_BN = (pred_BNP - (target_BNP - mean) / std).square().mean(dim=-1)
+    num_removed = mask_BN.sum(dim=-1).clamp(min=1)
+    return (error_BN * mask_BN).sum(dim=-1) / num_removed, pred_BNP * std + mean
