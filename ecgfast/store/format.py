@@ -80,12 +80,6 @@ def lead_chunk_name(array: str, shard: int) -> str:
     return f"{SIGNALS}/{array}/c.{shard}.0"
 
 
-def zarr_metadata_names() -> tuple[str, ...]:
-    """Paths of every zarr.json, relative to the store."""
-    arrays = (f"{SIGNALS}/{name}/zarr.json" for name in ("signal", *LEAD_ARRAYS))
-    return (f"{SIGNALS}/zarr.json", *arrays)
-
-
 def num_shards(num_records: int) -> int:
     """Shard files that hold `num_records`."""
     return -(-num_records // SHARD_RECORDS)

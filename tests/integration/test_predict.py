@@ -91,10 +91,10 @@ def test_each_window_has_the_probability_that_the_store_gives_it(
         # batches of another size round apart; the columns have six digits
         assert float(line["probability"]) == pytest.approx(expected[row], abs=2e-5)
         assert line["target"] == TARGET
-        if abs(expected[row] - loaded.threshold) > 2e-5:  # the record that it was taken from
-            finding = expected[row] > loaded.threshold
+        if abs(expected[row] - loaded.meta.threshold) > 2e-5:  # the record that it was taken from
+            finding = expected[row] > loaded.meta.threshold
             assert line["finding"] == ("yes" if finding else "no")
-        assert float(line["threshold"]) == pytest.approx(loaded.threshold, abs=1e-6)
+        assert float(line["threshold"]) == pytest.approx(loaded.meta.threshold, abs=1e-6)
     assert set(lines) == stored
     assert len({round(value, 3) for value in expected}) > 5  # a model that tells records apart
 

@@ -36,7 +36,7 @@ def test_weights_come_back_ready_to_score(tmp_path: Path, caplog: pytest.LogCapt
     for run, expected in runs.items():
         model, found, facts = load_model(run)
         assert found == config
-        assert facts["identity"]["store"] == "0123"
+        assert facts.identity["store"] == "0123"
         assert not model.training
         state = expected.state_dict()
         assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
