@@ -16,11 +16,17 @@ from ecgfast_kernels.codec import lead_statistics, patches_from_int16
 from numpy.typing import NDArray
 
 from ecgfast import log
+<<<<<<< HEAD
 from ecgfast.convert.content import content_digests
 from ecgfast.convert.preprocess import Digits, Segment
 from ecgfast.convert.quality import einthoven_uv, signal_flags
 from ecgfast.convert.windows import Windows, check_source, read_windows
 from ecgfast.data.normalise import LeadStatistics
+=======
+from ecgfast.convert.measures import content_digests, einthoven_uv, signal_flags
+from ecgfast.convert.preprocess import Samples, Segment, Windows, check_source, read_windows
+from ecgfast.data.normalise import CohortStatistics, mean_and_rstd
+>>>>>>> fc558bf (Convert has 11 modules and speaks of workers, buffers and samples)
 from ecgfast.errors import ConfigError, FormatError, ShapeError
 from ecgfast.ingest import InputFile
 from ecgfast.ingest.inventory import discover
@@ -192,8 +198,8 @@ class Predictor:
         checks: list[list[str]] = []
         for first in range(0, len(usable), _BLOCK_WINDOWS):
             block = usable[first : first + _BLOCK_WINDOWS]
-            scores += self.probabilities(found.digits, block).tolist()
-            checks += _checks(found.digits, block)
+            scores += self.probabilities(found.samples, block).tolist()
+            checks += _checks(found.samples, block)
         known = self._known.words(item, found.record, usable)
         lines = iter(zip(usable, scores, checks, known, strict=True))
         return [
@@ -223,11 +229,11 @@ class Predictor:
             note=" ".join(sorted(words if is_number else {*words, "no_number"})),
         )
 
-    def probabilities(self, digits: Digits, windows: Sequence[Segment]) -> NDArray[np.float64]:
+    def probabilities(self, samples: Samples, windows: Sequence[Segment]) -> NDArray[np.float64]:
         """Score windows of one record.
 
         Args:
-            digits: the record; gives the windows their units.
+            samples: the record; gives the windows their units.
             windows: n windows of it.
         Returns:
             (n,) float64 in [0, 1].
@@ -235,9 +241,15 @@ class Predictor:
         signal_nCT, valid_nCT = _stacked(windows)
         mean_nC, std_nC = lead_statistics(signal_nCT, valid_nCT)
         shape = mean_nC.shape
+<<<<<<< HEAD
         statistics = LeadStatistics(
             scale_uv=np.broadcast_to(digits.scale_uv, shape).astype(np.float32),
             offset_adc=np.broadcast_to(digits.offset_adc, shape).astype(np.float32),
+=======
+        statistics = _Statistics(
+            scale_uv=np.broadcast_to(samples.scale_uv, shape).astype(np.float32),
+            offset_adc=np.broadcast_to(samples.offset_adc, shape).astype(np.float32),
+>>>>>>> fc558bf (Convert has 11 modules and speaks of workers, buffers and samples)
             lead_mean=mean_nC,
             lead_std=std_nC,
         )
@@ -274,12 +286,12 @@ def _stacked(
     return signal_nCT, np.stack([full if w.valid is None else w.valid for w in windows])
 
 
-def _checks(digits: Digits, windows: Sequence[Segment]) -> list[list[str]]:
+def _checks(samples: Samples, windows: Sequence[Segment]) -> list[list[str]]:
     """What the signal checks of convert find in each window."""
     signal_nCT, valid_nCT = _stacked(windows)
     mean_nC, std_nC = lead_statistics(signal_nCT, valid_nCT)
     scale_nC, offset_nC = (
-        np.broadcast_to(each, std_nC.shape) for each in (digits.scale_uv, digits.offset_adc)
+        np.broadcast_to(each, std_nC.shape) for each in (samples.scale_uv, samples.offset_adc)
     )
     deviation_n = einthoven_uv(signal_nCT, scale_nC, offset_nC).tolist()
     return signal_flags(signal_nCT, valid_nCT, mean_nC, std_nC, scale_nC, deviation_n)

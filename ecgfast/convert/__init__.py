@@ -9,5 +9,5 @@ if TYPE_CHECKING:
 
 __all__ = ["ConvertSummary", "convert"]
 
-# Every worker imports this package, for `work` alone.
+# Every worker imports this package, but only for `work`.
 __getattr__, __dir__ = lazily(__name__, dict.fromkeys(__all__, "ecgfast.convert.run"))

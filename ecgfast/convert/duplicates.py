@@ -1,4 +1,4 @@
-"""Which records of a store are the same ECG: same digits, or one signal at another rate or cut.
+"""Which records of a store are the same ECG: equal samples, or one signal at another rate or cut.
 
 Records with one content digest are one ECG. Of each digest, one record is compared further, in four
 steps that leave fewer and fewer pairs, so that the time grows as N log N:
@@ -19,7 +19,7 @@ import numpy as np
 from ecgfast_kernels.codec.fingerprint import NO_BEAT, NUM_CORRELATIONS
 from numpy.typing import NDArray
 
-from ecgfast.convert.content import CORRELATION_STEPS
+from ecgfast.convert.measures import CORRELATION_STEPS
 from ecgfast.convert.same_signal import Smooth, likeness, smooth
 
 Read = Callable[[NDArray[np.int64]], NDArray[np.int16]]
@@ -28,9 +28,7 @@ LEAST_BEATS = 4
 
 _NEIGHBOURS = 8
 _DIRECTIONS = 8
-_QUERY_SLACK = (
-    0.5  # the tree may miss a neighbour for one up to 1.5 times as far: four times faster
-)
+_QUERY_SLACK = 0.5  # a neighbour up to 1.5 times as far may be given instead: four times faster
 _FARTHEST = 0.1  # root mean square over the correlations; half of a record stays within 0.05
 _BEAT_TOLERANCE_MS = 4
 _NO_LAG = np.iinfo(np.int16).max
@@ -171,7 +169,7 @@ def _beats_agree(one: NDArray[np.uint16], other: NDArray[np.uint16]) -> NDArray[
 
 
 class _Signals(NamedTuple):
-    """The signals of a few records, made ready when they are first compared."""
+    """The signals of a few records, smoothed when they are first compared."""
 
     numbers: dict[int, int]
     signals: NDArray[np.int16]  # (N, 12, 5000)

@@ -1,4 +1,4 @@
-"""The frozen request of a convert: what, from where, in which order; compared on every resume."""
+"""The frozen plan of a convert: options and ordered inputs; compared on every resume."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from ecgfast.store.durable import explained, write_durably
 from ecgfast.store.format import MANIFEST, beside
 
 _PLAN, _INPUTS = "plan.json", "inputs.jsonl"
-_LAYOUT = 5  # of the files beside the plan; another number cannot be gone on with
+_LAYOUT = 5  # version of the work folder's layout; other versions cannot be resumed
 _COUNTS = {"num_inputs": int, "num_files": int, "passed_over": dict, "examples": dict}  # of a plan
 
 Spec = dict[str, Any]
@@ -33,7 +33,7 @@ class Plan:
     Attributes:
         work: folder that holds it.
         num_inputs: how many there are.
-        num_files: files below the sources, counted when the list was made; 0 for a store.
+        num_files: files below the sources when the list was made; 0 for a store.
         passed_over: of them, those that nothing reads, by kind.
         examples: kind -> some of their paths.
     """
@@ -52,18 +52,18 @@ class Plan:
                 yield lines
 
 
-def finished(out: Path) -> bool:
+def is_finished(out: Path) -> bool:
     """Whether the folder holds a sealed store."""
     return (out / MANIFEST).exists()
 
 
-def begun(out: Path) -> bool:
+def is_frozen(out: Path) -> bool:
     """Whether an earlier run froze its plan."""
     return (work_folder(out) / _PLAN).exists()
 
 
 def check_free(out: Path) -> None:
-    """Refuse to write among foreign files.
+    """Refuse to write among files of somebody else.
 
     Raises:
         ConfigError: `out` exists and is not an empty folder.
@@ -75,9 +75,8 @@ def check_free(out: Path) -> None:
 
 
 def freeze_inputs(out: Path, inventory: Inventory) -> Plan:
-    """Write down the inputs of a new store, sorted; returns what `freeze` makes durable."""
-    work = work_folder(out)
-    _make(work)
+    """Write the sorted inputs of a new store; returns the plan that `freeze` makes durable."""
+    work = _made(work_folder(out))
     write_durably(work / _INPUTS, map(_line, inventory.inputs), mode=0o600)
     return Plan(
         work=work,
@@ -89,14 +88,14 @@ def freeze_inputs(out: Path, inventory: Inventory) -> Plan:
 
 
 def freeze(out: Path, spec: Spec, plan: Plan) -> Plan:
-    """Write down the plan of a new store, after its inputs: a plan that exists is whole.
+    """Write the plan of a new store, after its inputs: a plan that exists is whole.
 
     Args:
         out: folder of the store.
         spec: all that decides the store's bytes, sources included.
         plan: its inputs, or the number of records to transcode, and what else was found.
     """
-    _make(plan.work)
+    _made(plan.work)
     content = {"layout": _LAYOUT, "spec": spec} | {key: getattr(plan, key) for key in _COUNTS}
     write_durably(plan.work / _PLAN, [json.dumps(content).encode()], mode=0o600)
     return plan
@@ -107,7 +106,7 @@ def thaw(out: Path, spec: Spec) -> Plan:
 
     Raises:
         ResumeError: that run had other sources or options, named with both values, or was of a
-            version of ecgfast that kept its rows in another layout; or what it wrote is damaged.
+            version of ecgfast with another layout of the work folder; or its files are damaged.
     """
     work = work_folder(out)
     plan = _read_plan(out, work / _PLAN)
@@ -140,7 +139,7 @@ def _read_plan(out: Path, path: Path) -> dict[str, Any]:
 
 
 def _check_inputs(out: Path, path: Path, expected: int) -> None:
-    """Refuse a list that was cut short: the store would lack records, and nobody would know."""
+    """Refuse a list that was cut short: the store would lack records without an error."""
     if not path.is_file():
         raise _damaged(out, path, "it is no file")
     found = 0
@@ -166,9 +165,10 @@ def _compare(out: Path, earlier: Spec, now: Spec) -> None:
             )
 
 
-def _make(work: Path) -> None:
+def _made(work: Path) -> Path:
     with explained(work):
         work.mkdir(parents=True, exist_ok=True)
+    return work
 
 
 def _line(item: InputFile) -> bytes:

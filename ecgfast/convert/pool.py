@@ -27,26 +27,26 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_KEPT_BYTES = 32 << 20  # the most that glibc takes as a threshold
-_PENDING = 4  # tasks for each worker, on average, whose result was not asked for
-_MOST_PENDING = 2 * _PENDING  # of one: who is faster than the others takes more
-_ROOMS = _MOST_PENDING + 1  # at the last result its caller may still look
-_HIRED_AT_ONCE = 4
-_FILES_OF_WORKER = 2 * _ROOMS + 4  # each room once more while it is looked at; pipes
+_KEPT_BYTES = 32 << 20  # the largest threshold that glibc accepts
+_PENDING = 4  # tasks per worker, on average, that were sent and whose result was not yet taken
+_MOST_PENDING = 2 * _PENDING  # upper limit per worker: fast workers get more tasks than slow ones
+_BUFFERS = _MOST_PENDING + 1  # per worker; one more, because the last result taken is still in use
+_STARTED_AT_ONCE = 4
+_FILES_OF_WORKER = 2 * _BUFFERS + 4  # each buffer, and its mapping while it is in use; pipes
 _OTHER_FILES = 128
-_one_start_at_a_time = Lock()  # it changes the environment
+_one_start_at_a_time = Lock()  # starting changes the environment
 _CURE = "run the same command again with fewer --workers, it goes on where it stopped"
 
 
-class Crew(Generic[Task, Result]):
+class WorkerPool(Generic[Task, Result]):
     """Spawned processes that work on tasks for this one; a context manager.
 
-    A few are hired at once, because their imports take a quarter of a second in which this process
-    may find out what there is to do; each further one when all the others are busy.
+    A few are started at once, because their imports take a quarter of a second in which this
+    process may list its inputs; each further one when all the others are busy.
 
     Args:
         function: picklable; it runs in the workers.
-        size: the most workers; 1 hires nobody, and the function runs here.
+        size: the most workers; with 1 no process is started, and the function runs here.
     """
 
     def __init__(self, function: Callable[[Task], Result], size: int) -> None:
@@ -57,9 +57,9 @@ class Crew(Generic[Task, Result]):
         if self._size > 1:
             _allow_files(self._size * _FILES_OF_WORKER + _OTHER_FILES)
             try:
-                for _ in range(min(self._size, _HIRED_AT_ONCE)):
-                    self._hire()
-            except BaseException:  # Ctrl-C too: who was hired would keep this process from ending
+                for _ in range(min(self._size, _STARTED_AT_ONCE)):
+                    self._start()
+            except BaseException:  # KeyboardInterrupt too: workers would keep this process alive
                 self.__exit__()
                 raise
         return self
@@ -68,19 +68,19 @@ class Crew(Generic[Task, Result]):
         for worker in self._workers:
             worker.kill()
         for worker in self._workers:
-            worker.end()
+            worker.close()
 
     def map(self, tasks: Iterable[Task]) -> Iterator[Result]:
         """Yield `function(task)` for every task, in the order of the tasks.
 
-        Arrays and `PickleBuffer`s of a result lie in memory that its worker fills again: take what
+        Arrays and `PickleBuffer`s of a result lie in memory that its worker fills again: copy what
         is to stay before asking for the next result.
 
         Args:
             tasks: read only as far ahead as work is in flight.
         Raises:
             EcgfastError: a worker was killed, or cannot be started.
-            BufferError: such memory is still held when it is needed.
+            BufferError: such memory is still in use when it is needed again.
         """
         if self._size == 1:
             yield from map(self._function, tasks)
@@ -96,13 +96,13 @@ class Crew(Generic[Task, Result]):
             yield pending.popleft().result()
 
     def _least_busy(self) -> "_Worker[Task, Result]":
-        with_room = (each for each in self._workers if each.num_pending < _MOST_PENDING)
-        worker = min(with_room, key=lambda each: each.num_unanswered())
-        if worker.num_unanswered() and len(self._workers) < self._size:
-            return self._hire()
-        return worker
+        free = (worker for worker in self._workers if worker.num_pending < _MOST_PENDING)
+        least = min(free, key=lambda worker: worker.num_unanswered())
+        if least.num_unanswered() and len(self._workers) < self._size:
+            return self._start()
+        return least
 
-    def _hire(self) -> "_Worker[Task, Result]":
+    def _start(self) -> "_Worker[Task, Result]":
         try:
             worker = _Worker(self._function)
         except OSError as error:
@@ -114,15 +114,8 @@ class Crew(Generic[Task, Result]):
         return worker
 
 
-def available_cores() -> int:
-    """Cores that this process may use; containers and batch systems allow fewer than there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 class _Worker(Generic[Task, Result]):
-    """A spawned process, with rooms for the results that nobody has asked for yet.
+    """A spawned process, with buffers for the results that were not yet taken.
 
     Not a ProcessPoolExecutor: that one sends results through a pipe, which copies them twice, and
     waits for ever when a worker is killed meanwhile, because it holds the pipe's other end open.
@@ -135,9 +128,9 @@ class _Worker(Generic[Task, Result]):
         with ExitStack() as opened:
             tasks, self._tasks = map(opened.enter_context, context.Pipe(duplex=False))
             self._answers, answers = map(opened.enter_context, context.Pipe(duplex=False))
-            files = [opened.enter_context(_file_in_memory()) for _ in range(_ROOMS)]
-            self._rooms = [_Room(file) for file in files]
-            args = (tasks, answers, self._rooms, function)
+            files = [opened.enter_context(_file_in_memory()) for _ in range(_BUFFERS)]
+            self._buffers = [_Buffer(file) for file in files]
+            args = (tasks, answers, self._buffers, function)
             self._process = context.Process(target=_work, args=args, daemon=True)
             with _one_start_at_a_time, _one_blas_thread(), _no_interrupts():
                 self._process.start()
@@ -148,34 +141,34 @@ class _Worker(Generic[Task, Result]):
 
     @property
     def num_pending(self) -> int:
-        """Tasks whose result was not asked for yet; the caller stays below `_ROOMS`."""
+        """Tasks whose result was not yet taken; the caller stays below `_BUFFERS`."""
         return self._sent - self._taken
 
     def num_unanswered(self) -> int:
         """Tasks that this worker has before it."""
-        with contextlib.suppress(EOFError, OSError):  # it was killed: `result` says so
+        with contextlib.suppress(EOFError, OSError):  # it was killed: `result` raises that
             while self._answers.poll():
-                self._await_answer()
+                self._receive_answer()
         return self._sent - self._answered
 
-    def _await_answer(self) -> None:
+    def _receive_answer(self) -> None:
         self._answers.recv()
         self._answered += 1
 
     def send(self, task: Task) -> None:
-        self._rooms[self._sent % _ROOMS].free()
+        self._buffers[self._sent % _BUFFERS].release()
         self._sent += 1
-        with contextlib.suppress(OSError):  # it was killed: `result` says so
+        with contextlib.suppress(OSError):  # it was killed: `result` raises that
             self._tasks.send(task)
 
     def result(self) -> Result:
-        """The result of the first task that has none yet."""
+        """The result of the first task whose result was not yet taken."""
         try:
             if self._answered == self._taken:
-                self._await_answer()
+                self._receive_answer()
         except (EOFError, OSError) as error:
             raise EcgfastError(self._end_of_process()) from error
-        result: Result | Exception = self._rooms[self._taken % _ROOMS].take()
+        result: Result | Exception = self._buffers[self._taken % _BUFFERS].read()
         self._taken += 1
         if isinstance(result, Exception):
             raise result
@@ -184,14 +177,14 @@ class _Worker(Generic[Task, Result]):
     def kill(self) -> None:
         self._process.kill()  # it may be in the middle of a task, or stopped
 
-    def end(self) -> None:
+    def close(self) -> None:
         self._process.join()
         self._opened.close()
 
     def _end_of_process(self) -> str:
         self._process.join()
         code = self._process.exitcode
-        if code is None or code < 0:  # a signal; None: somebody else has waited for it
+        if code is None or code < 0:  # a signal; None: the exit code was collected elsewhere
             return f"a worker process was killed, most often for want of memory; {_CURE}"
         return (
             f"a worker process ended with exit code {code}, its reason stands above; a script that "
@@ -199,10 +192,10 @@ class _Worker(Generic[Task, Result]):
         )
 
 
-class _Room:
-    """A file in memory that two processes share: a worker puts a result in, the parent looks at it.
+class _Buffer:
+    """A file in memory that two processes share: the worker writes a result, the parent reads it.
 
-    It holds a pickle, and behind it what the pickle only points to.
+    Layout: a pickle, then the raw buffers that it refers to (pickle protocol 5).
     """
 
     def __init__(self, file: FileIO) -> None:
@@ -210,9 +203,9 @@ class _Room:
         self._memory: mmap | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _shared_room, (DupFd(self._file.fileno()),)
+        return _shared_buffer, (DupFd(self._file.fileno()),)
 
-    def put(self, result: object) -> None:
+    def write(self, result: object) -> None:
         views: list[memoryview] = []
         head = pickle.dumps(result, 5, buffer_callback=lambda each: views.append(each.raw()))
         start = pickle.dumps((head, [len(view) for view in views]))
@@ -229,8 +222,8 @@ class _Room:
                 f"be allowed by `ulimit -f`; {_CURE}"
             ) from error
 
-    def take(self) -> Any:  # noqa: ANN401 (a result or an exception)
-        """The result; its buffers are views of this memory."""
+    def read(self) -> Any:  # noqa: ANN401 (a result or an exception)
+        """The result; its arrays are views of this memory."""
         try:
             self._memory = mmap(self._file.fileno(), 0, prot=PROT_READ)
         except OSError as error:
@@ -241,13 +234,13 @@ class _Room:
         view, ends = memoryview(self._memory), accumulate(lengths, initial=self._memory.tell())
         return pickle.loads(head, buffers=[view[start:end] for start, end in pairwise(ends)])
 
-    def free(self) -> None:
+    def release(self) -> None:
         if self._memory is not None:
             self._memory.close()
 
 
-def _shared_room(handle: Any) -> _Room:  # noqa: ANN401 (of a type without a name)
-    return _Room(FileIO(handle.detach(), "r+"))
+def _shared_buffer(handle: Any) -> _Buffer:  # noqa: ANN401 (of a type without a name)
+    return _Buffer(FileIO(handle.detach(), "r+"))
 
 
 def _file_in_memory() -> FileIO:
@@ -257,7 +250,7 @@ def _file_in_memory() -> FileIO:
 
 
 def _allow_files(wanted: int) -> None:
-    """Let this process open more files than its shell asked for, as far as it may."""
+    """Let this process open more files than its shell asked for, up to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -266,7 +259,7 @@ def _allow_files(wanted: int) -> None:
 
 @contextmanager
 def _no_interrupts() -> Iterator[None]:
-    """For processes started here, from the first instruction: Ctrl-C is the parent's to handle."""
+    """Block SIGINT in processes started here from the first instruction: the parent handles it."""
     ensure_running()  # or the first start would, and lift the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -293,28 +286,28 @@ def _one_blas_thread() -> Iterator[None]:
 def _work(
     tasks: "Connection[Any, Any]",
     answers: "Connection[Any, Any]",
-    rooms: list[_Room],
+    buffers: list[_Buffer],
     function: Callable[[Any], Any],
 ) -> None:
     """Answer tasks until the parent ends this process, or dies."""
     _keep_freed_memory()
     gc.freeze()  # what the imports have left is no garbage: no collection looks at it again
     with contextlib.suppress(EOFError, OSError):  # the parent has gone
-        for room in cycle(rooms):
+        for buffer in cycle(buffers):
             task = tasks.recv()
             try:
-                room.put(function(task))
+                buffer.write(function(task))
             except Exception as error:  # the parent raises it
-                room.put(error)
+                buffer.write(error)
             answers.send(None)
 
 
 def _keep_freed_memory() -> None:
-    """Stop glibc from giving a batch's memory back to the kernel after each batch.
+    """Stop glibc from returning the memory of each batch to the kernel after it.
 
     Every page comes back by a page fault: 47 for each record, counted on 5,000 of them.
     """
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # other C libraries have no such habit
+    if hasattr(libc, "mallopt"):  # other C libraries do not return it
         libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)

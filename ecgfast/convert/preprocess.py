@@ -1,19 +1,21 @@
-"""An `EcgRecord` of any rate and length -> windows of 12 x 5000 int16 at 500 Hz.
+"""One input file of any rate and length -> its windows of 12 x 5000 int16 at 500 Hz, or why not.
 
 A 500 Hz integer record of at least 5000 timesteps passes through unchanged, bit for bit.
-Everything else is said in the flags: resampled, cut, window, padded, interpolated, quantised.
+All that is done to others has a flag: resampled, cut, window, padded, interpolated, quantised.
 """
 
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfast.errors import FormatError
+from ecgfast.errors import EcgfastError, FormatError
+from ecgfast.ingest import InputFile, read_record, unreadable
 from ecgfast.ingest.files import check_values
 from ecgfast.ingest.leads import SCALE_UV
 from ecgfast.records import INVALID, NUM_LEADS, NUM_TIMESTEPS, SAMPLING_RATE_HZ, EcgRecord
@@ -27,7 +29,7 @@ _MAX_RATE_TERM = 1000  # 500/rate as a fraction with terms up to this; 499.998 H
 
 
 @dataclass(frozen=True, kw_only=True)
-class Digits:
+class Samples:
     """A whole record at 500 Hz.
 
     Attributes:
@@ -35,7 +37,7 @@ class Digits:
         valid: (12, T) bool, or None where every timestep is valid.
         scale_uv: (12,) float32; microvolt = (adc - offset_adc) * scale_uv.
         offset_adc: (12,) float32.
-        error_uv: largest error of quantisation, None for digits as they were.
+        error_uv: largest error of quantisation, None where nothing was rounded.
         flags: what was done.
     """
 
@@ -66,7 +68,60 @@ class Segment:
     flags: tuple[str, ...]
 
 
-def to_digits(record: EcgRecord) -> Digits:
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """What one file gives.
+
+    Attributes:
+        record: as the reader gave it.
+        samples: the whole record at 500 Hz.
+        segments: windows in order of time; an error instead says why that window is refused.
+    """
+
+    record: EcgRecord
+    samples: Samples
+    segments: list[Segment | FormatError]
+
+
+def read_windows(item: InputFile, *, window: Window, short: Short) -> Windows:
+    """Read a file and cut its windows.
+
+    Args:
+        item: of `discover`'s list.
+        window: which windows of a longer record.
+        short: what happens to a shorter one.
+    Raises:
+        FormatError, ShapeError: whatever is wrong with this one file, an array that the memory
+            cannot hold too.
+        OSError: the share fails.
+    """
+    record = read_record(item)
+    try:
+        with np.errstate(all="ignore"):  # what overflows is refused below
+            samples = to_samples(record)
+            segments = cut(samples, window=window, short=short)
+    except (EcgfastError, ImportError, OSError):
+        raise
+    except Exception as error:  # MemoryError too: one odd file must not end a run over millions
+        raise unreadable(item, error) from error
+    return Windows(record=record, samples=samples, segments=segments)
+
+
+def check_source(source: Path, *, again: str) -> None:
+    """After a refusal: see that the source itself is still there.
+
+    Args:
+        source: folder or file of a command line.
+        again: what to do when it is back.
+    Raises:
+        EcgfastError: it has gone, so that every further file would be refused.
+        OSError: the share fails.
+    """
+    if not source.exists():
+        raise EcgfastError(f"source {source} has gone while it was read; bring it back and {again}")
+
+
+def to_samples(record: EcgRecord) -> Samples:
     """Repair, resample and quantise a record as far as it needs.
 
     Raises:
@@ -78,17 +133,19 @@ def to_digits(record: EcgRecord) -> Digits:
     check_values(math.ceil(signal.shape[1] * max(ratio, 1)), NUM_LEADS, source)
     valid = _valid(signal)
     flags = record.flags if valid is None else (*record.flags, "interpolated")
-    if signal.dtype == np.int16 and ratio == 1:
-        if valid is not None:
-            signal = np.rint(_interpolated(signal, valid)).astype(np.int16)
-        return Digits(
-            signal=signal,
-            valid=valid,
-            scale_uv=record.scale_uv,
-            offset_adc=record.offset_adc,
-            error_uv=None,
-            flags=flags,
-        )
+    samples = Samples(
+        signal=signal,
+        valid=valid,
+        scale_uv=record.scale_uv,
+        offset_adc=record.offset_adc,
+        error_uv=None,
+        flags=flags,
+    )
+    is_integer = signal.dtype == np.int16
+    if is_integer and ratio == 1:
+        if valid is None:
+            return samples
+        return replace(samples, signal=np.rint(_interpolated(signal, valid)).astype(np.int16))
     values = signal.astype(np.float64) if valid is None else _interpolated(signal, valid)
     if ratio != 1:
         flags = (*flags, "resampled")
@@ -99,28 +156,21 @@ def to_digits(record: EcgRecord) -> Digits:
         # "line": the default pads with zeros, which rings where a lead has an offset.
         values = resample_poly(values, ratio.numerator, ratio.denominator, axis=1, padtype="line")
         valid = None if valid is None else _resampled_mask(valid, ratio, values.shape[1])
-    digits = Digits(
-        signal=record.signal,
-        valid=valid,
-        scale_uv=record.scale_uv,
-        offset_adc=record.offset_adc,
-        error_uv=None,
-        flags=flags,
-    )
-    return _quantised(digits, values, integers=record.signal.dtype == np.int16)
+        samples = replace(samples, valid=valid, flags=flags)
+    return _quantised(samples, values, integers=is_integer)
 
 
-def cut(digits: Digits, *, window: Window, short: Short) -> list[Segment | FormatError]:
+def cut(samples: Samples, *, window: Window, short: Short) -> list[Segment | FormatError]:
     """Cut the windows of a record.
 
     Args:
-        digits: the record at 500 Hz.
+        samples: the record at 500 Hz.
         window: "first", or "all" (whole windows one behind another; a shorter rest is dropped).
         short: what happens to records of fewer than 5000 timesteps.
     Returns:
         windows in order of time; an error instead says why that window is refused.
     """
-    length = digits.signal.shape[1]
+    length = samples.signal.shape[1]
     if length < NUM_TIMESTEPS:
         if length < MIN_PADDED_TIMESTEPS:
             return [
@@ -138,20 +188,20 @@ def cut(digits: Digits, *, window: Window, short: Short) -> list[Segment | Forma
                     reason="shorter than 10 s; --short pad takes it",
                 )
             ]
-        return [_segment(_padded(digits), 0, unpadded=length)]
+        return [_segment(_padded(samples), 0, unpadded=length)]
     if length == NUM_TIMESTEPS:
-        return [_segment(digits, 0)]
+        return [_segment(samples, 0)]
     if window == "first":
-        return [_segment(replace(digits, flags=(*digits.flags, "cut")), 0)]
-    digits = replace(digits, flags=(*digits.flags, "window"))
+        return [_segment(replace(samples, flags=(*samples.flags, "cut")), 0)]
+    samples = replace(samples, flags=(*samples.flags, "window"))
     starts = range(0, length - NUM_TIMESTEPS + 1, NUM_TIMESTEPS)
-    return [_segment(digits, start) for start in starts]
+    return [_segment(samples, start) for start in starts]
 
 
-def _segment(digits: Digits, start: int, unpadded: int = NUM_TIMESTEPS) -> Segment | FormatError:
+def _segment(samples: Samples, start: int, unpadded: int = NUM_TIMESTEPS) -> Segment | FormatError:
     span = slice(start, start + NUM_TIMESTEPS)
-    valid = None if digits.valid is None else digits.valid[:, span]
-    flags, share = digits.flags, 0.0
+    valid = None if samples.valid is None else samples.valid[:, span]
+    flags, share = samples.flags, 0.0
     if valid is not None:
         share = float((~valid[:, :unpadded]).mean())  # 1 - mean would lie above 1 % at 1 %
         if share > MAX_INVALID_SHARE:
@@ -164,19 +214,19 @@ def _segment(digits: Digits, start: int, unpadded: int = NUM_TIMESTEPS) -> Segme
             flags = tuple(flag for flag in flags if flag != "interpolated")
             valid = valid if unpadded < NUM_TIMESTEPS else None
     return Segment(
-        signal=digits.signal[:, span], valid=valid, start=start, invalid_share=share, flags=flags
+        signal=samples.signal[:, span], valid=valid, start=start, invalid_share=share, flags=flags
     )
 
 
-def _padded(digits: Digits) -> Digits:
+def _padded(samples: Samples) -> Samples:
     """Fill up to 5000 timesteps with 0 microvolt, left out of the statistics."""
-    length = digits.signal.shape[1]
-    zero = np.clip(np.rint(digits.offset_adc), -_MAX_ADC, _MAX_ADC).astype(np.int16)
+    length = samples.signal.shape[1]
+    zero = np.clip(np.rint(samples.offset_adc), -_MAX_ADC, _MAX_ADC).astype(np.int16)
     signal = np.repeat(zero[:, None], NUM_TIMESTEPS, axis=1)
-    signal[:, :length] = digits.signal
+    signal[:, :length] = samples.signal
     valid = np.zeros(signal.shape, bool)
-    valid[:, :length] = True if digits.valid is None else digits.valid
-    return replace(digits, signal=signal, valid=valid, flags=(*digits.flags, "padded"))
+    valid[:, :length] = True if samples.valid is None else samples.valid
+    return replace(samples, signal=signal, valid=valid, flags=(*samples.flags, "padded"))
 
 
 @lru_cache
@@ -218,15 +268,15 @@ def _resampled_mask(valid: NDArray[np.bool_], ratio: Fraction, length: int) -> N
     return valid[:, np.minimum(nearest, valid.shape[1] - 1)]
 
 
-def _quantised(digits: Digits, values: NDArray[np.float64], *, integers: bool) -> Digits:
+def _quantised(samples: Samples, values: NDArray[np.float64], *, integers: bool) -> Samples:
     """Round to int16: in the source's own units where it had integers, else as fine as fits."""
     if integers and np.abs(values).max() <= _MAX_ADC:
         signal = np.rint(values)
-        error = np.abs(values - signal).max(axis=1) * digits.scale_uv
-        return replace(digits, signal=signal.astype(np.int16), error_uv=float(error.max()))
+        error = np.abs(values - signal).max(axis=1) * samples.scale_uv
+        return replace(samples, signal=signal.astype(np.int16), error_uv=float(error.max()))
     microvolt = values
     if integers:
-        microvolt = (values - digits.offset_adc[:, None]) * digits.scale_uv[:, None]
+        microvolt = (values - samples.offset_adc[:, None]) * samples.scale_uv[:, None]
     peak = np.abs(microvolt).max(axis=1)
     if peak.max() > SCALE_UV[1] * _MAX_ADC:
         raise FormatError(
@@ -239,10 +289,10 @@ def _quantised(digits: Digits, values: NDArray[np.float64], *, integers: bool) -
     exact = scale.astype(np.float64)[:, None]
     signal = np.clip(np.rint(microvolt / exact), -_MAX_ADC, _MAX_ADC)
     return replace(
-        digits,
+        samples,
         signal=signal.astype(np.int16),
         scale_uv=scale,
         offset_adc=np.zeros_like(scale),
         error_uv=float(np.abs(microvolt - signal * exact).max()),
-        flags=(*digits.flags, "quantised"),
+        flags=(*samples.flags, "quantised"),
     )

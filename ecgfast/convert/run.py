@@ -10,9 +10,7 @@ from typing import get_args
 import pyarrow.compute as pc
 
 from ecgfast import log
-from ecgfast.convert.files import convert_files
-from ecgfast.convert.pool import available_cores
-from ecgfast.convert.transcode import transcode
+from ecgfast.convert.build import build_from_files, build_from_store
 from ecgfast.convert.work import Settings
 from ecgfast.errors import ConfigError, EcgfastError
 from ecgfast.labels import label_store
@@ -28,7 +26,7 @@ from ecgfast.store.format import (
     refuse_inside_store,
     sources_beside,
 )
-from ecgfast.store.reader import open_store
+from ecgfast.store.reader import available_cores, open_store
 from ecgfast.vocabulary import Codec, OnBad, PatientIds, Quality, Short, Window
 
 
@@ -82,7 +80,7 @@ def convert(
     target: str | None = None,
     keep_ages_over_89: bool = False,
 ) -> ConvertSummary:
-    """Convert files or folders, or transcode one store; the same call goes on after any crash.
+    """Convert files or folders, or transcode one store; the same call resumes after any crash.
 
     With more than one worker the calling script needs `if __name__ == "__main__":`, as everything
     that spawns processes does.
@@ -143,7 +141,7 @@ def convert(
                     f"{stores[0]} is a store, which is transcoded alone and as it is; give only "
                     "--out, --codec and --workers with it"
                 )
-            manifest = transcode(paths[0], out, codec=codec, workers=workers)
+            manifest = build_from_store(paths[0], out, codec=codec, workers=workers)
         else:
             settings = partial(
                 Settings,
@@ -156,7 +154,7 @@ def convert(
                 columns=tuple(columns or ()),
                 ages_over_89=keep_ages_over_89,
             )
-            manifest = convert_files(
+            manifest = build_from_files(
                 paths,
                 out,
                 settings,

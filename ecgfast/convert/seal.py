@@ -1,9 +1,9 @@
-"""The last step of a convert: tables, metadata, and the manifest that makes the folder a store."""
+"""The last step of a convert: mark duplicates, draw splits, write tables, then the manifest."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ecgfast import log
-from ecgfast.convert.marks import Waiting, mark_duplicates
+from ecgfast.convert.duplicates import Groups, Read, join_same_content, join_same_signal
+from ecgfast.convert.measures import FINGERPRINT_BYTES, unpacked_fingerprints
 from ecgfast.convert.preprocess import MAX_INVALID_SHARE
 from ecgfast.convert.work import Settings
 from ecgfast.errors import FormatError
@@ -26,33 +27,42 @@ from ecgfast.store.patients import retained, with_pseudonyms
 from ecgfast.store.shards import Shards
 from ecgfast.store.table import records_table, write_table
 from ecgfast.store.writer import StoreWriter
-from ecgfast.vocabulary import Codec
+
+_NO_FINGERPRINT = b"\xff" * FINGERPRINT_BYTES  # no beats
 
 
 @dataclass
 class _Lines:
-    """What one pass over the writer's lines leaves behind, beside the rows."""
+    """What one pass over the writer's lines collects beside the rows: about 100 bytes a record."""
 
     converted: set[int] = field(default_factory=set)  # positions: an input can give many windows
     quarantine: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     patient_keys: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
-    waiting: Waiting = field(default_factory=Waiting)
+    correlations: list[NDArray[np.int8]] = field(default_factory=list)
+    beats: list[NDArray[np.uint16]] = field(default_factory=list)
+    segments: dict[int, list[str]] = field(default_factory=dict)  # by the joined record's number
 
     def rows(self, writer: StoreWriter) -> Iterator[pa.Table]:
         for table, text in writer.lines():
+            if table["segments"].null_count < table.num_rows:
+                names = enumerate(table["segments"].to_pylist(), len(self.patient_keys))
+                self.segments |= {number: json.loads(each) for number, each in names if each}
             self.converted.update(table["position"].to_pylist())
             self.quarantine.append(text["quarantine"])
             self.sources.append(text["sources"])
             self.patient_keys += table["patient_key"].to_pylist()
             for words in table["left_out"].to_pylist():
                 self.left_out.update(words.split(";") if words else ())
-            self.waiting.add(table)
+            packed = pc.fill_null(table["fingerprint"], _NO_FINGERPRINT).to_pylist()
+            correlations, beats = unpacked_fingerprints(packed)
+            self.correlations.append(correlations)
+            self.beats.append(beats)
             yield table
 
 
-def seal_converted(
+def seal_from_files(
     out: Path,
     writer: StoreWriter,
     settings: Settings,
@@ -74,8 +84,10 @@ def seal_converted(
             f"none of {num_inputs} inputs could be converted; {sources_beside(out)} says why for "
             "each"
         )
-    read = partial(_read, Shards(out, writer.num_records), settings.codec)
-    table = mark_duplicates(table, lines.waiting, read)
+    shards = Shards(out, writer.num_records)  # the store has no manifest yet
+    table = _mark_duplicates(
+        table, lines, lambda records: decode_chunks(settings.codec, *shards.read(records))
+    )
     table, splits = assign_splits(
         table,
         lines.patient_keys,
@@ -85,26 +97,24 @@ def seal_converted(
         drawn_by="convert",
     )
     table = with_pseudonyms(table, lines.patient_keys, settings.pseudonyms)
-    records = write_table(out, table)
-    counts = {
-        "inputs": num_inputs,
-        "converted": len(lines.converted),
-        "quarantined": num_inputs - len(lines.converted),
-        "records": writer.num_records,
-        "duplicates": table.num_rows - table["duplicate_of"].null_count,
-    }
-    preprocessing = {
-        "sampling_rate_hz": SAMPLING_RATE_HZ,
-        "num_timesteps": NUM_TIMESTEPS,
-        "window": settings.window,
-        "short": settings.short,
-        "max_invalid_share": MAX_INVALID_SHARE,
-        "resampling": "scipy.signal.resample_poly, padtype line",
-    }
+    tables = {QUARANTINE: quarantine, RECORDS: write_table(out, table)}
     content = {
-        "preprocessing": preprocessing,
+        "preprocessing": {
+            "sampling_rate_hz": SAMPLING_RATE_HZ,
+            "num_timesteps": NUM_TIMESTEPS,
+            "window": settings.window,
+            "short": settings.short,
+            "max_invalid_share": MAX_INVALID_SHARE,
+            "resampling": "scipy.signal.resample_poly, padtype line",
+        },
         "quality": settings.quality,
-        "counts": counts,
+        "counts": {
+            "inputs": num_inputs,
+            "converted": len(lines.converted),
+            "quarantined": num_inputs - len(lines.converted),
+            "records": writer.num_records,
+            "duplicates": table.num_rows - table["duplicate_of"].null_count,
+        },
         "synthetic": _any_synthetic(table["flags"]),
         "identifiers": "kept" if settings.pseudonyms.keep else "pseudonyms",
         "key_fingerprint": settings.pseudonyms.fingerprint,
@@ -121,13 +131,12 @@ def seal_converted(
         "request": request,
         **found,
     }
-    _say_left_out(lines.left_out)
-    tables = {QUARANTINE: quarantine, RECORDS: records}
+    _log_left_out(lines.left_out)
     return writer.seal(settings.codec, tables, content)
 
 
-def _say_left_out(left_out: Mapping[str, int]) -> None:
-    """Count what stays out; the names of fields are not said, they can name patients."""
+def _log_left_out(left_out: Mapping[str, int]) -> None:
+    """Count what stays out; the names of fields are not logged, they can name patients."""
     if left_out:
         kinds = ", ".join(f"{kind} of {left_out[kind]:,} records" for kind in sorted(left_out))
         log.info(
@@ -136,10 +145,98 @@ def _say_left_out(left_out: Mapping[str, int]) -> None:
         )
 
 
-def _read(shards: Shards, codec: Codec, records: NDArray[np.int64]) -> NDArray[np.int16]:
-    """Records of a store that has no manifest yet, (n, 12, 5000)."""
-    return decode_chunks(codec, *shards.read(records))
-
-
 def _any_synthetic(flags: pa.ChunkedArray) -> bool:
     return bool(pc.any(pc.match_substring_regex(flags, r"(^|;)synthetic(;|$)")).as_py())
+
+
+def _mark_duplicates(table: pa.Table, lines: _Lines, read: Read) -> pa.Table:
+    """Fill the column `duplicate_of`, and add the flags "duplicate" and "segment".
+
+    A segment belongs to the record that was joined from it, whatever their order; of all others,
+    the first record of a group is the one that the later ones name.
+
+    Args:
+        table: of records.parquet, `duplicate_of` empty.
+        lines: of every row of it.
+        read: record numbers, ascending -> (n, 12, 5000) int16.
+    """
+    groups = Groups(table.num_rows)
+    recordings = _recordings(table)
+    segments = _segments(lines.segments, table, recordings)
+    codes = table["content"].combine_chunks().dictionary_encode().indices
+    join_same_content(groups, pc.fill_null(codes, -1).to_numpy().astype(np.int64))
+    correlation = np.concatenate(lines.correlations)
+    beats = np.concatenate(lines.beats)
+    join_same_signal(groups, correlation, beats, recordings, read)
+    for number in np.flatnonzero(segments).tolist():  # not before: copies of segments are compared
+        groups.join(int(recordings[number]), number)
+    named = _named(groups.firsts(), segments, recordings)
+    return _with_columns(table, named, segments)
+
+
+def _bases(table: pa.Table) -> list[str]:
+    """The pseudonym of each record's recording: windows are called ID@START."""
+    record_ids = table["record_id"].to_pylist()
+    starts = table["start_timestep"].to_pylist()
+    return [
+        record_id.removesuffix(f"@{start}") if start else record_id
+        for record_id, start in zip(record_ids, starts, strict=True)
+    ]
+
+
+def _recordings(table: pa.Table) -> NDArray[np.int64]:
+    """(N,) the number of the first window of each record's recording."""
+    recordings = np.arange(table.num_rows)
+    if pc.any(pc.greater(table["start_timestep"], 0)).as_py():
+        bases = _bases(table)  # windows lie one behind another
+        for number in range(1, len(bases)):
+            if bases[number] == bases[number - 1]:
+                recordings[number] = recordings[number - 1]
+    return recordings
+
+
+def _segments(
+    segments: dict[int, list[str]], table: pa.Table, recordings: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """(N,) which rows are segments; in `recordings` they get the number of the joined record."""
+    is_segment = np.zeros(table.num_rows, bool)
+    joined = {name: int(recordings[number]) for number, names in segments.items() for name in names}
+    for number, base in enumerate(_bases(table) if joined else []):
+        whole = joined.get(base, number)
+        if whole != number:
+            is_segment[number] = True
+            recordings[number] = whole
+    return is_segment
+
+
+def _named(
+    firsts: NDArray[np.int64], segments: NDArray[np.bool_], recordings: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """(N,) the record that each one is a duplicate of; itself where it is none."""
+    numbers = np.arange(len(firsts))
+    # The first record of each group that is no segment.
+    named = np.full(len(firsts), len(firsts))
+    np.minimum.at(named, firsts[~segments], numbers[~segments])
+    named = named[firsts]
+    # Another window of the same recording is no duplicate, though a copy may join the two.
+    own = ~segments & (recordings[named] == recordings)
+    return np.where(own, numbers, named)
+
+
+def _with_columns(
+    table: pa.Table, named: NDArray[np.int64], segments: NDArray[np.bool_]
+) -> pa.Table:
+    later = np.flatnonzero(named != np.arange(len(named)))
+    if later.size == 0:
+        return table
+    take = pa.array(named, mask=named == np.arange(len(named)))
+    table = _replaced(table, "duplicate_of", table["record_id"].take(take))
+    flags = table["flags"].to_pylist()
+    for number in later.tolist():
+        flag = "segment" if segments[number] else "duplicate"
+        flags[number] = ";".join(sorted({*filter(None, flags[number].split(";")), flag}))
+    return _replaced(table, "flags", pa.array(flags, pa.string()))
+
+
+def _replaced(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, column)

@@ -1,29 +1,37 @@
 """What a worker does: read, preprocess, check and encode a batch of input files."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ecgfast_kernels.codec import lead_statistics
 from numpy.typing import NDArray
 
-from ecgfast.convert.content import content_digests, packed_fingerprints
-from ecgfast.convert.fields import taken
+from ecgfast.convert.measures import (
+    content_digests,
+    einthoven_uv,
+    packed_fingerprints,
+    signal_flags,
+)
 from ecgfast.convert.plan import parse_input
-from ecgfast.convert.preprocess import Digits, Segment
-from ecgfast.convert.quality import einthoven_uv, signal_flags
-from ecgfast.convert.windows import check_source, read_windows
+from ecgfast.convert.preprocess import Segment, Windows, check_source, read_windows
 from ecgfast.errors import FormatError, Reason, ShapeError
 from ecgfast.ingest import InputFile, unreadable
 from ecgfast.ingest.inventory import printable
-from ecgfast.records import NO_PATIENT, NUM_LEADS, NUM_TIMESTEPS, EcgRecord, stored_age
-from ecgfast.store.format import encode_chunks
+from ecgfast.ingest.patient import codes_of
+from ecgfast.records import NO_PATIENT, NUM_LEADS, NUM_TIMESTEPS, EcgRecord, is_percent, stored_age
+from ecgfast.store.format import ROW_TYPES, encode_chunks
 from ecgfast.store.outcomes import Cursor, EncodedRecord, Outcome, Outcomes, Refusal, in_columns
 from ecgfast.store.patients import Pseudonyms, key_of_unnamed
 from ecgfast.vocabulary import Codec, Quality, Short, Window
+
+Label = str | float | None
+
+# What stays out, in words that hold no name of a field: a sidecar's key can name a patient.
+FREE_TEXT, OTHERS = "diagnoses in free text", "other fields"
 
 _STRICT: dict[str, Reason] = {
     "flat_lead": "signal check: flat_lead; --quality flag takes it",
@@ -33,8 +41,10 @@ _STRICT: dict[str, Reason] = {
     "interpolated": "signal check: interpolated; --quality flag takes it",
 }
 _BLOCK_RECORDS = 16  # two megabytes: what one step writes, the next finds in the cache
-_WAITING_BYTES = 64 << 20  # of records behind windows that wait: long ones are encoded at once
+_BUFFERED_BYTES = 64 << 20  # of records whose windows are buffered: long ones are encoded at once
 _LONGEST_DETAIL = 500  # characters of an error: a damaged file can bring megabytes into it
+
+_codes_of = lru_cache(maxsize=4096)(codes_of)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,28 +74,26 @@ class Settings:
     ages_over_89: bool = False
 
 
-Lines = tuple[list[bytes], Cursor, Settings]  # of the plan; where the first one begins
+Lines = tuple[list[bytes], Cursor, Settings]  # of the plan; the cursor before the first one
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Candidate:
-    """A window on its way into the store; `position` is its input's number, `after` the cursor."""
+class _Window(NamedTuple):
+    """A window to be encoded: of which file and recording, and the cursor behind it."""
 
     item: InputFile
     position: int
     after: Cursor
-    record: EcgRecord
-    digits: Digits
+    found: Windows
     segment: Segment
 
 
-def convert_lines(task: Lines) -> Outcomes:
-    """`convert_batch` of lines of the plan: workers parse them, the one writer need not."""
+def encode_lines(task: Lines) -> Outcomes:
+    """`encode_inputs` of lines of the plan: workers parse them, the one writer need not."""
     lines, start, settings = task
-    return convert_batch([parse_input(line) for line in lines], start, settings)
+    return encode_inputs([parse_input(line) for line in lines], start, settings)
 
 
-def convert_batch(items: Sequence[InputFile], start: Cursor, settings: Settings) -> Outcomes:
+def encode_inputs(items: Sequence[InputFile], start: Cursor, settings: Settings) -> Outcomes:
     """Turn input files into encoded records and refusals.
 
     Args:
@@ -96,73 +104,65 @@ def convert_batch(items: Sequence[InputFile], start: Cursor, settings: Settings)
         for each file its outcomes, at least one, in order of time.
     Raises:
         EcgfastError: a whole source has gone; a single bad file is a refusal.
-        OSError: the share fails; the caller stops and goes on later.
+        OSError: the share fails; the caller stops and resumes later.
     """
     outcomes: list[Outcome] = []
-    waiting: list[_Candidate | Refusal] = []
-    num_bytes = 0  # of the records behind what waits, a record once for each of its windows
+    buffered: list[_Window | Refusal] = []
+    num_bytes = 0  # of the records behind the buffered windows, once for each window
     for position, item in enumerate(items, start.position):
         skipped = start.outcome if position == start.position else 0
         for each in _windows(item, position, settings)[skipped:]:
-            waiting.append(each)
-            num_bytes += 0 if isinstance(each, Refusal) else each.digits.signal.nbytes
-            if len(waiting) == _BLOCK_RECORDS:
-                outcomes += _finished(waiting, settings)
-                waiting, num_bytes = [], 0
-        if num_bytes > _WAITING_BYTES:
-            outcomes += _finished(waiting, settings)
-            waiting, num_bytes = [], 0
-    return in_columns([*outcomes, *_finished(waiting, settings)])
+            buffered.append(each)
+            num_bytes += 0 if isinstance(each, Refusal) else each.found.samples.signal.nbytes
+            if len(buffered) == _BLOCK_RECORDS:
+                outcomes += _encoded(buffered, settings)
+                buffered, num_bytes = [], 0
+        if num_bytes > _BUFFERED_BYTES:
+            outcomes += _encoded(buffered, settings)
+            buffered, num_bytes = [], 0
+    return in_columns([*outcomes, *_encoded(buffered, settings)])
 
 
-def _windows(item: InputFile, position: int, settings: Settings) -> list[_Candidate | Refusal]:
+def _windows(item: InputFile, position: int, settings: Settings) -> list[_Window | Refusal]:
     behind = Cursor(position=position + 1)
     try:
         found = read_windows(item, window=settings.window, short=settings.short)
     except (FormatError, ShapeError) as error:
         check_source(item.source, again="run the same command again, it goes on where it stopped")
         return [_refusal(item, behind, error, settings)]
-    windows: list[_Candidate | Refusal] = []
+    windows: list[_Window | Refusal] = []
     for number, segment in enumerate(found.segments, 1):
         last = number == len(found.segments)
         after = behind if last else Cursor(position=position, outcome=number)
-        if isinstance(segment, FormatError):
-            windows.append(_refusal(item, after, segment, settings))
-        else:
-            windows.append(
-                _Candidate(
-                    item=item,
-                    position=position,
-                    after=after,
-                    record=found.record,
-                    digits=found.digits,
-                    segment=segment,
-                )
-            )
+        windows.append(
+            _refusal(item, after, segment, settings)
+            if isinstance(segment, FormatError)
+            else _Window(item, position, after, found, segment)
+        )
     return windows
 
 
-def _finished(waiting: list[_Candidate | Refusal], settings: Settings) -> list[Outcome]:
+def _encoded(buffered: list[_Window | Refusal], settings: Settings) -> list[Outcome]:
     """Encode the windows among some outcomes; one that cannot be encoded is a refusal."""
-    candidates = [each for each in waiting if isinstance(each, _Candidate)]
+    windows = [each for each in buffered if isinstance(each, _Window)]
     try:
-        encoded = _encoded(candidates, settings) if candidates else []
+        encoded = _encoded_block(windows, settings) if windows else []
     except Exception as error:  # of one of them: found by taking each alone
-        if len(waiting) > 1:
-            return [outcome for each in waiting for outcome in _finished([each], settings)]
-        (failed,) = candidates
+        if len(buffered) > 1:
+            return [outcome for each in buffered for outcome in _encoded([each], settings)]
+        (failed,) = windows
         return [_refusal(failed.item, failed.after, unreadable(failed.item, error), settings)]
     rest = iter(encoded)
-    return [each if isinstance(each, Refusal) else next(rest) for each in waiting]
+    return [each if isinstance(each, Refusal) else next(rest) for each in buffered]
 
 
-def _encoded(candidates: list[_Candidate], settings: Settings) -> list[Outcome]:
-    signal_NCT = _block()[: len(candidates)]
-    np.stack([candidate.segment.signal for candidate in candidates], out=signal_NCT)
-    valid_NCT = _valid(candidates, signal_NCT.shape)
+def _encoded_block(windows: list[_Window], settings: Settings) -> list[Outcome]:
+    signal_NCT = _block()[: len(windows)]
+    np.stack([window.segment.signal for window in windows], out=signal_NCT)
+    valid_NCT = _valid(windows, signal_NCT.shape)
     mean_NC, std_NC = lead_statistics(signal_NCT, valid_NCT)
-    scale_NC = np.stack([candidate.digits.scale_uv for candidate in candidates])
-    offset_NC = np.stack([candidate.digits.offset_adc for candidate in candidates])
+    scale_NC = np.stack([window.found.samples.scale_uv for window in windows])
+    offset_NC = np.stack([window.found.samples.offset_adc for window in windows])
     einthoven = einthoven_uv(signal_NCT, scale_NC, offset_NC).tolist()
     checks = signal_flags(signal_NCT, valid_NCT, mean_NC, std_NC, scale_NC, einthoven)
     leads_N4C = np.stack([scale_NC, offset_NC, mean_NC, std_NC], axis=1)
@@ -170,9 +170,9 @@ def _encoded(candidates: list[_Candidate], settings: Settings) -> list[Outcome]:
     fingerprints = packed_fingerprints(signal_NCT)
     chunks = encode_chunks(settings.codec, signal_NCT)
     result: list[Outcome] = []
-    for n, candidate in enumerate(candidates):
-        item, after = candidate.item, candidate.after
-        row = _row(candidate, settings, checks[n], einthoven[n])
+    for n, window in enumerate(windows):
+        item, after = window.item, window.after
+        row = _row(window, settings, checks[n], einthoven[n])
         row |= {"content": content[n], "fingerprint": fingerprints[n]}
         found = [flag for flag in _STRICT if flag in row["flags"].split(";")]
         if settings.quality == "strict" and found:
@@ -186,7 +186,7 @@ def _encoded(candidates: list[_Candidate], settings: Settings) -> list[Outcome]:
                 leads=leads_N4C[n],
                 row=row,
                 source=printable(str(item.path)),
-                recorded=candidate.record.provenance.get("recorded", ""),
+                recorded=window.found.record.provenance.get("recorded", ""),
                 record=item.record_id,
             )
         )
@@ -199,24 +199,24 @@ def _block() -> NDArray[np.int16]:
     return np.empty((_BLOCK_RECORDS, NUM_LEADS, NUM_TIMESTEPS), np.int16)
 
 
-def _valid(candidates: list[_Candidate], shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
-    if all(candidate.segment.valid is None for candidate in candidates):
+def _valid(windows: list[_Window], shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
+    if all(window.segment.valid is None for window in windows):
         return None
     valid = np.ones(shape, bool)
-    for n, candidate in enumerate(candidates):
-        if candidate.segment.valid is not None:
-            valid[n] = candidate.segment.valid
+    for n, window in enumerate(windows):
+        if window.segment.valid is not None:
+            valid[n] = window.segment.valid
     return valid
 
 
 def _row(
-    candidate: _Candidate, settings: Settings, checks: list[str], einthoven: float
+    window: _Window, settings: Settings, checks: list[str], einthoven: float
 ) -> dict[str, Any]:
-    item, record, segment = candidate.item, candidate.record, candidate.segment
+    item, record, segment = window.item, window.found.record, window.segment
     pseudonyms = settings.pseudonyms
     flags = [*segment.flags, *checks]
     if record.patient_id is None:
-        # Without a patient, a record is its own patient; the flag says that this is a guess.
+        # Without a patient, a record is its own patient; the flag marks this guess.
         flags.append(NO_PATIENT)
         patient = pseudonyms.of("record as patient", item.record_id)
         key = key_of_unnamed(item.record_id)
@@ -224,7 +224,7 @@ def _row(
         patient = pseudonyms.patient(record.patient_id, record.site)
         key = pseudonyms.patient_key(record.patient_id, record.site)
     record_id = pseudonyms.of("record", item.record_id)
-    labels, left_out = taken(record.labels, settings.columns)
+    labels, left_out = stored_labels(record.labels, settings.columns)
     return {
         "record_id": f"{record_id}@{segment.start}" if segment.start else record_id,
         "patient_id": patient,
@@ -237,15 +237,44 @@ def _row(
         "original_timesteps": record.signal.shape[1],
         "start_timestep": segment.start,
         "invalid_share": segment.invalid_share,
-        "quantisation_error_uv": candidate.digits.error_uv,
+        "quantisation_error_uv": window.found.samples.error_uv,
         "einthoven_uv": round(einthoven, 3),
         "flags": ";".join(sorted(set(flags))),
         "labels": labels,
         "left_out": ";".join(left_out),
-        "position": candidate.position,
+        "position": window.position,
         "segments": _segments(item, record, pseudonyms),
         "patient_key": key,
     }
+
+
+def stored_labels(
+    labels: dict[str, Label], named: Collection[str]
+) -> tuple[dict[str, Label], list[str]]:
+    """Select the fields of a recording that enter a store: known to be safe, or named by the user.
+
+    Args:
+        labels: as a reader found them.
+        named: fields that the user wants in the store as they are.
+    Returns:
+        the labels of the store: the ejection fraction, codes of diagnoses, and named fields; which
+        of `FREE_TEXT` and `OTHERS` stay out.
+    """
+    kept: dict[str, Label] = {}
+    left: set[str] = set()
+    for name, value in labels.items():
+        is_fraction = name == "ejection_fraction" and is_percent(value)
+        if is_fraction or (name in named and name not in ROW_TYPES):
+            kept[name] = value
+        elif name == "diagnosis" and isinstance(value, str):
+            codes, has_text = _codes_of(value)
+            if codes:
+                kept[name] = codes
+            if has_text:
+                left.add(FREE_TEXT)
+        elif value is not None:
+            left.add(OTHERS)
+    return kept, sorted(left)
 
 
 def _segments(item: InputFile, record: EcgRecord, pseudonyms: Pseudonyms) -> str | None:

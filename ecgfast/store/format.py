@@ -15,7 +15,6 @@ from ecgfast.vocabulary import Codec
 if TYPE_CHECKING:
     import pyarrow as pa
 
-
 FORMAT = "ecgfast-store"
 FORMAT_VERSION = 1
 CODECS: tuple[Codec, ...] = get_args(Codec)

@@ -1,6 +1,7 @@
 """Random access to the records of a store, straight from its shards."""
 
 import hashlib
+import os
 import time
 from contextlib import suppress
 from functools import cached_property
@@ -247,6 +248,13 @@ class StoreReader:
     def _entry(self, name: str) -> dict[str, Any]:
         entry: dict[str, Any] = self.manifest["files"][name]
         return entry
+
+
+def available_cores() -> int:
+    """Cores that this process may use; containers and batch systems allow fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def as_store(store: "StoreReader | str | Path") -> StoreReader:

@@ -31,7 +31,7 @@ import numpy as np
 import wfdb  # noqa: F401 (here, and not below the limit of memory, as are the next two)
 from scipy.signal import resample_poly  # noqa: F401
 
-from ecgfast.convert.work import Settings, convert_batch
+from ecgfast.convert.work import Settings, encode_inputs
 from ecgfast.errors import EcgfastError, Reason
 from ecgfast.ingest.inventory import discover
 from ecgfast.labels.table import check_labels
@@ -177,7 +177,7 @@ def read(folder: Path) -> str:
     if (folder / "labels.csv").exists():
         check_labels(folder / "labels.csv", None)
         return "table"
-    outcomes = convert_batch(discover([folder]), Cursor(), SETTINGS)
+    outcomes = encode_inputs(discover([folder]), Cursor(), SETTINGS)
     pack_rows([outcomes.rows], {})
     check(outcomes)
     reasons = {line[2] for line in outcomes.refused if line is not None}
@@ -270,7 +270,7 @@ def fail_each(
             said = ""
             with failing(place, name, at, error) as calls:
                 try:
-                    outcomes = convert_batch(items, Cursor(), SETTINGS)
+                    outcomes = encode_inputs(items, Cursor(), SETTINGS)
                     if isinstance(error, OSError) and calls["failed"]:
                         said = "an error of the share was taken for one of the file"
                     elif outcomes.num_inputs != len(items):

@@ -1,10 +1,8 @@
-"""Killed, out of disk, or refused: the same command goes on and ends in the same bytes."""
+"""Killed or out of disk: the same command resumes and ends in the same bytes."""
 
 import contextlib
-import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -12,51 +10,18 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from recordings import KEY, convert_quietly, ecg_like, snapshot, write_wfdb
+from convert_child import CHILD, beside, child, finish, wait_for, write_source
+from recordings import KEY, convert_quietly, snapshot
 
-import ecgfast
-from ecgfast import log
-from ecgfast.errors import ConfigError, CorruptStoreError, EcgfastError, ResumeError
-from ecgfast.store.format import with_crc32c
-from ecgfast.store.shards import INDEX_BYTES
-from ecgfast.store.verify import verify_store
-
-NUM_RECORDS = 2300  # three shards, the last one in part
-NUM_KILLS = 30
-
-CHILD = """
-import sys
-from pathlib import Path
-from ecgfast.convert import convert
 from ecgfast.errors import EcgfastError
 
-if __name__ == "__main__":
-    source, out, workers, codec = sys.argv[1:]
-    try:
-        convert([source], out, workers=int(workers), codec=codec)
-    except EcgfastError as error:
-        sys.exit(str(error))
-"""
+NUM_KILLS = 30
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Many headers that share a few signal files; some records are too short."""
-    folder = tmp_path_factory.mktemp("source")
-    for number, record in enumerate(ecg_like(8, seed=0)):
-        write_wfdb(folder / f"part/d{number}", record)
-    short = ecg_like(1, seed=1)[0, :, :400]
-    write_wfdb(folder / "part/dshort", short)
-    headers = {path.stem: path.read_text() for path in (folder / "part").glob("*.hea")}
-    for path in (folder / "part").glob("*.hea"):
-        path.unlink()
-    names = sorted(headers)
-    for number in range(NUM_RECORDS + 20):
-        name = "dshort" if number % 116 == 5 else names[number % 8]
-        (folder / f"part/r{number:05d}.hea").write_text(headers[name])
-    return folder
+    return write_source(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")
@@ -64,40 +29,6 @@ def unbroken(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     out = tmp_path_factory.mktemp("unbroken") / "store"
     convert_quietly([source], out)
     return beside(out)
-
-
-def beside(out: Path) -> dict[str, bytes]:
-    """The store and the files beside it, by name."""
-    return snapshot(out.parent)
-
-
-def child(
-    source: Path, out: Path, *, workers: int = 2, codec: str = "ecgpack", limit: int | None = None
-) -> subprocess.Popen[str]:
-    script = out.parent.with_suffix(".py")
-    script.write_text(CHILD)
-    out.with_name(out.name + ".key").write_text(KEY)
-
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit or 0, limit or 0))
-
-    return subprocess.Popen(
-        [sys.executable, str(script), str(source), str(out), str(workers), codec],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=None if limit is None else limited,
-    )
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    while not path.exists():
-        assert process.poll() is None, finish(process)
-        time.sleep(0.005)
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    _, errors = process.communicate()
-    return process.returncode, errors
 
 
 @pytest.mark.slow
@@ -249,81 +180,6 @@ def test_read_only_target(source: Path, tmp_path: Path) -> None:
     assert "choose a place" in line
 
 
-def test_other_options_are_refused(source: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run" / "store"
-    out.parent.mkdir()
-    finish(child(source, out, workers=1, limit=4 << 20))
-    with pytest.raises(ResumeError, match="begun with codec = ecgpack, got none"):
-        convert_quietly([source], out, codec="none")
-    with pytest.raises(ResumeError, match="sources"):
-        convert_quietly([source / "part"], out)
-    convert_quietly([source], out)
-    with pytest.raises(ConfigError, match="finished store made from other"):
-        convert_quietly([source], out, window="all")
-    stranger = tmp_path / "stranger"
-    stranger.mkdir()
-    (stranger / "file").write_text("mine")
-    with pytest.raises(ConfigError, match="neither empty nor a store"):
-        convert_quietly([source], stranger)
-    assert os.listdir(stranger) == ["file"]
-
-
-def test_finished_store_is_left_alone(
-    source: Path, unbroken: dict[str, bytes], tmp_path: Path
-) -> None:
-    out = tmp_path / "run" / "store"
-    first = convert_quietly([source], out)
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    assert convert_quietly([source], out) == first
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
-
-
-def test_finished_store_tells_of_new_inputs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(log.logger, "warning", said.append)
-    source, out = tmp_path / "source", tmp_path / "run" / "store"
-    for number, record in enumerate(ecg_like(3, seed=0)):
-        write_wfdb(source / f"r{number}", record, comments=[f"patient: {number}"])
-        if number != 1:
-            convert_quietly([source], out, workers=1)
-    assert len(ecgfast.open_store(out)) == 1
-    assert len(said) == 1
-    assert "hold 3 inputs" in said[0]
-    assert "made from 1 " in said[0]
-
-
-def test_finished_store_needs_no_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(log.logger, "warning", said.append)
-    source, out = tmp_path / "source", tmp_path / "run" / "store"
-    write_wfdb(source / "r0", ecg_like(1, seed=0)[0], comments=["patient: 1"])
-    first = convert_quietly([source], out, workers=1)
-    for path in source.iterdir():
-        path.unlink()
-    assert convert_quietly([source], out, workers=1) == first
-    assert len(said) == 1
-    assert "holds no ECG file" in said[0]
-    source.rmdir()
-    assert convert_quietly([source], out, workers=1) == first
-    assert len(said) == 1
-
-
-def test_journal_of_another_version_is_refused(source: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run" / "store"
-    out.parent.mkdir()
-    finish(child(source, out, workers=1, limit=4 << 20))
-    plan = out.parent / "store.convert/plan.json"
-    content = json.loads(plan.read_text())
-    del content["layout"]  # as the first version wrote it, with other lines beside it
-    plan.write_text(json.dumps(content))
-    before = beside(out)
-    with pytest.raises(ResumeError, match=r"another version .* layout 1, allowed 5; finish it"):
-        convert_quietly([source], out)
-    assert beside(out) == before
-
-
 def test_second_writer_is_refused(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "run" / "store"
     out.parent.mkdir()
@@ -332,45 +188,3 @@ def test_second_writer_is_refused(source: Path, tmp_path: Path) -> None:
         with pytest.raises(EcgfastError, match="being written by another process"):
             convert_quietly([source], out)
         process.kill()
-
-
-@pytest.mark.parametrize("codec", ["zstd", "none"])
-def test_transcode(source: Path, tmp_path: Path, codec: str) -> None:
-    first, second = tmp_path / "first/store", tmp_path / "second/store"
-    convert_quietly([source], first)
-    before = snapshot(first)
-    out = tmp_path / "killed/store"
-    out.parent.mkdir()
-    with child(first, out, codec=codec) as process:
-        wait_for(out.parent / "store.convert/journal", process)
-        process.kill()
-    summary = convert_quietly([first], out, codec=codec, workers=2)
-    convert_quietly([first], second, codec=codec)
-    assert beside(out) == beside(second)
-    assert snapshot(first) == before
-    ours, theirs = ecgfast.open_store(first), ecgfast.open_store(out)
-    assert summary.num_records == len(theirs) == NUM_RECORDS
-    assert theirs.codec == codec
-    np.testing.assert_array_equal(theirs.read(range(300)), ours.read(range(300)))
-    np.testing.assert_array_equal(theirs.lead_std, ours.lead_std)
-    assert theirs.records.equals(ours.records)
-    assert verify_store(out) == []
-    with pytest.raises(ConfigError, match="transcoded alone"):
-        convert_quietly([first], tmp_path / "third", window="all")
-
-
-def test_transcode_vouches_for_nothing_damaged(source: Path, tmp_path: Path) -> None:
-    first, out = tmp_path / "first/store", tmp_path / "second/store"
-    convert_quietly([source], first, codec="none")
-    shard = first / "signals.zarr/signal/c.0.0.0"
-    data = shard.read_bytes()
-    index = np.frombuffer(data[-INDEX_BYTES:-4], "<u8").reshape(-1, 2).copy()
-    index[[3, 4]] = index[[4, 3]]
-    shard.write_bytes(data[:-INDEX_BYTES] + with_crc32c(index.tobytes()))
-    with pytest.raises(CorruptStoreError, match="is not what the manifest says"):
-        convert_quietly([first], out, codec="zstd")
-    assert not (out / "manifest.json").exists()
-    shard.write_bytes(data)
-    (first / "quarantine.csv").write_text("record_id,format,reason\nx,wfdb,none\n")
-    with pytest.raises(CorruptStoreError, match=r"quarantine\.csv is damaged"):
-        convert_quietly([first], out, codec="zstd")

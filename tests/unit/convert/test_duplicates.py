@@ -14,7 +14,6 @@ from scipy.signal import resample
 
 import ecgfast
 from ecgfast import log
-from ecgfast.convert.content import content_digests, packed_fingerprints, unpacked_fingerprints
 from ecgfast.convert.duplicates import (
     Groups,
     _beats_agree,
@@ -23,6 +22,7 @@ from ecgfast.convert.duplicates import (
     join_same_content,
     join_same_signal,
 )
+from ecgfast.convert.measures import content_digests, packed_fingerprints, unpacked_fingerprints
 from ecgfast.errors import EcgfastError
 from ecgfast.store.info import describe
 

@@ -9,7 +9,7 @@ import pytest
 from recordings import convert_quietly, ecg_like, snapshot, write_wfdb
 
 import ecgfast
-from ecgfast.convert.fields import FREE_TEXT, OTHERS, taken
+from ecgfast.convert.work import FREE_TEXT, OTHERS, stored_labels
 from ecgfast.errors import ResumeError
 
 SIDECAR = {
@@ -94,7 +94,7 @@ def test_another_choice_is_another_store(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ecgfast.convert.files._write_all", stop)
+        patch.setattr("ecgfast.convert.build._encode_files", stop)
         with pytest.raises(KeyboardInterrupt):
             convert_quietly([source], tmp_path / "store")
     with pytest.raises(ResumeError, match=r"begun with columns = \[\], got \['qrs_ms'\]"):
@@ -117,13 +117,13 @@ def test_a_store_is_transcoded_without_choices(source: Path, tmp_path: Path) -> 
 
 
 def test_names_of_the_store_are_no_fields() -> None:
-    assert taken({"flags": "JANE DOE", "diagnosis": 4711.0}, {"flags"}) == ({}, [OTHERS])
+    assert stored_labels({"flags": "JANE DOE", "diagnosis": 4711.0}, {"flags"}) == ({}, [OTHERS])
 
 
 @pytest.mark.parametrize("value", [19510429.0, -1.0, "JANE DOE", True])
 def test_an_ejection_fraction_is_a_percentage(value: str | float) -> None:
-    assert taken({"ejection_fraction": value}, ()) == ({}, [OTHERS])
-    assert taken({"ejection_fraction": 35.0}, ()) == ({"ejection_fraction": 35.0}, [])
+    assert stored_labels({"ejection_fraction": value}, ()) == ({}, [OTHERS])
+    assert stored_labels({"ejection_fraction": 35.0}, ()) == ({"ejection_fraction": 35.0}, [])
 
 
 @pytest.mark.parametrize("site", ["a\nb", "a\x1b[2Jb", "x" * 101])

@@ -98,7 +98,7 @@ def test_counts_are_those_of_the_first_start(
         raise ConfigError("stopped here")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ecgfast.convert.files._write_all", full)
+        patch.setattr("ecgfast.convert.build._encode_files", full)
         with pytest.raises(ConfigError, match="stopped here"):
             convert_quietly([source], broken)
     (source / "later.xml").write_bytes(b"")

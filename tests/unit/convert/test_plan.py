@@ -20,7 +20,7 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise ConfigError("stopped here")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ecgfast.convert.files._write_all", stop)
+        patch.setattr("ecgfast.convert.build._encode_files", stop)
         with pytest.raises(ConfigError, match="stopped here"):
             convert_quietly([tmp_path / "in"], tmp_path / "store")
     return tmp_path / "store.convert"

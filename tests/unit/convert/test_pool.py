@@ -15,7 +15,7 @@ from pickle import PickleBuffer, PicklingError
 import numpy as np
 import pytest
 
-from ecgfast.convert.pool import Crew
+from ecgfast.convert.pool import WorkerPool
 from ecgfast.errors import EcgfastError, FormatError
 from ecgfast.store.outcomes import Cursor, EncodedRecord, Outcomes, in_columns
 
@@ -32,22 +32,22 @@ def _refuse(task: int) -> int:
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_results_come_in_the_order_of_the_tasks(workers: int) -> None:
-    with Crew(_square, workers) as crew:
-        assert list(crew.map(range(200))) == [n * n for n in range(200)]
+    with WorkerPool(_square, workers) as pool:
+        assert list(pool.map(range(200))) == [n * n for n in range(200)]
 
 
 def test_tasks_are_read_as_they_are_needed() -> None:
     tasks = iter(range(10_000))
-    with Crew(_square, 2) as crew:
-        results = crew.map(tasks)
+    with WorkerPool(_square, 2) as pool:
+        results = pool.map(tasks)
         assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
         assert 10 < next(tasks) < 100  # some tasks are under way behind each result
         assert len(list(results)) > 9_000
 
 
 def test_an_error_of_a_worker_is_raised_here() -> None:
-    with pytest.raises(FormatError, match="task 20"), Crew(_refuse, 2) as crew:
-        list(crew.map(range(40)))
+    with pytest.raises(FormatError, match="task 20"), WorkerPool(_refuse, 2) as pool:
+        list(pool.map(range(40)))
 
 
 class _OneWayError(ValueError):
@@ -62,8 +62,11 @@ def _refuse_one_way(task: int) -> int:
 
 
 def test_an_error_that_cannot_travel_is_an_error_and_no_hang() -> None:
-    with pytest.raises(TypeError, match="positional argument"), Crew(_refuse_one_way, 2) as crew:
-        list(crew.map(range(4)))
+    with (
+        pytest.raises(TypeError, match="positional argument"),
+        WorkerPool(_refuse_one_way, 2) as pool,
+    ):
+        list(pool.map(range(4)))
 
 
 def _parts(task: int) -> Outcomes:
@@ -84,8 +87,8 @@ def _parts(task: int) -> Outcomes:
 
 
 def test_outcomes_arrive_as_they_were_sent() -> None:
-    with Crew(_parts, 2) as crew:
-        for task, got in enumerate(crew.map(range(30))):
+    with WorkerPool(_parts, 2) as pool:
+        for task, got in enumerate(pool.map(range(30))):
             sent = _parts(task)
             assert [bytes(chunk) for chunk in got.chunks] == sent.chunks
             np.testing.assert_array_equal(got.leads, sent.leads, strict=True)
@@ -93,8 +96,8 @@ def test_outcomes_arrive_as_they_were_sent() -> None:
 
 
 def test_memory_that_is_needed_again_must_not_be_held() -> None:
-    with pytest.raises(BufferError), Crew(_parts, 2) as crew:
-        list(crew.map(range(30)))
+    with pytest.raises(BufferError), WorkerPool(_parts, 2) as pool:
+        list(pool.map(range(30)))
 
 
 def test_a_result_stays_while_its_worker_is_given_the_next_task() -> None:
@@ -105,8 +108,8 @@ def test_a_result_stays_while_its_worker_is_given_the_next_task() -> None:
             time.sleep(0.05)
             yield task
 
-    with Crew(_parts, 2) as crew:
-        for task, got in enumerate(crew.map(slow_tasks())):
+    with WorkerPool(_parts, 2) as pool:
+        for task, got in enumerate(pool.map(slow_tasks())):
             assert [bytes(chunk) for chunk in got.chunks] == _parts(task).chunks
 
 
@@ -115,16 +118,16 @@ def _not_picklable(task: int) -> object:
 
 
 def test_a_result_that_cannot_travel_is_an_error_and_no_hang() -> None:
-    with pytest.raises((AttributeError, PicklingError)), Crew(_not_picklable, 2) as crew:
-        list(crew.map(range(4)))
+    with pytest.raises((AttributeError, PicklingError)), WorkerPool(_not_picklable, 2) as pool:
+        list(pool.map(range(4)))
 
 
 def test_no_room_for_a_result_is_one_error() -> None:
     with (
         pytest.raises(EcgfastError, match=r"no room.*File too large.*--workers"),
-        Crew(_too_large, 2) as crew,
+        WorkerPool(_too_large, 2) as pool,
     ):
-        list(crew.map(range(4)))
+        list(pool.map(range(4)))
 
 
 def _too_large(task: int) -> PickleBuffer:
@@ -132,9 +135,9 @@ def _too_large(task: int) -> PickleBuffer:
     return PickleBuffer(bytes(2 << 20))
 
 
-def test_workers_are_hired_as_they_are_needed() -> None:
-    with Crew(_square, 64) as crew:
-        assert list(crew.map(range(3))) == [0, 1, 4]
+def test_workers_are_started_as_they_are_needed() -> None:
+    with WorkerPool(_square, 64) as pool:
+        assert list(pool.map(range(3))) == [0, 1, 4]
         assert len(multiprocessing.active_children()) <= 4
     assert not multiprocessing.active_children()
 
@@ -144,8 +147,8 @@ def _blocks_interrupts(task: int) -> bool:
 
 
 def test_ctrl_c_is_the_callers_alone() -> None:
-    with Crew(_blocks_interrupts, 2) as crew:
-        assert list(crew.map(range(4))) == [True] * 4
+    with WorkerPool(_blocks_interrupts, 2) as pool:
+        assert list(pool.map(range(4))) == [True] * 4
     assert not _blocks_interrupts(0)
 
 
@@ -156,8 +159,8 @@ def _leave(task: int) -> int:
 
 
 def test_a_worker_that_ends_by_itself_is_not_called_killed() -> None:
-    with pytest.raises(EcgfastError, match=r"exit code 3.*__main__"), Crew(_leave, 2) as crew:
-        list(crew.map(range(4)))
+    with pytest.raises(EcgfastError, match=r"exit code 3.*__main__"), WorkerPool(_leave, 2) as pool:
+        list(pool.map(range(4)))
 
 
 @pytest.fixture
@@ -171,14 +174,14 @@ def few_files() -> Iterator[None]:
 
 @pytest.mark.usefixtures("few_files")
 def test_a_low_limit_of_open_files_is_raised() -> None:
-    with Crew(_square, 9) as crew:
-        assert list(crew.map(range(40))) == [n * n for n in range(40)]
+    with WorkerPool(_square, 9) as pool:
+        assert list(pool.map(range(40))) == [n * n for n in range(40)]
 
 
 @pytest.mark.usefixtures("few_files")
 def test_a_worker_that_cannot_be_started_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "setrlimit", lambda *_: None)  # the hard limit is as low
-    with pytest.raises(EcgfastError, match=r"cannot be started.*--workers"), Crew(_square, 9):
+    with pytest.raises(EcgfastError, match=r"cannot be started.*--workers"), WorkerPool(_square, 9):
         pass
     assert not multiprocessing.active_children()
 
@@ -190,13 +193,16 @@ def _die(task: int) -> bytes:
 
 
 def test_a_worker_that_is_killed_is_an_error_and_no_hang() -> None:
-    with pytest.raises(EcgfastError, match="a worker process was killed"), Crew(_die, 2) as crew:
-        list(crew.map(range(40)))
+    with (
+        pytest.raises(EcgfastError, match="a worker process was killed"),
+        WorkerPool(_die, 2) as pool,
+    ):
+        list(pool.map(range(40)))
 
 
 def test_workers_killed_from_outside_are_an_error_and_no_hang() -> None:
-    with Crew(_square, 2) as crew:
-        results = crew.map(iter(int, 1))  # 0 for ever
+    with WorkerPool(_square, 2) as pool:
+        results = pool.map(iter(int, 1))  # 0 for ever
         assert next(results) == 0
         for worker in multiprocessing.active_children():
             worker.kill()
@@ -205,18 +211,18 @@ def test_workers_killed_from_outside_are_an_error_and_no_hang() -> None:
 
 
 def test_a_stopped_worker_does_not_hold_the_end_up() -> None:
-    with Crew(_square, 2) as crew:
-        assert list(crew.map(range(4))) == [0, 1, 4, 9]
+    with WorkerPool(_square, 2) as pool:
+        assert list(pool.map(range(4))) == [0, 1, 4, 9]
         for worker in multiprocessing.active_children():
             assert worker.pid is not None
             os.kill(worker.pid, signal.SIGSTOP)
     assert not multiprocessing.active_children()
 
 
-def test_crews_of_several_threads_leave_the_environment_as_it_was() -> None:
+def test_pools_of_several_threads_leave_the_environment_as_it_was() -> None:
     def work(_: int) -> list[int]:
-        with Crew(_square, 2) as crew:
-            return list(crew.map(range(4)))
+        with WorkerPool(_square, 2) as pool:
+            return list(pool.map(range(4)))
 
     before = dict(os.environ)
     with ThreadPoolExecutor(4) as threads:
@@ -232,6 +238,6 @@ def _as_fast_as_its_worker(task: int) -> int:
 
 
 def test_a_fast_worker_takes_more_than_a_slow_one() -> None:
-    with Crew(_as_fast_as_its_worker, 2) as crew:
-        counts = Counter(crew.map(range(80))).most_common()
+    with WorkerPool(_as_fast_as_its_worker, 2) as pool:
+        counts = Counter(pool.map(range(80))).most_common()
     assert len(counts) == 1 or counts[0][1] > 1.5 * counts[1][1]  # 40 and 40 by turns

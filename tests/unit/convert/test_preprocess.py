@@ -8,7 +8,7 @@ import pytest
 import scipy.signal
 from recordings import ecg_like
 
-from ecgfast.convert.preprocess import Segment, cut, to_digits
+from ecgfast.convert.preprocess import Segment, cut, to_samples
 from ecgfast.errors import FormatError
 from ecgfast.records import INVALID, EcgRecord
 from ecgfast.vocabulary import Short
@@ -26,13 +26,13 @@ def record(signal: np.ndarray, rate: float = 500, offset: float = 0) -> EcgRecor
 
 
 def first(ecg: EcgRecord, **options: str) -> Segment:
-    segment = cut(to_digits(ecg), **{"window": "first", "short": "quarantine", **options})[0]  # type: ignore[arg-type]  # any of its options
+    segment = cut(to_samples(ecg), **{"window": "first", "short": "quarantine", **options})[0]  # type: ignore[arg-type]  # any of its options
     assert isinstance(segment, Segment), segment
     return segment
 
 
 def refused(ecg: EcgRecord) -> str:
-    (reason,) = cut(to_digits(ecg), window="first", short="quarantine")
+    (reason,) = cut(to_samples(ecg), window="first", short="quarantine")
     assert isinstance(reason, FormatError)
     return str(reason)
 
@@ -44,8 +44,8 @@ def sine(rate: float, seconds: float, offset: float = 0) -> np.ndarray:
 
 def test_exact_copy() -> None:
     signal = ecg_like(1, seed=0)[0]
-    digits = to_digits(record(signal))
-    assert (digits.valid, digits.error_uv, digits.flags) == (None, None, ("seen",))
+    samples = to_samples(record(signal))
+    assert (samples.valid, samples.error_uv, samples.flags) == (None, None, ("seen",))
     segment = first(record(signal))
     np.testing.assert_array_equal(segment.signal, signal)
     assert (segment.valid, segment.flags, segment.invalid_share) == (None, ("seen",), 0)
@@ -61,7 +61,7 @@ def test_longer_record_is_cut(rate: float) -> None:
 
 def test_all_windows() -> None:
     signal = ecg_like(1, seed=0, num_timesteps=12_345)[0]
-    segments = cut(to_digits(record(signal)), window="all", short="quarantine")
+    segments = cut(to_samples(record(signal)), window="all", short="quarantine")
     assert [segment.start for segment in segments] == [0, 5000]  # type: ignore[union-attr]  # no refusal here
     np.testing.assert_array_equal(segments[1].signal, signal[:, 5000:10_000])  # type: ignore[union-attr]  # no refusal here
 
@@ -81,10 +81,10 @@ def test_short_record() -> None:
 @pytest.mark.parametrize("length", [1, 2499])
 def test_half_a_window_is_the_least_that_is_padded(length: int) -> None:
     signal = ecg_like(1, seed=0)[0]
-    digits = to_digits(record(signal[:, :length]))
+    samples = to_samples(record(signal[:, :length]))
     reason = f"too short: {length} timesteps at 500 Hz, 5000 needed, 2500 with --short pad"
     for short in get_args(Short):
-        (error,) = cut(digits, window="first", short=short)
+        (error,) = cut(samples, window="first", short=short)
         assert str(error) == reason
     assert first(record(signal[:, :2500]), short="pad").signal.shape == (12, 5000)
 
@@ -92,22 +92,22 @@ def test_half_a_window_is_the_least_that_is_padded(length: int) -> None:
 @pytest.mark.parametrize("rate", [100, 250, 257, 360, 1000])
 def test_resampling_keeps_the_curve(rate: float) -> None:
     signal = np.rint(sine(rate, 10.5, offset=300)).astype(np.int16)
-    digits = to_digits(record(signal, rate))
+    samples = to_samples(record(signal, rate))
     # The filter sees nothing beyond the ends, so the first and last half second may differ.
     inner = slice(250, 5000)
-    np.testing.assert_allclose(digits.signal[:, inner], sine(500, 10.5, 300)[:, inner], atol=5)
-    assert "resampled" in digits.flags
-    assert digits.error_uv is not None
-    assert 0 < digits.error_uv <= 0.5 * 5 + 1e-3
-    np.testing.assert_array_equal(digits.scale_uv, np.full(12, 5, np.float32))
+    np.testing.assert_allclose(samples.signal[:, inner], sine(500, 10.5, 300)[:, inner], atol=5)
+    assert "resampled" in samples.flags
+    assert samples.error_uv is not None
+    assert 0 < samples.error_uv <= 0.5 * 5 + 1e-3
+    np.testing.assert_array_equal(samples.scale_uv, np.full(12, 5, np.float32))
 
 
 @pytest.mark.parametrize(("rate", "up", "down"), [(250, 2, 1), (1000, 1, 2)])
 def test_the_error_of_rounding_is_in_microvolt(rate: float, up: int, down: int) -> None:
     signal = ecg_like(1, seed=0, num_timesteps=10_000)[0]
-    digits = to_digits(record(signal, rate))
+    samples = to_samples(record(signal, rate))
     exact = scipy.signal.resample_poly(signal.astype(float), up, down, axis=1, padtype="line")
-    assert digits.error_uv == pytest.approx(5 * np.abs(exact - digits.signal).max())
+    assert samples.error_uv == pytest.approx(5 * np.abs(exact - samples.signal).max())
 
 
 @pytest.mark.parametrize(
@@ -131,17 +131,17 @@ def test_a_hole_is_where_it_was_after_resampling(
 
 
 def test_resampling_does_not_ring_at_an_offset() -> None:
-    digits = to_digits(record(np.full((12, 10_000), 2000, np.int16), 1000))
-    np.testing.assert_array_equal(digits.signal, np.full((12, 5000), 2000))
+    samples = to_samples(record(np.full((12, 10_000), 2000, np.int16), 1000))
+    np.testing.assert_array_equal(samples.signal, np.full((12, 5000), 2000))
 
 
 def test_resampled_overshoot_is_rescaled_not_clipped() -> None:
     square = np.where(np.arange(10_000) // 100 % 2, 32_767, -32_767).astype(np.int16)
     ecg = record(np.tile(square, (12, 1)), 250)
-    digits = to_digits(ecg)
-    assert np.abs(digits.signal.astype(int)).max() == 32_767
-    assert digits.scale_uv[0] > 5
-    assert {"resampled", "quantised"} <= set(digits.flags)
+    samples = to_samples(ecg)
+    assert np.abs(samples.signal.astype(int)).max() == 32_767
+    assert samples.scale_uv[0] > 5
+    assert {"resampled", "quantised"} <= set(samples.flags)
 
 
 def test_few_invalid_samples_are_interpolated_and_left_out() -> None:
@@ -183,14 +183,14 @@ def test_float_input_is_quantised_as_fine_as_fits() -> None:
     microvolt = rng.normal(0, 400, (12, 5000)).astype(np.float32)
     microvolt[3] = 0
     ecg = replace(record(microvolt), scale_uv=np.ones(12, np.float32))
-    digits = to_digits(ecg)
-    back = digits.signal * digits.scale_uv[:, None].astype(np.float64)
+    samples = to_samples(ecg)
+    back = samples.signal * samples.scale_uv[:, None].astype(np.float64)
     assert (
-        np.abs(digits.signal.astype(int)).max(axis=1).tolist() == [32_767] * 3 + [0] + [32_767] * 8
+        np.abs(samples.signal.astype(int)).max(axis=1).tolist() == [32_767] * 3 + [0] + [32_767] * 8
     )
-    assert digits.error_uv == pytest.approx(np.abs(back - microvolt).max())
-    assert digits.error_uv <= digits.scale_uv.max() * 0.501
-    assert "quantised" in digits.flags
+    assert samples.error_uv == pytest.approx(np.abs(back - microvolt).max())
+    assert samples.error_uv <= samples.scale_uv.max() * 0.501
+    assert "quantised" in samples.flags
 
 
 def test_nan_is_invalid() -> None:
@@ -205,41 +205,41 @@ def test_nan_is_invalid() -> None:
 @pytest.mark.parametrize("rate", [0, -500, 1e9, float("nan")])
 def test_impossible_rates(rate: float) -> None:
     with pytest.raises(FormatError, match="sampling rate"):
-        to_digits(record(ecg_like(1, seed=0)[0], rate))
+        to_samples(record(ecg_like(1, seed=0)[0], rate))
 
 
 def test_empty_record() -> None:
     with pytest.raises(FormatError, match="no timesteps"):
-        to_digits(record(np.zeros((12, 0), np.int16)))
+        to_samples(record(np.zeros((12, 0), np.int16)))
 
 
 def test_two_windows_of_a_record_that_holds_just_two() -> None:
     signal = ecg_like(1, seed=0, num_timesteps=10_000)[0]
-    segments = cut(to_digits(record(signal)), window="all", short="quarantine")
+    segments = cut(to_samples(record(signal)), window="all", short="quarantine")
     assert [segment.start for segment in segments] == [0, 5000]  # type: ignore[union-attr]  # no refusal here
     assert segments[1].flags == ("seen", "window")  # type: ignore[union-attr]  # no refusal here
 
 
 @pytest.mark.parametrize(("rate", "flagged"), [(49.9, True), (50, False), (100, False)])
 def test_a_rate_that_no_ecg_has(rate: float, flagged: bool) -> None:
-    digits = to_digits(record(np.ones((12, 1000), np.int16), rate))
-    assert ("rate_implausible" in digits.flags) is flagged
+    samples = to_samples(record(np.ones((12, 1000), np.int16), rate))
+    assert ("rate_implausible" in samples.flags) is flagged
 
 
 @pytest.mark.parametrize("rate", [0.99, 100_000.5])
 def test_rates_beyond_the_limits(rate: float) -> None:
     with pytest.raises(FormatError, match="must be in"):
-        to_digits(record(np.zeros((12, 400), np.int16), rate))
+        to_samples(record(np.zeros((12, 400), np.int16), rate))
     within = min(max(rate, 1), 100_000)
     length = 400 * 500 // int(within)
-    assert to_digits(record(np.zeros((12, 400), np.int16), within)).signal.shape == (12, length)
+    assert to_samples(record(np.zeros((12, 400), np.int16), within)).signal.shape == (12, length)
 
 
 @pytest.mark.parametrize(("rate", "length"), [(1, 23_000), (500, 12_000_000), (1000, 12_000_000)])
 def test_a_record_that_would_take_too_much_memory_is_refused(rate: float, length: int) -> None:
     """1 GiB of 8-byte numbers are 11,184,810 timesteps, as the file has them or at 500 Hz."""
     with pytest.raises(FormatError, match="allowed 1 GiB"):
-        to_digits(record(np.broadcast_to(np.int16(0), (12, length)), rate))
+        to_samples(record(np.broadcast_to(np.int16(0), (12, length)), rate))
 
 
 @pytest.mark.parametrize(("offset", "zero"), [(-40_000, -32_767), (40_000, 32_767)])
@@ -253,7 +253,7 @@ def test_padding_is_no_valid_signal(num_invalid: int, taken: bool) -> None:
     """One percent of 3,000 timesteps of 12 leads, whatever is padded."""
     signal = ecg_like(1, seed=0)[0, :, :3000]
     signal[:, 100 : 100 + num_invalid] = INVALID
-    (found,) = cut(to_digits(record(signal)), window="first", short="pad")
+    (found,) = cut(to_samples(record(signal)), window="first", short="pad")
     assert isinstance(found, Segment) is taken
     if isinstance(found, Segment):
         assert found.invalid_share == pytest.approx(0.01)
@@ -262,39 +262,39 @@ def test_padding_is_no_valid_signal(num_invalid: int, taken: bool) -> None:
 def test_a_lead_without_a_valid_timestep_is_0() -> None:
     signal = ecg_like(1, seed=0)[0]
     signal[4] = INVALID
-    digits = to_digits(record(signal))
-    assert (digits.signal[4] == 0).all()
-    np.testing.assert_array_equal(digits.signal[5:], signal[5:])
+    samples = to_samples(record(signal))
+    assert (samples.signal[4] == 0).all()
+    np.testing.assert_array_equal(samples.signal[5:], signal[5:])
 
 
 def test_what_is_rescaled_has_its_0_at_0_microvolt() -> None:
     square = np.where(np.arange(5000) // 100 % 2, 32_767, -32_767).astype(np.int16)
     ecg = record(np.tile(square, (12, 1)), 250, offset=1000)
-    digits = to_digits(ecg)
+    samples = to_samples(ecg)
     exact = scipy.signal.resample_poly(square.astype(float), 2, 1, padtype="line")
     microvolt = (exact - 1000) * 5
-    assert (digits.offset_adc == 0).all()
+    assert (samples.offset_adc == 0).all()
     np.testing.assert_allclose(
-        digits.signal[3] * digits.scale_uv[3].astype(float), microvolt, atol=digits.scale_uv[3]
+        samples.signal[3] * samples.scale_uv[3].astype(float), microvolt, atol=samples.scale_uv[3]
     )
-    assert np.abs(digits.signal.astype(int)).max() == 32_767
+    assert np.abs(samples.signal.astype(int)).max() == 32_767
 
 
 def test_no_scale_is_finer_than_a_picovolt() -> None:
     microvolt = np.zeros((12, 5000), np.float32)
     microvolt[1, 7], microvolt[2, 7] = 1e-3, 0.1
-    digits = to_digits(record(microvolt))
-    assert digits.scale_uv[:4].tolist() == pytest.approx([1, 1e-6, 0.1 / 32_767, 1])
-    assert digits.signal[:4, 7].tolist() == [0, 1000, 32_767, 0]
+    samples = to_samples(record(microvolt))
+    assert samples.scale_uv[:4].tolist() == pytest.approx([1, 1e-6, 0.1 / 32_767, 1])
+    assert samples.signal[:4, 7].tolist() == [0, 1000, 32_767, 0]
 
 
 @pytest.mark.parametrize(("microvolt", "taken"), [(3.2e10, True), (-3.2e10, True), (3.3e10, False)])
 def test_the_largest_voltage(microvolt: float, taken: bool) -> None:
-    """A volt for each of 32,767 digits."""
+    """A volt for each of 32,767 samples."""
     signal = np.zeros((12, 5000), np.float32)
     signal[3, 100] = microvolt
     if taken:
-        assert abs(to_digits(record(signal)).signal[3, 100]) == 32_767
+        assert abs(to_samples(record(signal)).signal[3, 100]) == 32_767
         return
     with pytest.raises(FormatError, match=r"a lead reaches 3\.3e\+10 microvolt"):
-        to_digits(record(signal))
+        to_samples(record(signal))

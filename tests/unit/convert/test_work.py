@@ -13,7 +13,7 @@ from disk_calls import recorded_calls
 from recordings import convert_quietly, ecg_like, snapshot, write_wfdb
 
 import ecgfast
-from ecgfast.convert.work import Settings, convert_batch
+from ecgfast.convert.work import Settings, encode_inputs
 from ecgfast.errors import EcgfastError, FormatError, Reason
 from ecgfast.ingest.inventory import discover
 from ecgfast.records import LEADS
@@ -146,8 +146,8 @@ def test_a_batch_begins_inside_a_recording(tmp_path: Path) -> None:
     for number, signal in enumerate(ecg_like(2, seed=0, num_timesteps=15_000)):
         write_wfdb(tmp_path / f"in/r{number}", signal)
     items = discover([tmp_path / "in"])
-    whole = convert_batch(items, Cursor(position=4), settings("all"))
-    rest = convert_batch(items, Cursor(position=4, outcome=2), settings("all"))
+    whole = encode_inputs(items, Cursor(position=4), settings("all"))
+    rest = encode_inputs(items, Cursor(position=4, outcome=2), settings("all"))
     assert whole.rows["start_timestep"] == [0, 5000, 10_000] * 2
     assert rest.rows["start_timestep"] == [10_000, 0, 5000, 10_000]
     assert rest.after == whole.after[2:] == [(5, 0), (5, 1), (5, 2), (6, 0)]
@@ -199,7 +199,7 @@ def test_a_source_that_goes_away_is_not_quarantined(tmp_path: Path) -> None:
     items = discover([tmp_path / "share"])
     (tmp_path / "share").rename(tmp_path / "gone")
     with pytest.raises(EcgfastError, match="has gone"):
-        convert_batch(items, Cursor(), settings("first"))
+        encode_inputs(items, Cursor(), settings("first"))
 
 
 def test_statistics_leave_padding_and_holes_out(tmp_path: Path) -> None:

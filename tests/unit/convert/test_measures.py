@@ -8,8 +8,8 @@ import pytest
 from ecgfast_kernels.codec import lead_statistics
 from numpy.typing import NDArray
 
-from ecgfast.convert.preprocess import Segment, cut, to_digits
-from ecgfast.convert.quality import breaks_einthoven, einthoven_uv, signal_flags
+from ecgfast.convert.measures import breaks_einthoven, einthoven_uv, signal_flags
+from ecgfast.convert.preprocess import Segment, cut, to_samples
 from ecgfast.errors import FormatError
 from ecgfast.ingest import read_record
 from ecgfast.ingest.inventory import discover
@@ -169,11 +169,11 @@ def test_share_of_real_recordings(
         if item.record_id.startswith("old_headers/"):
             continue
         try:
-            digits = to_digits(read_record(item))
+            samples = to_samples(read_record(item))
         except FormatError:
             continue
-        for window in cut(digits, window="all", short="quarantine"):
+        for window in cut(samples, window="all", short="quarantine"):
             if isinstance(window, Segment):
                 read += 1
-                found.update(set(_flags(window.signal, digits.scale_uv)) - {"flat_lead"})
+                found.update(set(_flags(window.signal, samples.scale_uv)) - {"flat_lead"})
     assert (read, dict(found)) == (records, expected)

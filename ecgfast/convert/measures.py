@@ -1,15 +1,22 @@
-"""Simple signal checks of whole batches: flat, saturated, too small or large, limb leads at odds.
+"""What is measured on batches of stored signals: signal checks, content digest, fingerprint.
 
-Limits were chosen on real recordings, as they are and with a wrong gain or a clipped lead;
-docs/datasets.md has the shares of what is found and of false alarms.
+The checks: flat, saturated, too small or large, limb leads at odds. Their limits were chosen on
+real recordings, as they are and with a wrong gain or a clipped lead; docs/datasets.md has the
+shares of what is found and of false alarms. By digest and fingerprint the same ECG is recognised.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+import xxhash
+from ecgfast_kernels.codec.fingerprint import MAX_BEATS, NUM_CORRELATIONS, fingerprints
 from numpy.typing import NDArray
 
 from ecgfast.records import NUM_LEADS
+
+FINGERPRINT_BYTES = NUM_CORRELATIONS + 2 * MAX_BEATS
+CORRELATION_STEPS = 127  # of a correlation of 1
+LEAST_TIMESTEPS = 2400  # of signal that a fingerprint needs: half of a window, and a margin
 
 _EINTHOVEN_LIMIT_UV = 100.0  # 500 Hz recordings of real devices: 1 unit, at most 5 microvolt
 _AMPLITUDE_UV = (400.0, 4000.0)  # peak to peak, of the middle leads
@@ -27,7 +34,7 @@ def signal_flags(
     scale_NC: NDArray[np.float32],
     einthoven_N: Sequence[float],
 ) -> list[list[str]]:
-    """Say what the checks find, as convert and predict note it.
+    """Names of the checks that each record fails.
 
     Args:
         signal_NCT: (N, 12, T) int16, ADC units.
@@ -82,6 +89,50 @@ def einthoven_uv(
 def breaks_einthoven(deviation_uv: float) -> bool:
     """Whether the limb leads contradict each other."""
     return deviation_uv > _EINTHOVEN_LIMIT_UV
+
+
+def content_digests(
+    signal_NCT: NDArray[np.int16], lead_std_NC: NDArray[np.float32]
+) -> list[str | None]:
+    """XXH3-128 of the samples, lead after lead, little endian: 32 hex digits.
+
+    5 microseconds a record (SHA-256: 90). It is no protection against forgery: two ECGs of one
+    digest can be made on purpose.
+
+    Args:
+        signal_NCT: (N, 12, 5000) int16, ADC units.
+        lead_std_NC: (N, 12), of the same.
+    Returns:
+        None where no lead ever changes: empty records are no duplicates of each other.
+    """
+    samples = np.ascontiguousarray(signal_NCT, "<i2")
+    return [
+        xxhash.xxh3_128_hexdigest(record) if changes else None
+        for record, changes in zip(samples, np.any(lead_std_NC, axis=1).tolist(), strict=True)
+    ]
+
+
+def packed_fingerprints(signal_NCT: NDArray[np.int16]) -> list[bytes]:
+    """Fingerprints as they are kept beside the rows until the end, 92 bytes each.
+
+    Args:
+        signal_NCT: (N, 12, 5000) int16, ADC units.
+    Returns:
+        int8 correlations in steps of 1/127, then uint16 beats in milliseconds, little endian.
+    """
+    found = fingerprints(signal_NCT, least_timesteps=LEAST_TIMESTEPS)
+    steps = np.rint(found.correlation * CORRELATION_STEPS).astype(np.int8).view(np.uint8)
+    beats = found.beats.astype("<u2").view(np.uint8)
+    return [row.tobytes() for row in np.concatenate([steps, beats], axis=1)]
+
+
+def unpacked_fingerprints(
+    packed: Sequence[bytes],
+) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
+    """Correlations (N, 28) in steps of 1/127 and beats (N, 32) of `packed_fingerprints`."""
+    rows = np.frombuffer(b"".join(packed), np.uint8).reshape(-1, FINGERPRINT_BYTES)
+    beats = np.ascontiguousarray(rows[:, NUM_CORRELATIONS:]).view("<u2").astype(np.uint16)
+    return np.ascontiguousarray(rows[:, :NUM_CORRELATIONS]).view(np.int8), beats
 
 
 def _implausible(peak_to_peak_NC: NDArray[np.float32]) -> NDArray[np.bool_]:
