@@ -1,9 +1,9 @@
-"""Splits of a whole store: who is divided, what is balanced, and what is said about it."""
+"""Splits of a whole store: drawn, kept or given, and the warnings about them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from ecgfast import log
 from ecgfast.errors import ConfigError
 from ecgfast.labels.columns import set_column
 from ecgfast.labels.matching import agreeing_rows, cells
-from ecgfast.labels.selection import parse_target
+from ecgfast.labels.selection import folds_of, target_labels
 from ecgfast.labels.splits import (
     NUM_FOLDS,
     SHARES,
@@ -70,18 +70,18 @@ def assign_splits(
     Raises:
         ConfigError: `target` cannot be read, or names a column that is not there.
     """
-    nothing = np.zeros(records.num_rows, dtype=bool)
-    is_case, is_known = parse_target(target).labels(records) if target else (nothing, nothing)
+    is_case, is_known = target_labels(records, target)
     groups = patient_groups(records)
-    unnamed = nothing if one_ecg_per_patient else is_unnamed(records)
-    unnamed = unnamed & ~np.isin(groups, groups[~unnamed])  # the copy of a patient's ECG is his
+    unnamed = is_unnamed(records) & (not one_ecg_per_patient)
+    # A record without a patient that copies the ECG of a known one belongs to that patient.
+    unnamed = unnamed & ~np.isin(groups, groups[~unnamed])
     drawn: Drawn = draw_splits(
         keys,
         groups,
         Strata(site=records["site"].to_pylist(), is_case=is_case, is_known=is_known),
         seed=seed,
         left_out=unnamed,
-        kept=_drawn_before(records) if keep else None,
+        kept=Drawn(split=records["split"].to_pylist(), fold=folds_of(records)) if keep else None,
     )
     records = set_column(records, "split", pa.array(drawn.split, pa.string()))
     records = set_column(records, "fold", pa.array(drawn.fold, pa.int64()))
@@ -100,7 +100,7 @@ def assign_splits(
 
 
 def _warn_of_lost_sites(keys: Sequence[str], sites: Sequence[str | None]) -> None:
-    """Say where a number occurs at a site and without one: two patients here, perhaps one person.
+    """Warn of ids that occur at a site and without one: two patients here, perhaps one person.
 
     Args:
         keys: (N,) `Pseudonyms.patient_key`, SITE/ID where ids belong to a site.
@@ -121,14 +121,8 @@ def _warn_of_lost_sites(keys: Sequence[str], sites: Sequence[str | None]) -> Non
         )
 
 
-def _drawn_before(records: pa.Table) -> Drawn:
-    has_folds = "fold" in records.column_names
-    fold = records["fold"].to_pylist() if has_folds else [None] * records.num_rows
-    return Drawn(split=records["split"].to_pylist(), fold=fold)
-
-
 def warn_of_unnamed(records: pa.Table, *, one_ecg_per_patient: bool) -> int:
-    """Say how many records name no patient, and what that means; returns how many."""
+    """Warn of records that name no patient, and of what that means; returns how many."""
     unnamed = is_unnamed(records)
     count = int(unnamed.sum())
     if count and one_ecg_per_patient:
@@ -184,9 +178,13 @@ def with_splits(
     rule: SplitRule,
     csv: Path,
 ) -> tuple[pa.Table, dict[str, Any]]:
-    """The rows with their splits, and what the manifest says about these."""
-    if rule.split not in (None, "patient", "column"):
-        raise ConfigError(f"--split must be patient or column, got {rule.split!r}")
+    """The rows with their splits, and what the manifest says about these.
+
+    Raises:
+        ConfigError: the CSV has no such splits, or they leak a patient.
+    """
+    if rule.split is not None and rule.split not in get_args(Split):
+        raise ConfigError(f"--split must be {' or '.join(get_args(Split))}, got {rule.split!r}")
     if rule.split == "column":
         return _given_splits(records, labels, matches, csv), {"kind": "column"}
     if "split" in labels.column_names:
@@ -232,7 +230,7 @@ def _given_splits(
 def _warn_of_torn_copies(
     records: pa.Table, parts: Sequence[object], name: Literal["split", "fold"]
 ) -> None:
-    """Published splits tear copies of one ECG: loud, because they must be taken as they are."""
+    """Warn of copies of one ECG in several parts; published splits are taken as they are."""
     torn = num_torn(patient_groups(records).tolist(), parts)
     if not torn:
         return

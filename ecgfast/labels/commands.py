@@ -31,10 +31,11 @@ from ecgfast.labels.matching import (
     match_rows,
     nearest_rows,
     patient_ids,
+    recording_of,
     store_pseudonyms,
     with_identities,
 )
-from ecgfast.labels.selection import parse_target
+from ecgfast.labels.selection import folds_of, target_labels
 from ecgfast.labels.splits import SPLITS
 from ecgfast.labels.table import parse_date, read_labels
 from ecgfast.store.csv_files import csv_lines
@@ -147,7 +148,7 @@ def label_store(
         records, splits = with_splits(records, patients, labels, matches, earlier, rule, csv)
         records = with_pseudonyms(records, patients, pseudonyms)
         spec = {
-            # Keyed: nobody shall test guesses of a small table.
+            # Keyed, so that guesses of a small table cannot be tested against it.
             "csv_digest": pseudonyms.digest("labels", _sha256(csv)).hex(),
             "columns": taken,
             "window_days": label_window_days,
@@ -268,11 +269,10 @@ def export_splits(store: str | Path, out: Path, *, readable: bool = False) -> in
         )
     lines: dict[str, tuple[str, str, str]] = {}
     columns = (names.record if readable else names.record_id, records["split"].to_pylist())
-    fold = records["fold"].to_pylist() if "fold" in records.column_names else [None] * len(reader)
     starts = records["start_timestep"].to_pylist()
-    for name, split, number, start in zip(*columns, fold, starts, strict=True):
+    for name, split, number, start in zip(*columns, folds_of(records), starts, strict=True):
         if split is not None and name is not None:
-            own = name.rsplit("@", 1)[0] if start and not readable else name
+            own = name if readable else recording_of(name, start)
             lines[own] = (own, split, "" if number is None else str(number))
     write_durably(out, [(header + csv_lines([*lines.values()])).encode()])
     return len(lines)
@@ -311,8 +311,7 @@ def summary(store: str | Path, target: str | None = None) -> str:
     records = open_store(store).records
     target = known_target(records, target)
     groups = patient_groups(records)
-    nothing = np.zeros(records.num_rows, dtype=bool)
-    is_case, is_known = parse_target(target).labels(records) if target else (nothing, nothing)
+    is_case, is_known = target_labels(records, target)
     split = np.array([name or "-" for name in records["split"].to_pylist()], dtype=np.str_)
     lines = [f"{'split':<8}{'patients':>10}{'records':>10}{'cases':>8}{'controls':>10}"]
     for name in (*SPLITS, "-"):

@@ -19,11 +19,9 @@ from ecgfast.labels.table import parse_date
 from ecgfast.records import NO_PATIENT, stored_age
 from ecgfast.store.csv_files import read_sources, replace_patients
 from ecgfast.store.format import key_beside, sources_beside
-from ecgfast.store.patients import UNNAMED, Pseudonyms, key_of_unnamed, read_key
+from ecgfast.store.patients import UNNAMED, Pseudonyms, is_unnamed, key_of_unnamed, read_key
 from ecgfast.store.reader import StoreReader
 from ecgfast.vocabulary import PatientIds
-
-_NO_ROW = -1
 
 
 def match_rows(records: pa.Table, labels: pa.Table, pseudonyms: Pseudonyms) -> list[list[int]]:
@@ -39,16 +37,18 @@ def match_rows(records: pa.Table, labels: pa.Table, pseudonyms: Pseudonyms) -> l
         lines = _lines_by_patient(records, labels, pseudonyms)
         return [lines.get(name, []) for name in records["patient_id"].to_pylist()]
     starts = records["start_timestep"].to_pylist()
-    ours = [  # windows of one recording are ID, ID@5000, ID@10000 ...
-        str(name).rsplit("@", 1)[0] if start else str(name)
-        for name, start in zip(records["record_id"].to_pylist(), starts, strict=True)
-    ]
+    ours = list(map(recording_of, records["record_id"].to_pylist(), starts))
     known = set(ours)
     lines = defaultdict(list)
     for number, name in enumerate(labels["record_id"].to_pylist()):
         if name is not None:
             lines[name if name in known else pseudonyms.of("record", name)].append(number)
     return [lines.get(name, []) for name in ours]
+
+
+def recording_of(record_id: str, start_timestep: int) -> str:
+    """The id of the recording that a window is of: windows are ID, ID@5000, ID@10000 ..."""
+    return record_id.rsplit("@", 1)[0] if start_timestep else record_id
 
 
 def _lines_by_patient(
@@ -103,7 +103,7 @@ def _sites_of_lines(
 
 def first_rows(matches: list[list[int]]) -> NDArray[np.int64]:
     """(N,) the first matching line of each record, -1 for none."""
-    return np.array([rows[0] if rows else _NO_ROW for rows in matches], np.int64)
+    return np.array([rows[0] if rows else -1 for rows in matches], np.int64)
 
 
 def agreeing_rows(
@@ -112,7 +112,7 @@ def agreeing_rows(
     """(N,) the one line that labels each record, -1 for none.
 
     Raises:
-        ConfigError: two lines of one record say different things.
+        ConfigError: two lines of one record disagree.
     """
     several = [rows for rows in matches if len(rows) > 1]
     if several:
@@ -135,7 +135,7 @@ def nearest_rows(
 ) -> NDArray[np.int64]:
     """(N,) the line whose label_date is nearest to the recording, -1 for none in the window.
 
-    Lines without any label do not count. Of two at one distance the first counts, and it is said
+    Lines without any label do not count. Of two at one distance the first counts, with a warning
     where they disagree.
 
     Args:
@@ -159,7 +159,7 @@ def nearest_rows(
             "the CSV"
         )
     cells = list(zip(*(labels[name].to_pylist() for name in columns), strict=True))
-    chosen = np.full(len(matches), _NO_ROW, np.int64)
+    chosen = np.full(len(matches), -1, np.int64)
     ties: list[tuple[int, int]] = []
     for n, rows in enumerate(matches):
         nearest, tie = window_days + 1, None
@@ -214,7 +214,7 @@ class Identities:
         lines = read_sources(reader.path)
         found = [(lines or {}).get(name, {}) for name in ids]
         record = [line.get("record") or None for line in found]
-        unnamed = [NO_PATIENT in flags.split(";") for flags in records["flags"].to_pylist()]
+        unnamed = is_unnamed(records)
         stored = records["patient_id"].to_pylist()
         patient = [
             key_of_unnamed(name or ids[row])
@@ -233,7 +233,7 @@ class Identities:
         )
 
     def write_changes(self, patients: Sequence[str]) -> None:
-        """Keep other keys than before for the next join."""
+        """Write patient keys that changed into the table beside the store, for the next join."""
         changed = {
             name: "" if now.startswith(UNNAMED) else now
             for name, before, now in zip(self.record_id, self.patient, patients, strict=True)
@@ -244,7 +244,7 @@ class Identities:
 
 
 def store_pseudonyms(reader: StoreReader, key_file: Path | None) -> Pseudonyms:
-    """The key of a store, and whose ids it has made unreadable.
+    """The key of a store, and whether its patient ids belong to sites.
 
     Raises:
         ConfigError: no key, or that of another store.

@@ -131,6 +131,19 @@ def parse_selection(expression: str | None) -> Selection:
     return Selection(() if expression is None else _parse(expression))
 
 
+def target_labels(
+    records: pa.Table, target: str | None
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """`Target.labels` of an expression; without one, no label is known.
+
+    Raises:
+        ConfigError: `target` cannot be read, or names a column that is not there.
+    """
+    if not target:
+        return np.zeros(records.num_rows, bool), np.zeros(records.num_rows, bool)
+    return parse_target(target).labels(records)
+
+
 def parse_target(expression: str) -> Target:
     """Parse `--target`.
 
@@ -214,9 +227,7 @@ def labelled(
     is_case, is_known = parse_target(target).labels(records)
     names = records.column("split").to_pylist()
     if fold is not None:
-        has_folds = "fold" in records.column_names
-        folds = records.column("fold").to_pylist() if has_folds else [None] * records.num_rows
-        names = splits_of_fold(folds, fold)
+        names = splits_of_fold(folds_of(records), fold)
     split = np.array(names, dtype=object)[rows]
     known = is_known[rows]
     return Labelled(
@@ -227,8 +238,15 @@ def labelled(
     )
 
 
+def folds_of(records: pa.Table) -> list[int | None]:
+    """(N,) the column `fold`; None for every record of a store without folds."""
+    has_folds = "fold" in records.column_names
+    folds: list[int | None] = records["fold"].to_pylist() if has_folds else []
+    return folds or [None] * records.num_rows
+
+
 def digest_of(*parts: NDArray[np.int64] | NDArray[np.bool_]) -> str:
-    """16 hex digits that tell arrays of rows or labels from others."""
+    """16 hex digits of a SHA-256 over arrays of rows or labels, their types and shapes."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(f"{part.dtype.str} {part.shape} ".encode())

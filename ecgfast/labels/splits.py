@@ -20,7 +20,7 @@ from ecgfast.errors import ConfigError
 SPLITS = ("train", "valid", "test")
 SHARES = {"test": 0.15, "valid": 0.15}  # of the patients of each stratum; the rest is train
 NUM_FOLDS = 5
-FEWEST = 20  # cases or controls of a split, below which its numbers say little
+FEWEST = 20  # cases or controls of a split, below which its results are too uncertain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Strata:
     """What is balanced between splits.
 
     Attributes:
-        site: (N,) site of each record, None where nobody knows.
+        site: (N,) site of each record, None where it is not known.
         is_case: (N,) bool.
         is_known: (N,) bool, whether `is_case` means anything; all False without a target.
     """
@@ -63,7 +63,7 @@ def draw(seed: int, patient_key: str) -> float:
 
     Args:
         seed: of the split; another one is another split.
-        patient_key: `Pseudonyms.patient_key`, or what else tells this patient from all others.
+        patient_key: `Pseudonyms.patient_key`, or another key that only this patient has.
     """
     digest = hashlib.sha256(f"ecgfast split {seed}\0{patient_key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
@@ -98,7 +98,7 @@ def draw_splits(
         check_folds(groups.tolist(), kept.fold)
         split = {int(g): s for g, s in zip(groups, kept.split, strict=True) if s is not None}
         fold = {int(g): f for g, f in zip(groups, kept.fold, strict=True) if f is not None}
-    owed = dict.fromkeys(SHARES, 0.0)  # what rounding left of the strata before
+    owed = dict.fromkeys(SHARES, 0.0)  # patients that rounding in earlier strata left over
     position = 0
     for members in patients.values():
         for group in (group for _, _, group in members if group not in fold):
@@ -142,7 +142,7 @@ def check_splits(patients: Sequence[object], splits: Sequence[str | None]) -> No
     """Refuse given splits that leak.
 
     Args:
-        patients: (N,) what tells the patients apart.
+        patients: (N,) a key of each record's patient.
         splits: (N,).
     Raises:
         ConfigError: an unknown name, or a patient in two splits.
@@ -159,7 +159,7 @@ def check_folds(patients: Sequence[object], folds: Sequence[int | None]) -> None
     """Refuse given folds that leak.
 
     Args:
-        patients: (N,) what tells the patients apart.
+        patients: (N,) a key of each record's patient.
         folds: (N,).
     Raises:
         ConfigError: a patient in two folds.
@@ -208,7 +208,7 @@ def warn_where_few(
     is_case: NDArray[np.bool_],
     is_known: NDArray[np.bool_],
 ) -> None:
-    """Warn of splits with fewer than 20 cases or controls: their numbers say little."""
+    """Warn of splits with fewer than 20 cases or controls: their results are too uncertain."""
     names = np.array(["" if name is None else name for name in split], dtype=np.str_)
     for name in SPLITS:
         here = (names == name) & is_known
