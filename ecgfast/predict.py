@@ -16,17 +16,9 @@ from ecgfast_kernels.codec import lead_statistics, patches_from_int16
 from numpy.typing import NDArray
 
 from ecgfast import log
-<<<<<<< HEAD
-from ecgfast.convert.content import content_digests
-from ecgfast.convert.preprocess import Digits, Segment
-from ecgfast.convert.quality import einthoven_uv, signal_flags
-from ecgfast.convert.windows import Windows, check_source, read_windows
-from ecgfast.data.normalise import LeadStatistics
-=======
 from ecgfast.convert.measures import content_digests, einthoven_uv, signal_flags
 from ecgfast.convert.preprocess import Samples, Segment, Windows, check_source, read_windows
-from ecgfast.data.normalise import CohortStatistics, mean_and_rstd
->>>>>>> fc558bf (Convert has 11 modules and speaks of workers, buffers and samples)
+from ecgfast.data.normalise import LeadStatistics
 from ecgfast.errors import ConfigError, FormatError, ShapeError
 from ecgfast.ingest import InputFile
 from ecgfast.ingest.inventory import discover
@@ -241,15 +233,9 @@ class Predictor:
         signal_nCT, valid_nCT = _stacked(windows)
         mean_nC, std_nC = lead_statistics(signal_nCT, valid_nCT)
         shape = mean_nC.shape
-<<<<<<< HEAD
         statistics = LeadStatistics(
-            scale_uv=np.broadcast_to(digits.scale_uv, shape).astype(np.float32),
-            offset_adc=np.broadcast_to(digits.offset_adc, shape).astype(np.float32),
-=======
-        statistics = _Statistics(
             scale_uv=np.broadcast_to(samples.scale_uv, shape).astype(np.float32),
             offset_adc=np.broadcast_to(samples.offset_adc, shape).astype(np.float32),
->>>>>>> fc558bf (Convert has 11 modules and speaks of workers, buffers and samples)
             lead_mean=mean_nC,
             lead_std=std_nC,
         )
