@@ -82,6 +82,7 @@ def _with_strip(svg: str) -> str:
     return head + root + body + word + end + rest
 
 
+@mpl.rc_context(_STYLE)
 def roc_curves(cohorts: Mapping[str, Mapping[str, Labelled]]) -> Figure:
     """Draw one panel per cohort with one curve per model.
 
@@ -91,23 +92,23 @@ def roc_curves(cohorts: Mapping[str, Mapping[str, Labelled]]) -> Figure:
     colour_of = dict(zip(_models(cohorts), cycle(COLOURS), strict=False))
     columns = min(3, len(cohorts))
     rows = -(-len(cohorts) // columns)
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(3.3 * columns, 3.5 * rows), layout="constrained")
-        panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for axes, (cohort, models) in zip(panels, cohorts.items(), strict=False):
-            axes.plot([0, 1], [0, 1], color="#b0b0b0", linewidth=0.8, linestyle=":")
-            for model, (is_case, probability) in models.items():
-                points = roc_curve(is_case, probability)
-                axes.step(*points, where="post", color=colour_of[model], label=drawn(model))
-            axes.set(title=drawn(cohort), xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-            axes.set(xlabel="1 - specificity", ylabel="sensitivity")
-        for axes in panels[len(cohorts) :]:
-            axes.set_visible(False)
-        fullest = max(panels[: len(cohorts)], key=lambda axes: len(axes.get_lines()))
-        fullest.legend(loc="lower right", fontsize=7)
+    figure = Figure(figsize=(3.3 * columns, 3.5 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes, (cohort, models) in zip(panels, cohorts.items(), strict=False):
+        axes.plot([0, 1], [0, 1], color="#b0b0b0", linewidth=0.8, linestyle=":")
+        for model, (is_case, probability) in models.items():
+            points = roc_curve(is_case, probability)
+            axes.step(*points, where="post", color=colour_of[model], label=drawn(model))
+        axes.set(title=drawn(cohort), xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+        axes.set(xlabel="1 - specificity", ylabel="sensitivity")
+    for axes in panels[len(cohorts) :]:
+        axes.set_visible(False)
+    fullest = max(panels[: len(cohorts)], key=lambda axes: len(axes.get_lines()))
+    fullest.legend(loc="lower right", fontsize=7)
     return figure
 
 
+@mpl.rc_context(_STYLE)
 def auroc_by_site(results: Mapping[str, Mapping[str, Auroc]]) -> Figure:
     """Draw point and 95 % interval of each model at each cohort.
 
@@ -116,60 +117,58 @@ def auroc_by_site(results: Mapping[str, Mapping[str, Auroc]]) -> Figure:
             cohort does not test.
     """
     models = _models(results)
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7, 0.8 + 0.6 * len(results)), layout="constrained")
-        axes = figure.subplots()
-        for number, (colour, model) in enumerate(zip(COLOURS, models, strict=False)):
-            offset = (number - (len(models) - 1) / 2) * 0.22
-            for row, by_model in enumerate(results.values()):
-                if model in by_model:
-                    _interval(axes, by_model[model], row + offset, colour)
-            axes.plot([], [], "o-", color=colour, markersize=4, label=drawn(model))
-        axes.axvline(0.5, color="#b0b0b0", linestyle=":")
-        axes.set_yticks(range(len(results)), list(map(drawn, results)))
-        axes.invert_yaxis()
-        axes.set(xlabel="AUROC, 95 % interval", xlim=(None, 1.01))
-        axes.grid(visible=False, axis="y")
-        figure.legend(loc="outside upper center", ncols=len(models), fontsize=8)
+    figure = Figure(figsize=(7, 0.8 + 0.6 * len(results)), layout="constrained")
+    axes = figure.subplots()
+    for number, (colour, model) in enumerate(zip(COLOURS, models, strict=False)):
+        offset = (number - (len(models) - 1) / 2) * 0.22
+        for row, by_model in enumerate(results.values()):
+            if model in by_model:
+                _interval(axes, by_model[model], row + offset, colour)
+        axes.plot([], [], "o-", color=colour, markersize=4, label=drawn(model))
+    axes.axvline(0.5, color="#b0b0b0", linestyle=":")
+    axes.set_yticks(range(len(results)), list(map(drawn, results)))
+    axes.invert_yaxis()
+    axes.set(xlabel="AUROC, 95 % interval", xlim=(None, 1.01))
+    axes.grid(visible=False, axis="y")
+    figure.legend(loc="outside upper center", ncols=len(models), fontsize=8)
     return figure
 
 
-def losses(curves: Mapping[str, Curve], *, y_label: str, log_x: bool = False) -> Figure:
+@mpl.rc_context(_STYLE)
+def losses(curves: Mapping[str, Curve], *, y_label: str) -> Figure:
     """Draw losses over steps.
 
     Args:
         curves: name -> (steps, losses).
         y_label: what the loss is, with its unit.
-        log_x: steps on a logarithmic scale.
     """
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7, 3.2), layout="constrained")
-        axes = figure.subplots()
-        for colour, (name, (steps, values)) in zip(COLOURS, curves.items(), strict=False):
-            axes.plot(steps, values, color=colour, linewidth=1.2, label=drawn(name))
-        axes.set(xlabel="step", ylabel=y_label, xscale="log" if log_x else "linear")
-        axes.legend(fontsize=8)
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for colour, (name, (steps, values)) in zip(COLOURS, curves.items(), strict=False):
+        axes.plot(steps, values, color=colour, linewidth=1.2, label=drawn(name))
+    axes.set(xlabel="step", ylabel=y_label)
+    axes.legend(fontsize=8)
     return figure
 
 
+@mpl.rc_context(_STYLE)
 def reliability(results: Mapping[str, Calibration]) -> Figure:
     """Draw observed over predicted frequency of each model."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(4.2, 4.2), layout="constrained")
-        axes = figure.subplots()
-        axes.plot([0, 1], [0, 1], color="#b0b0b0", linewidth=0.8, linestyle=":")
-        for colour, (model, result) in zip(COLOURS, results.items(), strict=False):
-            axes.plot(
-                result.bin_predicted,
-                result.bin_observed,
-                "o-",
-                color=colour,
-                markersize=4,
-                label=drawn(model),
-            )
-        axes.set(xlabel="predicted probability", ylabel="observed share of cases")
-        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-        axes.legend(loc="upper left", fontsize=8)
+    figure = Figure(figsize=(4.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="#b0b0b0", linewidth=0.8, linestyle=":")
+    for colour, (model, result) in zip(COLOURS, results.items(), strict=False):
+        axes.plot(
+            result.bin_predicted,
+            result.bin_observed,
+            "o-",
+            color=colour,
+            markersize=4,
+            label=drawn(model),
+        )
+    axes.set(xlabel="predicted probability", ylabel="observed share of cases")
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    axes.legend(loc="upper left", fontsize=8)
     return figure
 
 
