@@ -5,7 +5,7 @@ import pytest
 from ecgfast_kernels.codec import CodecError
 from ecgfast_kernels.codec.fingerprint import NO_BEAT, _slowly, fingerprints, live_span
 from ecgfast_kernels.codec.native import load
-from hearts import heart, irregular, recording
+from recordings import heart, irregular, recording
 
 BEATS = irregular(10, seed=1)
 

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import xxhash
 from ecgfast_kernels.codec.fingerprint import NO_BEAT
-from hearts import heart, irregular, recording
 from numpy.typing import NDArray
-from recordings import convert_quietly, write_wfdb
+from recordings import convert_quietly, heart, irregular, recording, write_wfdb
 from scipy.signal import resample
 
 import ecgfast

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from hearts import heart, irregular, recording
 from numpy.typing import NDArray
+from recordings import heart, irregular, recording
 from scipy.signal import resample
 
 from ecgfast.convert.same_signal import (

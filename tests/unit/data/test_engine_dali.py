@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from damage import flip_a_bit
+from changed_stores import flip_a_bit
 from recordings import make_store
 
 from ecgfast.data.engine_dali import DaliEngine

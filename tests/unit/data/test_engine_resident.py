@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from damage import flip_a_bit
+from changed_stores import flip_a_bit
 from numpy.typing import NDArray
 from recordings import make_store
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from damage import flip_a_bit
+from changed_stores import flip_a_bit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recordings import make_store

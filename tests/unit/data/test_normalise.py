@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from changed_stores import change_lead_value
 from numpy.typing import NDArray
 from recordings import convert_quietly, ecg_like, make_store
-from resealed import change_lead_value
 
 from ecgfast.data.normalise import (
     MODES,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from changed_stores import change_manifest, change_table
 from recordings import make_store
-from resealed import change_manifest, change_table
 
 from ecgfast.errors import CorruptStoreError
 from ecgfast.store.info import describe

@@ -4,8 +4,8 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from changed_stores import change_manifest
 from recordings import convert_quietly, make_store
-from resealed import change_manifest
 
 import ecgfast
 from ecgfast.errors import CorruptStoreError, FormatError

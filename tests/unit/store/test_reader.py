@@ -11,8 +11,8 @@ from threading import Barrier
 
 import numpy as np
 import pytest
+from changed_stores import change_table
 from recordings import make_store
-from resealed import change_table
 
 import ecgfast
 from ecgfast.errors import CorruptStoreError, FormatError

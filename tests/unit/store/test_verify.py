@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from changed_stores import change_cell, change_lead_value, change_table
 from recordings import make_store
-from resealed import change_cell, change_lead_value, change_table
 
 import ecgfast
 from ecgfast.errors import CorruptStoreError, FormatError

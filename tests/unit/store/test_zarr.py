@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from changed_stores import change_manifest
 from recordings import ecg_like, make_store
-from resealed import change_manifest
 
 import ecgfast
 from ecgfast.errors import ShapeError

@@ -1,4 +1,7 @@
-"""Changes what a finished store says and makes every digest fit again, without our own writers."""
+"""Changes finished stores: the contents with every digest made to fit again, or one bit of a shard.
+
+Manifest and table are rewritten here, without our own writers.
+"""
 
 import hashlib
 import json
@@ -9,6 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
+
+from ecgfast.store.format import shard_name
+from ecgfast.store.reader import open_store
 
 
 def change_manifest(store: Path, **changes: object) -> None:
@@ -52,3 +58,13 @@ def change_lead_value(store: Path, array: str, record: int, lead: int, value: fl
 
 def _text(manifest: dict[str, Any]) -> bytes:
     return json.dumps(manifest, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def flip_a_bit(store: Path, record: int) -> None:
+    """Flip one bit in the middle of a record's chunk, in the store's first shard."""
+    buffer, offsets, lengths = open_store(store).read_chunks([record])
+    chunk = buffer[offsets[0] : offsets[0] + lengths[0]].tobytes()
+    shard = store / shard_name(0)
+    data = bytearray(shard.read_bytes())
+    data[data.index(chunk) + len(chunk) // 2] ^= 4
+    shard.write_bytes(data)
