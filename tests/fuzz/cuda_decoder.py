@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
 
 import numpy as np
 import torch
-from chunks import KINDS, damage, signal_of, status_of
+from codec_records import CORNERS, damage, signal_of, status_of
 from ecgfast_kernels import codec
 from ecgfast_kernels.codec import cuda as codec_cuda
 
@@ -32,7 +32,7 @@ def main() -> int:
     rng = np.random.default_rng(options.seed)
     wrong = total = 0
     for shape in SHAPES:
-        for kind in KINDS:
+        for kind in CORNERS:
             (good,) = codec.encode(signal_of(kind, *shape)[None])
             chunks = [good, *(damage(good, rng) for _ in range(options.chunks))]
             wrong += check(chunks, shape, rng)

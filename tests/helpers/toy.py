@@ -1,7 +1,8 @@
-"""A masked autoencoder of 12 patches and records made from their number: steps of a millisecond."""
+"""A masked autoencoder of 12 patches: training steps of a millisecond, and folders of its runs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +14,17 @@ from ecgfast.data.batch import Batch
 from ecgfast.data.loader import Loader
 from ecgfast.data.normalise import Normalisation
 from ecgfast.data.order import Plan
-from ecgfast.model.build import build_model
+from ecgfast.model.build import build_classifier, build_model
 from ecgfast.model.mae import MaskedAutoencoder
-from ecgfast.runs.meta import Kind, Preprocessing, RunMeta
+from ecgfast.runs.meta import Kind, Preprocessing, RunMeta, flat
+from ecgfast.runs.sealed import entries, sealed
+from ecgfast.runs.weights import export_safetensors
+from ecgfast.train.checkpoint import CheckpointWriter, training_state
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.loop import Loop
 from ecgfast.train.optim import build_optimizer
 from ecgfast.train.pretrain import build_spread, masked_loss
+from ecgfast.train.run_folder import write_settings
 
 NUM_RECORDS = 32
 BATCH = 8
@@ -99,3 +104,40 @@ def toy_loop(
         num_steps=num_steps,
         meta=toy_meta(),
     )
+
+
+def facts_of(config: Config, kind: str = "finetune") -> dict[str, Any]:
+    """What a run says of itself, of no more than it must."""
+    identity = {**flat(config), "store": "0123", "select": None}
+    if kind == "finetune":
+        identity |= {"target": "age<40", "init": "random", "model": "vit", "fold": None}
+    made = {"window": "first", "short": "skip"}
+    preprocessing = {"store": made, "normalise": config.data.normalise, "cohort": None}
+    return {"kind": kind, "identity": identity, "preprocessing": preprocessing}
+
+
+def classifier_run(run: Path, config: Config, facts: Mapping[str, Any] | None = None) -> Path:
+    """A finished fine-tuning; `facts` are sealed with the digest of its weights."""
+    run.mkdir(exist_ok=True)
+    facts = facts or facts_of(config)
+    state = build_classifier(config, "vit").state_dict()
+    export_safetensors(state, run / "best.safetensors", config)
+    write_settings(run, config, {})
+    write_result(run, facts)
+    return run
+
+
+def write_result(run: Path, facts: Mapping[str, Any]) -> None:
+    """Seal facts together with the weights that lie there."""
+    files = {"run_files": entries(run, ("best.safetensors",))}
+    (run / "result.json").write_bytes(sealed({**files, **facts}))
+
+
+def pretraining_run(run: Path, config: Config, facts: Mapping[str, Any] | None = None) -> Path:
+    """A pretraining of no step, with one checkpoint."""
+    run.mkdir(exist_ok=True)
+    write_settings(run, config, {})
+    with CheckpointWriter(run, Ranks(), keep=1) as writer:
+        state = training_state(build_model(config), None)
+        writer.save(state, step=3, facts=facts or facts_of(config, "pretrain"))
+    return run

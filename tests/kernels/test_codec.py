@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from codec_signals import KINDS, make, native_backends, records, set_backend
+from codec_records import KINDS, make, native_backends, records, set_backend
 from ecgfast_kernels import codec
 from ecgfast_kernels.codec.format import FLAG_RAW, FLAG_TRUNC, FLAG_WIDE
 from ecgfast_kernels.codec.reference import decode_chunk

@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from chunks import KINDS, damage, ecg_like, signal_of, status_of
+from codec_records import CORNERS, damage, ecg_like, signal_of, status_of
 from ecgfast_kernels import codec
 from ecgfast_kernels.codec.format import FLAG_RAW, FLAG_WIDE
 from ecgfast_kernels.codec.reference import decode_chunk
@@ -23,7 +23,7 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
 
 
 @pytest.mark.parametrize("shape", [(12, 1000), (1, 250), (3, 500), (16, 250), (7, 750)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CORNERS)
 def test_every_kind_of_signal_comes_back(
     emulator: Emulator, kind: str, shape: tuple[int, int]
 ) -> None:

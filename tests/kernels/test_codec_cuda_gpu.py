@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from chunks import KINDS, damage, ecg_like, signal_of, status_of
+from codec_records import CORNERS, damage, ecg_like, signal_of, status_of
 from ecgfast_kernels import codec
 from ecgfast_kernels.codec import cuda as codec_cuda
 from numpy.typing import NDArray
@@ -81,7 +81,7 @@ def test_a_hundred_thousand_records_come_back() -> None:
 
 
 @pytest.mark.parametrize("shape", [(12, 5000), (1, 250), (3, 500), (16, 750), (2, 65_500)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CORNERS)
 def test_every_kind_of_signal_has_the_bits_of_the_cpu(kind: str, shape: tuple[int, int]) -> None:
     signal = signal_of(kind, *shape)[None]
     data = codec.encode(signal)

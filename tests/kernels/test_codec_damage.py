@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from codec_signals import make, native_backends, set_backend
+from codec_records import make, native_backends, set_backend
 from ecgfast_kernels import codec
 from ecgfast_kernels.codec.reference import chunk_crc, decode_chunk
 from ecgfast_kernels.codec.reference_encode import encode_chunk

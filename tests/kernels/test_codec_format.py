@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from codec_signals import KINDS, NATIVE, make
+from codec_records import KINDS, NATIVE, make
 from ecgfast_kernels import codec
 from ecgfast_kernels.codec import native
 from ecgfast_kernels.codec.format import (
@@ -127,7 +127,7 @@ def test_ratio_on_a_coarse_grid(shared_data: Path) -> None:
 FALLBACK = """
 import hashlib, sys, numpy as np
 sys.path.insert(0, sys.argv[1])
-from codec_signals import KINDS, make
+from codec_records import KINDS, make
 from ecgfast_kernels import codec
 from ecgfast_kernels.codec import frames, order
 assert codec.backend() == sys.argv[2]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from codec_signals import KINDS, make, native_backends, set_backend
+from codec_records import KINDS, make, native_backends, set_backend
 from ecgfast_kernels import codec
 from numpy.typing import NDArray
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chunks import KINDS, damage, ecg_like, signal_of
+from codec_records import CORNERS, damage, ecg_like, signal_of
 from ecgfast_kernels import codec
 from ecgfast_kernels.codec.reference import decode_chunk
 from numpy.typing import NDArray
@@ -50,7 +50,7 @@ def arrays(chunks: list[bytes]) -> Arrays:
 
 @pytest.mark.parametrize("shape", [(12, 1000), (1, 250), (16, 500)])
 def test_integers_are_those_of_the_reference(shape: tuple[int, int]) -> None:
-    signal = np.stack([signal_of(kind, *shape) for kind in KINDS])
+    signal = np.stack([signal_of(kind, *shape) for kind in CORNERS])
     chunks = codec.encode(signal)
     ((out, status),) = run(shape, [arrays(chunks)])
     assert not status.any()

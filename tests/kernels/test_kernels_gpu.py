@@ -10,9 +10,9 @@ from ecgfast_kernels.ops.mask import random_mask
 from ecgfast_kernels.ops.masked_loss import masked_mse
 from ecgfast_kernels.ops.patch_embed import patch_embed_masked
 from ecgfast_kernels.ops.unshuffle import unshuffle
+from small_mae import losses_of
 from tolerances import TOY_LOSS_BF16
 from torch import Tensor
-from toy_mae import losses_of
 
 from ecgfast.config import load_config
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from codec_signals import NATIVE
+from codec_records import NATIVE
 from ecgfast_kernels.codec.order import _keys, epoch_order
 from ecgfast_kernels.philox import split_seed
 from hypothesis import given, settings

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from small_mae import NUM_STEPS, losses_of
 from tolerances import TOY_LOSS_FP32
-from toy_mae import NUM_STEPS, losses_of
 
 from ecgfast.config import ModelConfig
 

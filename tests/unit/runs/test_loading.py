@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from toy import toy_config
-from toy_runs import classifier_run, facts_of, pretraining_run, write_result
+from toy import classifier_run, facts_of, pretraining_run, toy_config, write_result
 
 from ecgfast.errors import ResumeError
 from ecgfast.model.build import build_classifier, build_model

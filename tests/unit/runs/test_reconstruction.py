@@ -10,7 +10,6 @@ from ecgfast_kernels.ops.mask import random_mask
 from matplotlib.figure import Figure
 from recordings import convert_quietly, ecg_like, make_store, write_wfdb
 from report_pages import html_of
-from changed_stores import change_lead_value
 from toy import toy_meta
 
 from ecgfast.config import Config, load_config

@@ -6,8 +6,7 @@ import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
-from toy import toy_config
-from toy_runs import classifier_run, pretraining_run
+from toy import classifier_run, pretraining_run, toy_config
 
 from ecgfast.config import load_config
 from ecgfast.errors import ConfigError, FormatError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from torch.distributed.checkpoint.metadata import Metadata
-from toy_runs import pretraining_run
+from toy import pretraining_run
 
 from ecgfast.config import OptimConfig, free_on_resume, load_config
 from ecgfast.errors import EcgfastError, ResumeError
