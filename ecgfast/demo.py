@@ -59,7 +59,7 @@ class DemoPlan:
 
 
 def demo(out: Path, plan: DemoPlan | None = None) -> Path:
-    """Run every step on a synthetic cohort; an interrupted demo goes on where it was.
+    """Run every step on a synthetic cohort; an interrupted demo is resumed.
 
     Args:
         out: folder for the cohort, the store, the runs and the report.
@@ -69,7 +69,7 @@ def demo(out: Path, plan: DemoPlan | None = None) -> Path:
     """
     plan, begin = plan or DemoPlan(), time.monotonic()
     cohort, store, runs = out / "cohort", out / "synthetic", out / "runs"
-    _say(begin, "1 of 5: synthetic hospitals")
+    _log_step(begin, "1 of 5: synthetic hospitals")
     if not (cohort / "labels.csv").exists():  # written last
         with log.progress("synth", total=plan.num_records) as advance:
             write_cohort(
@@ -79,15 +79,15 @@ def demo(out: Path, plan: DemoPlan | None = None) -> Path:
                 seed=plan.seed,
                 progress=lambda done, total: advance(1),
             )
-    _say(begin, "2 of 5: convert the files to a store")
+    _log_step(begin, "2 of 5: convert the files to a store")
     write_durably(key_beside(store), [f"{PSEUDONYM_KEY}\n".encode()], mode=0o600)
     convert([cohort], store, labels=cohort / "labels.csv")
-    _say(begin, "3 of 5: pretrain a masked autoencoder, without labels")
+    _log_step(begin, "3 of 5: pretrain a masked autoencoder, without labels")
     pretrained = pretrain(
         load_config("demo", plan.pretraining), store, runs / "pretrained",
         select=TRAINING_SITE, resume=True,
     )  # fmt: skip
-    _say(begin, "4 of 5: fine-tune three classifiers on the same labels")
+    _log_step(begin, "4 of 5: fine-tune three classifiers on the same labels")
 
     def classifier(model: ModelKind, init: str, name: str) -> Path:
         log.info(f"fine-tuning: {name}")
@@ -102,11 +102,11 @@ def demo(out: Path, plan: DemoPlan | None = None) -> Path:
         classifier("vit", "random", "vit-random"),
         classifier("cnn", "random", "cnn"),
     ]
-    _say(begin, "5 of 5: test them on hospitals that they never saw")
+    _log_step(begin, "5 of 5: test them on hospitals that they never saw")
     report = evaluate([*classifiers, pretrained], store, out / "report")
-    _say(begin, f"done, SYNTHETIC data; the report: {report}")
+    _log_step(begin, f"done, SYNTHETIC data; the report: {report}")
     return report
 
 
-def _say(begin: float, words: str) -> None:
-    log.info(f"[{time.monotonic() - begin:4.0f} s] {words}")
+def _log_step(begin: float, text: str) -> None:
+    log.info(f"[{time.monotonic() - begin:4.0f} s] {text}")

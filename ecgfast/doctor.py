@@ -1,6 +1,5 @@
 """What is installed here, and which backend each part of ecgfast would take, and why."""
 
-import os
 import platform
 import shutil
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from ecgfast.data import dali_plugin
 from ecgfast.model.attention import explain_unavailable
 from ecgfast.model.attention_choice import choose_for_model
 from ecgfast.model.mae import num_kept
+from ecgfast.store.reader import available_cores
 
 _PACKAGES = ("ecgfast", "torch", "triton", "xformers", "nvidia-dali-cuda130", "zarr", "numpy")
 _ABSENT = "not installed"
@@ -23,14 +23,13 @@ _ABSENT = "not installed"
 
 def examine() -> str:
     """Return one line per finding, for ``ecgfast doctor``."""
-    width = 22
-    return "\n".join(f"{name:<{width}}{words}" for name, words in _findings())
+    return "\n".join(f"{name:<22}{finding}" for name, finding in _findings())
 
 
 def _findings() -> Iterator[tuple[str, str]]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     yield "python", f"{platform.python_version()} on {platform.platform()}"
-    yield "cores", f"{len(os.sched_getaffinity(0)) if _has_affinity() else os.cpu_count()}"
+    yield "cores", f"{available_cores()}"
     for name in _PACKAGES:
         yield name, _version(name)
     yield "gpu", _gpu()
@@ -40,10 +39,6 @@ def _findings() -> Iterator[tuple[str, str]]:
     yield from _attention(device)
     yield "precision", "bf16" if device.type == "cuda" else "fp32: no GPU"
     yield "cuda compiler", shutil.which("nvcc") or f"{_ABSENT}; pip install 'ecgfast[cuda]'"
-
-
-def _has_affinity() -> bool:
-    return hasattr(os, "sched_getaffinity")  # not on macOS
 
 
 def _version(package: str) -> str:
@@ -65,18 +60,16 @@ def _gpu() -> str:
 
 
 def _codec() -> str:
+    missing = ": the native library is missing; with a C++ compiler, reinstall ecgfast"
     name = codec.backend()
-    if name == "numpy":
-        return "numpy: the native library is missing; with a C++ compiler, reinstall ecgfast"
-    return name
+    return name + missing if name == "numpy" else name
 
 
 def _engine() -> str:
     if not torch.cuda.is_available():
         return "cpu: no GPU"
-    if not dali_plugin.is_installed():
-        return "resident where the records fit into GPU memory, else cpu: DALI is not installed"
-    return "resident where the records fit into GPU memory, else dali"
+    other = "dali" if dali_plugin.is_installed() else "cpu: DALI is not installed"
+    return f"resident where the records fit into GPU memory, else {other}"
 
 
 def _kernels(device: torch.device) -> str:

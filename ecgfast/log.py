@@ -32,10 +32,9 @@ console = Console(stderr=True)
 logger = logging.getLogger("ecgfast")
 _PLAIN_PERIOD_S = 5.0
 _strict = False
-_said: set[str] = set()
+_reported: set[str] = set()  # slower paths, each once
 
-
-# What moves a terminal's cursor, ends a line or turns its direction; halves of UTF-16 pairs.
+# Characters that move a terminal's cursor, end a line or change its direction; surrogates.
 _ESCAPES = {
     **{code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))},
     **{
@@ -48,9 +47,9 @@ _ESCAPES = {
 
 
 def plain(text: str) -> str:
-    r"""Return a text as one line that a terminal only shows: names of files and sites can hold all.
+    r"""Return a text as one line without control characters, which names of files can hold.
 
-    Control characters are written as Python writes them, such as \x1b.
+    They are written as Python writes them, such as \x1b.
     """
     return text.translate(_ESCAPES)
 
@@ -83,31 +82,31 @@ def setup(*, debug: bool = False, strict: bool = False, rank: int = 0) -> None:
 
 
 def is_strict() -> bool:
-    """Whether `setup` was told to be strict: what a warning would say is an error."""
+    """Whether `setup` got ``strict``: what would be a warning is an error."""
     return _strict
 
 
 def info(text: str) -> None:
-    """Say what happens, or what was chosen and why."""
+    """Log what happens, or what was chosen and why."""
     logger.info(plain(text))
 
 
 def warning(text: str) -> None:
-    """Say what the user should look at."""
+    """Log what the user should look at."""
     logger.warning(plain(text))
 
 
 def slower_path(what: str, *, reason: str, cure: str) -> None:
-    """Say once, at WARNING, that a slower path was taken; an error under ``--strict``.
+    """Log once, at WARNING, that a slower path was taken; an error under ``--strict``.
 
     Raises:
-        BackendUnavailableError: `setup` was told to be strict.
+        BackendUnavailableError: `setup` got ``strict``.
     """
     text = f"{what}: {reason}; {cure}"
     if _strict:
         raise BackendUnavailableError(text)
-    if text not in _said:
-        _said.add(text)
+    if text not in _reported:
+        _reported.add(text)
         logger.warning(plain(text))
 
 
@@ -117,7 +116,7 @@ def progress(what: str, *, total: int | None, unit: str = "records") -> Iterator
 
     Args:
         what: shown before the bar, such as "convert".
-        total: how many units there are, None when nobody knows yet.
+        total: how many units there are, None where that is not known yet.
         unit: the word for what is counted.
     """
     what = plain(what)
@@ -218,8 +217,8 @@ class MetricsWriter:
 
     Args:
         folder: the run's folder.
-        resume_step: forget every line after this step first: a resumed run writes them again, so
-            that the file of an interrupted run equals that of an unbroken one.
+        resume_step: remove every line after this step first: a resumed run writes them again, so
+            that the file of an interrupted run equals that of an uninterrupted one.
         tensorboard: also write event files under ``folder/tensorboard``.
     """
 
