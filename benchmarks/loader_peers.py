@@ -40,7 +40,7 @@ from ecgfast.bench.meter import (
 )
 from ecgfast.bench.rows import Row, append_rows, device_slug
 from ecgfast.convert import convert
-from ecgfast.data import dali_plugin
+from ecgfast.data.dali import build as dali_build
 from ecgfast.data.loader import build_loader
 from ecgfast.ingest.synthetic import write_cohort
 from ecgfast.store import open_store
@@ -162,7 +162,7 @@ def _stored_bytes(variant: Variant) -> float:
 def _ours(device: str) -> list[str]:
     """Our engines: the one that `auto` takes, it on the uncompressed store, and the others."""
     names = ["ecgfast", "ecgfast-none", *(["ecgfast-cpu"] if device == "cuda" else [])]
-    if dali_plugin.is_installed():
+    if dali_build.is_installed():
         return [*names, "ecgfast-dali"]
     print("DALI is not installed: its engine is left out", file=sys.stderr)
     return names

@@ -11,7 +11,7 @@ from ecgfast_kernels import codec
 from ecgfast_kernels.ops.backend import resolve
 
 from ecgfast.config import load_config
-from ecgfast.data import dali_plugin
+from ecgfast.data.dali import build as dali_build
 from ecgfast.model.attention import explain_unavailable
 from ecgfast.model.attention_choice import choose_for_model
 from ecgfast.model.mae import num_kept
@@ -68,7 +68,7 @@ def _codec() -> str:
 def _engine() -> str:
     if not torch.cuda.is_available():
         return "cpu: no GPU"
-    other = "dali" if dali_plugin.is_installed() else "cpu: DALI is not installed"
+    other = "dali" if dali_build.is_installed() else "cpu: DALI is not installed"
     return f"resident where the records fit into GPU memory, else {other}"
 
 

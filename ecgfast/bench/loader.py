@@ -9,7 +9,7 @@ from ecgfast import log
 from ecgfast.bench.meter import Epoch, Use, measure
 from ecgfast.bench.rows import Row, make_row
 from ecgfast.convert import convert
-from ecgfast.data import dali_plugin
+from ecgfast.data.dali import build as dali_build
 from ecgfast.data.loader import Loader, build_loader
 from ecgfast.errors import BackendUnavailableError
 from ecgfast.ingest.synthetic import write_cohort
@@ -50,7 +50,7 @@ def measure_loader(
 def _variants(device: str) -> list[tuple[EngineName, int]]:
     """Engines to try, with their decoding threads."""
     variants: list[tuple[EngineName, int]] = [("cpu", 1), ("cpu", 2)]
-    if dali_plugin.is_installed():
+    if dali_build.is_installed():
         variants += [("dali", 1), ("dali", 2)]
     if device.startswith("cuda"):
         variants += [("cpu", 8), ("resident", 1)]

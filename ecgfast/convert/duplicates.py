@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from ecgfast_kernels.codec.fingerprint import NO_BEAT, NUM_CORRELATIONS
+from ecgfast_kernels.codec.signals import NO_BEAT, NUM_CORRELATIONS
 from numpy.typing import NDArray
 
 from ecgfast.convert.measures import CORRELATION_STEPS

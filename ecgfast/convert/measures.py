@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import xxhash
-from ecgfast_kernels.codec.fingerprint import MAX_BEATS, NUM_CORRELATIONS, fingerprints
+from ecgfast_kernels.codec.signals import MAX_BEATS, NUM_CORRELATIONS, fingerprints
 from numpy.typing import NDArray
 
 from ecgfast.records import NUM_LEADS

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from ecgfast_kernels.codec.fingerprint import BOX, LEADS, live_span
+from ecgfast_kernels.codec.signals import BOX, LEADS, live_span
 from numpy.typing import NDArray
 
 LEAST_OVERLAP = 2400  # timesteps: with half of a window in common, 4.8 s and a margin are left

@@ -9,9 +9,7 @@ from ecgfast_kernels import codec
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ecgfast.data.ahead import made_ahead
-from ecgfast.data.memory import HostBuffers, to_device
-from ecgfast.data.source import Source
+from ecgfast.data.batch import HostBuffers, Source, made_ahead, to_device
 
 AHEAD = 2  # batches made in advance; one hides the decode, the second evens out a slow disk
 

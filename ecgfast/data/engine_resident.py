@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ecgfast import log
-from ecgfast.data.memory import HostBuffers, to_device
-from ecgfast.data.source import Source
+from ecgfast.data.batch import HostBuffers, Source, to_device
 from ecgfast.errors import BackendUnavailableError, CorruptStoreError
 from ecgfast.store.reader import StoreReader
 

@@ -11,17 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ecgfast import log
-from ecgfast.data import dali_plugin
-from ecgfast.data.batch import Batch
+from ecgfast.data.batch import Batch, Source
+from ecgfast.data.dali import DaliEngine
+from ecgfast.data.dali import build as dali_build
 from ecgfast.data.engine_cpu import CpuEngine
-from ecgfast.data.engine_dali import DaliEngine
 from ecgfast.data.engine_resident import ResidentEngine, resident_bytes
 from ecgfast.data.normalise import Normalisation
 from ecgfast.data.order import Plan
-from ecgfast.data.source import Source
 from ecgfast.errors import BackendUnavailableError, ConfigError, ResumeError
 from ecgfast.labels import parse_selection
-from ecgfast.store.reader import StoreReader
+from ecgfast.store.reader import StoreReader, available_cores
 from ecgfast.vocabulary import EngineName
 
 RESIDENT_SHARE = 0.4  # of the GPU's memory; ViT-Large at 256 records needs about 25 of 80 GB
@@ -178,16 +177,14 @@ def choose_engine(
     if need_gib <= budget:
         return "resident", f"{need_gib:.2f} GiB fit the budget of {budget:.1f} GiB"
     why = f"{need_gib:.1f} GiB exceed the resident budget of {budget:.1f} GiB"
-    if not dali_plugin.is_installed():
+    if not dali_build.is_installed():
         return "cpu", f"{why}, and DALI is not installed"
     return "dali", why
 
 
 def _default_threads(world_size: int) -> int:
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):  # a container or a scheduler may grant fewer
-        cores = len(os.sched_getaffinity(0))
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))  # torchrun's
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))  # set by torchrun
+    return max(1, available_cores() // ranks_here)
 
 
 def _build_engine(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ecgfast_kernels.codec.frames import deinterleave
+from ecgfast_kernels.codec.signals import deinterleave
 from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError

@@ -1,5 +1,5 @@
 // What stays the same of an ECG under another gain, rate, or cut: how its leads correlate, and when
-// its beats come. The same in NumPy: fingerprint.py, which says what the numbers are for.
+// its beats come. The same in NumPy: signals.py, which says what the numbers are for.
 #include <algorithm>
 #include <cmath>
 #include <cstring>

@@ -10,7 +10,7 @@ from ecgfast_kernels import codec
 from ecgfast_kernels.codec.reference import decode_chunk
 from numpy.typing import NDArray
 
-from ecgfast.data import dali_plugin
+from ecgfast.data.dali import build as dali_build
 
 dali: Any = pytest.importorskip("nvidia.dali", reason="DALI is not installed")
 Arrays = list[NDArray[Any]]
@@ -20,7 +20,7 @@ Arrays = list[NDArray[Any]]
 def _operator(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path_factory.getbasetemp().parent / "dali-cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    dali_plugin.load_plugin(None)
+    dali_build.load_plugin(None)
 
 
 def run(

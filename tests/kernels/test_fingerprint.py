@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from ecgfast_kernels.codec import CodecError
-from ecgfast_kernels.codec.fingerprint import NO_BEAT, _slowly, fingerprints, live_span
 from ecgfast_kernels.codec.native import load
+from ecgfast_kernels.codec.signals import NO_BEAT, _slowly, fingerprints, live_span
 from recordings import heart, irregular, recording
 
 BEATS = irregular(10, seed=1)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from ecgfast_kernels.codec.frames import deinterleave
+from ecgfast_kernels.codec.signals import deinterleave
 
 
 @pytest.mark.parametrize("num_signals", [1, 2, 7, 8, 9, 12, 15, 16, 17])

@@ -1,4 +1,4 @@
-"""The ecgpack codec: many records per call, native where it was built, NumPy elsewhere.
+"""Encodes and decodes chunks: many records per call, native where it was built, else NumPy.
 
 Importing this imports neither torch nor triton. The format is docs/format.md, chapter 2.
 Shapes: N records, C leads, T timesteps, P = C * T / 250 patches of 256 values.
@@ -13,17 +13,20 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from ecgfast_kernels.codec import reference
 from ecgfast_kernels.codec.format import (
     COLUMN_TIMESTEPS,
+    CRC,
+    FLAG_RAW,
+    NO_QUANTUM,
     PATCH_WIDTH,
     CodecError,
+    Header,
     check_shape,
 )
-from ecgfast_kernels.codec.native import Chunks, address, load
+from ecgfast_kernels.codec.native import Chunks, address, int16_signal, load
 from ecgfast_kernels.codec.reference_encode import encode_chunk
 
 Buffer = bytes | bytearray | memoryview | NDArray[np.uint8]
 
-_ENCODE_BLOCK = 32  # records per native call: 4 MB of room for the longest chunks
-_INVALID = -32768  # the marker of a missing timestep
+_ENCODE_BLOCK = 32  # records per native call: a buffer of 4 MB for the longest chunks
 
 
 def encode(signal_NCT: NDArray[np.int16], *, num_threads: int = 1) -> list[bytes]:
@@ -37,21 +40,21 @@ def encode(signal_NCT: NDArray[np.int16], *, num_threads: int = 1) -> list[bytes
     Raises:
         CodecError: the shape or the dtype cannot be encoded.
     """
-    signal = _signal(signal_NCT)
+    signal = int16_signal(signal_NCT)
     num_records, num_leads, num_timesteps = signal.shape
     library = load()
     if library is None:
         return [encode_chunk(record) for record in signal]
     bound = library.ecgfast_encode_bound(num_leads, num_timesteps)
-    room = np.empty((min(num_records, _ENCODE_BLOCK), bound), np.uint8)
-    lengths = np.empty(len(room), np.int64)
+    buffer = np.empty((min(num_records, _ENCODE_BLOCK), bound), np.uint8)
+    lengths = np.empty(len(buffer), np.int64)
     shape = (num_leads, num_timesteps)
     chunks: list[bytes] = []
     for start in range(0, num_records, _ENCODE_BLOCK):
         block = signal[start : start + _ENCODE_BLOCK]
-        target = (address(room), bound, address(lengths), num_threads)
+        target = (address(buffer), bound, address(lengths), num_threads)
         _succeed(library.ecgfast_encode(address(block), len(block), *shape, *target))
-        chunks += [room[i, : lengths[i]].tobytes() for i in range(len(block))]
+        chunks += [buffer[i, : lengths[i]].tobytes() for i in range(len(block))]
     return chunks
 
 
@@ -169,7 +172,7 @@ def patches_from_int16(
     Raises:
         CodecError: shapes or dtypes disagree.
     """
-    signal = _signal(signal_NCT)
+    signal = int16_signal(signal_NCT)
     num_records, num_leads, num_timesteps = signal.shape
     mean, rstd = _moments(mean_NC, num_records), _moments(rstd_NC, num_records)
     num_columns = num_timesteps // COLUMN_TIMESTEPS
@@ -186,33 +189,52 @@ def patches_from_int16(
     return out
 
 
-def lead_statistics(
-    signal_NCT: NDArray[np.int16], valid: NDArray[np.bool_] | None = None
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and population standard deviation per lead, exact until they are rounded once.
+def raw_chunks(
+    signal_NCT: NDArray[np.int16],
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+    """Write records as chunks of the RAW kind, uncompressed, for decoders that take only chunks.
 
     Args:
-        signal_NCT: (N, C, T) int16, ADC units; -32768 marks a missing timestep and is left out.
-        valid: (N, C, T) bool, False = left out as well, or None.
+        signal_NCT: (N, C, T) int16, as for `encode`.
     Returns:
-        Mean and standard deviation, (N, C) float32, ADC units; 0 and 0 for a lead without values.
+        The chunks' bytes, and offset and length of each, (N,) int64.
     Raises:
-        CodecError: shapes or dtypes disagree.
+        CodecError: as `encode`.
     """
-    signal = _signal(signal_NCT)
-    if valid is not None and valid.shape != signal.shape:
-        raise CodecError(f"valid must have the signal's shape {signal.shape}, got {valid.shape}")
-    use = None if valid is None else np.ascontiguousarray(valid, np.uint8)
-    library = load()
-    if library is None:
-        return _statistics_slowly(signal, use)
-    mean, std = (np.empty(signal.shape[:2], np.float32) for _ in range(2))
-    mask = None if use is None else address(use)
-    rows, timesteps = mean.size, signal.shape[2]
-    library.ecgfast_lead_statistics(
-        address(signal), mask, rows, timesteps, address(mean), address(std)
+    signal = int16_signal(signal_NCT)
+    num_records, num_leads, num_timesteps = signal.shape
+    header = Header(
+        flags=FLAG_RAW, num_timesteps=num_timesteps, num_leads=num_leads, quantum=NO_QUANTUM
     )
-    return mean, std
+    heads = np.tile(np.frombuffer(header.pack(), np.uint8), (num_records, 1))
+    values = signal.astype("<i2", copy=False).reshape(num_records, -1).view(np.uint8)
+    chunks = np.concatenate([heads, values], axis=1)
+    for chunk in chunks:
+        chunk[CRC] = np.frombuffer(crc32c(chunk).to_bytes(4, "little"), np.uint8)
+    lengths = np.full(num_records, header.raw_bytes, np.int64)
+    return chunks.reshape(-1), np.arange(num_records, dtype=np.int64) * header.raw_bytes, lengths
+
+
+def check_crcs(
+    buffer: NDArray[np.uint8], offsets: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> None:
+    """Compare the checksums of chunks, for decoders that do not.
+
+    Args:
+        buffer: bytes that hold the chunks; written to while this runs, the same afterwards.
+        offsets: (N,) int64, first byte of each chunk.
+        lengths: (N,) int64, bytes of each chunk.
+    Raises:
+        CodecError: a checksum differs (code 4); `index` says whose.
+    """
+    for i, (start, length) in enumerate(zip(offsets.tolist(), lengths.tolist(), strict=True)):
+        chunk = buffer[start : start + length]
+        stored = chunk[CRC].copy()
+        chunk[CRC] = 0  # while the sum is made: a copy would cost more than the sum
+        crc = crc32c(chunk)
+        chunk[CRC] = stored
+        if crc.to_bytes(4, "little") != stored.tobytes():
+            raise CodecError.from_code(4, i)
 
 
 def crc32c(data: Buffer) -> int:
@@ -233,16 +255,6 @@ def _library() -> ctypes.CDLL:
 def _succeed(status: int, index: int = -1) -> None:
     if status != 0:
         raise CodecError.from_code(status, index)
-
-
-def _signal(signal_NCT: NDArray[np.int16]) -> NDArray[np.int16]:
-    if signal_NCT.ndim != 3 or signal_NCT.dtype != np.int16:
-        raise CodecError(
-            f"signal must be int16 (records, leads, timesteps), got {signal_NCT.dtype} "
-            f"{signal_NCT.shape}"
-        )
-    check_shape(*signal_NCT.shape[1:])
-    return np.ascontiguousarray(signal_NCT)
 
 
 def _moments(values: ArrayLike, num_records: int) -> NDArray[np.float32]:
@@ -311,17 +323,3 @@ def _decode_slowly(
         return reference.decode_chunk(chunk, check=check, shape=shape)
     except CodecError as error:
         raise CodecError.from_code(error.code, index) from None
-
-
-def _statistics_slowly(
-    signal: NDArray[np.int16], use: NDArray[np.uint8] | None
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    keep = signal != _INVALID
-    if use is not None:
-        keep &= use != 0
-    values = np.where(keep, signal, 0).astype(np.int64)
-    count = keep.sum(axis=2)
-    total, squares = values.sum(axis=2), (values * values).sum(axis=2)
-    n = np.maximum(count, 1).astype(np.float64)
-    variance = (count * squares - total * total).astype(np.float64) / (n * n)
-    return (total / n).astype(np.float32), np.sqrt(variance).astype(np.float32)

@@ -11,6 +11,8 @@ from functools import cache
 from importlib.resources import as_file, files
 from typing import TYPE_CHECKING
 
+from ecgfast_kernels.codec.format import COLUMN_TIMESTEPS, PATCH_WIDTH
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -184,7 +186,7 @@ def _chunk_arguments(chunks: ResidentChunks, records_B: "Tensor") -> tuple[int, 
 
 
 def _patch_shape(num_leads: int, num_timesteps: int) -> tuple[int, int]:
-    return num_leads * num_timesteps // 250, 256
+    return num_leads * num_timesteps // COLUMN_TIMESTEPS, PATCH_WIDTH
 
 
 def _check_chunks(chunks: ResidentChunks, records_B: "Tensor", status: "Tensor") -> None:

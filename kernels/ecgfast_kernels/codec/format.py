@@ -16,6 +16,7 @@ MAX_LEADS: Final = 16
 MAX_TIMESTEPS: Final = 65_500
 HEADER_BYTES: Final = 16
 CRC_OFFSET: Final = 12
+CRC: Final = slice(CRC_OFFSET, HEADER_BYTES)  # the checksum's own bytes in a chunk
 FLAG_RAW: Final = 1
 FLAG_TRUNC: Final = 2
 FLAG_WIDE: Final = 4

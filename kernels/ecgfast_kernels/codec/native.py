@@ -10,7 +10,7 @@ from importlib.resources import as_file, files
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfast_kernels.codec.format import CodecError
+from ecgfast_kernels.codec.format import CodecError, check_shape
 
 BACKEND_VARIABLE = "ECGFAST_CODEC_BACKEND"
 BACKENDS = ("avx512vbmi", "avx2", "portable", "numpy")
@@ -34,7 +34,7 @@ class Chunks(ctypes.Structure):
 
 
 def _declare(library: ctypes.CDLL) -> None:
-    """Tell ctypes every signature of codec.h; ints would be cut to 32 bits otherwise."""
+    """Declare every function of codec.h: ctypes would pass addresses as 32 bits otherwise."""
     i32, i64, u32, u64 = ctypes.c_int32, ctypes.c_int64, ctypes.c_uint32, ctypes.c_uint64
     pointer, chunks = ctypes.c_void_p, ctypes.POINTER(Chunks)
     signatures = {
@@ -108,3 +108,18 @@ def backend() -> str:
 def address(array: NDArray[np.generic]) -> int:
     """Where an array's first byte lies; the array must be C-contiguous and outlive the call."""
     return array.ctypes.data
+
+
+def int16_signal(signal_NCT: NDArray[np.int16]) -> NDArray[np.int16]:
+    """A C-contiguous array of records, as the library reads them.
+
+    Raises:
+        CodecError: not (N, C, T) int16, or a shape that the format cannot hold.
+    """
+    if signal_NCT.ndim != 3 or signal_NCT.dtype != np.int16:
+        raise CodecError(
+            f"signal must be int16 (records, leads, timesteps), got {signal_NCT.dtype} "
+            f"{signal_NCT.shape}"
+        )
+    check_shape(*signal_NCT.shape[1:])
+    return np.ascontiguousarray(signal_NCT)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
-from ecgfast_kernels.codec.fingerprint import NO_BEAT
+from ecgfast_kernels.codec.signals import NO_BEAT
 from numpy.typing import NDArray
 from recordings import convert_quietly, heart, irregular, recording, write_wfdb
 from scipy.signal import resample

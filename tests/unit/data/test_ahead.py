@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from ecgfast.data.ahead import made_ahead
+from ecgfast.data.batch import made_ahead
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 5])

@@ -8,10 +8,10 @@ import torch
 from changed_stores import flip_a_bit
 from recordings import make_store
 
-from ecgfast.data.engine_dali import DaliEngine
+from ecgfast.data.batch import Source
+from ecgfast.data.dali import DaliEngine
 from ecgfast.data.loader import build_loader
 from ecgfast.data.normalise import Normalisation
-from ecgfast.data.source import Source
 from ecgfast.errors import CorruptStoreError
 from ecgfast.store.reader import open_store
 

@@ -10,10 +10,10 @@ from changed_stores import flip_a_bit
 from numpy.typing import NDArray
 from recordings import make_store
 
+from ecgfast.data.batch import Source
 from ecgfast.data.engine_cpu import CpuEngine
 from ecgfast.data.engine_resident import ResidentEngine, resident_bytes
 from ecgfast.data.normalise import Normalisation
-from ecgfast.data.source import Source
 from ecgfast.errors import BackendUnavailableError, CorruptStoreError
 from ecgfast.store.reader import StoreReader, open_store
 

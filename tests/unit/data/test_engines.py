@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recordings import make_store
 
-from ecgfast.data import dali_plugin
 from ecgfast.data.batch import Batch
+from ecgfast.data.dali import build as dali_build
 from ecgfast.data.loader import Loader, build_loader
 from ecgfast.errors import CorruptStoreError
 from ecgfast.store.format import CODECS
@@ -20,7 +20,7 @@ from ecgfast.store.reader import StoreReader, open_store
 from ecgfast.vocabulary import Codec
 
 NUM_RECORDS, EPOCHS = 23, 3
-ENGINES = ["cpu", "resident", *(["dali"] if dali_plugin.is_installed() else [])]
+ENGINES = ["cpu", "resident", *(["dali"] if dali_build.is_installed() else [])]
 
 
 @pytest.fixture(scope="module", params=["ecgpack", "zstd"])
@@ -117,10 +117,10 @@ def test_a_dali_that_cannot_be_built_leaves_auto_with_engine_cpu(
     store: StoreReader, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As on a machine with DALI, a store beyond the budget and no compiler."""
-    if not dali_plugin.is_installed():
+    if not dali_build.is_installed():
         pytest.skip("DALI is not installed")
     monkeypatch.setattr("ecgfast.data.loader.choose_engine", lambda *_: ("dali", "too large"))
-    monkeypatch.setattr("ecgfast.data.toolchain.search_path", lambda: "/nowhere")
+    monkeypatch.setattr("ecgfast.data.dali.build.search_path", lambda: "/nowhere")
     monkeypatch.setenv("XDG_CACHE_HOME", str(store.path.parent / "empty-cache"))
     loader = build_loader(store, engine="auto", batch_size=4)
     assert "cpu instead of dali" in caplog.text

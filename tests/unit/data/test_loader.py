@@ -134,7 +134,7 @@ def test_auto_counts_what_is_selected_against_the_budget(
     small_store: StoreReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ecgfast_kernels.codec.cuda.is_built", lambda: True)
-    monkeypatch.setattr("ecgfast.data.dali_plugin.is_installed", lambda: True)
+    monkeypatch.setattr("ecgfast.data.dali.build.is_installed", lambda: True)
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 << 30)
     )

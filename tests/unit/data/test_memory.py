@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import torch
 
-from ecgfast.data.memory import HostBuffers, to_device
+from ecgfast.data.batch import HostBuffers, to_device
 
 SHAPE = (2, 3)
 

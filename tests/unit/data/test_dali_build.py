@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ecgfast.data import dali_plugin, toolchain
+from ecgfast.data.dali import build
 from ecgfast.errors import BackendUnavailableError
 
 pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-CPU_TARGET = dali_plugin.Target(dali="0", cuda="cpu", arch="")
+CPU_TARGET = build.Target(dali="0", cuda="cpu", arch="")
 # DALI's headers are system headers, but inlining one of theirs makes GCC 12 warn of a free.
 STRICT = "-Wall -Wextra -Werror -Wno-error=free-nonheap-object"
 
@@ -21,10 +21,10 @@ def test_a_build_from_clean_and_the_second_call_builds_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXXFLAGS", STRICT)
-    target = dali_plugin.find_target(None)
-    library = dali_plugin.build_plugin(target, tmp_path)
+    target = build.find_target(None)
+    library = build.build_plugin(target, tmp_path)
     built_at = library.stat().st_mtime_ns
-    assert dali_plugin.build_plugin(target, tmp_path) == library
+    assert build.build_plugin(target, tmp_path) == library
     assert library.stat().st_mtime_ns == built_at
     assert target.dali in library.parent.name
     leftovers = {path.name for path in tmp_path.iterdir()}
@@ -46,8 +46,8 @@ def test_a_library_that_others_may_have_put_there_is_not_loaded(
     if damage == "owner" and os.geteuid() != 0:
         pytest.skip("only root can give a file away")
     cache = tmp_path / "dali"
-    source = dali_plugin._source_folder()
-    folder = cache / f"{CPU_TARGET.folder}-{dali_plugin._digest(source)}"
+    source = build._source_folder()
+    folder = cache / f"{CPU_TARGET.folder}-{build._digest(source)}"
     folder.mkdir(parents=True, mode=0o700)
     cache.chmod(0o700)
     library = folder / "libecgfast_dali.so"
@@ -63,12 +63,12 @@ def test_a_library_that_others_may_have_put_there_is_not_loaded(
     else:
         os.chown(library, 12345, -1)
     with pytest.raises(BackendUnavailableError, match=said):
-        dali_plugin.build_plugin(CPU_TARGET, cache)
+        build.build_plugin(CPU_TARGET, cache)
 
 
 def test_another_target_has_another_folder() -> None:
     folders = {
-        dali_plugin.Target(dali=dali, cuda=cuda, arch=arch).folder
+        build.Target(dali=dali, cuda=cuda, arch=arch).folder
         for dali, cuda, arch in [
             ("2.4.0", "13", "90"),
             ("2.4.0", "13", "80"),
@@ -81,9 +81,9 @@ def test_another_target_has_another_folder() -> None:
 def test_without_cmake_the_message_names_it_and_the_cure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(toolchain, "search_path", lambda: str(tmp_path))
+    monkeypatch.setattr(build, "search_path", lambda: str(tmp_path))
     with pytest.raises(BackendUnavailableError, match=r"needs cmake.*pip install cmake"):
-        dali_plugin.build_plugin(dali_plugin.find_target(None), tmp_path)
+        build.build_plugin(build.find_target(None), tmp_path)
 
 
 def test_a_failed_build_tells_what_the_compiler_said(
@@ -91,7 +91,7 @@ def test_a_failed_build_tells_what_the_compiler_said(
 ) -> None:
     monkeypatch.setenv("CXX", "/bin/false")
     with pytest.raises(BackendUnavailableError, match=r"could not be built: .*take engine=cpu"):
-        dali_plugin.build_plugin(CPU_TARGET, tmp_path)
+        build.build_plugin(CPU_TARGET, tmp_path)
     assert not list(tmp_path.rglob("*.so"))
 
 
@@ -104,9 +104,9 @@ def test_the_gpu_backend_builds_and_registers_without_a_gpu(
         pytest.skip("no nvcc")
     monkeypatch.setenv("CXXFLAGS", STRICT)
     monkeypatch.setenv("CUDAFLAGS", f"-Werror all-warnings -Xcompiler {STRICT.replace(' ', ',')}")
-    found = dali_plugin.find_target(None)
-    target = dali_plugin.Target(dali=found.dali, cuda="13", arch=arch)
-    library = dali_plugin.build_plugin(target, tmp_path)
+    found = build.find_target(None)
+    target = build.Target(dali=found.dali, cuda="13", arch=arch)
+    library = build.build_plugin(target, tmp_path)
     assert library.parent.name.startswith(f"dali-{found.dali}-cuda-13-sm{arch}-")
     program = (
         "import sys; from nvidia.dali import ops, plugin_manager as m; m.load_library(sys.argv[1]);"

@@ -15,19 +15,15 @@ import numpy as np
 import torch
 import torch.utils.dlpack
 from ecgfast_kernels import codec
-from ecgfast_kernels.codec.format import FLAG_RAW, NO_QUANTUM, Header
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ecgfast.data.ahead import made_ahead
-from ecgfast.data.dali_plugin import load_plugin
-from ecgfast.data.memory import to_device
-from ecgfast.data.source import Source
+from ecgfast.data.batch import Source, made_ahead, to_device
+from ecgfast.data.dali.build import load_plugin
 from ecgfast.errors import CorruptStoreError
 from ecgfast.store.reader import Chunks
 
 _READ_AHEAD = 3  # batches of encoded bytes, about 6 MB each at 256 records
-_CRC = slice(12, 16)  # the checksum's own bytes in a chunk
 
 # Chunks (bytes,) uint8, offsets and lengths (B,) int64; mean and rstd (B, C) float32
 _Encoded = tuple[NDArray[np.generic], ...]
@@ -131,20 +127,14 @@ class DaliEngine:
             if self._gpu is not None:  # the CPU operator compares the checksums itself
                 self._check_crc(index_B, chunks)
         else:
-            chunks = _as_raw_chunks(source.store.read(index_B))
+            chunks = codec.raw_chunks(source.store.read(index_B))
         return *chunks, source.mean[index_B], source.rstd[index_B]
 
     def _check_crc(self, index_B: NDArray[np.int64], chunks: Chunks) -> None:
-        buffer, offsets, lengths = chunks
-        places = (index_B.tolist(), offsets.tolist(), lengths.tolist())
-        for record, start, length in zip(*places, strict=True):
-            chunk = buffer[start : start + length]
-            stored = chunk[_CRC].copy()
-            chunk[_CRC] = 0  # for the length of the sum: a copy would cost more than the sum
-            crc = codec.crc32c(chunk)
-            chunk[_CRC] = stored
-            if crc.to_bytes(4, "little") != stored.tobytes():
-                raise self._damage(record, 4)
+        try:
+            codec.check_crcs(*chunks)
+        except codec.CodecError as error:
+            raise self._damage(int(index_B[error.index]), error.code) from None
 
     def _check(self, entry: NDArray[np.int64], status: Tensor) -> None:
         bad = torch.nonzero(status).flatten().tolist()
@@ -163,19 +153,3 @@ def _to_torch(output: _Output) -> Tensor:
     """
     tensor = torch.utils.dlpack.from_dlpack(output.as_tensor())[0]
     return tensor.clone() if tensor.is_cuda else tensor
-
-
-def _as_raw_chunks(signal_BCT: NDArray[np.int16]) -> Chunks:
-    """Decoded records in the form that the operator takes: ecgpack chunks of the RAW kind."""
-    num_records, num_leads, num_timesteps = signal_BCT.shape
-    head = Header(
-        flags=FLAG_RAW, num_timesteps=num_timesteps, num_leads=num_leads, quantum=NO_QUANTUM
-    ).pack()
-    heads = np.tile(np.frombuffer(head, np.uint8), (num_records, 1))
-    values = signal_BCT.astype("<i2", copy=False).reshape(num_records, -1).view(np.uint8)
-    chunks = np.concatenate([heads, values], axis=1)
-    for chunk in chunks:
-        chunk[_CRC] = np.frombuffer(codec.crc32c(chunk).to_bytes(4, "little"), np.uint8)
-    length = chunks.shape[1]
-    lengths = np.full(num_records, length, np.int64)
-    return chunks.reshape(-1), np.arange(num_records, dtype=np.int64) * length, lengths

@@ -1,4 +1,8 @@
-"""Fingerprints of ECGs: alike under another gain, sampling rate, offset or cut; no proof of it."""
+"""Passes over int16 signals: lead statistics, frames to rows, and fingerprints of ECGs.
+
+Native where that was built, NumPy elsewhere. A fingerprint stays alike under another gain, sampling
+rate, offset or cut; equal ones are no proof of equal ECGs. N records, C leads, T timesteps.
+"""
 
 from typing import NamedTuple
 
@@ -6,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast_kernels.codec.format import CodecError
-from ecgfast_kernels.codec.native import address, load
+from ecgfast_kernels.codec.native import address, int16_signal, load
 
 NUM_CORRELATIONS = 28  # pairs of 8 leads: I, II, V1 to V6; the four others follow from I and II
 MAX_BEATS = 32
@@ -14,12 +18,79 @@ NO_BEAT = 0xFFFF
 LEADS = (0, 1, 6, 7, 8, 9, 10, 11)
 BOX = 5  # timesteps in a bin: 100 bins a second
 
+_INVALID = -32768  # the marker of a missing timestep
 _ALL_LEADS = 12
 _STEP = 2  # bins from which a slope is taken: it passes 5 to 40 Hz, most at 25 Hz
 _SMOOTH = 4  # bins to each side in the mean power: the width of a QRS complex
 _REFRACTORY = 25  # bins to each side without another beat
 _LEAST_POWER = 0.3  # of the median beat's
 _MS_PER_TIMESTEP = 2.0
+
+
+def lead_statistics(
+    signal_NCT: NDArray[np.int16], valid: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and population standard deviation per lead, exact until they are rounded once.
+
+    Args:
+        signal_NCT: (N, C, T) int16, ADC units; -32768 marks a missing timestep and is left out.
+        valid: (N, C, T) bool, False = left out as well, or None.
+    Returns:
+        Mean and standard deviation, (N, C) float32, ADC units; 0 and 0 for a lead without values.
+    Raises:
+        CodecError: shapes or dtypes disagree.
+    """
+    signal = int16_signal(signal_NCT)
+    if valid is not None and valid.shape != signal.shape:
+        raise CodecError(f"valid must have the signal's shape {signal.shape}, got {valid.shape}")
+    use = None if valid is None else np.ascontiguousarray(valid, np.uint8)
+    library = load()
+    if library is None:
+        return _statistics_slowly(signal, use)
+    mean, std = (np.empty(signal.shape[:2], np.float32) for _ in range(2))
+    mask = None if use is None else address(use)
+    rows, timesteps = mean.size, signal.shape[2]
+    library.ecgfast_lead_statistics(
+        address(signal), mask, rows, timesteps, address(mean), address(std)
+    )
+    return mean, std
+
+
+def _statistics_slowly(
+    signal: NDArray[np.int16], use: NDArray[np.uint8] | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    keep = signal != _INVALID
+    if use is not None:
+        keep &= use != 0
+    values = np.where(keep, signal, 0).astype(np.int64)
+    count = keep.sum(axis=2)
+    total, squares = values.sum(axis=2), (values * values).sum(axis=2)
+    n = np.maximum(count, 1).astype(np.float64)
+    variance = (count * squares - total * total).astype(np.float64) / (n * n)
+    return (total / n).astype(np.float32), np.sqrt(variance).astype(np.float32)
+
+
+def deinterleave(frames_TS: NDArray[np.int16]) -> tuple[NDArray[np.int16], NDArray[np.uint16]]:
+    """Transpose the frames of a recording and sum each signal, in one pass.
+
+    Args:
+        frames_TS: (T, S) int16, C-contiguous: one frame after the other, a value of each signal.
+    Returns:
+        (S, T) int16, C-contiguous, and the sum of each signal mod 2^16, (S,) uint16: the checksum
+        of WFDB headers.
+    Source: WFDB Applications Guide, header(5) and signal(5).
+    """
+    assert frames_TS.ndim == 2
+    assert frames_TS.dtype == np.int16
+    assert frames_TS.flags.c_contiguous
+    library = load()
+    if library is None:
+        rows = np.ascontiguousarray(frames_TS.T)
+        return rows, np.add.reduce(rows, axis=1, dtype=np.int16).view(np.uint16)  # wraps
+    rows = np.empty(frames_TS.shape[::-1], np.int16)
+    sums = np.empty(len(rows), np.uint16)
+    library.ecgfast_deinterleave(address(frames_TS), *frames_TS.shape, address(rows), address(sums))
+    return rows, sums
 
 
 class Fingerprints(NamedTuple):
