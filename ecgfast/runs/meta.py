@@ -16,6 +16,7 @@ from ecgfast.errors import ConfigError, ResumeError
 from ecgfast.records import NUM_LEADS
 from ecgfast.runs.sealed import RUN_FILES, Facts
 from ecgfast.store.reader import StoreReader
+from ecgfast.vocabulary import ModelKind
 
 Kind = Literal["pretrain", "finetune"]
 
@@ -50,10 +51,8 @@ class Preprocessing:
         if cohort is not None:
             mean_uv, std_uv = tuple(cohort["mean_uv"]), tuple(cohort["std_uv"])
             cohort = CohortStatistics(mean_uv=mean_uv, std_uv=std_uv)
-        return cls(
-            store=facts["store"],
-            normalisation=Normalisation(mode=facts["normalise"], cohort=cohort),
-        )
+        mode = facts.get("normalise", Normalisation().mode)  # the settings' default, if unset
+        return cls(store=facts["store"], normalisation=Normalisation(mode=mode, cohort=cohort))
 
     def as_facts(self) -> Facts:
         """Plain values for JSON."""
@@ -128,9 +127,9 @@ class RunMeta:
         return Path(self.identity.get("init") or "").name
 
     @property
-    def model(self) -> Literal["vit", "cnn"]:
+    def model(self) -> ModelKind:
         """Architecture of a classifier."""
-        return cast(Literal["vit", "cnn"], self.identity["model"])
+        return cast(ModelKind, self.identity["model"])
 
     @property
     def select(self) -> str | None:
