@@ -92,6 +92,7 @@ def calibration(
     order = np.argsort(probability, kind="stable")
     bins = np.array_split(order, max(1, min(num_bins, len(order) // 10)))
     return Calibration(
+        # its interval needs each record's part; scikit-learn's mean differs in the last bit
         brier=mean_interval((probability - is_case) ** 2, groups, nobody="no labelled records"),
         mean_predicted=float(probability.mean()),
         observed=float(is_case.mean()),

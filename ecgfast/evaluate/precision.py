@@ -54,6 +54,7 @@ def _influence(is_case: Flags, score: Floats) -> tuple[float, Floats]:
     t <= s by N / (C + N)^2; one more control there lowers it by C / (C + N)^2.
     """
     num_cases = int(is_case.sum())
+    # Not from scikit-learn: its value differs in the last bit, and it has no influences.
     at = np.unique(-score, return_inverse=True)[1]  # 0 = highest score
     cases_at = np.bincount(at, is_case)
     cases, controls = np.cumsum(cases_at), np.cumsum(np.bincount(at, ~is_case))

@@ -31,6 +31,7 @@ def auroc(y: ArrayLike, score: ArrayLike) -> float | None:
     is_case, scores = checked(y, [score])
     if undefined(is_case):
         return None
+    # DeLong's components, for one number everywhere: scikit-learn's often differs in its last bit.
     return float(components(is_case, scores)[0].mean())
 
 
@@ -45,18 +46,13 @@ def roc_curve(y: ArrayLike, score: ArrayLike) -> tuple[Floats, Floats]:
     Raises:
         ShapeError: the lengths differ, a score is not finite, or a class is missing.
     """
+    from sklearn.metrics import roc_curve as sklearn_curve  # takes a second
+
     is_case, scores = checked(y, [score])
     if reason := undefined(is_case):
         raise ShapeError(f"a ROC curve needs both classes, got {reason}; leave this cohort out")
-    order = np.argsort(-scores[0], kind="stable")
-    sorted_scores = scores[0][order]
-    last_of_tie = np.append(np.flatnonzero(np.diff(sorted_scores)), len(order) - 1)
-    true_positives = np.cumsum(is_case[order])[last_of_tie]
-    false_positives = last_of_tie + 1 - true_positives
-    return (
-        np.append(0.0, false_positives / (~is_case).sum()),
-        np.append(0.0, true_positives / is_case.sum()),
-    )
+    false_rate, true_rate, _ = sklearn_curve(is_case, scores[0], drop_intermediate=False)
+    return false_rate, true_rate
 
 
 def youden_threshold(is_case: Flags, probability: Floats) -> float | None:
