@@ -28,15 +28,18 @@ from loader_formats import PEERS, prepare
 from loader_table import plot, print_table
 from torch.utils.data import DataLoader
 
-from ecgfast.bench.loader import bytes_row, epoch_of, store_bytes, use_rows
-from ecgfast.bench.meter import (
+from ecgfast.bench.loader import (
     Epoch,
     Use,
+    bytes_row,
     drop_page_cache,
+    epoch_of,
     fill_page_cache,
     measure,
     measure_cold,
     memory_bytes,
+    store_bytes,
+    use_rows,
 )
 from ecgfast.bench.rows import Row, append_rows, device_slug
 from ecgfast.convert import convert

@@ -28,11 +28,10 @@ from real_run import make_store
 from torch import Tensor
 
 from ecgfast import log
-from ecgfast.bench.cases import render
-from ecgfast.bench.loader import epoch_of
-from ecgfast.bench.meter import Epoch, measure, measure_cold
-from ecgfast.bench.rows import Row, append_rows, make_row
-from ecgfast.bench.step_variants import random_patches
+from ecgfast.bench import peers_module
+from ecgfast.bench.loader import Epoch, epoch_of, measure, measure_cold
+from ecgfast.bench.rows import Row, append_rows, make_row, render
+from ecgfast.bench.step import LEARNING_RATE, build_train, random_batch
 from ecgfast.config import Config, load_config
 from ecgfast.convert import convert
 from ecgfast.data.batch import Batch
@@ -41,13 +40,8 @@ from ecgfast.data.order import Plan
 from ecgfast.errors import BackendUnavailableError
 from ecgfast.store import open_store
 from ecgfast.store.reader import StoreReader
-from ecgfast.train.distributed import Ranks, join
-from ecgfast.train.loop import train_step
-from ecgfast.train.optim import build_optimizer
-from ecgfast.train.pretrain import build_spread, masked_loss, microbatch_graph
-from ecgfast.vocabulary import EngineName
+from ecgfast.train.distributed import join
 
-RATE = 1e-4
 SEEDS = (0, 1)
 Train = Callable[..., Tensor]  # takes a batch, and learning_rate=; returns the loss
 
@@ -80,7 +74,7 @@ class Task:
         self,
         records: int,
         *,
-        engine: EngineName = "auto",
+        engine: str = "auto",
         seed: int = 0,
         store: StoreReader | None = None,
     ) -> Loader:
@@ -88,28 +82,6 @@ class Task:
         return build_loader(
             store or self.store, batch_size=records, seed=seed, engine=engine, device=self.device
         )
-
-
-def trainer(config: Config, ranks: Ranks) -> Train:
-    """Build model and optimizer as `ecgfast pretrain` does; one microbatch is a step."""
-    model, _ = build_spread(config, ranks, None)
-    graph = microbatch_graph(model, config, num_pieces=1)
-    optimizer = build_optimizer(model, config.optim, ranks, recorded=config.train.cuda_graph)
-    loss_of = masked_loss(model, config)
-
-    def train(batch: Batch, *, learning_rate: float = RATE) -> Tensor:
-        report = train_step(
-            model,
-            optimizer,
-            loss_of,
-            batch,
-            microbatch=len(batch.record_index),
-            learning_rate=learning_rate,
-            graph=graph,
-        )
-        return report.loss
-
-    return train
 
 
 def fed(train: Train, batches: Iterable[Batch]) -> Epoch:
@@ -140,17 +112,15 @@ def engines(task: Task) -> Iterator[Row]:
     raw = open_store(path)
     for preset in task.presets:
         records, config = task.records(preset), task.config(preset)
-        choices: dict[str, tuple[EngineName, StoreReader]] = {
+        choices = {
             "resident": ("resident", task.store),
             "resident-raw": ("resident", raw),
             "cpu": ("cpu", task.store),
             "dali": ("dali", task.store),
         }
         with join(task.device) as ranks:
-            train = trainer(config, ranks)
-            patches = random_patches(config, ranks.device, records)
-            index = torch.arange(records, device=ranks.device)
-            random = Batch(patches=patches, record_index=index, epoch=0)
+            train = build_train(config, ranks)
+            random = random_batch(config, ranks.device, records)
             epochs = {"random-patches": fed(train, [random] * 64)}
             for name, (engine, store) in choices.items():
                 try:
@@ -176,7 +146,7 @@ def engines(task: Task) -> Iterator[Row]:
             shares = zip(values, rates["random-patches"], strict=True)
             percent = [100 * rate / most for rate, most in shares]
             yield row(metric="share_of_random_patches", unit="%", values=percent)
-        del train, epochs, patches, random
+        del train, epochs, random
         gc.collect()
 
 
@@ -184,16 +154,14 @@ class PeerBatches:
     """Batches of a DataLoader over a map-style dataset, as people read their records."""
 
     def __init__(self, task: Task, records: int, peer: str) -> None:
-        sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-        from loader_formats import PEERS, prepare
-
+        formats = peers_module("loader_formats")
         work = task.out / f"dataloader-{peer}"
         if not work.exists():
             work.mkdir()
-            prepare(task.store.path, work, [peer])
+            formats.prepare(task.store.path, work, [peer])
         self._device = task.device
         self._loader = torch.utils.data.DataLoader(
-            PEERS[peer](work / peer),
+            formats.PEERS[peer](work / peer),
             batch_size=records,
             shuffle=True,
             num_workers=8 if task.device == "cuda" else 1,
@@ -241,7 +209,7 @@ def many(task: Task) -> Iterator[Row]:
         for shape, values in rates.items():
             yield row(case="decode_from", shape=shape, values=values)
         with join(task.device) as ranks:
-            train = trainer(config, ranks)
+            train = build_train(config, ranks)
             for batch in itertools.islice(loaders[1], 2):
                 train(batch)
             rates = in_turns(task, {shapes[n]: fed(train, each) for n, each in loaders.items()})
@@ -260,11 +228,11 @@ def gate(task: Task) -> Iterator[Row]:
         loader = task.loader(task.records(preset), seed=seed)
         losses: list[Tensor] = []
         with join(task.device) as ranks:
-            train = trainer(config, ranks)
+            train = build_train(config, ranks)
             endless = itertools.chain.from_iterable(loader for _ in itertools.count())
             for step, batch in enumerate(itertools.islice(endless, task.steps)):
                 warm = min(1.0, (step + 1) / (0.1 * task.steps))
-                losses.append(train(batch, learning_rate=RATE * warm))
+                losses.append(train(batch, learning_rate=LEARNING_RATE * warm))
         last = torch.stack(losses[-max(1, task.steps // 10) :]).mean().item()
         shape = f"seed {seed}, {task.steps} steps"
         row = partial(make_row, case="loss_gate", provider=f"fused={fused}", preset=preset)

@@ -11,50 +11,220 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from ecgfast_kernels.ops import tuning
+from ecgfast_kernels.ops.adamw import factors
+from ecgfast_kernels.ops.linear_gelu import gelu_mlp
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from ecgfast.bench.kernel_calls import Call
-from ecgfast.bench.kernel_grids import SEARCHES, Config, Search
-from ecgfast.bench.kernels import captured
+from ecgfast.bench.kernels import AGREEMENT, Case, block_cases, captured, forward, forward_backward
+from ecgfast.bench.kernels import kernel_cases as bench_cases
 from ecgfast.bench.timing import time_interleaved
 
+Call = Callable[[], Any]
+Config = dict[str, int | None]
 REPEATS = 30
-# Another order of fp32 sums, rounded to bf16: one rounding of 2^-8 of the largest value, doubled.
-AGREEMENT = 2**-7
+
+# Kernel, and the bench case and the operator that run it; then candidates, their values in the
+# order of tuning.json. The most valuable first, should time run out: the patch embedding is held
+# against torch.compile, norms and GELUs decide whether the fused blocks pay, the rest was near its
+# limit. PROGRAMS are multiples of the 132 multiprocessors of an H100, or a little under one. Of
+# quack's tiles, 160 columns are the most that two in turns hold without a stack. maxnreg 128 costs
+# attention 16 bytes of stack, and doubles the programs on a multiprocessor.
+TABLE = """
+patch_embed_backward patch_embed_masked patch_embed_masked_backward
+    64 128 128 132 8 4, 64 128 128 132 8 3, 128 128 128 132 8 3
+    64 256 128 132 8 4, 64 256 128 132 8 3
+    32 256 128 132 8 4, 64 64 128 264 4 4, 64 128 64 264 4 4, 64 64 256 132 8 4
+patch_embed_forward patch_embed_masked patch_embed_masked
+    128 128 64 132 8 3, 64 128 64 132 8 3, 64 128 128 132 8 3
+    64 128 64 132 8 4, 64 64 64 264 4 3
+    64 64 64 264 8 3, 32 64 64 264 4 3, 128 64 64 264 8 2, 128 64 64 132 8 3
+add_layer_norm_backward_narrow add_layer_norm_decoder add_layer_norm_backward
+    1024 792 1 4 1, 1024 528 2 4 1, 1024 528 2 2 1, 1024 528 1 2 1
+    512 1056 1 2 1, 512 1584 1 1 1, 2048 264 1 4 1
+add_layer_norm_backward_wide add_layer_norm_encoder add_layer_norm_backward
+    1024 792 1 4 1, 1024 528 2 4 1, 1024 528 1 2 1
+    2048 528 2 4 1, 2048 528 1 4 1, 4096 264 1 4 1
+add_layer_norm_forward_narrow add_layer_norm_decoder add_layer_norm
+    4096 4 1, 2048 4 1, 1024 2 1, 512 1 1, 1024 1 1
+add_layer_norm_forward_wide add_layer_norm_encoder add_layer_norm
+    2048 4 1, 1024 4 1, 1024 2 1, 2048 2 1
+linear_gelu_forward gelu_mlp_encoder linear_gelu
+    128 256 64 132 8 3, 128 256 64 132 8 4, 128 128 64 132 8 4
+    128 128 64 264 4 3, 256 128 64 132 8 3
+linear_gelu_backward gelu_mlp_encoder linear_gelu_backward
+    128 256 64 132 8 3, 128 256 64 132 8 4, 128 128 64 132 8 4
+    128 128 64 264 4 3, 256 128 64 132 8 3
+linear_gelu_quack_forward quack_encoder linear_gelu
+    128 160 2 1 1, 128 192 2 1 1, 128 256 2 1 0, 128 256 1 2 0, 256 128 2 1 0
+linear_gelu_quack_backward quack_encoder linear_gelu_backward
+    128 160 2 1 1, 128 192 2 1 1, 128 256 2 1 0, 128 256 1 2 0, 256 128 2 1 0
+column_sums column_sums -
+    64 32 4 1, 128 32 8 1, 128 16 4 1, 32 32 4 1
+bias_gelu_backward bias_gelu_layers bias_gelu_backward
+    4 512 128 1 4 1, 4 512 64 1 4 1, 4 512 64 3 4 1
+    2 512 64 3 4 1, 8 256 128 2 4 1, 4 1024 64 2 8 1
+    2 1024 32 1 4 1, 8 512 128 2 8 1
+bias_gelu_forward bias_gelu_layers bias_gelu
+    4 512 4 1, 2 512 4 1, 8 512 4 1, 4 1024 8 1
+adamw adamw -
+    2048 8 1, 1024 4 1, 2048 4 1, 4096 8 1
+attention_backward_long_32 short_attention_decoder short_attention_backward
+    64 1 8 1, 32 1 8 1, 64 0 4 1, 64 0 4 2, 64 0 8 2, 128 0 8 1
+attention_forward_long short_attention_decoder short_attention
+    64 1 4 1 128, 64 1 4 1 -, 128 1 8 1 128, 64 0 4 1 -, 64 0 4 3 -, 64 0 8 2 -
+attention_backward_short_64 short_attention_encoder short_attention_backward
+    64 0 4 1, 64 0 4 2, 64 0 4 3, 64 0 8 1, 32 1 4 1
+attention_forward_short short_attention_encoder short_attention
+    64 0 4 1, 64 0 4 2, 64 0 4 3, 32 0 4 3
+attention_backward_long_64 short_attention_finetuned short_attention_backward
+    32 1 8 1, 64 0 8 1, 64 0 8 2, 64 0 4 1, 32 0 4 2
+unshuffle_backward unshuffle unshuffle_backward
+    16 256 4 2, 16 256 4 4, 16 128 4 3, 8 512 4 3
+unshuffle_forward unshuffle unshuffle
+    8 512 4 1, 4 512 4 1, 16 512 8 1, 16 256 4 1
+masked_mse masked_mse masked_mse,masked_mse_backward
+    8 4 1, 4 4 1, 16 8 1, 4 2 1
+random_mask random_mask random_mask
+    1 1 1, 2 1 1, 4 4 1, 1 2 1
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Candidates of one kernel: its key in the table, and what runs it."""
+
+    kernel: str
+    case: str
+    operators: str
+    candidates: tuple[Config, ...]
+
+    @property
+    def bits(self) -> int:
+        """Size of the elements that the row is for."""
+        return {"column_sums": 32, "random_mask": 64}.get(self.kernel, 16)
+
+
+def searches() -> list[Search]:
+    """Read `TABLE`."""
+    found: list[Search] = []
+    for line in TABLE.strip().splitlines():
+        if not line.startswith(" "):
+            kernel, case, operators = line.split()
+            keys = list(tuning.table()[kernel]["interpreter"])
+            found.append(Search(kernel=kernel, case=case, operators=operators, candidates=()))
+            continue
+        rows = [[None if v == "-" else int(v) for v in row.split()] for row in line.split(",")]
+        fresh = tuple(dict(zip(keys, row, strict=True)) for row in rows)
+        found[-1] = replace(found[-1], candidates=(*found[-1].candidates, *fresh))
+    return found
+
+
+class _Recorder(TorchDispatchMode):
+    """Keeps the calls of our operators with their arguments, to be made again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, Call]] = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        call = partial(operator, *args, **(kwargs or {}))
+        if operator.namespace == "ecgfast":
+            self.calls.append((operator._opname, call))
+        return call()
+
+
+def prepare(search: Search, device: str) -> Call:
+    """Make random inputs of a kernel, and return the call that runs it alone.
+
+    Args:
+        search: its `case` ends in "_layers" for three encoder layers for each decoder layer, as in
+            ViT-Large, where one row serves both, and in "_finetuned" for fine-tuning's lengths.
+        device: "cpu" or "cuda".
+    """
+    if search.case == "column_sums":
+        return _column_sums(device)
+    if search.case == "adamw":
+        return _adamw(device)
+    name = search.case.replace("quack", "gelu_mlp")
+    cases = {case.name: case for case in bench_cases(device)}
+    if name.endswith("_finetuned"):
+        batch = 64 if device == "cuda" else 1
+        cases = {case.name: case for case in block_cases("finetuned", batch, 241, 16, 64, device)}
+    parts = [name]
+    if name.endswith("_layers"):
+        parts = [name.replace("layers", part) for part in (*["encoder"] * 3, "decoder")]
+    calls = [call for part in parts for call in _calls(cases[part], search)]
+    return lambda: [call() for call in calls]
+
+
+def _calls(case: Case, search: Search) -> list[Call]:
+    if search.case.startswith("quack"):
+        case = replace(case, ours=partial(gelu_mlp, provider="quack"))
+    with _Recorder() as recorder:
+        (forward_backward if case.leaves else forward)(case, case.ours)
+    wanted = search.operators.split(",")
+    return [torch.no_grad()(call) for name, call in recorder.calls if name in wanted]
+
+
+def _column_sums(device: str) -> Call:
+    from ecgfast_kernels.ops.column_sums_triton import column_sums
+
+    shape = (528, 3, 1024) if device == "cuda" else (5, 3, 40)
+    return partial(column_sums, torch.randn(shape, device=device), torch.bfloat16)
+
+
+def _adamw(device: str) -> Call:
+    shapes = [(1024, 4096)] * 16 if device == "cuda" else [(3, 100)]
+    weights, exp_avg = ([torch.randn(s, device=device) for s in shapes] for _ in range(2))
+    exp_avg_sq = [torch.rand(s, device=device) for s in shapes]
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    copies, gradients = ([torch.randn_like(w, dtype=dtype) for w in weights] for _ in range(2))
+    lists = (weights, copies, gradients, exp_avg, exp_avg_sq)
+    one, zero = torch.ones((), device=device), torch.zeros((), device=device)
+    # a learning rate of 0: calls that are compared and timed start from the same weights
+    shared = factors(one, one, betas=(0.9, 0.95), learning_rate=0.0)
+
+    def call() -> list[Tensor]:
+        torch.ops.ecgfast.adamw_(*lists, [0.05] * len(shapes), 0.9, 0.95, 1e-8, shared, zero)
+        return weights
+
+    return call
 
 
 def main() -> None:
     """Search each kernel in turn, as long as there is time."""
     arguments = parse()
-    wanted = [s for s in SEARCHES if arguments.only is None or s.op in arguments.only.split(",")]
+    wanted = [s for s in searches() if not arguments.only or s.kernel in arguments.only.split(",")]
     if arguments.list:
-        print("\n".join(f"{s.op:28} {len(s.candidates)} candidates" for s in wanted))
+        print("\n".join(f"{s.kernel:32} {len(s.candidates)} candidates" for s in wanted))
         return
     if not torch.cuda.is_available():
         sys.exit("error: tuning measures a CUDA device, and there is none; --list needs none")
     major, minor = torch.cuda.get_device_capability()
-    arch = 10 * major + minor
     end = time.monotonic() + arguments.seconds
     for search in wanted:
         if time.monotonic() > end:
-            print(f"{search.op}: not searched, {arguments.seconds:.0f} s are over")
+            print(f"{search.kernel}: not searched, {arguments.seconds:.0f} s are over")
             continue
-        if "quack" in search.op and find_spec("quack") is None:
-            print(f"{search.op}: left out: needs quack")
+        if "quack" in search.kernel and find_spec("quack") is None:
+            print(f"{search.kernel}: left out: needs quack")
             continue
-        before = tuning.config_for(search.op, arch=arch, bits=search.bits)
-        row = f"sm{arch}-{search.bits}bit"
-        tuning.table()[search.op][row] = fastest(search, row, before)
+        before = tuning.config_for(search.kernel, arch=10 * major + minor, bits=search.bits)
+        row = f"sm{major}{minor}-{search.bits}bit"
+        tuning.table()[search.kernel][row] = fastest(search, row, before)
         text = render(tuning.table())
         if not arguments.dry_run:
             (Path(tuning.__file__).parent / tuning.FILE_NAME).write_text(text, encoding="utf-8")
@@ -71,7 +241,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--copy", type=Path, help="write the new table to this file too")
     parser.add_argument("--list", action="store_true", help="name the kernels and stop")
     arguments = parser.parse_args()
-    names = [search.op for search in SEARCHES]
+    names = [search.kernel for search in searches()]
     unknown = sorted(set(arguments.only.split(",")) - set(names)) if arguments.only else []
     if unknown:
         parser.error(f"unknown kernel {unknown[0]!r}; allowed: {', '.join(names)}")
@@ -81,26 +251,27 @@ def parse() -> argparse.Namespace:
 def fastest(search: Search, row: str, before: Config) -> Config:
     """Time every candidate that fits the GPU and the row in use, in turns; return the best."""
     torch.manual_seed(0)
-    call = search.prepare("cuda")
-    with _in_table(search.op, row, before):
+    with _in_table(search.kernel, row, before):
+        call = prepare(search, "cuda")
         want = _tensors(call())
     replays: dict[str, Call] = {}
     for config in (before, *search.candidates):
-        with _in_table(search.op, row, config):
+        with _in_table(search.kernel, row, config):
             try:
                 off = _difference(_tensors(call()), want)
+                # another order of fp32 sums, rounded to bf16
                 if off <= AGREEMENT:
                     replays[json.dumps(config)] = captured(call)
                 else:
-                    print(f"{search.op} {config}: differs by {off:.3g} of the largest value")
+                    print(f"{search.kernel} {config}: differs by {off:.3g} of the largest value")
             except (OutOfResources, CompilationError, PTXASError, ValueError) as error:
-                print(f"{search.op} {config}: {error}")
+                print(f"{search.kernel} {config}: {error}")
     times = time_interleaved(replays, device="cuda", repeats=REPEATS, flush_cache=True)
     medians = {name: sorted(values)[len(values) // 2] for name, values in times.items()}
     ranked = sorted(medians, key=lambda name: medians[name])
     for name in ranked:
         used = "  (in use)" if name == json.dumps(before) else ""
-        print(f"{search.op} {1e3 * medians[name]:8.1f} us  {name}{used}", flush=True)
+        print(f"{search.kernel} {1e3 * medians[name]:8.1f} us  {name}{used}", flush=True)
     best: Config = json.loads(ranked[0])
     return best
 
@@ -138,9 +309,8 @@ def _in_table(op: str, row: str, config: Config) -> Iterator[None]:
     try:
         yield
     finally:
-        if before is None:
-            del rows[row]
-        else:
+        rows.pop(row)
+        if before is not None:
             rows[row] = before
 
 

@@ -1,30 +1,60 @@
-"""The `codec` case: ratio, encode and decode per core, beside other codecs, in one process."""
+"""The `codec` case: ratio, encode and decode beside other codecs; and `decode`: to a batch.
+
+Decode rates count decoded int16 bytes, so that every way to the same batch has the same numerator.
+Shapes: R records held, B records of a batch, C leads, T timesteps.
+"""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from ecgfast_kernels import codec
+from ecgfast_kernels.codec import cuda as codec_cuda
+from ecgfast_kernels.codec import native
 from numpy.typing import NDArray
 
 from ecgfast import log
-from ecgfast.bench.codec_peers import Peer, peers
+from ecgfast.bench import peers_module
 from ecgfast.bench.rows import Row, make_row
-from ecgfast.bench.timing import per_second, time_interleaved
-from ecgfast.convert import convert
-from ecgfast.ingest.synthetic import write_cohort
-from ecgfast.store import StoreReader, open_store
+from ecgfast.bench.timing import rate_rows, time_interleaved
 
-CASE = "codec"
+if TYPE_CHECKING:
+    from ecgfast.store import StoreReader
+
 MEMMAP = "memmap-int16"
 STORE_READ = "ecgfast-store-read"
 _BATCH = 256  # as in training
 _INDEX_BYTES = 16  # a chunk's entry in the shard index
+_LEADS, _TIMESTEPS = 12, 5000
+_HELD = {"cuda": 8192, "cpu": 512}
+_BATCHES = {"cuda": (256, 1024), "cpu": (256,)}
+_SETS = 16  # of record numbers in turn, so that no cache holds the next batch
+
+Call = Callable[[], object]
+Int16 = NDArray[np.int16]
 
 
-def measure_codec(_device: str = "cpu") -> Iterator[Row]:
+@dataclass(frozen=True, kw_only=True)
+class Codec:
+    """One codec: records (n, C, T) int16 to chunks and back, on the calling thread."""
+
+    name: str
+    encode: Callable[[Int16], Sequence[Any]]
+    decode: Callable[[Sequence[Any], tuple[int, ...]], Int16]
+
+
+def measure_codec() -> Iterator[Row]:
     """Measure on synthetic records; benchmarks/codec_peers.py takes real ones."""
+    from ecgfast.convert import convert  # decoding is measured where these cannot be imported
+    from ecgfast.ingest.synthetic import write_cohort
+    from ecgfast.store import open_store
+
     with tempfile.TemporaryDirectory(prefix="ecgfast-bench-") as folder:
         cohort = Path(folder) / "cohort"
         log.info("codec: making 128 synthetic records")
@@ -34,7 +64,7 @@ def measure_codec(_device: str = "cpu") -> Iterator[Row]:
 
 
 def measure_store(
-    store: StoreReader, name: str, *, most: int = 200, repeats: int = 7
+    store: "StoreReader", name: str, *, most: int = 200, repeats: int = 7
 ) -> Iterator[Row]:
     """Measure every codec on the records of a store, and `store.read` of random ones beside them.
 
@@ -46,12 +76,13 @@ def measure_store(
     """
     signal_NCT = store.read(np.arange(min(most, len(store))))
     ratio = len(store) * signal_NCT[0].nbytes / store.num_bytes  # of its files, indices and all
-    yield _row(STORE_READ, "ratio", "x", [ratio], _shape(name, signal_NCT))
+    row = _row(name, signal_NCT)
+    yield make_row(provider=STORE_READ, metric="ratio", unit="x", values=[ratio], **row)
     yield from measure_signal(signal_NCT, name, repeats=repeats, read=store.read)
 
 
 def measure_signal(
-    signal_NCT: NDArray[np.int16],
+    signal_NCT: Int16,
     name: str,
     *,
     repeats: int = 7,
@@ -70,41 +101,189 @@ def measure_signal(
     """
     chosen = np.random.default_rng(0).permutation(len(signal_NCT))[:_BATCH]
     batch = np.ascontiguousarray(signal_NCT[chosen])
-    encode: dict[str, Callable[[], object]] = {}
-    decode: dict[str, Callable[[], object]] = {}
-    shape = _shape(name, signal_NCT)
-    for peer in peers():
-        stored = sum(len(chunk) + _INDEX_BYTES for chunk in peer.encode(signal_NCT))
-        yield _row(peer.name, "ratio", "x", [signal_NCT.nbytes / stored], shape)
-        encode[peer.name], decode[peer.name] = _calls(peer, batch)
+    encode: dict[str, Call] = {}
+    decode: dict[str, Call] = {}
+    row = _row(name, signal_NCT)
+    for each in codecs():
+        stored = sum(len(chunk) + _INDEX_BYTES for chunk in each.encode(signal_NCT))
+        ratio = [signal_NCT.nbytes / stored]
+        yield make_row(provider=each.name, metric="ratio", unit="x", values=ratio, **row)
+        chunks = each.encode(batch)
+        if not np.array_equal(each.decode(chunks, batch.shape[1:]), batch):
+            raise AssertionError(f"{each.name} does not give its input back")
+        encode[each.name] = partial(each.encode, batch)
+        decode[each.name] = partial(each.decode, chunks, batch.shape[1:])
     if read is not None:
         decode[STORE_READ] = partial(read, chosen)
     with tempfile.TemporaryDirectory(prefix="ecgfast-bench-") as folder:
         signal_NCT.tofile(Path(folder) / "signal.i2")
         raw = np.memmap(Path(folder) / "signal.i2", np.int16, "r").reshape(signal_NCT.shape)
         decode[MEMMAP] = lambda: raw[chosen]
-        for metric, variants in (("encode", encode), ("decode", decode)):
-            times = time_interleaved(variants, repeats=repeats, warmup=1)
-            for provider, ms in times.items():
-                rates = per_second(ms, len(batch))
-                yield _row(provider, metric, "records/s", rates, shape)
+        for metric, calls in (("encode", encode), ("decode", decode)):
+            times = time_interleaved(calls, repeats=repeats, warmup=1)
+            yield from rate_rows(times, {"records/s": len(batch)}, metric=metric, **row)
 
 
-def _calls(
-    peer: Peer, batch: NDArray[np.int16]
-) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Encode and decode of one batch; no speed is worth a number unless the values come back."""
-    chunks = peer.encode(batch)
-    if not np.array_equal(peer.decode(chunks, batch.shape[1:]), batch):
-        raise AssertionError(f"{peer.name} does not give its input back")
-    return lambda: peer.encode(batch), lambda: peer.decode(chunks, batch.shape[1:])
+def _row(name: str, signal_NCT: Int16) -> dict[str, str]:
+    return {"case": "codec", "shape": f"{name}, {' x '.join(map(str, signal_NCT.shape))} int16"}
 
 
-def _shape(name: str, signal_NCT: NDArray[np.int16]) -> str:
-    return f"{name}, {' x '.join(map(str, signal_NCT.shape))} int16"
+def codecs() -> list[Codec]:
+    """Ours on each instruction set, and every peer that is installed."""
+    fastest = codec.backend()
+    peers = peers_module("codec_peers")
+    others = [] if peers is None else [Codec(**peer) for peer in peers.installed()]
+    if fastest == "numpy":
+        return [Codec(name="ecgfast-numpy", encode=codec.encode, decode=_decode), *others]
+    slower = [name for name in ("avx2", "portable") if name != fastest and native.choose(name)]
+    native.choose("")
+    ours = [Codec(name="ecgfast", encode=codec.encode, decode=_decode)]
+    for name in slower:
+        encode, decode = (partial(_on, name, call) for call in (codec.encode, _decode))
+        ours.append(Codec(name=f"ecgfast-{name}", encode=encode, decode=decode))
+    return [*ours, *others]
 
 
-def _row(provider: str, metric: str, unit: str, values: list[float], shape: str) -> Row:
-    return make_row(
-        case=CASE, provider=provider, metric=metric, unit=unit, values=values, shape=shape
+def _on(instructions: str, call: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401
+    native.choose(instructions)
+    try:
+        return call(*arguments)
+    finally:
+        native.choose("")
+
+
+def _decode(chunks: Sequence[bytes], shape: tuple[int, ...]) -> Int16:
+    lengths = np.array([len(chunk) for chunk in chunks])
+    where = (b"".join(chunks), np.cumsum(lengths) - lengths, lengths)
+    return codec.decode(*where, num_leads=shape[0], num_timesteps=shape[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """Records in host memory: (R, C, T) int16, encoded, and (R, C) fp32 that normalises them."""
+
+    signal: Int16
+    buffer: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    mean: NDArray[np.float32]
+    rstd: NDArray[np.float32]
+
+
+def measure_decode(device: str, *, repeats: int = 30) -> Iterator[Row]:
+    """Measure every way from records in memory to a batch on the device.
+
+    Args:
+        device: "cpu" (one thread) or "cuda".
+        repeats: timed calls of each.
+    """
+    held = hold(ecg_like(_HELD[device], seed=1))
+    ratio = held.signal.nbytes / int(held.lengths.sum())
+    peers = peers_module("codec_peers")
+    for size in _BATCHES[device]:
+        rng = np.random.default_rng(0)
+        sets = [rng.choice(len(held.lengths), size, replace=False) for _ in range(_SETS)]
+        on_gpu = device == "cuda"
+        numbers = cycle([torch.from_numpy(each).cuda() if on_gpu else each for each in sets])
+        calls = (_gpu_calls if on_gpu else _cpu_calls)(held, numbers, size)
+        if peers is not None:
+            calls |= peers.ways_to_a_batch(held, numbers, size, device)
+        times = time_interleaved(calls, device=device, repeats=repeats)
+        counts = {"GB/s": held.signal[0].nbytes * size / 1e9, "records/s": size}
+        row = {"shape": f"{size} of {_HELD[device]}, ratio {ratio:.1f}", "device": device}
+        for name, ms in times.items():
+            case, _, provider = name.partition("/")
+            yield from rate_rows({provider: ms}, counts, case=case, metric="throughput", **row)
+
+
+def hold(signal_RCT: Int16) -> Held:
+    """Encode records and compute their statistics."""
+    chunks = codec.encode(signal_RCT)
+    lengths = np.array([len(chunk) for chunk in chunks], np.int64)
+    mean, std = codec.lead_statistics(signal_RCT)
+    return Held(
+        signal=signal_RCT,
+        buffer=np.frombuffer(bytearray(b"".join(chunks)), np.uint8),
+        offsets=np.cumsum(lengths) - lengths,
+        lengths=lengths,
+        mean=mean,
+        rstd=np.divide(1, std, out=np.zeros_like(std), where=std > 0),
     )
+
+
+def ecg_like(num_records: int, *, seed: int, num_timesteps: int = _TIMESTEPS) -> Int16:
+    """(N, 12, T) int16, 5 microvolt a step: beats, baseline wander, noise; limb leads that add up.
+
+    The noise is chosen so that the codec's ratio is about that of real hospital records (4.5).
+    """
+    rng = np.random.default_rng(seed)
+    time = np.arange(num_timesteps, dtype=np.float32)
+    # at, width, gain
+    waves = ((-80, 18, 20), (-8, 4, -25), (0, 5, 220), (9, 4, -60), (120, 28, 45))
+    out = np.empty((num_records, _LEADS, num_timesteps), np.int16)
+    for record in range(num_records):
+        phase = (time + rng.integers(0, 400)) % rng.integers(300, 520) - 150
+        beat = np.stack([np.exp(-(((phase - at) / width) ** 2)) for at, width, _ in waves])
+        gains = np.array([gain for *_, gain in waves]) * rng.uniform(0.3, 1.5, (_LEADS, len(waves)))
+        wander = rng.uniform(5, 30, (_LEADS, 1)) * np.sin(time / rng.uniform(300, 900))
+        noise = rng.standard_normal((_LEADS, num_timesteps), np.float32) * 4
+        out[record] = np.rint(gains.astype(np.float32) @ beat + wander + noise)
+    one, two = out[:, 0], out[:, 1]
+    out[:, 2], out[:, 3] = two - one, -((one + two) >> 1)
+    out[:, 4], out[:, 5] = one - (two >> 1), two - (one >> 1)
+    return out
+
+
+def _gpu_calls(held: Held, numbers: Iterator[Any], size: int) -> dict[str, Call]:
+    on_gpu = {name: torch.from_numpy(array).cuda() for name, array in vars(held).items()}
+    chunks = codec_cuda.ResidentChunks(
+        bytes=on_gpu["buffer"],
+        offsets=on_gpu["offsets"],
+        lengths=on_gpu["lengths"],
+        num_leads=_LEADS,
+        num_timesteps=_TIMESTEPS,
+    )
+    signal, moments = on_gpu["signal"], (on_gpu["mean"], on_gpu["rstd"])
+    status = torch.zeros(size, dtype=torch.int32, device="cuda")
+    shape = (size, _LEADS * _TIMESTEPS // codec.COLUMN_TIMESTEPS, 256)
+    patches = {"out": torch.empty(shape, dtype=torch.float16, device="cuda"), "status": status}
+    decoded = torch.empty((size, _LEADS, _TIMESTEPS), dtype=torch.int16, device="cuda")
+    to_patches, gather = codec_cuda.decode_patches, codec_cuda.gather_patches
+    return {
+        "decode_patches/ecgfast": lambda: to_patches(chunks, next(numbers), *moments, **patches),
+        "decode_patches/raw int16, own kernel": lambda: gather(
+            signal, next(numbers), *moments, **patches
+        ),
+        "decode_int16/ecgfast": lambda: codec_cuda.decode(
+            chunks, next(numbers), out=decoded, status=status
+        ),
+    }
+
+
+def _cpu_calls(held: Held, numbers: Iterator[Any], size: int) -> dict[str, Call]:
+    shape = (size, _LEADS * _TIMESTEPS // codec.COLUMN_TIMESTEPS, 256)
+    patches = np.empty(shape, np.float16)
+    decoded = np.empty((size, _LEADS, _TIMESTEPS), np.int16)
+
+    def to_patches() -> None:
+        index = next(numbers)
+        where = (held.buffer, held.offsets[index], held.lengths[index])
+        moments = (held.mean[index], held.rstd[index])
+        codec.decode_patches(*where, *moments, num_timesteps=_TIMESTEPS, out=patches)
+
+    def gather() -> None:
+        index = next(numbers)
+        codec.patches_from_int16(
+            held.signal[index], held.mean[index], held.rstd[index], out=patches
+        )
+
+    def decode() -> None:
+        index = next(numbers)
+        where = (held.buffer, held.offsets[index], held.lengths[index])
+        codec.decode(*where, num_leads=_LEADS, num_timesteps=_TIMESTEPS, out=decoded)
+
+    return {
+        "decode_patches/ecgfast": to_patches,
+        "decode_patches/raw int16, ecgfast": gather,
+        "decode_int16/ecgfast": decode,
+    }

@@ -1,12 +1,19 @@
-"""The `loader` case: every engine that runs here, draining shuffled epochs of a synthetic store."""
+"""The `loader` case: what a stream of batches costs, for every engine that runs here."""
 
+import itertools
 import math
+import multiprocessing
+import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import torch
+
 from ecgfast import log
-from ecgfast.bench.meter import Epoch, Use, measure
 from ecgfast.bench.rows import Row, make_row
 from ecgfast.convert import convert
 from ecgfast.data.dali import build as dali_build
@@ -17,7 +24,39 @@ from ecgfast.store import open_store
 from ecgfast.store.reader import StoreReader
 from ecgfast.vocabulary import EngineName
 
-CASE = "loader"
+Epoch = Callable[[], Iterator[int]]  # starts an epoch; yields the number of records of each batch
+
+_WARM_UP = 0.2  # of a round's seconds: workers start, buffers are allocated
+_READ_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """Measured use of the machine.
+
+    Attributes:
+        records_per_s: one number per round.
+        cores: processor time over wall time, workers included; NaN where /proc is missing.
+        memory_gib: anonymous and shared memory of process and workers beyond what was there
+            before, page cache left out, the most that a round ended with; NaN where /proc is
+            missing.
+        read_bytes: that the disk delivered for a record, 0 where the page cache had all; NaN where
+            /proc is missing.
+    """
+
+    records_per_s: tuple[float, ...]
+    cores: float
+    memory_gib: float
+    read_bytes: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Round:
+    records: int
+    wall_s: float
+    cpu_s: float
+    memory_bytes: float
+    read_bytes: float
 
 
 def measure_loader(
@@ -34,100 +73,188 @@ def measure_loader(
         For each engine, number of threads and codec, rows of throughput, cores, memory and bytes
         read; for each codec the stored bytes of a record.
     """
+    variants: list[tuple[EngineName, int]] = [("cpu", 1), ("cpu", 2)]  # engines, threads
+    if dali_build.is_installed():
+        variants += [("dali", 1), ("dali", 2)]
+    if device.startswith("cuda"):
+        variants += [("cpu", 8), ("resident", 1)]
     with tempfile.TemporaryDirectory(prefix="ecgfast-bench-") as folder:
         cohort = Path(folder) / "cohort"
         log.info(f"loader: making a store of {num_records} synthetic records")
         write_cohort(cohort, num_records=num_records, num_sites=1, seed=0)
         packed = convert([cohort], Path(folder) / "ecgpack", workers=1).store
         raw = convert([packed], Path(folder) / "none", codec="none", workers=1).store
-        for path in (packed, raw):
-            store = open_store(path)
+        for store in map(open_store, (packed, raw)):
             yield bytes_row("ecgfast", store.codec, store_bytes(store))
-            for engine, threads in _variants(device):
-                yield from _engine_rows(store, engine, threads, device, batch_size, seconds)
-
-
-def _variants(device: str) -> list[tuple[EngineName, int]]:
-    """Engines to try, with their decoding threads."""
-    variants: list[tuple[EngineName, int]] = [("cpu", 1), ("cpu", 2)]
-    if dali_build.is_installed():
-        variants += [("dali", 1), ("dali", 2)]
-    if device.startswith("cuda"):
-        variants += [("cpu", 8), ("resident", 1)]
-    return variants
-
-
-def _engine_rows(
-    store: StoreReader,
-    engine: EngineName,
-    threads: int,
-    device: str,
-    batch_size: int,
-    seconds: float,
-) -> Iterator[Row]:
-    """Rows of one engine, or a warning when it cannot run here."""
-    try:
-        loader = build_loader(
-            store, batch_size=batch_size, engine=engine, device=device, num_threads=threads
-        )
-        use = measure(epoch_of(loader), device=device, seconds=seconds)
-    except BackendUnavailableError as error:
-        log.warning(f"loader: {engine} left out: {error}")
-        return
-    shape = f"{store.codec}, {threads} threads, batch {batch_size}, warm"
-    yield from use_rows(provider(engine, device), shape, use, device)
-
-
-def provider(engine: EngineName, device: str) -> str:
-    """Name of an engine in rows: plainly "ecgfast" for the one that `auto` takes."""
-    chosen = "resident" if device.startswith("cuda") else "cpu"
-    return "ecgfast" if engine == chosen else f"ecgfast-{engine}"
+            for engine, threads in variants:
+                try:
+                    loader = build_loader(
+                        store,
+                        batch_size=batch_size,
+                        engine=engine,
+                        device=device,
+                        num_threads=threads,
+                    )
+                    use = measure(epoch_of(loader), device=device, seconds=seconds)
+                except BackendUnavailableError as error:
+                    log.warning(f"loader: {engine} left out: {error}")
+                    continue
+                auto = "resident" if device.startswith("cuda") else "cpu"
+                provider = "ecgfast" if engine == auto else f"ecgfast-{engine}"
+                shape = f"{store.codec}, {threads} threads, batch {batch_size}, warm"
+                yield from use_rows(provider, shape, use, device)
 
 
 def epoch_of(loader: Loader) -> Epoch:
-    """Adapt a loader to the meter."""
-
-    def epoch() -> Iterator[int]:
-        for batch in loader:
-            yield len(batch.record_index)
-
-    return epoch
+    """Adapt a loader to `measure`."""
+    return lambda: (len(batch.record_index) for batch in loader)
 
 
 def use_rows(provider: str, shape: str, use: Use, device: str) -> Iterator[Row]:
     """Rows of what one provider used; what could not be measured has none."""
-    columns = {
-        ("throughput", "records/s"): use.records_per_s,
-        ("cores", "cores"): (use.cores,),
-        ("memory", "GiB"): (use.memory_gib,),
-        ("read", "B/record"): (use.read_bytes,),
-    }
-    for (metric, unit), values in columns.items():
+    row = partial(make_row, case="loader", provider=provider, shape=shape, device=device)
+    for metric, unit, values in (
+        ("throughput", "records/s", use.records_per_s),
+        ("cores", "cores", (use.cores,)),
+        ("memory", "GiB", (use.memory_gib,)),
+        ("read", "B/record", (use.read_bytes,)),
+    ):
         if not any(math.isnan(value) for value in values):
-            yield make_row(
-                case=CASE,
-                provider=provider,
-                shape=shape,
-                metric=metric,
-                unit=unit,
-                values=values,
-                device=device,
-            )
+            yield row(metric=metric, unit=unit, values=values)
 
 
 def bytes_row(provider: str, shape: str, num_bytes: float) -> Row:
     """A row of the bytes that one record takes on disk."""
-    return make_row(
-        case=CASE,
-        provider=provider,
-        shape=shape,
-        metric="storage",
-        unit="B/record",
-        values=[num_bytes],
-    )
+    row = partial(make_row, case="loader", provider=provider, shape=shape)
+    return row(metric="storage", unit="B/record", values=[num_bytes])
 
 
 def store_bytes(store: StoreReader) -> float:
     """Encoded bytes of a record, on average over the store."""
     _, _, lengths = store.load_chunks()
     return float(lengths.mean())
+
+
+def measure(
+    epoch: Epoch,
+    *,
+    device: str = "cpu",
+    memory_before: float | None = None,
+    seconds: float = 2.0,
+    rounds: int = 5,
+) -> Use:
+    """Time an endless stream of epochs in rounds, each up to the first batch after `seconds`.
+
+    Args:
+        epoch: starts an epoch.
+        device: "cpu" or "cuda", synchronised at the end of a round.
+        memory_before: `memory_bytes` that do not count; by default those of now.
+        seconds: of each round.
+        rounds: number of repeats.
+    """
+    memory_before = memory_bytes() if memory_before is None else memory_before
+    batches = itertools.chain.from_iterable(epoch() for _ in itertools.count())
+    _drain(batches, device, _WARM_UP * seconds)
+    return _summary([_drain(batches, device, seconds) for _ in range(rounds)], memory_before)
+
+
+def measure_cold(
+    epoch: Epoch,
+    forget: Callable[[], None],
+    *,
+    device: str = "cpu",
+    memory_before: float | None = None,
+) -> Use:
+    """Time one whole epoch after `forget`, the start of its workers included.
+
+    Args:
+        epoch: starts an epoch; nothing may have mapped its files yet, such pages stay in memory.
+        forget: empties the page cache, see `drop_page_cache`.
+        device: as in `measure`.
+        memory_before: as in `measure`.
+    """
+    memory_before = memory_bytes() if memory_before is None else memory_before
+    forget()
+    return _summary([_drain(epoch(), device, math.inf)], memory_before)
+
+
+def drop_page_cache(folder: Path) -> None:
+    """Ask the kernel to forget the files below a folder, so that the next read is cold."""
+    os.sync()
+    for descriptor in _open_files(folder):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def fill_page_cache(folder: Path) -> None:
+    """Read all files below a folder, so that they are in memory where they fit."""
+    for descriptor in _open_files(folder):
+        while os.read(descriptor, _READ_BYTES):
+            pass
+
+
+def _open_files(folder: Path) -> Iterator[int]:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            yield descriptor
+            os.close(descriptor)
+
+
+def _drain(batches: Iterable[int], device: str, seconds: float) -> _Round:
+    cpu_start, read_start, start = _cpu_seconds(), _read_bytes(), time.perf_counter()
+    records = 0
+    for count in batches:
+        records += count
+        if time.perf_counter() - start >= seconds:
+            break
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return _Round(
+        records=records,
+        wall_s=time.perf_counter() - start,
+        cpu_s=_cpu_seconds() - cpu_start,
+        memory_bytes=memory_bytes(),
+        read_bytes=_read_bytes() - read_start,
+    )
+
+
+def _summary(rounds: list[_Round], memory_before: float) -> Use:
+    return Use(
+        records_per_s=tuple(one.records / one.wall_s for one in rounds),
+        cores=sum(one.cpu_s for one in rounds) / sum(one.wall_s for one in rounds),
+        memory_gib=(max(one.memory_bytes for one in rounds) - memory_before) / 2**30,
+        read_bytes=sum(one.read_bytes for one in rounds) / sum(one.records for one in rounds),
+    )
+
+
+def _texts(name: str) -> Iterator[str]:
+    """A file of /proc of this process and each of its workers; nothing without /proc."""
+    for pid in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
+        path = Path(f"/proc/{pid}/{name}")
+        if path.exists():
+            yield path.read_text()
+
+
+def _cpu_seconds() -> float:
+    """Processor time so far of this process and its living workers."""
+    fields = [text.rpartition(")")[2].split()[11:13] for text in _texts("stat")]
+    ticks = sum(int(user) + int(system) for user, system in fields)
+    return ticks / os.sysconf("SC_CLK_TCK") if fields else math.nan
+
+
+def memory_bytes() -> float:
+    """Memory of this process and its workers: anonymous and shared, shares counted once.
+
+    File pages are cache and can be dropped.
+    """
+    return _sum_of_lines("smaps_rollup", ("Pss_Anon:", "Pss_Shmem:")) * 1024
+
+
+def _read_bytes() -> float:
+    """Bytes that the disk delivered so far."""
+    return _sum_of_lines("io", ("read_bytes:",))
+
+
+def _sum_of_lines(name: str, keys: tuple[str, ...]) -> float:
+    lines = [line for text in _texts(name) for line in text.splitlines() if line.startswith(keys)]
+    return float(sum(int(line.split()[1]) for line in lines)) if lines else math.nan

@@ -6,15 +6,19 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ecgfast.errors import FormatError
+
+_DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+_COMMIT = ("git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,25 +73,22 @@ def make_row(
     if len(values) == 0:
         raise ValueError(f"values of {case}/{provider} must hold at least one repeat, got none")
     p20, p50, p80 = (float(q) for q in np.percentile(np.asarray(values, np.float64), (20, 50, 80)))
-    return Row(
-        case=case,
-        provider=provider,
-        preset=preset,
-        shape=shape,
-        metric=metric,
-        unit=unit,
-        p20=p20,
-        p50=p50,
-        p80=p80,
-        n=len(values),
-        device=device_name(device),
-        driver=_driver_version() if device.startswith("cuda") else "",
-        cuda=_cuda_version() if device.startswith("cuda") else "",
-        torch=_package_version("torch"),
-        triton=_package_version("triton"),
-        commit=_commit(),
-        date=datetime.date.today().isoformat(),
-    )
+    measured = {"p20": p20, "p50": p50, "p80": p80, "n": len(values)}
+    what = {"case": case, "provider": provider, "preset": preset, "shape": shape}
+    return Row(**what, metric=metric, unit=unit, **measured, **_machine(device))  # type: ignore[arg-type]  # of both kinds
+
+
+def _machine(device: str) -> dict[str, str]:
+    on_gpu = device.startswith("cuda")
+    return {
+        "device": device_name(device),
+        "driver": _output(*_DRIVER) if on_gpu else "",
+        "cuda": (torch.version.cuda or "") if on_gpu else "",
+        "torch": _package_version("torch"),
+        "triton": _package_version("triton"),
+        "commit": os.environ.get("ECGFAST_COMMIT") or _output(*_COMMIT),  # without .git
+        "date": datetime.date.today().isoformat(),
+    }
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -107,14 +108,19 @@ def read_rows(path: Path) -> list[Row]:
     if not path.exists():
         raise FormatError(f"no results at {path}; write some with ecgfast bench step --json FILE")
     paths = sorted(path.rglob("*.jsonl")) if path.is_dir() else [path]
-    return [_parse_row(p, i, line) for p in paths for i, line in _numbered_lines(p)]
+    return [row for file in paths for row in _read_file(file)]
+
+
+def render(row: Row) -> str:
+    """One row as a line for people."""
+    what = f"{row.case} {row.preset} {row.shape}".replace("  ", " ")
+    value = f"{row.p50:,.4g}" if row.p50 < 1e4 else f"{row.p50:,.0f}"
+    return f"{what:<44} {row.provider:<28} {row.metric:<10} {value:>10} {row.unit}"
 
 
 def device_name(device: str = "cpu") -> str:
     """Name of the hardware behind "cpu" or "cuda", such as "NVIDIA H100 80GB HBM3"."""
     if device.startswith("cuda"):
-        import torch  # rows of the codec need no torch
-
         return torch.cuda.get_device_name(device)
     return f"{_cpu_model()}, {len(os.sched_getaffinity(0))} cores"
 
@@ -124,12 +130,14 @@ def device_slug(device: str = "cpu") -> str:
     return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
 
 
-def _numbered_lines(path: Path) -> list[tuple[int, str]]:
+def _read_file(path: Path) -> Iterator[Row]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise FormatError(f"{path} is no file of result rows: it is no UTF-8 text") from error
-    return [(i, line) for i, line in enumerate(lines, start=1) if line.strip()]
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield _parse_row(path, number, line)
 
 
 def _parse_row(path: Path, number: int, line: str) -> Row:
@@ -162,25 +170,7 @@ def _package_version(name: str) -> str:
         return ""
 
 
-def _cuda_version() -> str:
-    import torch
-
-    return torch.version.cuda or ""
-
-
 @cache
-def _driver_version() -> str:
-    return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-
-
-@cache
-def _commit() -> str:
-    """Commit of the source tree; a copy without .git is told by ECGFAST_COMMIT."""
-    given = os.environ.get("ECGFAST_COMMIT", "")
-    here = str(Path(__file__).parent)
-    return given or _output("git", "-C", here, "rev-parse", "--short", "HEAD")
-
-
 def _output(*command: str) -> str:
     """First line that a command prints; empty where the program is missing or refuses."""
     try:

@@ -1,12 +1,16 @@
-"""Timing of variants side by side: CUDA events on a GPU, the monotonic clock on a CPU."""
+"""Timing of variants in turns, by CUDA events or the monotonic clock; peaks of the device."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ecgfast.bench.rows import Row, make_row
+
+_COPY_BYTES = {"cuda": 2 << 30, "cpu": 64 << 20}
+_MATMUL_SIZE = {"cuda": 8192, "cpu": 512}
 _FLUSH_BYTES = 256 << 20  # more than any L2 cache sold so far (H100: 50 MB, B200: 126 MB)
 
 
@@ -46,6 +50,44 @@ def time_interleaved(
 def per_second(times_ms: list[float], count: float) -> list[float]:
     """Turn milliseconds per call into `count` units per second."""
     return [count * 1e3 / ms for ms in times_ms]
+
+
+def rate_rows(
+    times_ms: Mapping[str, list[float]], counts: Mapping[str, float], **row: str
+) -> Iterator[Row]:
+    """Rows of rates: for each provider and unit, `counts` of that unit done in each call.
+
+    Args:
+        times_ms: provider -> milliseconds of each repeat.
+        counts: unit, such as "records/s" -> how many a call does.
+        row: the other arguments of `make_row`.
+    """
+    for provider, ms in times_ms.items():
+        for unit, count in counts.items():
+            yield make_row(provider=provider, unit=unit, values=per_second(ms, count), **row)
+
+
+def measure_peaks(device: str, *, repeats: int = 20) -> list[Row]:
+    """Measure bf16 matrix product and copy bandwidth, the limits of everything else.
+
+    Args:
+        device: "cpu" or "cuda".
+        repeats: timed calls of each.
+    """
+    size, num_bytes = _MATMUL_SIZE[device], _COPY_BYTES[device]
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    source = torch.randint(0, 255, (num_bytes,), device=device, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    calls = {"matmul": lambda: a @ b, "copy": lambda: target.copy_(source)}
+    times = time_interleaved(calls, device=device, repeats=repeats)
+    matmul = {"case": "matmul_peak", "metric": "throughput", "shape": f"{size}x{size}x{size} bf16"}
+    copy = {"case": "copy_bandwidth", "metric": "bandwidth"}
+    copy["shape"] = f"{num_bytes >> 20} MiB read + written"
+    flops, moved = {"TFLOP/s": 2 * size**3 / 1e12}, {"GB/s": 2 * num_bytes / 1e9}
+    return [
+        *rate_rows({"torch": times["matmul"]}, flops, device=device, **matmul),
+        *rate_rows({"torch": times["copy"]}, moved, device=device, **copy),
+    ]
 
 
 def _time_cpu_ms(call: Callable[[], Any]) -> float:

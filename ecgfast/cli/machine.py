@@ -30,7 +30,7 @@ def bench(
     ] = None,
 ) -> None:
     """Measure rates here, each beside a baseline."""
-    from ecgfast.bench.cases import run
+    from ecgfast.bench import run
 
     run(case, json=json, device=device, preset=preset, microbatch=microbatch, variants=variant)
 

@@ -8,7 +8,7 @@ from ecgfast_kernels.codec.reference import decode_chunk
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ecgfast.bench.decode import ecg_like
+from ecgfast.bench.codec import ecg_like
 
 NATIVE = native.load() is not None
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from ecgfast.bench import codec
-from ecgfast.bench.codec_peers import Peer
 
 
 def _walk(num_records: int) -> np.ndarray:
@@ -29,13 +28,13 @@ def test_rows_of_every_codec() -> None:
 
 
 def test_a_lossy_codec_gets_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    lossy = Peer(
+    lossy = codec.Codec(
         name="lossy",
         encode=lambda signal: [row.tobytes() for row in signal // 2],
         decode=lambda chunks, shape: np.stack(
             [np.frombuffer(chunk, np.int16).reshape(shape) * 2 for chunk in chunks]
         ),
     )
-    monkeypatch.setattr(codec, "peers", lambda: [lossy])
+    monkeypatch.setattr(codec, "codecs", lambda: [lossy])
     with pytest.raises(AssertionError, match="lossy does not give its input back"):
         list(codec.measure_signal(_walk(2), "walk", repeats=1))

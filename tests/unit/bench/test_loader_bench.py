@@ -9,8 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from ecgfast.bench.loader import measure_loader, use_rows
-from ecgfast.bench.meter import Use, drop_page_cache, fill_page_cache, measure, measure_cold
+from ecgfast.bench.loader import (
+    Use,
+    drop_page_cache,
+    fill_page_cache,
+    measure,
+    measure_cold,
+    measure_loader,
+    use_rows,
+)
 
 
 def test_meter_counts_records_over_time() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ecgfast.bench.cases import run
+from ecgfast.bench import run
 from ecgfast.bench.rows import append_rows, device_slug, make_row, read_rows
 from ecgfast.errors import ConfigError, FormatError
 

@@ -3,22 +3,21 @@
 import pytest
 import torch
 
-from ecgfast.bench.cases import render, run
-from ecgfast.bench.reference_mae import ReferenceMae, block_provider
-from ecgfast.bench.rows import make_row
-from ecgfast.bench.step import measure_step, variant_names
-from ecgfast.bench.step_variants import Variant, build_step
+from ecgfast.bench import peers_module, run
+from ecgfast.bench.rows import make_row, render
+from ecgfast.bench.step import build_step, measure_step, variant_names
 from ecgfast.config import load_config
 from ecgfast.errors import ConfigError
 from ecgfast.model.mae import num_parameters
 from ecgfast.train.distributed import join
 
 DEMO = load_config("demo")
+PEERS = peers_module("step_peers")
 
 
 def test_reference_has_the_parameters_of_our_model() -> None:
     with torch.device("meta"):
-        reference = ReferenceMae(DEMO.model)
+        reference = PEERS.ReferenceMae(DEMO.model)
     trainable = sum(p.numel() for p in reference.parameters() if p.requires_grad)
     assert trainable == sum(num_parameters(DEMO.model))
 
@@ -28,7 +27,7 @@ def test_reference_learns_and_attention_variants_agree() -> None:
     losses = []
     for fused in (False, True):
         torch.manual_seed(0)
-        model = ReferenceMae(DEMO.model, fused_attention=fused)
+        model = PEERS.ReferenceMae(DEMO.model, fused_attention=fused)
         loss = model(signal)
         loss.backward()
         assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
@@ -38,7 +37,7 @@ def test_reference_learns_and_attention_variants_agree() -> None:
 
 
 def test_rows_of_a_step_on_the_cpu() -> None:
-    names = [f"reference-eager-{block_provider()}", "ecgfast-eager"]
+    names = [f"reference-eager-{PEERS.BLOCKS}", "ecgfast-eager"]
     everyone = ["ecgfast", *names]
     rows = list(measure_step(DEMO, device="cpu", microbatch=2, names=names, repeats=3))
     measured = {(r.provider, r.metric): r.p50 for r in rows}
@@ -56,8 +55,8 @@ def test_shards_and_replicas_on_one_rank_take_the_same_steps() -> None:
     with join("cpu", mesh_of_one=True) as ranks:
         for parallel in (None, "fsdp", "replicas"):
             torch.manual_seed(0)
-            variant = Variant(parallel=parallel, compiled=False)
-            step = build_step(variant, DEMO, ranks, microbatch=2)
+            settings = {} if parallel is None else {"train": {"parallel": parallel}}
+            step = build_step(settings, DEMO, ranks, microbatch=2)
             losses[parallel] = [step().item() for _ in range(3)]
     assert losses["fsdp"] == pytest.approx(losses[None], rel=1e-5)
     assert losses["replicas"] == losses[None]
@@ -69,8 +68,7 @@ def test_adamw_in_one_pass_takes_the_same_steps() -> None:
     with join("cpu", mesh_of_one=True) as ranks:
         for one_pass in (False, True):
             torch.manual_seed(0)
-            variant = Variant(one_pass=one_pass, compiled=False)
-            step = build_step(variant, DEMO, ranks, microbatch=2)
+            step = build_step({"optim": {"one_pass": one_pass}}, DEMO, ranks, microbatch=2)
             losses[one_pass] = [step().item() for _ in range(3)]
     assert losses[True] == pytest.approx(losses[False], rel=1e-5)
     assert losses[True][0] != losses[True][1]

@@ -1,20 +1,23 @@
-"""Profiles: names to classes, overlapping kernels, idle time, and reading a trace."""
+"""tools/profile_step.py: names to classes, overlapping kernels, idle time, and reading a trace."""
 
 import gzip
+import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ecgfast.bench.kernel_classes import (
-    Kernel,
-    classify,
-    read_trace,
-    shares_by_class,
-    shares_by_kernel,
-    span_ms,
-)
+PATH = Path(__file__).resolve().parents[3] / "tools" / "profile_step.py"
+spec = importlib.util.spec_from_file_location("profile_step", PATH)
+assert spec is not None
+assert spec.loader is not None
+profile_step = importlib.util.module_from_spec(spec)
+sys.modules["profile_step"] = profile_step  # dataclasses look their module up
+spec.loader.exec_module(profile_step)
+Kernel, read_trace = profile_step.Kernel, profile_step.read_trace
+shares_by_class, shares_by_kernel = profile_step.shares_by_class, profile_step.shares_by_kernel
 
 
 @pytest.mark.parametrize(
@@ -38,10 +41,10 @@ from ecgfast.bench.kernel_classes import (
     ],
 )
 def test_classes(name: str, expected: str) -> None:
-    assert classify(name) == expected
+    assert profile_step.classify(name) == expected
 
 
-def kernel(name: str, start_us: float, duration_us: float) -> Kernel:
+def kernel(name: str, start_us: float, duration_us: float) -> Any:
     return Kernel(name=name, start_us=start_us, duration_us=duration_us)
 
 
@@ -52,7 +55,7 @@ def test_idle_is_what_no_kernel_covers() -> None:
         kernel("gemm", 2000, 2000),
     ]
     shares = {s.name: s for s in shares_by_class(kernels, num_steps=2)}
-    assert span_ms(kernels) == 4
+    assert profile_step.span_ms(kernels) == 4
     assert shares["GEMM"].ms_per_step == 1.5
     assert shares["GEMM"].launches_per_step == 1
     assert shares["communication"].ms_per_step == 0.5

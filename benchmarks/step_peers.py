@@ -1,12 +1,13 @@
-"""A plain masked autoencoder as people run it today: the peer of the training step.
+"""Peers of the training step: a plain masked autoencoder as people run it today.
 
-All patches are embedded, kept ones are chosen by sorting noise and gathered, blocks are timm's
-where timm is installed. Nothing of ecgfast's model or kernels is used.
+`ecgfast bench step` measures them beside ours. All patches are embedded, kept ones are chosen by
+sorting noise and gathered, blocks are timm's where timm is installed. Nothing of ecgfast's model or
+kernels is used. Shapes: B records, N patches, T tokens, D width.
 """
 
-# B records, N patches, K kept patches, T tokens, D width
-
 import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from ecgfast.config import ModelConfig
+from ecgfast.config import Config, ModelConfig
 
 
 class ReferenceMae(nn.Module):
@@ -59,8 +60,7 @@ class ReferenceMae(nn.Module):
         mean, var = target.mean(dim=-1, keepdim=True), target.var(dim=-1, keepdim=True)
         target = (target - mean) / (var + 1e-6).sqrt()
         loss_BN = (pred - target).square().mean(dim=-1)
-        loss: Tensor = (loss_BN * mask_BN).sum() / mask_BN.sum()
-        return loss
+        return (loss_BN * mask_BN).sum() / mask_BN.sum()
 
     def _encode(self, signal_B1CT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         tokens = self.patch_embed(signal_B1CT).flatten(2).transpose(1, 2) + self.pos_embed[:, 1:]
@@ -86,13 +86,7 @@ class ReferenceMae(nn.Module):
         tokens = torch.cat([tokens[:, :1], patches], dim=1) + self.decoder_pos_embed
         for block in self.decoder_blocks:
             tokens = block(tokens)
-        out: Tensor = self.decoder_pred(self.decoder_norm(tokens))
-        return out[:, 1:]
-
-
-def block_provider() -> str:
-    """Whose transformer blocks the reference is made of, for the row's provider."""
-    return "plain" if _timm_block() is None else "timm"
+        return self.decoder_pred(self.decoder_norm(tokens))[:, 1:]
 
 
 @cache
@@ -119,16 +113,14 @@ class _PlainBlock(nn.Module):
 
     def __init__(self, width: int, num_heads: int, fused_attention: bool) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.fused_attention = fused_attention
+        self.num_heads, self.fused_attention = num_heads, fused_attention
         self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = tokens + self._attend(self.norm1(tokens))
-        out: Tensor = tokens + self.fc2(gelu(self.fc1(self.norm2(tokens))))
-        return out
+        return tokens + self.fc2(gelu(self.fc1(self.norm2(tokens))))
 
     def _attend(self, tokens_BTD: Tensor) -> Tensor:
         batch, num_tokens, width = tokens_BTD.shape
@@ -139,5 +131,54 @@ class _PlainBlock(nn.Module):
         else:
             scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
             out = scores.softmax(dim=-1) @ v
-        result: Tensor = self.proj(out.transpose(1, 2).reshape(batch, num_tokens, width))
-        return result
+        return self.proj(out.transpose(1, 2).reshape(batch, num_tokens, width))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """The plain masked autoencoder: eager as published, or with SDPA and torch.compile.
+
+    Attributes:
+        compiled: torch.compile of the whole model, SDPA and fused AdamW.
+        graph: replay it from CUDA graphs ("reduce-overhead"), at its own best microbatch.
+    """
+
+    compiled: bool
+    graph: bool = False
+
+    def build(self, config: Config, device: torch.device, num_records: int) -> Callable[[], Tensor]:
+        """One update on random records; it returns the loss."""
+        shape = (num_records, 1, config.model.num_leads, config.model.num_timesteps)
+        signal = torch.randn(shape, device=device)
+        with device:
+            model = ReferenceMae(
+                config.model, mask_ratio=config.mask.ratio, fused_attention=self.compiled
+            )
+        optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad],
+            lr=1e-4,
+            betas=(config.optim.beta1, config.optim.beta2),
+            fused=True if self.compiled else None,
+        )
+        mode = "reduce-overhead" if self.graph else "default"
+        forward = torch.compile(model, dynamic=False, mode=mode) if self.compiled else model
+
+        def step() -> Tensor:
+            if self.graph:
+                torch.compiler.cudagraph_mark_step_begin()  # the one before is done with its memory
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                loss = forward(signal)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.detach()
+
+        return step
+
+
+BLOCKS = "plain" if _timm_block() is None else "timm"  # whose transformer blocks they are made of
+PEERS = {
+    f"reference-compiled-{BLOCKS}": Peer(compiled=True),
+    f"reference-compiled-{BLOCKS}-graph": Peer(compiled=True, graph=True),
+    f"reference-eager-{BLOCKS}": Peer(compiled=False),
+}

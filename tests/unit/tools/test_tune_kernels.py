@@ -1,0 +1,44 @@
+"""tools/tune_kernels.py: candidates that the kernels take, and calls that run."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ecgfast_kernels.ops import tuning
+from triton import next_power_of_2
+
+PATH = Path(__file__).resolve().parents[3] / "tools" / "tune_kernels.py"
+spec = importlib.util.spec_from_file_location("tune_kernels", PATH)
+assert spec is not None
+assert spec.loader is not None
+tune_kernels = importlib.util.module_from_spec(spec)
+sys.modules["tune_kernels"] = tune_kernels  # dataclasses look their module up
+spec.loader.exec_module(tune_kernels)
+SEARCHES = tune_kernels.searches()
+Search = tune_kernels.Search
+
+
+@pytest.mark.parametrize("search", SEARCHES, ids=lambda search: search.kernel)
+def test_candidates_are_rows_of_the_table(search: Search) -> None:
+    keys = set(tuning.table()[search.kernel]["interpreter"])
+    assert all(set(candidate) == keys for candidate in search.candidates)
+    assert len({tuple(c.items()) for c in search.candidates}) == len(search.candidates)
+    blocks = [v for c in search.candidates for k, v in c.items() if k.startswith("BLOCK")]
+    assert all(value and value == next_power_of_2(value) for value in blocks)
+    tuning.config_for(search.kernel, arch=90, bits=search.bits)  # there is a row to compare with
+
+
+@pytest.mark.parametrize("search", SEARCHES, ids=lambda search: search.kernel)
+def test_every_call_runs(search: Search) -> None:
+    torch.manual_seed(0)
+    results = tune_kernels._tensors(tune_kernels.prepare(search, "cpu")())
+    assert results
+    assert all(tensor.isfinite().all() for tensor in results)
+    assert any(tensor.any() for tensor in results)
+
+
+def test_every_kernel_has_a_search() -> None:
+    untuned = {"attention_backward_short_32"}  # no model has heads of 32 in 64 tokens or fewer
+    assert {search.kernel for search in SEARCHES} == set(tuning.table()) - untuned
