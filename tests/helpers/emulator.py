@@ -17,9 +17,9 @@ class WarpFaultError(AssertionError):
 
 def aligned(num_bytes: int) -> NDArray[np.uint8]:
     """Exactly so many bytes, the first at a multiple of 16; filled with 0xA5, not with zeros."""
-    room = np.full(num_bytes + 16, 0xA5, np.uint8)
-    start = -room.ctypes.data % 16
-    return room[start : start + num_bytes]
+    buffer = np.full(num_bytes + 16, 0xA5, np.uint8)
+    start = -buffer.ctypes.data % 16
+    return buffer[start : start + num_bytes]
 
 
 def pack(chunks: list[bytes], *, gap: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -1,4 +1,4 @@
-"""What a failed read says of: one file, or the share that all files are on."""
+"""Whether a failed read concerns one file, or the share that all files are on."""
 
 import errno
 import os

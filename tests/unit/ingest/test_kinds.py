@@ -1,4 +1,4 @@
-"""What files of a folder are by their names, and how suffixes are told."""
+"""What files of a folder are by their names, and suffixes in words."""
 
 from collections import Counter
 from pathlib import Path
@@ -16,12 +16,12 @@ def test_suffixes(name: str, suffix: str) -> None:
     assert suffix_of(name) == suffix
 
 
-def test_the_five_most_frequent_suffixes_are_told() -> None:
+def test_the_five_most_frequent_suffixes_are_named() -> None:
     five = Counter({"xml": 8, "": 1234, "dcm": 3, "b": 1, "a": 1})
-    told = "1,234 without suffix, 8 .xml, 3 .dcm, 1 .a, 1 .b"
-    assert suffixes_in_words(five) == told
-    assert suffixes_in_words(five + Counter(c=1)) == f"{told} and 1 other suffixes"
-    assert suffixes_in_words(five + Counter(c=1, d=1)) == f"{told} and 2 other suffixes"
+    words = "1,234 without suffix, 8 .xml, 3 .dcm, 1 .a, 1 .b"
+    assert suffixes_in_words(five) == words
+    assert suffixes_in_words(five + Counter(c=1)) == f"{words} and 1 other suffixes"
+    assert suffixes_in_words(five + Counter(c=1, d=1)) == f"{words} and 2 other suffixes"
     assert suffixes_in_words(Counter()) == ""
 
 

@@ -146,20 +146,20 @@ def _write(
     name: str = "r",
     change: str = "",
     *,
-    digits: NDArray[np.int64] | None = None,
+    adc: NDArray[np.int64] | None = None,
     storage: str = "16",
     gain: float = 200.0,
     baseline: int = 0,
 ) -> Path:
     """Write a 12-lead record with the wfdb package; `change` edits the header: "old=>new"."""
-    if digits is None:
-        digits = np.random.default_rng(0).integers(-900, 900, (100, 12))
+    if adc is None:
+        adc = np.random.default_rng(0).integers(-900, 900, (100, 12))
     wfdb.wrsamp(
         name,
         fs=500,
         units=["mV"] * 12,
         sig_name=list(LEADS),
-        d_signal=digits,
+        d_signal=adc,
         fmt=[storage] * 12,
         adc_gain=[gain] * 12,
         baseline=[baseline] * 12,
@@ -258,19 +258,19 @@ def test_empty_signal_file(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize("storage", ["24", "32", "80", "212"])
 def test_other_formats_and_their_invalid_marker(tmp_path: Path, storage: str) -> None:
     bits = {"24": 24, "32": 32, "80": 8, "212": 12}[storage]
-    digits = np.random.default_rng(1).integers(-100, 100, (60, 12))
-    digits[7, 3] = -(2 ** (bits - 1))
-    record = _read(_write(tmp_path, digits=digits, storage=storage))
-    digits[7, 3] = INVALID
-    np.testing.assert_array_equal(record.signal, digits.T)
+    adc = np.random.default_rng(1).integers(-100, 100, (60, 12))
+    adc[7, 3] = -(2 ** (bits - 1))
+    record = _read(_write(tmp_path, adc=adc, storage=storage))
+    adc[7, 3] = INVALID
+    np.testing.assert_array_equal(record.signal, adc.T)
     assert record.signal.dtype == np.int16
 
 
 def test_digits_beyond_16_bits_become_microvolt(tmp_path: Path) -> None:
-    digits = np.random.default_rng(1).integers(-(2**22), 2**22, (60, 12))
-    digits[5, 0] = -(2**23)
-    record = _read(_write(tmp_path, digits=digits, storage="24", gain=2e6, baseline=100))
-    expected = ((digits - 100) / 2000).T.astype(np.float32)
+    adc = np.random.default_rng(1).integers(-(2**22), 2**22, (60, 12))
+    adc[5, 0] = -(2**23)
+    record = _read(_write(tmp_path, adc=adc, storage="24", gain=2e6, baseline=100))
+    expected = ((adc - 100) / 2000).T.astype(np.float32)
     expected[0, 5] = np.nan
     assert record.signal.dtype == np.float32
     np.testing.assert_allclose(record.signal, expected, rtol=1e-6)

@@ -26,7 +26,7 @@ def _input(path: Path, record_id: str = "r") -> InputFile:
 
 @pytest.fixture
 def oracle(tmp_path: Path) -> Oracle:
-    """Read digits with the wfdb package, after mending the record lines that it refuses."""
+    """Read ADC units with the wfdb package, after correcting record lines that it refuses."""
 
     def read(path: Path) -> wfdb.Record:
         name = path.with_suffix("")
@@ -43,7 +43,7 @@ def oracle(tmp_path: Path) -> Oracle:
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_digits_scales_and_rates_equal_the_wfdb_package(
+def test_adc_units_scales_and_rates_equal_the_wfdb_package(
     shared_data: Path, oracle: Oracle, folder: str
 ) -> None:
     items = discover([shared_data / folder])
@@ -65,7 +65,7 @@ def test_digits_scales_and_rates_equal_the_wfdb_package(
 
 
 def test_skewed_signals_are_aligned(tmp_path: Path) -> None:
-    """Signal 5 of the file lags by 7 samples, which its header says: `16:7`."""
+    """Signal 5 of the file lags by 7 samples, as its header states: `16:7`."""
     signal = ecg_like(1, seed=0)[0]
     write_wfdb(tmp_path / "r", signal)
     header = tmp_path / "r.hea"

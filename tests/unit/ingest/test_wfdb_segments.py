@@ -12,7 +12,7 @@ from ecgfast.errors import FormatError
 from ecgfast.ingest import InputFile, read_record
 from ecgfast.records import INVALID, LEADS, EcgRecord
 
-GAINS = tuple(100.0 + 10 * lead for lead in range(12))  # digits per mV
+GAINS = tuple(100.0 + 10 * lead for lead in range(12))  # ADC units per mV
 BASELINES = tuple(range(-6, 6))
 
 
@@ -20,14 +20,14 @@ def _read(path: Path) -> EcgRecord:
     return read_record(InputFile(record_id="r", path=path, source=path.parent))
 
 
-def _digits(num_timesteps: int, seed: int) -> NDArray[np.int16]:
+def _adc(num_timesteps: int, seed: int) -> NDArray[np.int16]:
     rng = np.random.default_rng(seed)
     return rng.integers(-3000, 3000, (12, num_timesteps)).astype(np.int16)
 
 
 def _write(
     path: Path,
-    digits: NDArray[np.int16],
+    adc: NDArray[np.int16],
     *,
     storage: str = "16",
     gains: tuple[float, ...] = GAINS,
@@ -38,11 +38,11 @@ def _write(
 
     A frame holds `per_frame` samples of the first lead, then as many of the second ...
     """
-    frames = digits.reshape(len(leads), -1, per_frame).swapaxes(0, 1)
+    frames = adc.reshape(len(leads), -1, per_frame).swapaxes(0, 1)
     order = ">" if storage == "61" else "<"
     path.with_suffix(".dat").write_bytes(struct.pack(f"{order}{frames.size}h", *frames.flat))
     lines = [f"{path.stem} {len(leads)} 500 {len(frames)}"]
-    for lead, gain, baseline, row in zip(leads, gains, BASELINES, digits, strict=False):
+    for lead, gain, baseline, row in zip(leads, gains, BASELINES, adc, strict=False):
         checksum = int(row.sum(dtype=np.int16))
         lines.append(
             f"{path.stem}.dat {storage}x{per_frame} {gain}({baseline})/mV 16 0 0 "
@@ -70,12 +70,12 @@ def _layout(path: Path) -> str:
     return f"{path.stem} 0"
 
 
-def test_format_61_equals_the_package_and_the_written_digits(tmp_path: Path) -> None:
-    digits = _digits(60, 1)
-    digits[4, 9] = INVALID
-    _write(tmp_path / "r.hea", digits, storage="61")
+def test_format_61_equals_the_package_and_the_written_adc_units(tmp_path: Path) -> None:
+    adc = _adc(60, 1)
+    adc[4, 9] = INVALID
+    _write(tmp_path / "r.hea", adc, storage="61")
     record = _read(tmp_path / "r.hea")
-    np.testing.assert_array_equal(record.signal, digits)
+    np.testing.assert_array_equal(record.signal, adc)
     theirs = wfdb.rdrecord(str(tmp_path / "r"), physical=False)
     np.testing.assert_array_equal(record.signal, theirs.d_signal.T)
     np.testing.assert_array_equal(record.scale_uv, (1000 / np.array(GAINS)).astype(np.float32))
@@ -84,14 +84,14 @@ def test_format_61_equals_the_package_and_the_written_digits(tmp_path: Path) -> 
 
 def test_format_61_beside_another_format(tmp_path: Path) -> None:
     """A file of format 61 and one of format 212: the package reads both."""
-    digits = np.random.default_rng(2).integers(-2000, 2000, (12, 60)).astype(np.int16)
-    _write(tmp_path / "r.hea", digits[:6], storage="61", leads=LEADS[:6])
+    adc = np.random.default_rng(2).integers(-2000, 2000, (12, 60)).astype(np.int16)
+    _write(tmp_path / "r.hea", adc[:6], storage="61", leads=LEADS[:6])
     wfdb.wrsamp(
         "x",
         500,
         units=["mV"] * 6,
         sig_name=list(LEADS[6:]),
-        d_signal=digits[6:].T.astype(np.int64),
+        d_signal=adc[6:].T.astype(np.int64),
         fmt=["212"] * 6,
         adc_gain=[200.0] * 6,
         baseline=[0] * 6,
@@ -100,11 +100,11 @@ def test_format_61_beside_another_format(tmp_path: Path) -> None:
     lines = (tmp_path / "r.hea").read_text().splitlines()
     others = (tmp_path / "x.hea").read_text().splitlines()[1:]
     (tmp_path / "r.hea").write_text("\n".join(["r 12 500 60", *lines[1:], *others]) + "\n")
-    np.testing.assert_array_equal(_read(tmp_path / "r.hea").signal, digits)
+    np.testing.assert_array_equal(_read(tmp_path / "r.hea").signal, adc)
 
 
 def test_a_damaged_file_of_format_61_is_refused(tmp_path: Path) -> None:
-    _write(tmp_path / "r.hea", _digits(60, 1), storage="61")
+    _write(tmp_path / "r.hea", _adc(60, 1), storage="61")
     content = bytearray((tmp_path / "r.dat").read_bytes())
     content[7] ^= 1
     (tmp_path / "r.dat").write_bytes(content)
@@ -113,8 +113,8 @@ def test_a_damaged_file_of_format_61_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("storage", "per_frame"), [("16", 1), ("61", 1), ("16", 2)])
-def test_segments_of_one_gain_stay_digits(tmp_path: Path, storage: str, per_frame: int) -> None:
-    one, two = _digits(40, 3), _digits(80, 4)
+def test_segments_of_one_gain_stay_adc(tmp_path: Path, storage: str, per_frame: int) -> None:
+    one, two = _adc(40, 3), _adc(80, 4)
     two[7, 11] = INVALID
     _write(tmp_path / "a.hea", one, storage=storage, per_frame=per_frame)
     _write(tmp_path / "b.hea", two, storage=storage, per_frame=per_frame)
@@ -129,7 +129,7 @@ def test_segments_of_one_gain_stay_digits(tmp_path: Path, storage: str, per_fram
 
 
 def test_gaps_and_absent_leads_are_invalid(tmp_path: Path) -> None:
-    one, two = _digits(40, 3), _digits(80, 4)
+    one, two = _adc(40, 3), _adc(80, 4)
     _write(tmp_path / "a.hea", one)
     _write(tmp_path / "b.hea", two[:11], leads=LEADS[:11])
     layout = _layout(tmp_path / "m_layout.hea")
@@ -144,8 +144,8 @@ def test_gaps_and_absent_leads_are_invalid(tmp_path: Path) -> None:
 
 
 def test_segments_of_two_gains_become_microvolt(tmp_path: Path) -> None:
-    _write(tmp_path / "a.hea", _digits(40, 3))
-    _write(tmp_path / "b.hea", _digits(80, 4), gains=(*GAINS[:11], 999.0))
+    _write(tmp_path / "a.hea", _adc(40, 3))
+    _write(tmp_path / "b.hea", _adc(80, 4), gains=(*GAINS[:11], 999.0))
     path = _join(tmp_path / "m.hea", _layout(tmp_path / "m_layout.hea"), "a 40", "~ 5", "b 80")
     record = _read(path)
     assert record.signal.dtype == np.float32
@@ -185,14 +185,14 @@ def test_nothing_but_gaps(tmp_path: Path) -> None:
 def test_segments_that_make_no_record(
     tmp_path: Path, segments: tuple[str, ...], reason: str
 ) -> None:
-    _write(tmp_path / "a.hea", _digits(40, 3))
-    _write(tmp_path / "twice.hea", _digits(40, 3), leads=(*LEADS[:10], "V6", "V6"))
+    _write(tmp_path / "a.hea", _adc(40, 3))
+    _write(tmp_path / "twice.hea", _adc(40, 3), leads=(*LEADS[:10], "V6", "V6"))
     with pytest.raises(FormatError, match=reason):
         _read(_join(tmp_path / "m.hea", *segments))
 
 
 def test_fewer_segment_lines_than_promised(tmp_path: Path) -> None:
-    _write(tmp_path / "a.hea", _digits(40, 3))
+    _write(tmp_path / "a.hea", _adc(40, 3))
     (tmp_path / "m.hea").write_text("m/2 12 500 80\na 40\n")
     with pytest.raises(FormatError, match="got 1 segment lines, the record line promises 2"):
         _read(tmp_path / "m.hea")
