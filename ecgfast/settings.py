@@ -156,7 +156,9 @@ class TrainConfig:
     )
     compile: Flag | Auto = _setting("auto", "auto: where there is a GPU.", free=True)
     cuda_graph: Flag = _setting(False, "Replay forward and backward; bf16 on GPUs.", free=True)
-    parallel: Parallel = _setting("fsdp", "Several ranks: shard weights, or repeat.", free=True)
+    parallel: Parallel = _setting(
+        "fsdp", "fsdp shards the weights; replicas repeat them.", free=True
+    )
     deterministic: Flag = _setting(False, "The same bits in each run on a GPU; slower.")
     seed: Seed = _setting(0, "Of initial weights, order and masks.")
     log_every: Count = _setting(50, "Steps between rows of metrics.", free=True)
@@ -218,7 +220,7 @@ class Config:
     preset: Text = _setting("vit_large", "Name of the preset or of its file.", free=True)
     kernels: Kernels = _setting("auto", "Triton kernels or PyTorch's operators.", free=True)
     attention: AttentionKernel = _setting("auto", "Attention kernel; auto: the fastest.", free=True)
-    fused: Fused = _setting("off", "Kernels between matrix products; `fused_block`.", free=True)
+    fused: Fused = _setting("off", "What runs between a block's matrix products.", free=True)
     model: ModelConfig = ModelConfig()
     mask: MaskConfig = MaskConfig()
     train: TrainConfig = TrainConfig()

@@ -1,12 +1,24 @@
 """Settings: presets, overrides, errors that name the nearest key, and TOML out and in."""
 
 import tomllib
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
-from ecgfast.config import Config, config_from_dict, config_to_toml, load_config, preset_names
+from ecgfast.config import (
+    Config,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    config_from_dict,
+    config_to_toml,
+    free_on_resume,
+    load_config,
+    preset_names,
+)
 from ecgfast.errors import ConfigError
+from ecgfast.settings import SECTIONS
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -89,3 +101,39 @@ def test_of_a_preset_file_the_name_alone_is_kept(tmp_path: Path) -> None:
     path.write_text("[train]\nepochs = 3\n")
     config = load_config(str(path))
     assert (config.preset, config.train.epochs) == ("mine.toml", 3)
+
+
+def test_settings_made_in_python_are_checked_too() -> None:
+    with pytest.raises(ConfigError, match=r"^optim.beta1 must be in \[0, 1\), got 2.0$"):
+        OptimConfig(beta1=2)
+    with pytest.raises(ConfigError, match=r"^train.seed must be in \[0, 2\^63\), got -1$"):
+        replace(TrainConfig(), seed=-1)
+    with pytest.raises(ConfigError, match=r"^unknown setting model.heads; allowed: model.kind, "):
+        ModelConfig(heads=3)  # type: ignore[call-arg]
+
+
+def test_whole_numbers_stay_whole_where_a_setting_may_be_unset_or_auto() -> None:
+    overrides = ["train.clip_norm=1", "data.resident_budget_gib=2", "optim.min_lr=0"]
+    text = config_to_toml(load_config("demo", overrides))
+    assert "\nclip_norm = 1\n" in text
+    assert "\nresident_budget_gib = 2\n" in text
+    assert "\nmin_lr = 0.0\n" in text
+
+
+def test_what_a_resumed_run_may_change() -> None:
+    """Whoever adds a setting decides it; all others must be those of the run."""
+    assert free_on_resume() == {
+        *("preset", "kernels", "attention", "fused"),
+        *("train.max_steps", "train.microbatch", "train.precision", "train.compile"),
+        *("train.cuda_graph", "train.parallel", "train.log_every", "train.val_every"),
+        *("train.checkpoint_every", "train.checkpoint_keep", "train.milestone_every"),
+        *("optim.one_pass", "data.engine", "data.resident_budget_gib", "data.num_threads"),
+    }
+
+
+def test_every_setting_has_a_line_on_what_it_means() -> None:
+    own = [field for field in fields(Config) if field.name not in SECTIONS]
+    for field in [*own, *(field for cls in SECTIONS.values() for field in fields(cls))]:
+        meaning = field.metadata["meaning"]
+        assert meaning.endswith("."), field.name
+        assert "\n" not in meaning, field.name
