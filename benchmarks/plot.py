@@ -101,34 +101,26 @@ HEADLINES = (
         case="decode_patches", shape="1024", metric="throughput", unit="records/s",
         ours="ecgfast", peer="raw int16, torch.compile",
     ),
-    Headline(
-        words="ViT-Large step, bf16 copy of the weights",
-        case="step", shape="256", metric="throughput", unit="records/s",
-        ours="ecgfast-copy", peer="reference-compiled-timm",
-    ),
-    Headline(
-        words="the same as one CUDA graph",
-        case="step", shape="256", metric="throughput", unit="records/s",
-        ours="ecgfast-copy-graph", peer="reference-compiled-timm",
-    ),
 )  # fmt: skip
 
 
 def summary(rows: Iterable[Row]) -> str:
-    """Render the headlines that have rows, ours beside the peer of the same device."""
+    """Render the headlines, ours beside the peer of the same device; each must have rows."""
     lines = ["| what | ecgfast | peer | ratio | device |", "|---|---|---|---|---|"]
     groups = grouped(rows)
     for line in HEADLINES:
+        before = len(lines)
         for (device, case, shape, metric), group in groups.items():
             found = {r.provider: r for r in group if r.unit == line.unit}
-            wanted = (line.case, line.metric) == (case, metric)
-            starts = shape.removeprefix("vit_large ").startswith(line.shape)
-            if wanted and starts and line.ours in found and line.peer in found:
+            wanted = (line.case, line.metric) == (case, metric) and shape.startswith(line.shape)
+            if wanted and line.ours in found and line.peer in found:
                 ours, peer = found[line.ours], found[line.peer]
                 lines.append(
                     f"| {line.words} | {number(ours.p50)} {ours.unit} | {peer.provider} "
                     f"{number(peer.p50)} | {ours.p50 / peer.p50:.2f} x | {device} |"
                 )
+        if len(lines) == before:
+            raise SystemExit(f"no rows of {line.ours} and {line.peer} for {line.words!r}")
     return "\n".join(lines) + "\n"
 
 

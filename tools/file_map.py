@@ -1,7 +1,4 @@
-"""Write the map of CONTRIBUTING.md: one line per file, taken from each file's own first line.
-
-Run: python tools/file_map.py [--check]
-"""
+"""Write docs/map.md, one line per file from its own first line: `tools/file_map.py [--check]`."""
 
 import ast
 import re
@@ -9,9 +6,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "CONTRIBUTING.md"
+PAGE = ROOT / "docs" / "map.md"
+HEAD = "# Where things are\n\nOne line per file, written by `python tools/file_map.py`.\n"
 FOLDERS = ("ecgfast", "kernels", "tools", "benchmarks")
-BEGIN, END = "<!-- map: begin (tools/file_map.py) -->\n", "<!-- map: end -->\n"
 _COMMENT = re.compile(r"^(?://|/\*|#(?!!|include|pragma|ifndef|define))\s*(.+?)\s*(?:\*/)?$")
 
 
@@ -44,14 +41,12 @@ def file_map() -> str:
 
 
 def main() -> int:
-    """Fill the marked block, or only compare it; 1 when it is out of date."""
-    page = PAGE.read_text(encoding="utf-8")
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    new = f"{before}{BEGIN}{file_map()}\n{END}{after}"
+    """Write the page, or only compare it; 1 when it is out of date."""
+    new = HEAD + file_map()
     if "--check" in sys.argv:
-        print("current" if new == page else f"{PAGE.name} is out of date: run tools/file_map.py")
-        return int(new != page)
+        is_current = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == new
+        print("current" if is_current else f"{PAGE.name} is out of date: run tools/file_map.py")
+        return int(not is_current)
     PAGE.write_text(new, encoding="utf-8")
     return 0
 
