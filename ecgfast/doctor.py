@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import torch
 from ecgfast_kernels import codec
-from ecgfast_kernels.ops.backend import resolve
+from ecgfast_kernels.ops.library import resolve
 
 from ecgfast.config import load_config
 from ecgfast.data.dali import build as dali_build

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ecgfast_kernels.ops import tuning
+from ecgfast_kernels.ops import library
 from ecgfast_kernels.ops.adamw import factors
-from ecgfast_kernels.ops.linear_gelu import gelu_mlp
+from ecgfast_kernels.ops.fused_block import gelu_mlp
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.compiler.errors import CompilationError
@@ -123,7 +123,7 @@ def searches() -> list[Search]:
     for line in TABLE.strip().splitlines():
         if not line.startswith(" "):
             kernel, case, operators = line.split()
-            keys = list(tuning.table()[kernel]["interpreter"])
+            keys = list(library.table()[kernel]["interpreter"])
             found.append(Search(kernel=kernel, case=case, operators=operators, candidates=()))
             continue
         rows = [[None if v == "-" else int(v) for v in row.split()] for row in line.split(",")]
@@ -222,12 +222,12 @@ def main() -> None:
         if "quack" in search.kernel and find_spec("quack") is None:
             print(f"{search.kernel}: left out: needs quack")
             continue
-        before = tuning.config_for(search.kernel, arch=10 * major + minor, bits=search.bits)
+        before = library.config_for(search.kernel, arch=10 * major + minor, bits=search.bits)
         row = f"sm{major}{minor}-{search.bits}bit"
-        tuning.table()[search.kernel][row] = fastest(search, row, before)
-        text = render(tuning.table())
+        library.table()[search.kernel][row] = fastest(search, row, before)
+        text = render(library.table())
         if not arguments.dry_run:
-            (Path(tuning.__file__).parent / tuning.FILE_NAME).write_text(text, encoding="utf-8")
+            (Path(library.__file__).parent / library.FILE_NAME).write_text(text, encoding="utf-8")
         if arguments.copy is not None:
             arguments.copy.write_text(text, encoding="utf-8")
 
@@ -303,7 +303,7 @@ def _difference(got: list[Tensor], want: list[Tensor]) -> float:
 
 @contextmanager
 def _in_table(op: str, row: str, config: Config) -> Iterator[None]:
-    rows = tuning.table()[op]
+    rows = library.table()[op]
     before = rows.get(row)
     rows[row] = config
     try:

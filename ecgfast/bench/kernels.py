@@ -15,13 +15,9 @@ from typing import Any
 
 import torch
 from ecgfast_kernels.ops.attention import short_attention
-from ecgfast_kernels.ops.gelu import bias_gelu
-from ecgfast_kernels.ops.linear_gelu import gelu_mlp
-from ecgfast_kernels.ops.mask import random_mask
+from ecgfast_kernels.ops.fused_block import add_layer_norm, bias_gelu, gelu_mlp
 from ecgfast_kernels.ops.masked_loss import masked_mse
-from ecgfast_kernels.ops.norm import add_layer_norm
-from ecgfast_kernels.ops.patch_embed import patch_embed_masked
-from ecgfast_kernels.ops.unshuffle import unshuffle
+from ecgfast_kernels.ops.masking import patch_embed_masked, random_mask, unshuffle
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 

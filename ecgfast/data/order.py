@@ -8,7 +8,7 @@ Shapes: R records of the epoch, B records of a rank's batch, W ranks.
 from dataclasses import dataclass
 
 import numpy as np
-from ecgfast_kernels.codec.order import epoch_order
+from ecgfast_kernels.codec.philox import epoch_order
 from numpy.typing import NDArray
 
 __all__ = ["Plan", "epoch_order"]

@@ -9,9 +9,7 @@ branch to the next norm, which adds it to the stream in the pass that it makes a
 from importlib.util import find_spec
 
 import torch
-from ecgfast_kernels.ops.gelu import bias_gelu
-from ecgfast_kernels.ops.linear_gelu import gelu_mlp
-from ecgfast_kernels.ops.norm import add_layer_norm
+from ecgfast_kernels.ops.fused_block import add_layer_norm, bias_gelu, gelu_mlp
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import linear

@@ -4,7 +4,7 @@
 
 from ecgfast_kernels.codec import PATCH_WIDTH
 from ecgfast_kernels.ops.masked_loss import masked_mse
-from ecgfast_kernels.ops.unshuffle import unshuffle
+from ecgfast_kernels.ops.masking import unshuffle
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.functional import linear, pad

@@ -5,7 +5,7 @@
 import numpy as np
 import torch
 from ecgfast_kernels.codec import COLUMN_TIMESTEPS, PATCH_WIDTH
-from ecgfast_kernels.ops.patch_embed import patch_embed_masked
+from ecgfast_kernels.ops.masking import patch_embed_masked
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ from ecgfast.vocabulary import AttentionKernel, Fused, Kernels
 class PatchEmbed(nn.Module):
     """Weights of the patch projection under the reference's names, as a (D, 1, 1, P) convolution.
 
-    The projection runs in `ecgfast_kernels.ops.patch_embed`, which never touches removed patches.
+    The projection runs in `ecgfast_kernels.ops.masking`, which never touches removed patches.
     """
 
     def __init__(self, patch_timesteps: int, width: int) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from ecgfast_kernels.ops.mask import random_mask
+from ecgfast_kernels.ops.masking import random_mask
 from ecgfast_kernels.ops.reference import TARGET_EPS
 from matplotlib.figure import Figure
 from numpy.typing import NDArray

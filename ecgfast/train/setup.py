@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ecgfast_kernels.ops.backend import BackendError, resolve
+from ecgfast_kernels.ops.library import BackendError, resolve
 from numpy.typing import NDArray
 
 from ecgfast import log

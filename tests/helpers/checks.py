@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from ecgfast_kernels.ops.mask import random_mask
+from ecgfast_kernels.ops.masking import random_mask
 from tolerances import kernel_tolerance
 from torch import Tensor
 

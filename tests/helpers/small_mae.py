@@ -3,7 +3,7 @@
 import torch
 from checks import DEVICE
 from ecgfast_kernels.codec import PATCH_WIDTH
-from ecgfast_kernels.ops.mask import random_mask
+from ecgfast_kernels.ops.masking import random_mask
 from torch import Tensor
 
 from ecgfast.config import Config, ModelConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ecgfast_kernels.codec.order import epoch_order
+from ecgfast_kernels.codec.philox import epoch_order
 from ecgfast_kernels.ops import reference
 from tolerances import FIRST_LOSSES
 from torch import Tensor

@@ -21,13 +21,11 @@ from ecgfast_kernels.ops import adamw_triton as adamw
 from ecgfast_kernels.ops import attention_triton as attention
 from ecgfast_kernels.ops import column_sums_triton as column_sums
 from ecgfast_kernels.ops import gelu_triton as gelu
-from ecgfast_kernels.ops import linear_gelu_triton as linear_gelu
 from ecgfast_kernels.ops import masked_loss_triton as loss
+from ecgfast_kernels.ops import masking_triton as masking
 from ecgfast_kernels.ops import norm_triton as norm
 from ecgfast_kernels.ops import patch_embed_triton as embed
-from ecgfast_kernels.ops import unshuffle_triton as unshuffle
-from ecgfast_kernels.ops.mask_triton import mask_kernel
-from ecgfast_kernels.ops.tuning import config_for
+from ecgfast_kernels.ops.library import config_for
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -90,7 +88,7 @@ def jobs(arch: int) -> list[Job]:
     mask_pointers = {"record_index_ptr": "*i64", "ids_keep_ptr": "*i64", "ids_restore_ptr": "*i64"}
     mask = Job(
         name="random_mask",
-        kernel=mask_kernel,
+        kernel=masking.mask_kernel,
         pointers=mask_pointers | {"mask_ptr": "*i1"},
         constants={"BLOCK_N": 256},
         config=config_for("random_mask", arch=arch, bits=64),
@@ -167,14 +165,14 @@ def _copy_jobs(arch: int) -> list[Job]:
         ),
         Job(
             name="unshuffle_forward",
-            kernel=unshuffle.forward_kernel,
+            kernel=masking.forward_kernel,
             pointers=tokens | restore | {"pos_ptr": "*fp32"},
             constants={},
             config=config_for("unshuffle_forward", arch=arch, bits=16),
         ),
         Job(
             name="unshuffle_backward",
-            kernel=unshuffle.backward_kernel,
+            kernel=masking.backward_kernel,
             pointers=grads | restore | {"partial_ptr": "*fp32"},
             constants={},
             config=config_for("unshuffle_backward", arch=arch, bits=16),
@@ -285,7 +283,7 @@ def _product_jobs(arch: int) -> list[Job]:
         types = {arg: f"tensordesc<bf16[{r}, {c}]>" for arg, (r, c) in blocks.items()}
         job = Job(
             name=name,
-            kernel=linear_gelu.product_kernel,
+            kernel=gelu.product_kernel,
             pointers={"bias": "*bf16", "partial": "*fp32"} | types,
             constants={"FORWARD": forward, "PROGRAMS": config.pop("PROGRAMS")},
             config=config,

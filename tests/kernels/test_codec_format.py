@@ -129,7 +129,7 @@ import hashlib, sys, numpy as np
 sys.path.insert(0, sys.argv[1])
 from codec_records import KINDS, make
 from ecgfast_kernels import codec
-from ecgfast_kernels.codec import order, signals
+from ecgfast_kernels.codec import philox, signals
 assert codec.backend() == sys.argv[2]
 assert not {"torch", "triton"} & set(sys.modules)
 signal = np.stack([make(kind, 12, 500) for kind in sorted(KINDS)])
@@ -140,7 +140,7 @@ mean, std = codec.lead_statistics(signal)
 decoded = codec.decode(*at, num_leads=12, num_timesteps=500)
 patches = codec.decode_patches(*at, mean, 1 / np.maximum(std, 1), num_timesteps=500)
 rows, sums = signals.deinterleave(np.ascontiguousarray(signal[0].T))
-parts = (at[0], decoded, patches, mean, std, order.epoch_order(5000, seed=3, epoch=2), rows, sums)
+parts = (at[0], decoded, patches, mean, std, philox.epoch_order(5000, seed=3, epoch=2), rows, sums)
 print(hashlib.sha256(b"".join(bytes(part) for part in parts)).hexdigest(), codec.crc32c(at[0]))
 """
 

@@ -6,10 +6,8 @@ import pytest
 import torch
 from checks import INSIDE_DYNAMO, assert_close, poisoned_outputs
 from ecgfast_kernels.ops.adamw import adamw_, factors
-from ecgfast_kernels.ops.mask import random_mask
 from ecgfast_kernels.ops.masked_loss import masked_mse
-from ecgfast_kernels.ops.patch_embed import patch_embed_masked
-from ecgfast_kernels.ops.unshuffle import unshuffle
+from ecgfast_kernels.ops.masking import patch_embed_masked, random_mask, unshuffle
 from small_mae import losses_of
 from tolerances import TOY_LOSS_BF16
 from torch import Tensor

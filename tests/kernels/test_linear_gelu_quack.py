@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from ecgfast_kernels.ops import gelu
-from ecgfast_kernels.ops.linear_gelu import reference_backward, reference_forward
+from ecgfast_kernels.ops import reference
 from torch import Tensor
 
 
@@ -66,7 +65,7 @@ def gemm_epilogue(
 
 def dgelu_erf(x: Tensor, dout: Tensor | float) -> tuple[Tensor, Tensor]:
     zero, one = x.new_zeros(()), torch.ones_like(x)
-    return dout * gelu.reference_backward(one, x, zero)[0], gelu.reference_forward(x, zero)
+    return dout * reference.bias_gelu_backward(one, x, zero)[0], reference.bias_gelu(x, zero)
 
 
 @pytest.fixture
@@ -82,10 +81,10 @@ def launchers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         module = ModuleType(name)
         vars(module).update(values)
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.delitem(sys.modules, "ecgfast_kernels.ops.linear_gelu_quack", raising=False)
+    monkeypatch.delitem(sys.modules, "ecgfast_kernels.ops.gelu_quack", raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    yield importlib.import_module("ecgfast_kernels.ops.linear_gelu_quack")
-    sys.modules.pop("ecgfast_kernels.ops.linear_gelu_quack", None)
+    yield importlib.import_module("ecgfast_kernels.ops.gelu_quack")
+    sys.modules.pop("ecgfast_kernels.ops.gelu_quack", None)
 
 
 @pytest.mark.parametrize("rows", [3, 128, 300])
@@ -94,10 +93,10 @@ def test_it_computes_the_reference(launchers: Any, rows: int) -> None:
         torch.randn(shape).half() for shape in ((rows, 16), (40, 16), (40,), (rows, 24), (24, 40))
     )
     act, slope = launchers.forward(x, weight, bias)
-    for got, want in zip((act, slope), reference_forward(x, weight, bias), strict=True):
+    for got, want in zip((act, slope), reference.linear_gelu(x, weight, bias), strict=True):
         torch.testing.assert_close(got, want, rtol=4e-3, atol=4e-3)  # fp16 rounds x W^T in one
     grad_hidden, grad_bias = launchers.backward(grad, out_weight, slope)
-    wanted = reference_backward(grad, out_weight, slope)
+    wanted = reference.linear_gelu_backward(grad, out_weight, slope)
     torch.testing.assert_close(grad_hidden, wanted[0], rtol=4e-3, atol=1e-2)
     torch.testing.assert_close(grad_bias, wanted[1], rtol=4e-3, atol=0.2)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from checks import DEVICE, poisoned_outputs
-from ecgfast_kernels.ops.mask import random_mask
+from ecgfast_kernels.ops.masking import random_mask
 from scipy.stats import chi2
 from torch import Tensor
 

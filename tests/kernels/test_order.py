@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from codec_records import NATIVE
-from ecgfast_kernels.codec.order import _keys, epoch_order
-from ecgfast_kernels.philox import split_seed
+from ecgfast_kernels.codec.philox import _keys, epoch_order, split_seed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,7 +71,7 @@ def test_ten_million_in_a_second_and_100_megabytes() -> None:
 import re, time
 from pathlib import Path
 import numpy as np
-from ecgfast_kernels.codec.order import epoch_order
+from ecgfast_kernels.codec.philox import epoch_order
 
 def peak():  # getrusage would tell the parent's
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

@@ -15,7 +15,7 @@ from checks import (
     random,
 )
 from ecgfast_kernels.ops import reference
-from ecgfast_kernels.ops.patch_embed import patch_embed_masked
+from ecgfast_kernels.ops.masking import patch_embed_masked
 from torch import Tensor
 
 Inputs = tuple[Tensor, ...]

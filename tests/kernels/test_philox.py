@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from ecgfast_kernels.philox import philox4x32, philox_rounds, split_seed
+from ecgfast_kernels.codec.philox import philox4x32, philox_rounds, split_seed
 
 # Random123 1.14, tests/kat_vectors, lines "philox4x32 10".
 KNOWN_ANSWERS = [

@@ -7,15 +7,9 @@ from importlib.util import find_spec
 import pytest
 import torch
 from checks import DEVICE, DTYPES, INSIDE_DYNAMO, assert_close, poisoned_outputs, random
-from ecgfast_kernels.ops import attention as attention_module
-from ecgfast_kernels.ops import gelu as gelu_module
-from ecgfast_kernels.ops import linear_gelu as linear_gelu_module
-from ecgfast_kernels.ops import norm as norm_module
-from ecgfast_kernels.ops import tuning
+from ecgfast_kernels.ops import library, reference
 from ecgfast_kernels.ops.attention import short_attention
-from ecgfast_kernels.ops.gelu import bias_gelu
-from ecgfast_kernels.ops.linear_gelu import Provider, gelu_mlp
-from ecgfast_kernels.ops.norm import add_layer_norm
+from ecgfast_kernels.ops.fused_block import Provider, add_layer_norm, bias_gelu, gelu_mlp
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
@@ -184,8 +178,8 @@ def test_backward_in_two_passes_and_in_one(
 
 def check_row(monkeypatch: pytest.MonkeyPatch, op: str, row: dict[str, int], tokens: int) -> None:
     """Both kernels that a row of the table may choose, at one size, against each other and fp64."""
-    rows = tuning.table()[op]
-    monkeypatch.setitem(tuning.table(), op, {name: old | row for name, old in rows.items()})
+    rows = library.table()[op]
+    monkeypatch.setitem(library.table(), op, {name: old | row for name, old in rows.items()})
     case = attention(2, tokens, 1, 16)
     inputs = inputs_of(case, DTYPES[-1])
     with poisoned_outputs():
@@ -197,23 +191,23 @@ def check_row(monkeypatch: pytest.MonkeyPatch, op: str, row: dict[str, int], tok
 def test_references_match_fp64_autograd() -> None:
     """What runs on a CPU without the interpreter, and its gradients in closed form."""
     qkv, bias = _fp64(SMALL[0])
-    out, lse = attention_module.reference_forward(qkv)
-    grads = attention_module.reference_backward(upstream_of(out, 0), qkv, out, lse)
+    out, lse = reference.short_attention(qkv)
+    grads = reference.short_attention_backward(upstream_of(out, 0), qkv, out, lse)
     _assert_equal_to_plain(SMALL[0], (out, *grads))
     inputs = _fp64(SMALL[1])
-    total, out, mean, rstd = norm_module.reference_forward(*inputs, EPS)
-    grad, sums = norm_module.reference_backward(
+    total, out, mean, rstd = reference.add_layer_norm(*inputs, EPS)
+    grad, sums = reference.add_layer_norm_backward(
         upstream_of(total, 0), upstream_of(out, 1), total, inputs[3], mean, rstd
     )
     _assert_equal_to_plain(SMALL[1], (total, out, grad, grad, sums[2], sums[0], sums[1]))
     x, bias = _fp64(SMALL[2])
-    out = gelu_module.reference_forward(x, bias)
-    grads = gelu_module.reference_backward(upstream_of(out, 0), x, bias)
+    out = reference.bias_gelu(x, bias)
+    grads = reference.bias_gelu_backward(upstream_of(out, 0), x, bias)
     _assert_equal_to_plain(SMALL[2], (out, *grads))
     x, weight, bias, out_weight = _fp64(SMALL[3])
-    act, slope = linear_gelu_module.reference_forward(x, weight, bias)
+    act, slope = reference.linear_gelu(x, weight, bias)
     upstream = upstream_of(x, 0)
-    grad_act, grad_bias = linear_gelu_module.reference_backward(
+    grad_act, grad_bias = reference.linear_gelu_backward(
         upstream.flatten(0, 1), out_weight, slope.flatten(0, 1)
     )
     grads = (

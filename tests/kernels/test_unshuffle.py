@@ -13,7 +13,7 @@ from checks import (
     random,
 )
 from ecgfast_kernels.ops import reference
-from ecgfast_kernels.ops.unshuffle import unshuffle
+from ecgfast_kernels.ops.masking import unshuffle
 from torch import Tensor
 
 Inputs = tuple[Tensor, ...]

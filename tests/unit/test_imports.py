@@ -178,7 +178,7 @@ def test_nothing_is_defined_that_only_tests_reach() -> None:
         ("import ecgfast", "torch triton numpy pyarrow zarr"),
         ("import ecgfast.cli", "torch triton numpy pyarrow zarr scipy matplotlib rich.console"),
         ("import ecgfast_kernels, ecgfast_kernels.codec", "torch triton"),
-        ("import ecgfast_kernels.philox", "torch triton"),
+        ("import ecgfast_kernels.codec.philox", "torch triton"),
         ("import ecgfast.ingest, ecgfast.store, ecgfast.labels, ecgfast.convert", "torch triton"),
         ("import ecgfast.convert.work", "pyarrow scipy rich zarr"),  # as every worker does
         ("import ecgfast.evaluate.roc", "torch triton matplotlib"),

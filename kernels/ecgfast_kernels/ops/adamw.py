@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ecgfast_kernels.ops import library
+from ecgfast_kernels.ops import library, reference
+from ecgfast_kernels.ops.reference import passes_of
 
 
 def adamw_(
@@ -44,7 +45,7 @@ def adamw_(
         ValueError: the lists disagree.
     Source: Loshchilov and Hutter 2019, algorithm 2.
     """
-    passes = _passes(gradients, len(weights))
+    passes = passes_of(gradients, len(weights))
     groups = (copies, *passes, exp_avg, exp_avg_sq)
     for group in groups:
         library.require(
@@ -73,7 +74,7 @@ def squares_of_sums(gradients: Sequence[Tensor], *, num_tensors: int) -> Tensor:
     Raises:
         ValueError: the passes disagree.
     """
-    shapes = [[tensor.shape for tensor in group] for group in _passes(gradients, num_tensors)]
+    shapes = [[tensor.shape for tensor in group] for group in passes_of(gradients, num_tensors)]
     library.require(
         all(group == shapes[0] for group in shapes)
         and all(tensor.is_contiguous() for tensor in gradients),
@@ -82,12 +83,6 @@ def squares_of_sums(gradients: Sequence[Tensor], *, num_tensors: int) -> Tensor:
     )
     squares: Tensor = torch.ops.ecgfast.squares_of_sums(list(gradients), num_tensors)
     return squares
-
-
-def _passes(gradients: Sequence[Tensor], num_tensors: int) -> list[Sequence[Tensor]]:
-    """The gradients of each backward pass."""
-    starts = range(0, max(len(gradients), 1), max(num_tensors, 1))
-    return [gradients[start : start + num_tensors] for start in starts]
 
 
 def factors(
@@ -113,7 +108,7 @@ def factors(
     return torch.stack([gradient_scale.double(), rate / first, second.rsqrt(), rate]).float()
 
 
-def reference_step(
+def _fake(
     weights: list[Tensor],
     copies: list[Tensor],
     gradients: list[Tensor],
@@ -126,56 +121,23 @@ def reference_step(
     factors_4: Tensor,
     skipped: Tensor,
 ) -> None:
-    """Update one tensor after the other; see `adamw_`."""
-    if skipped.item():
-        return
-    scale, rate, root, learning_rate = factors_4.unbind()
-    tensors = (weights, copies, _sums(gradients, len(weights)), exp_avg, exp_avg_sq, decays)
-    for weight, copy, gradient, mean, square, decay in zip(*tensors, strict=True):
-        grad = gradient * scale
-        mean += (grad - mean) * (1 - beta1)
-        square += (grad * grad - square) * (1 - beta2)
-        weight *= 1 - learning_rate * decay
-        weight -= rate * mean / (square.sqrt() * root + eps)
-        copy.copy_(weight)
+    """Everything is written in place."""
 
 
-def reference_squares(gradients: list[Tensor], num_tensors: int) -> Tensor:
-    """Add up one tensor after the other; see `squares_of_sums`."""
-    return torch.stack([g.square().sum() for g in _sums(gradients, num_tensors)]).sum()
-
-
-def _sums(gradients: list[Tensor], num_tensors: int) -> list[Tensor]:
-    first, *others = _passes(gradients, num_tensors)
-    sums = [gradient.float() for gradient in first]
-    for group in others:
-        sums = [total + gradient.float() for total, gradient in zip(sums, group, strict=True)]
-    return sums
-
-
-def _launch_squares(gradients: list[Tensor], num_tensors: int) -> Tensor:
-    from ecgfast_kernels.ops import adamw_triton
-
-    return adamw_triton.squares_of_sums(gradients, num_tensors)
-
-
-def _launch(*arguments: object) -> None:
-    from ecgfast_kernels.ops import adamw_triton  # Triton is optional: imported by its first use
-
-    adamw_triton.step(*arguments)  # type: ignore[arg-type]  # those of step
+def _squares_fake(gradients: list[Tensor], num_tensors: int) -> Tensor:
+    return gradients[0].new_empty((), dtype=torch.float32)
 
 
 library.register(
-    "adamw_(Tensor(a!)[] weights, Tensor(b!)[] copies, Tensor[] gradients, Tensor(c!)[] exp_avg,"
-    " Tensor(d!)[] exp_avg_sq, float[] decays, float beta1, float beta2, float eps,"
-    " Tensor factors, Tensor skipped) -> ()",
-    triton=_launch,
-    reference=reference_step,
-    fake=lambda *arguments: None,
+    "adamw_",
+    _fake,
+    triton="adamw_triton.step",
+    reference=reference.adamw_step,
+    mutates=("weights", "copies", "exp_avg", "exp_avg_sq"),
 )
 library.register(
-    "squares_of_sums(Tensor[] gradients, int num_tensors) -> Tensor",
-    triton=_launch_squares,
-    reference=reference_squares,
-    fake=lambda gradients, num_tensors: gradients[0].new_empty((), dtype=torch.float32),
+    "squares_of_sums",
+    _squares_fake,
+    triton="adamw_triton.squares_of_sums",
+    reference=reference.squares_of_sums,
 )

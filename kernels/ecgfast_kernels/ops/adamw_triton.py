@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ecgfast_kernels.ops.tuning import block_config
+from ecgfast_kernels.ops.library import block_config
 
 _ELEMENTS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 _RECORDED: list[tuple[Tensor, ...]] = []  # a CUDA graph knows its tables by their addresses alone
@@ -54,7 +54,7 @@ def update_block(
     PASSES: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
-    """AdamW of some elements of one tensor; see `adamw.reference_step`."""
+    """AdamW of some elements of one tensor; see `reference.adamw_step`."""
     weight_ptr = pointer(row, tl.float32, ALIGNMENT) + at
     mean_ptr = pointer(row + 2, tl.float32, ALIGNMENT) + at
     square_ptr = pointer(row + 3, tl.float32, ALIGNMENT) + at
@@ -143,7 +143,7 @@ def step(
     factors_4: Tensor,
     skipped: Tensor,
 ) -> None:
-    """Launch the kernel; see `adamw.reference_step`."""
+    """Launch the kernel; see `reference.adamw_step`."""
     device = weights[0].device
     config = block_config("adamw", gradients[0])
     columns = (weights, copies, exp_avg, exp_avg_sq, gradients)
@@ -170,7 +170,7 @@ def step(
 
 
 def squares_of_sums(gradients: list[Tensor], num_tensors: int) -> Tensor:
-    """Launch the sums of squares; see `adamw.reference_squares`."""
+    """Launch the sums of squares; see `reference.squares_of_sums`."""
     first = gradients[0]
     config = block_config("adamw", first)
     addresses = tuple(tensor.data_ptr() for tensor in gradients)

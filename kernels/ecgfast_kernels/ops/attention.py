@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecgfast_kernels.ops import library
-from ecgfast_kernels.ops.backend import HAS_TRITON
+from ecgfast_kernels.ops import library, reference
+from ecgfast_kernels.ops.library import HAS_TRITON
 
 MAX_TOKENS = 256  # two passes over the tiles of longer sequences lose to kernels made for them
 HEAD_WIDTHS = (16, 32, 64)
-LOG2_E = 1.4426950408889634
 
 
 def supports(num_tokens: int, head_width: int) -> bool:
@@ -84,36 +83,7 @@ class _ShortAttention(torch.autograd.Function):
         return grad_qkv, grad_bias if ctx.has_bias else None
 
 
-def reference_forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (B, T, H, K) and the base-2 log of each softmax denominator, (B, H, T)."""
-    query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, K)
-    scores = query @ key.transpose(-1, -2) * qkv.shape[-1] ** -0.5
-    lse = scores.to(torch.promote_types(scores.dtype, torch.float32)).logsumexp(-1) * LOG2_E
-    out = scores.softmax(-1) @ value
-    return out.transpose(1, 2).contiguous(), lse
-
-
-def reference_backward(
-    grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradient of qkv (B, T, 3, H, K) in closed form, and its sum (3, H, K), the bias's."""
-    scale = qkv.shape[-1] ** -0.5
-    query, key, value = qkv.permute(2, 0, 3, 1, 4)
-    grad_out = grad.transpose(1, 2)
-    probability = torch.exp2(query @ key.transpose(-1, -2) * (scale * LOG2_E) - lse[..., None])
-    probability = probability.to(qkv.dtype)
-    delta = (grad * out).sum(-1).transpose(1, 2)[..., None]  # (B, H, T, 1)
-    grad_scores = probability * (grad_out @ value.transpose(-1, -2) - delta) * scale
-    parts = [
-        grad_scores @ key,
-        grad_scores.transpose(-1, -2) @ query,
-        probability.transpose(-1, -2) @ grad_out,
-    ]
-    grad_qkv = torch.stack(parts).permute(1, 3, 0, 2, 4).contiguous()
-    return grad_qkv, grad_qkv.sum((0, 1))
-
-
-def _fake_forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
+def _fake(qkv: Tensor) -> tuple[Tensor, Tensor]:
     num_records, num_tokens, _, num_heads, head_width = qkv.shape
     wide = torch.promote_types(qkv.dtype, torch.float32)
     return (
@@ -122,33 +92,19 @@ def _fake_forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _fake_backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+def _backward_fake(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(qkv), qkv.new_empty(qkv.shape[2:])
 
 
-def _launch_forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
-    from ecgfast_kernels.ops import (
-        attention_triton,  # Triton is optional: imported by its first use
-    )
-
-    return attention_triton.forward(qkv)
-
-
-def _launch_backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
-    from ecgfast_kernels.ops import attention_triton
-
-    return attention_triton.backward(grad, qkv, out, lse)
-
-
 library.register(
-    "short_attention(Tensor qkv) -> (Tensor, Tensor)",
-    triton=_launch_forward,
-    reference=reference_forward,
-    fake=_fake_forward,
+    "short_attention",
+    _fake,
+    triton="attention_triton.forward",
+    reference=reference.short_attention,
 )
 library.register(
-    "short_attention_backward(Tensor grad, Tensor qkv, Tensor out, Tensor lse) -> (Tensor, Tensor)",
-    triton=_launch_backward,
-    reference=reference_backward,
-    fake=_fake_backward,
+    "short_attention_backward",
+    _backward_fake,
+    triton="attention_triton.backward",
+    reference=reference.short_attention_backward,
 )

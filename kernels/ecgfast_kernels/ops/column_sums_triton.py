@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ecgfast_kernels.ops.tuning import block_config
+from ecgfast_kernels.ops.library import block_config
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ecgfast_kernels.ops import library, reference
-from ecgfast_kernels.ops.backend import resolve
+from ecgfast_kernels.ops.library import resolve
 
 
 def masked_mse(
@@ -84,29 +84,6 @@ class _MaskedMse(torch.autograd.Function):
         return grad_BNP, None, None, None
 
 
-def _triton(
-    pred_BNP: Tensor, patches_BNP: Tensor, mask_BN: Tensor, norm_patch: bool
-) -> tuple[Tensor, Tensor]:
-    from ecgfast_kernels.ops import masked_loss_triton
-
-    return masked_loss_triton.forward(pred_BNP, patches_BNP, mask_BN, norm_patch)
-
-
-def _triton_backward(
-    grad: Tensor,
-    pred_BNP: Tensor,
-    patches_BNP: Tensor,
-    mask_BN: Tensor,
-    num_removed: Tensor,
-    norm_patch: bool,
-) -> Tensor:
-    from ecgfast_kernels.ops import masked_loss_triton
-
-    return masked_loss_triton.backward(
-        grad, pred_BNP, patches_BNP, mask_BN, num_removed, norm_patch
-    )
-
-
 def _reference(
     pred_BNP: Tensor, patches_BNP: Tensor, mask_BN: Tensor, norm_patch: bool
 ) -> tuple[Tensor, Tensor]:
@@ -127,34 +104,26 @@ def _reference_backward(
     )
 
 
-def _fake(
-    pred_BNP: Tensor, patches_BNP: Tensor, mask_BN: Tensor, norm_patch: bool
-) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(pred_BNP.dtype, torch.float32)
-    return pred_BNP.new_empty((), dtype=dtype), mask_BN.new_empty((), dtype=torch.int32)
+def _fake(pred: Tensor, patches: Tensor, mask: Tensor, norm_patch: bool) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(pred.dtype, torch.float32)
+    return pred.new_empty((), dtype=dtype), mask.new_empty((), dtype=torch.int32)
 
 
-def _fake_backward(
+def _backward_fake(
     grad: Tensor,
-    pred_BNP: Tensor,
-    patches_BNP: Tensor,
-    mask_BN: Tensor,
+    pred: Tensor,
+    patches: Tensor,
+    mask: Tensor,
     num_removed: Tensor,
     norm_patch: bool,
 ) -> Tensor:
-    return pred_BNP.new_empty(pred_BNP.shape)
+    return pred.new_empty(pred.shape)
 
 
+library.register("masked_mse", _fake, triton="masked_loss_triton.forward", reference=_reference)
 library.register(
-    "masked_mse(Tensor pred, Tensor patches, Tensor mask, bool norm_patch) -> (Tensor, Tensor)",
-    triton=_triton,
-    reference=_reference,
-    fake=_fake,
-)
-library.register(
-    "masked_mse_backward(Tensor grad, Tensor pred, Tensor patches, Tensor mask, Tensor num_removed,"
-    " bool norm_patch) -> Tensor",
-    triton=_triton_backward,
+    "masked_mse_backward",
+    _backward_fake,
+    triton="masked_loss_triton.backward",
     reference=_reference_backward,
-    fake=_fake_backward,
 )

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ecgfast_kernels.ops.library import block_config
 from ecgfast_kernels.ops.reference import TARGET_EPS
-from ecgfast_kernels.ops.tuning import block_config
 
 _REDUCE_BLOCK = 1024
 _EPS = tl.constexpr(TARGET_EPS)

@@ -1,4 +1,4 @@
-"""The Triton kernels behind `norm`: whole rows, one pass forward and one backward."""
+"""The Triton kernels of `fused_block.add_layer_norm`: whole rows, one pass each way."""
 
 # ruff: noqa: ANN001, ANN201, D103 (Triton types its kernels itself; shapes stand beside)
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ecgfast_kernels.ops.column_sums_triton import column_sums
-from ecgfast_kernels.ops.tuning import block_config
+from ecgfast_kernels.ops.library import block_config
 
 NARROW = 512  # the widest rows that two warps hold at 16 bytes a thread
 
@@ -118,7 +118,7 @@ def forward(
     bias: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Launch the forward kernel; see `norm.reference_forward`."""
+    """Launch the forward kernel; see `reference.add_layer_norm`."""
     width = stream.shape[-1]
     num_rows = stream.numel() // width
     total, out = torch.empty_like(stream), torch.empty_like(stream)
@@ -145,7 +145,7 @@ def forward(
 def backward(
     grad_total: Tensor, grad_out: Tensor, total: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Launch the backward kernel; see `norm.reference_backward`."""
+    """Launch the backward kernel; see `reference.add_layer_norm_backward`."""
     width = total.shape[-1]
     num_rows = total.numel() // width
     config = _config("add_layer_norm_backward", total)

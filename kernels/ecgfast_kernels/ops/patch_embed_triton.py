@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ecgfast_kernels.ops.tuning import block_config
+from ecgfast_kernels.ops.library import block_config
 
 TUNED_LENGTH = 256  # padded patch that the block sizes are meant for
 _REDUCE_BLOCK = 512

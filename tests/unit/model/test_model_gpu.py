@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ecgfast_kernels.ops.mask import random_mask
+from ecgfast_kernels.ops.masking import random_mask
 from torch import Tensor
 
 from ecgfast.config import load_config

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from changed_stores import change_lead_value
-from ecgfast_kernels.ops.mask import random_mask
+from ecgfast_kernels.ops.masking import random_mask
 from matplotlib.figure import Figure
 from recordings import convert_quietly, ecg_like, make_store, write_wfdb
 from report_pages import html_of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ecgfast_kernels.ops import tuning
+from ecgfast_kernels.ops import library
 from triton import next_power_of_2
 
 PATH = Path(__file__).resolve().parents[3] / "tools" / "tune_kernels.py"
@@ -22,12 +22,12 @@ Search = tune_kernels.Search
 
 @pytest.mark.parametrize("search", SEARCHES, ids=lambda search: search.kernel)
 def test_candidates_are_rows_of_the_table(search: Search) -> None:
-    keys = set(tuning.table()[search.kernel]["interpreter"])
+    keys = set(library.table()[search.kernel]["interpreter"])
     assert all(set(candidate) == keys for candidate in search.candidates)
     assert len({tuple(c.items()) for c in search.candidates}) == len(search.candidates)
     blocks = [v for c in search.candidates for k, v in c.items() if k.startswith("BLOCK")]
     assert all(value and value == next_power_of_2(value) for value in blocks)
-    tuning.config_for(search.kernel, arch=90, bits=search.bits)  # there is a row to compare with
+    library.config_for(search.kernel, arch=90, bits=search.bits)  # there is a row to compare with
 
 
 @pytest.mark.parametrize("search", SEARCHES, ids=lambda search: search.kernel)
@@ -41,4 +41,4 @@ def test_every_call_runs(search: Search) -> None:
 
 def test_every_kernel_has_a_search() -> None:
     untuned = {"attention_backward_short_32"}  # no model has heads of 32 in 64 tokens or fewer
-    assert {search.kernel for search in SEARCHES} == set(tuning.table()) - untuned
+    assert {search.kernel for search in SEARCHES} == set(library.table()) - untuned

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ecgfast_kernels.ops import library
 from ecgfast_kernels.ops.column_sums_triton import column_sums
-from ecgfast_kernels.ops.tuning import block_config
+from ecgfast_kernels.ops.library import block_config
 
 
 @gemm_epilogue(outputs=("act",), ops={"bias": RowVecLoad("bias")})
@@ -33,7 +33,7 @@ def _times_slope(acc, c):
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Launch the product with GELU; see `linear_gelu.reference_forward`."""
+    """Launch the product with GELU; see `reference.linear_gelu`."""
     _require_support(x)
     act = x.new_empty((x.shape[0], weight.shape[0]))
     slope = torch.empty_like(act)
@@ -44,7 +44,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def backward(grad: Tensor, out_weight: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """Launch the product with GELU's derivative; see `linear_gelu.reference_backward`."""
+    """Launch the product with GELU's derivative; see `reference.linear_gelu_backward`."""
     _require_support(grad)
     grad_hidden = torch.empty_like(slope)
     tiles = _tiles("linear_gelu_quack_backward", grad)
