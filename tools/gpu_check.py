@@ -15,6 +15,7 @@ stage failed or was stopped. docs/performance.md says how to read the results.
 
 import argparse
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -45,8 +46,6 @@ RUN_VARIANTS = (
     "reference-compiled-timm-graph",
     "reference-eager-timm",
 )
-GPU_TESTS = "mark.gpu"  # what a file with tests for a GPU holds
-OP_TESTS = "from checks import"  # and one whose tests run on whatever device there is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,78 +81,56 @@ class Result:
     reason: str = ""
 
 
-def test_files(phrase: str) -> list[str]:
-    """Test files that hold a phrase, whole runs last; to collect the others needs more packages."""
-    files = sorted((ROOT / "tests").rglob("test_*.py"), key=lambda f: ("integration" in f.parts, f))
-    return [str(f.relative_to(ROOT)) for f in files if phrase in f.read_text(encoding="utf-8")]
-
-
 def stages(variants: list[str]) -> tuple[Stage, ...]:
     """Every stage, the most telling first.
 
     Args:
         variants: of the training step beside ours; none: those that `bench step` chooses.
     """
-    python = sys.executable
-    bench = (python, "-m", "ecgfast", "bench")
-    rows = ("--json", "{out}/rows.jsonl")
-    steps = [word for name in variants for word in ("--variant", name)]
-    options = ["-v", "--durations=10", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
-    pytest = (python, "-m", "pytest", *options)
-    # eight at a time: most of it is compilation, on the CPU
-    ops = (*pytest, "-n", "8", "-m", "not gpu", *test_files(OP_TESTS))
-    tests = (*pytest, "-m", "gpu", *test_files(GPU_TESTS))
-    tune = (python, "tools/tune_kernels.py", "--seconds", "80", "--copy", "{out}/tuning.json")
-    profile = (python, "tools/profile_step.py", "--out", "{out}", "--variant", "ecgfast-graph")
-    often = ("train.cuda_graph=true", "train.log_every=10", "train.checkpoint_every=50")
-    settings = [word for setting in often for word in ("--set", setting)]
-    real = (python, "tools/real_run.py", "--out", "{out}", *settings)
-    # an epoch is 36 steps: the schedule of so short a run warms up in one
-    large = ("--set", "train.microbatch=1024", "--set", "optim.warmup_epochs=1")
-    small = ("--preset", "vit_small", "--name", "small", "--set", "optim.warmup_epochs=1")
-    rates = (python, "tools/train_rates.py", "--out", "{out}", *rows, "--presets")
-    every = "vit_tiny,vit_small,vit_base,vit_large"
-    memcheck = ("compute-sanitizer", python, "tests/fuzz/cuda_decoder.py", "--chunks", "10")
+    bench, rows = "-m ecgfast bench", "--json {out}/rows.jsonl"
+    steps = "".join(f" --variant {name}" for name in variants)
+    pytest = "-m pytest -v --durations=10 -p no:cacheprovider --continue-on-collection-errors"
+    real = (
+        "tests/checks/real_run.py --out {out} --set train.cuda_graph=true --set train.log_every=10 "
+        # an epoch is 36 steps: the schedule of so short a run warms up in one
+        "--set train.checkpoint_every=50 --set optim.warmup_epochs=1"
+    )
+    large = "--set train.microbatch=1024 --set train.epochs=22 --seconds 200"
+    small = "--preset vit_small --name small --set train.epochs=20 --seconds 70"
+    rates = f"tools/train_rates.py --out {{out}} {rows} --presets"
+    hostile = "tests/fuzz/cuda_decoder.py --chunks 10"
+    presets = "vit_tiny,vit_small,vit_base,vit_large"
+    zarr, memcheck, python = ("zarr",), "compute-sanitizer", sys.executable
+
+    def stage(
+        name: str,
+        limit_s: int,
+        words: str,
+        needs: tuple[str, ...] = (),
+        program: tuple[str, ...] = (python,),
+    ) -> Stage:
+        command = (*program, *shlex.split(words))
+        gpu = name not in ("doctor", "ops")
+        return Stage(name=name, command=command, limit_s=limit_s, needs=needs, gpu=gpu)
+
     return (
-        Stage(name="doctor", command=(python, "-m", "ecgfast", "doctor"), limit_s=30, gpu=False),
-        Stage(name="ops", command=ops, limit_s=90, needs=("xdist",), gpu=False),
-        Stage(name="tests", command=tests, limit_s=180),
-        Stage(name="tune", command=tune, limit_s=110),
-        Stage(
-            name="step",
-            command=(*bench, "step", *rows, *steps),
-            limit_s=560 if variants else 200,  # the peer with graphs compiles four times
-        ),
-        Stage(
-            name="trainer",
-            command=(*real, *large, "--set", "train.epochs=22", "--seconds", "200"),
-            limit_s=290,
-            needs=("zarr",),
-        ),
-        Stage(
-            name="small",
-            command=(*real, *small, "--set", "train.epochs=20", "--seconds", "70"),
-            limit_s=90,
-            needs=("zarr",),
-        ),
-        Stage(name="kernels", command=(*bench, "kernels", *rows), limit_s=100),
-        Stage(name="decode", command=(*bench, "decode", *rows), limit_s=60),
-        Stage(name="loader", command=(*bench, "loader", *rows), limit_s=60, needs=("zarr",)),
-        Stage(
-            name="engines",
-            command=(*rates, every, "--seconds", "1", "engines"),
-            limit_s=230,
-            needs=("zarr",),
-        ),
-        Stage(name="gate", command=(*rates, "vit_large", "gate"), limit_s=260, needs=("zarr",)),
-        Stage(name="many", command=(*rates, "vit_small", "many"), limit_s=80, needs=("zarr",)),
-        Stage(
-            name="sanitizer",
-            command=memcheck,
-            limit_s=60,
-            needs=("compute-sanitizer",),
-        ),
-        Stage(name="profile", command=profile, limit_s=60),
+        stage("doctor", 30, "-m ecgfast doctor"),
+        # eight at a time: most of it is compilation, on the CPU
+        stage("ops", 90, f"{pytest} -n 8 -m 'op and not gpu' tests/kernels", ("xdist",)),
+        stage("tests", 180, f"{pytest} -m gpu tests/kernels tests/unit tests/integration"),
+        stage("tune", 110, "tools/tune_kernels.py --seconds 80 --copy {out}/tuning.json"),
+        # the peer with graphs compiles four times
+        stage("step", 560 if variants else 200, f"{bench} step {rows}{steps}"),
+        stage("trainer", 290, f"{real} {large}", zarr),
+        stage("small", 90, f"{real} {small}", zarr),
+        stage("kernels", 100, f"{bench} kernels {rows}"),
+        stage("decode", 60, f"{bench} decode {rows}"),
+        stage("loader", 60, f"{bench} loader {rows}", zarr),
+        stage("engines", 230, f"{rates} {presets} --seconds 1 engines", zarr),
+        stage("gate", 260, f"{rates} vit_large gate", zarr),
+        stage("many", 80, f"{rates} vit_small many", zarr),
+        stage("sanitizer", 60, hostile, (memcheck,), (memcheck, python)),
+        stage("profile", 60, "tools/profile_step.py --out {out} --variant ecgfast-graph"),
     )
 
 

@@ -8,7 +8,7 @@
 and by random patches that lie on the device, which no loader can beat. `many`: an epoch over the
 same records many times in memory, alone and in training, beside the records once. `gate`: mean loss
 of the last steps from two seeds, with and without fused blocks; exit status 1 when they differ by
-more than the seeds do. The store is that of real_run.py, made where it is missing.
+more than the seeds do. The store is OUT/store, made of synthetic records where it is missing.
 """
 
 import argparse
@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from real_run import make_store
 from torch import Tensor
 
 from ecgfast import log
@@ -38,6 +37,7 @@ from ecgfast.data.batch import Batch
 from ecgfast.data.loader import Loader, build_loader
 from ecgfast.data.order import Plan
 from ecgfast.errors import BackendUnavailableError
+from ecgfast.ingest.synthetic import write_cohort
 from ecgfast.store import open_store
 from ecgfast.store.reader import StoreReader
 from ecgfast.train.distributed import join
@@ -283,7 +283,11 @@ def main() -> int:
     """Run a case; return the exit status."""
     arguments = parse()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    store = open_store(make_store(arguments.out, arguments.records))
+    path, cohort = arguments.out / "store", arguments.out / "cohort"
+    if not path.exists():
+        write_cohort(cohort, num_records=arguments.records, num_sites=8, seed=0)
+        convert([cohort], path)
+    store = open_store(path)
     shared = {"out", "device", "microbatch", "seconds", "rounds", "steps", "copies"}
     values = {name: value for name, value in vars(arguments).items() if name in shared}
     presets = arguments.presets.split(",")

@@ -10,6 +10,8 @@ from ecgfast_kernels.ops import reference as truth
 from ecgfast_kernels.ops.adamw import adamw_, factors, squares_of_sums
 from torch import Tensor
 
+pytestmark = pytest.mark.op
+
 # Less than a block of 16384 (2048 on a GPU), whole ones, and some more.
 SHAPES = [(3, 130), (1,), (128, 128), (2, 5, 7), (33_001,), (0,)]
 BETAS, EPS, RATE, DECAY = (0.9, 0.95), 1e-8, 1e-2, 0.1

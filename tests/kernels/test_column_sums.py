@@ -5,6 +5,8 @@ import torch
 from checks import DEVICE, assert_close, poisoned_outputs, random
 from ecgfast_kernels.ops.column_sums_triton import column_sums
 
+pytestmark = pytest.mark.op
+
 
 @pytest.mark.parametrize("shape", [(1, 3), (64, 64), (65, 3, 2, 17), (200, 129)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)

@@ -10,6 +10,8 @@ from ecgfast_kernels.ops.masking import random_mask
 from scipy.stats import chi2
 from torch import Tensor
 
+pytestmark = pytest.mark.op
+
 N, K = 240, 60
 
 

@@ -18,6 +18,8 @@ from ecgfast_kernels.ops import reference
 from ecgfast_kernels.ops.masked_loss import masked_mse
 from torch import Tensor
 
+pytestmark = pytest.mark.op
+
 Inputs = tuple[Tensor, ...]
 
 CASE = CASES[2]

@@ -18,6 +18,8 @@ from ecgfast_kernels.ops import reference
 from ecgfast_kernels.ops.masking import patch_embed_masked
 from torch import Tensor
 
+pytestmark = pytest.mark.op
+
 Inputs = tuple[Tensor, ...]
 
 CASE = CASES[2]

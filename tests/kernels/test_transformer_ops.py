@@ -13,6 +13,8 @@ from ecgfast_kernels.ops.fused_block import Provider, add_layer_norm, bias_gelu,
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
+pytestmark = pytest.mark.op
+
 EPS = 1e-6
 Function = Callable[..., tuple[Tensor, ...]]
 

@@ -16,6 +16,8 @@ from ecgfast_kernels.ops import reference
 from ecgfast_kernels.ops.masking import unshuffle
 from torch import Tensor
 
+pytestmark = pytest.mark.op
+
 Inputs = tuple[Tensor, ...]
 
 CASE = CASES[2]

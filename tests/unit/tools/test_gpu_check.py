@@ -111,9 +111,10 @@ def test_variants_of_the_runs_exist(check: ModuleType) -> None:
     assert set(check.RUN_VARIANTS) <= {without_peer(name) for name in variant_names()}
 
 
-def test_files_are_chosen_by_what_they_hold(check: ModuleType) -> None:
-    files = check.test_files(check.GPU_TESTS)
-    assert "tests/kernels/test_kernels_gpu.py" in files
-    assert "tests/unit/test_config.py" not in files
-    assert files[-1].startswith("tests/integration/")
-    assert "tests/kernels/test_adamw.py" in check.test_files(check.OP_TESTS)
+def test_the_tests_of_ops_are_those_marked_so(check: ModuleType) -> None:
+    ops = next(stage for stage in check.stages([]) if stage.name == "ops").command
+    assert ops[ops.index("-m", 3) + 1] == "op and not gpu"
+    folder = PATH.parents[1] / "tests" / "kernels"
+    marked = [path for path in folder.glob("test_*.py") if "pytest.mark.op\n" in path.read_text()]
+    taking = [path for path in folder.glob("test_*.py") if "from checks import" in path.read_text()]
+    assert {path for path in taking if "_gpu" not in path.name} == set(marked) != set()

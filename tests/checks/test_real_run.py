@@ -1,4 +1,4 @@
-"""tools/real_run.py: what it says of a run's log lines, and how it ends a process."""
+"""tests/checks/real_run.py: what it says of a run's log lines, and how it ends a process."""
 
 import importlib.util
 import json
@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-PATH = Path(__file__).resolve().parents[3] / "tools" / "real_run.py"
+PATH = Path(__file__).with_name("real_run.py")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Are the loss traces of two runs the same? For changes that should change nothing.
 
-    python tools/compare_loss.py RUN_BEFORE RUN_AFTER [--tolerance 1e-5]
+    python tests/checks/compare_loss.py RUN_BEFORE RUN_AFTER [--tolerance 1e-5]
 
 Compares the steps that both runs logged. Exit status 0 when every loss agrees, 1 when one does
 not. The default tolerance is 0: bit-equal, as two runs on one CPU are.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).resolve().parents[3] / "tools" / "compare_loss.py"
+TOOL = Path(__file__).with_name("compare_loss.py")
 
 
 def _run(folder: Path, losses: dict[int, float | None]) -> Path:

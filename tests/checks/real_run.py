@@ -1,6 +1,6 @@
 """A pretraining as people run it, killed and resumed on the way, and the rates that it logged.
 
-    python tools/real_run.py --out real --seconds 240 --set train.cuda_graph=true
+    python tests/checks/real_run.py --out real --seconds 240 --set train.cuda_graph=true
 
 Writes synthetic recordings, converts them (both are kept for the next call), trains for half the
 time, kills the run with SIGKILL, resumes it and lets it end, or stops it when the time is over.
