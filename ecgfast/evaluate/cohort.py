@@ -101,11 +101,6 @@ def cohort_table(records: pa.Table, target: str | None) -> list[CohortRow]:
     return [*rows, count("all", "all", ~nothing)]
 
 
-def is_synthetic(store: StoreReader) -> bool:
-    """Whether any record of the store was made by ``ecgfast synth``; its flags say so."""
-    return any("synthetic" in flags.split(";") for flags in text_column(store.records, "flags"))
-
-
 def natural_order(names: Sequence[str]) -> list[str]:
     """Sort names so that site 10 comes after site 9."""
     return sorted(names, key=lambda name: (not name.isdigit(), len(name) * name.isdigit(), name))

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from ecgfast import log
 from ecgfast.errors import ConfigError, ShapeError
 from ecgfast.evaluate import charts, views
-from ecgfast.evaluate.cohort import is_synthetic
+from ecgfast.evaluate.planning import plan_tests
 from ecgfast.evaluate.results import Results, compute
-from ecgfast.evaluate.scores import plan_tests
 from ecgfast.runs.loading import load_run, name_runs
 from ecgfast.store.durable import write_durably
 from ecgfast.store.reader import StoreReader, open_store
@@ -68,7 +67,7 @@ def evaluate(runs: Sequence[Path], store: Path, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     log.info("drawing the report")
     page = views.page(reader, loaded, results)
-    synthetic = is_synthetic(reader)
+    synthetic = reader.manifest["synthetic"]
     html = render(page, synthetic=synthetic)
     metrics = {
         "synthetic": synthetic,

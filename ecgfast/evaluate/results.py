@@ -14,9 +14,9 @@ from ecgfast.evaluate.operating import (
     calibration,
     operating_point,
 )
+from ecgfast.evaluate.planning import TestPlan
 from ecgfast.evaluate.precision import average_precision
 from ecgfast.evaluate.roc import Auroc, PairedTest, delong, delong_paired
-from ecgfast.evaluate.scores import TestPlan
 from ecgfast.runs.loading import LoadedRun
 from ecgfast.store.reader import StoreReader
 

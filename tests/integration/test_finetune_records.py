@@ -16,9 +16,9 @@ from sklearn.metrics import roc_curve
 from ecgfast.config import Config, load_config
 from ecgfast.data.loader import build_loader
 from ecgfast.errors import ConfigError, EcgfastError, ResumeError
+from ecgfast.evaluate.planning import plan_tests
 from ecgfast.evaluate.reconstruct import unread_records
 from ecgfast.evaluate.report import evaluate
-from ecgfast.evaluate.scores import plan_tests
 from ecgfast.labels import label_store
 from ecgfast.labels.commands import draw_again
 from ecgfast.runs.loading import load_model, load_run

@@ -9,11 +9,11 @@ from report_pages import html_of
 from simulated_cohorts import draw
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ecgfast.evaluate import scores as scoring
+from ecgfast.evaluate import planning
 from ecgfast.evaluate.interval import BINOMIAL, LOGIT_T
+from ecgfast.evaluate.planning import POOLED
 from ecgfast.evaluate.results import Results, summarise
 from ecgfast.evaluate.roc import delong, delong_paired
-from ecgfast.evaluate.scores import POOLED
 from ecgfast.evaluate.views import comparison, detection, operating
 
 RUNS = ("ViT", "CNN")
@@ -22,8 +22,8 @@ SITE = "site 2, external"
 
 def plan_of(
     is_case: list[bool], patients: list[int], cohorts: dict[str, list[int]]
-) -> scoring.TestPlan:
-    return scoring.TestPlan(
+) -> planning.TestPlan:
+    return planning.TestPlan(
         target="ejection_fraction<40",
         is_case=np.array(is_case),
         patients=np.array(patients),
@@ -36,7 +36,7 @@ def plan_of(
     )
 
 
-def summary_of(plan: scoring.TestPlan, **scores: np.ndarray) -> Results:
+def summary_of(plan: planning.TestPlan, **scores: np.ndarray) -> Results:
     """The numbers of some runs, whose validation records said 0.4."""
     named = {name: {run: by_run[run] for run in scores} for name, by_run in plan.cohorts.items()}
     plan = replace(plan, cohorts=named)

@@ -9,7 +9,7 @@ import pytest
 from recordings import convert_quietly, ecg_like, write_wfdb
 from two_hospitals import TARGET, make, rows_of
 
-from ecgfast.evaluate import scores
+from ecgfast.evaluate import planning
 from ecgfast.evaluate.reconstruct import unread_records
 from ecgfast.evaluate.views import disclosures
 from ecgfast.labels.commands import import_splits
@@ -48,8 +48,8 @@ def test_given_splits_tear_copies_and_hold_unknown_patients(mixed: Path, tmp_pat
     ]
 
 
-def plan_of(rows: dict[str, np.ndarray]) -> scores.TestPlan:
-    return scores.TestPlan(
+def plan_of(rows: dict[str, np.ndarray]) -> planning.TestPlan:
+    return planning.TestPlan(
         target=TARGET,
         is_case=np.zeros(16, dtype=bool),
         patients=np.arange(16),

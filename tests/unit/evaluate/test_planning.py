@@ -12,8 +12,8 @@ from recordings import ecg_like, write_wfdb
 from two_hospitals import ROWS, TARGET, make, rows_of, write_sources
 
 from ecgfast.errors import ConfigError
-from ecgfast.evaluate import scores
-from ecgfast.evaluate.scores import POOLED, Learner, plan_for
+from ecgfast.evaluate import planning
+from ecgfast.evaluate.planning import POOLED, Learner, plan_for
 from ecgfast.labels import label_store
 from ecgfast.labels.commands import draw_again, import_splits
 from ecgfast.runs.register import Register
@@ -33,7 +33,7 @@ def learner(store: StoreReader, *sites: str, fold: int | None = None) -> Learner
     return Learner(register=Register.of(store, parts), fold=fold)  # type: ignore[arg-type]  # two roles
 
 
-def rows_by_cohort(plan: scores.TestPlan, run: str) -> dict[str, list[int]]:
+def rows_by_cohort(plan: planning.TestPlan, run: str) -> dict[str, list[int]]:
     return {
         cohort: by_run[run].tolist() for cohort, by_run in plan.cohorts.items() if run in by_run
     }
@@ -148,24 +148,27 @@ def test_runs_of_different_targets_are_not_compared(
         SimpleNamespace(name=target, meta=SimpleNamespace(target=target)) for target in targets
     ]
     with pytest.raises(ConfigError, match=f"must share one target, got {got};"):
-        scores.plan_tests(store, runs)
+        planning.plan_tests(store, runs)
 
 
 def test_records_of_no_site_and_larger_sums_first() -> None:
     site = np.array(["-", "1", "2", "3"])
     tests = {
-        name: scores._Test(
+        name: planning._Test(
             known=frozenset(known), free=np.ones(4, bool), chosen=np.zeros(4, bool), by_fold=False
         )
         for name, known in (("one", "1"), ("three", "123"))
     }
-    assert list(scores._pooled(site, ["1", "2", "3", "-"], tests)) == [
+    assert list(planning._pooled(site, ["1", "2", "3", "-"], tests)) == [
         "test splits of sites 1, 2, 3",
-        scores.POOLED,
+        planning.POOLED,
     ]
-    assert [scores._called(name) for name in ("-", "1")] == ["no site", "site 1"]
+    assert [planning._called(name) for name in ("-", "1")] == ["no site", "site 1"]
     few = frozenset("12")
-    assert scores._distinct([few, frozenset("345"), few, frozenset("6")]) == [frozenset("345"), few]
+    assert planning._distinct([few, frozenset("345"), few, frozenset("6")]) == [
+        frozenset("345"),
+        few,
+    ]
 
 
 def test_nothing_left_to_test_is_said(store: StoreReader) -> None:

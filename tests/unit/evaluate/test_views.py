@@ -11,12 +11,11 @@ import pytest
 from report_pages import html_of
 from two_hospitals import TARGET
 
-from ecgfast.evaluate import scores as scoring
-from ecgfast.evaluate import views
+from ecgfast.evaluate import planning, views
 from ecgfast.evaluate.results import Results, summarise
 from ecgfast.evaluate.roc import PairedTest
 
-PLAN = scoring.TestPlan(
+PLAN = planning.TestPlan(
     target=TARGET,
     is_case=np.array([True, False, True, False]),
     patients=np.arange(4),
@@ -35,7 +34,7 @@ def test_every_run_is_compared_with_the_first_in_its_own_columns() -> None:
         paired={
             "site 1": {"C": large, "D": small},
             "site 2": {"B": PairedTest(reason="no cases"), "C": small},
-            scoring.POOLED: {"B": large},
+            planning.POOLED: {"B": large},
         },
         thresholds=dict.fromkeys("ABCD"),
         scores={},
@@ -45,7 +44,7 @@ def test_every_run_is_compared_with_the_first_in_its_own_columns() -> None:
     for mark, cells in (
         ("", ("site 1", "-", "-", plus, "0.001", minus, "&lt; 0.001")),
         ("", ("site 2", "not defined", "-", minus, "&lt; 0.001", "-", "-")),
-        (' class="sum"', (scoring.POOLED, plus, "0.001", "-", "-", "-", "-")),
+        (' class="sum"', (planning.POOLED, plus, "0.001", "-", "-", "-", "-")),
     ):
         assert f"<tr{mark}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" in html
     heads = "".join(f"<th>minus {name} (95 % CI)</th><th>p</th>" for name in "BCD")
