@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-# Why an input is refused, as a store says it. Text of a file, and its name, can name a patient:
-# what an error says beyond these words stays beside the store.
+# Why an input is refused, as a store records it. The text of a file, and its name, can identify a
+# patient: the rest of an error's message is kept beside the store, not in it.
 Reason = Literal[
     "cannot be read as a 12-lead ECG",
     "the file cannot be opened",
@@ -39,7 +39,7 @@ Reason = Literal[
 
 
 class EcgfastError(Exception):
-    """A mistake that the user can mend; the CLI prints it as one line and exits with 2."""
+    """A mistake that the user can correct; the CLI prints it as one line and exits with 2."""
 
 
 class ConfigError(EcgfastError, ValueError):
@@ -55,7 +55,7 @@ class FormatError(EcgfastError, ValueError):
 
     Args:
         message: for the console and for the hospital's own table, file names included.
-        reason: what a store may say of it.
+        reason: what the store records of it.
     """
 
     def __init__(self, message: str, *, reason: Reason = "cannot be read as a 12-lead ECG") -> None:
@@ -68,7 +68,7 @@ class CorruptStoreError(FormatError):
 
 
 class ResumeError(EcgfastError):
-    """A run cannot go on from what its folder holds."""
+    """A run cannot be resumed from what its folder holds."""
 
 
 class BackendUnavailableError(EcgfastError, RuntimeError):

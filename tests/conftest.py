@@ -42,8 +42,8 @@ def _checked(report: Report) -> Report:
     if report.skipped and not hasattr(report, "wasxfail"):
         assert isinstance(report.longrepr, tuple)  # path, line, "Skipped: reason"
         reason = report.longrepr[2].removeprefix("Skipped: ")
-        if told := refused(reason, in_ci=os.environ.get("CI") == "true"):
-            report.outcome, report.longrepr = "failed", told
+        if problem := refused(reason, in_ci=os.environ.get("CI") == "true"):
+            report.outcome, report.longrepr = "failed", problem
     return report
 
 

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; None: those of the process.
     Returns:
-        0; 2 for a mistake of the user, told in one line on stderr; 130 after Ctrl-C; 1 for anything
+        0; 2 for a mistake of the user, in one line on stderr; 130 after Ctrl-C; 1 for anything
         else.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt):
         result = INTERRUPTED
     if result == INTERRUPTED:  # what typer makes of Ctrl-C
-        _say("interrupted; the same command (with --resume for a training run) goes on")
+        _print_error("interrupted; the same command (with --resume for a training run) goes on")
     return result if isinstance(result, int) else 0
 
 
@@ -154,11 +154,11 @@ def _usage(error: typer.TyperException, given: Sequence[str]) -> str:
 
 
 def _refuse(message: str) -> int:
-    _say(f"error: {message}")
+    _print_error(f"error: {message}")
     return 2
 
 
-def _say(message: str) -> None:
+def _print_error(message: str) -> None:
     from ecgfast.log import plain  # brings rich, which --help need not wait for
 
     print(plain(" ".join(message.split())), file=sys.stderr)
@@ -169,4 +169,4 @@ def _one_line(
 ) -> None:
     """What Python prints for an error that nobody expected; it then exits with 1."""
     del traceback
-    _say(f"error: {kind.__name__}: {error}; run it again with --debug for the traceback")
+    _print_error(f"error: {kind.__name__}: {error}; run it again with --debug for the traceback")

@@ -61,12 +61,12 @@ def assign_splits(
         keys: (N,) readable key of each record's patient.
         seed: of the split.
         target: what is balanced beside the site, None for nothing.
-        one_ecg_per_patient: the user says that each record without a patient is another patient;
-            else these get no split.
+        one_ecg_per_patient: each record that names no patient is another patient, on the user's
+            word; else these get no split.
         drawn_by: the command; the first labels draw anew, later ones keep what a label drew.
         keep: patients keep the splits and folds that they have; only others draw.
     Returns:
-        the rows; what the manifest says about the splits.
+        the rows; the manifest's entry on the splits.
     Raises:
         ConfigError: `target` cannot be read, or names a column that is not there.
     """
@@ -147,7 +147,7 @@ def count_splits(split: Sequence[str | None]) -> dict[str, int]:
 
 
 def one_ecg_each(reader: StoreReader) -> bool:
-    """Whether the user said that each record without a patient is another one."""
+    """Whether each record that names no patient is another one, on the user's word."""
     return bool(reader.manifest.get("patients", {}).get("one_ecg_each", False))
 
 
@@ -178,7 +178,7 @@ def with_splits(
     rule: SplitRule,
     csv: Path,
 ) -> tuple[pa.Table, dict[str, Any]]:
-    """The rows with their splits, and what the manifest says about these.
+    """The rows with their splits, and the manifest's entry on them.
 
     Raises:
         ConfigError: the CSV has no such splits, or they leak a patient.

@@ -16,7 +16,7 @@ from ecgfast.records import LONGEST_NAME, NOT_KNOWN, is_name
 from ecgfast.store.table import SCHEMA
 
 KEYS = ("record_id", "patient_id")
-PERSONAL = ("site", "age", "sex")  # an empty cell leaves what the recording says
+PERSONAL = ("site", "age", "sex")  # an empty cell leaves the recording's value
 DATES = ("ecg_date", "label_date")
 BAD = b"bad_cell"  # metadata of a column of values with a cell that is none
 THOUSANDS = b"maybe_thousands"  # metadata of a column whose commas may not be decimal ones

@@ -90,7 +90,7 @@ def label_store(
     Args:
         store: a finished store.
         csv: a table with record_id or patient_id, readable or pseudonyms, and label columns. The
-            columns patient_id, site, age and sex correct what the recordings say; joined by
+            columns patient_id, site, age and sex correct those of the recordings; joined by
             patient_id, a patient is the one of that site.
         label_window_days: take only labels whose label_date lies within so many days of the ECG
             (column ecg_date, or the recording's own date), the nearest where there are several.
@@ -103,7 +103,7 @@ def label_store(
             "ejection_fraction<40" where an ejection fraction is known.
         split_seed: another seed is another draw; None keeps the store's.
         one_ecg_per_patient: each record that names no patient is another patient; None keeps what
-            the store says, at first that such records get no split.
+            the store has; without a choice, such records get no split.
         key_file: the store's pseudonym key, where it is not STORE.key.
         keep_ages_over_89: keep these ages; else they are all 90, unless the store keeps them.
     Raises:
@@ -130,7 +130,7 @@ def label_store(
             dates = [parse_date(text) for text in named.recorded]
             chosen = nearest_rows(matches, labels, taken, dates, label_window_days)
         records = _with_labels(records, labels, taken, chosen)
-        # Stores of earlier versions keep every age, and do not say so.
+        # Stores of earlier versions keep every age, and have no such entry.
         kept_ages = reader.manifest.get("retained", {}).get("ages_over_89", True)
         keep_ages = bool(kept_ages) or keep_ages_over_89
         records, patients = with_identities(

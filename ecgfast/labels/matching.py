@@ -31,7 +31,7 @@ def match_rows(records: pa.Table, labels: pa.Table, pseudonyms: Pseudonyms) -> l
     ids are turned into pseudonyms with the store's key; pseudonyms are taken as they are.
 
     Raises:
-        ConfigError: several sites number their own patients, and the CSV does not say which.
+        ConfigError: several sites number their own patients, and the CSV has no column `site`.
     """
     if "record_id" not in labels.column_names:
         lines = _lines_by_patient(records, labels, pseudonyms)
@@ -195,7 +195,7 @@ class Identities:
     Attributes:
         store: its folder.
         record_id: (N,) as the store has them.
-        record: (N,) readable ids, None where the table does not say.
+        record: (N,) readable ids, None where the table has none.
         patient: (N,) readable keys of the patients (`Pseudonyms.patient_key`).
         recorded: (N,) dates as the files had them.
     """
@@ -275,7 +275,7 @@ def with_identities(
     *,
     ages_over_89: bool,
 ) -> tuple[pa.Table, list[str]]:
-    """Correct patient, site, age and sex where the CSV says something.
+    """Correct patient, site, age and sex where the CSV has a value.
 
     Args:
         records: of the store.

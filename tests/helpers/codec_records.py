@@ -101,7 +101,7 @@ def signal_of(kind: str, num_leads: int, num_timesteps: int) -> NDArray[np.int16
 
 
 def status_of(chunk: bytes, shape: tuple[int, int]) -> int:
-    """What the reference says about a chunk when the checksum is not compared."""
+    """The reference's error on a chunk when the checksum is not compared."""
     try:
         decode_chunk(chunk, check=False, shape=shape)
     except codec.CodecError as error:

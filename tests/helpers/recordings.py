@@ -81,7 +81,7 @@ def make_store(
 
 
 def convert_quietly(sources: Sequence[Path], out: Path, **options: object) -> ConvertSummary:
-    """`convert` with a fixed key and one worker, unless told otherwise."""
+    """`convert` with a fixed key and one worker, unless asked otherwise."""
     key = out.with_name(out.name + ".key")
     key.parent.mkdir(parents=True, exist_ok=True)
     if not key.exists():

@@ -79,7 +79,7 @@ def toy_model(config: Config) -> MaskedAutoencoder:
 
 
 def toy_meta(kind: Kind = "pretrain", **identity: object) -> RunMeta:
-    """What a run says about itself, of no more than a test needs."""
+    """The meta of a run, with no more than a test needs."""
     made = Preprocessing(store={"window": "first", "short": "skip"}, normalisation=Normalisation())
     return RunMeta(kind=kind, identity=identity, preprocessing=made, microbatch=4)
 
@@ -107,7 +107,7 @@ def toy_loop(
 
 
 def facts_of(config: Config, kind: str = "finetune") -> dict[str, Any]:
-    """What a run says of itself, of no more than it must."""
+    """The meta of a run, with no more than it must have."""
     identity = {**flat(config), "store": "0123", "select": None}
     if kind == "finetune":
         identity |= {"target": "age<40", "init": "random", "model": "vit", "fold": None}

@@ -63,11 +63,11 @@ def test_strict_turns_a_slower_path_into_an_error(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_slower_path_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(log.logger, "warning", said.append)
+    logged: list[str] = []
+    monkeypatch.setattr(log.logger, "warning", logged.append)
     for _ in range(3):
-        log.slower_path("said once", reason="why", cure="how")
-    assert said == ["said once: why; how"]
+        log.slower_path("logged once", reason="why", cure="how")
+    assert logged == ["logged once: why; how"]
 
 
 def test_progress_prints_plain_lines_without_a_terminal(

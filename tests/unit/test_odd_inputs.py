@@ -1,4 +1,4 @@
-"""One odd file is one line of quarantine.csv: the convert goes on, and ends with the others."""
+"""One odd file is one line of quarantine.csv: the convert continues, and ends with the others."""
 
 import csv
 import io
@@ -102,7 +102,7 @@ def sparse(odd: Odd, name: str) -> Odd:
 
 
 def shaped(shape: str, descr: str = "<i2", num_bytes: int = 1000) -> Odd:
-    """A .npy whose header says any shape."""
+    """A .npy whose header claims any shape."""
 
     def write(folder: Path) -> None:
         npy()(folder)
@@ -304,7 +304,7 @@ def test_a_record_that_grows_when_it_is_resampled_is_refused(tmp_path: Path) -> 
 
 
 def test_a_packed_array_is_no_larger_than_it_says(tmp_path: Path) -> None:
-    """The archive says 1 KiB of what unpacks to 64 MiB."""
+    """The archive claims 1 KiB for what unpacks to 64 MiB."""
     shaped(f"(12, {(64 << 20) // 12})", "|i1", num_bytes=0)(tmp_path)
     head = (tmp_path / "odd.npy").read_bytes()
     (tmp_path / "odd.npy").unlink()

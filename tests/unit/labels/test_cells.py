@@ -7,7 +7,7 @@ from ecgfast.labels.columns import BadCell, clean, typed
 
 
 def read(cells: list[str | None], *, decimal_comma: bool = False) -> object:
-    """Values of the column, or what is told of its first bad cell."""
+    """Values of the column, or row, value and count of its bad cells."""
     column = clean(pa.chunked_array([pa.array(cells, pa.string())]))
     found = typed(column, decimal_comma=decimal_comma)
     if isinstance(found, BadCell):

@@ -1,4 +1,4 @@
-"""Which records teach a classifier, and the digest that tells when others do."""
+"""Which records teach a classifier, and the digest that changes when others do."""
 
 import numpy as np
 import pyarrow as pa

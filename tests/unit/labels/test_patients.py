@@ -112,8 +112,8 @@ def test_a_number_at_a_site_and_without_one_is_said(
         comments = [f"patient: {1 + number % 4 if number != 7 else 9}", *site]
         write_wfdb(tmp_path / f"in/r{number}", signal, comments=comments)
     convert_quietly([tmp_path / "in"], tmp_path / "store")
-    said = "3 patient ids occur both at a site and on records without one"
-    assert said in caplog.text
+    warning = "3 patient ids occur both at a site and on records without one"
+    assert warning in caplog.text
     caplog.clear()
     convert_quietly([tmp_path / "in"], tmp_path / "everybody", patient_ids="global")
     assert "records without one" not in caplog.text

@@ -142,7 +142,7 @@ def test_a_round_of_cross_validation() -> None:
         splits_of_fold([None], 1)
 
 
-def test_few_cases_are_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_few_cases_give_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     split = ["train"] * 60 + ["valid"] * 60
     is_case = np.array(([True] * 20 + [False] * 40) + ([True] * 19 + [False] * 41))
     warn_where_few("x=1", split, is_case, np.ones(120, bool))
@@ -177,13 +177,13 @@ def test_patients_of_several_parts() -> None:
         check_splits(patients[:2], ["train", "dev"])
 
 
-@pytest.mark.parametrize(("num_controls", "said"), [(20, False), (19, True), (0, True)])
-def test_few_controls_are_said(
-    caplog: pytest.LogCaptureFixture, num_controls: int, said: bool
+@pytest.mark.parametrize(("num_controls", "warned"), [(20, False), (19, True), (0, True)])
+def test_few_controls_give_a_warning(
+    caplog: pytest.LogCaptureFixture, num_controls: int, warned: bool
 ) -> None:
-    """Of those whose label is known; a split without any says nothing."""
+    """Of those whose label is known; a split without any gives no warning."""
     split: list[str | None] = ["test"] * 60 + [None] * 5 + ["valid"] * 5
     is_case = np.arange(70) < 20
     warn_where_few("x", split, is_case, np.arange(70) < 20 + num_controls)
     expected = f"split test: 20 cases and {num_controls} controls of x; below 20"
-    assert [record.message.startswith(expected) for record in caplog.records] == [True] * said
+    assert [record.message.startswith(expected) for record in caplog.records] == [True] * warned

@@ -104,9 +104,9 @@ def test_a_comma_that_may_stand_for_thousands_is_said(
 ) -> None:
     path = table(tmp_path, "record_id;x;y\n" + "".join(f"r;{cell};1\n" for cell in cells))
     label_columns(read_labels(path), ["x", "y"], path)
-    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len(said) == (row is not None)
-    for text in said:
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (row is not None)
+    for text in warnings:
         assert text.startswith(f"labels {path}: column 'x', row {row} below the header: the comma")
 
 
@@ -118,8 +118,8 @@ def test_commas_of_ages_and_fractions_are_said(
     text = f"record_id;{name};other\nr;35;1,000\ns;1,000;2,000\n"
     path = table(tmp_path, text.replace(";", separator))
     label_columns(read_labels(path), None, path)
-    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert [f"column {name!r}, row 2 below" in text for text in said] == [True]
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [f"column {name!r}, row 2 below" in text for text in warnings] == [True]
 
 
 def test_a_name_that_is_no_text(tmp_path: Path) -> None:
