@@ -8,8 +8,6 @@ from ecgfast_kernels.codec.reference import decode_chunk
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ecgfast.bench.codec import ecg_like
-
 NATIVE = native.load() is not None
 
 
@@ -83,6 +81,8 @@ CORNERS = ("ecg", "noise", "flat", "square", "ramp", "rounded", "truncated", "sp
 
 def signal_of(kind: str, num_leads: int, num_timesteps: int) -> NDArray[np.int16]:
     """(C, T) int16 that leads the encoder into one corner of the format."""
+    from ecgfast.bench.codec import ecg_like  # loads torch, which `make` does without
+
     rng = np.random.default_rng(len(kind) + num_leads)
     shape = (num_leads, num_timesteps)
     ecg = ecg_like(1, seed=num_leads, num_timesteps=num_timesteps)[0]

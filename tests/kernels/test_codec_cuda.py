@@ -4,13 +4,15 @@ import shutil
 
 import numpy as np
 import pytest
-from codec_records import CORNERS, damage, ecg_like, signal_of, status_of
+from codec_records import CORNERS, damage, signal_of, status_of
 from ecgfast_kernels import codec
 from ecgfast_kernels.codec.format import FLAG_RAW, FLAG_WIDE
 from ecgfast_kernels.codec.reference import decode_chunk
 from emulator import Emulator, aligned, pack
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from ecgfast.bench.codec import ecg_like
 
 RANGE = 100  # ECGFAST_RANGE of codec.h
 

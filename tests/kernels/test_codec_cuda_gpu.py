@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from codec_records import CORNERS, damage, ecg_like, signal_of, status_of
+from codec_records import CORNERS, damage, signal_of, status_of
 from ecgfast_kernels import codec
 from ecgfast_kernels.codec import cuda as codec_cuda
 from numpy.typing import NDArray
 from torch import Tensor
+
+from ecgfast.bench.codec import ecg_like
 
 pytestmark = [
     pytest.mark.gpu,

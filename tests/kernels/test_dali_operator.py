@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from codec_records import CORNERS, damage, ecg_like, signal_of
+from codec_records import CORNERS, damage, signal_of
 from ecgfast_kernels import codec
 from ecgfast_kernels.codec.reference import decode_chunk
 from numpy.typing import NDArray
 
+from ecgfast.bench.codec import ecg_like
 from ecgfast.data.dali import build as dali_build
 
 dali: Any = pytest.importorskip("nvidia.dali", reason="DALI is not installed")
