@@ -66,7 +66,7 @@ def made_ahead(
     Args:
         make: called from the threads.
         entries: what to make.
-        depth: results that may lie finished or in work while the consumer has one.
+        depth: results that may be finished or in work while the consumer has one.
         num_threads: entries in work at a time.
     """
     with ThreadPoolExecutor(num_threads, thread_name_prefix="ecgfast-ahead") as pool:
@@ -78,33 +78,33 @@ def made_ahead(
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
-        finally:  # the consumer stopped early: do not make what nobody will use
+        finally:  # the consumer stopped early: do not make what will not be used
             for future in pending:
                 future.cancel()
 
 
 class HostBuffers:
-    """Arrays for batches, used again when nothing looks at them any more.
+    """Arrays for batches, used again when nothing refers to them any more.
 
-    The kernel would have to clear fresh pages for every batch. Threads may share it: taking and
-    giving back are each one operation on a list.
+    With new arrays the operating system would clear fresh pages for every batch. Threads may share
+    it: taking and returning an array are each one operation on a list.
     """
 
     def __init__(self) -> None:
         self._free: defaultdict[tuple[int, ...], list[NDArray[np.float16]]] = defaultdict(list)
 
     def take(self, shape: tuple[int, ...]) -> NDArray[np.float16]:
-        """Return an uninitialised array that nothing else uses; tensors of it keep it taken."""
+        """Return an uninitialised array that nothing else uses; tensors of it keep it in use."""
         free = self._free[shape]
         try:
             memory = free.pop()
         except IndexError:
             memory = np.empty(shape, np.float16)
         # NumPy gives a view of a view the first array as its base, so a slice of `memory[:]` would
-        # not keep it; behind a memoryview the first array is `lent`.
-        lent = np.frombuffer(memory.data, np.float16)
-        weakref.finalize(lent, free.append, memory).atexit = False
-        return lent.reshape(shape)
+        # not keep it; behind a memoryview the first array is `view`.
+        view = np.frombuffer(memory.data, np.float16)
+        weakref.finalize(view, free.append, memory).atexit = False
+        return view.reshape(shape)
 
 
 def to_device(array: NDArray[np.generic], device: torch.device) -> Tensor:

@@ -13,7 +13,7 @@ from ecgfast.data.batch import HostBuffers, Source, made_ahead, to_device
 
 AHEAD = 2  # batches made in advance; one hides the decode, the second evens out a slow disk
 
-# patches, record_index, and on a GPU what says that their copies are done
+# patches, record_index, and on a GPU an event after their copies
 _Made = tuple[Tensor, Tensor, torch.cuda.Event | None]
 
 

@@ -39,7 +39,7 @@ class ResidentEngine:
         budget_gib: GPU memory that the records may take; beyond it they stay in pinned host memory
             and the kernel reads them over the bus. None: no limit.
     Raises:
-        BackendUnavailableError: a GPU is asked for, but the CUDA decoder was not built.
+        BackendUnavailableError: a GPU is requested, but the CUDA decoder was not built.
         CorruptStoreError: a record is damaged.
     """
 
@@ -58,14 +58,14 @@ class ResidentEngine:
         self._slot_of[index] = np.arange(len(index))
         load = _load_chunks if source.store.codec == "ecgpack" else _load_signal
         self._held: _Held = load(source, index, budget_gib)
-        if device.type == "cuda":  # batches may be asked for on another stream than this one
+        if device.type == "cuda":  # batches may be requested on another stream than this one
             torch.cuda.current_stream(device).synchronize()
 
     def batches(self, schedule: Sequence[NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (patches (B, N, 256) fp16, record_index (B,) int64) for each entry of `schedule`.
 
         The order of all batches goes to the device at once; after that nothing waits until the end.
-        On a GPU, ask for all batches of a schedule on the same stream.
+        On a GPU, take all batches of a schedule on the same stream.
 
         Raises:
             CorruptStoreError: at the end, if a record could not be decoded after all.
@@ -80,7 +80,7 @@ class ResidentEngine:
         start = 0
         for entry in schedule:
             stop = start + len(entry)
-            patches = self._room(len(entry))
+            patches = self._output(len(entry))
             self._held.fill(slots[start:stop], patches, status[start:stop])
             yield patches, record_index[start:stop]
             start = stop
@@ -91,7 +91,7 @@ class ResidentEngine:
                 f"{int(status[bad[0]])}) though it was sound when it was loaded; check the memory"
             )
 
-    def _room(self, num_records: int) -> Tensor:
+    def _output(self, num_records: int) -> Tensor:
         shape = self._source.batch_shape(num_records)
         if self._source.device.type == "cuda":
             return torch.empty(shape, dtype=torch.float16, device=self._source.device)
@@ -111,7 +111,7 @@ def resident_bytes(store: StoreReader) -> int:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _HeldChunks:
-    """ecgpack chunks as they lie in the store."""
+    """ecgpack chunks as they are in the store."""
 
     chunks: codec_cuda.ResidentChunks
     mean: Tensor  # (R, C)
@@ -163,7 +163,7 @@ def _load_chunks(source: Source, index: NDArray[np.int64], budget_gib: float | N
     _check_chunks(source, index, buffer, offsets, lengths)
     return _HeldChunks(
         chunks=codec_cuda.ResidentChunks(
-            bytes=_room(buffer.size, device, budget_gib).copy_(torch.from_numpy(buffer)),
+            bytes=_allocate(buffer.size, device, budget_gib).copy_(torch.from_numpy(buffer)),
             offsets=to_device(offsets, device),
             lengths=to_device(lengths, device),
             num_leads=store.num_leads,
@@ -206,8 +206,8 @@ def _check_chunks(
 def _load_signal(source: Source, index: NDArray[np.int64], budget_gib: float | None) -> _HeldSignal:
     store, device = source.store, source.device
     shape = (len(index), store.num_leads, store.num_timesteps)
-    room = _room(int(np.prod(shape)) * 2, device, budget_gib)
-    signal_RCT = room.view(torch.int16).view(shape)
+    buffer = _allocate(int(np.prod(shape)) * 2, device, budget_gib)
+    signal_RCT = buffer.view(torch.int16).view(shape)
     for start in range(0, len(index), _SLICE):
         part = slice(start, start + _SLICE)
         signal_RCT[part].copy_(torch.from_numpy(store.read(index[part])))
@@ -218,7 +218,7 @@ def _load_signal(source: Source, index: NDArray[np.int64], budget_gib: float | N
     )
 
 
-def _room(num_bytes: int, device: torch.device, budget_gib: float | None) -> Tensor:
+def _allocate(num_bytes: int, device: torch.device, budget_gib: float | None) -> Tensor:
     """Bytes on the device, or pinned on the host where they exceed the budget."""
     if device.type == "cuda" and budget_gib is not None and num_bytes > budget_gib * 2**30:
         log.warning(

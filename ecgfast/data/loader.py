@@ -61,11 +61,11 @@ class Loader:
         self._epoch, self._position = epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
-        """Return where to go on: the epoch, and the records that all ranks consumed in it."""
+        """Return where to resume: the epoch, and the records that all ranks consumed in it."""
         return {"epoch": self._epoch, "position": self._position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on at a saved state, on any world size and engine.
+        """Resume at a saved state, on any world size and engine.
 
         Raises:
             ResumeError: the position lies outside this selection's epoch.

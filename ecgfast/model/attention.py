@@ -87,7 +87,7 @@ def xformers_attention(qkv_BT3HK: Tensor) -> Tensor:
 
 
 def explain_unavailable(device: torch.device) -> str | None:
-    """Say why xformers cannot run here, with the cure; None when it can be tried."""
+    """Why xformers cannot run here, with the cure; None when it can be tried."""
     if device.type != "cuda":
         return "xformers has no CPU operator"
     try:
@@ -159,7 +159,7 @@ def _save(
     output: tuple[Tensor, Tensor],
 ) -> None:
     ctx.save_for_backward(inputs[0], *output)
-    ctx.set_materialize_grads(False)  # nobody asks for the gradient of lse
+    ctx.set_materialize_grads(False)  # the gradient of lse is not used
 
 
 def _differentiate(

@@ -63,7 +63,7 @@ def shapes_of(
 
 
 def choose_attention(requested: AttentionKernel, device: torch.device, shape: Shape) -> Choice:
-    """Settle which kernel runs attention of this shape.
+    """Resolve which kernel runs attention of this shape.
 
     Call it on rank 0 and send the answer to the others: timings differ between ranks.
 
@@ -76,14 +76,14 @@ def choose_attention(requested: AttentionKernel, device: torch.device, shape: Sh
     """
     if device.type != "cuda":
         if requested not in ("auto", "math"):
-            _say_fallback(requested, f"needs a CUDA device, got {device}")
+            _log_fallback(requested, f"needs a CUDA device, got {device}")
         backend: AttentionKernel = "math" if requested == "math" else "auto"
         return Choice(backend=backend, reason=f"{device.type}: PyTorch's own attention")
     if requested != "auto":
         problem = probe(requested, device, shape)
         if problem is None:
             return Choice(backend=requested, reason="requested")
-        _say_fallback(requested, problem)
+        _log_fallback(requested, problem)
     gpu = torch.cuda.get_device_name(device)
     return fastest(gpu, shape, lambda: time_kernels(device, shape))
 
@@ -96,7 +96,7 @@ def choose_for_model(
     num_keep: int,
     dtype: torch.dtype = torch.bfloat16,
 ) -> dict[str, Choice]:
-    """Settle the kernels of a masked autoencoder: "encoder" and "decoder", for `set_attention`."""
+    """Resolve the kernels of a masked autoencoder: "encoder" and "decoder", for `set_attention`."""
     shapes = shapes_of(config, num_keep=num_keep, dtype=dtype)
     return {part: choose_attention(requested, device, shape) for part, shape in shapes.items()}
 
@@ -165,7 +165,7 @@ def _by_time(item: tuple[AttentionKernel, float]) -> float:
     return item[1]
 
 
-def _say_fallback(requested: AttentionKernel, problem: str) -> None:
+def _log_fallback(requested: AttentionKernel, problem: str) -> None:
     log.slower_path(
         f"attention={requested}", reason=problem, cure="set attention=auto to choose what works"
     )
@@ -206,7 +206,7 @@ def _describe(shape: Shape) -> str:
 
 
 def _read_cache() -> dict[str, dict[AttentionKernel, float]]:
-    """Timings so far; what does not look like timings is left out, aloud, and measured again."""
+    """Timings so far, with a warning without those that are damaged: they are measured again."""
     path = cache_path()
     try:
         tree = json.loads(path.read_bytes())

@@ -18,7 +18,7 @@ from ecgfast.errors import BackendUnavailableError
 from ecgfast.model.block import NORM_EPS, Block
 from ecgfast.vocabulary import Fused
 
-# "off": torch.compile fuses what lies between the products: the fastest that a GPU has shown yet.
+# "off": torch.compile fuses what is between the products: the fastest measured so far.
 # "separate": norms with their residual, and GELU with its bias, are one kernel each.
 # "triton": the same norms; GELU runs inside the products before and behind it, in fp16 and bf16.
 # "quack": the same by an optional package's products, on Hopper.

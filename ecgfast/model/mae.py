@@ -28,9 +28,9 @@ class MaskedAutoencoder(Encoder):
     Args:
         config: architecture.
         norm_patch_loss: predict patches normalised to zero mean and unit variance.
-        kernels: who runs masking, embedding, unshuffling and the loss.
+        kernels: implementation of masking, embedding, unshuffling and the loss.
         attention: attention kernel of every block.
-        fused: who does what lies between a block's matrix products.
+        fused: kernels between a block's matrix products.
 
     Source: He et al. 2022, sections 3 and 4.
     """
@@ -58,7 +58,7 @@ class MaskedAutoencoder(Encoder):
         set_attention(self.decoder_blocks, attention)
 
     def set_attention(self, *, encoder: AttentionKernel, decoder: AttentionKernel) -> None:
-        """Take the kernels that `attention_choice` settled; call it before compiling."""
+        """Set the kernels that `attention_choice` resolved; call it before compiling."""
         set_attention(self.blocks, encoder)
         set_attention(self.decoder_blocks, decoder)
 

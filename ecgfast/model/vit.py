@@ -42,9 +42,9 @@ class Encoder(nn.Module):
 
     Args:
         config: architecture.
-        kernels: who runs the operators around the blocks.
+        kernels: implementation of the operators around the blocks.
         attention: attention kernel of every block; `attention_choice` finds the fastest.
-        fused: who does what lies between a block's matrix products.
+        fused: kernels between a block's matrix products.
     """
 
     pos_embed: Tensor

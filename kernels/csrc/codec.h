@@ -27,7 +27,7 @@ enum EcgfastStatus {
   ECGFAST_DESCRIPTOR = 8,
   ECGFAST_GROUPS = 9,
   ECGFAST_RANGE = 100,    // an offset or a length points outside the buffer
-  ECGFAST_BACKEND = 101,  // this machine cannot run the backend asked for
+  ECGFAST_BACKEND = 101,  // this machine cannot run the requested backend
   ECGFAST_MEMORY = 102,
 };
 
@@ -46,7 +46,7 @@ struct EcgfastChunks {
 ECGFAST_API const char* ecgfast_backend(void);
 ECGFAST_API int32_t ecgfast_set_backend(const char* name);
 
-// Room that one record needs in the output of ecgfast_encode.
+// Bytes that one record may take in the output of ecgfast_encode.
 ECGFAST_API int64_t ecgfast_encode_bound(int32_t num_leads, int32_t num_timesteps);
 
 // signal (N, C, T) -> chunk i at out + i * stride, stride >= the bound; lengths (N,) is filled.

@@ -27,7 +27,7 @@ ECGFAST_API int ecgfast_cuda_decode(const uint8_t* bytes, int64_t num_bytes, con
                                     int32_t num_timesteps, void* out, int32_t* status,
                                     void* stream);
 
-// int16 (num_stored, num_leads, T) -> patches of the records asked for.
+// int16 (num_stored, num_leads, T) -> patches of the requested records.
 ECGFAST_API int ecgfast_cuda_gather_patches(const int16_t* signal, const int64_t* records,
                                             int64_t num_stored, int64_t num_records,
                                             const float* mean, const float* rstd, int32_t num_leads,

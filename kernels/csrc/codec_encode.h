@@ -43,8 +43,8 @@ inline int floor_width(int most, int num_planes) {
   return floor > 0 ? floor : 0;
 }
 
-// The cheapest width code for these groups, as bytes << 6 | planes. Without branches: which code
-// wins is as good as random.
+// The cheapest width code for these groups, as bytes << 6 | planes. Without branches: they could
+// not be predicted, as any code may be the cheapest.
 template <class Simd>
 uint32_t price(const uint8_t* need) {
   const int most = Simd::largest(need), last = need[kGroups - 1];
@@ -150,7 +150,7 @@ inline int64_t write_raw(const int16_t* signal_CT, int num_leads, int num_timest
   return kHeaderBytes + int64_t(2) * num_leads * num_timesteps;
 }
 
-// Everything but the checksum. out has room for ecgfast_encode_bound bytes.
+// Everything but the checksum. out has space for ecgfast_encode_bound bytes.
 template <class Simd>
 int64_t encode(const int16_t* signal_CT, int num_leads, int num_timesteps, uint8_t* out) {
   const int num_columns = num_timesteps / kColumn;

@@ -7,7 +7,7 @@
 namespace ecgfast {
 namespace {
 
-// The residuals of one group, handed to take(i, residual) in order: 0-3 lie in the 8 bytes from
+// The residuals of one group, passed to take(i, residual) in order: 0-3 lie in the 8 bytes from
 // `at`, 4-7 in those from at + w / 2. Signs are undone by x ^ s - s with s the sign bit, the ^ for
 // four residuals at once.
 template <class Take>
@@ -38,7 +38,7 @@ inline void pack_group(const int16_t* r, int w, uint8_t* out) {
   store_halves(half[0], half[1], w, out);
 }
 
-// What leads I and II and the lead before say about lead c; all rows have kRow values.
+// Prediction of lead c from leads I and II and the lead before; all rows have kRow values.
 inline void predict(const int16_t* one, const int16_t* two, const int16_t* before, int c,
                     int16_t* __restrict p) {
   switch (c) {

@@ -1,5 +1,5 @@
 // What stays the same of an ECG under another gain, rate, or cut: how its leads correlate, and when
-// its beats come. The same in NumPy: signals.py, which says what the numbers are for.
+// its beats come. The same in NumPy: signals.py, where the constants are explained.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -42,24 +42,25 @@ float dot(const float* a, const float* b, int64_t n) {
   return float(sum);
 }
 
-struct Room {
+// Memory of one record's fingerprint, used again for the next.
+struct Scratch {
   std::vector<int32_t> bins;
   std::vector<float> slopes, power, mean, heights;
   std::vector<int64_t> peaks;
 };
 
-void find_beats(Room& room, int64_t n, int64_t first, uint16_t* beats) {
-  room.mean.assign(n, 0.0f);
-  room.peaks.clear();
-  room.heights.clear();
+void find_beats(Scratch& scratch, int64_t n, int64_t first, uint16_t* beats) {
+  scratch.mean.assign(n, 0.0f);
+  scratch.peaks.clear();
+  scratch.heights.clear();
   double sum = 0;
-  for (int64_t k = 0; k < std::min<int64_t>(kSmooth, n); ++k) sum += room.power[k];
+  for (int64_t k = 0; k < std::min<int64_t>(kSmooth, n); ++k) sum += scratch.power[k];
   for (int64_t k = 0; k < n; ++k) {
-    if (k + kSmooth < n) sum += room.power[k + kSmooth];
-    if (k > kSmooth) sum -= room.power[k - kSmooth - 1];
-    room.mean[k] = float(sum);
+    if (k + kSmooth < n) sum += scratch.power[k + kSmooth];
+    if (k > kSmooth) sum -= scratch.power[k - kSmooth - 1];
+    scratch.mean[k] = float(sum);
   }
-  const float* e = room.mean.data();
+  const float* e = scratch.mean.data();
   for (int64_t k = 1; k + 1 < n; ++k) {
     if (!(e[k] > e[k - 1] && e[k] >= e[k + 1])) continue;
     bool highest = true;
@@ -67,16 +68,16 @@ void find_beats(Room& room, int64_t n, int64_t first, uint16_t* beats) {
       highest = e[std::max<int64_t>(0, k - near)] <= e[k] &&
                 e[std::min(n - 1, k + near)] <= e[k];
     if (!highest) continue;
-    room.peaks.push_back(k);
-    room.heights.push_back(e[k]);
+    scratch.peaks.push_back(k);
+    scratch.heights.push_back(e[k]);
   }
-  if (room.peaks.empty()) return;
-  std::vector<float>& sorted = room.heights;
+  if (scratch.peaks.empty()) return;
+  std::vector<float>& sorted = scratch.heights;
   const size_t middle = sorted.size() / 2;
   std::nth_element(sorted.begin(), sorted.begin() + middle, sorted.end());
   const float least = kLeastPower * sorted[middle];
   int found = 0;
-  for (int64_t k : room.peaks) {
+  for (int64_t k : scratch.peaks) {
     if (e[k] <= least || found == kBeats) continue;
     const double left = e[k - 1], top = e[k], right = e[k + 1];
     const double bend = left - 2 * top + right;  // below 0 at a peak
@@ -85,7 +86,7 @@ void find_beats(Room& room, int64_t n, int64_t first, uint16_t* beats) {
   }
 }
 
-void one(const int16_t* signal, int64_t num_timesteps, int64_t least_timesteps, Room& room,
+void one(const int16_t* signal, int64_t num_timesteps, int64_t least_timesteps, Scratch& scratch,
          float* correlation, uint16_t* beats) {
   std::memset(correlation, 0, sizeof(float) * kLeads * (kLeads - 1) / 2);
   std::fill(beats, beats + kBeats, kNoBeat);
@@ -97,28 +98,28 @@ void one(const int16_t* signal, int64_t num_timesteps, int64_t least_timesteps, 
   if (end - first < least_timesteps) return;
   const int64_t num_bins = (end - first) / kBox, n = num_bins - kStep;
   if (n < 1) return;
-  room.bins.resize(num_bins);
-  room.slopes.resize(kLeads * n);
-  room.power.assign(n, 0.0f);
+  scratch.bins.resize(num_bins);
+  scratch.slopes.resize(kLeads * n);
+  scratch.power.assign(n, 0.0f);
   for (int c = 0; c < kLeads; ++c) {
     const int16_t* row = signal + kLead[c] * num_timesteps + first;
     for (int64_t k = 0; k < num_bins; ++k) {
       const int16_t* x = row + kBox * k;
-      room.bins[k] = int32_t(x[0]) + x[1] + x[2] + x[3] + x[4];
+      scratch.bins[k] = int32_t(x[0]) + x[1] + x[2] + x[3] + x[4];
     }
-    float* slope = room.slopes.data() + c * n;
-    for (int64_t k = 0; k < n; ++k) slope[k] = float(room.bins[k + kStep] - room.bins[k]);
+    float* slope = scratch.slopes.data() + c * n;
+    for (int64_t k = 0; k < n; ++k) slope[k] = float(scratch.bins[k + kStep] - scratch.bins[k]);
     const float square = dot(slope, slope, n);
     const float factor = square > 0 ? float(std::sqrt(double(n) / double(square))) : 0.0f;
     for (int64_t k = 0; k < n; ++k) {
       slope[k] *= factor;
-      room.power[k] += slope[k] * slope[k];
+      scratch.power[k] += slope[k] * slope[k];
     }
   }
   for (int a = 0; a < kLeads; ++a)
     for (int b = a + 1; b < kLeads; ++b)
-      *correlation++ = dot(room.slopes.data() + a * n, room.slopes.data() + b * n, n) / float(n);
-  find_beats(room, n, first, beats);
+      *correlation++ = dot(scratch.slopes.data() + a * n, scratch.slopes.data() + b * n, n) / float(n);
+  find_beats(scratch, n, first, beats);
 }
 
 }  // namespace
@@ -126,8 +127,8 @@ void one(const int16_t* signal, int64_t num_timesteps, int64_t least_timesteps, 
 extern "C" void ecgfast_fingerprints(const int16_t* signal, int64_t num_records,
                                      int64_t num_timesteps, int64_t least_timesteps,
                                      float* correlation, uint16_t* beats) {
-  Room room;
+  Scratch scratch;
   for (int64_t i = 0; i < num_records; ++i)
-    one(signal + i * kAllLeads * num_timesteps, num_timesteps, least_timesteps, room,
+    one(signal + i * kAllLeads * num_timesteps, num_timesteps, least_timesteps, scratch,
         correlation + i * kLeads * (kLeads - 1) / 2, beats + i * kBeats);
 }

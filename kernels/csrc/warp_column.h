@@ -1,5 +1,5 @@
 // Where a column of an ecgpack chunk lies and what its leads need: checks, copy into shared memory,
-// head of the column. Nothing is read outside the buffer of all chunks, whatever the bytes say
+// head of the column. Nothing is read outside the buffer of all chunks, for any content
 // (docs/format.md, 2.4).
 #pragma once
 
@@ -10,7 +10,7 @@ namespace ecgfast::device {
 
 constexpr int kGroup = 8;  // timesteps of a group, and of a lane
 
-// The chunks and what to make of them; every pointer lies in memory that the device reads.
+// The chunks and what to decode them to; every pointer is to memory that the device reads.
 struct Decode {
   const uint8_t* bytes;  // 16-byte aligned
   int64_t num_bytes;

@@ -122,7 +122,7 @@ struct Patches {
   }
 };
 
-// The output as int16: a row of 500 bytes starts at any multiple of 4, so lanes trade words through
+// The output as int16: a row of 500 bytes starts at any multiple of 4, so lanes exchange words through
 // shared memory.
 struct Signal {
   static constexpr int kStageWords = 128;

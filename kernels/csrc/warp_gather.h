@@ -1,4 +1,4 @@
-// One warp gathers, normalises and cuts one lead of a raw int16 record: the peer of warp_decode.h.
+// One warp gathers, normalises and cuts one lead of a raw int16 record, as warp_decode.h does with coded ones.
 #pragma once
 
 #include "codec_format.h"
@@ -6,8 +6,7 @@
 
 namespace ecgfast::device {
 
-// The raw int16 store, resident: gather, normalise and cut into patches; the peer of the coded
-// path.
+// The raw int16 store, resident: gather, normalise and cut into patches.
 struct Gather {
   const int16_t* signal;   // (num_stored, num_leads, num_timesteps), 4-byte aligned
   const int64_t* records;  // (num_records,); null: row i takes record i

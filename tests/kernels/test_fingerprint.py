@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ecgfast_kernels.codec import CodecError
 from ecgfast_kernels.codec.native import load
-from ecgfast_kernels.codec.signals import NO_BEAT, _slowly, fingerprints, live_span
+from ecgfast_kernels.codec.signals import NO_BEAT, _fingerprints_in_numpy, fingerprints, live_span
 from recordings import heart, irregular, recording
 
 BEATS = irregular(10, seed=1)
@@ -72,7 +72,7 @@ def test_the_live_span_by_hand() -> None:
 def both(signal: np.ndarray, least_timesteps: int) -> tuple[np.ndarray, np.ndarray]:
     """Correlation and beats of one record, the same from both codes."""
     one = fingerprints(signal[None], least_timesteps=least_timesteps)
-    other = _slowly(signal[None], least_timesteps)
+    other = _fingerprints_in_numpy(signal[None], least_timesteps)
     np.testing.assert_allclose(one.correlation, other.correlation, atol=1e-5)
     np.testing.assert_array_equal(one.beats, other.beats)
     return one.correlation[0], one.beats[0]
@@ -113,7 +113,7 @@ def test_native_as_numpy() -> None:
     signal[2, 3] = 0
     signal[3] = 0
     signal[4] = np.random.default_rng(0).integers(-32768, 32767, (12, 5000))
-    native, numpy = fingerprints(signal, least_timesteps=2400), _slowly(signal, 2400)
+    native, numpy = fingerprints(signal, least_timesteps=2400), _fingerprints_in_numpy(signal, 2400)
     np.testing.assert_allclose(native.correlation, numpy.correlation, atol=1e-5)  # float32 sums
     np.testing.assert_array_equal(native.beats, numpy.beats)
 

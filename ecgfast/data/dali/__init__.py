@@ -33,7 +33,7 @@ class _Output(Protocol):
     """A batch in DALI's memory."""
 
     def as_tensor(self) -> object:
-        """The samples as one array that speaks DLPack."""
+        """The samples as one array that supports DLPack."""
 
 
 class _Pipeline(Protocol):
@@ -100,7 +100,7 @@ class DaliEngine:
             num_threads=self._source.num_threads,
             device_id=self._gpu,
             prefetch_queue_depth=2,
-            exec_dynamic=True,  # outputs belong to who holds them, instead of being used again
+            exec_dynamic=True,  # outputs stay valid as long as they are held
         )
         with pipeline:
             inputs = dali.fn.external_source(

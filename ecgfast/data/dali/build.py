@@ -111,7 +111,7 @@ def cache_folder() -> Path:
 
 
 def build_plugin(target: Target, cache: Path) -> Path:
-    """Build the operator with CMake, or find it built; processes that ask at once wait for one.
+    """Build the operator with CMake, or find it built; concurrent processes wait for one build.
 
     Args:
         target: what to build for.
@@ -272,7 +272,7 @@ def nvcc() -> str:
 
 
 def _real_root(compiler: Path) -> Path:
-    """The toolkit's folder as nvcc itself says it: what lies on PATH may be a link or a script."""
+    """The toolkit's folder as nvcc itself reports it: what is on PATH may be a link or a script."""
     done = subprocess.run(
         [str(compiler), "--dryrun", "-x", "cu", "/dev/null", "-c", "-o", "/dev/null"],
         capture_output=True,

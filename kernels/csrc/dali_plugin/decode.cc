@@ -37,7 +37,7 @@ void Decode<dali::CPUBackend>::RunImpl(dali::Workspace& workspace) {
 
 }  // namespace ecgfast
 
-namespace dali {  // the macros name things of DALI without saying so
+namespace dali {  // the macros use names of DALI without their namespace
 
 DALI_SCHEMA(EcgDecode)
     .DocStr("Decodes ecgpack chunks to int16, or to normalised patches of 250 timesteps.")

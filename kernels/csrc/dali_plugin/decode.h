@@ -12,7 +12,7 @@ namespace ecgfast {
 // or DALI bookkeeping per record. Inputs: chunks one after another (bytes,) uint8; offsets and
 // lengths (B,) int64; for patches also mean and rstd (B, C) float32. Outputs: (B, C * T / 250, 256)
 // float16, or (B, C, T) int16 when there are only three inputs; and (B,) int32 status, 0 or a code
-// of docs/format.md, 2.4. On a GPU nobody waits for the status here, so it is an output.
+// of docs/format.md, 2.4. Reading the status on a GPU would wait for the kernel, so it is an output.
 template <class Backend>
 class Decode : public dali::StatelessOperator<Backend> {
  public:

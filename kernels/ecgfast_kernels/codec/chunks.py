@@ -83,7 +83,7 @@ def decode(
     Returns:
         (N, C, T) int16.
     Raises:
-        CodecError: a chunk is damaged (`index` says which) or has another shape.
+        CodecError: a chunk is damaged (`index` is its number) or has another shape.
     """
     data, at, size = _chunks(buffer, offsets, lengths)
     check_shape(num_leads, num_timesteps)
@@ -91,7 +91,7 @@ def decode(
     library = load()
     if library is None:
         for i, chunk in enumerate(_slices(data, at, size)):
-            out[i] = _decode_slowly(chunk, i, out.shape[1:], check=check)
+            out[i] = _decode_in_numpy(chunk, i, out.shape[1:], check=check)
         return out
     chunks = _describe(data, at, size, num_leads, num_timesteps)
     bad = ctypes.c_int64(-1)
@@ -129,7 +129,7 @@ def decode_patches(
     Returns:
         (N, P, 256) float16; patch n = lead * T / 250 + column; entries 250 to 255 are 0.
     Raises:
-        CodecError: a chunk is damaged (`index` says which) or has another shape.
+        CodecError: a chunk is damaged (`index` is its number) or has another shape.
     """
     data, at, size = _chunks(buffer, offsets, lengths)
     mean, rstd = _moments(mean_NC, len(at)), _moments(rstd_NC, len(at))
@@ -225,7 +225,7 @@ def check_crcs(
         offsets: (N,) int64, first byte of each chunk.
         lengths: (N,) int64, bytes of each chunk.
     Raises:
-        CodecError: a checksum differs (code 4); `index` says whose.
+        CodecError: a checksum differs (code 4); `index` is its number.
     """
     for i, (start, length) in enumerate(zip(offsets.tolist(), lengths.tolist(), strict=True)):
         chunk = buffer[start : start + length]
@@ -316,7 +316,7 @@ def _slices(
     return [view[a : a + s] for a, s in zip(at.tolist(), size.tolist(), strict=True)]
 
 
-def _decode_slowly(
+def _decode_in_numpy(
     chunk: memoryview, index: int, shape: tuple[int, ...], *, check: bool
 ) -> NDArray[np.int16]:
     try:

@@ -1,7 +1,7 @@
-"""The CUDA decoder of ecgpack: from bytes that lie in GPU memory to patches, in one kernel.
+"""The CUDA decoder of ecgpack: from bytes in GPU memory to patches, in one kernel.
 
 Importing this imports no torch. Kernels are queued on PyTorch's current stream and nothing waits.
-Shapes: R records held, B records asked for, C leads, T timesteps, N = C * T / 250 patches.
+Shapes: R records held, B records requested, C leads, T timesteps, N = C * T / 250 patches.
 """
 
 import ctypes
@@ -107,7 +107,7 @@ def gather_patches(
     out: "Tensor",
     status: "Tensor",
 ) -> None:
-    """Gather, normalise and cut records that lie decoded in GPU memory.
+    """Gather, normalise and cut records that are decoded in GPU memory.
 
     Args:
         signal_RCT: (R, C, T) int16 on the GPU or in pinned host memory.
@@ -205,7 +205,7 @@ def _check_moments(mean_RC: "Tensor", rstd_RC: "Tensor", shape: tuple[int, int])
 def _check(
     name: str, tensor: "Tensor", dtype: str, shape: tuple[int, ...], *, pinned: bool = False
 ) -> None:
-    """Refuse what the kernel would read as something else: it sees only addresses."""
+    """Refuse tensors that the kernel, which gets only addresses, would misread."""
     reachable = tensor.is_cuda or (pinned and tensor.is_pinned())
     found = (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
     if found != (dtype, shape) or not tensor.is_contiguous() or not reachable:
@@ -217,7 +217,7 @@ def _check(
 
 
 def _launch(name: str, *arguments: int, out: "Tensor", status: "Tensor") -> None:
-    """Queue a kernel on the current stream of the GPU on which `out` lies."""
+    """Queue a kernel on the current stream of the GPU that holds `out`."""
     import torch
 
     with torch.cuda.device(out.device):  # a stream takes launches from its own device only

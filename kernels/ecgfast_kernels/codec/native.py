@@ -106,7 +106,7 @@ def backend() -> str:
 
 
 def address(array: NDArray[np.generic]) -> int:
-    """Where an array's first byte lies; the array must be C-contiguous and outlive the call."""
+    """Address of an array's first byte; the array must be C-contiguous and outlive the call."""
     return array.ctypes.data
 
 

@@ -1,4 +1,4 @@
-"""ecgpack decoding in NumPy: the truth that every other decoder is compared with.
+"""ecgpack decoding in NumPy: the reference for every other decoder.
 
 Written after docs/format.md, chapter 2, one function per step, vectorised over a record's columns.
 Shapes: C leads, T timesteps, J columns, G = 32 groups; a lead's slice of one column is a row.
@@ -57,7 +57,7 @@ def chunk_crc(chunk: bytes | memoryview) -> int:
 
 
 def prediction(k_CJT: Int16, lead: int) -> Int16:
-    """What leads before `lead` say about it (docs/format.md, 2.3).
+    """Prediction of a lead from the leads before it (docs/format.md, 2.3).
 
     Args:
         k_CJT: (C, J, 250) int16; leads 0, 1 and `lead` - 1 must be filled.
@@ -110,7 +110,7 @@ def _unpack(data: Bytes, start: Int64, width: Int64) -> Int16:
 
 
 class _Columns:
-    """Where everything lies in the columns of one chunk; made from checked bytes only."""
+    """Positions of all parts in the columns of one chunk; made from checked bytes only."""
 
     def __init__(self, data: Bytes, start_J: Int64, size_J: Int64, num_leads: int) -> None:
         """Args: data padded by 32 bytes, each column's byte offset and length."""

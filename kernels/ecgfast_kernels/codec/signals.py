@@ -46,7 +46,7 @@ def lead_statistics(
     use = None if valid is None else np.ascontiguousarray(valid, np.uint8)
     library = load()
     if library is None:
-        return _statistics_slowly(signal, use)
+        return _statistics_in_numpy(signal, use)
     mean, std = (np.empty(signal.shape[:2], np.float32) for _ in range(2))
     mask = None if use is None else address(use)
     rows, timesteps = mean.size, signal.shape[2]
@@ -56,7 +56,7 @@ def lead_statistics(
     return mean, std
 
 
-def _statistics_slowly(
+def _statistics_in_numpy(
     signal: NDArray[np.int16], use: NDArray[np.uint8] | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     keep = signal != _INVALID
@@ -94,7 +94,7 @@ def deinterleave(frames_TS: NDArray[np.int16]) -> tuple[NDArray[np.int16], NDArr
 
 
 class Fingerprints(NamedTuple):
-    """Of N records.
+    """Fingerprints of N records.
 
     Attributes:
         correlation: (N, 28) float32 in [-1, 1], of the slopes of each two leads over the record:
@@ -125,7 +125,7 @@ def fingerprints(signal_NCT: NDArray[np.int16], *, least_timesteps: int) -> Fing
     signal = np.ascontiguousarray(signal_NCT)
     library = load()
     if library is None:
-        return _slowly(signal, least_timesteps)
+        return _fingerprints_in_numpy(signal, least_timesteps)
     found = _none(len(signal))
     size = (len(signal), signal.shape[2], least_timesteps)
     library.ecgfast_fingerprints(
@@ -147,7 +147,7 @@ def _none(num_records: int) -> Fingerprints:
     )
 
 
-def _slowly(signal: NDArray[np.int16], least_timesteps: int) -> Fingerprints:
+def _fingerprints_in_numpy(signal: NDArray[np.int16], least_timesteps: int) -> Fingerprints:
     found = _none(len(signal))
     upper = np.triu_indices(len(LEADS), 1)
     for record, signal_CT in enumerate(signal):

@@ -13,7 +13,8 @@ from torch import Tensor
 from ecgfast_kernels.ops.library import block_config
 
 _ELEMENTS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-_RECORDED: list[tuple[Tensor, ...]] = []  # a CUDA graph knows its tables by their addresses alone
+# Tables of recorded CUDA graphs, which keep only their addresses: they must not be freed.
+_RECORDED: list[tuple[Tensor, ...]] = []
 
 
 @triton.jit

@@ -25,7 +25,7 @@ HEAD_WIDTHS = (16, 32, 64)
 
 
 def supports(num_tokens: int, head_width: int) -> bool:
-    """Say whether `short_attention` has a kernel for this shape."""
+    """Whether `short_attention` has a kernel for this shape."""
     return HAS_TRITON and num_tokens <= MAX_TOKENS and head_width in HEAD_WIDTHS
 
 

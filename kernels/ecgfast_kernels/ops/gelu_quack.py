@@ -1,7 +1,7 @@
 """`linear_gelu` on quack's products, an optional package (github.com/Dao-AILab/quack), on Hopper.
 
 Its products write a tile while they compute the next one, which Triton's cannot on Hopper. Written
-for quack-kernels 0.6.5, whose sources and compiler were asked; it has not run on a GPU yet.
+for quack-kernels 0.6.5, checked against its sources and its compiler; it has not run on a GPU yet.
 """
 
 # ruff: noqa: ANN001, ANN202 (quack traces the epilogues; their values are one element's)

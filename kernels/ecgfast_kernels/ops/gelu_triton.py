@@ -191,7 +191,9 @@ def product_kernel(
                 tl.store(share, tl.sum(part, 0), mask=columns < num_columns)
 
 
-def linear_forward(x: Tensor, weight: Tensor, bias: Tensor, provider: str) -> tuple[Tensor, Tensor]:
+def linear_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, provider: str = "triton"
+) -> tuple[Tensor, Tensor]:
     """Launch the product with GELU; see `reference.linear_gelu`."""
     if provider == "quack" and x.is_cuda:
         results: tuple[Tensor, Tensor] = _quack().forward(x, weight, bias)
@@ -203,7 +205,7 @@ def linear_forward(x: Tensor, weight: Tensor, bias: Tensor, provider: str) -> tu
 
 
 def linear_backward(
-    grad: Tensor, out_weight: Tensor, slope: Tensor, provider: str
+    grad: Tensor, out_weight: Tensor, slope: Tensor, provider: str = "triton"
 ) -> tuple[Tensor, Tensor]:
     """Launch the product with GELU's derivative; see `reference.linear_gelu_backward`."""
     if provider == "quack" and grad.is_cuda:

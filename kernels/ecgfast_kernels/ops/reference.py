@@ -1,4 +1,4 @@
-"""The truth of every op in plain PyTorch: any device, any float dtype, differentiable.
+"""The reference of every op in plain PyTorch: any device, any float dtype, differentiable.
 
 Shapes: B records, N patches, K kept patches, P padded patch length, D and E encoder and
 decoder width. In a transformer's block: T tokens, H heads, K head width, M rows (records x tokens),
