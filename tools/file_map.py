@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "map.md"
 HEAD = "# Where things are\n\nOne line per file, written by `python tools/file_map.py`.\n"
 FOLDERS = ("ecgfast", "kernels", "tools", "benchmarks")
-_COMMENT = re.compile(r"^(?://|/\*|#(?!!|include|pragma|ifndef|define))\s*(.+?)\s*(?:\*/)?$")
+_COMMENT = re.compile(r"^(?://|/\*|\{#|#(?!!|include|pragma|ifndef|define))\s*(.+?)\s*(?:\*/)?$")
 
 
 def first_line(path: Path) -> str:
@@ -26,7 +26,7 @@ def file_map() -> str:
     files = (
         path
         for folder in FOLDERS
-        for suffix in ("*.py", "*.cpp", "*.cu", "*.cc", "*.h")
+        for suffix in ("*.py", "*.cpp", "*.cu", "*.cc", "*.h", "*.j2")
         for path in (ROOT / folder).rglob(suffix)
     )
     parts: list[str] = []

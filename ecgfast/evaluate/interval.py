@@ -48,7 +48,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """How sure a statistic is.
+    """Standard error of a statistic, and its degrees of freedom.
 
     Attributes:
         std_error: of the statistic; 0 where no patient differs from another.
@@ -143,13 +143,13 @@ def limits(value: float, of: Spread) -> tuple[float, float, str]:
     return low, high, LOGIT_T
 
 
-def mean_interval(values: ArrayLike, groups: ArrayLike | None, *, nobody: str) -> Interval:
+def mean_interval(values: ArrayLike, groups: ArrayLike | None, *, if_empty: str) -> Interval:
     """Mean of numbers in [0, 1] with its interval: shares of yes and no, or squared errors.
 
     Args:
         values: (n,) bool, or float in [0, 1].
         groups: (n,) patient of each record; None: every record is its own patient.
-        nobody: reason to give where n is 0.
+        if_empty: reason to give where n is 0.
     Returns:
         `Interval`; without low and high when all records are of one patient.
     Raises:
@@ -158,7 +158,7 @@ def mean_interval(values: ArrayLike, groups: ArrayLike | None, *, nobody: str) -
     numbers = np.asarray(values, dtype=np.float64)
     patients = patients_of(groups, len(numbers))
     if not len(numbers):
-        return Interval(reason=nobody)
+        return Interval(reason=if_empty)
     mean = float(numbers.mean())
     if not patients.any():
         return Interval(value=mean, reason="records of a single patient")

@@ -31,7 +31,7 @@ class OperatingPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How far predicted probabilities can be taken at their word.
+    """Agreement of predicted probabilities with outcomes.
 
     Attributes:
         brier: mean squared difference of probability and outcome; lower is better. With its
@@ -65,8 +65,8 @@ def operating_point(
     found, patients = probability >= threshold, patients_of(groups, len(is_case))
     return OperatingPoint(
         threshold=threshold,
-        sensitivity=mean_interval(found[is_case], patients[is_case], nobody="no cases"),
-        specificity=mean_interval(~found[~is_case], patients[~is_case], nobody="no controls"),
+        sensitivity=mean_interval(found[is_case], patients[is_case], if_empty="no cases"),
+        specificity=mean_interval(~found[~is_case], patients[~is_case], if_empty="no controls"),
     )
 
 
@@ -93,7 +93,7 @@ def calibration(
     bins = np.array_split(order, max(1, min(num_bins, len(order) // 10)))
     return Calibration(
         # its interval needs each record's part; scikit-learn's mean differs in the last bit
-        brier=mean_interval((probability - is_case) ** 2, groups, nobody="no labelled records"),
+        brier=mean_interval((probability - is_case) ** 2, groups, if_empty="no labelled records"),
         mean_predicted=float(probability.mean()),
         observed=float(is_case.mean()),
         bin_predicted=tuple(float(probability[rows].mean()) for rows in bins),

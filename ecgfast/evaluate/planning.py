@@ -41,23 +41,21 @@ class Learner:
 
 @dataclass(frozen=True, kw_only=True)
 class TestPlan:
-    """Who is tested on what.
+    """Which records test each run.
 
     Attributes:
         target: what a case is.
         is_case: (N,) bool, meaningful where the label is known.
         patients: (N,) number of each record's patient.
         cohorts: cohort -> run's name -> rows with known labels of patients that this run has not
-            learned from. A run that knows a site is tested on its test split alone.
-        seen: run's name -> what it knows of this store's patients.
-        notes: what was left out and what could not be told, for the report.
+            learned from. At a site that it learned from, a run is tested on the test split alone.
+        notes: for the report, what was left out and what is not known.
     """
 
     target: str
     is_case: Flags
     patients: NDArray[np.intp]
     cohorts: dict[str, dict[str, Rows]]
-    seen: dict[str, Seen]
     notes: tuple[str, ...]
 
     def rows_of(self, run: str | None) -> Rows:
@@ -154,7 +152,6 @@ def plan_for(store: StoreReader, target: str, learners: Mapping[str, Learner]) -
         is_case=is_case & is_known,
         patients=patient_groups(store.records),
         cohorts=cohorts,
-        seen=known_by,
         notes=_notes(target, site, is_known, learners, tests, known_by),
     )
 
@@ -168,7 +165,8 @@ def _test(
     if learner.fold is not None and by_fold:
         names = splits_of_fold(folds, learner.fold)
     trained = _trained(learner)
-    # Under another key an equal name may be another hospital, unless its ECGs say otherwise.
+    # Sites of one name are one hospital where the pseudonym keys are the same; under another key
+    # only where the run learned from an ECG that this store has at the site.
     ours = {
         name for name in trained if known_by.same_key or (known_by.taught & (site == name)).any()
     }
@@ -261,11 +259,11 @@ def _notes(
 
 
 def _doubts(run: str, known: Seen, trained: set[str], external: set[str]) -> list[str]:
-    """What cannot be told of a run's patients and sites here.
+    """What is not known of a run's patients and sites in this store.
 
     Args:
         run: its name.
-        known: what it knows of this store's patients.
+        known: which patients of this store it learned from or read.
         trained: names of the sites that it learned from.
         external: names of the sites that are called external to it.
     """

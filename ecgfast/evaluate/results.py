@@ -46,10 +46,10 @@ class CohortResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """Everything a report tells about a set of classifiers.
+    """Every number of a report on a set of classifiers.
 
     Attributes:
-        plan: who was tested on what.
+        plan: which records tested each run.
         cohorts: cohort -> run's name -> result.
         paired: cohort -> run's name -> first run minus this one.
         thresholds: run's name -> threshold with the highest Youden index on its own validation
@@ -108,7 +108,7 @@ def summarise(
     """Every number of a report from the scores.
 
     Args:
-        plan: who is tested on what.
+        plan: which records test each run.
         scores: run's name -> (N,) probabilities, NaN where it is not tested.
         thresholds: run's name -> its own, fixed on its own validation records.
     """

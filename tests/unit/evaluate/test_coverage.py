@@ -62,8 +62,8 @@ def test_everything_is_covered(
         intervals = {
             "auroc": delong(y, score, patient),
             "average precision": average_precision(y, score, patient),
-            "sensitivity": mean_interval(found[y], patient[y], nobody="no cases"),
-            "specificity": mean_interval(~found[~y], patient[~y], nobody="no controls"),
+            "sensitivity": mean_interval(found[y], patient[y], if_empty="no cases"),
+            "specificity": mean_interval(~found[~y], patient[~y], if_empty="no controls"),
         }
         for name, interval in intervals.items():
             assert interval.low is not None

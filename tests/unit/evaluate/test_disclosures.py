@@ -54,7 +54,6 @@ def plan_of(rows: dict[str, np.ndarray]) -> planning.TestPlan:
         is_case=np.zeros(16, dtype=bool),
         patients=np.arange(16),
         cohorts={"site 1, test split": rows},
-        seen={},
         notes=(),
     )
 

@@ -28,7 +28,7 @@ def test_a_clustered_share_equals_the_written_out_formula() -> None:
     dof = min(4.0, 2 / (fourth / second**2 - 1 / 5))
     half = stats.t.ppf(0.975, dof) * std_error / (share * (1 - share))
     ends = [1 / (1 + math.exp(-(math.log(2) + sign * half))) for sign in (-1, 1)]
-    result = mean_interval(hits, patient, nobody="no cases")
+    result = mean_interval(hits, patient, if_empty="no cases")
     assert (result.value, result.low, result.high) == pytest.approx((share, *ends), rel=1e-12)
     assert (result.method, result.reason) == (LOGIT_T, "")
 
@@ -36,9 +36,9 @@ def test_a_clustered_share_equals_the_written_out_formula() -> None:
 def test_records_of_one_patient_are_not_independent() -> None:
     hits, patient = five_patients()
     many, names = np.tile(hits, 8), np.tile(patient, 8)
-    same = mean_interval(many, names, nobody="no cases")
-    once = mean_interval(hits, patient, nobody="no cases")
-    apart = mean_interval(many, None, nobody="no cases")
+    same = mean_interval(many, names, if_empty="no cases")
+    once = mean_interval(hits, patient, if_empty="no cases")
+    apart = mean_interval(many, None, if_empty="no cases")
     assert (same.low, same.high) == pytest.approx((once.low, once.high), rel=1e-9)
     assert None not in (apart.low, apart.high, same.low, same.high)
     assert apart.high - apart.low < 0.5 * (same.high - same.low)  # type: ignore[operator]
@@ -47,8 +47,8 @@ def test_records_of_one_patient_are_not_independent() -> None:
 @pytest.mark.parametrize("patients", [2, 12, 60])
 def test_perfect_shares_have_the_exact_bound_over_patients(patients: int) -> None:
     names = np.repeat(np.arange(patients), 3)
-    everyone = mean_interval(np.ones(len(names), dtype=bool), names, nobody="no cases")
-    nobody = mean_interval(np.zeros(len(names), dtype=bool), names, nobody="no cases")
+    everyone = mean_interval(np.ones(len(names), dtype=bool), names, if_empty="no cases")
+    nobody = mean_interval(np.zeros(len(names), dtype=bool), names, if_empty="no cases")
     exact = stats.binomtest(patients, patients).proportion_ci(0.95, method="exact")
     assert (everyone.low, everyone.high) == pytest.approx((exact.low, 1.0), rel=1e-9)
     assert (nobody.low, nobody.high) == pytest.approx((0.0, 1 - exact.low), rel=1e-9)
@@ -74,17 +74,17 @@ def test_one_score_for_all_is_a_share_of_half() -> None:
 
 
 def test_what_has_no_interval_says_why() -> None:
-    assert mean_interval([], None, nobody="no cases").reason == "no cases"
-    single = mean_interval([True, False], ["a", "a"], nobody="no cases")
+    assert mean_interval([], None, if_empty="no cases").reason == "no cases"
+    single = mean_interval([True, False], ["a", "a"], if_empty="no cases")
     assert (single.value, single.low, single.reason) == (0.5, None, "records of a single patient")
     with pytest.raises(ShapeError, match="one patient per record"):
-        mean_interval([True, False], ["a"], nobody="no cases")
+        mean_interval([True, False], ["a"], if_empty="no cases")
 
 
 def test_a_nearly_certain_value_stays_inside_zero_and_one() -> None:
     values = np.zeros(4000, dtype=bool)
     values[0] = True
-    result = mean_interval(values, np.arange(4000) // 2, nobody="no cases")
+    result = mean_interval(values, np.arange(4000) // 2, if_empty="no cases")
     assert result.low is not None
     assert result.high is not None
     assert 0 < result.low < 1 / 4000 < result.high < 1
@@ -103,7 +103,7 @@ def test_patients_who_differ_from_none_have_no_spread(size: float) -> None:
 @pytest.mark.parametrize("patients", [2, 4])
 def test_patients_of_equal_weight_leave_one_degree_of_freedom_less(patients: int) -> None:
     """Half of them hits: the standard error is 1 / 2 / sqrt(P - 1), with P - 1 degrees."""
-    result = mean_interval([True, False] * (patients // 2), None, nobody="no cases")
+    result = mean_interval([True, False] * (patients // 2), None, if_empty="no cases")
     half = stats.t.ppf(0.975, patients - 1) * 0.5 / math.sqrt(patients - 1) / 0.25
     ends = [1 / (1 + math.exp(sign * half)) for sign in (1, -1)]
     assert (result.value, result.low, result.high) == pytest.approx((0.5, *ends), rel=1e-9)

@@ -31,7 +31,6 @@ def plan_of(
             name: dict.fromkeys(RUNS, np.array(rows, dtype=np.int64))
             for name, rows in cohorts.items()
         },
-        seen={},
         notes=(),
     )
 

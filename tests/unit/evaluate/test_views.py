@@ -20,7 +20,6 @@ PLAN = planning.TestPlan(
     is_case=np.array([True, False, True, False]),
     patients=np.arange(4),
     cohorts={},
-    seen={},
     notes=("2 records have no label",),
 )
 
