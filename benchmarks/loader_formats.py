@@ -60,11 +60,11 @@ class Records(Dataset[Tensor]):
 
     def z_score(self, index: int) -> NDArray[Any]:
         """Read one record and normalise it."""
-        signal = self.digits(index).astype(np.float32)
+        signal = self.samples(index).astype(np.float32)
         return (signal - self.mean[index][:, None]) * self.rstd[index][:, None]
 
-    def digits(self, index: int) -> NDArray[np.int16]:
-        """Read one record's int16 digits."""
+    def samples(self, index: int) -> NDArray[np.int16]:
+        """Read one record's int16 ADC units."""
         raise NotImplementedError
 
 
@@ -89,7 +89,7 @@ class Wfdb(Records):
 class Npy(Records):
     """One .npy file a record."""
 
-    def digits(self, index: int) -> NDArray[np.int16]:
+    def samples(self, index: int) -> NDArray[np.int16]:
         loaded: NDArray[np.int16] = np.load(self.folder / f"{index}.npy")
         return loaded
 
@@ -107,7 +107,7 @@ class H5(Records):
 
         return h5py.File(self.folder / "signal.h5", "r")["signal"]
 
-    def digits(self, index: int) -> NDArray[np.int16]:
+    def samples(self, index: int) -> NDArray[np.int16]:
         return np.asarray(self.handle[index])
 
     @staticmethod
@@ -126,7 +126,7 @@ class Int16Memmap(Records):
     def open(self) -> Any:  # noqa: ANN401 (each library's own handle)
         return np.memmap(self.folder / "signal.i2", np.int16, "r").reshape(-1, *SHAPE)
 
-    def digits(self, index: int) -> NDArray[np.int16]:
+    def samples(self, index: int) -> NDArray[np.int16]:
         return np.asarray(self.handle[index])
 
     @staticmethod
@@ -162,7 +162,7 @@ class Zarr(Records):
 
         return zarr.open_array(self.folder / "signal.zarr", mode="r")
 
-    def digits(self, index: int) -> NDArray[np.int16]:
+    def samples(self, index: int) -> NDArray[np.int16]:
         return np.asarray(self.handle[index])
 
     @staticmethod

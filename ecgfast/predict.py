@@ -51,8 +51,8 @@ class Prediction:
         probability: of the run's target, in [0, 1]; None where the file cannot be used.
         finding: whether it reaches the run's threshold; None without either.
         note: why not, or what was done to the signal, what the signal checks of convert find in
-            it, and whether the run has seen this ECG or patient in training; empty for digits used
-            as they were.
+            it, and whether the run has seen this ECG or patient in training; empty for a signal
+            used as it was.
     """
 
     file: Path

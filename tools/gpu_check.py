@@ -82,7 +82,7 @@ class Result:
 
 
 def stages(variants: list[str]) -> tuple[Stage, ...]:
-    """Every stage, the most telling first.
+    """Every stage, the most informative first.
 
     Args:
         variants: of the training step beside ours; none: those that `bench step` chooses.

@@ -81,7 +81,7 @@ def read_trace(path: Path) -> list[Kernel]:
     kernels = []
     for event in events:
         if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
-            # Triton kernels of several operators share short names: the operator tells them apart
+            # Triton kernels of several operators share short names: the operator differs
             operator = operators.get(event.get("args", {}).get("External id", -1), "")
             prefix = f"{operator} " if operator.startswith("ecgfast::") else ""
             kernels.append(

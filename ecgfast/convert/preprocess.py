@@ -240,7 +240,7 @@ def _resampling(rate_hz: float) -> Fraction:
 
 
 def _valid(signal: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """Mask of valid timesteps, or None where all are: the minimum alone tells for integers."""
+    """Mask of valid timesteps, or None where all are: for integers the minimum alone shows it."""
     if signal.shape[1] == 0:
         raise FormatError("the record has no timesteps", reason="there are no timesteps")
     if signal.dtype == np.int16:

@@ -1,6 +1,6 @@
 """What a run says about itself, as JSON with a digest of itself and of the run's files.
 
-A digest tells of damage and of files that were mixed up. It is no signature: who can write the
+A digest reveals damage and files that were mixed up. It is no signature: who can write the
 folder can write the digest too.
 """
 

@@ -58,7 +58,7 @@ class Pseudonyms:
         return self.of("patient", self.patient_key(readable, site))
 
     def patient_key(self, readable: str, site: str | None) -> str:
-        """What tells this patient from all others, readable: SITE/ID where ids belong to a site.
+        """A readable key that only this patient has: SITE/ID where ids belong to a site.
 
         A % and a / of the site are written as %25 and %2F: the first / ends it.
         """
@@ -88,7 +88,7 @@ class Pseudonyms:
 
     @property
     def fingerprint(self) -> str:
-        """Tells keys apart without giving them away."""
+        """Differs from key to key and does not reveal them."""
         return self.digest("fingerprint", "").hex()[:16]
 
 

@@ -167,8 +167,8 @@ class StoreReader:
     def check_digests(self, indices: ArrayLike | None = None) -> None:
         """Compare the shards of some records with the manifest's digests, each once per process.
 
-        A checksum knows nothing of a chunk's place: only the digest of its shard tells a record
-        from another one put there in its stead. About 1 s for 3 GB; logged when it takes longer.
+        A chunk's checksum does not cover its position: only the digest of its shard finds another
+        record in its place. About 1 s for 3 GB; logged when it takes longer.
 
         Args:
             indices: record numbers; None: all.

@@ -42,7 +42,7 @@ class Slot:
 
     Attributes:
         live: this rank's part, read when saving and written when loading.
-        source: the whole as the model knows it; a DTensor tells how it is sharded.
+        source: the whole as the model knows it; a DTensor holds how it is sharded.
     """
 
     live: Tensor
@@ -53,7 +53,7 @@ State = dict[str, Slot]
 
 
 def training_state(model: nn.Module, optimizer: MasterAdamW | None) -> State:
-    """Name every tensor that a run needs to go on; call it while the model is sharded.
+    """Name every tensor that a run needs to be resumed; call it while the model is sharded.
 
     Args:
         model: spread over the ranks.
@@ -95,7 +95,7 @@ def load(checkpoint: Checkpoint, state: State, ranks: Ranks, optimizer: MasterAd
 
 
 class CheckpointWriter:
-    """Copies the state to host memory, then writes it on a thread while training goes on.
+    """Copies the state to host memory, then writes it on a thread while training continues.
 
     Use it as a context: leaving it waits for the last save.
 
@@ -221,8 +221,8 @@ def _not_written(path: Path, error: CheckpointException) -> EcgfastError:
     for failure in failures:
         # PyTorch's archive writer only sees that it did not get as far as it wrote
         full = OSError(errno.ENOSPC, "") if "unexpected pos" in str(failure) else failure
-        if isinstance(full, OSError) and (told := explain(full, path, again=RESUME)):
-            return told
+        if isinstance(full, OSError) and (cause := explain(full, path, again=RESUME)):
+            return cause
     return EcgfastError(
         f"checkpoint {path} could not be written: {first_line(failures[0])}; look at the disk, "
         f"then {RESUME}"

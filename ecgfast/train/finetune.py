@@ -56,7 +56,7 @@ def finetune(
         select: an expression such as ``site=1``; splits apply within it.
         fold: of a cross-validation: this fold is held out, the next one validates; None takes the
             store's train and valid.
-        resume: go on after the last whole epoch; an empty folder starts afresh.
+        resume: resume after the last whole epoch; an empty folder starts a new run.
         device: "cpu" or "cuda"; by default a GPU where there is one.
     Returns:
         `out`, with best.safetensors, result.json and register.parquet besides what every run holds.

@@ -23,7 +23,7 @@ class NonFiniteGuard:
 
     Policy: the optimizer skips a step whose loss or gradient is not finite. Ten in a row mean that
     the weights themselves are lost: they and the moments go back to the last checkpoint, while
-    records and schedule go on, so that the same records do not come again. The fourth time
+    records and schedule continue, so that the same records do not come again. The fourth time
     ends the run.
     """
 
@@ -39,7 +39,7 @@ class NonFiniteGuard:
         self.in_a_row.add_(1).mul_(skipped)
 
     def resumed(self) -> None:
-        """Take the skipped steps that a checkpoint counted as told already."""
+        """Count the skipped steps of a checkpoint as logged already."""
         self._said = int(self.skipped.item())
 
     def wants_rollback(self, skipped: float, in_a_row: float, *, step: int) -> bool:

@@ -115,7 +115,7 @@ class Loop:
             self._state[f"guard.{name}"] = Slot(live=counter, source=counter)
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on exactly where a checkpoint was taken."""
+        """Resume exactly where a checkpoint was taken."""
         load(checkpoint, self._state, self.ranks, self.optimizer)
         self._guard.resumed()
         self._step = self._saved_at = checkpoint.step

@@ -25,7 +25,7 @@ def choose_microbatch(
     before: int | None,
     probe: Callable[[int], None],
 ) -> int:
-    """Settle the microbatch of a run.
+    """Resolve the microbatch of a run.
 
     Args:
         asked: the setting.

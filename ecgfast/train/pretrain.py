@@ -57,7 +57,7 @@ def pretrain(
         out: the run's folder, created.
         select: an expression such as ``site=1``; None takes every record.
         include_test: read the test patients too, without labels, as the study does; reports say so.
-        resume: go on with the run in `out`; an empty folder starts afresh.
+        resume: resume the run in `out`; an empty folder starts a new one.
         device: "cpu" or "cuda"; by default a GPU where there is one.
     Returns:
         `out`, with config.toml, metrics.jsonl, checkpoints/, versions.json, register.parquet and,

@@ -90,7 +90,7 @@ class _Bucket:
             parameter.grad = view
 
     def receive(self) -> None:
-        """Wait for the sum: on a GPU the stream waits, the host goes on."""
+        """Wait for the sum: on a GPU the stream waits, the host does not."""
         assert self._work is not None
         self._work.wait()
         self._work = None

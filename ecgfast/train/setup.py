@@ -1,4 +1,4 @@
-"""What pretraining and fine-tuning settle before the first step."""
+"""What pretraining and fine-tuning resolve before the first step."""
 
 import os
 from pathlib import Path
@@ -73,7 +73,7 @@ def rank_share(batch_size: int, ranks: Ranks, *, key: str = "train.batch_size") 
 
 
 def resolve_precision(config: Config, ranks: Ranks) -> Precision:
-    """Settle `train.precision`: bf16 on a GPU, fp32 on a CPU.
+    """Resolve `train.precision`: bf16 on a GPU, fp32 on a CPU.
 
     Raises:
         BackendUnavailableError: `kernels` names what this device cannot run.
@@ -89,7 +89,7 @@ def resolve_precision(config: Config, ranks: Ranks) -> Precision:
 
 
 def resolve_compile(config: Config, ranks: Ranks) -> bool:
-    """Settle `train.compile`: on where there is a GPU."""
+    """Resolve `train.compile`: on where there is a GPU."""
     asked = config.train.compile
     return ranks.device.type == "cuda" if asked == "auto" else asked
 
@@ -100,12 +100,12 @@ def settle_attention(
     ranks: Ranks,
     before: RunMeta | None,
 ) -> dict[str, str]:
-    """Settle one attention kernel per part of the model, the same on all ranks.
+    """Resolve one attention kernel per part of the model, the same on all ranks.
 
     Args:
         config: what was asked for.
         shapes: parts of the model, "encoder" and "decoder".
-        ranks: rank 0 probes and times, the others hear the answer.
+        ranks: rank 0 probes and times, the others receive the answer.
         before: of a resumed run, which keeps its kernels unless others are asked for.
     Returns:
         parts to kernels.

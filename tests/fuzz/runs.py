@@ -152,7 +152,7 @@ class _Planted:
 def harmful_index(index: bytes, mark: Path, draw: random.Random) -> bytes:
     """An index that would make a file, run forever, or take all memory when it is unpickled."""
     kind = draw.randrange(6)
-    if kind == 0:  # calls a function and goes on as before
+    if kind == 0:  # calls a function and continues as before
         return pickle.dumps(_Planted(os.mkdir, str(mark)), 4)[:-1] + b"0" + index[2:]
     if kind == 1:
         return pickle.dumps(_Planted(eval, f"__import__('os').mkdir({str(mark)!r})"), 4)

@@ -31,8 +31,8 @@ def source_of(out: Path) -> dict[str, Path]:
         return {line["record_id"]: Path(line["source"]) for line in csv.DictReader(file)}
 
 
-def read_digits(header: Path) -> tuple[float, np.ndarray]:
-    """Rate and (12, T) digits in our lead order, parsed here: 12 signals of format 16 in one file.
+def read_samples(header: Path) -> tuple[float, np.ndarray]:
+    """Rate and (12, T) ADC units in our lead order, parsed here from format 16 in one file.
 
     Four of the headers are refused by the wfdb package, so it cannot be the oracle for all.
     """
@@ -40,10 +40,10 @@ def read_digits(header: Path) -> tuple[float, np.ndarray]:
     record, signals = lines[0].split(), [line.split() for line in lines[1:13]]
     data = (header.parent / signals[0][0]).read_bytes()
     start = int(signals[0][1].partition("+")[2] or 0)
-    digits = np.frombuffer(data, "<i2", offset=start).reshape(-1, len(signals))
+    samples = np.frombuffer(data, "<i2", offset=start).reshape(-1, len(signals))
     names = [signal[-1].lower() for signal in signals]
     order = [names.index(lead.lower()) for lead in LEADS]
-    return float(record[2]), digits[:, order].T
+    return float(record[2]), samples[:, order].T
 
 
 def test_inputs_are_converted_or_quarantined(
@@ -67,9 +67,9 @@ def test_every_digit(made: tuple[Path, ConvertSummary]) -> None:
     store, sources = ecgfast.open_store(out), source_of(made[0])
     compared = 0
     for number, name in enumerate(store.records["record_id"].to_pylist()):
-        rate, digits = read_digits(sources[name])
-        if rate == 500 and digits.shape[1] >= 5000 and not (digits[:, :5000] == -32768).any():
-            np.testing.assert_array_equal(store.read([number])[0], digits[:, :5000], err_msg=name)
+        rate, samples = read_samples(sources[name])
+        if rate == 500 and samples.shape[1] >= 5000 and not (samples[:, :5000] == -32768).any():
+            np.testing.assert_array_equal(store.read([number])[0], samples[:, :5000], err_msg=name)
             compared += 1
     assert compared >= 250
 

@@ -97,8 +97,8 @@ def test_an_open_or_read_that_fails_is_one_line(
         try:
             model, found, _ = load_model(runs[which])
             read_register(runs[which])
-        except EcgfastError as told:
-            texts.append(str(told))
+        except EcgfastError as error:
+            texts.append(str(error))
         else:
             assert found == config
             if _Failing.left > 0:  # no call was left to fail

@@ -96,7 +96,7 @@ def test_each_window_has_the_probability_that_the_store_gives_it(
             assert line["finding"] == ("yes" if finding else "no")
         assert float(line["threshold"]) == pytest.approx(loaded.meta.threshold, abs=1e-6)
     assert set(lines) == stored
-    assert len({round(value, 3) for value in expected}) > 5  # a model that tells records apart
+    assert len({round(value, 3) for value in expected}) > 5  # a model that separates records
 
 
 def test_a_file_with_one_bad_window_is_usable(run: Path, store: Path, tmp_path: Path) -> None:

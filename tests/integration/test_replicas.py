@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 
 def train(store: Path, tiny: Path, run: Path, *settings: str, steps: int = STEPS) -> str:
-    """Train on two ranks, or on one without `settings`; go on where the run has a checkpoint."""
+    """Train on two ranks, or on one without `settings`; resume where the run has a checkpoint."""
     command = [
         *("pretrain", str(store), "--out", str(run), "--preset", str(tiny), "--resume"),
         *("--device", "cpu", "--set", f"train.max_steps={steps}"),

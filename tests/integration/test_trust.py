@@ -79,7 +79,7 @@ def test_a_planted_pickle_is_not_run(sealed: bool, pretrained: Path, tmp_path: P
     index = run / NEWEST / INDEX
     harm = pickle.dumps(_Planted(mark), protocol=4)
     assert harm[-1:] == b"."
-    evil = harm[:-1] + b"0" + index.read_bytes()[2:]  # runs the code, forgets it, and goes on
+    evil = harm[:-1] + b"0" + index.read_bytes()[2:]  # runs the code, forgets it, and continues
     index.write_bytes(evil)
 
     def forge(meta: dict[str, Any]) -> None:

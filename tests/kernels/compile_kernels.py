@@ -60,7 +60,7 @@ class Report:
     spill_bytes: int
     shared_bytes: int
     copy_bytes: list[int]  # sizes of the asynchronous copies to shared memory
-    in_flight: int  # how many of them may be under way while the kernel's loop goes on
+    in_flight: int  # how many of them may be under way while the kernel's loop runs
     wide_loads: int  # how many of 16 bytes
     wide_stores: int
     exponentials: int  # in the code of one thread

@@ -73,7 +73,7 @@ from pathlib import Path
 import numpy as np
 from ecgfast_kernels.codec.philox import epoch_order
 
-def peak():  # getrusage would tell the parent's
+def peak():  # getrusage would give the parent's
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
 epoch_order(1, seed=0, epoch=0)

@@ -99,8 +99,8 @@ def test_content_is_the_digest_of_the_digits() -> None:
     signal = np.stack([WHOLE, WHOLE, np.zeros_like(WHOLE)])
     signal[1, 11, 4999] += 1
     first, second, empty = content_digests(signal, signal.std(axis=2).astype(np.float32))
-    digits = b"".join(struct.pack("<5000h", *lead) for lead in WHOLE.tolist())
-    assert first == xxhash.xxh3_128(digits).hexdigest()
+    samples = b"".join(struct.pack("<5000h", *lead) for lead in WHOLE.tolist())
+    assert first == xxhash.xxh3_128(samples).hexdigest()
     assert len(first) == 32
     assert second not in (first, None)
     assert empty is None

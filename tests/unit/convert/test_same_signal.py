@@ -53,7 +53,7 @@ def test_a_record_is_made_ready_from_its_first_timestep_of_signal_on() -> None:
     made = smooth(signal, np.array(beats, np.uint16))
     assert made is not None
     plain = box_mean(signal[:, 701:4999])
-    np.testing.assert_allclose(made.plain, plain, atol=1e-3)  # of some 1,000 digits, in fp32
+    np.testing.assert_allclose(made.plain, plain, atol=1e-3)  # of some 1,000 ADC units, in fp32
     np.testing.assert_allclose(made.slope, plain[:, 10:] - plain[:, :-10], atol=2e-3)
     assert made.beats.tolist() == [500 - 701, 2001 - 701, 4999 - 701]
 

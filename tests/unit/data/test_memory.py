@@ -20,11 +20,11 @@ def test_memory_comes_back_when_nothing_looks_at_it() -> None:
 
 def test_a_view_a_tensor_or_an_array_of_a_tensor_keeps_it() -> None:
     buffers = HostBuffers()
-    lent = [buffers.take(SHAPE) for _ in range(3)]
-    places = {array.ctypes.data for array in lent}
+    arrays = [buffers.take(SHAPE) for _ in range(3)]
+    places = {array.ctypes.data for array in arrays}
     assert len(places) == 3
-    kept = (lent[0][1:], torch.from_numpy(lent[1])[0], torch.from_numpy(lent[2]).numpy())
-    del lent
+    kept = (arrays[0][1:], torch.from_numpy(arrays[1])[0], torch.from_numpy(arrays[2]).numpy())
+    del arrays
     assert buffers.take(SHAPE).ctypes.data not in places
     del kept
     again = [buffers.take(SHAPE) for _ in range(3)]

@@ -135,7 +135,7 @@ def test_unknown_mode_names_the_allowed_ones(small_store: StoreReader) -> None:
 
 @pytest.fixture(scope="module")
 def with_a_wrong_gain(tmp_path_factory: pytest.TempPathFactory) -> StoreReader:
-    """Four ECGs in microvolt, the last of which says that its digits are tenths of a volt."""
+    """Four ECGs in microvolt, the last of which claims that its ADC units are tenths of a volt."""
     folder = tmp_path_factory.mktemp("wrong_gain")
     for number, signal in enumerate(ecg_like(4, seed=5)):
         (folder / "in").mkdir(exist_ok=True)

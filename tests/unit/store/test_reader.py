@@ -93,7 +93,7 @@ def test_many_threads_share_one_reader_with_few_open_files(
     close = os.close
 
     def close_slowly(fd: int) -> None:
-        time.sleep(0.001)  # the other threads go on meanwhile
+        time.sleep(0.001)  # the other threads continue meanwhile
         close(fd)
 
     monkeypatch.setattr(shards, "_OPEN_FILES", 1)  # of the two shards, one is closed at any time

@@ -37,7 +37,7 @@ def test_an_error_elsewhere_waits_for_the_save_under_way(tmp_path: Path) -> None
 def test_a_checkpoint_holds_the_weights_of_its_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk is slow, and training goes on meanwhile."""
+    """The disk is slow, and training continues meanwhile."""
     moved, save = threading.Event(), checkpoints.dcp_save
 
     def save_late(*args: Any, **kwargs: Any) -> object:
@@ -201,8 +201,8 @@ def test_what_a_crash_left_is_removed_and_no_more(tmp_path: Path) -> None:
 )
 def test_a_save_that_failed_is_one_line(failure: Exception, message: str, tmp_path: Path) -> None:
     failures: Any = {0: (failure, None)}
-    told = checkpoints._not_written(tmp_path, CheckpointException("x", failures))
-    assert message in str(told)
+    error = checkpoints._not_written(tmp_path, CheckpointException("x", failures))
+    assert message in str(error)
 
 
 def test_a_file_with_the_name_of_a_checkpoint_goes_with_the_old_ones(tmp_path: Path) -> None:

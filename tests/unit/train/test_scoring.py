@@ -39,6 +39,6 @@ def test_a_score_is_that_of_the_record_alone(kind: str, store: StoreReader, conf
     scores = scorer.logits(model)
     assert scores.dtype == np.float64
     np.testing.assert_allclose(scores, alone, atol=1e-5)  # batches of another size, in fp32
-    assert np.diff(np.sort(scores)).min() > 1e-4  # a model that tells records apart
+    assert np.diff(np.sort(scores)).min() > 1e-4  # a model that separates records
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

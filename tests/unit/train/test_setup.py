@@ -1,4 +1,4 @@
-"""What is settled before the first step."""
+"""What is resolved before the first step."""
 
 import pytest
 import torch
