@@ -138,36 +138,9 @@ def normalise_with_torch(
     return torch.nn.functional.pad(z_BCT.half().view(len(records_B), -1, 250), (0, 6))
 
 
-def table(rows: list[Row]) -> dict[str, dict[str, float]]:
-    """Provider -> metric -> median."""
-    out: dict[str, dict[str, float]] = {}
-    for row in rows:
-        out.setdefault(row.provider, {})[row.metric] = row.p50
-    return out
-
-
-def plot(rows: list[Row], path: Path) -> None:
-    """Decode speed over ratio, one panel per source: up and to the right is better."""
-    from matplotlib.figure import Figure
-
-    shapes = list(dict.fromkeys(row.shape for row in rows))
-    figure = Figure(figsize=(5.5 * len(shapes), 4.2), layout="constrained")
-    for index, shape in enumerate(shapes):
-        axes = figure.add_subplot(1, len(shapes), index + 1)
-        for provider, values in table([row for row in rows if row.shape == shape]).items():
-            at = (values.get("ratio", 1.0), values["decode"])
-            colour = "tab:red" if provider.startswith("ecgfast") else "tab:grey"
-            axes.scatter(*at, color="black" if provider == "memmap-int16" else colour)
-            axes.annotate(provider, at, fontsize=7, xytext=(4, 3), textcoords="offset points")
-        axes.set(xlabel="compression ratio", ylabel="decoded records/s on one core", yscale="log")
-        axes.set_title(shape, fontsize=9)
-        axes.grid(alpha=0.3, which="both")
-        axes.set_xlim(0.5, axes.get_xlim()[1] + 0.8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-
-
 def main() -> None:
+    from plot import draw, pivot
+
     from ecgfast.bench.codec import measure_store
     from ecgfast.convert import convert
     from ecgfast.store import open_store
@@ -187,15 +160,11 @@ def main() -> None:
             print(f"\n{source.name}: {len(store)} records, {args.records} at most\n")
             options = {"most": args.records, "repeats": args.repeats}
             measured = list(measure_store(store, source.name, **options))
-        print("| codec | ratio | encode records/s | decode records/s |\n|---|---|---|---|")
-        for provider, values in table(measured).items():
-            encode = f"{values['encode']:,.0f}" if "encode" in values else ""
-            ratio = values.get("ratio", 1.0)
-            print(f"| {provider} | {ratio:.2f} | {encode} | {values['decode']:,.0f} |")
+        print(pivot(measured))
         rows += measured
     out = RESULTS / device_slug()
     append_rows(out / "codec.jsonl", rows)
-    plot(rows, out / "codec.png")
+    draw(rows, out / "codec.png")
 
 
 if __name__ == "__main__":

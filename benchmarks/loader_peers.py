@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from loader_formats import PEERS, prepare
-from loader_table import plot, print_table
+from loader_formats import PEERS, Records, prepare
+from plot import draw, pivot
 from torch.utils.data import DataLoader
 
 from ecgfast.bench.loader import (
@@ -41,7 +41,7 @@ from ecgfast.bench.loader import (
     store_bytes,
     use_rows,
 )
-from ecgfast.bench.rows import Row, append_rows, device_slug
+from ecgfast.bench.rows import Row, append_rows, device_slug, make_row
 from ecgfast.convert import convert
 from ecgfast.data.dali import build as dali_build
 from ecgfast.data.loader import build_loader
@@ -95,9 +95,9 @@ def main() -> None:
         rows = list(_rows(args, work))
     out = RESULTS / device_slug(args.device)
     append_rows(out / "loader.jsonl", rows)
-    print_table(rows)
+    print(pivot(rows))
     if args.providers == list(PROVIDERS):
-        plot(rows, out / "loader.png")
+        draw(rows, out / "loader.png")
 
 
 def _write_cohort(args: argparse.Namespace, cohort: Path) -> None:
@@ -139,14 +139,25 @@ def _rows(args: argparse.Namespace, work: Path) -> Iterator[Row]:
     num_records = len(open_store(work / "store"))
     kind = "real" if args.sources else "synthetic"
     for (variant, cache), measured in uses.items():
+        rates = tuple(rate for one in measured for rate in one.records_per_s)
+        cores = float(np.median([one.cores for one in measured]))
         use = Use(
-            records_per_s=tuple(rate for one in measured for rate in one.records_per_s),
-            cores=float(np.median([one.cores for one in measured])),
+            records_per_s=rates,
+            cores=cores,
             memory_gib=float(max(one.memory_gib for one in measured)),
             read_bytes=float(np.median([one.read_bytes for one in measured])),
         )
         shape = f"{variant.workers} workers, batch {args.batch_size}, {cache}, {num_records} {kind}"
         yield from use_rows(variant.provider, shape, use, args.device)
+        yield make_row(
+            case="loader",
+            provider=variant.provider,
+            shape=shape,
+            metric="throughput_of_a_core",
+            unit="records/s",
+            values=[float(np.median(rates)) / cores],
+            device=args.device,
+        )
     for variant in variants:
         if variant.workers == args.workers[0]:
             yield bytes_row(variant.provider, f"{num_records} {kind}", _stored_bytes(variant))
@@ -223,7 +234,7 @@ def _our_epoch(variant: Variant) -> Epoch:
 
 
 def _peer_epoch(variant: Variant) -> Epoch:
-    records = PEERS[variant.provider](variant.work / variant.provider)
+    records = Records(variant.provider, variant.work)
     ours = build_loader(
         open_store(variant.work / "store"), batch_size=_CHECKED, shuffle=False, engine="cpu"
     )
@@ -256,14 +267,14 @@ def _numpy_epoch(variant: Variant) -> Epoch:
 
     Its buffers are used again, though a training loop could not keep the batch before.
     """
-    records = PEERS["memmap-int16"](variant.work / "memmap-int16")
+    records = Records("memmap-int16", variant.work)
     size = variant.batch_size
     z_BCT = np.empty((size, 12, 5000), np.float32)
     patches = torch.zeros((size, 240, 256), dtype=torch.float16)
     rng = np.random.default_rng(0)
 
     def epoch() -> Iterator[int]:
-        signal_NCT = records.open()
+        signal_NCT = records.format.open(records.folder)
         order = rng.permutation(len(records))
         for start in range(0, len(order) - size + 1, size):
             rows = order[start : start + size]

@@ -2,7 +2,7 @@
 
     python benchmarks/plot.py benchmarks/results --out benchmarks/figures [--readme README.md]
 
-Writes tables.md, and one picture for each case and metric of two providers or more; fills the
+Writes tables.md, and one picture for each case of two providers or more; fills the
 README between its two "measured" marks. Of equal measurements the newest row counts.
 """
 
@@ -138,26 +138,57 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def draw(rows: list[Row], title: str, path: Path) -> None:
-    """Draw one bar per provider, p50 with the spread, ours in colour."""
-    rows = sorted(rows, key=lambda row: row.p50)
-    figure = Figure(figsize=(7, 1.2 + 0.32 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    spread = ([r.p50 - r.p20 for r in rows], [r.p80 - r.p50 for r in rows])
-    colours = [OURS if r.provider.startswith("ecgfast") else PEER for r in rows]
-    bars = axes.barh(
-        [r.provider for r in rows],
-        [r.p50 for r in rows],
-        xerr=spread,
-        color=colours,
-        error_kw={"linewidth": 1, "capsize": 2},
+def pivot(rows: Iterable[Row]) -> str:
+    """Render rows as a Markdown table with a line for each shape and provider."""
+    columns: dict[str, str] = {}
+    lines: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for row in rows:
+        columns[row.metric] = f"{row.metric}, {row.unit}"
+        lines[row.shape, row.provider][row.metric] = number(row.p50)
+    head = (
+        f"| what | provider | {' | '.join(columns.values())} |\n|---|---|{'---:|' * len(columns)}"
     )
-    axes.bar_label(bars, [f" {number(r.p50)}" for r in rows], fontsize=8)
-    axes.set_xlabel(f"{rows[0].metric} ({rows[0].unit})")
-    axes.set_title(title, fontsize=9, loc="left")
-    axes.margins(x=0.15)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    body = (
+        f"| {shape} | {provider} | {' | '.join(values.get(column, '') for column in columns)} |"
+        for (shape, provider), values in lines.items()
+    )
+    return "\n".join((head, *body))
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Draw a row of panels for each shape: p50 and spread of each metric, ours in colour."""
+    found: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        found[f"{row.preset} {row.shape}".strip(), f"{row.metric} ({row.unit})"].append(row)
+    groups = {key: group for key, group in found.items() if len(group) > 1}
+    if not groups:
+        return
+    shapes = list(dict.fromkeys(shape for shape, _ in groups))
+    metrics = list(dict.fromkeys(metric for _, metric in groups))
+    most = max(map(len, groups.values()))
+    size = (6 * len(metrics), (1.2 + 0.32 * most) * len(shapes))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(shapes), len(metrics), squeeze=False)
+    for shape, line in zip(shapes, grid, strict=True):
+        for metric, axes in zip(metrics, line, strict=True):
+            group = sorted(groups.get((shape, metric), []), key=lambda row: row.p50)
+            if not group:
+                axes.set_visible(False)
+                continue
+            bars = axes.barh(
+                [row.provider for row in group],
+                [row.p50 for row in group],
+                xerr=([r.p50 - r.p20 for r in group], [r.p80 - r.p50 for r in group]),
+                color=[OURS if r.provider.startswith("ecgfast") else PEER for r in group],
+                error_kw={"linewidth": 1, "capsize": 2},
+            )
+            axes.bar_label(bars, [f" {number(row.p50)}" for row in group], fontsize=8)
+            axes.set_xlabel(metric)
+            axes.set_title(f"{group[0].case}, {shape}, {group[0].device}", fontsize=9, loc="left")
+            axes.margins(x=0.15)
+            axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
 
 
 def main() -> None:
@@ -170,11 +201,10 @@ def main() -> None:
     rows = newest(read_rows(arguments.results))
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "tables.md").write_text(table(rows), encoding="utf-8")
-    for (device, case, shape, metric), group in grouped(rows).items():
-        if len(group) < 2:
-            continue
-        name = re.sub(r"[^a-z0-9]+", "-", f"{device} {case} {shape} {metric}".lower()).strip("-")
-        draw(group, f"{case}, {shape}, {device}", arguments.out / f"{name}.png")
+    for device, case in dict.fromkeys((row.device, row.case) for row in rows):
+        name = re.sub(r"[^a-z0-9]+", "-", f"{device} {case}".lower()).strip("-")
+        same = [row for row in rows if (row.device, row.case) == (device, case)]
+        draw(same, arguments.out / f"{name}.png")
     if arguments.readme is not None:
         text = arguments.readme.read_text(encoding="utf-8")
         arguments.readme.write_text(fill(text, summary(rows)), encoding="utf-8")

@@ -161,7 +161,7 @@ class PeerBatches:
             formats.prepare(task.store.path, work, [peer])
         self._device = task.device
         self._loader = torch.utils.data.DataLoader(
-            formats.PEERS[peer](work / peer),
+            formats.Records(peer, work),
             batch_size=records,
             shuffle=True,
             num_workers=8 if task.device == "cuda" else 1,
