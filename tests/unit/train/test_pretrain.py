@@ -8,6 +8,7 @@ from toy import toy_config, toy_model
 from training_runs import make_store, preset
 
 from ecgfast.config import load_config
+from ecgfast.data.normalise import Normalisation
 from ecgfast.model.build import build_model
 from ecgfast.model.mae import EVALUATION_EPOCH
 from ecgfast.store.reader import StoreReader, open_store
@@ -52,7 +53,7 @@ def test_held_out_records_are_one_batch_at_least(
     monkeypatch.setattr("ecgfast.log.logger.propagate", True)
     config = load_config(str(preset(tmp_path)), [f"train.val_fraction={fraction}"])
     model, rows = build_model(config), np.array(held, dtype=np.int64)
-    found = _validation(model, store, config, Ranks(), rows, None, 2)
+    found = _validation(model, store, config, Ranks(), rows, Normalisation(), 2)
     assert ("too few for a held-out loss" in caplog.text) is warned
     if size is None:
         assert found is None
