@@ -147,6 +147,24 @@ def join(device: str | None = None, *, mesh_of_one: bool = False) -> Iterator[Ra
         dist.destroy_process_group()
 
 
+def make_repeatable(deterministic: bool) -> None:
+    """Choose algorithms that give the same bits every time, before the GPU is used.
+
+    Args:
+        deterministic: the setting; nothing happens when it is off.
+    """
+    if not deterministic:
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # Inductor otherwise times several kernels per reduction, and another one may win next time.
+    import torch._inductor.config as inductor
+
+    if hasattr(inductor, "deterministic"):  # absent from older versions, which time fewer kernels
+        inductor.deterministic = True
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # missing in the stubs
+
+
 def spread(
     model: nn.Module,
     ranks: Ranks,

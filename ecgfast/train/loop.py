@@ -1,8 +1,8 @@
-"""The training step, and the loop around it: log, validate, save, stop."""
+"""The training step, and the loop around it: log, validate, save, stop, recover."""
 
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +15,13 @@ from ecgfast.data.batch import Batch
 from ecgfast.data.loader import Loader
 from ecgfast.runs.checkpoint import Checkpoint, newest
 from ecgfast.runs.meta import RunMeta
+from ecgfast.runs.sealed import Facts
 from ecgfast.train.checkpoint import CheckpointWriter, Slot, State, load, training_state
 from ecgfast.train.distributed import Ranks, accumulate
-from ecgfast.train.graph import MicrobatchGraph
-from ecgfast.train.guards import NonFiniteGuard, StarvationGuard
+from ecgfast.train.guards import NonFiniteGuard, StarvationGuard, StopSignals
 from ecgfast.train.metrics import Meter, console_line
-from ecgfast.train.microbatch import split
+from ecgfast.train.microbatch import MicrobatchGraph, split
 from ecgfast.train.optim import MasterAdamW, StepReport
-from ecgfast.train.signals import StopSignals
 from ecgfast.train.validation import Validation
 
 LossOf = Callable[[Batch], Tensor]
@@ -63,9 +62,33 @@ def train_step(
     return optimizer.step(total, learning_rate=learning_rate)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What some steps were like, read from the device.
+
+    Attributes:
+        loss: of the last step, mean over the ranks.
+        mean_loss: over the steps.
+        grad_norm: of the last step.
+        rates: from `Meter.read`.
+        skipped: steps of the whole run that were not finite.
+        in_a_row: the same, up to the last step without a finite one between.
+    """
+
+    loss: float
+    mean_loss: float
+    grad_norm: float
+    rates: dict[str, float | None]
+    skipped: float
+    in_a_row: float
+
+
 @dataclass(kw_only=True)
 class Loop:
-    """A run in one process of its ranks.
+    """Training of one model: steps, and what watches them.
+
+    `run_to_end` is a pretraining run. Fine-tuning has one loop for each learning rate and calls
+    `take_steps`, `read`, `recover` and `save` once an epoch.
 
     Attributes:
         ranks: who shares the run.
@@ -75,7 +98,7 @@ class Loop:
         optimizer: of this model.
         loader: this rank's batches.
         loss_of: mean loss of a microbatch.
-        rate_of: learning rate of the step after so many updates.
+        learning_rate_at: learning rate as a function of completed updates.
         microbatch: records per forward pass.
         steps_per_epoch: updates of one epoch.
         num_steps: where the run ends.
@@ -84,6 +107,7 @@ class Loop:
         validation: of held-out records, None without any.
         engine: where records come from, for messages.
         graph: of `loss_of` and its gradients, on one GPU.
+        saves_guard: whether checkpoints keep the count of skipped steps, as pretraining's do.
     """
 
     ranks: Ranks
@@ -93,7 +117,7 @@ class Loop:
     optimizer: MasterAdamW
     loader: Loader
     loss_of: LossOf
-    rate_of: Callable[[int], float]
+    learning_rate_at: Callable[[int], float]
     microbatch: int
     steps_per_epoch: int
     num_steps: int
@@ -102,138 +126,199 @@ class Loop:
     validation: Validation | None = None
     engine: str = "auto"
     graph: MicrobatchGraph | None = None
+    saves_guard: bool = True
 
     def __post_init__(self) -> None:
-        self._step = 0
+        self.step = 0
         self._saved_at: int | None = None
+        self._batches = self._endless_batches()
+        self._losses: list[Tensor] = []  # of the steps since the last reading
+        self._last: StepReport | None = None
         self._starving = StarvationGuard()
         self._guard = NonFiniteGuard(self.ranks.device)
         self._meter = Meter(self.ranks.device, self.ranks.world_size, self.flops_per_record)
         self._state: State = training_state(self.model, self.optimizer)
-        for name in ("skipped", "in_a_row"):
-            counter = getattr(self._guard, name)
-            self._state[f"guard.{name}"] = Slot(live=counter, source=counter)
+        if self.saves_guard:
+            for name in ("skipped", "in_a_row"):
+                counter = getattr(self._guard, name)
+                self._state[f"guard.{name}"] = Slot(live=counter, source=counter)
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Resume exactly where a checkpoint was taken."""
-        load(checkpoint, self._state, self.ranks, self.optimizer)
+        """Continue exactly where a checkpoint of pretraining was taken."""
+        self.load(checkpoint)
         self._guard.resumed()
-        self._step = self._saved_at = checkpoint.step
         self.loader.load_state_dict(checkpoint.facts["loader"])
         log.info(f"resumed from {checkpoint.path}")
 
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Take the weights, moments and step of a checkpoint."""
+        load(checkpoint, self._state, self.ranks, self.optimizer)
+        self.step = self._saved_at = checkpoint.step
+
     def run_to_end(self, stop: StopSignals) -> bool:
         """Train until `num_steps` or an agreed stop; True when it reached the end."""
-        train = self.train
-        stopped = False
+        config, finished = self.train, True
         with (
-            self._open_checkpoints() as writer,
-            self._open_metrics() as metrics,
-            _frozen_garbage_collector(),
+            CheckpointWriter(
+                self.run,
+                self.ranks,
+                keep=config.checkpoint_keep,
+                milestone_every=config.milestone_every,
+            ) as writer,
+            open_metrics(self.run, self.ranks, resume_step=self.step) as metrics,
+            frozen_garbage_collector(),
+            closing(self),
         ):
-            for batch in self._batches():
-                report = train_step(
-                    self.model,
-                    self.optimizer,
-                    self.loss_of,
-                    batch,
-                    microbatch=self.microbatch,
-                    learning_rate=self.rate_of(self._step),
-                    graph=self.graph,
-                )
-                self._guard.count(report.skipped)
-                self._step += 1
-                self._meter.count_step(len(batch.record_index) * self.ranks.world_size)
-                self._log_if_due(report, metrics, writer)
-                stopped = stop.agreed()
-                if stopped or (self._is_due(train.checkpoint_every) and self._is_healthy()):
-                    self._save(writer, metrics)
-                if stopped:
-                    break
-        return not stopped
+            while finished and self.step < self.num_steps:
+                finished = self.take_steps(self._steps_to_next_event(), stop)
+                self._log_if_due(metrics, writer)
+                if not finished or (self._is_due(config.checkpoint_every) and self._is_healthy()):
+                    self.save(writer, metrics, {"loader": self.loader.state_dict()})
+        return finished
 
-    def _batches(self) -> Iterator[Batch]:
-        while self._step < self.num_steps:
-            epoch = iter(self.loader)
-            while self._step < self.num_steps:
-                with self._meter.waiting():
-                    batch = next(epoch, None)
-                if batch is None:
-                    break
-                yield batch
+    def take_steps(
+        self, num_steps: int, stop: StopSignals, *, advance: Callable[[int], None] | None = None
+    ) -> bool:
+        """Take some steps; False when the ranks agreed to stop after one of them.
+
+        Args:
+            num_steps: at most this many.
+            stop: asked after every step.
+            advance: called with 1 after each step, to show progress.
+        """
+        for _ in range(num_steps):
+            with self._meter.waiting():
+                batch = next(self._batches)
+            self._last = train_step(
+                self.model,
+                self.optimizer,
+                self.loss_of,
+                batch,
+                microbatch=self.microbatch,
+                learning_rate=self.learning_rate_at(self.step),
+                graph=self.graph,
+            )
+            self._guard.count(self._last.skipped)
+            self._losses.append(self._last.loss)
+            self.step += 1
+            self._meter.count_step(len(batch.record_index) * self.ranks.world_size)
+            if advance is not None:
+                advance(1)
+            if stop.agreed():
+                return False
+        return True
+
+    def read(self) -> Reading:
+        """Losses and rates of the steps since the last reading."""
+        assert self._last is not None
+        guard, losses = self._guard, torch.stack(self._losses)
+        # The one place where the host waits for the device.
+        loss, mean_loss, grad_norm, skipped, in_a_row = torch.stack(
+            [losses[-1], losses.mean(), self._last.grad_norm, guard.skipped, guard.in_a_row]
+        ).tolist()
+        self._losses.clear()
+        rates = self._meter.read(steps_left=self.num_steps - self.step)
+        self._starving.check(rates["data_wait_pct"] or 0.0, engine=self.engine)
+        return Reading(
+            loss=loss,
+            mean_loss=mean_loss,
+            grad_norm=grad_norm,
+            rates=rates,
+            skipped=skipped,
+            in_a_row=in_a_row,
+        )
+
+    def recover(self, reading: Reading, writer: CheckpointWriter) -> None:
+        """Return to the last checkpoint where the weights are lost; begin to measure anew.
+
+        Raises:
+            LostWeightsError: returning did not help.
+        """
+        if self._guard.wants_rollback(reading.skipped, reading.in_a_row, step=self.step):
+            self._roll_back(writer)
+        gc.collect(1)
+        self._meter.restart()
+
+    def save(
+        self, writer: CheckpointWriter, metrics: log.MetricsWriter | None, position: Facts
+    ) -> None:
+        """Begin to write a checkpoint, unless there is one of this step.
+
+        Args:
+            writer: of the run.
+            metrics: of the run, on the main rank; its rows are on the disk first.
+            position: where training stands, beside the step.
+        """
+        if self._saved_at == self.step:
+            return
+        if metrics is not None:
+            metrics.sync()
+        writer.save(self._state, step=self.step, facts={**self.meta.as_facts(), **position})
+        self._saved_at = self.step
+
+    def close(self) -> None:
+        """Stop the threads that make batches ahead; no step is taken afterwards."""
+        self._batches.close()
+
+    def _endless_batches(self) -> Generator[Batch, None, None]:
+        while True:
+            yield from self.loader
 
     def _is_due(self, every: int) -> bool:
-        return self._step % every == 0 or self._step == self.num_steps
+        return self.step % every == 0 or self.step == self.num_steps
+
+    def _steps_to_next_event(self) -> int:
+        """Steps until something is due: a log line, a validation, a checkpoint or the end."""
+        config = self.train
+        intervals = (config.log_every, config.val_every, config.checkpoint_every)
+        return min(self.num_steps - self.step, *(every - self.step % every for every in intervals))
 
     def _is_healthy(self) -> bool:
         """Weights that give no finite loss are not what a rollback should find."""
-        return self._step == self.num_steps or self._guard.in_a_row.item() == 0
+        return self.step == self.num_steps or self._guard.in_a_row.item() == 0
 
-    def _log_if_due(
-        self, report: StepReport, metrics: log.MetricsWriter | None, writer: CheckpointWriter
-    ) -> None:
+    def _log_if_due(self, metrics: log.MetricsWriter | None, writer: CheckpointWriter) -> None:
         validation = self.validation if self._is_due(self.train.val_every) else None
         if validation is None and not self._is_due(self.train.log_every):
             return
-        guard = self._guard
-        # The one place where the host waits for the device.
-        loss, grad_norm, skipped, in_a_row = torch.stack(
-            [report.loss, report.grad_norm, guard.skipped, guard.in_a_row]
-        ).tolist()
+        reading = self.read()
         row: dict[str, float | None] = {
-            "step": self._step,
-            "epoch": self._step / self.steps_per_epoch,
-            "loss": loss,
-            "lr": self.rate_of(self._step - 1),
-            "grad_norm": grad_norm,
-            **self._meter.read(steps_left=self.num_steps - self._step),
+            "step": self.step,
+            "epoch": self.step / self.steps_per_epoch,
+            "loss": reading.loss,
+            "lr": self.learning_rate_at(self.step - 1),
+            "grad_norm": reading.grad_norm,
+            **reading.rates,
         }
-        self._starving.check(row["data_wait_pct"] or 0.0, engine=self.engine)
         if validation is not None:
             row["val_loss"] = validation.loss()
         if metrics is not None:
             metrics.write(row)
             log.info(console_line(row, total_steps=self.num_steps))
             if validation is not None:
-                validation.draw(self.run, metrics, step=self._step)
-        if guard.wants_rollback(skipped, in_a_row, step=self._step):
-            self._roll_back(writer)
-        gc.collect(1)
-        self._meter.restart()
+                validation.draw(self.run, metrics, step=self.step)
+        self.recover(reading, writer)
 
     def _roll_back(self, writer: CheckpointWriter) -> None:
         writer.wait()
         self.ranks.barrier()
         checkpoint = self.ranks.ask_main(lambda: newest(self.run))
-        if checkpoint is None:
+        if checkpoint is None or self._saved_at is None:
             return  # nothing to return to yet: the guard ends the run the fourth time
-        counters = {n: s for n, s in self._state.items() if not n.startswith("guard.")}
-        load(checkpoint, counters, self.ranks, self.optimizer)
-        log.warning(f"step {self._step}: weights and moments are those of {checkpoint.path} again")
+        weights = {n: s for n, s in self._state.items() if not n.startswith("guard.")}
+        load(checkpoint, weights, self.ranks, self.optimizer)
+        log.warning(f"step {self.step}: weights and moments are those of {checkpoint.path} again")
 
-    def _save(self, writer: CheckpointWriter, metrics: log.MetricsWriter | None) -> None:
-        if self._saved_at == self._step:
-            return
-        if metrics is not None:
-            metrics.sync()
-        facts = {**self.meta.as_facts(), "loader": self.loader.state_dict()}
-        writer.save(self._state, step=self._step, facts=facts)
-        self._saved_at = self._step
 
-    def _open_checkpoints(self) -> CheckpointWriter:
-        train = self.train
-        return CheckpointWriter(
-            self.run, self.ranks, keep=train.checkpoint_keep, milestone_every=train.milestone_every
-        )
-
-    def _open_metrics(self) -> AbstractContextManager[log.MetricsWriter | None]:
-        if self.ranks.is_main:
-            return log.MetricsWriter(self.run, resume_step=self._step)
-        return nullcontext()
+def open_metrics(
+    run: Path, ranks: Ranks, *, resume_step: int
+) -> AbstractContextManager[log.MetricsWriter | None]:
+    """Open a run's metrics.jsonl on the main rank; see `log.MetricsWriter`."""
+    return log.MetricsWriter(run, resume_step=resume_step) if ranks.is_main else nullcontext()
 
 
 @contextmanager
-def _frozen_garbage_collector() -> Iterator[None]:
+def frozen_garbage_collector() -> Iterator[None]:
     """No collection in a step: a full one over a compiled model's objects takes 0.1 s and more."""
     gc.collect()
     gc.freeze()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ecgfast.config import OptimConfig
 from ecgfast.train.distributed import Ranks, local, master
-from ecgfast.train.graph import Recorded
+from ecgfast.train.microbatch import Recorded
 
 # Backward passes of a step that the one-pass update adds up by itself. Copies of all but the last
 # take 6 bytes a weight; a sum in fp32, and a gradient widened to be added to it, take 8.

@@ -26,16 +26,26 @@ from ecgfast.runs.register import Register, write_register
 from ecgfast.runs.sealed import problem
 from ecgfast.runs.weights import export_safetensors
 from ecgfast.store.reader import StoreReader
-from ecgfast.train import run_folder, setup
-from ecgfast.train.distributed import Ranks, full_state, join, spread
-from ecgfast.train.graph import MicrobatchGraph, require_graphable
-from ecgfast.train.guards import clear_errors
-from ecgfast.train.heldout import pretraining_rows, split_heldout, without_splits
+from ecgfast.train import run_folder
+from ecgfast.train.distributed import Ranks, full_state, join, make_repeatable, spread
+from ecgfast.train.guards import StopSignals, clear_errors
 from ecgfast.train.loop import Loop, LossOf
-from ecgfast.train.microbatch import choose_microbatch, largest_divisor
+from ecgfast.train.microbatch import (
+    MicrobatchGraph,
+    choose_microbatch,
+    rank_share,
+    require_graphable,
+)
 from ecgfast.train.optim import MasterAdamW, build_optimizer, learning_rate
-from ecgfast.train.signals import StopSignals
-from ecgfast.train.validation import Validation
+from ecgfast.train.records import (
+    open_loader,
+    open_matching_store,
+    pretraining_rows,
+    split_heldout,
+    without_splits,
+)
+from ecgfast.train.run_folder import resolve_attention, resolve_compile, resolve_precision
+from ecgfast.train.validation import heldout_validation
 from ecgfast.vocabulary import AttentionKernel
 
 
@@ -57,7 +67,7 @@ def pretrain(
         out: the run's folder, created.
         select: an expression such as ``site=1``; None takes every record.
         include_test: read the test patients too, without labels, as the study does; reports say so.
-        resume: resume the run in `out`; an empty folder starts a new one.
+        resume: resume the run in `out`; start it if there is none.
         device: "cpu" or "cuda"; by default a GPU where there is one.
     Returns:
         `out`, with config.toml, metrics.jsonl, checkpoints/, versions.json, register.parquet and,
@@ -68,14 +78,18 @@ def pretrain(
         EcgfastError: another process trains in `out`, memory or disk ran out, or the loss was lost
             for good.
     """
-    setup.make_repeatable(config.train.deterministic)
+    make_repeatable(config.train.deterministic)
     with join(device) as ranks, StopSignals(ranks) as stop:
-        opened = setup.open_matching_store(Path(store), config)
+        opened = open_matching_store(Path(store), config)
         with run_folder.enter(out, ranks, resume=resume) as checkpoint:
-            loop = _prepare(config, opened, out, select, include_test, ranks, checkpoint)
+            loop = _prepare(
+                config, opened, out, ranks, checkpoint, select=select, include_test=include_test
+            )
             with clear_errors(out, ranks, microbatch=loop.microbatch):
                 if loop.run_to_end(stop):
-                    _export(loop, config)
+                    weights = full_state(loop.model)
+                    if ranks.is_main:
+                        export_safetensors(weights, out / "model.safetensors", config)
     stop.end_process()
     return out
 
@@ -141,21 +155,22 @@ def _prepare(
     config: Config,
     store: StoreReader,
     out: Path,
-    select: str | None,
-    include_test: bool,
     ranks: Ranks,
     checkpoint: Checkpoint | None,
+    *,
+    select: str | None,
+    include_test: bool,
 ) -> Loop:
     train = config.train
-    share = setup.rank_share(train.batch_size, ranks)
+    share = rank_share(train.batch_size, ranks)
     chosen_rows = pretraining_rows(store, select, include_test=include_test)
     rows, held = split_heldout(store, chosen_rows, fraction=train.val_fraction, seed=train.seed)
-    setup.check_digests(store, np.concatenate([rows, held]), ranks)
+    ranks.ask_main(lambda: store.check_digests(np.concatenate([rows, held])))
     cohort = None
     if config.data.normalise == "cohort_lead":
         cohort = cohort_statistics(store, without_splits(store, rows, "valid", "test"))
     normalisation = Normalisation(mode=config.data.normalise, cohort=cohort)
-    loader = setup.open_loader(
+    loader = open_loader(
         store, config, ranks, rows, batch_size=share, seed=train.seed, normalisation=normalisation
     )
     before = None if checkpoint is None else checkpoint.meta
@@ -189,7 +204,7 @@ def _prepare(
         optimizer=optimizer,
         loader=loader,
         loss_of=masked_loss(model, config),
-        rate_of=_schedule(config, steps_per_epoch),
+        learning_rate_at=_schedule(config, steps_per_epoch),
         microbatch=microbatch,
         steps_per_epoch=steps_per_epoch,
         num_steps=_num_steps(config, steps_per_epoch),
@@ -200,7 +215,16 @@ def _prepare(
             preprocessing=Preprocessing.of(store, normalisation),
         ),
         flops_per_record=flops_per_record(config.model, config.mask.ratio),
-        validation=_validation(model, store, config, ranks, held, normalisation, microbatch),
+        validation=heldout_validation(
+            model,
+            store,
+            config,
+            ranks,
+            held,
+            normalisation,
+            microbatch=microbatch,
+            inputs_of=model_inputs(model, config, epoch=EVALUATION_EPOCH),
+        ),
         engine=config.data.engine,
         graph=microbatch_graph(model, config, num_pieces=share // microbatch),
     )
@@ -250,23 +274,22 @@ def build_spread(
     Raises:
         ConfigError: `train.cuda_graph` where no graph can be recorded.
     """
-    precision = setup.resolve_precision(config, ranks)
+    precision = resolve_precision(config, ranks)
     if config.train.cuda_graph:
         require_graphable(ranks, precision)
     model = build_model(config)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     shapes = shapes_of(config.model, num_keep=model.num_keep(config.mask.ratio), dtype=dtype)
-    kernels = setup.settle_attention(config, shapes, ranks, before)
+    kernels = resolve_attention(config, shapes, ranks, before)
     model.set_attention(
         encoder=cast(AttentionKernel, kernels["encoder"]),
         decoder=cast(AttentionKernel, kernels["decoder"]),
     )
-    compiled = setup.resolve_compile(config, ranks)
     spread(
         model,
         ranks,
         precision=precision,
-        compile_blocks=compiled,
+        compile_blocks=resolve_compile(config, ranks),
         parallel=config.train.parallel,
     )
     return model, {"precision": precision, "attention_kernels": kernels}
@@ -288,51 +311,3 @@ def memory_probe(
         optimizer.zero_grad()
 
     return probe
-
-
-def _validation(
-    model: MaskedAutoencoder,
-    store: StoreReader,
-    config: Config,
-    ranks: Ranks,
-    held: NDArray[np.int64],
-    normalisation: Normalisation,
-    microbatch: int,
-) -> Validation | None:
-    """What scores the held-out records; None where too few are held out.
-
-    Fewer records than a batch are one smaller batch.
-    """
-    if config.train.val_fraction == 0:
-        return None
-    share = min(config.train.batch_size, len(held)) // ranks.world_size
-    if share == 0:
-        log.warning(
-            f"train.val_fraction={config.train.val_fraction} holds out {len(held)} records, too "
-            "few for a held-out loss; hold out more, or set train.val_fraction=0"
-        )
-        return None
-    return Validation(
-        ranks=ranks,
-        model=model,
-        store=store,
-        loader=setup.open_loader(
-            store,
-            config,
-            ranks,
-            held,
-            batch_size=share,
-            seed=0,
-            normalisation=normalisation,
-            shuffle=False,
-        ),
-        inputs_of=model_inputs(model, config, epoch=EVALUATION_EPOCH),
-        microbatch=largest_divisor(share, microbatch),
-        normalisation=normalisation,
-    )
-
-
-def _export(loop: Loop, config: Config) -> None:
-    state = full_state(loop.model)
-    if loop.ranks.is_main:
-        export_safetensors(state, loop.run / "model.safetensors", config)

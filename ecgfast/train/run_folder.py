@@ -1,4 +1,4 @@
-"""A run's folder: started once, resumed only by the same experiment."""
+"""A run's folder, begun once and resumed by the same experiment, and the settings of its start."""
 
 import json
 import os
@@ -10,18 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ecgfast_kernels.ops.library import BackendError, resolve
 
 from ecgfast import log
 from ecgfast.config import Config, config_to_toml
-from ecgfast.errors import ResumeError
+from ecgfast.errors import BackendUnavailableError, ResumeError
 from ecgfast.log import read_metrics
+from ecgfast.model.attention_choice import Choice, Shape, choose_attention, probe
 from ecgfast.runs.checkpoint import Checkpoint, checkpoint_steps, newest
-from ecgfast.runs.meta import contradictions
+from ecgfast.runs.meta import RunMeta, contradictions
 from ecgfast.store.durable import RESUME, exclusive, explained, write_durably
 from ecgfast.train.checkpoint import remove
 from ecgfast.train.distributed import Ranks
+from ecgfast.vocabulary import AttentionKernel, Precision
 
 LOCK = ".lock"  # held by rank 0 while a run is trained
+# Kernels whose gradient is the same every time, in the order of their usual speed.
+REPEATABLE: tuple[AttentionKernel, ...] = ("triton", "sdpa_flash", "math")
 _PACKAGES = (
     "ecgfast",
     "torch",
@@ -34,19 +39,19 @@ _PACKAGES = (
 
 
 def asked_to_resume(resume: bool) -> bool:
-    """Whether to resume: asked for, or restarted by torchrun or SLURM."""
+    """Whether to go on: asked for, or restarted by torchrun or SLURM."""
     restarts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     return resume or any(int(os.environ.get(name, "0")) > 0 for name in restarts)
 
 
 @contextmanager
 def enter(run: Path, ranks: Ranks, *, resume: bool) -> Iterator[Checkpoint | None]:
-    """Keep other processes out of a run's folder; yield its checkpoint, None for a new run.
+    """Keep a run's folder from other processes; yield where to go on, None for a fresh start.
 
     Args:
         run: created where it does not exist.
         ranks: all of them call this; rank 0 looks, and says what is wrong.
-        resume: resume what the folder holds; an empty one starts a new run.
+        resume: go on with what the folder holds; an empty one starts afresh.
     Raises:
         EcgfastError: another process trains in it, or it cannot be written.
         ResumeError: the folder holds something and `resume` is off, or it is no run's folder.
@@ -93,7 +98,7 @@ def _set_aside(run: Path, taken: Checkpoint) -> None:
 
 
 def require_same(now: Mapping[str, Any], checkpoint: Checkpoint) -> None:
-    """Refuse to resume another experiment.
+    """Refuse to go on with another experiment.
 
     Raises:
         ResumeError: names every setting that differs, with both values.
@@ -104,6 +109,65 @@ def require_same(now: Mapping[str, Any], checkpoint: Checkpoint) -> None:
             f"checkpoint {checkpoint.path} belongs to another run: {'; '.join(differing)}; "
             "use the settings of the run's config.toml, or another --out folder"
         )
+
+
+def resolve_precision(config: Config, ranks: Ranks) -> Precision:
+    """Resolve `train.precision`: bf16 on a GPU, fp32 on a CPU.
+
+    Raises:
+        BackendUnavailableError: `kernels` names what this device cannot run.
+    """
+    try:
+        resolve(config.kernels, ranks.device)
+    except BackendError as error:
+        raise BackendUnavailableError(str(error)) from error
+    asked = config.train.precision
+    if asked == "auto":
+        return "bf16" if ranks.device.type == "cuda" else "fp32"
+    return asked
+
+
+def resolve_compile(config: Config, ranks: Ranks) -> bool:
+    """Resolve `train.compile`: on where there is a GPU."""
+    asked = config.train.compile
+    return ranks.device.type == "cuda" if asked == "auto" else asked
+
+
+def resolve_attention(
+    config: Config,
+    shapes: dict[str, Shape],
+    ranks: Ranks,
+    before: RunMeta | None,
+) -> dict[str, str]:
+    """Resolve one attention kernel per part of the model, the same on all ranks.
+
+    Args:
+        config: what was asked for.
+        shapes: parts of the model, "encoder" and "decoder".
+        ranks: rank 0 probes and times for all of them.
+        before: of a resumed run, which keeps its kernels unless others are asked for.
+    Returns:
+        parts to kernels.
+    """
+    if before is not None and config.attention == "auto":
+        kept: dict[str, str] = before.identity["attention_kernels"]
+        if set(kept) == set(shapes):  # else it is another kind of run, which is refused later
+            return kept
+
+    def choose() -> dict[str, str]:
+        choices = {part: _choose(config, shape, ranks.device) for part, shape in shapes.items()}
+        for part, choice in choices.items():
+            log.info(f"attention of the {part}: {choice.backend} ({choice.reason})")
+        return {part: choice.backend for part, choice in choices.items()}
+
+    return ranks.ask_main(choose)
+
+
+def _choose(config: Config, shape: Shape, device: torch.device) -> Choice:
+    if not (config.train.deterministic and config.attention == "auto" and device.type == "cuda"):
+        return choose_attention(config.attention, device, shape)
+    works = next(backend for backend in REPEATABLE if probe(backend, device, shape) is None)
+    return Choice(backend=works, reason="repeatable, as train.deterministic asks")
 
 
 def write_settings(run: Path, config: Config, facts: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Held-out records of a pretraining run: their loss, and a picture of the first one."""
+"""Scores of records that nothing is learned from, the same on any number of ranks."""
 
 import io
 import math
@@ -6,18 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from ecgfast import log
+from ecgfast.config import Config
 from ecgfast.data.batch import Batch
 from ecgfast.data.loader import Loader
 from ecgfast.data.normalise import Normalisation
 from ecgfast.log import MetricsWriter
 from ecgfast.model.mae import MaskedAutoencoder
+from ecgfast.runs.scoring import logits
 from ecgfast.store.durable import RESUME, write_durably
 from ecgfast.store.reader import StoreReader
-from ecgfast.train.distributed import Ranks, release
-from ecgfast.train.microbatch import split
+from ecgfast.train.distributed import Ranks, average_norm_statistics, release
+from ecgfast.train.microbatch import largest_divisor, split
+from ecgfast.train.records import open_loader
 
 FOLDER = "reconstructions"
 DRAWN_LEADS = ("II", "V5")  # a limb and a chest lead: a picture to take in at a glance
@@ -92,3 +99,116 @@ class Validation:
         folder.mkdir(exist_ok=True)
         write_durably(folder / f"step-{step:08d}.png", [buffer.getvalue()], again=RESUME)
         metrics.image("reconstruction", buffer.getvalue(), step=step)
+
+
+def heldout_validation(
+    model: MaskedAutoencoder,
+    store: StoreReader,
+    config: Config,
+    ranks: Ranks,
+    rows: NDArray[np.int64],
+    normalisation: Normalisation,
+    *,
+    microbatch: int,
+    inputs_of: Callable[[Batch], tuple[Tensor, ...]],
+) -> Validation | None:
+    """What scores the held-out records of a pretraining run; None where too few are held out.
+
+    Fewer records than a batch are one smaller batch.
+
+    Args:
+        model: spread over the ranks.
+        store: of the records.
+        config: of the run.
+        ranks: who shares it.
+        rows: (R,) held-out rows.
+        normalisation: of the run.
+        microbatch: records per forward pass, at most.
+        inputs_of: turns records into the model's arguments, the mask last.
+    """
+    if config.train.val_fraction == 0:
+        return None
+    share = min(config.train.batch_size, len(rows)) // ranks.world_size
+    if share == 0:
+        log.warning(
+            f"train.val_fraction={config.train.val_fraction} holds out {len(rows)} records, too "
+            "few for a held-out loss; hold out more, or set train.val_fraction=0"
+        )
+        return None
+    return Validation(
+        ranks=ranks,
+        model=model,
+        store=store,
+        loader=open_loader(
+            store,
+            config,
+            ranks,
+            rows,
+            batch_size=share,
+            seed=0,
+            normalisation=normalisation,
+            shuffle=False,
+        ),
+        inputs_of=inputs_of,
+        microbatch=largest_divisor(share, microbatch),
+        normalisation=normalisation,
+    )
+
+
+class Scorer:
+    """Scores fixed rows of a store with a classifier, as often as asked.
+
+    The rows are filled up to whole global batches with the first row, so that every rank runs the
+    same shapes; the surplus is cut off again.
+
+    Args:
+        store: the rows' store.
+        config: data settings.
+        ranks: all of them call.
+        rows: (R,) store rows.
+        batch_size: records per rank and forward pass.
+        normalisation: of the run.
+    """
+
+    def __init__(
+        self,
+        store: StoreReader,
+        config: Config,
+        ranks: Ranks,
+        rows: NDArray[np.int64],
+        *,
+        batch_size: int,
+        normalisation: Normalisation,
+    ) -> None:
+        self._ranks = ranks
+        self._num_rows = len(rows)
+        missing = -len(rows) % (batch_size * ranks.world_size)
+        padded = np.concatenate([rows, np.repeat(rows[:1], missing)])
+        self._loader: Loader = open_loader(
+            store,
+            config,
+            ranks,
+            padded,
+            batch_size=batch_size,
+            seed=0,
+            normalisation=normalisation,
+            shuffle=False,
+        )
+
+    @torch.no_grad()
+    def logits(self, model: nn.Module) -> NDArray[np.float64]:
+        """Score every row; (R,) float64, in the order of the rows, on every rank."""
+        average_norm_statistics(model, self._ranks)
+        own_GB = torch.stack(list(logits(model, (batch.patches for batch in self._loader))))
+        release(model)
+        model.train()
+        return _gather(own_GB, self._ranks).double().cpu().numpy()[: self._num_rows]
+
+
+def _gather(own_GB: Tensor, ranks: Ranks) -> Tensor:
+    """From (batch, record) on each rank to all records in order."""
+    if ranks.world_size == 1:
+        return own_GB.flatten()
+    parts = [torch.empty_like(own_GB) for _ in range(ranks.world_size)]
+    dist.all_gather(parts, own_GB)
+    return torch.stack(parts, dim=1).flatten()

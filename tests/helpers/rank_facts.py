@@ -16,9 +16,10 @@ from ecgfast.config import load_config
 from ecgfast.data.loader import selected_rows
 from ecgfast.data.normalise import Normalisation
 from ecgfast.store.reader import open_store
-from ecgfast.train import setup
 from ecgfast.train.distributed import Ranks, full_state, join
+from ecgfast.train.microbatch import rank_share
 from ecgfast.train.pretrain import build_spread, model_inputs
+from ecgfast.train.records import open_loader
 
 
 def digest(tensors: list[Tensor]) -> str:
@@ -41,8 +42,8 @@ def main(store: Path, preset: str, num_steps: int) -> None:
         model, _ = build_spread(config, ranks, None)
         weights = list(full_state(model).values())
         opened = open_store(store)
-        share = setup.rank_share(config.train.batch_size, ranks)
-        loader = setup.open_loader(
+        share = rank_share(config.train.batch_size, ranks)
+        loader = open_loader(
             opened,
             config,
             ranks,

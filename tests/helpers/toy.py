@@ -98,7 +98,7 @@ def toy_loop(
         optimizer=build_optimizer(model, config.optim, ranks, clip_norm=config.train.clip_norm),
         loader=toy_loader(broken),
         loss_of=masked_loss(model, config),
-        rate_of=lambda step: rate,
+        learning_rate_at=lambda step: rate,
         microbatch=4,
         steps_per_epoch=NUM_RECORDS // BATCH,
         num_steps=num_steps,

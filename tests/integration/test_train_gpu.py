@@ -17,13 +17,12 @@ from ecgfast.data.loader import Loader
 from ecgfast.data.order import Plan
 from ecgfast.log import read_metrics
 from ecgfast.runs.checkpoint import newest
-from ecgfast.train import setup
-from ecgfast.train.distributed import Ranks, full_state, join, master
+from ecgfast.train.distributed import Ranks, full_state, join, make_repeatable, master
+from ecgfast.train.guards import StopSignals
 from ecgfast.train.loop import Loop, train_step
 from ecgfast.train.microbatch import choose_microbatch
 from ecgfast.train.optim import StepReport, build_optimizer
 from ecgfast.train.pretrain import build_spread, masked_loss, memory_probe, microbatch_graph
-from ecgfast.train.signals import StopSignals
 
 pytestmark = [
     pytest.mark.gpu,
@@ -78,7 +77,7 @@ def _loop(config: Config, ranks: Ranks, run: Path, num_steps: int, *, microbatch
         optimizer=build_optimizer(model, config.optim, ranks, recorded=config.train.cuda_graph),
         loader=_loader(),
         loss_of=masked_loss(model, config),
-        rate_of=lambda step: 1e-3,
+        learning_rate_at=lambda step: 1e-3,
         microbatch=microbatch,
         steps_per_epoch=NUM_RECORDS // 16,
         num_steps=num_steps,
@@ -94,7 +93,7 @@ def _trace(run: Path) -> list[float]:
 
 def _train(config: Config, run: Path, num_steps: int) -> dict[str, bytes]:
     """Train from the run's checkpoint, if it has one; return the weights as bytes."""
-    setup.make_repeatable(config.train.deterministic)
+    make_repeatable(config.train.deterministic)
     with join("cuda") as ranks, StopSignals(ranks) as stop:
         loop = _loop(config, ranks, run, num_steps)
         if (checkpoint := newest(run)) is not None:
@@ -159,10 +158,10 @@ def test_a_recorded_one_pass_update_trains_as_the_usual_one(
             f"optim.one_pass={one_pass}".lower(),
         )
         run = tmp_path / str(one_pass)
-        setup.make_repeatable(True)
+        make_repeatable(True)
         with join("cuda") as ranks, StopSignals(ranks) as stop:
             loop = _loop(config, ranks, run, 40, microbatch=microbatch)
-            loop.rate_of = lambda step: 1e-3 * (1 + step % 3)
+            loop.learning_rate_at = lambda step: 1e-3 * (1 + step % 3)
             assert loop.run_to_end(stop)
             for name, parameter in loop.model.named_parameters():
                 assert torch.equal(parameter, master(parameter).bfloat16()), name
@@ -201,7 +200,7 @@ def test_nccl_on_one_rank_is_recorded_and_replayed(parallel: str) -> None:
             *("train.precision=bf16", "train.deterministic=true", "optim.one_pass=true"),
             *(f"train.parallel={parallel}", f"train.cuda_graph={graph}".lower()),
         )
-        setup.make_repeatable(True)
+        make_repeatable(True)
         with join("cuda", mesh_of_one=True) as ranks:
             model, _ = build_spread(config, ranks, None)
             optimizer = build_optimizer(model, config.optim, ranks, recorded=graph)

@@ -17,9 +17,9 @@ from ecgfast.model.build import build_model
 from ecgfast.model.mae import EVALUATION_EPOCH
 from ecgfast.runs.reconstruction import draw, fill_in
 from ecgfast.store.reader import open_store
-from ecgfast.train import setup
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.pretrain import model_inputs, pretrain
+from ecgfast.train.records import open_loader
 from ecgfast.train.validation import FOLDER, Validation
 
 SETTINGS = ("train.val_fraction=0.2", "train.max_steps=23")  # validated every 10 steps
@@ -98,7 +98,7 @@ def test_the_first_record_is_drawn_as_the_command_draws_it_while_predictions_are
         ranks=ranks,
         model=model,
         store=reader,
-        loader=setup.open_loader(
+        loader=open_loader(
             reader,
             config,
             ranks,

@@ -18,10 +18,10 @@ from ecgfast.errors import EcgfastError
 from ecgfast.log import read_metrics
 from ecgfast.runs.checkpoint import checkpoint_steps, newest
 from ecgfast.train.distributed import Ranks
+from ecgfast.train.guards import StopSignals
 from ecgfast.train.loop import train_step
 from ecgfast.train.optim import build_optimizer
 from ecgfast.train.pretrain import masked_loss
-from ecgfast.train.signals import StopSignals
 
 # What makes the host wait for a GPU: reading a value, or shapes that depend on values.
 WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "equal"}
@@ -131,7 +131,7 @@ def test_each_step_takes_and_logs_its_own_rate(tmp_path: Path) -> None:
     """Only the third step has one: two steps move nothing, three do."""
     for num_steps, moved in ((2, False), (3, True)):
         loop = toy_loop(toy_config(), tmp_path / str(num_steps), num_steps=num_steps)
-        loop.rate_of = lambda step: 1e-3 if step == 2 else 0.0
+        loop.learning_rate_at = lambda step: 1e-3 if step == 2 else 0.0
         before = [p.detach().clone() for p in loop.model.parameters()]
         loop.run_to_end(StopSignals(Ranks()))
         after = list(loop.model.parameters())

@@ -14,11 +14,11 @@ from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.runs.checkpoint import newest
 from ecgfast.train.checkpoint import load, training_state
 from ecgfast.train.distributed import Ranks, full_state, join, master, spread
+from ecgfast.train.guards import StopSignals
 from ecgfast.train.loop import train_step
 from ecgfast.train.microbatch import split
 from ecgfast.train.optim import MasterAdamW, build_optimizer, is_decayed
 from ecgfast.train.pretrain import build_spread, masked_loss
-from ecgfast.train.signals import StopSignals
 
 
 def _bf16(config: Config) -> MaskedAutoencoder:

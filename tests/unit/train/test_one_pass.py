@@ -14,11 +14,11 @@ from ecgfast.log import read_metrics
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.runs.checkpoint import newest
 from ecgfast.train.distributed import Ranks, full_state, master, spread
+from ecgfast.train.guards import StopSignals
 from ecgfast.train.loop import train_step
 from ecgfast.train.microbatch import split
 from ecgfast.train.optim import MasterAdamW, StepReport, build_optimizer
 from ecgfast.train.pretrain import masked_loss
-from ecgfast.train.signals import StopSignals
 from ecgfast.vocabulary import Precision
 
 CLIP = 0.05  # bites: the toy's gradients are larger

@@ -14,7 +14,8 @@ from ecgfast.model.mae import EVALUATION_EPOCH
 from ecgfast.store.reader import StoreReader, open_store
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.optim import build_optimizer
-from ecgfast.train.pretrain import _num_steps, _validation, memory_probe
+from ecgfast.train.pretrain import _num_steps, memory_probe, model_inputs
+from ecgfast.train.validation import heldout_validation
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,10 @@ def test_held_out_records_are_one_batch_at_least(
     monkeypatch.setattr("ecgfast.log.logger.propagate", True)
     config = load_config(str(preset(tmp_path)), [f"train.val_fraction={fraction}"])
     model, rows = build_model(config), np.array(held, dtype=np.int64)
-    found = _validation(model, store, config, Ranks(), rows, Normalisation(), 2)
+    inputs_of = model_inputs(model, config)
+    found = heldout_validation(
+        model, store, config, Ranks(), rows, Normalisation(), microbatch=2, inputs_of=inputs_of
+    )
     assert ("too few for a held-out loss" in caplog.text) is warned
     if size is None:
         assert found is None

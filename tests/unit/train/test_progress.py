@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from ecgfast.train.progress import Progress
+from ecgfast.train.sweep import Progress
 
 
 @pytest.mark.parametrize("lost", [math.nan, math.inf])

@@ -11,7 +11,7 @@ from ecgfast.data.normalise import Normalisation
 from ecgfast.model.build import build_classifier
 from ecgfast.store.reader import StoreReader, open_store
 from ecgfast.train.distributed import Ranks
-from ecgfast.train.scoring import Scorer
+from ecgfast.train.validation import Scorer
 
 ROWS = np.array([5, 2, 9, 0, 7])  # one batch of four and one that is filled up
 

@@ -1,0 +1,169 @@
+"""Which records a run learns from and is watched with, and how they reach the model."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from ecgfast import log
+from ecgfast.config import Config
+from ecgfast.data.loader import Loader, build_loader, selected_rows
+from ecgfast.data.normalise import Normalisation
+from ecgfast.errors import ConfigError
+from ecgfast.labels.assign import ONE_ECG_OPTION, one_ecg_each, warn_of_unnamed
+from ecgfast.labels.selection import Labelled, labelled
+from ecgfast.labels.splits import warn_where_few
+from ecgfast.store.patients import patient_groups
+from ecgfast.store.reader import StoreReader, open_store
+from ecgfast.train.distributed import Ranks
+
+
+def open_matching_store(path: Path, config: Config) -> StoreReader:
+    """Open a store whose records have the model's shape.
+
+    Raises:
+        ConfigError: they have another one.
+    """
+    store = open_store(path)
+    model = config.model
+    shape, expected = (store.num_leads, store.num_timesteps), (model.num_leads, model.num_timesteps)
+    if shape != expected:
+        raise ConfigError(
+            f"records of {path} have leads x timesteps {shape}, the model takes {expected}; set "
+            "model.num_leads and model.num_timesteps, or convert again"
+        )
+    return store
+
+
+def pretraining_rows(
+    store: StoreReader, select: str | None, *, include_test: bool
+) -> NDArray[np.int64]:
+    """Return the rows that pretraining may read: without test patients, unless asked for.
+
+    Args:
+        store: an open store.
+        select: an expression, None for all records.
+        include_test: as in `pretrain`.
+    """
+    rows = selected_rows(store, select)
+    if include_test:
+        return rows
+    kept = without_splits(store, rows, "test")
+    if len(kept) < len(rows):
+        log.info(f"{len(rows) - len(kept)} records of test patients left out")
+    return kept
+
+
+def without_splits(store: StoreReader, rows: NDArray[np.int64], *splits: str) -> NDArray[np.int64]:
+    """Return the rows of patients of whom no record is in some splits.
+
+    Given splits can name some ECGs of a patient alone, or tear copies of one ECG.
+    """
+    names = np.array([name or "" for name in store.records["split"].to_pylist()], dtype=np.str_)
+    groups = patient_groups(store.records)
+    return rows[~np.isin(groups[rows], groups[np.isin(names, splits)])]
+
+
+def split_heldout(
+    store: StoreReader, rows: NDArray[np.int64], *, fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split rows into training and held-out ones by a keyed hash of the patient.
+
+    The hash knows nothing but seed and patient, so that records added later move nobody.
+
+    Args:
+        store: the rows' store.
+        rows: (R,) rows to split.
+        fraction: expected share of held-out patients.
+        seed: of the run.
+    Returns:
+        training rows, held-out rows; both in the order of `rows`.
+    """
+    if fraction == 0:
+        return rows, rows[:0]
+    groups = patient_groups(store.records)[rows]
+    names = store.records["patient_id"].take(rows).to_pylist()
+    first: dict[int, str] = {}  # one name of each patient, whatever the order of his records
+    for group, name in zip(groups.tolist(), names, strict=True):
+        first[group] = min(first.get(group, name), name)
+    held = np.array([_uniform(seed, first[group]) < fraction for group in groups], dtype=bool)
+    return rows[~held], rows[held]
+
+
+def _uniform(seed: int, name: str) -> float:
+    digest = hashlib.sha256(f"held out {seed} {name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") / 2**64
+
+
+def labelled_records(
+    store: StoreReader, target: str, select: str | None, fold: int | None = None
+) -> tuple[Labelled, dict[str, int]]:
+    """Find the labelled training and validation records of a selection.
+
+    Args:
+        store: with splits.
+        target: what a case is; records where it is null are dropped and counted.
+        select: an expression, None for all records.
+        fold: that is held out, None for the store's splits.
+    Returns:
+        the records; cases and controls of both splits, how many have no label, and how many of the
+        store name no patient.
+    Raises:
+        ConfigError: no splits, or a split without cases or without controls.
+    """
+    rows = selected_rows(store, select)
+    found = labelled(store.records, rows, target, fold)
+    unnamed = warn_of_unnamed(store.records, one_ecg_per_patient=one_ecg_each(store))
+    counts = {"unknown": found.num_unknown, "no_patient": unnamed}
+    for split, chosen in (("train", found.train), ("valid", found.valid)):
+        cases = int(found.is_case[chosen].sum())
+        counts |= {f"{split}_cases": cases, f"{split}_controls": len(chosen) - cases}
+        if not 0 < cases < len(chosen):
+            without = int(pc.is_null(store.records["split"]).to_numpy()[rows].sum())
+            cure = f", or say {ONE_ECG_OPTION} there" if unnamed else ""
+            raise ConfigError(
+                f"split {split!r} must hold cases and controls of {target!r}, got {cases} cases "
+                f"and {len(chosen) - cases} controls, {without} of {len(rows)} selected records "
+                f"being in no split; label the store with `ecgfast label`{cure}, or widen --select"
+            )
+    names = np.full(len(store), None, dtype=object)
+    names[found.train], names[found.valid] = "train", "valid"
+    is_known = names != None  # noqa: E711 (element by element)
+    warn_where_few(target, names.tolist(), found.is_case, is_known)
+    log.info(", ".join(f"{name} {count}" for name, count in counts.items()) + f" for {target}")
+    return found, counts
+
+
+def open_loader(
+    store: StoreReader,
+    config: Config,
+    ranks: Ranks,
+    rows: NDArray[np.int64],
+    *,
+    batch_size: int,
+    seed: int,
+    normalisation: Normalisation,
+    shuffle: bool = True,
+    drop_last: bool = True,
+) -> Loader:
+    """Build a loader with the settings of `config.data`; `batch_size` is one rank's."""
+    data = config.data
+    return build_loader(
+        store,
+        batch_size=batch_size,
+        seed=seed,
+        engine=data.engine,
+        device=ranks.device,
+        select=rows,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        normalise=normalisation,
+        num_threads=None if data.num_threads == "auto" else data.num_threads,
+        resident_budget_gib=None
+        if data.resident_budget_gib == "auto"
+        else data.resident_budget_gib,
+    )
