@@ -14,8 +14,7 @@ from ecgfast.evaluate.cohort import natural_order, shown_name, text_column
 from ecgfast.labels import parse_target
 from ecgfast.labels.splits import splits_of_fold
 from ecgfast.runs.loading import LoadedRun
-from ecgfast.runs.register import Register
-from ecgfast.runs.seen import Seen, seen
+from ecgfast.runs.register import Register, Seen, seen
 from ecgfast.store.patients import patient_groups
 from ecgfast.store.reader import StoreReader
 

@@ -13,7 +13,7 @@ from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.records import LEADS
 from ecgfast.runs.loading import LoadedRun, load_run
 from ecgfast.runs.reconstruction import Reconstruction, draw, fill_in
-from ecgfast.runs.seen import seen
+from ecgfast.runs.register import seen
 from ecgfast.store.format import refuse_to_replace
 from ecgfast.store.reader import StoreReader, open_store
 

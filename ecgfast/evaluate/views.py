@@ -23,7 +23,7 @@ from ecgfast.labels.assign import one_ecg_each
 from ecgfast.labels.splits import num_torn
 from ecgfast.runs.loading import LoadedRun
 from ecgfast.runs.reconstruction import draw
-from ecgfast.runs.seen import seen
+from ecgfast.runs.register import seen
 from ecgfast.store.patients import is_unnamed, patient_groups
 from ecgfast.store.reader import StoreReader
 

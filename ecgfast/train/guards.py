@@ -24,20 +24,21 @@ STARVING_PCT = 5.0
 STARVING_READINGS = 3  # in a row: one alone is a cold disk, or a save
 
 
-class LostWeightsError(EcgfastError):
-    """Loss or gradient stay not finite, and no checkpoint helps."""
-
-
 class NonFiniteGuard:
-    """Counts skipped steps on the device, and says at log steps what to do.
+    """Counts skipped steps on the device, and decides at log steps what to do.
 
     Policy: the optimizer skips a step whose loss or gradient is not finite. Ten in a row mean that
     the weights themselves are lost: they and the moments go back to the last checkpoint, while
     records and schedule continue, so that the same records do not come again. The fourth time
     ends the run.
+
+    Args:
+        device: of the training.
+        max_rollbacks: of a run, before an error ends it.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, max_rollbacks: float = MAX_ROLLBACKS) -> None:
+        self._max_rollbacks = max_rollbacks
         self.skipped = torch.zeros((), device=device)
         self.in_a_row = torch.zeros((), device=device)
         self._said = 0
@@ -56,7 +57,7 @@ class NonFiniteGuard:
         """Judge the counters' values, read at a log step.
 
         Raises:
-            LostWeightsError: rolling back did not help.
+            EcgfastError: rolling back did not help.
         """
         if skipped > self._said:
             new = int(skipped) - self._said
@@ -65,10 +66,10 @@ class NonFiniteGuard:
         if in_a_row < ROLLBACK_AFTER:
             return False
         self._rollbacks += 1
-        if self._rollbacks > MAX_ROLLBACKS:
-            raise LostWeightsError(
+        if self._rollbacks > self._max_rollbacks:
+            raise EcgfastError(
                 f"step {step}: loss or gradient not finite for {int(in_a_row)} steps, after "
-                f"{MAX_ROLLBACKS} returns to the last checkpoint; lower optim.base_lr, set "
+                f"{self._max_rollbacks} returns to the last checkpoint; lower optim.base_lr, set "
                 "train.clip_norm=1.0, or look for damaged records with `ecgfast verify`"
             )
         self.in_a_row.zero_()

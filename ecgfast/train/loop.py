@@ -1,8 +1,9 @@
 """The training step, and the loop around it: log, validate, save, stop, recover."""
 
 import gc
+import math
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from ecgfast.runs.meta import RunMeta
 from ecgfast.runs.sealed import Facts
 from ecgfast.train.checkpoint import CheckpointWriter, Slot, State, load, training_state
 from ecgfast.train.distributed import Ranks, accumulate
-from ecgfast.train.guards import NonFiniteGuard, StarvationGuard, StopSignals
+from ecgfast.train.guards import MAX_ROLLBACKS, NonFiniteGuard, StarvationGuard, StopSignals
 from ecgfast.train.metrics import Meter, console_line
 from ecgfast.train.microbatch import MicrobatchGraph, split
 from ecgfast.train.optim import MasterAdamW, StepReport
+from ecgfast.train.run_folder import open_metrics
 from ecgfast.train.validation import Validation
 
 LossOf = Callable[[Batch], Tensor]
@@ -107,7 +109,8 @@ class Loop:
         validation: of held-out records, None without any.
         engine: where records come from, for messages.
         graph: of `loss_of` and its gradients, on one GPU.
-        saves_guard: whether checkpoints keep the count of skipped steps, as pretraining's do.
+        patience_ends_it: a trial of fine-tuning: lost weights do not end it, and its checkpoints
+            keep no count of skipped steps.
     """
 
     ranks: Ranks
@@ -126,7 +129,7 @@ class Loop:
     validation: Validation | None = None
     engine: str = "auto"
     graph: MicrobatchGraph | None = None
-    saves_guard: bool = True
+    patience_ends_it: bool = False
 
     def __post_init__(self) -> None:
         self.step = 0
@@ -135,10 +138,11 @@ class Loop:
         self._losses: list[Tensor] = []  # of the steps since the last reading
         self._last: StepReport | None = None
         self._starving = StarvationGuard()
-        self._guard = NonFiniteGuard(self.ranks.device)
+        most = math.inf if self.patience_ends_it else MAX_ROLLBACKS
+        self._guard = NonFiniteGuard(self.ranks.device, max_rollbacks=most)
         self._meter = Meter(self.ranks.device, self.ranks.world_size, self.flops_per_record)
         self._state: State = training_state(self.model, self.optimizer)
-        if self.saves_guard:
+        if not self.patience_ends_it:
             for name in ("skipped", "in_a_row"):
                 counter = getattr(self._guard, name)
                 self._state[f"guard.{name}"] = Slot(live=counter, source=counter)
@@ -232,10 +236,12 @@ class Loop:
         """Return to the last checkpoint where the weights are lost; begin to measure anew.
 
         Raises:
-            LostWeightsError: returning did not help.
+            EcgfastError: returning did not help.
         """
         if self._guard.wants_rollback(reading.skipped, reading.in_a_row, step=self.step):
             self._roll_back(writer)
+        if self.patience_ends_it:
+            self._guard.in_a_row.zero_()  # a resumed trial begins with none
         gc.collect(1)
         self._meter.restart()
 
@@ -308,13 +314,6 @@ class Loop:
         weights = {n: s for n, s in self._state.items() if not n.startswith("guard.")}
         load(checkpoint, weights, self.ranks, self.optimizer)
         log.warning(f"step {self.step}: weights and moments are those of {checkpoint.path} again")
-
-
-def open_metrics(
-    run: Path, ranks: Ranks, *, resume_step: int
-) -> AbstractContextManager[log.MetricsWriter | None]:
-    """Open a run's metrics.jsonl on the main rank; see `log.MetricsWriter`."""
-    return log.MetricsWriter(run, resume_step=resume_step) if ranks.is_main else nullcontext()
 
 
 @contextmanager

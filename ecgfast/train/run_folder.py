@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,13 @@ def _choose(config: Config, shape: Shape, device: torch.device) -> Choice:
         return choose_attention(config.attention, device, shape)
     works = next(backend for backend in REPEATABLE if probe(backend, device, shape) is None)
     return Choice(backend=works, reason="repeatable, as train.deterministic asks")
+
+
+def open_metrics(
+    run: Path, ranks: Ranks, *, resume_step: int
+) -> AbstractContextManager[log.MetricsWriter | None]:
+    """Open a run's metrics.jsonl on the main rank; see `log.MetricsWriter`."""
+    return log.MetricsWriter(run, resume_step=resume_step) if ranks.is_main else nullcontext()
 
 
 def write_settings(run: Path, config: Config, facts: Mapping[str, Any]) -> None:

@@ -29,14 +29,16 @@ from ecgfast.runs.weights import export_safetensors
 from ecgfast.store.reader import StoreReader
 from ecgfast.train.checkpoint import CheckpointWriter
 from ecgfast.train.distributed import Ranks, full_state, spread
-from ecgfast.train.guards import LostWeightsError, StopSignals
+from ecgfast.train.guards import StopSignals
 from ecgfast.train.initial import Initial, apply_initial
-from ecgfast.train.loop import Loop, Reading, frozen_garbage_collector, open_metrics
+from ecgfast.train.loop import Loop, Reading, frozen_garbage_collector
 from ecgfast.train.optim import MasterAdamW
 from ecgfast.train.records import open_loader
-from ecgfast.train.run_folder import resolve_compile
+from ecgfast.train.run_folder import open_metrics, resolve_compile
 from ecgfast.train.validation import Scorer
 from ecgfast.vocabulary import AttentionKernel
+
+ADAM_BETAS = (0.9, 0.999)  # with weight decay 0, AdamW is the study's Adam
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +101,6 @@ class Progress:
     def as_meta(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
         return asdict(self)
-
-
-ADAM_BETAS = (0.9, 0.999)  # with weight decay 0, AdamW is the study's Adam
 
 
 @dataclass(kw_only=True)
@@ -191,11 +190,7 @@ class Sweep:
             row = {"loss": reading.mean_loss, "val_loss": val_loss, "val_auroc": area, "lr": rate}
             if metrics is not None:
                 self._log(metrics, progress, row, reading)
-            try:
-                loop.recover(reading, writer)
-            except LostWeightsError as error:
-                log.warning(f"trial {progress.trial + 1} ends: {error}")
-                return progress
+            loop.recover(reading, writer)
             loop.save(writer, metrics, {"progress": progress.as_meta()})
             writer.wait()
             self._keep_weights(loop, progress)
@@ -232,7 +227,7 @@ class Sweep:
             num_steps=progress.step + epochs_left * len(self._loader),
             meta=self.meta,
             engine=self.config.data.engine,
-            saves_guard=False,
+            patience_ends_it=True,
         )
         loop.step = progress.step
         return loop

@@ -13,11 +13,11 @@ from ecgfast.runs.register import (
     FILE,
     Register,
     read_register,
+    seen,
     with_encoder,
     with_validation,
     write_register,
 )
-from ecgfast.runs.seen import seen
 from ecgfast.store.reader import StoreReader
 
 
