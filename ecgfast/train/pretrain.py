@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from ecgfast_kernels.codec import PATCH_WIDTH
 from ecgfast_kernels.ops.masking import random_mask
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ecgfast import log

@@ -1,4 +1,4 @@
-"""A run's folder, begun once and resumed by the same experiment, and the settings of its start."""
+"""A run's folder: started once, resumed only by the same experiment, with resolved settings."""
 
 import json
 import os
@@ -39,19 +39,19 @@ _PACKAGES = (
 
 
 def asked_to_resume(resume: bool) -> bool:
-    """Whether to go on: asked for, or restarted by torchrun or SLURM."""
+    """Whether to resume: asked for, or restarted by torchrun or SLURM."""
     restarts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     return resume or any(int(os.environ.get(name, "0")) > 0 for name in restarts)
 
 
 @contextmanager
 def enter(run: Path, ranks: Ranks, *, resume: bool) -> Iterator[Checkpoint | None]:
-    """Keep a run's folder from other processes; yield where to go on, None for a fresh start.
+    """Keep other processes out of a run's folder; yield its checkpoint, None for a new run.
 
     Args:
         run: created where it does not exist.
         ranks: all of them call this; rank 0 looks, and says what is wrong.
-        resume: go on with what the folder holds; an empty one starts afresh.
+        resume: resume what the folder holds; an empty one starts a new run.
     Raises:
         EcgfastError: another process trains in it, or it cannot be written.
         ResumeError: the folder holds something and `resume` is off, or it is no run's folder.
@@ -98,7 +98,7 @@ def _set_aside(run: Path, taken: Checkpoint) -> None:
 
 
 def require_same(now: Mapping[str, Any], checkpoint: Checkpoint) -> None:
-    """Refuse to go on with another experiment.
+    """Refuse to resume another experiment.
 
     Raises:
         ResumeError: names every setting that differs, with both values.
