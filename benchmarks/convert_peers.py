@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import wfdb
@@ -49,17 +50,8 @@ def main() -> None:
                 rates.setdefault(name, []).append(rate)
                 print(f"{name:20} {rate:8,.0f} records/s", flush=True)
     shape = f"{args.source.name}, {count} x 12 x 5000 int16, format 16"
-    rows = [
-        make_row(
-            case="convert",
-            provider=name,
-            metric="throughput",
-            unit="records/s",
-            values=values,
-            shape=shape,
-        )
-        for name, values in rates.items()
-    ]
+    row = partial(make_row, case="convert", metric="throughput", unit="records/s", shape=shape)
+    rows = [row(provider=name, values=values) for name, values in rates.items()]
     append_rows(RESULTS / device_slug() / "convert.jsonl", rows)
 
 

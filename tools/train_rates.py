@@ -134,14 +134,8 @@ def engines(task: Task) -> Iterator[Row]:
                 train(random)
             rates = in_turns(task, epochs)
         for name, values in rates.items():
-            row = partial(
-                make_row,
-                case="train_from",
-                provider=name,
-                preset=preset,
-                shape=f"{records} records",
-                device=task.device,
-            )
+            row = partial(make_row, case="train_from", provider=name, preset=preset)
+            row = partial(row, shape=f"{records} records", device=task.device)
             yield row(metric="throughput", unit="records/s", values=values)
             shares = zip(values, rates["random-patches"], strict=True)
             percent = [100 * rate / most for rate, most in shares]

@@ -225,25 +225,12 @@ def _cases_around_blocks(device: str) -> list[Case]:
     fixed, flops = 4 * N * D, 2 * B * K * L * D
     moved = B * ((1 + K) * E * size + (1 + N) * E * size + 8 * N)
     read = B * (N - K) * (L * size + 2 * P)
-    both, gathered = (records_B, patches_BNP), (patches_BNP, ids_keep_BK)
+    both, first = (records_B, patches_BNP, *embedding), (embed + fixed + masks, embed)
+    gathered, second = (patches_BNP, ids_keep_BK, *embedding), (embed + fixed, embed)
     loss, losses = partial(masked_mse, norm_patch=True), (pred_BNP, patches_BNP, mask_BN)
     return [  # first what is held against torch.compile
-        case(
-            "mask_and_patch_embed",
-            mask_and_embed,
-            (*both, *embedding),
-            (embed + fixed + masks, embed),
-            (2, 3, 5),
-            flops,
-        ),
-        case(
-            "patch_embed_masked",
-            patch_embed_masked,
-            (*gathered, *embedding),
-            (embed + fixed, embed),
-            (2, 3, 5),
-            flops,
-        ),
+        case("mask_and_patch_embed", mask_and_embed, both, first, (2, 3, 5), flops),
+        case("patch_embed_masked", patch_embed_masked, gathered, second, (2, 3, 5), flops),
         case("random_mask", mask, (records_B,), (masks, 0)),
         case("unshuffle", unshuffle, tokens, (moved + (1 + N) * E * size, moved), (0, 2)),
         case("masked_mse", loss, losses, (read, read + B * N * L * size), (0,)),
