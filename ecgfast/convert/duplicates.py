@@ -9,7 +9,7 @@ steps that leave fewer and fewer pairs, so that the time grows as N log N:
 4. the stored signals themselves (`same_signal`).
 
 Found pairs make groups, groups of groups too: the search is repeated with one record of each group
-until it finds nothing new, because a thousand copies hide behind 8 neighbours.
+until it finds nothing new, because of a thousand copies only 8 are neighbours of one.
 """
 
 from collections.abc import Callable, Sequence

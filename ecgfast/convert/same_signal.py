@@ -51,7 +51,7 @@ class Likeness(NamedTuple):
 
 
 class Smooth(NamedTuple):
-    """A record made ready.
+    """A record prepared for comparison.
 
     Attributes:
         plain: (8, T) float32, mean of 5 timesteps, from the first timestep of signal on.
@@ -67,7 +67,7 @@ class Smooth(NamedTuple):
 
 
 def smooth(signal_CT: NDArray[np.int16], beats_ms: NDArray[np.uint16]) -> Smooth | None:
-    """Make a record ready to be compared; None where it has less signal than must overlap.
+    """Prepare a record for comparison; None where it has less signal than must overlap.
 
     Args:
         signal_CT: (12, 5000) int16, ADC units.

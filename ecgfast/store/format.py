@@ -47,8 +47,8 @@ ROW_TYPES = {  # columns of records.parquet, with the names that Arrow has for t
     "content": "string",
     "duplicate_of": "string",
 }
-# Columns that wait for the end of a conversion beside those, and enter no store.
-WAITING_TYPES = {
+# Columns that only the end of a conversion needs beside those; they enter no store.
+PENDING_TYPES = {
     "labels": "string",
     "position": "int64",
     "patient_key": "string",

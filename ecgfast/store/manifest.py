@@ -1,6 +1,6 @@
-"""The manifest: what a finished store holds; and its files, read only if they can be what it says.
+"""The manifest: what a finished store holds, with size and digest of every file and of itself.
 
-The manifest has size and digest of every file, and a digest of itself.
+Here also: opening files of a store, regular ones alone, and reading them if they have that size.
 """
 
 import errno

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.records import NUM_LEADS
-from ecgfast.store.format import QUARANTINE_COLUMNS, ROW_TYPES, WAITING_TYPES
+from ecgfast.store.format import PENDING_TYPES, QUARANTINE_COLUMNS, ROW_TYPES
 from ecgfast.store.patients import UNNAMED
 
 
@@ -167,7 +167,7 @@ def _source(each: Outcome) -> tuple[str, ...]:
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    names = (*ROW_TYPES, *WAITING_TYPES)
+    names = (*ROW_TYPES, *PENDING_TYPES)
     columns = {name: [row.get(name) for row in rows] for name in names}
     columns["labels"] = [json.dumps(each) if each else None for each in columns["labels"]]
     return columns

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 KEY_BYTES = 32
 _LARGEST = 1 << 10  # bytes of a file of 64 digits, with what editors put around them
 PSEUDONYM = "patient_pseudonym"  # column beside readable ids, for what may leave the store
-UNNAMED = "\0"  # begins the key of a patient who is known by his record alone
+UNNAMED = "\0"  # begins the key of a patient who is known only by a record
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Pseudonyms:
 
         Args:
             readable: the id as the source has it.
-            site: of the record, None where nobody knows.
+            site: of the record, None where it is unknown.
         """
         return self.of("patient", self.patient_key(readable, site))
 
@@ -93,7 +93,7 @@ class Pseudonyms:
 
 
 def before_id(site: str) -> str:
-    """What stands before the id in the key of a patient whose id belongs to a site."""
+    """The prefix of the key of a patient whose id belongs to a site."""
     return site.replace("%", "%25").replace("/", "%2F") + "/"
 
 
@@ -169,7 +169,7 @@ def patient_groups(records: "pa.Table") -> NDArray[np.intp]:
     Args:
         records: `StoreReader.records`.
     Returns:
-        (N,) number of each record's patient, from 0 on, in no order that means anything.
+        (N,) number of each record's patient, from 0 on, in arbitrary order.
     """
     patients = records["patient_id"].to_pylist()
     own = [f"\0{row}" if name is None else name for row, name in enumerate(patients)]
@@ -198,7 +198,7 @@ def patient_groups(records: "pa.Table") -> NDArray[np.intp]:
 
 
 def is_unnamed(records: "pa.Table") -> NDArray[np.bool_]:
-    """(N,) whether a record names no patient, so that nobody knows which records share one."""
+    """(N,) whether a record names no patient, so that it is unknown which records share one."""
     flags = records["flags"].to_pylist()
     return np.array([NO_PATIENT in text.split(";") for text in flags], dtype=bool)
 

@@ -152,7 +152,7 @@ class StoreReader:
         Args:
             indices: record numbers, any order, repeats allowed.
         Returns:
-            buffer uint8 (bytes,), offsets int64 (n,), lengths int64 (n,), as `indices` goes.
+            buffer uint8 (bytes,), offsets int64 (n,), lengths int64 (n,), in that order.
         """
         return self._shards.read(self._checked_indices(indices))
 
@@ -238,7 +238,7 @@ class StoreReader:
         return self._sealed(QUARANTINE, QUARANTINE)
 
     def _sealed(self, name: str, entry: str) -> bytes:
-        """Read a file that must be what the manifest says of `entry`."""
+        """Read a file that must have the digest of `entry` in the manifest."""
         expected = self._entry(entry)
         data = read_file(self.path / name, expected["bytes"])
         if hashlib.sha256(data).hexdigest() != expected["sha256"]:

@@ -74,7 +74,7 @@ def parse_shard_index(
 
 
 class ShardFile:
-    """An open shard; closed when the last reader lets go, so no thread can read a reused number."""
+    """An open shard file; closed with its last user, so that no descriptor is reused too early."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -188,7 +188,7 @@ class Shards:
         Args:
             indices: (n,) int64, any order, repeats allowed.
         Returns:
-            buffer uint8 (bytes,), offsets int64 (n,), lengths int64 (n,), as `indices` goes.
+            buffer uint8 (bytes,), offsets int64 (n,), lengths int64 (n,), in that order.
         """
         if indices.size == 0:
             return np.empty(0, np.uint8), np.empty(0, np.int64), np.empty(0, np.int64)

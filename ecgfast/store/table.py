@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 
 from ecgfast.errors import CorruptStoreError, ShapeError
 from ecgfast.store.durable import explained, sync_folder, write_durably
-from ecgfast.store.format import NEXT_RECORDS, RECORDS, ROW_TYPES, WAITING_TYPES
+from ecgfast.store.format import NEXT_RECORDS, PENDING_TYPES, RECORDS, ROW_TYPES
 from ecgfast.store.manifest import write_manifest
 
 if TYPE_CHECKING:
     from ecgfast.store.reader import StoreReader
 
 SCHEMA = pa.schema(list(ROW_TYPES.items()))
-_WAITING = pa.schema([*SCHEMA, *WAITING_TYPES.items()])
+_PENDING = pa.schema([*SCHEMA, *PENDING_TYPES.items()])
 _ROW_GROUP = 65536
 _LATER = {"fold", "content", "duplicate_of"}  # columns that stores of earlier versions lack
 _NEVER_NULL = ("record_id", "patient_id", "flags")
@@ -28,18 +28,18 @@ _SEALED = ("format", "version", "identity", "digest")  # manifest entries that s
 
 
 def pack_rows(parts: Sequence[dict[str, list[Any]]], text: dict[str, str]) -> bytes:
-    """The rows of a shard as they wait for the end of the conversion: an Arrow stream.
+    """Pack the rows of a shard for the end of the conversion, as an Arrow stream.
 
     Labels are JSON in it: the kinds of their columns are known only at that end.
 
     Args:
-        parts: columns of these rows, as `Outcomes` has them, one part behind another.
+        parts: columns of these rows, as `Outcomes` has them, part after part.
         text: further lines to keep, by name.
     """
     columns = {
-        name: list(chain.from_iterable(part[name] for part in parts)) for name in _WAITING.names
+        name: list(chain.from_iterable(part[name] for part in parts)) for name in _PENDING.names
     }
-    table = pa.Table.from_pydict(columns, _WAITING).replace_schema_metadata(text)
+    table = pa.Table.from_pydict(columns, _PENDING).replace_schema_metadata(text)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)

@@ -84,7 +84,7 @@ def _records(reader: StoreReader, shard: int) -> Iterator[str]:
         except CorruptStoreError:
             damaged = list(_one_by_one(reader, records))
             yield from damaged
-            if len(damaged) == len(records):  # the index or the whole file: said often enough
+            if len(damaged) == len(records):  # the index or all of the file: one line for the rest
                 yield f"{shard_name(shard)}: the records behind {records[-1]} were not looked at"
                 return
 

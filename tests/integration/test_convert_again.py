@@ -49,36 +49,36 @@ def test_finished_store_is_left_alone(source: Path, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
-def test_finished_store_tells_of_new_inputs(
+def test_finished_store_warns_of_new_inputs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(log.logger, "warning", said.append)
+    warnings: list[str] = []
+    monkeypatch.setattr(log.logger, "warning", warnings.append)
     source, out = tmp_path / "source", tmp_path / "run" / "store"
     for number, record in enumerate(ecg_like(3, seed=0)):
         write_wfdb(source / f"r{number}", record, comments=[f"patient: {number}"])
         if number != 1:
             convert_quietly([source], out, workers=1)
     assert len(ecgfast.open_store(out)) == 1
-    assert len(said) == 1
-    assert "hold 3 inputs" in said[0]
-    assert "made from 1 " in said[0]
+    assert len(warnings) == 1
+    assert "hold 3 inputs" in warnings[0]
+    assert "made from 1 " in warnings[0]
 
 
 def test_finished_store_needs_no_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(log.logger, "warning", said.append)
+    warnings: list[str] = []
+    monkeypatch.setattr(log.logger, "warning", warnings.append)
     source, out = tmp_path / "source", tmp_path / "run" / "store"
     write_wfdb(source / "r0", ecg_like(1, seed=0)[0], comments=["patient: 1"])
     first = convert_quietly([source], out, workers=1)
     for path in source.iterdir():
         path.unlink()
     assert convert_quietly([source], out, workers=1) == first
-    assert len(said) == 1
-    assert "holds no ECG file" in said[0]
+    assert len(warnings) == 1
+    assert "holds no ECG file" in warnings[0]
     source.rmdir()
     assert convert_quietly([source], out, workers=1) == first
-    assert len(said) == 1
+    assert len(warnings) == 1
 
 
 def test_journal_of_another_version_is_refused(source: Path, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_transcode(source: Path, tmp_path: Path, codec: str) -> None:
         convert_quietly([first], tmp_path / "third", window="all")
 
 
-def test_transcode_vouches_for_nothing_damaged(source: Path, tmp_path: Path) -> None:
+def test_transcode_refuses_a_damaged_store(source: Path, tmp_path: Path) -> None:
     first, out = tmp_path / "first/store", tmp_path / "second/store"
     convert_quietly([source], first, codec="none")
     shard = first / "signals.zarr/signal/c.0.0.0"

@@ -153,7 +153,7 @@ def test_a_batch_begins_inside_a_recording(tmp_path: Path) -> None:
     assert rest.after == whole.after[2:] == [(5, 0), (5, 1), (5, 2), (6, 0)]
 
 
-def test_a_convert_goes_on_inside_a_recording(
+def test_a_convert_resumes_inside_a_recording(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shard ends with the fourth of 15 windows of a recording; the next one meets a full disk."""

@@ -145,16 +145,16 @@ def test_files_are_readable_by_all_and_writable_by_their_user(tmp_path: Path) ->
 
 
 def test_which_errors_are_explained(tmp_path: Path) -> None:
-    told = {
+    texts = {
         name: str(explain(OSError(getattr(errno, name), "why"), tmp_path, again="go on"))
         for name in ("ENOSPC", "EDQUOT", "EACCES", "EROFS", "EIO")
     }
     for full in ("ENOSPC", "EDQUOT"):
-        assert told[full].startswith(f"disk full while writing {tmp_path}: ")
-        assert "space and go on" in told[full]
+        assert texts[full].startswith(f"disk full while writing {tmp_path}: ")
+        assert "space and go on" in texts[full]
     for forbidden in ("EACCES", "EROFS"):
-        assert told[forbidden].startswith(f"cannot write {tmp_path}: why; ")
-    assert told["EIO"] == "None"
+        assert texts[forbidden].startswith(f"cannot write {tmp_path}: why; ")
+    assert texts["EIO"] == "None"
     with pytest.raises(OSError, match="why") as raised, explained(tmp_path):
         raise OSError(errno.EIO, "why")
     assert raised.value.errno == errno.EIO

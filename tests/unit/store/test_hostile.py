@@ -81,7 +81,7 @@ def test_a_table_of_too_many_rows_is_not_read(store: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda table: table.drop_columns(["flags"]), "no right column flags"),
         (lambda table: _cast(table, "age", pa.string()), "no right column age"),
@@ -91,10 +91,10 @@ def test_a_table_of_too_many_rows_is_not_read(store: Path) -> None:
     ],
 )
 def test_a_table_of_other_columns_is_refused(
-    change: Callable[[pa.Table], pa.Table], said: str, store: Path
+    change: Callable[[pa.Table], pa.Table], message: str, store: Path
 ) -> None:
     change_table(store, change)
-    with pytest.raises(CorruptStoreError, match=said):
+    with pytest.raises(CorruptStoreError, match=message):
         _ = open_store(store).records
 
 

@@ -54,7 +54,7 @@ def test_added_white_space_is_damage(store: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
         ("version", None, "has format version None, this ecgfast reads 1"),
         ("codec", "lzma", "codec 'lzma'"),
@@ -65,10 +65,10 @@ def test_added_white_space_is_damage(store: Path) -> None:
     ],
 )
 def test_a_manifest_with_a_right_digest_and_wrong_content(
-    store: Path, key: str, value: object, said: str
+    store: Path, key: str, value: object, message: str
 ) -> None:
     change_manifest(store, **{key: value})
-    with pytest.raises((CorruptStoreError, FormatError), match=said) as caught:
+    with pytest.raises((CorruptStoreError, FormatError), match=message) as caught:
         ecgfast.open_store(store)
     assert "\n" not in str(caught.value)
 

@@ -175,7 +175,7 @@ def test_pseudonyms_stand_beside_readable_ids_alone() -> None:
     ]
 
 
-def test_what_is_retained_is_told() -> None:
+def test_what_is_retained_is_listed() -> None:
     records = _records(patient_id=["A", "B"], site=["north", None], snomed=["1", "2"])
     kept = retained(records, identifiers=True, ages_over_89=False)
     assert kept == {

@@ -50,7 +50,7 @@ def test_random_byte_flips(codec: Codec, tmp_path: Path) -> None:
                 np.testing.assert_array_equal(getattr(damaged, name), values)
             assert damaged.records.equals(records)
         except CorruptStoreError:
-            pass  # said, not silent
+            pass  # an error, as it should be
         file.write_bytes(whole)
     assert verify_store(path) == []
 

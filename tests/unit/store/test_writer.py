@@ -87,7 +87,7 @@ def test_batches_of_any_size_give_the_same_files(tmp_path: Path, size: int) -> N
     assert {f"store/{shard_name(n)}" for n in range(3)} <= expected.keys()
 
 
-def test_a_writer_goes_on_where_the_last_one_stopped(tmp_path: Path) -> None:
+def test_a_writer_resumes_where_the_last_one_stopped(tmp_path: Path) -> None:
     made = outcomes(1000)
     stopped = write(tmp_path / "stopped", made, 300, stops=5)
     assert stopped == write(tmp_path / "whole", made, 64)
