@@ -26,6 +26,7 @@ from ecgfast.store.format import (
     refuse_inside_store,
     sources_beside,
 )
+from ecgfast.store.manifest import Manifest
 from ecgfast.store.reader import available_cores, open_store
 from ecgfast.vocabulary import Codec, OnBad, PatientIds, Quality, Short, Window
 
@@ -128,12 +129,12 @@ def convert(
     check_names(columns or ())
     key = Path(key_file) if key_file is not None else key_beside(out)
     _refuse_within(out, key)
-    # An unfinished store too: its signals must not be taken for a folder without recordings.
+    # An unfinished store is one too, and no folder without recordings.
     stores = [path for path in paths if (path / MANIFEST).exists() or (path / SIGNALS).exists()]
     with store_lock(out):
         if stores:
             own = (window, short, quality, patient_ids, one_ecg_per_patient, split_seed)
-            # Of a store, these belong to the labels that are joined to it.
+            # With a store as source, these belong to the labels that are joined.
             unused = labels is None and (columns or key_file or keep_ages_over_89)
             is_default = own == ("first", "quarantine", "flag", "site", False, 0)
             if len(paths) > 1 or not is_default or keep_identifiers or unused:
@@ -174,6 +175,11 @@ def convert(
     counts = manifest["counts"]
     if log.is_strict() and not stores and counts.get("duplicates"):
         _refuse_duplicates(out, counts["duplicates"])
+    return _summary(out, manifest, failed=on_bad == "fail" and counts["quarantined"] > 0)
+
+
+def _summary(out: Path, manifest: Manifest, *, failed: bool) -> ConvertSummary:
+    counts = manifest["counts"]
     return ConvertSummary(
         store=out,
         num_inputs=counts["inputs"],
@@ -181,7 +187,7 @@ def convert(
         num_quarantined=counts["quarantined"],
         num_records=counts["records"],
         num_duplicates=counts.get("duplicates"),
-        failed=on_bad == "fail" and counts["quarantined"] > 0,
+        failed=failed,
         num_files=manifest.get("source_files"),
         passed_over=manifest.get("passed_over", {}),
         examples=passed_over_examples(out),
