@@ -114,7 +114,7 @@ def _without_digest(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [TENSORS, INDEX, "meta.json"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before_aloud(
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_with_a_warning(
     name: str, pretrained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = _copy(pretrained, tmp_path)

@@ -122,7 +122,7 @@ def test_a_result_that_cannot_travel_is_an_error_and_no_hang() -> None:
         list(pool.map(range(4)))
 
 
-def test_no_room_for_a_result_is_one_error() -> None:
+def test_a_result_that_fits_nowhere_is_one_error() -> None:
     with (
         pytest.raises(EcgfastError, match=r"no room.*File too large.*--workers"),
         WorkerPool(_too_large, 2) as pool,

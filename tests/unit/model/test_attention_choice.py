@@ -1,4 +1,4 @@
-"""Attention: kernels agree, the choice explains itself, falls back aloud, and is remembered."""
+"""Attention: kernels agree; the choice is explained, remembered, and falls back with a warning."""
 
 import json
 import sys
@@ -185,7 +185,7 @@ def test_fastest_measures_once_and_remembers(
         *(b'{"GPU": {"math": "fast"}}', b'{"GPU": {"math": NaN}}', b'{"GPU": {"math": true}}'),
     ],
 )
-def test_a_damaged_cache_is_measured_again_aloud(
+def test_a_damaged_cache_is_measured_again_with_a_warning(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
