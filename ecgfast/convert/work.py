@@ -21,8 +21,15 @@ from ecgfast.convert.preprocess import Segment, Windows, check_source, read_wind
 from ecgfast.errors import FormatError, Reason, ShapeError
 from ecgfast.ingest import InputFile, unreadable
 from ecgfast.ingest.inventory import printable
-from ecgfast.ingest.patient import codes_of
-from ecgfast.records import NO_PATIENT, NUM_LEADS, NUM_TIMESTEPS, EcgRecord, is_percent, stored_age
+from ecgfast.records import (
+    NO_PATIENT,
+    NUM_LEADS,
+    NUM_TIMESTEPS,
+    EcgRecord,
+    codes_of,
+    is_percent,
+    stored_age,
+)
 from ecgfast.store.format import ROW_TYPES, encode_chunks
 from ecgfast.store.outcomes import Cursor, EncodedRecord, Outcome, Outcomes, Refusal, in_columns
 from ecgfast.store.patients import Pseudonyms, key_of_unnamed

@@ -23,7 +23,6 @@ from ecgfast.errors import FormatError
 from ecgfast.ingest.files import read_text_bytes
 from ecgfast.ingest.leads import arrange_leads, plan_leads, wide_to_microvolt
 from ecgfast.ingest.numpy_files import batch_size, not_allowed, read_npy, read_npz
-from ecgfast.ingest.patient import parse_age, parse_number
 from ecgfast.records import (
     INVALID,
     LEADS,
@@ -32,6 +31,8 @@ from ecgfast.records import (
     is_patient,
     is_site,
     known_id,
+    parse_age,
+    parse_number,
     parse_sex,
 )
 

@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 from ecgfast.errors import FormatError
 from ecgfast.ingest.files import read_text_bytes
-from ecgfast.ingest.patient import parse_age, parse_number
-from ecgfast.records import NOT_KNOWN, is_site, known_id, parse_sex
+from ecgfast.records import NOT_KNOWN, is_site, known_id, parse_age, parse_number, parse_sex
 
 _LARGEST_BASELINE = 1 << 62  # more than any sample, and float64 holds the difference
 _DEFAULT_GAIN = 200.0  # header(5): a gain of 0 or none means 200 ADC units per physical unit

@@ -1,8 +1,8 @@
-"""What of a diagnosis is code, and what may be free text."""
+"""Which texts are codes of diagnoses, and which may be free text."""
 
 import pytest
 
-from ecgfast.ingest.patient import codes_of, is_code
+from ecgfast.records import codes_of, is_code
 
 # Of the PhysioNet challenge of 2020.
 SNOMED = """
