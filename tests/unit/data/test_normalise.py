@@ -169,3 +169,17 @@ def test_one_absurd_gain_gives_no_infinite_value(with_a_wrong_gain: StoreReader,
         assert np.isfinite(z.astype(np.float16)).all()
     right = store.scale_uv[:, 0] == 1
     assert (z[right].std(-1) > 0).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_some_rows_are_normalised_as_in_the_whole_store(
+    mode: str, small_store: StoreReader
+) -> None:
+    rows = np.array([9, 2, 30])
+    cohort = cohort_statistics(small_store, np.array([0, 1]))
+    normalisation = Normalisation(mode=mode, cohort=cohort)
+    whole = normalisation.mean_and_rstd(small_store)
+    for found, expected in zip(
+        normalisation.mean_and_rstd(LeadStatistics.of(small_store, rows)), whole, strict=True
+    ):
+        np.testing.assert_array_equal(found, expected[rows])

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +242,14 @@ def test_a_loss_that_never_comes_back_ends_the_run(tmp_path: Path) -> None:
     loop = toy_loop(toy_config(), tmp_path, num_steps=100, broken=range(7, 100))
     with pytest.raises(EcgfastError, match=r"not finite .* lower optim\.base_lr"):
         loop.run_to_end(StopSignals(Ranks()))
+
+
+def test_lost_weights_do_not_end_a_trial_of_fine_tuning(tmp_path: Path) -> None:
+    """Four returns to the checkpoint of step 5: patience ends such a trial, not an error."""
+    loop = toy_loop(toy_config("train.log_every=12"), tmp_path, num_steps=60, broken=range(7, 60))
+    trial = replace(loop, patience_ends_it=True)
+    assert trial.run_to_end(StopSignals(Ranks()))
+    checkpoint = newest(tmp_path)
+    assert checkpoint is not None
+    assert not [name for name in checkpoint.index.state_dict_metadata if "guard" in name]
+    assert trial.optimizer.num_updates.item() == 5
