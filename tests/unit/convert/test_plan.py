@@ -26,7 +26,7 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "store.convert"
 
 
-def test_an_undamaged_plan_is_gone_on_with(begun: Path) -> None:
+def test_an_undamaged_plan_is_resumed(begun: Path) -> None:
     summary = convert_quietly([begun.with_name("in")], begun.with_name("store"))
     assert summary.num_converted == 3
 

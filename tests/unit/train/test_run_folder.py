@@ -79,7 +79,7 @@ def test_what_a_killed_run_left_is_no_obstacle(tmp_path: Path) -> None:
         assert checkpoint is None
 
 
-def test_what_a_folder_holds_is_gone_on_with_only_when_asked(
+def test_what_a_folder_holds_is_resumed_only_when_asked(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ecgfast.log.logger.propagate", True)
