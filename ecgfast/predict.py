@@ -16,29 +16,24 @@ from ecgfast_kernels.codec import lead_statistics, patches_from_int16
 from numpy.typing import NDArray
 
 from ecgfast import log
-from ecgfast.convert.measures import content_digests, einthoven_uv, signal_flags
+from ecgfast.convert.measures import einthoven_uv, signal_flags
 from ecgfast.convert.preprocess import Samples, Segment, Windows, check_source, read_windows
 from ecgfast.data.normalise import LeadStatistics
 from ecgfast.errors import ConfigError, FormatError, ShapeError
 from ecgfast.ingest import InputFile
 from ecgfast.ingest.inventory import discover
 from ecgfast.model.classifier import Classifier
-from ecgfast.records import SAMPLING_RATE_HZ, EcgRecord
+from ecgfast.records import SAMPLING_RATE_HZ
 from ecgfast.runs.loading import load_model
-from ecgfast.runs.register import Register, Role, read_register
+from ecgfast.runs.register import SeenFiles, read_register
 from ecgfast.runs.scoring import probabilities
 from ecgfast.store.csv_files import csv_lines
 from ecgfast.store.durable import DurableFile
-from ecgfast.store.patients import Pseudonyms, read_key
-from ecgfast.vocabulary import PatientIds
 
 _BLOCK_WINDOWS = 64  # scored at once: a recording of hours has a thousand
 COLUMNS = ("file", "start_s", "target", "probability", "threshold", "finding", "note")
 
 _FIRST = f"{COLUMNS[0]},".encode()
-
-# Words of the column note on ECGs that are no test of the run.
-LEARNED_FROM, READ_BEFORE = "learned_from", "read_in_pretraining"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +161,7 @@ class Predictor:
         register = read_register(run)
         if register is None:
             log.warning(f"{run} does not say whom it learned from: an earlier version trained it")
-        self._known = _Known(register, key_file)
+        self._seen = SeenFiles(register, key_file)
 
     def __call__(self, item: InputFile) -> list[Prediction]:
         """Score every window of one file; one that cannot be used gives a line that says why."""
@@ -192,8 +187,8 @@ class Predictor:
             block = usable[first : first + _BLOCK_WINDOWS]
             scores += self.probabilities(found.samples, block).tolist()
             checks += _checks(found.samples, block)
-        known = self._known.words(item, found.record, usable)
-        lines = iter(zip(usable, scores, checks, known, strict=True))
+        seen = self._seen.words(item.record_id, found.record, [each.signal for each in usable])
+        lines = iter(zip(usable, scores, checks, seen, strict=True))
         return [
             self._line(item, *next(lines))
             if isinstance(each, Segment)
@@ -207,9 +202,9 @@ class Predictor:
         window: Segment,
         probability: float,
         checks: list[str],
-        known: tuple[str, ...],
+        seen: tuple[str, ...],
     ) -> Prediction:
-        words = {*window.flags, *checks, *known}
+        words = {*window.flags, *checks, *seen}
         is_number = math.isfinite(probability)
         return Prediction(
             file=item.path,
@@ -281,58 +276,6 @@ def _checks(samples: Samples, windows: Sequence[Segment]) -> list[list[str]]:
     )
     deviation_n = einthoven_uv(signal_nCT, scale_nC, offset_nC).tolist()
     return signal_flags(signal_nCT, valid_nCT, mean_nC, std_nC, scale_nC, deviation_n)
-
-
-class _Known:
-    """Patients and ECGs that a run has seen.
-
-    Args:
-        register: of the run, None where it has none.
-        key_file: pseudonym key of its store, or None.
-    """
-
-    def __init__(self, register: Register | None, key_file: Path | None) -> None:
-        self._seen: dict[str, set[str]] = {LEARNED_FROM: set(), READ_BEFORE: set()}
-        self._pseudonyms: Pseudonyms | None = None
-        if register is None:
-            return
-        roles: dict[str, tuple[Role, ...]] = {
-            LEARNED_FROM: ("train", "valid"),
-            READ_BEFORE: ("pretrain",),
-        }
-        for word, parts in roles.items():
-            rows = register.select(*parts)
-            for name in ("patient", "content"):
-                self._seen[word] |= set(rows[name].drop_null().to_pylist())
-        if key_file is not None:
-            ids: PatientIds = "site" if register.patient_ids == "site" else "global"
-            self._pseudonyms = Pseudonyms(read_key(key_file), patient_ids=ids)
-            if self._pseudonyms.fingerprint != register.key_fingerprint:
-                raise ConfigError(
-                    f"pseudonym key {key_file}: it is not the key of the store that the run was "
-                    "trained on; give that one with --key-file, or none"
-                )
-
-    def words(
-        self, item: InputFile, record: EcgRecord, windows: Sequence[Segment]
-    ) -> list[tuple[str, ...]]:
-        """What the run has seen of each window of a file, or of its patient."""
-        if not windows:
-            return []
-        signal_nCT = np.stack([window.signal for window in windows])
-        digests = content_digests(signal_nCT, signal_nCT.std(axis=2))
-        patient = self._patient(item, record)
-        return [
-            tuple(word for word, names in self._seen.items() if {digest, patient} & names)
-            for digest in digests
-        ]
-
-    def _patient(self, item: InputFile, record: EcgRecord) -> str | None:
-        if self._pseudonyms is None:
-            return None
-        if record.patient_id is None:
-            return self._pseudonyms.of("record as patient", item.record_id)
-        return self._pseudonyms.patient(record.patient_id, record.site)
 
 
 def _write(

@@ -17,17 +17,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ecgfast.errors import ResumeError
+from ecgfast.convert.measures import content_digests
+from ecgfast.errors import ConfigError, ResumeError
+from ecgfast.records import EcgRecord
 from ecgfast.runs.sealed import opened
 from ecgfast.store.durable import RESUME, write_durably
-from ecgfast.store.patients import patient_groups, pseudonymous_patients
+from ecgfast.store.patients import Pseudonyms, patient_groups, pseudonymous_patients, read_key
 from ecgfast.store.reader import StoreReader
+from ecgfast.vocabulary import PatientIds
 
 FILE = "register.parquet"
 VERSION = 1
 Flags = NDArray[np.bool_]
 Role = Literal["train", "valid", "pretrain", "heldout"]
 Origin = Literal["none", "run", "imagenet", "unknown"]  # of an encoder's first weights
+# Words of predict's column note on ECGs that are no test of the run.
+LEARNED_FROM, READ_BEFORE = "learned_from", "read_in_pretraining"
 _FACTS = b"ecgfast"
 _DAMAGED = (
     *(ValueError, KeyError, TypeError, AttributeError, RecursionError),
@@ -263,3 +268,63 @@ def _changed(register: Register, *, rows: pa.Table, encoder: Origin | None = Non
         patient_ids=register.patient_ids,
         encoder=register.encoder if encoder is None else encoder,
     )
+
+
+class SeenFiles:
+    """ECGs of raw files, and their patients, that a run has seen.
+
+    Args:
+        register: of the run, None where it has none.
+        key_file: pseudonym key of its store, or None: patients are not recognised.
+    Raises:
+        ConfigError: the key is not that of the run's store.
+    """
+
+    def __init__(self, register: Register | None, key_file: Path | None) -> None:
+        self._seen: dict[str, set[str]] = {LEARNED_FROM: set(), READ_BEFORE: set()}
+        self._pseudonyms: Pseudonyms | None = None
+        if register is None:
+            return
+        roles: dict[str, tuple[Role, ...]] = {
+            LEARNED_FROM: ("train", "valid"),
+            READ_BEFORE: ("pretrain",),
+        }
+        for word, parts in roles.items():
+            rows = register.select(*parts)
+            for name in ("patient", "content"):
+                self._seen[word] |= set(rows[name].drop_null().to_pylist())
+        if key_file is not None:
+            ids: PatientIds = "site" if register.patient_ids == "site" else "global"
+            self._pseudonyms = Pseudonyms(read_key(key_file), patient_ids=ids)
+            if self._pseudonyms.fingerprint != register.key_fingerprint:
+                raise ConfigError(
+                    f"pseudonym key {key_file}: it is not the key of the store that the run was "
+                    "trained on; give that one with --key-file, or none"
+                )
+
+    def words(
+        self, record_id: str, record: EcgRecord, windows: Sequence[NDArray[np.int16]]
+    ) -> list[tuple[str, ...]]:
+        """What the run has seen of each window of a file, or of its patient.
+
+        Args:
+            record_id: readable, of the file.
+            record: what the file holds.
+            windows: (12, T) int16 of each, ADC units.
+        """
+        if not windows:
+            return []
+        signal_nCT = np.stack(windows)
+        digests = content_digests(signal_nCT, signal_nCT.std(axis=2))
+        patient = self._patient(record_id, record)
+        return [
+            tuple(word for word, names in self._seen.items() if {digest, patient} & names)
+            for digest in digests
+        ]
+
+    def _patient(self, record_id: str, record: EcgRecord) -> str | None:
+        if self._pseudonyms is None:
+            return None
+        if record.patient_id is None:
+            return self._pseudonyms.of("record as patient", record_id)
+        return self._pseudonyms.patient(record.patient_id, record.site)
