@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ecgfast import log
 from ecgfast.convert.measures import einthoven_uv, signal_flags
-from ecgfast.convert.preprocess import Samples, Segment, Windows, check_source, read_windows
+from ecgfast.convert.preprocess import CutRecording, Samples, Window, check_source, read_windows
 from ecgfast.data.normalise import LeadStatistics
 from ecgfast.errors import ConfigError, FormatError, ShapeError
 from ecgfast.ingest import InputFile
@@ -178,9 +178,9 @@ class Predictor:
     def _unusable(self, item: InputFile, why: str) -> Prediction:
         return Prediction(file=item.path, start_s=0.0, probability=None, note=why)
 
-    def _scored(self, item: InputFile, found: Windows) -> list[Prediction]:
+    def _scored(self, item: InputFile, found: CutRecording) -> list[Prediction]:
         """One line for each window, in order of time."""
-        usable = [each for each in found.segments if isinstance(each, Segment)]
+        usable = [each for each in found.windows if isinstance(each, Window)]
         scores: list[float] = []
         checks: list[list[str]] = []
         for first in range(0, len(usable), _BLOCK_WINDOWS):
@@ -191,15 +191,15 @@ class Predictor:
         lines = iter(zip(usable, scores, checks, seen, strict=True))
         return [
             self._line(item, *next(lines))
-            if isinstance(each, Segment)
+            if isinstance(each, Window)
             else self._unusable(item, str(each))
-            for each in found.segments
+            for each in found.windows
         ]
 
     def _line(
         self,
         item: InputFile,
-        window: Segment,
+        window: Window,
         probability: float,
         checks: list[str],
         seen: tuple[str, ...],
@@ -216,7 +216,7 @@ class Predictor:
             note=" ".join(sorted(words if is_number else {*words, "no_number"})),
         )
 
-    def probabilities(self, samples: Samples, windows: Sequence[Segment]) -> NDArray[np.float64]:
+    def probabilities(self, samples: Samples, windows: Sequence[Window]) -> NDArray[np.float64]:
         """Score windows of one record.
 
         Args:
@@ -257,7 +257,7 @@ def check_weights(model: torch.nn.Module, run: Path) -> None:
 
 
 def _stacked(
-    windows: Sequence[Segment],
+    windows: Sequence[Window],
 ) -> tuple[NDArray[np.int16], NDArray[np.bool_] | None]:
     """Signals (n, 12, T) in ADC units, and which timesteps are valid; None where all are."""
     signal_nCT = np.stack([window.signal for window in windows])
@@ -267,7 +267,7 @@ def _stacked(
     return signal_nCT, np.stack([full if w.valid is None else w.valid for w in windows])
 
 
-def _checks(samples: Samples, windows: Sequence[Segment]) -> list[list[str]]:
+def _checks(samples: Samples, windows: Sequence[Window]) -> list[list[str]]:
     """What the signal checks of convert find in each window."""
     signal_nCT, valid_nCT = _stacked(windows)
     mean_nC, std_nC = lead_statistics(signal_nCT, valid_nCT)

@@ -174,7 +174,7 @@ class EcgRecord:
         sex: "female", "male" or None.
         labels: further columns as the source has them (diagnosis codes, ejection_fraction ...).
         provenance: format name, header comments worth keeping, conversions done while reading.
-        flags: short words on what was noticed, such as "quantised" or "leads_normalised".
+        flags: short words on what was noticed, such as "leads_derived" or "gain_implausible".
         segments: names of the records beside this one that it was joined from.
     """
 

@@ -78,8 +78,8 @@ def _setting(default: T, meaning: str, *, free: bool = False) -> T:
     Args:
         default: in the type that it shall have.
         meaning: one line, with the unit.
-        free: may change on a resume, because it does not change what is computed or because its
-            resolved value is compared instead.
+        free: may change on a resume: it changes nothing but roundings, or its resolved value is
+            compared instead.
     """
     field: T = dataclasses.field(default=default, metadata={"meaning": meaning, "free": free})
     return field

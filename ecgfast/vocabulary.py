@@ -17,7 +17,7 @@ Normalise = Literal["record_lead", "record", "cohort_lead", "none"]
 
 # Options of stores and labels.
 Codec = Literal["ecgpack", "zstd", "none"]
-Window = Literal["first", "all"]
+WindowChoice = Literal["first", "all"]
 Short = Literal["quarantine", "pad"]
 Quality = Literal["flag", "strict"]
 OnBad = Literal["quarantine", "fail"]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ecgfast.errors import ConfigError
-from ecgfast.vocabulary import Codec, OnBad, PatientIds, Quality, Short, Split, Window
+from ecgfast.vocabulary import Codec, OnBad, PatientIds, Quality, Short, Split, WindowChoice
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by convert.")]
 Columns = Annotated[
@@ -100,7 +100,7 @@ def convert(
     codec: Annotated[Codec, typer.Option(help="How chunks are compressed.")] = "ecgpack",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: cores.")] = None,
     window: Annotated[
-        Window, typer.Option(help="Which ten-second windows of longer recordings to keep.")
+        WindowChoice, typer.Option(help="Which ten-second windows of longer recordings to keep.")
     ] = "first",
     short: Annotated[
         Short, typer.Option(help="Records under 10 s: refuse, or fill up 5 s or more.")

@@ -18,16 +18,16 @@ from ecgfast.convert.plan import (
     Plan,
     Spec,
     check_free,
-    freeze,
-    freeze_inputs,
     is_finished,
     is_frozen,
-    thaw,
+    read_plan,
     work_folder,
+    write_inputs,
+    write_plan,
 )
 from ecgfast.convert.pool import WorkerPool
 from ecgfast.convert.seal import seal_from_files
-from ecgfast.convert.work import Lines, Settings, encode_lines
+from ecgfast.convert.work import ConvertOptions, InputLines, encode_lines
 from ecgfast.errors import ConfigError, CorruptStoreError, FormatError
 from ecgfast.ingest.inventory import discover, take_inventory
 from ecgfast.store.csv_files import write_passed_over
@@ -59,7 +59,7 @@ _COPIED = (  # manifest entries of a store that is transcoded; earlier versions 
 def build_from_files(
     paths: list[Path],
     out: Path,
-    options: Callable[..., Settings],
+    options: Callable[..., ConvertOptions],
     *,
     key: Path,
     keep: bool,
@@ -95,7 +95,7 @@ def build_from_files(
             log.info(f"{out} is finished already")
             _warn_of_changes(out, manifest["counts"]["inputs"], paths)
             return manifest
-        plan = thaw(out, spec) if new is None else freeze(out, spec, new)
+        plan = read_plan(out, spec) if new is None else write_plan(out, spec, new)
         with StoreWriter(out, plan.work) as writer:
             _encode_files(plan, writer, settings, pool)
     if plan.passed_over:
@@ -104,7 +104,7 @@ def build_from_files(
     return seal_from_files(out, writer, settings, request, plan.num_inputs, found)
 
 
-def _spec(paths: list[Path], settings: Settings) -> Spec:
+def _spec(paths: list[Path], settings: ConvertOptions) -> Spec:
     """All that decides the bytes of a store from files."""
     pseudonyms = settings.pseudonyms
     return {
@@ -152,7 +152,7 @@ def _warn_of_changes(out: Path, before: int, paths: list[Path]) -> None:
 
 def _freeze_inputs(paths: list[Path], out: Path) -> Plan:
     check_free(out)
-    return freeze_inputs(out, take_inventory(paths))
+    return write_inputs(out, take_inventory(paths))
 
 
 def _key(path: Path, *, new: bool) -> bytes:
@@ -164,7 +164,10 @@ def _key(path: Path, *, new: bool) -> bytes:
 
 
 def _encode_files(
-    plan: Plan, writer: StoreWriter, settings: Settings, pool: WorkerPool[Lines, Outcomes]
+    plan: Plan,
+    writer: StoreWriter,
+    settings: ConvertOptions,
+    pool: WorkerPool[InputLines, Outcomes],
 ) -> None:
     start = writer.cursor
     with log.progress("convert", total=plan.num_inputs) as advance:
@@ -177,7 +180,7 @@ def _encode_files(
     writer.finish(Cursor(position=plan.num_inputs))
 
 
-def _tasks(plan: Plan, start: Cursor, settings: Settings) -> Iterator[Lines]:
+def _tasks(plan: Plan, start: Cursor, settings: ConvertOptions) -> Iterator[InputLines]:
     for lines in plan.batches(start.position, _BATCH_FILES):
         yield lines, start, settings
         start = Cursor(position=start.position + len(lines))
@@ -196,10 +199,10 @@ def build_from_store(source: Path, out: Path, *, codec: Codec, workers: int) -> 
         return _same_store(out, request, "another finished store")
     spec = {"store": str(source.resolve()), "identity": reader.identity, "codec": codec}
     if is_frozen(out):
-        plan = thaw(out, spec)
+        plan = read_plan(out, spec)
     else:
         check_free(out)
-        plan = freeze(out, spec, Plan(work=work_folder(out), num_inputs=len(reader)))
+        plan = write_plan(out, spec, Plan(work=work_folder(out), num_inputs=len(reader)))
     reader.check_digests()  # the new store's own digests would hide damage that is here already
     with StoreWriter(out, plan.work) as writer:
         _encode_store(reader, writer, codec, workers)

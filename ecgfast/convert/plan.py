@@ -74,8 +74,8 @@ def check_free(out: Path) -> None:
         )
 
 
-def freeze_inputs(out: Path, inventory: Inventory) -> Plan:
-    """Write the sorted inputs of a new store; returns the plan that `freeze` makes durable."""
+def write_inputs(out: Path, inventory: Inventory) -> Plan:
+    """Write the sorted inputs of a new store; returns the plan that `write_plan` makes durable."""
     work = _made(work_folder(out))
     write_durably(work / _INPUTS, map(_line, inventory.inputs), mode=0o600)
     return Plan(
@@ -87,7 +87,7 @@ def freeze_inputs(out: Path, inventory: Inventory) -> Plan:
     )
 
 
-def freeze(out: Path, spec: Spec, plan: Plan) -> Plan:
+def write_plan(out: Path, spec: Spec, plan: Plan) -> Plan:
     """Write the plan of a new store, after its inputs: a plan that exists is whole.
 
     Args:
@@ -101,7 +101,7 @@ def freeze(out: Path, spec: Spec, plan: Plan) -> Plan:
     return plan
 
 
-def thaw(out: Path, spec: Spec) -> Plan:
+def read_plan(out: Path, spec: Spec) -> Plan:
     """The plan of an earlier run of the same command.
 
     Raises:
@@ -109,7 +109,7 @@ def thaw(out: Path, spec: Spec) -> Plan:
             version of ecgfast with another layout of the work folder; or its files are damaged.
     """
     work = work_folder(out)
-    plan = _read_plan(out, work / _PLAN)
+    plan = _parsed(out, work / _PLAN)
     layout = plan.get("layout", 1)
     if layout != _LAYOUT:
         raise ResumeError(
@@ -126,7 +126,7 @@ def thaw(out: Path, spec: Spec) -> Plan:
     return Plan(work=work, **{key: plan[key] for key in _COUNTS})
 
 
-def _read_plan(out: Path, path: Path) -> dict[str, Any]:
+def _parsed(out: Path, path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise _damaged(out, path, "it is no file")
     try:

@@ -19,7 +19,7 @@ from ecgfast.ingest import InputFile, read_record, unreadable
 from ecgfast.ingest.files import check_values
 from ecgfast.ingest.leads import SCALE_UV
 from ecgfast.records import INVALID, NUM_LEADS, NUM_TIMESTEPS, SAMPLING_RATE_HZ, EcgRecord
-from ecgfast.vocabulary import Short, Window
+from ecgfast.vocabulary import Short, WindowChoice
 
 MAX_INVALID_SHARE = 0.01
 MIN_PADDED_TIMESTEPS = NUM_TIMESTEPS // 2  # half a window: below it, zeros are most of the record
@@ -50,7 +50,7 @@ class Samples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment:
+class Window:
     """One window of a record, as it is stored.
 
     Attributes:
@@ -69,21 +69,21 @@ class Segment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Windows:
+class CutRecording:
     """What one file gives.
 
     Attributes:
         record: as the reader gave it.
         samples: the whole record at 500 Hz.
-        segments: windows in order of time; an error instead says why that window is refused.
+        windows: in order of time; an error instead says why that window is refused.
     """
 
     record: EcgRecord
     samples: Samples
-    segments: list[Segment | FormatError]
+    windows: list[Window | FormatError]
 
 
-def read_windows(item: InputFile, *, window: Window, short: Short) -> Windows:
+def read_windows(item: InputFile, *, window: WindowChoice, short: Short) -> CutRecording:
     """Read a file and cut its windows.
 
     Args:
@@ -99,12 +99,12 @@ def read_windows(item: InputFile, *, window: Window, short: Short) -> Windows:
     try:
         with np.errstate(all="ignore"):  # what overflows is refused below
             samples = to_samples(record)
-            segments = cut(samples, window=window, short=short)
+            windows = cut(samples, window=window, short=short)
     except (EcgfastError, ImportError, OSError):
         raise
     except Exception as error:  # MemoryError too: one odd file must not end a run over millions
         raise unreadable(item, error) from error
-    return Windows(record=record, samples=samples, segments=segments)
+    return CutRecording(record=record, samples=samples, windows=windows)
 
 
 def check_source(source: Path, *, again: str) -> None:
@@ -160,7 +160,7 @@ def to_samples(record: EcgRecord) -> Samples:
     return _quantised(samples, values, integers=is_integer)
 
 
-def cut(samples: Samples, *, window: Window, short: Short) -> list[Segment | FormatError]:
+def cut(samples: Samples, *, window: WindowChoice, short: Short) -> list[Window | FormatError]:
     """Cut the windows of a record.
 
     Args:
@@ -188,17 +188,17 @@ def cut(samples: Samples, *, window: Window, short: Short) -> list[Segment | For
                     reason="shorter than 10 s; --short pad takes it",
                 )
             ]
-        return [_segment(_padded(samples), 0, unpadded=length)]
+        return [_window(_padded(samples), 0, unpadded=length)]
     if length == NUM_TIMESTEPS:
-        return [_segment(samples, 0)]
+        return [_window(samples, 0)]
     if window == "first":
-        return [_segment(replace(samples, flags=(*samples.flags, "cut")), 0)]
+        return [_window(replace(samples, flags=(*samples.flags, "cut")), 0)]
     samples = replace(samples, flags=(*samples.flags, "window"))
     starts = range(0, length - NUM_TIMESTEPS + 1, NUM_TIMESTEPS)
-    return [_segment(samples, start) for start in starts]
+    return [_window(samples, start) for start in starts]
 
 
-def _segment(samples: Samples, start: int, unpadded: int = NUM_TIMESTEPS) -> Segment | FormatError:
+def _window(samples: Samples, start: int, unpadded: int = NUM_TIMESTEPS) -> Window | FormatError:
     span = slice(start, start + NUM_TIMESTEPS)
     valid = None if samples.valid is None else samples.valid[:, span]
     flags, share = samples.flags, 0.0
@@ -213,7 +213,7 @@ def _segment(samples: Samples, start: int, unpadded: int = NUM_TIMESTEPS) -> Seg
         if share == 0:
             flags = tuple(flag for flag in flags if flag != "interpolated")
             valid = valid if unpadded < NUM_TIMESTEPS else None
-    return Segment(
+    return Window(
         signal=samples.signal[:, span], valid=valid, start=start, invalid_share=share, flags=flags
     )
 

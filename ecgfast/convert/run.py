@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from ecgfast import log
 from ecgfast.convert.build import build_from_files, build_from_store
-from ecgfast.convert.work import Settings
+from ecgfast.convert.work import ConvertOptions
 from ecgfast.errors import ConfigError, EcgfastError
 from ecgfast.labels import label_store
 from ecgfast.labels.assign import warn_of_unnamed
@@ -28,7 +28,7 @@ from ecgfast.store.format import (
 )
 from ecgfast.store.manifest import Manifest
 from ecgfast.store.reader import available_cores, open_store
-from ecgfast.vocabulary import Codec, OnBad, PatientIds, Quality, Short, Window
+from ecgfast.vocabulary import Codec, OnBad, PatientIds, Quality, Short, WindowChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ def convert(
     columns: Sequence[str] | None = None,
     codec: Codec = "ecgpack",
     workers: int | None = None,
-    window: Window = "first",
+    window: WindowChoice = "first",
     short: Short = "quarantine",
     quality: Quality = "flag",
     on_bad: OnBad = "quarantine",
@@ -115,7 +115,7 @@ def convert(
         EcgfastError: the disk is full or read-only, or another process writes this store. Under
             `--strict` also: records are duplicates; the store is finished, labels joined.
     """
-    _check(codec=(codec, Codec), window=(window, Window), short=(short, Short))
+    _check(codec=(codec, Codec), window=(window, WindowChoice), short=(short, Short))
     _check(quality=(quality, Quality), on_bad=(on_bad, OnBad))
     _check(patient_ids=(patient_ids, PatientIds))
     paths, out = [Path(source) for source in sources], Path(out)
@@ -145,7 +145,7 @@ def convert(
             manifest = build_from_store(paths[0], out, codec=codec, workers=workers)
         else:
             settings = partial(
-                Settings,
+                ConvertOptions,
                 codec=codec,
                 window=window,
                 short=short,

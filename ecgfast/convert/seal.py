@@ -16,7 +16,7 @@ from ecgfast import log
 from ecgfast.convert.duplicates import Groups, Read, join_same_content, join_same_signal
 from ecgfast.convert.measures import FINGERPRINT_BYTES, unpacked_fingerprints
 from ecgfast.convert.preprocess import MAX_INVALID_SHARE
-from ecgfast.convert.work import Settings
+from ecgfast.convert.work import ConvertOptions
 from ecgfast.errors import FormatError
 from ecgfast.labels.assign import assign_splits, known_target
 from ecgfast.records import NUM_TIMESTEPS, SAMPLING_RATE_HZ
@@ -32,7 +32,7 @@ _NO_FINGERPRINT = b"\xff" * FINGERPRINT_BYTES  # no beats
 
 
 @dataclass
-class _Lines:
+class _Collected:
     """What one pass over the writer's lines collects beside the rows: about 100 bytes a record."""
 
     converted: set[int] = field(default_factory=set)  # positions: an input can give many windows
@@ -65,7 +65,7 @@ class _Lines:
 def seal_from_files(
     out: Path,
     writer: StoreWriter,
-    settings: Settings,
+    settings: ConvertOptions,
     request: str,
     num_inputs: int,
     found: dict[str, Any],
@@ -75,7 +75,7 @@ def seal_from_files(
     Raises:
         FormatError: not one input could be converted.
     """
-    lines = _Lines()
+    lines = _Collected()
     table = records_table(lines.rows(writer), writer.columns)
     quarantine = write_quarantine(out, lines.quarantine)
     write_sources(sources_beside(out), lines.sources)
@@ -149,7 +149,7 @@ def _any_synthetic(flags: pa.ChunkedArray) -> bool:
     return bool(pc.any(pc.match_substring_regex(flags, r"(^|;)synthetic(;|$)")).as_py())
 
 
-def _mark_duplicates(table: pa.Table, lines: _Lines, read: Read) -> pa.Table:
+def _mark_duplicates(table: pa.Table, lines: _Collected, read: Read) -> pa.Table:
     """Fill the column `duplicate_of`, and add the flags "duplicate" and "segment".
 
     A segment belongs to the record that was joined from it, whatever their order; of all others,

@@ -17,7 +17,7 @@ from ecgfast.convert.measures import (
     signal_flags,
 )
 from ecgfast.convert.plan import parse_input
-from ecgfast.convert.preprocess import Segment, Windows, check_source, read_windows
+from ecgfast.convert.preprocess import CutRecording, Window, check_source, read_windows
 from ecgfast.errors import FormatError, Reason, ShapeError
 from ecgfast.ingest import InputFile, unreadable
 from ecgfast.ingest.inventory import printable
@@ -33,7 +33,7 @@ from ecgfast.records import (
 from ecgfast.store.format import ROW_TYPES, encode_chunks
 from ecgfast.store.outcomes import Cursor, EncodedRecord, Outcome, Outcomes, Refusal, in_columns
 from ecgfast.store.patients import Pseudonyms, key_of_unnamed
-from ecgfast.vocabulary import Codec, Quality, Short, Window
+from ecgfast.vocabulary import Codec, Quality, Short, WindowChoice
 
 Label = str | float | None
 
@@ -55,7 +55,7 @@ _codes_of = lru_cache(maxsize=4096)(codes_of)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class ConvertOptions:
     """What decides the bytes of a store, beside its inputs.
 
     Attributes:
@@ -71,7 +71,7 @@ class Settings:
     """
 
     codec: Codec
-    window: Window
+    window: WindowChoice
     short: Short
     quality: Quality
     pseudonyms: Pseudonyms
@@ -81,26 +81,27 @@ class Settings:
     ages_over_89: bool = False
 
 
-Lines = tuple[list[bytes], Cursor, Settings]  # of the plan; the cursor before the first one
+# Lines of the plan, and the cursor before the first one.
+InputLines = tuple[list[bytes], Cursor, ConvertOptions]
 
 
-class _Window(NamedTuple):
+class _Pending(NamedTuple):
     """A window to be encoded: of which file and recording, and the cursor behind it."""
 
     item: InputFile
     position: int
     after: Cursor
-    found: Windows
-    segment: Segment
+    recording: CutRecording
+    window: Window
 
 
-def encode_lines(task: Lines) -> Outcomes:
+def encode_lines(task: InputLines) -> Outcomes:
     """`encode_inputs` of lines of the plan: workers parse them, the one writer need not."""
     lines, start, settings = task
     return encode_inputs([parse_input(line) for line in lines], start, settings)
 
 
-def encode_inputs(items: Sequence[InputFile], start: Cursor, settings: Settings) -> Outcomes:
+def encode_inputs(items: Sequence[InputFile], start: Cursor, settings: ConvertOptions) -> Outcomes:
     """Turn input files into encoded records and refusals.
 
     Args:
@@ -114,13 +115,13 @@ def encode_inputs(items: Sequence[InputFile], start: Cursor, settings: Settings)
         OSError: the share fails; the caller stops and resumes later.
     """
     outcomes: list[Outcome] = []
-    buffered: list[_Window | Refusal] = []
+    buffered: list[_Pending | Refusal] = []
     num_bytes = 0  # of the records behind the buffered windows, once for each window
     for position, item in enumerate(items, start.position):
         skipped = start.outcome if position == start.position else 0
         for each in _windows(item, position, settings)[skipped:]:
             buffered.append(each)
-            num_bytes += 0 if isinstance(each, Refusal) else each.found.samples.signal.nbytes
+            num_bytes += 0 if isinstance(each, Refusal) else each.recording.samples.signal.nbytes
             if len(buffered) == _BLOCK_RECORDS:
                 outcomes += _encoded(buffered, settings)
                 buffered, num_bytes = [], 0
@@ -130,28 +131,28 @@ def encode_inputs(items: Sequence[InputFile], start: Cursor, settings: Settings)
     return in_columns([*outcomes, *_encoded(buffered, settings)])
 
 
-def _windows(item: InputFile, position: int, settings: Settings) -> list[_Window | Refusal]:
+def _windows(item: InputFile, position: int, settings: ConvertOptions) -> list[_Pending | Refusal]:
     behind = Cursor(position=position + 1)
     try:
-        found = read_windows(item, window=settings.window, short=settings.short)
+        recording = read_windows(item, window=settings.window, short=settings.short)
     except (FormatError, ShapeError) as error:
         check_source(item.source, again="run the same command again, it goes on where it stopped")
         return [_refusal(item, behind, error, settings)]
-    windows: list[_Window | Refusal] = []
-    for number, segment in enumerate(found.segments, 1):
-        last = number == len(found.segments)
+    windows: list[_Pending | Refusal] = []
+    for number, window in enumerate(recording.windows, 1):
+        last = number == len(recording.windows)
         after = behind if last else Cursor(position=position, outcome=number)
         windows.append(
-            _refusal(item, after, segment, settings)
-            if isinstance(segment, FormatError)
-            else _Window(item, position, after, found, segment)
+            _refusal(item, after, window, settings)
+            if isinstance(window, FormatError)
+            else _Pending(item, position, after, recording, window)
         )
     return windows
 
 
-def _encoded(buffered: list[_Window | Refusal], settings: Settings) -> list[Outcome]:
+def _encoded(buffered: list[_Pending | Refusal], settings: ConvertOptions) -> list[Outcome]:
     """Encode the windows among some outcomes; one that cannot be encoded is a refusal."""
-    windows = [each for each in buffered if isinstance(each, _Window)]
+    windows = [each for each in buffered if isinstance(each, _Pending)]
     try:
         encoded = _encoded_block(windows, settings) if windows else []
     except Exception as error:  # of one of them: found by taking each alone
@@ -163,13 +164,13 @@ def _encoded(buffered: list[_Window | Refusal], settings: Settings) -> list[Outc
     return [each if isinstance(each, Refusal) else next(rest) for each in buffered]
 
 
-def _encoded_block(windows: list[_Window], settings: Settings) -> list[Outcome]:
+def _encoded_block(windows: list[_Pending], settings: ConvertOptions) -> list[Outcome]:
     signal_NCT = _block()[: len(windows)]
-    np.stack([window.segment.signal for window in windows], out=signal_NCT)
+    np.stack([each.window.signal for each in windows], out=signal_NCT)
     valid_NCT = _valid(windows, signal_NCT.shape)
     mean_NC, std_NC = lead_statistics(signal_NCT, valid_NCT)
-    scale_NC = np.stack([window.found.samples.scale_uv for window in windows])
-    offset_NC = np.stack([window.found.samples.offset_adc for window in windows])
+    scale_NC = np.stack([each.recording.samples.scale_uv for each in windows])
+    offset_NC = np.stack([each.recording.samples.offset_adc for each in windows])
     einthoven = einthoven_uv(signal_NCT, scale_NC, offset_NC).tolist()
     checks = signal_flags(signal_NCT, valid_NCT, mean_NC, std_NC, scale_NC, einthoven)
     leads_N4C = np.stack([scale_NC, offset_NC, mean_NC, std_NC], axis=1)
@@ -177,9 +178,9 @@ def _encoded_block(windows: list[_Window], settings: Settings) -> list[Outcome]:
     fingerprints = packed_fingerprints(signal_NCT)
     chunks = encode_chunks(settings.codec, signal_NCT)
     result: list[Outcome] = []
-    for n, window in enumerate(windows):
-        item, after = window.item, window.after
-        row = _row(window, settings, checks[n], einthoven[n])
+    for n, pending in enumerate(windows):
+        item, after = pending.item, pending.after
+        row = _row(pending, settings, checks[n], einthoven[n])
         row |= {"content": content[n], "fingerprint": fingerprints[n]}
         found = [flag for flag in _STRICT if flag in row["flags"].split(";")]
         if settings.quality == "strict" and found:
@@ -193,7 +194,7 @@ def _encoded_block(windows: list[_Window], settings: Settings) -> list[Outcome]:
                 leads=leads_N4C[n],
                 row=row,
                 source=printable(str(item.path)),
-                recorded=window.found.record.provenance.get("recorded", ""),
+                recorded=pending.recording.record.provenance.get("recorded", ""),
                 record=item.record_id,
             )
         )
@@ -206,24 +207,24 @@ def _block() -> NDArray[np.int16]:
     return np.empty((_BLOCK_RECORDS, NUM_LEADS, NUM_TIMESTEPS), np.int16)
 
 
-def _valid(windows: list[_Window], shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
-    if all(window.segment.valid is None for window in windows):
+def _valid(windows: list[_Pending], shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
+    if all(each.window.valid is None for each in windows):
         return None
     valid = np.ones(shape, bool)
-    for n, window in enumerate(windows):
-        if window.segment.valid is not None:
-            valid[n] = window.segment.valid
+    for n, each in enumerate(windows):
+        if each.window.valid is not None:
+            valid[n] = each.window.valid
     return valid
 
 
 def _row(
-    window: _Window, settings: Settings, checks: list[str], einthoven: float
+    pending: _Pending, settings: ConvertOptions, checks: list[str], einthoven: float
 ) -> dict[str, Any]:
-    item, record, segment = window.item, window.found.record, window.segment
+    item, record, window = pending.item, pending.recording.record, pending.window
     pseudonyms = settings.pseudonyms
-    flags = [*segment.flags, *checks]
+    flags = [*window.flags, *checks]
     if record.patient_id is None:
-        # Without a patient, a record is its own patient; the flag marks this guess.
+        # Its pseudonym is its own; the flag keeps it out of splits unless the user says otherwise.
         flags.append(NO_PATIENT)
         patient = pseudonyms.of("record as patient", item.record_id)
         key = key_of_unnamed(item.record_id)
@@ -233,7 +234,7 @@ def _row(
     record_id = pseudonyms.of("record", item.record_id)
     labels, left_out = stored_labels(record.labels, settings.columns)
     return {
-        "record_id": f"{record_id}@{segment.start}" if segment.start else record_id,
+        "record_id": f"{record_id}@{window.start}" if window.start else record_id,
         "patient_id": patient,
         "site": record.site,
         "age": stored_age(record.age, over_89=settings.ages_over_89),
@@ -242,14 +243,14 @@ def _row(
         "format": record.provenance.get("format", item.path.suffix.lstrip(".")),
         "original_rate_hz": record.sampling_rate_hz,
         "original_timesteps": record.signal.shape[1],
-        "start_timestep": segment.start,
-        "invalid_share": segment.invalid_share,
-        "quantisation_error_uv": window.found.samples.error_uv,
+        "start_timestep": window.start,
+        "invalid_share": window.invalid_share,
+        "quantisation_error_uv": pending.recording.samples.error_uv,
         "einthoven_uv": round(einthoven, 3),
         "flags": ";".join(sorted(set(flags))),
         "labels": labels,
         "left_out": ";".join(left_out),
-        "position": window.position,
+        "position": pending.position,
         "segments": _segments(item, record, pseudonyms),
         "patient_key": key,
     }
@@ -294,7 +295,7 @@ def _segments(item: InputFile, record: EcgRecord, pseudonyms: Pseudonyms) -> str
 
 
 def _refusal(
-    item: InputFile, after: Cursor, error: FormatError | ShapeError, settings: Settings
+    item: InputFile, after: Cursor, error: FormatError | ShapeError, settings: ConvertOptions
 ) -> Refusal:
     """An input that the store does not take: only a reason of `errors.Reason` enters the store."""
     reason: Reason = (

@@ -185,4 +185,6 @@ class StopSignals:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self._received = number
-        log.warning(f"{signal.Signals(number).name}: stopping after this step with a checkpoint")
+        log.warning(
+            f"{signal.Signals(number).name}: stopping after this step; --resume continues the run"
+        )

@@ -1,4 +1,4 @@
-"""Where a classifier's weights come from: a run, a file, ImageNet, or chance."""
+"""Where a classifier's weights come from: a run, a file, ImageNet, or random numbers."""
 
 import json
 import os

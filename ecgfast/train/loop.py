@@ -74,7 +74,7 @@ class Reading:
         grad_norm: of the last step.
         rates: from `Meter.read`.
         skipped: steps of the whole run that were not finite.
-        in_a_row: the same, up to the last step without a finite one between.
+        in_a_row: the same, consecutive ones, ending at the last step.
     """
 
     loss: float
@@ -108,9 +108,9 @@ class Loop:
         flops_per_record: for MFU, None where no formula holds.
         validation: of held-out records, None without any.
         engine: where records come from, for messages.
-        graph: of `loss_of` and its gradients, on one GPU.
-        patience_ends_it: a trial of fine-tuning: lost weights do not end it, and its checkpoints
-            keep no count of skipped steps.
+        graph: of `loss_of` and its gradients, on GPUs.
+        is_trial: whether this is one learning rate of a sweep: then lost weights do not end it (its
+            patience does), and its checkpoints keep no count of skipped steps.
     """
 
     ranks: Ranks
@@ -129,7 +129,7 @@ class Loop:
     validation: Validation | None = None
     engine: str = "auto"
     graph: MicrobatchGraph | None = None
-    patience_ends_it: bool = False
+    is_trial: bool = False
 
     def __post_init__(self) -> None:
         self.step = 0
@@ -138,11 +138,11 @@ class Loop:
         self._losses: list[Tensor] = []  # of the steps since the last reading
         self._last: StepReport | None = None
         self._starving = StarvationGuard()
-        most = math.inf if self.patience_ends_it else MAX_ROLLBACKS
+        most = math.inf if self.is_trial else MAX_ROLLBACKS
         self._guard = NonFiniteGuard(self.ranks.device, max_rollbacks=most)
         self._meter = Meter(self.ranks.device, self.ranks.world_size, self.flops_per_record)
         self._state: State = training_state(self.model, self.optimizer)
-        if not self.patience_ends_it:
+        if not self.is_trial:
             for name in ("skipped", "in_a_row"):
                 counter = getattr(self._guard, name)
                 self._state[f"guard.{name}"] = Slot(live=counter, source=counter)
@@ -240,7 +240,7 @@ class Loop:
         """
         if self._guard.wants_rollback(reading.skipped, reading.in_a_row, step=self.step):
             self._roll_back(writer)
-        if self.patience_ends_it:
+        if self.is_trial:
             self._guard.in_a_row.zero_()  # a resumed trial begins with none
         gc.collect(1)
         self._meter.restart()

@@ -227,7 +227,7 @@ class Sweep:
             num_steps=progress.step + epochs_left * len(self._loader),
             meta=self.meta,
             engine=self.config.data.engine,
-            patience_ends_it=True,
+            is_trial=True,
         )
         loop.step = progress.step
         return loop

@@ -31,7 +31,7 @@ import numpy as np
 import wfdb  # noqa: F401 (here, and not below the limit of memory, as are the next two)
 from scipy.signal import resample_poly  # noqa: F401
 
-from ecgfast.convert.work import Settings, encode_inputs
+from ecgfast.convert.work import ConvertOptions, encode_inputs
 from ecgfast.errors import EcgfastError, Reason
 from ecgfast.ingest.inventory import discover
 from ecgfast.labels.table import check_labels
@@ -42,7 +42,7 @@ from ecgfast.store.table import pack_rows
 
 LIMIT_S = 10
 REASONS = set(get_args(Reason))
-SETTINGS = Settings(
+SETTINGS = ConvertOptions(
     codec="ecgpack",
     window="all",
     short="pad",

@@ -17,7 +17,6 @@ LAYERS: tuple[set[str], ...] = (
     {"__main__"},
     {"cli"},
     {"demo", "doctor"},
-    {"reproduce"},
     {"bench"},
     {"train", "evaluate", "predict"},
     {"runs"},

@@ -9,7 +9,7 @@ from ecgfast_kernels.codec import lead_statistics
 from numpy.typing import NDArray
 
 from ecgfast.convert.measures import breaks_einthoven, einthoven_uv, signal_flags
-from ecgfast.convert.preprocess import Segment, cut, to_samples
+from ecgfast.convert.preprocess import Window, cut, to_samples
 from ecgfast.errors import FormatError
 from ecgfast.ingest import read_record
 from ecgfast.ingest.inventory import discover
@@ -173,7 +173,7 @@ def test_share_of_real_recordings(
         except FormatError:
             continue
         for window in cut(samples, window="all", short="quarantine"):
-            if isinstance(window, Segment):
+            if isinstance(window, Window):
                 read += 1
                 found.update(set(_flags(window.signal, samples.scale_uv)) - {"flat_lead"})
     assert (read, dict(found)) == (records, expected)

@@ -8,7 +8,7 @@ import pytest
 import scipy.signal
 from recordings import ecg_like
 
-from ecgfast.convert.preprocess import Segment, cut, to_samples
+from ecgfast.convert.preprocess import Window, cut, to_samples
 from ecgfast.errors import FormatError
 from ecgfast.records import INVALID, EcgRecord
 from ecgfast.vocabulary import Short
@@ -25,9 +25,9 @@ def record(signal: np.ndarray, rate: float = 500, offset: float = 0) -> EcgRecor
     )
 
 
-def first(ecg: EcgRecord, **options: str) -> Segment:
+def first(ecg: EcgRecord, **options: str) -> Window:
     segment = cut(to_samples(ecg), **{"window": "first", "short": "quarantine", **options})[0]  # type: ignore[arg-type]  # any of its options
-    assert isinstance(segment, Segment), segment
+    assert isinstance(segment, Window), segment
     return segment
 
 
@@ -254,8 +254,8 @@ def test_padding_is_no_valid_signal(num_invalid: int, taken: bool) -> None:
     signal = ecg_like(1, seed=0)[0, :, :3000]
     signal[:, 100 : 100 + num_invalid] = INVALID
     (found,) = cut(to_samples(record(signal)), window="first", short="pad")
-    assert isinstance(found, Segment) is taken
-    if isinstance(found, Segment):
+    assert isinstance(found, Window) is taken
+    if isinstance(found, Window):
         assert found.invalid_share == pytest.approx(0.01)
 
 

@@ -13,13 +13,13 @@ from disk_calls import recorded_calls
 from recordings import convert_quietly, ecg_like, snapshot, write_wfdb
 
 import ecgfast
-from ecgfast.convert.work import Settings, encode_inputs
+from ecgfast.convert.work import ConvertOptions, encode_inputs
 from ecgfast.errors import EcgfastError, FormatError, Reason
 from ecgfast.ingest.inventory import discover
 from ecgfast.records import LEADS
 from ecgfast.store.outcomes import Cursor
 from ecgfast.store.patients import Pseudonyms
-from ecgfast.vocabulary import Window
+from ecgfast.vocabulary import WindowChoice
 
 
 def test_quality_flags(tmp_path: Path) -> None:
@@ -131,8 +131,8 @@ def test_one_key_gives_one_pseudonym_in_two_stores(tmp_path: Path) -> None:
     assert patients == {Pseudonyms(key).of("patient", "P7")}
 
 
-def settings(window: Window) -> Settings:
-    return Settings(
+def settings(window: WindowChoice) -> ConvertOptions:
+    return ConvertOptions(
         codec="none",
         window=window,
         short="pad",

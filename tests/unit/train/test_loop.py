@@ -247,7 +247,7 @@ def test_a_loss_that_never_comes_back_ends_the_run(tmp_path: Path) -> None:
 def test_lost_weights_do_not_end_a_trial_of_fine_tuning(tmp_path: Path) -> None:
     """Four returns to the checkpoint of step 5: patience ends such a trial, not an error."""
     loop = toy_loop(toy_config("train.log_every=12"), tmp_path, num_steps=60, broken=range(7, 60))
-    trial = replace(loop, patience_ends_it=True)
+    trial = replace(loop, is_trial=True)
     assert trial.run_to_end(StopSignals(Ranks()))
     checkpoint = newest(tmp_path)
     assert checkpoint is not None
