@@ -39,10 +39,10 @@ TRITON: tuple[AttentionKernel, float] = ("triton", 1e-6)
 @pytest.fixture
 def _lenient() -> Iterator[None]:
     log._strict = False
-    log._said.clear()
+    log._reported.clear()
     yield
     log._strict = False
-    log._said.clear()
+    log._reported.clear()
 
 
 def qkv(dtype: torch.dtype = torch.float64) -> torch.Tensor:

@@ -9,9 +9,11 @@ from torch import Tensor
 from toy import classifier_run, pretraining_run, toy_config
 
 from ecgfast.config import load_config
+from ecgfast.data.normalise import Normalisation
 from ecgfast.errors import ConfigError, FormatError
 from ecgfast.model.build import build_classifier
 from ecgfast.model.classifier import Classifier
+from ecgfast.runs.meta import Preprocessing
 from ecgfast.runs.register import Register, write_register
 from ecgfast.train.initial import (
     Initial,
@@ -51,13 +53,17 @@ def test_a_folder_that_is_named_by_a_dot(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_weights_are_for_records_that_were_prepared_alike() -> None:
-    before = {"normalise": "m", "store": {"a": 1, "b": 2}}
-    initial = Initial(preprocessing=before)
-    require_same_preprocessing(initial, {**before, "store": {"b": 2, "a": 1}}, "pre")
-    require_same_preprocessing(Initial(), {"normalise": "z"}, "file")
+    def prepared(normalise: str, **store: int) -> Preprocessing:
+        return Preprocessing(store=store, normalisation=Normalisation(mode=normalise))
+
+    initial = Initial(preprocessing=prepared("m", a=1, b=2))
+    require_same_preprocessing(initial, prepared("m", b=2, a=1), "pre")
+    require_same_preprocessing(Initial(), prepared("z"), "file")
     for other in ("a", "z"):
         with pytest.raises(ConfigError, match=f"'normalise' is '{other}' here, .* with 'm'"):
-            require_same_preprocessing(initial, {**before, "normalise": other}, "pre")
+            require_same_preprocessing(initial, prepared(other, a=1, b=2), "pre")
+    with pytest.raises(ConfigError, match=r"'store' is \{'a': 1, 'b': 3\} here"):
+        require_same_preprocessing(initial, prepared("m", a=1, b=3), "pre")
 
 
 def _encoder() -> tuple[Classifier, dict[str, Tensor]]:
