@@ -7,12 +7,11 @@ import io
 import sys
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from ecgfast.model.mae import MaskedAutoencoder
+from ecgfast.evaluate.reconstruct import sample_of
 from ecgfast.runs.loading import load_run
-from ecgfast.runs.reconstruction import draw, fill_in
+from ecgfast.runs.reconstruction import draw
 from ecgfast.store.reader import open_store
 
 OUT = Path(__file__).parents[1] / "docs" / "reconstruction.png"
@@ -23,14 +22,7 @@ def main() -> None:
     """Draw leads II and V5 and write them with few colours."""
     store = open_store(sys.argv[2])
     run = load_run(Path(sys.argv[1]), store)
-    assert isinstance(run.model, MaskedAutoencoder)
-    unseen = np.setdiff1d(np.arange(len(store)), run.rows(store))
-    rows = unseen[:: max(1, len(unseen) // 64)][:64]
-    normalisation = run.meta.preprocessing.normalisation
-    results = sorted(
-        fill_in(run.model, run.config, normalisation, store, rows), key=lambda result: result.loss
-    )
-    middle = results[len(results) // 2]
+    middle = sample_of(run, store).middle
     buffer = io.BytesIO()
     draw(store, middle, ("II", "V5")).savefig(buffer, format="png")
     picture = Image.open(buffer).convert("RGB").quantize(NUM_COLOURS, dither=Image.Dither.NONE)
