@@ -98,7 +98,7 @@ def _errors_in_words(prefix: str) -> Callable[[type[T]], type[T]]:
             except ValidationError as error:
                 raise ConfigError(_in_words(cls, error, values, prefix)) from None
 
-        cls.__init__ = checked  # type: ignore[assignment]
+        cls.__init__ = checked  # type: ignore[assignment]  # wider: keywords
         return cls
 
     return decorate
@@ -215,7 +215,7 @@ class FinetuneConfig:
 @_errors_in_words("")
 @dataclass(frozen=True, kw_only=True, config=_CLOSED)
 class Config:
-    """Everything that a run depends on; written resolved into its folder."""
+    """Everything that a run depends on; written into its folder."""
 
     preset: Text = _setting("vit_large", "Name of the preset or of its file.", free=True)
     kernels: Kernels = _setting("auto", "Triton kernels or PyTorch's operators.", free=True)

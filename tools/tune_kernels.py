@@ -139,7 +139,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.calls: list[tuple[str, Call]] = []
 
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):  # noqa: ANN001, ANN204 (PyTorch's)
         call = partial(operator, *args, **(kwargs or {}))
         if operator.namespace == "ecgfast":
             self.calls.append((operator._opname, call))

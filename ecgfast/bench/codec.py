@@ -144,6 +144,7 @@ def codecs() -> list[Codec]:
     return [*ours, *others]
 
 
+# Any: what the call returns, through functools.partial, which keeps no type variable.
 def _on(instructions: str, call: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401
     native.choose(instructions)
     try:

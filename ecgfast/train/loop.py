@@ -90,7 +90,7 @@ class Loop:
     """Training of one model: steps, and what watches them.
 
     `run_to_end` is a pretraining run. Fine-tuning has one loop for each learning rate and calls
-    `take_steps`, `read`, `recover` and `save` once an epoch.
+    `take_steps`, `read`, `recover`, `measure_anew` and `save` once an epoch.
 
     Attributes:
         ranks: who shares the run.
@@ -162,13 +162,9 @@ class Loop:
     def run_to_end(self, stop: StopSignals) -> bool:
         """Train until `num_steps` or an agreed stop; True when it reached the end."""
         config, finished = self.train, True
+        keep, milestones = config.checkpoint_keep, config.milestone_every
         with (
-            CheckpointWriter(
-                self.run,
-                self.ranks,
-                keep=config.checkpoint_keep,
-                milestone_every=config.milestone_every,
-            ) as writer,
+            CheckpointWriter(self.run, self.ranks, keep=keep, milestone_every=milestones) as writer,
             open_metrics(self.run, self.ranks, resume_step=self.step) as metrics,
             frozen_garbage_collector(),
             closing(self),
@@ -233,7 +229,7 @@ class Loop:
         )
 
     def recover(self, reading: Reading, writer: CheckpointWriter) -> None:
-        """Return to the last checkpoint where the weights are lost; begin to measure anew.
+        """Return to the last checkpoint where the weights are lost.
 
         Raises:
             EcgfastError: returning did not help.
@@ -242,6 +238,9 @@ class Loop:
             self._roll_back(writer)
         if self.is_trial:
             self._guard.in_a_row.zero_()  # a resumed trial begins with none
+
+    def measure_anew(self) -> None:
+        """Begin the rates of the next reading, after what is no step: validation, a rollback."""
         gc.collect(1)
         self._meter.restart()
 
@@ -304,6 +303,7 @@ class Loop:
             if validation is not None:
                 validation.draw(self.run, metrics, step=self.step)
         self.recover(reading, writer)
+        self.measure_anew()
 
     def _roll_back(self, writer: CheckpointWriter) -> None:
         writer.wait()

@@ -185,15 +185,16 @@ class Sweep:
                 if not loop.take_steps(loop.steps_per_epoch, stop, advance=advance):
                     return None
             reading = loop.read()
+            loop.recover(reading, writer)  # first: what is validated is what is saved and kept
             val_loss, area = self._validate(loop.model)
             progress = progress.after_epoch(steps=loop.steps_per_epoch, loss=val_loss, auroc=area)
             row = {"loss": reading.mean_loss, "val_loss": val_loss, "val_auroc": area, "lr": rate}
             if metrics is not None:
                 self._log(metrics, progress, row, reading)
-            loop.recover(reading, writer)
             loop.save(writer, metrics, {"progress": progress.as_meta()})
             writer.wait()
             self._keep_weights(loop, progress)
+            loop.measure_anew()
         return progress
 
     def _loop(self, rate: float, progress: Progress) -> Loop:

@@ -2,7 +2,9 @@
 
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,16 +12,19 @@ import torch
 from report_pages import html_of
 from safetensors.torch import load_file, save_file
 from tolerances import RANKS_LOSS
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from training_runs import finish, kill, start, wait_for_step
 
 from ecgfast.config import Config, load_config
+from ecgfast.data.batch import Batch
 from ecgfast.data.loader import build_loader
 from ecgfast.errors import ConfigError, FormatError
 from ecgfast.evaluate.views import training
 from ecgfast.log import read_metrics
 from ecgfast.runs.loading import load_model, load_run
 from ecgfast.store.reader import open_store
+from ecgfast.train import sweep
 from ecgfast.train.finetune import finetune
 
 TARGET = "ejection_fraction<40"
@@ -131,6 +136,41 @@ def test_weights_lost_between_checkpoint_and_export_come_back(
     older = {n: torch.zeros(1) for n in whole}
     save_file(older, run / "best.safetensors")
     assert tune(resume=True) == whole
+
+
+def test_weights_that_were_lost_are_not_those_that_are_validated(
+    store: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second epoch gets better, then ends in ten losses that are not finite: a rollback."""
+    options = ("finetune.epochs=2", "finetune.learning_rates=[1e-3]", "finetune.batch_size=2")
+    plain, num_calls = sweep.classification_loss, 0
+
+    def failing(*arguments: Any) -> Callable[[Batch], Tensor]:
+        loss_of = plain(*arguments)
+
+        def with_fault(batch: Batch) -> Tensor:
+            nonlocal num_calls
+            num_calls += 1
+            return loss_of(batch) * (torch.nan if num_calls > 2 * num_steps - 10 else 1.0)
+
+        return with_fault
+
+    once = _finetuned(store, tiny, tmp_path / "once", options)
+    num_steps = int(read_metrics(once)[0]["step"])
+    assert num_steps > 10
+    monkeypatch.setattr(sweep, "classification_loss", failing)
+    run = _finetuned(store, tiny, tmp_path / "run", options)
+    result = json.loads((run / "result.json").read_text())
+    assert num_calls == 2 * num_steps
+    assert _validation_loss(run, store) == pytest.approx(result["val_loss"], abs=1e-6)
+    first, second = read_metrics(run)
+    assert second["val_loss"] == pytest.approx(first["val_loss"], abs=1e-9)  # its weights again
+    assert result["epoch"] == 1
+
+
+def _finetuned(store: Path, tiny: Path, run: Path, options: tuple[str, ...]) -> Path:
+    config = load_config(str(tiny), options)
+    return finetune(config, store, run, init="random", model="vit", target=TARGET, device="cpu")
 
 
 @pytest.mark.slow

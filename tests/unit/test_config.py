@@ -109,7 +109,7 @@ def test_settings_made_in_python_are_checked_too() -> None:
     with pytest.raises(ConfigError, match=r"^train.seed must be in \[0, 2\^63\), got -1$"):
         replace(TrainConfig(), seed=-1)
     with pytest.raises(ConfigError, match=r"^unknown setting model.heads; allowed: model.kind, "):
-        ModelConfig(heads=3)  # type: ignore[call-arg]
+        ModelConfig(heads=3)  # type: ignore[call-arg]  # meant
 
 
 def test_whole_numbers_stay_whole_where_a_setting_may_be_unset_or_auto() -> None:

@@ -104,7 +104,7 @@ def test_every_interval_knows_the_patients() -> None:
     ):
         few, many = once, eight
         for key in path:
-            few, many = few[key], many[key]  # type: ignore[assignment]
+            few, many = few[key], many[key]  # type: ignore[assignment]  # JSON
         ends = [(part["value"], part["low"], part["high"]) for part in (few, many)]
         assert ends[0] == pytest.approx(ends[1], rel=1e-9), path
         assert few["method"] == many["method"] == LOGIT_T, path
