@@ -4,7 +4,6 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -13,12 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ecgfast.evaluate.discrimination import Auroc
 from ecgfast.evaluate.operating import Calibration
-from ecgfast.evaluate.roc import Auroc
 from ecgfast.log import plain
 from ecgfast.runs.roc import roc_curve
 
-COLOURS = ("#1450c8", "#e07b00", "#3c8c4a", "#a03070", "#606060")  # legible without colour vision
+# Okabe and Ito 2008, without yellow: told apart without full colour vision. Markers tell runs apart
+# in print, line styles those beyond the last colour.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#56b4e9", "#e69f00")
+_MARKERS, _LINES = "osD^vPX", ("-", "--", ":", "-.")
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -89,16 +91,17 @@ def roc_curves(cohorts: Mapping[str, Mapping[str, Labelled]]) -> Figure:
     Args:
         cohorts: cohort -> model -> (labels (n,) bool, probabilities (n,) float); both classes.
     """
-    colour_of = dict(zip(_models(cohorts), cycle(COLOURS), strict=False))
+    style_of = _styles(_models(cohorts))
     columns = min(3, len(cohorts))
     rows = -(-len(cohorts) // columns)
     figure = Figure(figsize=(3.3 * columns, 3.5 * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes, (cohort, models) in zip(panels, cohorts.items(), strict=False):
+    for axes, (cohort, models) in zip(panels[: len(cohorts)], cohorts.items(), strict=True):
         axes.plot([0, 1], [0, 1], color="#b0b0b0", linewidth=0.8, linestyle=":")
         for model, (is_case, probability) in models.items():
             points = roc_curve(is_case, probability)
-            axes.step(*points, where="post", color=colour_of[model], label=drawn(model))
+            style = {**style_of[model], "marker": ""}
+            axes.step(*points, where="post", label=drawn(model), **style)
         axes.set(title=drawn(cohort), xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
         axes.set(xlabel="1 - specificity", ylabel="sensitivity")
     for axes in panels[len(cohorts) :]:
@@ -117,20 +120,21 @@ def auroc_by_site(results: Mapping[str, Mapping[str, Auroc]]) -> Figure:
             cohort does not test.
     """
     models = _models(results)
-    figure = Figure(figsize=(7, 0.8 + 0.6 * len(results)), layout="constrained")
+    height = 0.8 + len(results) * max(0.6, 0.18 * len(models))
+    figure = Figure(figsize=(7, height), layout="constrained")
     axes = figure.subplots()
-    for number, (colour, model) in enumerate(zip(COLOURS, models, strict=False)):
-        offset = (number - (len(models) - 1) / 2) * 0.22
+    for number, (model, style) in enumerate(_styles(models).items()):
+        offset = (number - (len(models) - 1) / 2) * 0.66 / len(models)
         for row, by_model in enumerate(results.values()):
             if model in by_model:
-                _interval(axes, by_model[model], row + offset, colour)
-        axes.plot([], [], "o-", color=colour, markersize=4, label=drawn(model))
+                _interval(axes, by_model[model], row + offset, style)
+        axes.plot([], [], markersize=4, label=drawn(model), **style)
     axes.axvline(0.5, color="#b0b0b0", linestyle=":")
     axes.set_yticks(range(len(results)), list(map(drawn, results)))
     axes.invert_yaxis()
     axes.set(xlabel="AUROC, 95 % interval", xlim=(None, 1.01))
     axes.grid(visible=False, axis="y")
-    figure.legend(loc="outside upper center", ncols=len(models), fontsize=8)
+    figure.legend(loc="outside upper center", ncols=min(3, len(models)), fontsize=8)
     return figure
 
 
@@ -144,8 +148,8 @@ def losses(curves: Mapping[str, Curve], *, y_label: str) -> Figure:
     """
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
-    for colour, (name, (steps, values)) in zip(COLOURS, curves.items(), strict=False):
-        axes.plot(steps, values, color=colour, linewidth=1.2, label=drawn(name))
+    for name, style in _styles(list(curves)).items():
+        axes.plot(*curves[name], linewidth=1.2, label=drawn(name), **{**style, "marker": ""})
     axes.set(xlabel="step", ylabel=y_label)
     axes.legend(fontsize=8)
     return figure
@@ -157,15 +161,9 @@ def reliability(results: Mapping[str, Calibration]) -> Figure:
     figure = Figure(figsize=(4.2, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#b0b0b0", linewidth=0.8, linestyle=":")
-    for colour, (model, result) in zip(COLOURS, results.items(), strict=False):
-        axes.plot(
-            result.bin_predicted,
-            result.bin_observed,
-            "o-",
-            color=colour,
-            markersize=4,
-            label=drawn(model),
-        )
+    for model, style in _styles(list(results)).items():
+        bins = results[model].bin_predicted, results[model].bin_observed
+        axes.plot(*bins, markersize=4, label=drawn(model), **style)
     axes.set(xlabel="predicted probability", ylabel="observed share of cases")
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axes.legend(loc="upper left", fontsize=8)
@@ -177,9 +175,22 @@ def _models(by_cohort: Mapping[str, Mapping[str, object]]) -> list[str]:
     return list(dict.fromkeys(model for models in by_cohort.values() for model in models))
 
 
-def _interval(axes: Axes, result: Auroc, y: float, colour: str) -> None:
+def _styles(models: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour, marker and line of each model, no two alike up to 28 of them."""
+    return {
+        model: {
+            "color": _COLOURS[number % len(_COLOURS)],
+            "marker": _MARKERS[number % len(_MARKERS)],
+            "linestyle": _LINES[number // len(_COLOURS) % len(_LINES)],
+        }
+        for number, model in enumerate(models)
+    }
+
+
+def _interval(axes: Axes, result: Auroc, y: float, style: Mapping[str, Any]) -> None:
     if result.value is None:
         return
-    axes.plot([result.value], [y], "o", color=colour, markersize=4)
+    axes.plot([result.value], [y], markersize=4, **style)
     if result.low is not None and result.high is not None:
-        axes.plot([result.low, result.high], [y, y], color=colour, linewidth=1.4)
+        ends = [result.low, result.high]
+        axes.plot(ends, [y, y], linewidth=1.4, **{**style, "marker": ""})

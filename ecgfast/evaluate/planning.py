@@ -73,21 +73,21 @@ class _Test:
     """One run on one store.
 
     Attributes:
-        known: sites of the store that it learned from.
-        free: (N,) labelled records of patients that it did not learn from.
-        chosen: (N,) records in its test split or fold.
+        training_sites: sites of the store that it learned from.
+        unseen: (N,) labelled records of patients that it did not learn from.
+        in_test: (N,) records in its test split or fold.
         by_fold: whether that is the fold that it held out.
     """
 
-    known: frozenset[str]
-    free: Flags
-    chosen: Flags
+    training_sites: frozenset[str]
+    unseen: Flags
+    in_test: Flags
     by_fold: bool
 
     @property
-    def held(self) -> Flags:
+    def internal(self) -> Flags:
         """(N,) what tests it at the sites that it learned from."""
-        return self.free & self.chosen
+        return self.unseen & self.in_test
 
 
 def plan_tests(store: StoreReader, classifiers: Sequence[LoadedRun]) -> TestPlan:
@@ -122,23 +122,23 @@ def plan_for(store: StoreReader, target: str, learners: Mapping[str, Learner]) -
     is_case, is_known = parse_target(target).labels(store.records)
     site = text_column(store.records, "site")
     sites = natural_order(np.unique(site).tolist())
-    known_by = {name: seen(learner.register, store) for name, learner in learners.items()}
+    seen_by = {name: seen(learner.register, store) for name, learner in learners.items()}
     tests = {
-        name: _test(store, learner, known_by[name], site, is_known)
+        name: _test(store, learner, seen_by[name], site, is_known)
         for name, learner in learners.items()
     }
     cohorts: dict[str, dict[str, Rows]] = {}
     for name in sites:
         here = site == name
-        users = [run for run, test in tests.items() if name in test.known]
-        if users:
-            words = _held_words([tests[run] for run in users])
+        learned_here = [run for run, test in tests.items() if name in test.training_sites]
+        if learned_here:
+            words = _held_words([tests[run] for run in learned_here])
             cohorts[f"{_called(name)}, {words}"] = {
-                run: np.flatnonzero(here & test.held) for run, test in tests.items()
+                run: np.flatnonzero(here & test.internal) for run, test in tests.items()
             }
-        if others := [run for run in tests if run not in users]:
+        if others := [run for run in tests if run not in learned_here]:
             cohorts[f"{_called(name)}, external"] = {
-                run: np.flatnonzero(here & tests[run].free) for run in others
+                run: np.flatnonzero(here & tests[run].unseen) for run in others
             }
     cohorts |= _pooled(site, sites, tests)
     if not any(len(rows) for by_run in cohorts.values() for rows in by_run.values()):
@@ -151,12 +151,12 @@ def plan_for(store: StoreReader, target: str, learners: Mapping[str, Learner]) -
         is_case=is_case & is_known,
         patients=patient_groups(store.records),
         cohorts=cohorts,
-        notes=_notes(target, site, is_known, learners, tests, known_by),
+        notes=_notes(target, site, is_known, learners, tests, seen_by),
     )
 
 
 def _test(
-    store: StoreReader, learner: Learner, known_by: Seen, site: NDArray[np.str_], is_known: Flags
+    store: StoreReader, learner: Learner, seen_by: Seen, site: NDArray[np.str_], is_known: Flags
 ) -> _Test:
     names = store.records["split"].to_pylist()
     folds = store.records["fold"].to_pylist() if "fold" in store.records.column_names else []
@@ -166,13 +166,11 @@ def _test(
     trained = _trained(learner)
     # Sites of one name are one hospital where the pseudonym keys are the same; under another key
     # only where the run learned from an ECG that this store has at the site.
-    ours = {
-        name for name in trained if known_by.same_key or (known_by.taught & (site == name)).any()
-    }
+    ours = {name for name in trained if seen_by.same_key or (seen_by.taught & (site == name)).any()}
     return _Test(
-        known=frozenset(ours),
-        free=is_known & ~known_by.taught,
-        chosen=np.array([name == "test" for name in names], dtype=bool),
+        training_sites=frozenset(ours),
+        unseen=is_known & ~seen_by.taught,
+        in_test=np.array([name == "test" for name in names], dtype=bool),
         by_fold=by_fold,
     )
 
@@ -187,19 +185,19 @@ def _pooled(
 ) -> dict[str, dict[str, Rows]]:
     """Sites taken together: those that a run learned from, and those that it never saw."""
     cohorts: dict[str, dict[str, Rows]] = {}
-    for known in _distinct(test.known & set(sites) for test in tests.values()):
-        together = np.isin(site, sorted(known))
-        cohorts[f"test splits of {_listed(known)}"] = {
-            run: np.flatnonzero(together & test.held) for run, test in tests.items()
+    for learned in _distinct(test.training_sites & set(sites) for test in tests.values()):
+        together = np.isin(site, sorted(learned))
+        cohorts[f"test splits of {_listed(learned)}"] = {
+            run: np.flatnonzero(together & test.internal) for run, test in tests.items()
         }
-    external = _distinct(frozenset(sites) - test.known for test in tests.values())
-    for unknown in external:
-        together = np.isin(site, sorted(unknown))
-        name = POOLED if len(external) == 1 else f"external {_listed(unknown)}"
+    external = _distinct(frozenset(sites) - test.training_sites for test in tests.values())
+    for never in external:
+        together = np.isin(site, sorted(never))
+        name = POOLED if len(external) == 1 else f"external {_listed(never)}"
         cohorts[name] = {
-            run: np.flatnonzero(together & test.free)
+            run: np.flatnonzero(together & test.unseen)
             for run, test in tests.items()
-            if not unknown & test.known
+            if not never & test.training_sites
         }
     return cohorts
 
@@ -232,16 +230,16 @@ def _notes(
     is_known: Flags,
     learners: Mapping[str, Learner],
     tests: Mapping[str, _Test],
-    known_by: Mapping[str, Seen],
+    seen_by: Mapping[str, Seen],
 ) -> tuple[str, ...]:
     notes = []
     for run, test in tests.items():
-        learner, known = learners[run], known_by[run]
-        here = np.isin(site, sorted(test.known))
-        left_out = is_known & known.taught & (~here | test.chosen)
+        learner, by_run = learners[run], seen_by[run]
+        here = np.isin(site, sorted(test.training_sites))
+        left_out = is_known & by_run.taught & (~here | test.in_test)
         for name in natural_order(np.unique(site[left_out]).tolist()):
             count = int((left_out & (site == name)).sum())
-            where = f", {_held_words([test])}" if name in test.known else ""
+            where = f", {_held_words([test])}" if name in test.training_sites else ""
             notes.append(
                 f"{_called(name)}{where}: {count} records of patients whom {run} learned from left "
                 "out"
@@ -251,24 +249,24 @@ def _notes(
                 f"{run} held out fold {learner.fold}, which this store does not have: it is tested "
                 "on the test split"
             )
-        notes += _doubts(run, known, _trained(learner), set(site.tolist()) - test.known)
+        notes += _doubts(run, by_run, _trained(learner), set(site.tolist()) - test.training_sites)
     if unknown := int((~is_known).sum()):
         notes.append(f"{unknown} records have no label for {target} and count nowhere")
     return tuple(notes)
 
 
-def _doubts(run: str, known: Seen, trained: set[str], external: set[str]) -> list[str]:
+def _doubts(run: str, by_run: Seen, trained: set[str], external: set[str]) -> list[str]:
     """What is not known of a run's patients and sites in this store.
 
     Args:
         run: its name.
-        known: which patients of this store it learned from or read.
+        by_run: which patients of this store it learned from or read.
         trained: names of the sites that it learned from.
         external: names of the sites that are called external to it.
     """
     doubts = []
-    if not known.by_patient:
-        why = "under another pseudonym key" if not known.same_key else "with another --patient-ids"
+    if not by_run.by_patient:
+        why = "under another pseudonym key" if not by_run.same_key else "with another --patient-ids"
         doubts.append(
             f"{run} was trained on a store {why}: its patients are recognised here by identical "
             "ECGs alone"

@@ -7,6 +7,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ecgfast.evaluate.discrimination import (
+    Auroc,
+    PairedTest,
+    average_precision,
+    delong,
+    delong_paired,
+)
 from ecgfast.evaluate.interval import Interval
 from ecgfast.evaluate.operating import (
     Calibration,
@@ -15,8 +22,6 @@ from ecgfast.evaluate.operating import (
     operating_point,
 )
 from ecgfast.evaluate.planning import TestPlan
-from ecgfast.evaluate.precision import average_precision
-from ecgfast.evaluate.roc import Auroc, PairedTest, delong, delong_paired
 from ecgfast.runs.loading import LoadedRun
 from ecgfast.store.reader import StoreReader
 

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from ecgfast.evaluate import charts
 from ecgfast.evaluate.cohort import cohort_table
+from ecgfast.evaluate.discrimination import Auroc, PairedTest
 from ecgfast.evaluate.interval import Interval
 from ecgfast.evaluate.planning import POOLED
 from ecgfast.evaluate.reconstruct import sample_of
 from ecgfast.evaluate.results import CohortResult, Results
-from ecgfast.evaluate.roc import Auroc, PairedTest
 from ecgfast.labels.assign import one_ecg_each
 from ecgfast.labels.splits import num_torn
 from ecgfast.runs.loading import LoadedRun

@@ -18,7 +18,7 @@ from sklearn.metrics import brier_score_loss, roc_auc_score, roc_curve
 
 from ecgfast.cli import main
 from ecgfast.demo import DemoPlan, demo
-from ecgfast.evaluate.roc import delong, delong_paired
+from ecgfast.evaluate.discrimination import delong, delong_paired
 from ecgfast.runs.loading import load_model, load_run
 from ecgfast.store.reader import StoreReader, open_store
 

@@ -10,9 +10,8 @@ import pytest
 import simulated_cohorts as cohorts
 from scipy.stats import norm
 
+from ecgfast.evaluate.discrimination import average_precision, delong, delong_paired
 from ecgfast.evaluate.interval import mean_interval
-from ecgfast.evaluate.precision import average_precision
-from ecgfast.evaluate.roc import delong, delong_paired
 
 
 @pytest.mark.parametrize(

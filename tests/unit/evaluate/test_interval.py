@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from ecgfast.errors import ShapeError
+from ecgfast.evaluate.discrimination import delong
 from ecgfast.evaluate.interval import BINOMIAL, LOGIT_T, Spread, mean_interval, spread
-from ecgfast.evaluate.roc import delong
 
 # Records, and hits among them, of five patients.
 RECORDS, HITS = (2, 1, 4, 3, 2), (2, 0, 3, 1, 2)

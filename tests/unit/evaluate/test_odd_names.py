@@ -13,7 +13,7 @@ from report_pages import html_of
 
 from ecgfast.evaluate import charts
 from ecgfast.evaluate.cohort import cohort_table
-from ecgfast.evaluate.roc import delong
+from ecgfast.evaluate.discrimination import delong
 
 NAMES = (r"$\frac{x$", "a\x00b\x1b[2J", "c\nd", "_hidden", "<script>", "100 $ and $", r"\$x\$")
 IS_CASE = np.array([False, True] * 10)

@@ -155,7 +155,10 @@ def test_records_of_no_site_and_larger_sums_first() -> None:
     site = np.array(["-", "1", "2", "3"])
     tests = {
         name: planning._Test(
-            known=frozenset(known), free=np.ones(4, bool), chosen=np.zeros(4, bool), by_fold=False
+            training_sites=frozenset(known),
+            unseen=np.ones(4, bool),
+            in_test=np.zeros(4, bool),
+            by_fold=False,
         )
         for name, known in (("one", "1"), ("three", "123"))
     }

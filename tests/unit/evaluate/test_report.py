@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from report_pages import html_of
 
 from ecgfast.evaluate import charts
+from ecgfast.evaluate.discrimination import Auroc, delong
 from ecgfast.evaluate.operating import calibration
-from ecgfast.evaluate.roc import Auroc, delong
 from ecgfast.evaluate.views import Table, _area, _why
 
 
@@ -97,6 +97,25 @@ def test_intervals_are_drawn_where_they_are_defined() -> None:
     result = calibration(np.array([True, False]), np.array([0.8, 0.3]))
     assert result is not None
     assert charts.reliability({"CNN": result}).axes[0].get_xlabel() == "predicted probability"
+
+
+@pytest.mark.parametrize("number", [6, 9])
+def test_every_run_is_drawn_and_none_looks_like_another(number: int) -> None:
+    y, score = np.array([True, False, True, False]), np.array([0.9, 0.1, 0.4, 0.6])
+    names = [f"run {n}" for n in range(number)]
+    result = calibration(y, score)
+    assert result is not None
+    figures = [
+        charts.roc_curves({"site 1": dict.fromkeys(names, (y, score))}),
+        charts.auroc_by_site({"site 1": dict.fromkeys(names, delong(y, score))}),
+        charts.losses(dict.fromkeys(names, ([1, 2], [1.0, 0.9])), y_label="loss"),
+        charts.reliability(dict.fromkeys(names, result)),
+    ]
+    for figure in figures:
+        lines = [line for line in figure.axes[0].lines if line.get_label() in names]
+        assert [line.get_label() for line in lines] == names
+        looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines}
+        assert len(looks) == number
 
 
 def test_what_is_not_defined_is_said() -> None:

@@ -10,10 +10,10 @@ from simulated_cohorts import draw
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ecgfast.evaluate import planning
+from ecgfast.evaluate.discrimination import delong, delong_paired
 from ecgfast.evaluate.interval import BINOMIAL, LOGIT_T
 from ecgfast.evaluate.planning import POOLED
 from ecgfast.evaluate.results import Results, summarise
-from ecgfast.evaluate.roc import delong, delong_paired
 from ecgfast.evaluate.views import comparison, detection, operating
 
 RUNS = ("ViT", "CNN")

@@ -12,8 +12,8 @@ from report_pages import html_of
 from two_hospitals import TARGET
 
 from ecgfast.evaluate import planning, views
+from ecgfast.evaluate.discrimination import PairedTest
 from ecgfast.evaluate.results import Results, summarise
-from ecgfast.evaluate.roc import PairedTest
 
 PLAN = planning.TestPlan(
     target=TARGET,

@@ -11,7 +11,7 @@ from simulated_cohorts import draw
 from sklearn.metrics import average_precision_score
 
 from ecgfast.errors import ShapeError
-from ecgfast.evaluate.precision import average_precision
+from ecgfast.evaluate.discrimination import average_precision
 
 
 @settings(max_examples=60, deadline=None)

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from sklearn import metrics
 
 from ecgfast.errors import ShapeError
-from ecgfast.evaluate import roc
-from ecgfast.evaluate.roc import (
+from ecgfast.evaluate import discrimination
+from ecgfast.evaluate.discrimination import (
     DELONG_T,
     PERMUTATION,
     Auroc,
@@ -286,7 +286,7 @@ def test_permutations_need_not_fit_into_memory(
     both = np.stack([score, score + np.random.default_rng(1).normal(size=len(y))])
     whole = permutation_p_value(y, both, patient)
     assert 0.01 < whole < 1
-    monkeypatch.setattr(roc, "_RANKS_AT_ONCE", at_once * len(y) + 1)
+    monkeypatch.setattr(discrimination, "_RANKS_AT_ONCE", at_once * len(y) + 1)
     assert permutation_p_value(y, both, patient) == whole
 
 
