@@ -24,9 +24,9 @@ from ecgfast.ingest import InputFile
 from ecgfast.ingest.inventory import discover
 from ecgfast.model.classifier import Classifier
 from ecgfast.records import SAMPLING_RATE_HZ
+from ecgfast.runs.inference import probabilities
 from ecgfast.runs.loading import load_model
 from ecgfast.runs.register import SeenFiles, read_register
-from ecgfast.runs.scoring import probabilities
 from ecgfast.store.csv_files import csv_lines
 from ecgfast.store.durable import DurableFile
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from ecgfast.evaluate.reconstruct import sample_of
+from ecgfast.runs.ecg_paper import draw
 from ecgfast.runs.loading import load_run
-from ecgfast.runs.reconstruction import draw
 from ecgfast.store.reader import open_store
 
 OUT = Path(__file__).parents[1] / "docs" / "reconstruction.png"

@@ -34,8 +34,7 @@ from ecgfast.bench.step import LEARNING_RATE, build_train, random_batch
 from ecgfast.config import Config, load_config
 from ecgfast.convert import convert
 from ecgfast.data.batch import Batch
-from ecgfast.data.loader import Loader, build_loader
-from ecgfast.data.order import Plan
+from ecgfast.data.loader import Loader, Plan, build_loader
 from ecgfast.errors import BackendUnavailableError
 from ecgfast.ingest.synthetic import write_cohort
 from ecgfast.store import open_store

@@ -180,7 +180,7 @@ def _calls(case: Case, search: Search) -> list[Call]:
 
 
 def _column_sums(device: str) -> Call:
-    from ecgfast_kernels.ops.column_sums_triton import column_sums
+    from ecgfast_kernels.ops.norm_triton import column_sums
 
     shape = (528, 3, 1024) if device == "cuda" else (5, 3, 40)
     return partial(column_sums, torch.randn(shape, device=device), torch.bfloat16)

@@ -11,8 +11,9 @@ from ecgfast import log
 from ecgfast.errors import ConfigError
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.records import LEADS
+from ecgfast.runs.ecg_paper import draw
+from ecgfast.runs.inference import Reconstruction, fill_in
 from ecgfast.runs.loading import LoadedRun, load_run
-from ecgfast.runs.reconstruction import Reconstruction, draw, fill_in
 from ecgfast.runs.register import seen
 from ecgfast.store.format import refuse_to_replace
 from ecgfast.store.reader import StoreReader, open_store

@@ -21,8 +21,8 @@ from ecgfast.evaluate.reconstruct import sample_of
 from ecgfast.evaluate.results import CohortResult, Results
 from ecgfast.labels.assign import one_ecg_each
 from ecgfast.labels.splits import num_torn
+from ecgfast.runs.ecg_paper import draw
 from ecgfast.runs.loading import LoadedRun
-from ecgfast.runs.reconstruction import draw
 from ecgfast.runs.register import seen
 from ecgfast.store.patients import is_unnamed, patient_groups
 from ecgfast.store.reader import StoreReader

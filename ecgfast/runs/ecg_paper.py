@@ -1,4 +1,4 @@
-"""ECGs as cardiologists read them: 25 mm/s, 10 mm/mV, millimetre paper, calibration pulse.
+"""Reconstructions as cardiologists read ECGs: 25 mm/s, 10 mm/mV, millimetre paper, calibration.
 
 Shapes: C leads, T timesteps. All drawing coordinates are millimetres of paper.
 """
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter1d, minimum_filter1d
 
 from ecgfast.records import LEADS, SAMPLING_RATE_HZ
+from ecgfast.runs.inference import Reconstruction
+from ecgfast.store.reader import StoreReader
 
 MM_PER_S = 25.0
 MM_PER_MV = 10.0
@@ -49,51 +51,49 @@ class Strip:
     accent: Flags | None = None
 
 
-def ecg(signal_mv_CT: Floats, *, title: str, names: Sequence[str] = LEADS) -> Figure:
-    """Draw every lead of one record below the other, at true scale.
+def draw(store: StoreReader, result: Reconstruction, leads: Sequence[str] = LEADS) -> Figure:
+    """Draw a record of a store as original, masked and reconstructed.
+
+    The title names its pseudonym and loss and, where it is so, that the data are synthetic. Of a
+    store that keeps readable ids it names the row instead.
 
     Args:
-        signal_mv_CT: (C, T) float, millivolt at 500 Hz.
-        title: one line above the paper; no identifiers but pseudonyms.
-        names: C lead names.
+        store: of the record.
+        result: what the model made of it.
+        leads: as in `reconstruction`.
     """
-    strips = [Strip(name=n, signal_mv=row) for n, row in zip(names, signal_mv_CT, strict=True)]
-    return paper(strips, title=title)
+    is_readable = store.manifest["identifiers"] == "kept"
+    record_id = str(store.records["record_id"][result.row].as_py())
+    name = f"in row {result.row}" if is_readable else record_id[:16]
+    mark = "SYNTHETIC   " if store.manifest["synthetic"] else ""
+    share = result.mask.mean()
+    title = f"{mark}record {name}   {share:.0%} masked, error {result.loss:.2f}"
+    return reconstruction(result, title=title, leads=leads)
 
 
-def reconstruction(
-    original_mv_CT: Floats,
-    reconstructed_mv_CT: Floats,
-    mask_CT: Flags,
-    *,
-    title: str,
-    leads: Sequence[str] = LEADS,
-) -> Figure:
+def reconstruction(result: Reconstruction, *, title: str, leads: Sequence[str] = LEADS) -> Figure:
     """Draw a record as it was, as the model saw it, and as the model filled it in.
 
     Args:
-        original_mv_CT: (12, T) float, millivolt at 500 Hz.
-        reconstructed_mv_CT: (12, T) float, millivolt; only masked timesteps are drawn from it.
-        mask_CT: (12, T) bool, True = removed.
+        result: of 12 leads; only masked timesteps are drawn from the prediction.
         title: one line above the paper; no identifiers but pseudonyms.
         leads: which leads, such as ("II", "V5"). Up to three: original, masked and
             reconstructed lie below each other lead by lead; else panel by panel.
     """
-    rows = [LEADS.index(name) for name in leads]
-    filled = np.where(mask_CT, reconstructed_mv_CT, original_mv_CT)
+    original, mask = result.original_mv, result.mask
+    filled = np.where(mask, result.filled_mv, original)
 
-    def strips(row: int) -> list[Strip]:
-        name, hidden = LEADS[row], mask_CT[row]
+    def strips(name: str) -> list[Strip]:
+        row = LEADS.index(name)
         return [
-            Strip(name=f"{name}\noriginal", signal_mv=original_mv_CT[row]),
-            Strip(name=f"{name}\nmasked", signal_mv=original_mv_CT[row], hidden=hidden),
-            Strip(name=f"{name}\nreconstructed", signal_mv=filled[row], accent=hidden),
+            Strip(name=f"{name}\noriginal", signal_mv=original[row]),
+            Strip(name=f"{name}\nmasked", signal_mv=original[row], hidden=mask[row]),
+            Strip(name=f"{name}\nreconstructed", signal_mv=filled[row], accent=mask[row]),
         ]
 
-    by_lead = [strips(row) for row in rows]
-    if len(rows) <= 3:
-        return paper([strip for lead in by_lead for strip in lead], title=title)
-    return paper([strip for panel in zip(*by_lead, strict=True) for strip in panel], title=title)
+    by_lead = [strips(name) for name in leads]
+    panels = by_lead if len(by_lead) <= 3 else zip(*by_lead, strict=True)
+    return paper([strip for panel in panels for strip in panel], title=title)
 
 
 def paper(strips: Sequence[Strip], *, title: str) -> Figure:

@@ -16,12 +16,8 @@ from ecgfast.config import Config, ModelConfig, config_from_dict
 from ecgfast.errors import ConfigError, EcgfastError, FormatError, ResumeError
 from ecgfast.model.build import build_classifier, build_model
 from ecgfast.model.classifier import NUM_FEATURES, SPATIAL_FILTERS
-from ecgfast.runs.checkpoint import load_weights, newest
-from ecgfast.runs.meta import RunMeta, contradictions, flat
-from ecgfast.runs.register import FILE as REGISTER
-from ecgfast.runs.register import Register, read_register
-from ecgfast.runs.scoring import score_rows
-from ecgfast.runs.sealed import (
+from ecgfast.runs.checkpoint_reader import load_weights, newest
+from ecgfast.runs.digests import (
     METRICS,
     RUN_FILES,
     Facts,
@@ -30,8 +26,12 @@ from ecgfast.runs.sealed import (
     problem,
     read_facts,
     read_small,
+    read_weights,
 )
-from ecgfast.runs.weights import read_weights
+from ecgfast.runs.inference import score_rows
+from ecgfast.runs.meta import RunMeta, contradictions, flat
+from ecgfast.runs.register import FILE as REGISTER
+from ecgfast.runs.register import Register, read_register
 from ecgfast.store.reader import StoreReader
 
 Model = TypeVar("Model", bound=nn.Module)

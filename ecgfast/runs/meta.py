@@ -14,7 +14,7 @@ from ecgfast.config import Config, config_from_dict, free_on_resume
 from ecgfast.data.normalise import CohortStatistics, Normalisation
 from ecgfast.errors import ConfigError, ResumeError
 from ecgfast.records import NUM_LEADS
-from ecgfast.runs.sealed import RUN_FILES, Facts
+from ecgfast.runs.digests import RUN_FILES, Facts
 from ecgfast.store.reader import StoreReader
 from ecgfast.vocabulary import ModelKind
 
@@ -75,7 +75,7 @@ class RunMeta:
         preprocessing: how its records were prepared.
         microbatch: records per rank and forward pass; None where a run does not say.
         thresholds: of a finished fine-tuning, set on its validation records; None without one.
-        run_files: sizes and digests of the run's other files, as `sealed.entries` gives them.
+        run_files: sizes and digests of the run's other files, as `digests.entries` gives them.
     """
 
     kind: Kind

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ecgfast.convert.measures import content_digests
 from ecgfast.errors import ConfigError, ResumeError
 from ecgfast.records import EcgRecord
-from ecgfast.runs.sealed import opened
+from ecgfast.runs.digests import opened
 from ecgfast.store.durable import RESUME, write_durably
 from ecgfast.store.patients import Pseudonyms, patient_groups, pseudonymous_patients, read_key
 from ecgfast.store.reader import StoreReader

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.tensor import DTensor
 
 from ecgfast.errors import EcgfastError
-from ecgfast.runs.checkpoint import (
+from ecgfast.runs.checkpoint_reader import (
     INDEX,
     Checkpoint,
     checkpoint_steps,
@@ -29,8 +29,8 @@ from ecgfast.runs.checkpoint import (
     ignore_single_process_warning,
     read_tensors,
 )
+from ecgfast.runs.digests import METRICS, RUN_FILES, Facts, entries, sealed
 from ecgfast.runs.register import FILE as REGISTER
-from ecgfast.runs.sealed import METRICS, RUN_FILES, Facts, entries, sealed
 from ecgfast.store.durable import RESUME, explain, explained, sync_folder, write_durably
 from ecgfast.train.distributed import Ranks, local, master
 from ecgfast.train.optim import MasterAdamW

@@ -13,15 +13,14 @@ from ecgfast.errors import ConfigError
 from ecgfast.labels.selection import Labelled
 from ecgfast.model.attention_choice import Shape, shapes_of
 from ecgfast.model.build import build_classifier
-from ecgfast.runs.checkpoint import Checkpoint
+from ecgfast.runs.checkpoint_reader import Checkpoint
+from ecgfast.runs.digests import METRICS, RUN_FILES, entries, read_weights, sealed
+from ecgfast.runs.inference import score_rows
 from ecgfast.runs.loading import RESULT, WEIGHTS
 from ecgfast.runs.meta import Preprocessing, RunMeta, flat
 from ecgfast.runs.register import FILE as REGISTER
 from ecgfast.runs.register import Register, with_encoder, with_validation, write_register
 from ecgfast.runs.roc import sensitivity_threshold, youden_threshold
-from ecgfast.runs.scoring import score_rows
-from ecgfast.runs.sealed import METRICS, RUN_FILES, entries, sealed
-from ecgfast.runs.weights import read_weights
 from ecgfast.store.durable import RESUME, write_durably
 from ecgfast.store.reader import StoreReader
 from ecgfast.train import run_folder

@@ -12,10 +12,10 @@ from ecgfast.config import Config
 from ecgfast.errors import ConfigError, FormatError
 from ecgfast.model.classifier import Classifier, encoder_state
 from ecgfast.model.vit import Encoder
+from ecgfast.runs.digests import read_weights
 from ecgfast.runs.loading import load_model
 from ecgfast.runs.meta import Preprocessing
 from ecgfast.runs.register import Origin, Register, read_register
-from ecgfast.runs.weights import read_weights
 
 WORDS = ("random", "imagenet-mae")  # of --init, beside paths
 IMAGENET_FILES = {768: "mae_pretrain_vit_base.pth", 1024: "mae_pretrain_vit_large.pth"}

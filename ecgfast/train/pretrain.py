@@ -18,12 +18,11 @@ from ecgfast.labels.selection import digest_of
 from ecgfast.model.attention_choice import shapes_of
 from ecgfast.model.build import build_model
 from ecgfast.model.mae import EVALUATION_EPOCH, MaskedAutoencoder, flops_per_record
-from ecgfast.runs.checkpoint import Checkpoint
+from ecgfast.runs.checkpoint_reader import Checkpoint
+from ecgfast.runs.digests import export_safetensors, problem
 from ecgfast.runs.meta import Preprocessing, RunMeta, flat
 from ecgfast.runs.register import FILE as REGISTER
 from ecgfast.runs.register import Register, write_register
-from ecgfast.runs.sealed import problem
-from ecgfast.runs.weights import export_safetensors
 from ecgfast.store.reader import StoreReader
 from ecgfast.train import run_folder
 from ecgfast.train.distributed import Ranks, full_state, join, make_repeatable, spread

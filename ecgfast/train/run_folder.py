@@ -17,7 +17,7 @@ from ecgfast.config import Config, config_to_toml
 from ecgfast.errors import BackendUnavailableError, ResumeError
 from ecgfast.log import read_metrics
 from ecgfast.model.attention_choice import Choice, Shape, choose_attention, probe
-from ecgfast.runs.checkpoint import Checkpoint, checkpoint_steps, newest
+from ecgfast.runs.checkpoint_reader import Checkpoint, checkpoint_steps, newest
 from ecgfast.runs.meta import RunMeta, contradictions
 from ecgfast.store.durable import RESUME, exclusive, explained, write_durably
 from ecgfast.train.checkpoint import remove

@@ -21,11 +21,11 @@ from ecgfast.model.block import set_attention
 from ecgfast.model.build import build_classifier
 from ecgfast.model.classifier import Classifier
 from ecgfast.model.vit import Encoder
-from ecgfast.runs.checkpoint import Checkpoint
+from ecgfast.runs.checkpoint_reader import Checkpoint
+from ecgfast.runs.digests import export_safetensors
 from ecgfast.runs.loading import WEIGHTS
 from ecgfast.runs.meta import RunMeta
 from ecgfast.runs.roc import auroc
-from ecgfast.runs.weights import export_safetensors
 from ecgfast.store.reader import StoreReader
 from ecgfast.train.checkpoint import CheckpointWriter
 from ecgfast.train.distributed import Ranks, full_state, spread

@@ -19,7 +19,7 @@ from ecgfast.data.loader import Loader
 from ecgfast.data.normalise import Normalisation
 from ecgfast.log import MetricsWriter
 from ecgfast.model.mae import MaskedAutoencoder
-from ecgfast.runs.scoring import logits
+from ecgfast.runs.inference import in_millivolt, logits
 from ecgfast.store.durable import RESUME, write_durably
 from ecgfast.store.reader import StoreReader
 from ecgfast.train.distributed import Ranks, average_norm_statistics, release
@@ -83,9 +83,9 @@ class Validation:
             step: that the weights are of; a resumed run writes the same name again.
         """
         # Here and not above: only the main rank needs matplotlib, and only now.
-        from ecgfast.runs import reconstruction
+        from ecgfast.runs import ecg_paper
 
-        (result,) = reconstruction.in_millivolt(
+        (result,) = in_millivolt(
             self.store,
             *self._first,
             normalisation=self.normalisation,
@@ -94,7 +94,7 @@ class Validation:
         if not math.isfinite(result.loss):
             return
         buffer = io.BytesIO()
-        reconstruction.draw(self.store, result, DRAWN_LEADS).savefig(buffer, format="png")
+        ecg_paper.draw(self.store, result, DRAWN_LEADS).savefig(buffer, format="png")
         folder = run / FOLDER
         folder.mkdir(exist_ok=True)
         write_durably(folder / f"step-{step:08d}.png", [buffer.getvalue()], again=RESUME)

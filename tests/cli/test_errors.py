@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from ecgfast.cli import main
 from ecgfast.convert import convert
 from ecgfast.ingest.synthetic import write_cohort
-from ecgfast.runs.sealed import RUN_FILES, entries, sealed
+from ecgfast.runs.digests import RUN_FILES, entries, sealed
 
 
 @pytest.fixture(scope="module")

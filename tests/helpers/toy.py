@@ -11,14 +11,12 @@ from torch import Tensor
 
 from ecgfast.config import Config, load_config
 from ecgfast.data.batch import Batch
-from ecgfast.data.loader import Loader
+from ecgfast.data.loader import Loader, Plan
 from ecgfast.data.normalise import Normalisation
-from ecgfast.data.order import Plan
 from ecgfast.model.build import build_classifier, build_model
 from ecgfast.model.mae import MaskedAutoencoder
+from ecgfast.runs.digests import entries, export_safetensors, sealed
 from ecgfast.runs.meta import Kind, Preprocessing, RunMeta, flat
-from ecgfast.runs.sealed import entries, sealed
-from ecgfast.runs.weights import export_safetensors
 from ecgfast.train.checkpoint import CheckpointWriter, training_state
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.loop import Loop

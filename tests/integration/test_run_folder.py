@@ -13,7 +13,7 @@ from training_runs import (
 )
 
 from ecgfast.config import load_config
-from ecgfast.runs.checkpoint import newest
+from ecgfast.runs.checkpoint_reader import newest
 from ecgfast.train.pretrain import pretrain
 
 pytestmark = pytest.mark.slow

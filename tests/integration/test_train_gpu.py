@@ -13,10 +13,9 @@ from torch import Tensor
 from toy import toy_meta
 
 from ecgfast.config import Config, load_config
-from ecgfast.data.loader import Loader
-from ecgfast.data.order import Plan
+from ecgfast.data.loader import Loader, Plan
 from ecgfast.log import read_metrics
-from ecgfast.runs.checkpoint import newest
+from ecgfast.runs.checkpoint_reader import newest
 from ecgfast.train.distributed import Ranks, full_state, join, make_repeatable, master
 from ecgfast.train.guards import StopSignals
 from ecgfast.train.loop import Loop, train_step

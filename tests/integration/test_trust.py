@@ -16,7 +16,7 @@ from training_runs import loss_trace, weights
 
 from ecgfast.config import load_config
 from ecgfast.errors import EcgfastError, ResumeError
-from ecgfast.runs.checkpoint import newest
+from ecgfast.runs.checkpoint_reader import newest
 from ecgfast.runs.loading import load_model, load_run
 from ecgfast.store.reader import open_store
 from ecgfast.train.finetune import finetune

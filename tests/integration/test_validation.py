@@ -15,7 +15,8 @@ from ecgfast.config import load_config
 from ecgfast.data.normalise import Normalisation
 from ecgfast.model.build import build_model
 from ecgfast.model.mae import EVALUATION_EPOCH
-from ecgfast.runs.reconstruction import draw, fill_in
+from ecgfast.runs.ecg_paper import draw
+from ecgfast.runs.inference import fill_in
 from ecgfast.store.reader import open_store
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.pretrain import model_inputs, pretrain

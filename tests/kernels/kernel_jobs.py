@@ -9,7 +9,6 @@ from typing import Any
 import triton.language as tl
 from ecgfast_kernels.ops import adamw_triton as adamw
 from ecgfast_kernels.ops import attention_triton as attention
-from ecgfast_kernels.ops import column_sums_triton as column_sums
 from ecgfast_kernels.ops import gelu_triton as gelu
 from ecgfast_kernels.ops import masked_loss_triton as loss
 from ecgfast_kernels.ops import masking_triton as masking
@@ -137,7 +136,7 @@ def _copy_jobs(arch: int) -> list[Job]:
         ),
         Job(
             name="column_sums",
-            kernel=column_sums.column_sums_kernel,
+            kernel=norm.column_sums_kernel,
             pointers={"partial": "*fp32", "out": "*bf16"},
             constants={},
             config=config_for("column_sums", arch=arch, bits=32),

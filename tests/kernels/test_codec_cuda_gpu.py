@@ -193,7 +193,7 @@ def test_engines_on_the_gpu_have_the_bits_of_engine_cpu(store_path: Path, engine
 
 def test_records_beyond_the_budget_stay_on_the_host(store_path: Path) -> None:
     from ecgfast.data.batch import Source
-    from ecgfast.data.engine_resident import ResidentEngine
+    from ecgfast.data.engines import ResidentEngine
     from ecgfast.data.normalise import Normalisation
     from ecgfast.store.reader import open_store
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from checks import DEVICE, assert_close, poisoned_outputs, random
-from ecgfast_kernels.ops.column_sums_triton import column_sums
+from ecgfast_kernels.ops.norm_triton import column_sums
 
 pytestmark = pytest.mark.op
 

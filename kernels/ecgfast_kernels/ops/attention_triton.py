@@ -14,8 +14,8 @@ from ecgfast_kernels.ops.attention_backward_triton import (
     backward_tiles_kernel,
     own_head,
 )
-from ecgfast_kernels.ops.column_sums_triton import column_sums
 from ecgfast_kernels.ops.library import block_config
+from ecgfast_kernels.ops.norm_triton import column_sums
 from ecgfast_kernels.ops.reference import LOG2_E
 
 SHORT = 64  # tokens that one tile can hold

@@ -16,8 +16,8 @@ from quack.epilogue.ops import RowVecLoad, RowVecReduce
 from torch import Tensor
 
 from ecgfast_kernels.ops import library
-from ecgfast_kernels.ops.column_sums_triton import column_sums
 from ecgfast_kernels.ops.library import block_config
+from ecgfast_kernels.ops.norm_triton import column_sums
 
 
 @gemm_epilogue(outputs=("act",), ops={"bias": RowVecLoad("bias")})

@@ -16,8 +16,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ecgfast_kernels.ops import library
-from ecgfast_kernels.ops.column_sums_triton import column_sums
 from ecgfast_kernels.ops.library import INTERPRETED, block_config
+from ecgfast_kernels.ops.norm_triton import column_sums
 
 # One instruction each on the GPU; tl.exp2 and a division handle denormals in three to eight more.
 APPROXIMATE = tl.constexpr(not INTERPRETED)

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ecgfast_kernels.ops.column_sums_triton import column_sums
 from ecgfast_kernels.ops.library import block_config
+from ecgfast_kernels.ops.norm_triton import column_sums
 
 
 # Seed and epoch change all the time; specialised on their values, they would compile again.

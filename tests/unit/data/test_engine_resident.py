@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from recordings import make_store
 
 from ecgfast.data.batch import Source
-from ecgfast.data.engine_cpu import CpuEngine
-from ecgfast.data.engine_resident import ResidentEngine, resident_bytes
+from ecgfast.data.engines import CpuEngine, ResidentEngine, resident_bytes
 from ecgfast.data.normalise import Normalisation
 from ecgfast.errors import BackendUnavailableError, CorruptStoreError
 from ecgfast.store.reader import StoreReader, open_store

@@ -1,11 +1,12 @@
 """Batches of a rank: the union over ranks is the epoch's order, for any world size and position."""
 
 import numpy as np
+from ecgfast_kernels.codec.philox import epoch_order
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ecgfast.data.order import Plan, epoch_order
+from ecgfast.data.loader import Plan
 
 
 def _plans(num_records: int, *, world_size: int, global_batch: int, seed: int = 1) -> list[Plan]:

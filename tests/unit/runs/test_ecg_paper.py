@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ecgfast.records import LEADS
 from ecgfast.runs import ecg_paper
+from ecgfast.runs.inference import Reconstruction
 
 MM_PER_INCH = 25.4
 
@@ -23,12 +24,25 @@ def record(peak_mv: float = 1.0, num_timesteps: int = 5000) -> NDArray[np.float3
     return signal
 
 
+def twelve_leads(signal: NDArray[np.floating]) -> Figure:
+    strips = [
+        ecg_paper.Strip(name=name, signal_mv=row) for name, row in zip(LEADS, signal, strict=True)
+    ]
+    return ecg_paper.paper(strips, title="")
+
+
+def filled(
+    original: NDArray[np.float32], predicted: NDArray[np.float32], mask: NDArray[np.bool_]
+) -> Reconstruction:
+    return Reconstruction(row=0, original_mv=original, filled_mv=predicted, mask=mask, loss=0.0)
+
+
 def traces(figure: Figure) -> list[Line2D]:
     return [line for line in figure.axes[0].lines if len(np.atleast_1d(line.get_xdata())) > 100]
 
 
 def test_one_second_is_25_mm_and_one_millivolt_10_mm_of_paper() -> None:
-    figure = ecg_paper.ecg(record(), title="")
+    figure = twelve_leads(record())
     axes = figure.axes[0]
     figure.canvas.draw()
     to_mm = MM_PER_INCH / figure.dpi
@@ -41,7 +55,7 @@ def test_one_second_is_25_mm_and_one_millivolt_10_mm_of_paper() -> None:
 
 
 def test_the_zero_lines_and_the_seconds_lie_on_large_squares() -> None:
-    for line in traces(ecg_paper.ecg(record(1.7), title="")):
+    for line in traces(twelve_leads(record(1.7))):
         x, y = (np.asarray(v) for v in line.get_data())
         if np.isfinite(y).any():
             assert np.nanmedian(y) % 5 == pytest.approx(0, abs=1e-6)
@@ -50,7 +64,7 @@ def test_the_zero_lines_and_the_seconds_lie_on_large_squares() -> None:
 
 def test_saved_pixels_show_a_fine_line_every_5_and_a_coarse_line_every_25() -> None:
     buffer = io.BytesIO()
-    ecg_paper.ecg(np.zeros((12, 5000)), title="").savefig(buffer, format="png")
+    twelve_leads(np.zeros((12, 5000))).savefig(buffer, format="png")
     buffer.seek(0)
     picture = matplotlib.image.imread(buffer)
     pink = picture[33, :1425, 0] - picture[33, :1425, 1]  # between two horizontal lines
@@ -61,7 +75,7 @@ def test_saved_pixels_show_a_fine_line_every_5_and_a_coarse_line_every_25() -> N
 
 
 def test_a_calibration_pulse_stands_before_every_lead() -> None:
-    figure = ecg_paper.ecg(record(), title="")
+    figure = twelve_leads(record())
     pulses = [line for line in figure.axes[0].lines if len(np.atleast_1d(line.get_xdata())) == 6]
     assert len(pulses) == 12
     for pulse in pulses:
@@ -73,7 +87,7 @@ def test_a_calibration_pulse_stands_before_every_lead() -> None:
 def test_strips_never_cross() -> None:
     rng = np.random.default_rng(0)
     signal = record() * rng.uniform(-2.5, 2.5, (12, 1)).astype(np.float32)
-    drawn = [np.asarray(line.get_ydata()) for line in traces(ecg_paper.ecg(signal, title=""))]
+    drawn = [np.asarray(line.get_ydata()) for line in traces(twelve_leads(signal))]
     rows = [y for y in drawn if np.isfinite(y).any()]
     assert len(rows) == 12
     for above, below in pairwise(rows):
@@ -84,7 +98,8 @@ def test_reconstruction_draws_only_masked_timesteps_from_the_model() -> None:
     original, predicted = record(1.0), record(2.0)
     mask = np.zeros((12, 5000), bool)
     mask[:, 1000:2000] = True
-    figure = ecg_paper.reconstruction(original, predicted, mask, title="", leads=("II", "V5"))
+    result = filled(original, predicted, mask)
+    figure = ecg_paper.reconstruction(result, title="", leads=("II", "V5"))
     words = [text.get_text() for text in figure.axes[0].texts]
     assert [w for w in words if w in LEADS] == ["II"] * 3 + ["V5"] * 3
     assert words.count("masked") == 2
@@ -102,7 +117,8 @@ def test_reconstruction_draws_only_masked_timesteps_from_the_model() -> None:
 
 
 def test_twelve_leads_come_panel_by_panel() -> None:
-    figure = ecg_paper.reconstruction(record(), record(), np.ones((12, 5000), bool), title="")
+    result = filled(record(), record(), np.ones((12, 5000), bool))
+    figure = ecg_paper.reconstruction(result, title="")
     words = [text.get_text() for text in figure.axes[0].texts]
     assert [w for w in words if w in LEADS] == [*LEADS] * 3
 
@@ -110,5 +126,5 @@ def test_twelve_leads_come_panel_by_panel() -> None:
 def test_a_lead_off_the_scale_stays_on_its_page() -> None:
     signal = record(1.0)
     signal[0, 2000:3000] = -17.0  # an electrode fell off
-    figure = ecg_paper.ecg(signal, title="")
+    figure = twelve_leads(signal)
     assert figure.get_figheight() * MM_PER_INCH < 400

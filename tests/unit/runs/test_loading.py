@@ -12,8 +12,8 @@ from toy import classifier_run, facts_of, pretraining_run, toy_config, write_res
 
 from ecgfast.errors import ResumeError
 from ecgfast.model.build import build_classifier, build_model
+from ecgfast.runs.digests import entries
 from ecgfast.runs.loading import load_model
-from ecgfast.runs.sealed import entries
 from ecgfast.train.run_folder import write_settings
 
 LEADS = [0.5] * 12

@@ -16,8 +16,8 @@ from toy import toy_config, toy_model
 from ecgfast.config import load_config
 from ecgfast.errors import ConfigError, EcgfastError, FormatError
 from ecgfast.model.build import build_classifier
+from ecgfast.runs.digests import export_safetensors, read_weights
 from ecgfast.runs.register import Register, write_register
-from ecgfast.runs.weights import export_safetensors, read_weights
 from ecgfast.train.distributed import full_state
 from ecgfast.train.initial import apply_initial, imagenet_file, read_initial
 from ecgfast.train.run_folder import write_settings

@@ -14,7 +14,7 @@ from disk_calls import recorded_calls
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ecgfast.errors import ResumeError
-from ecgfast.runs.checkpoint import checkpoint_steps, newest
+from ecgfast.runs.checkpoint_reader import checkpoint_steps, newest
 from ecgfast.train import checkpoint as checkpoints
 from ecgfast.train.checkpoint import CheckpointWriter, Slot, load
 from ecgfast.train.distributed import Ranks

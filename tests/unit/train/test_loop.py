@@ -17,7 +17,7 @@ from toy import toy_batch, toy_config, toy_loop, toy_model
 from ecgfast.data.batch import Batch
 from ecgfast.errors import EcgfastError
 from ecgfast.log import read_metrics
-from ecgfast.runs.checkpoint import checkpoint_steps, newest
+from ecgfast.runs.checkpoint_reader import checkpoint_steps, newest
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.guards import StopSignals
 from ecgfast.train.loop import train_step

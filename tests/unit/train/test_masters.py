@@ -11,7 +11,7 @@ from toy import toy_batch, toy_config, toy_loop, toy_model
 from ecgfast.config import Config
 from ecgfast.errors import ConfigError
 from ecgfast.model.mae import MaskedAutoencoder
-from ecgfast.runs.checkpoint import newest
+from ecgfast.runs.checkpoint_reader import newest
 from ecgfast.train.checkpoint import load, training_state
 from ecgfast.train.distributed import Ranks, full_state, join, master, spread
 from ecgfast.train.guards import StopSignals

@@ -12,7 +12,7 @@ from toy import toy_batch, toy_config, toy_loop, toy_model
 from ecgfast.config import Config
 from ecgfast.log import read_metrics
 from ecgfast.model.mae import MaskedAutoencoder
-from ecgfast.runs.checkpoint import newest
+from ecgfast.runs.checkpoint_reader import newest
 from ecgfast.train.distributed import Ranks, full_state, master, spread
 from ecgfast.train.guards import StopSignals
 from ecgfast.train.loop import train_step

@@ -12,7 +12,7 @@ from toy import pretraining_run
 
 from ecgfast.config import OptimConfig, free_on_resume, load_config
 from ecgfast.errors import EcgfastError, ResumeError
-from ecgfast.runs.checkpoint import Checkpoint
+from ecgfast.runs.checkpoint_reader import Checkpoint
 from ecgfast.runs.meta import contradictions, flat
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.run_folder import asked_to_resume, enter, require_same, write_settings

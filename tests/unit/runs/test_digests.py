@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ecgfast.errors import ResumeError
-from ecgfast.runs.sealed import (
+from ecgfast.runs.digests import (
     LaterFormatError,
     entries,
     is_sealed,

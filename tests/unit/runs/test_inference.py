@@ -1,6 +1,7 @@
-"""Reconstructions: the model's own loss, and back to the millivolt of the store."""
+"""Reconstructions: the model's own loss, and back to millivolt; probabilities of no record."""
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -22,8 +23,15 @@ from ecgfast.evaluate import views
 from ecgfast.evaluate.reconstruct import reconstruct, row_of
 from ecgfast.ingest.synthetic import write_cohort
 from ecgfast.model.mae import MaskedAutoencoder
+from ecgfast.runs.ecg_paper import draw
+from ecgfast.runs.inference import (
+    Reconstruction,
+    _denormalise,
+    fill_in,
+    in_millivolt,
+    score_rows,
+)
 from ecgfast.runs.loading import LoadedRun
-from ecgfast.runs.reconstruction import Reconstruction, _denormalise, draw, fill_in, in_millivolt
 from ecgfast.store.reader import StoreReader, open_store
 
 ROWS = np.array([3, 0, 7])
@@ -215,3 +223,10 @@ def test_a_picture_replaces_nothing_but_a_picture(store: StoreReader, tmp_path: 
     ecg.write_bytes(b"\x89PNG, an earlier one")
     with pytest.raises(ConfigError, match="no record"):
         reconstruct(tmp_path / "run", store.path, record_id="zz", out=ecg)
+
+
+def test_no_record_has_no_probability() -> None:
+    """Not even the store is looked at."""
+    rows, store = np.zeros(0, np.int64), cast(StoreReader, None)
+    found = score_rows(torch.nn.Identity(), store, rows, Normalisation(), name="a")
+    assert found.shape == (0,)

@@ -1,27 +1,94 @@
-"""Masked records that an autoencoder filled in, back in millivolt and drawn.
+"""Models of runs on records: probabilities of a classifier, patches that an autoencoder fills in.
 
-Shapes: B records, N patches, P patch length, C leads, T timesteps.
+Shapes: R records, B records of a batch, N patches, P patch length, C leads, T timesteps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from ecgfast_kernels.ops.masking import random_mask
 from ecgfast_kernels.ops.reference import TARGET_EPS
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from ecgfast import log
 from ecgfast.config import Config
 from ecgfast.data.loader import build_loader
 from ecgfast.data.normalise import LeadStatistics, Normalisation
 from ecgfast.model.mae import EVALUATION_EPOCH, MaskedAutoencoder
 from ecgfast.model.vit import unpatchify
-from ecgfast.records import LEADS
-from ecgfast.runs import ecg_paper
 from ecgfast.store.reader import StoreReader
+
+_BATCH = 64
+
+
+@torch.no_grad()
+def logits(model: nn.Module, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Score batches of records; the model is left in evaluation mode.
+
+    Args:
+        model: a classifier.
+        batches: (B, N, P) patches each, on the model's device.
+    Yields:
+        (B,) fp32 logits of each batch.
+    """
+    model.eval()
+    for patches_BNP in batches:
+        yield model(patches_BNP).float()
+
+
+def probabilities(model: nn.Module, batches: Iterable[Tensor]) -> Iterator[NDArray[np.float64]]:
+    """Score batches of records; see `logits`.
+
+    Yields:
+        (B,) float64 in [0, 1] of each batch.
+    """
+    for logits_B in logits(model, batches):
+        yield torch.sigmoid(logits_B.double()).cpu().numpy()
+
+
+def score_rows(
+    model: nn.Module,
+    store: StoreReader,
+    rows: NDArray[np.int64],
+    normalisation: Normalisation,
+    *,
+    name: str,
+) -> NDArray[np.float64]:
+    """Score records of a store, on a GPU where there is one.
+
+    Args:
+        model: a classifier of a finished run, in fp32.
+        store: an open store.
+        rows: (R,) int64 rows.
+        normalisation: of the run.
+        name: of the run, for the progress bar.
+    Returns:
+        (R,) float64 in [0, 1].
+    """
+    if not len(rows):
+        return np.zeros(0)
+    store.check_digests(rows)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loader = build_loader(
+        store,
+        batch_size=_BATCH,
+        engine="cpu",
+        device=device,
+        select=rows,
+        drop_last=False,
+        shuffle=False,
+        normalise=normalisation,
+    )
+    parts = []
+    batches = (batch.patches.float() for batch in loader)
+    with log.progress(f"score {name}", total=len(rows)) as advance:
+        for part in probabilities(model.to(device), batches):
+            parts.append(part)
+            advance(len(part))
+    return np.concatenate(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,31 +109,6 @@ class Reconstruction:
     filled_mv: NDArray[np.float32]
     mask: NDArray[np.bool_]
     loss: float
-
-
-def draw(store: StoreReader, result: Reconstruction, leads: Sequence[str] = LEADS) -> Figure:
-    """Draw a record as original, masked and reconstructed.
-
-    The title names its pseudonym and loss and, where it is so, that the data are synthetic. Of a
-    store that keeps readable ids it names the row instead.
-
-    Args:
-        store: of the record.
-        result: what the model made of it.
-        leads: names of the leads to draw.
-    """
-    is_readable = store.manifest["identifiers"] == "kept"
-    record_id = str(store.records["record_id"][result.row].as_py())
-    name = f"in row {result.row}" if is_readable else record_id[:16]
-    mark = "SYNTHETIC   " if store.manifest["synthetic"] else ""
-    share = result.mask.mean()
-    return ecg_paper.reconstruction(
-        result.original_mv,
-        result.filled_mv,
-        result.mask,
-        title=f"{mark}record {name}   {share:.0%} masked, error {result.loss:.2f}",
-        leads=leads,
-    )
 
 
 def fill_in(

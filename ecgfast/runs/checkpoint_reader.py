@@ -20,8 +20,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from ecgfast import log
 from ecgfast.errors import ResumeError
 from ecgfast.runs.checkpoint_index import IndexedReader, IndexFormatError, read_index
-from ecgfast.runs.meta import RunMeta
-from ecgfast.runs.sealed import (
+from ecgfast.runs.digests import (
     Facts,
     LaterFormatError,
     entries,
@@ -30,6 +29,7 @@ from ecgfast.runs.sealed import (
     read_facts,
     read_small,
 )
+from ecgfast.runs.meta import RunMeta
 
 INDEX = ".metadata"  # PyTorch's: which tensor lies where
 _NAME = re.compile(r"step-([1-9][0-9]{8,}|[0-9]{8})")
