@@ -176,6 +176,10 @@ class EcgRecord:
         provenance: format name, header comments worth keeping, conversions done while reading.
         flags: short words on what was noticed, such as "leads_derived" or "gain_implausible".
         segments: names of the records beside this one that it was joined from.
+        device: code of the model that recorded it, such as "mac-5500", never free text; or None.
+        high_pass_hz: cut-off of the device's high-pass filter, None where the source has none.
+        low_pass_hz: cut-off of its low-pass filter.
+        notch_hz: mains frequency that it removed; 0 where the source says that none was removed.
     """
 
     record_id: str
@@ -191,6 +195,10 @@ class EcgRecord:
     provenance: dict[str, str] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     segments: tuple[str, ...] = ()
+    device: str | None = None
+    high_pass_hz: float | None = None
+    low_pass_hz: float | None = None
+    notch_hz: float | None = None
 
     def __post_init__(self) -> None:
         if self.signal.ndim != 2 or self.signal.shape[0] != NUM_LEADS:

@@ -90,6 +90,18 @@ def synth(
     show(f"{records} SYNTHETIC records of {sites} sites in {out}")
 
 
+def _list_formats(wanted: bool) -> None:
+    """Print the formats that convert reads, and end."""
+    if not wanted:
+        return
+    from ecgfast.ingest import FORMATS
+
+    for each in FORMATS:
+        status = "tried on real files" if each.tried else "not tried on a real file"
+        show(f"{each.name}: {status}\n    {each.keeps}")
+    raise typer.Exit
+
+
 def convert(
     sources: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Files or folders.")],
     out: Annotated[Path, typer.Option(metavar="STORE", help="Store to write.")],
@@ -120,6 +132,12 @@ def convert(
     split_seed: SplitSeed = None,
     target: Target = None,
     keep_ages: KeepAges = False,
+    list_formats: Annotated[
+        bool,
+        typer.Option(
+            "--list-formats", callback=_list_formats, is_eager=True, help="Show what is read."
+        ),
+    ] = False,
 ) -> None:
     """Turn raw files into a store; run again, it goes on."""
     from ecgfast.convert import convert as convert_files

@@ -21,6 +21,7 @@ from ecgfast.convert.preprocess import CutRecording, Window, check_source, read_
 from ecgfast.errors import FormatError, Reason, ShapeError
 from ecgfast.ingest import InputFile, unreadable
 from ecgfast.ingest.inventory import printable
+from ecgfast.ingest.kinds import known_suffix
 from ecgfast.records import (
     NO_PATIENT,
     NUM_LEADS,
@@ -240,7 +241,7 @@ def _row(
         "age": stored_age(record.age, over_89=settings.ages_over_89),
         "sex": record.sex,
         "ejection_fraction": labels.pop("ejection_fraction", None),
-        "format": record.provenance.get("format", item.path.suffix.lstrip(".")),
+        "format": record.provenance.get("format", known_suffix(item.path.name)),
         "original_rate_hz": record.sampling_rate_hz,
         "original_timesteps": record.signal.shape[1],
         "start_timestep": window.start,
@@ -248,12 +249,18 @@ def _row(
         "quantisation_error_uv": pending.recording.samples.error_uv,
         "einthoven_uv": round(einthoven, 3),
         "flags": ";".join(sorted(set(flags))),
-        "labels": labels,
+        "labels": labels | _acquisition(record),
         "left_out": ";".join(left_out),
         "position": pending.position,
         "segments": _segments(item, record, pseudonyms),
         "patient_key": key,
     }
+
+
+def _acquisition(record: EcgRecord) -> dict[str, Label]:
+    """What the source says of the device and its filters, which differ between hospitals."""
+    names = ("device", "high_pass_hz", "low_pass_hz", "notch_hz")
+    return {name: value for name in names if (value := getattr(record, name)) is not None}
 
 
 def stored_labels(
@@ -303,7 +310,7 @@ def _refusal(
     )
     row = {
         "record_id": settings.pseudonyms.of("record", item.record_id),
-        "format": item.path.suffix.lstrip(".").lower(),
+        "format": known_suffix(item.path.name),
         "reason": reason,
     }
     return Refusal(

@@ -1,60 +1,29 @@
-"""Foreign ECG files -> `EcgRecord`. A new file format is one module of this folder, in `FORMATS`.
+"""Foreign ECG files -> `EcgRecord`. A file format is one module, with its `FORMAT` in `FORMATS`.
 
-The module has the four names of `Format`, as `wfdb_records` and `numpy_arrays` do; nothing else
-needs to know of it. Leads are found by name, never by position (`leads`), files are opened by
-`files`, and everything that is wrong with a file is a `FormatError`.
+Nothing else needs to know of it: files are recognised by their first bytes, leads are found by
+name, never by position (`leads`), files are opened by `files`, and everything that is wrong with a
+file is a `FormatError`.
 """
 
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from ecgfast.errors import EcgfastError, FormatError
 from ecgfast.ingest import numpy_arrays, wfdb_records
 from ecgfast.ingest.files import is_of_one_file
+from ecgfast.ingest.format import Format, Head, read_head
+from ecgfast.ingest.vendor import muse_xml
 from ecgfast.records import EcgRecord
 
-
-class Format(Protocol):
-    """What the module of a file format defines."""
-
-    @property
-    def SUFFIXES(self) -> tuple[str, ...]:  # noqa: N802 - a constant of a module
-        """Ends of the names of files that name records, in lower case: (".hea",)."""
-
-    def recognises(self, path: Path) -> bool:
-        """Whether a file with one of the suffixes is of this format, judged by its content.
-
-        A format that has its suffixes for itself returns True without a look, so that a damaged
-        file is refused when it is read, with a reason.
-
-        Raises:
-            OSError: the share fails.
-        """
-
-    def num_rows(self, path: Path) -> int | None:
-        """Return the number of records in a file, None for a file of one record without a row.
-
-        Raises:
-            OSError: the share fails.
-        """
-
-    def read(self, path: Path, record_id: str, row: int | None) -> EcgRecord:
-        """Read a record with every timestep of the source.
-
-        Args:
-            path: of the file that names it.
-            record_id: of the record.
-            row: its position in a file of several, None otherwise.
-        Raises:
-            FormatError: the file is no 12-lead ECG; `reason` enters quarantine.csv.
-            OSError: a file cannot be opened, or the share fails.
-        """
-
-
-FORMATS: tuple[Format, ...] = (wfdb_records, numpy_arrays)
+# The first one that recognises a file reads it.
+FORMATS: tuple[Format, ...] = (
+    wfdb_records.FORMAT,
+    numpy_arrays.FORMAT,
+    muse_xml.FORMAT,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +33,9 @@ class InputFile:
     Attributes:
         record_id: path relative to `source` without suffix, `/` between parts; a file given as
             source gives its stem. Unique in one list. Records of a batch file add `/ROW`.
-        path: of the file that names the record (a WFDB header, a NumPy array).
+        path: of the file that names the record.
         source: folder or file, as the user gave it.
-        row: position in a NumPy batch file, None for files of one record.
+        row: position in a file of several records, None for files of one record.
     """
 
     record_id: str
@@ -75,18 +44,20 @@ class InputFile:
     row: int | None = None
 
 
-def suffixes() -> tuple[str, ...]:
-    """Return the suffixes of all formats, each once, in the order of `FORMATS`."""
-    return tuple(dict.fromkeys(suffix for each in FORMATS for suffix in each.SUFFIXES))
+def own_suffixes() -> tuple[str, ...]:
+    """Return the suffixes that some formats have for themselves, in the order of `FORMATS`."""
+    return tuple(suffix for each in FORMATS for suffix in each.suffixes)
 
 
-def format_of(path: Path) -> Format | None:
-    """Return the format of a file, None where no format recognises it."""
-    name = path.name.lower()
-    for each in FORMATS:
-        if name.endswith(each.SUFFIXES) and each.recognises(path):
-            return each
-    return None
+def owner_of(name: str) -> Format | None:
+    """Return the format that has the suffix of a file name for itself, None where none has."""
+    name = name.lower()
+    return next((each for each in FORMATS if name.endswith(each.suffixes)), None)
+
+
+def format_of(head: Head) -> Format | None:
+    """Return the format of a file that begins so, None where no format recognises it."""
+    return next((each for each in FORMATS if each.recognises(head)), None)
 
 
 def read_record(item: InputFile) -> EcgRecord:
@@ -103,7 +74,7 @@ def read_record(item: InputFile) -> EcgRecord:
     """
     try:
         with np.errstate(all="ignore"):  # what overflows is refused, or marked invalid
-            found = format_of(item.path)
+            found = owner_of(item.path.name) or format_of(read_head(item.path))
             if found is None:
                 raise FormatError(f"{item.path.name}: is of no format that is read")
             return found.read(item.path, item.record_id, item.row)
@@ -123,6 +94,10 @@ def read_record(item: InputFile) -> EcgRecord:
 
 
 def unreadable(item: InputFile, error: Exception) -> FormatError:
-    """Return the refusal of a file whose reading failed in a way that no check foresees."""
-    words = " ".join(str(error).split())
-    return FormatError(f"{item.path.name}: cannot be read: {type(error).__name__}: {words}")
+    """Return the refusal of a file whose reading failed in a way that no check foresees.
+
+    It has the place in the code and not the error's words: these can hold text of the file.
+    """
+    steps = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(steps[-1].filename).name}:{steps[-1].lineno}" if steps else ""
+    return FormatError(f"{item.path.name}: cannot be read: {type(error).__name__}{place}")

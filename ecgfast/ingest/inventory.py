@@ -4,13 +4,15 @@ import heapq
 import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
 from ecgfast.errors import FormatError
-from ecgfast.ingest import InputFile, format_of, kinds, suffixes
-from ecgfast.ingest.kinds import kind_of, sort_names, suffix_of, suffixes_in_words
+from ecgfast.ingest import FORMATS, InputFile, format_of, kinds, own_suffixes, owner_of
+from ecgfast.ingest.files import is_of_one_file
+from ecgfast.ingest.format import Format, read_head
+from ecgfast.ingest.kinds import kind_of, suffix_of, suffixes_in_words
 
 NUM_EXAMPLES = 3  # of each kind of file that is passed over
 
@@ -25,7 +27,7 @@ class Inventory:
     Attributes:
         inputs: the records, sorted by record_id.
         num_record_files: files that name them; one file can hold a batch of records.
-        belonging: files that belong to records (`kinds.BELONGING`), by kind.
+        belonging: files that belong to records (`Format.companions`), by kind.
         passed_over: files that nothing reads (`kinds.PASSED_OVER`), by kind.
         examples: kind -> the first paths of it in alphabetical order, at most `NUM_EXAMPLES`.
     """
@@ -50,8 +52,8 @@ def discover(sources: Sequence[Path]) -> list[InputFile]:
 def take_inventory(sources: Sequence[Path]) -> Inventory:
     """List every record below the sources and count every other file there by its kind.
 
-    Folders are walked in depth; hidden folders and links to folders are passed over. Kinds go by
-    names: nothing but NumPy arrays, and headers without a signal file of their stem, is opened.
+    Folders are walked in depth; hidden folders and links to folders are passed over. Of every file
+    that belongs to no record and has no suffix of one format alone, the first 64 KB are read.
 
     Args:
         sources: folders or files.
@@ -68,7 +70,11 @@ def take_inventory(sources: Sequence[Path]) -> Inventory:
             _add_folders(source, inventory, found)
         elif source.is_file():
             found[suffix_of(source.name)] += 1
-            _add_records(source.name, str(source), source, inventory)
+            file_format, kind = _recognised(source)
+            if file_format is None:
+                _pass_over(inventory, kind, os.path.join(source.parent, ""), [source.name])
+            else:
+                _add_records(source.name, str(source), source, inventory, file_format)
         elif source.exists():
             raise FormatError(f"source {source} is a pipe or a device, allowed a file or a folder")
         else:
@@ -76,9 +82,11 @@ def take_inventory(sources: Sequence[Path]) -> Inventory:
         if len(inventory.inputs) == before:
             others = f" (found {suffixes_in_words(found)})" if found else ""
             raise FormatError(
-                f"source {source} holds no ECG file that is read{others}, allowed "
-                f"{', '.join(suffixes())}; give the folder or file that holds the recordings"
+                f"source {source} holds no ECG file that is read{others}, allowed are the formats "
+                "of `ecgfast convert --list-formats`; give the folder or file that holds the "
+                "recordings"
             )
+    _tell_apart(inventory)
     inventory.inputs.sort(key=lambda item: item.record_id)
     for first, second in pairwise(inventory.inputs):
         if first.record_id == second.record_id:
@@ -106,9 +114,22 @@ def _refuse_overlap(sources: Sequence[Path]) -> None:
                 )
 
 
+def _tell_apart(inventory: Inventory) -> None:
+    """Let one ECG in several vendor files of one stem, as exports hold it, keep their suffixes."""
+    files: defaultdict[str, set[Path]] = defaultdict(set)
+    for item in inventory.inputs:
+        files[item.record_id].add(item.path)
+    inventory.inputs = [
+        replace(item, record_id=f"{item.record_id}{printable(item.path.suffix)}")
+        if len(files[item.record_id]) > 1 and owner_of(item.path.name) is None
+        else item
+        for item in inventory.inputs
+    ]
+
+
 def _add_folders(source: Path, inventory: Inventory, found: Counter[str]) -> None:
     """Add everything below a folder; `found` counts its files by suffix, for a refusal."""
-    record_suffixes = suffixes()
+    record_suffixes = own_suffixes()
     above = len(os.path.join(source, ""))
     waiting = [str(source)]
     while waiting:
@@ -135,16 +156,21 @@ def _add_folders(source: Path, inventory: Inventory, found: Counter[str]) -> Non
                 else:
                     names[suffix_of(name)].append(name)
         prefix = os.path.join(folder, "")
-        content = sort_names(folder, names)
-        for suffix in record_suffixes:
-            for name in names.get(suffix[1:], ()):
-                if name in content.segments:
-                    continue
-                path = prefix + name
-                if not _add_records(path[above:], path, source, inventory):
-                    odd[kind_of(name)].append(name)
-        inventory.belonging.update(content.belonging)
-        for kind, members in (*content.passed_over.items(), *odd.items()):
+        claimed: set[str] = set()
+        for each in FORMATS:
+            for kind, members in each.companions(folder, names).items():
+                inventory.belonging[kind] += len(members)
+                claimed.update(members)
+        for name in (name for members in names.values() for name in members):
+            if name in claimed:
+                continue
+            path = prefix + name
+            file_format, kind = _recognised(Path(path))
+            if file_format is None:
+                odd[kind].append(name)
+            else:
+                _add_records(path[above:], path, source, inventory, file_format)
+        for kind, members in odd.items():
             _pass_over(inventory, kind, prefix, members)
         found.update({suffix: len(members) for suffix, members in names.items()})
 
@@ -152,7 +178,7 @@ def _add_folders(source: Path, inventory: Inventory, found: Counter[str]) -> Non
 def _kind_of_special(entry: os.DirEntry[str]) -> str | None:
     """The kind of what is neither file nor folder; None for a link that is read as a file."""
     if not os.path.exists(entry.path):  # a link to nothing or to itself, or a lost recording
-        return None if entry.name.lower().endswith(suffixes()) else kinds.BROKEN_LINKS
+        return None if entry.name.lower().endswith(own_suffixes()) else kinds.BROKEN_LINKS
     if entry.is_dir():
         return kinds.LINKS
     return None if entry.is_file() else kinds.SPECIAL
@@ -165,14 +191,32 @@ def _pass_over(inventory: Inventory, kind: str, prefix: str, names: list[str]) -
     inventory.examples[kind] = sorted(known + first)[:NUM_EXAMPLES]
 
 
-def _add_records(relative: str, path: str, source: Path, inventory: Inventory) -> bool:
-    """Add the records of one file; returns whether a format recognises it."""
+def _recognised(path: Path) -> tuple[Format | None, str]:
+    """The format of a file, or None and the kind as which it is passed over.
+
+    Raises:
+        OSError: the share fails.
+    """
+    if owner := owner_of(path.name):
+        return owner, ""
+    try:
+        head = read_head(path)
+    except FormatError:  # what was a file when the folder was listed is one no more
+        return None, kinds.SPECIAL
+    except OSError as error:
+        if not is_of_one_file(error):
+            raise
+        return None, kinds.UNREADABLE
+    return format_of(head), kind_of(path.name, head.content)
+
+
+def _add_records(
+    relative: str, path: str, source: Path, inventory: Inventory, file_format: Format
+) -> None:
+    """Add the records of one file."""
     file = Path(path)
-    file_format = format_of(file)
-    if file_format is None:
-        return False
     inventory.num_record_files += 1
-    record_id = printable(os.path.splitext(relative)[0].replace(os.sep, "/"))
+    record_id = printable(_without_suffix(relative).replace(os.sep, "/"))
     rows = file_format.num_rows(file)
     if rows is None:
         inventory.inputs.append(InputFile(record_id=record_id, path=file, source=source))
@@ -181,4 +225,9 @@ def _add_records(relative: str, path: str, source: Path, inventory: Inventory) -
             InputFile(record_id=f"{record_id}/{row}", path=file, source=source, row=row)
             for row in range(rows)
         ]
-    return True
+
+
+def _without_suffix(relative: str) -> str:
+    """A path without its suffix; the numbers of 1.2.840.113619 and IM.0001 are none."""
+    stem, suffix = os.path.splitext(relative)
+    return relative if suffix[1:].isdecimal() else stem

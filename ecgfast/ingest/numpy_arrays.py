@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError
 from ecgfast.ingest.files import read_text_bytes
+from ecgfast.ingest.format import Format, NamesBySuffix
 from ecgfast.ingest.leads import arrange_leads, plan_leads, wide_to_microvolt
 from ecgfast.ingest.numpy_files import batch_size, not_allowed, read_npy, read_npz
 from ecgfast.records import (
@@ -36,23 +37,13 @@ from ecgfast.records import (
     parse_sex,
 )
 
-SUFFIXES: tuple[str, ...] = (".npy", ".npz")
 SHARED_SIDECAR = "signals.json"
+SIDECARS = "sidecars"  # the kind of their files
 
 _EF = "ejection_fraction"
 _KNOWN = {"signal", "sampling_rate_hz", "scale_uv", "offset_adc", "leads"}
 _IDENTITY = {"patient_id", "site", "age", "sex"}
 _SHOWN = 60  # characters of a value in an error
-
-
-def recognises(path: Path) -> bool:
-    """No other format has these suffixes: a damaged file is refused when it is read."""
-    return True
-
-
-def num_rows(path: Path) -> int | None:
-    """Return the number of records in a batch, None for a file that counts as one record."""
-    return batch_size(path) if path.suffix.lower() == ".npy" else None
 
 
 def read(path: Path, record_id: str, row: int | None) -> EcgRecord:
@@ -114,6 +105,21 @@ def read(path: Path, record_id: str, row: int | None) -> EcgRecord:
         provenance={"format": "numpy"},
         flags=flags,
     )
+
+
+def _num_rows(path: Path) -> int | None:
+    return batch_size(path) if path.suffix.lower() == ".npy" else None
+
+
+def _companions(folder: str, names: NamesBySuffix) -> dict[str, list[str]]:
+    """The sidecars of the arrays of a folder."""
+    arrays = {name[: name.rfind(".")] for name in names.get("npy", ())}
+    found = [
+        name
+        for name in names.get("json", ())
+        if name[: name.rfind(".")] in arrays or (arrays and name == SHARED_SIDECAR)
+    ]
+    return {SIDECARS: found} if found else {}
 
 
 def _identity(meta: dict[str, Any], name: str) -> dict[str, str]:
@@ -268,3 +274,15 @@ def _check_text(values: Sequence[str | float | None], name: str) -> None:
                 f"{_shown(value)} holds half of a UTF-16 pair, allowed Unicode text; "
                 "correct it where the labels are written",
             ) from error
+
+
+FORMAT = Format(
+    name="NumPy arrays (.npy with .json, .npz)",
+    tried=True,
+    keeps="ADC units, rate; age, sex, site, patient, ejection fraction; other keys by --columns",
+    recognises=lambda head: head.content.startswith(b"\x93NUMPY"),
+    read=read,
+    num_rows=_num_rows,
+    suffixes=(".npy", ".npz"),
+    companions=_companions,
+)

@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError
 from ecgfast.ingest.files import check_values, too_large
+from ecgfast.ingest.format import Format
 from ecgfast.ingest.leads import arrange_leads, lead_rows, plan_leads, to_microvolt
+from ecgfast.ingest.wfdb_folders import companions
 from ecgfast.ingest.wfdb_header import WfdbHeader, damaged, parse_comments, read_header
 from ecgfast.ingest.wfdb_signals import WfdbSignals, read_signals
 from ecgfast.records import INVALID, LEADS, EcgRecord, is_patient
 
-SUFFIXES: tuple[str, ...] = (".hea",)
 _MAX_SEGMENTS = 10_000  # each is opened on its own; the longest records of MIMIC have hundreds
 
 
@@ -23,16 +24,6 @@ class _Part(NamedTuple):
     start: int
     signals: WfdbSignals
     rows: dict[int, int]
-
-
-def recognises(path: Path) -> bool:
-    """A header has no signature, and no other format has its suffix."""
-    return True
-
-
-def num_rows(path: Path) -> int | None:
-    """A header names one record."""
-    return None
 
 
 def read(path: Path, record_id: str, row: int | None) -> EcgRecord:
@@ -181,3 +172,14 @@ def _microvolt(signals: WfdbSignals) -> NDArray[np.float32]:
         return signals.signal
     scale, offset = (np.array(each, np.float32) for each in (signals.scale_uv, signals.offset_adc))
     return to_microvolt(signals.signal, scale, offset)
+
+
+FORMAT = Format(
+    name="WFDB (.hea)",
+    tried=True,
+    keeps="ADC units, rate, time; of comments age, sex, site, patient, ejection fraction, codes",
+    recognises=lambda head: False,  # a header has no signature, but a suffix of its own
+    read=read,
+    suffixes=(".hea",),
+    companions=companions,
+)

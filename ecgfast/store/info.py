@@ -15,7 +15,7 @@ from ecgfast.store.csv_files import passed_over_examples
 from ecgfast.store.format import QUARANTINE, RECORD_BYTES
 from ecgfast.store.reader import StoreReader, as_store
 
-_ECG_FORMATS = {"XML", "DICOM", "SCP-ECG"}  # whose files can be ECGs that convert does not read
+_ECG_FORMATS = {"XML", "DICOM", "SCP-ECG", "other signal formats"}  # whose files can be ECGs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +97,11 @@ def describe(store: StoreReader | str | Path) -> StoreInfo:
 
 
 def kinds_in_words(counts: Mapping[str, int]) -> str:
-    """Return counts by kind as text, the most frequent first: "8 XML, 3 DICOM (not read yet)"."""
+    """Return counts by kind as text, the most frequent first: "8 XML (of no ...); 1 archives"."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     foreign = [f"{count:,} {kind}" for kind, count in ordered if kind in _ECG_FORMATS]
     others = [f"{count:,} {kind}" for kind, count in ordered if kind not in _ECG_FORMATS]
-    parts = [f"{', '.join(foreign)} (not read yet)"] if foreign else []
+    parts = [f"{', '.join(foreign)} (of no format that is read)"] if foreign else []
     return "; ".join([*parts, *([", ".join(others)] if others else [])])
 
 

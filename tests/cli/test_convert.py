@@ -25,7 +25,8 @@ def test_files_that_are_passed_over_are_said(
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("2 inputs = 2 converted + 0 quarantined; 2 records (0 of them")
     assert second == (
-        "13 files passed over: 8 XML, 3 DICOM, 1 SCP-ECG (not read yet); 1 PDFs and images; "
+        "13 files passed over: 8 XML, 3 DICOM, 1 SCP-ECG (of no format that is read); "
+        "1 PDFs (no resting ECG); "
         f"{tmp_path / 's'}.passed_over.csv names some"
     )
 
@@ -60,4 +61,4 @@ def test_a_folder_of_vendor_files_says_what_it_holds(
         path.unlink()
     assert main(["convert", str(source), "--out", str(tmp_path / "s"), "--workers", "1"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "holds no ECG file that is read (found 8 .xml, 3 .dcm, 1 .scp), allowed .hea" in line
+    assert "holds no ECG file that is read (found 8 .xml, 3 .dcm, 1 .scp), allowed are" in line

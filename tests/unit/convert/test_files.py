@@ -53,7 +53,7 @@ def test_info_shows_kinds_and_names_no_file(source: Path, tmp_path: Path) -> Non
     convert_quietly([source], out)
     text = describe(ecgfast.open_store(out))
     assert "files     12 = 5 of the inputs + 7 passed over" in text
-    assert "4 XML (not read yet)\n" in text
+    assert "4 XML (of no format that is read)\n" in text
     assert f"{out}.passed_over.csv names some" in text
     assert "Doe" not in text
     (tmp_path / "store.passed_over.csv").unlink()

@@ -52,7 +52,7 @@ def test_memory_that_is_wanting_for_one_file_is_its_refusal(
 ) -> None:
     write_wfdb(tmp_path / "in/good", SIGNAL)
     (item,) = discover([tmp_path / "in"])
-    monkeypatch.setattr("ecgfast.ingest.wfdb_records.read", _no_memory)
+    monkeypatch.setattr("ecgfast.ingest.wfdb_records.read_header", _no_memory)
     with pytest.raises(FormatError, match=r"good\.hea: cannot be read: MemoryError"):
         read_record(item)
 

@@ -1,5 +1,6 @@
 """A new file format is one module in `FORMATS`: it is found, sorted out and read."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -8,25 +9,15 @@ import pytest
 import ecgfast.ingest
 from ecgfast.errors import FormatError
 from ecgfast.ingest import FORMATS, InputFile, read_record
+from ecgfast.ingest.format import Format, Head
 from ecgfast.ingest.inventory import discover, take_inventory
 from ecgfast.records import NUM_LEADS, EcgRecord
 
 
-class Toy:
+def toy(root: str, rows: int | None) -> Format:
     """A format that shares its suffix with another one, and with files of other kinds."""
 
-    SUFFIXES = (".xml",)
-
-    def __init__(self, start: bytes, rows: int | None) -> None:
-        self._start, self._rows = start, rows
-
-    def recognises(self, path: Path) -> bool:
-        return path.read_bytes().startswith(self._start)
-
-    def num_rows(self, path: Path) -> int | None:
-        return self._rows
-
-    def read(self, path: Path, record_id: str, row: int | None) -> EcgRecord:
+    def read(path: Path, record_id: str, row: int | None) -> EcgRecord:
         return EcgRecord(
             record_id=record_id,
             signal=np.full((NUM_LEADS, 10), -1 if row is None else row, np.int16),
@@ -35,15 +26,24 @@ class Toy:
             sampling_rate_hz=500.0,
         )
 
+    return Format(
+        name="Toy",
+        tried=False,
+        keeps="nothing",
+        recognises=lambda head: head.xml_root == root,
+        read=read,
+        num_rows=lambda path: rows,
+    )
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    toys = Toy(b"<batch>", 2), Toy(b"<single>", None)
+    toys = toy("batch", 2), toy("single", None)
     monkeypatch.setattr(ecgfast.ingest, "FORMATS", (*FORMATS, *toys))
     (tmp_path / "a.xml").write_bytes(b"<batch>")
     (tmp_path / "b.XML").write_bytes(b"<invoice>")
     (tmp_path / "c.hea").write_bytes(b"")
-    (tmp_path / "d.xml").write_bytes(b"<single>")
+    (tmp_path / "d.txt").write_bytes(b"<single>")
     return tmp_path
 
 
@@ -58,8 +58,40 @@ def test_a_format_in_the_list_is_found_by_content_and_read(folder: Path) -> None
 
 
 def test_a_file_of_no_format_is_refused(folder: Path) -> None:
-    with pytest.raises(FormatError, match=r"holds no ECG file that is read .*, \.npz, \.xml;"):
+    with pytest.raises(
+        FormatError, match=r"holds no ECG file that is read .*found 1 \.xml.*--list-formats"
+    ):
         discover([folder / "b.XML"])
     item = InputFile(record_id="b", path=folder / "b.XML", source=folder)
     with pytest.raises(FormatError, match=r"b\.XML: is of no format that is read"):
         read_record(item)
+
+
+def test_vendor_files_of_one_stem_keep_their_suffixes(folder: Path) -> None:
+    """As exports hold one ECG in several formats; other records keep their ids."""
+    for name in ("a.dcm", "c.xml", "1.2.840.5", "1.2.840.6"):
+        (folder / name).write_bytes(b"<single>")
+    ids = [item.record_id for item in discover([folder])]
+    assert ids == ["1.2.840.5", "1.2.840.6", "a", "a/0", "a/1", "c", "c.xml", "d"]
+    (folder / "a.XML").write_bytes(b"<single>")
+    assert "a.dcm" in [item.record_id for item in discover([folder])]
+
+
+def test_a_file_that_cannot_be_opened_is_passed_over(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> Head:
+        raise PermissionError(errno.EACCES, "refused", str(path))
+
+    monkeypatch.setattr("ecgfast.ingest.inventory.read_head", refuse)
+    passed_over = take_inventory([folder]).passed_over
+    assert passed_over == {"files that cannot be opened": 3}
+
+
+def test_an_error_of_the_share_ends_the_list(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> Head:
+        raise OSError(errno.EIO, "lost")
+
+    monkeypatch.setattr("ecgfast.ingest.inventory.read_head", fail)
+    with pytest.raises(OSError, match="lost"):
+        take_inventory([folder])

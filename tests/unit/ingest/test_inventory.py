@@ -10,7 +10,7 @@ from recordings import ecg_like, write_wfdb
 from ecgfast.errors import FormatError
 from ecgfast.ingest import read_record
 from ecgfast.ingest.inventory import Inventory, discover, take_inventory
-from ecgfast.ingest.kinds import BELONGING, PASSED_OVER
+from ecgfast.ingest.kinds import PASSED_OVER
 
 
 def entries(root: Path) -> int:
@@ -35,7 +35,8 @@ def touch(root: Path, *names: str) -> None:
 
 def check_sum(inventory: Inventory, root: Path) -> None:
     assert inventory.num_files == entries(root)
-    assert set(inventory.belonging) <= set(BELONGING)
+    kinds = {"signal files", "sidecars", "annotations", "segments of joined records"}
+    assert set(inventory.belonging) <= kinds
     assert set(inventory.passed_over) <= set(PASSED_OVER)
 
 
@@ -69,7 +70,7 @@ def test_a_mixed_folder_adds_up(mixed: Path) -> None:
     assert inventory.num_record_files == 5
     assert inventory.belonging == {"signal files": 1, "annotations": 1, "sidecars": 2}
     assert inventory.passed_over == {
-        "XML": 2, "DICOM": 2, "SCP-ECG": 1, "PDFs and images": 1, "archives": 1,
+        "XML": 2, "DICOM": 2, "SCP-ECG": 1, "PDFs (no resting ECG)": 1, "archives": 1,
         "other signal formats": 1, "signal files without a header": 1,
         "annotations without a header": 1, "tables and texts": 4, "hidden files": 1,
         "hidden folders": 1, "links to folders": 1, "broken links": 1,
@@ -99,8 +100,8 @@ def test_signal_files_that_headers_name_otherwise_are_no_orphans(tmp_path: Path)
     check_sum(inventory, tmp_path)
 
 
-def test_only_headers_in_doubt_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    touch(tmp_path, "1.hea", "1.dat", "2.hea", "2.mat", "3.xml", "4.txt")
+def test_files_of_records_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "1.hea", "1.dat", "1.atr", "2.hea", "2.mat", "3.npz")
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a file was opened")
@@ -136,8 +137,8 @@ def test_a_pipe_is_no_source(tmp_path: Path) -> None:
 def test_real_recordings_add_up(shared_data: Path) -> None:
     inventory = take_inventory([shared_data])
     check_sum(inventory, shared_data)
-    assert inventory.num_record_files == len(list(shared_data.rglob("*.hea")))
-    assert inventory.passed_over["XML"] == 8
+    assert inventory.num_record_files == len(list(shared_data.rglob("*.hea"))) + 2
+    assert inventory.passed_over["XML"] == 6
     assert inventory.passed_over["DICOM"] == 3
     assert inventory.passed_over["SCP-ECG"] == 1
     assert inventory.belonging["annotations"] == 200

@@ -1,11 +1,12 @@
-"""What files of a folder are by their names, and suffixes in words."""
+"""What files are that nothing reads, companions of records, and suffixes in words."""
 
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from ecgfast.ingest.kinds import sort_names, suffix_of, suffixes_in_words
+from ecgfast.ingest import FORMATS
+from ecgfast.ingest.kinds import kind_of, known_suffix, suffix_of, suffixes_in_words
 
 
 @pytest.mark.parametrize(
@@ -25,34 +26,53 @@ def test_the_five_most_frequent_suffixes_are_named() -> None:
     assert suffixes_in_words(Counter()) == ""
 
 
-def sorted_names(folder: Path, *names: str) -> tuple[dict[str, int], dict[str, list[str]]]:
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.xml", b"%PDF-1.7", "PDFs (no resting ECG)"),
+        ("a", b"\x89PNG\r\n\x1a\n", "images (no resting ECG)"),
+        ("a.ecg", b"ISHNE1.0", "Holter recordings (no resting ECG)"),
+        ("a.dat", b"\0" * 128 + b"DICM", "DICOM"),
+        ("a.dat", b"", "signal files without a header"),
+        ("a.ECG", b"", "other signal formats"),
+        ("a.qrs", b"", "annotations without a header"),
+        ("DICOMDIR", b"", "DICOM"),
+        ("Jane.Doe", b"", "other files"),
+    ],
+)
+def test_content_decides_before_the_name(name: str, content: bytes, kind: str) -> None:
+    assert kind_of(name, content) == kind
+
+
+def test_only_common_suffixes_are_repeated() -> None:
+    names = ("a.hea", "a.NPZ", "a.xml", "a.Doe", "a")
+    assert [known_suffix(name) for name in names] == ["hea", "npz", "xml", "", ""]
+
+
+def belonging(folder: Path, *names: str) -> dict[str, list[str]]:
+    """Companions of all formats' records among files, by kind."""
     by_suffix: dict[str, list[str]] = {}
     for name in names:
         by_suffix.setdefault(suffix_of(name), []).append(name)
-    content = sort_names(str(folder), by_suffix)
-    return dict(content.belonging), content.passed_over
+    found: dict[str, list[str]] = {}
+    for each in FORMATS:
+        found |= each.companions(str(folder), by_suffix)
+    return found
 
 
 def test_files_of_a_record_have_its_stem(tmp_path: Path) -> None:
     names = ("a.hea", "a.dat", "a.b.dat", "b.mat", "a.atr", "c.atr", "a.ecg", "b.ecg", "a.json")
-    assert sorted_names(tmp_path, *names) == (
-        {"signal files": 1, "annotations": 2},
-        {
-            "signal files without a header": ["a.b.dat", "b.mat"],
-            "annotations without a header": ["c.atr"],
-            "other signal formats": ["b.ecg"],
-            "tables and texts": ["a.json"],
-        },
-    )
+    assert belonging(tmp_path, *names) == {
+        "signal files": ["a.dat"],
+        "annotations": ["a.atr", "a.ecg"],
+    }
+    assert belonging(tmp_path, *names[1:]) == {}
 
 
 def test_sidecars_stand_beside_arrays(tmp_path: Path) -> None:
     names = ("a.npy", "b.npz", "a.json", "b.json", "signals.json")
-    assert sorted_names(tmp_path, *names) == ({"sidecars": 2}, {"tables and texts": ["b.json"]})
-    assert sorted_names(tmp_path, "b.npz", "signals.json") == (
-        {},
-        {"tables and texts": ["signals.json"]},
-    )
+    assert belonging(tmp_path, *names) == {"sidecars": ["a.json", "signals.json"]}
+    assert belonging(tmp_path, "b.npz", "signals.json") == {}
 
 
 def test_a_header_names_files_of_other_stems(tmp_path: Path) -> None:
@@ -60,17 +80,9 @@ def test_a_header_names_files_of_other_stems(tmp_path: Path) -> None:
     text = "a 2 500 10\n# of.odd\nshared.dat 16\n  of.Doe 16\n"
     (tmp_path / "a.hea").write_text(text)
     names = ("a.hea", "shared.dat", "of.Doe", "of.odd", "lost.dat")
-    assert sorted_names(tmp_path, *names) == (
-        {"signal files": 2},
-        {"signal files without a header": ["lost.dat"], "other files": ["of.odd"]},
-    )
-    assert sorted_names(tmp_path, *names, "a.dat") == (  # then nobody reads the header
-        {"signal files": 1},
-        {
-            "signal files without a header": ["shared.dat", "lost.dat"],
-            "other files": ["of.Doe", "of.odd"],
-        },
-    )
+    assert belonging(tmp_path, *names) == {"signal files": ["of.Doe", "shared.dat"]}
+    # Then nobody reads the header.
+    assert belonging(tmp_path, *names, "a.dat") == {"signal files": ["a.dat"]}
 
 
 def test_segments_are_those_that_the_record_line_promises(tmp_path: Path) -> None:
@@ -78,7 +90,5 @@ def test_segments_are_those_that_the_record_line_promises(tmp_path: Path) -> Non
     (tmp_path / "n.hea").write_text("n/x 12 500 20\ns3 10\n")
     for name in ("s1", "s3"):
         (tmp_path / f"{name}.hea").write_text(f"{name} 12 500 10\n")
-    names = {"hea": ["m.hea", "n.hea", "s1.hea", "s3.hea"]}
-    content = sort_names(str(tmp_path), names)
-    assert content.segments == {"s1.hea"}
-    assert dict(content.belonging) == {"segments of joined records": 1}
+    names = ("m.hea", "n.hea", "s1.hea", "s3.hea")
+    assert belonging(tmp_path, *names) == {"segments of joined records": ["s1.hea"]}

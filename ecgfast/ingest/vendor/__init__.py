@@ -1,0 +1,1 @@
+"""Formats of devices and archives, one module each, with what they share."""

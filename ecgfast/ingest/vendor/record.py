@@ -1,0 +1,242 @@
+"""Leads and fields of a vendor's file -> EcgRecord: the only way out of a vendor reader.
+
+A vendor's file names patient, staff, orders and devices in dozens of elements. `Fields` is the
+list of what may leave it; each field has a function here that makes it from text, or gives None.
+"""
+
+import datetime
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfast.errors import FormatError
+from ecgfast.ingest.files import check_values
+from ecgfast.ingest.leads import arrange_leads, lead_position, plan_leads, wide_to_microvolt
+from ecgfast.records import INVALID, EcgRecord, is_patient, known_id, parse_age, parse_sex
+
+_NOBODY = re.compile(r"(?i)(0+|9{4,}|x+|anon\w*|unnamed|test|demo|patient)?")
+_SITE = re.compile(r"\d{1,6}")  # words can be names; a site's number is enough to tell it apart
+_YEARS = {"": 1.0, "y": 1.0, "yr": 1.0, "year": 1.0, "a": 1.0}
+_YEARS |= {"m": 1 / 12, "mo": 1 / 12, "month": 1 / 12, "w": 7 / 365.25, "week": 7 / 365.25}
+_YEARS |= {"wk": 7 / 365.25, "d": 1 / 365.25, "day": 1 / 365.25, "h": 0.0, "hour": 0.0, "hr": 0.0}
+_SEX = {"0": None, "1": "male", "2": "female"}  # ISO 5218, as SCP-ECG and MFER write it
+# Families of models by the words that devices write; four digits at most tell models apart.
+_MODEL = re.compile(
+    r"(?i)\b(mac|mac vu|vu|eli|pagewriter|page writer|tc|cardiovit|at|ms|cs|cardiosoft|case|"
+    r"ecg|cardiofax|fcp|fx|kenz|cardico|custo|biocare|ie|se|edan|burdick|atria|h3|fdx)"
+    r"[ -]{0,2}(p|\d{1,4})\b"
+)
+_HIGHEST_HZ = 10_000.0
+_FIRST_YEAR = 1950
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fields:
+    """What of a file may leave its reader, beside the signal.
+
+    Attributes:
+        patient_id: readable; conversion makes a keyed pseudonym of it.
+        site: number of the institution.
+        age: years.
+        sex: "female" or "male".
+        recorded: "YYYY-MM-DD HH:MM:SS", or a part of it from the left.
+        device: code of the model, such as "mac-5500".
+        high_pass_hz: as `EcgRecord` has it, like the two that follow.
+        low_pass_hz: as in `EcgRecord`.
+        notch_hz: as in `EcgRecord`.
+        flags: what was noticed or done.
+    """
+
+    patient_id: str | None = None
+    site: str | None = None
+    age: float | None = None
+    sex: str | None = None
+    recorded: str = ""
+    device: str | None = None
+    high_pass_hz: float | None = None
+    low_pass_hz: float | None = None
+    notch_hz: float | None = None
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signals:
+    """The signals of a file in its own order.
+
+    Attributes:
+        names: (S,) codes or names of leads, for `lead_position`.
+        samples: (S,) integer arrays of T timesteps each; -32768 in an int16 array is invalid.
+        scale_uv: (S,) microvolt per ADC unit.
+        offset_adc: (S,) ADC units at 0 microvolt.
+        rate_hz: sampling rate.
+    """
+
+    names: Sequence[str]
+    samples: Sequence[NDArray[Any]]
+    scale_uv: Sequence[float]
+    offset_adc: Sequence[float]
+    rate_hz: float
+
+
+def to_record(
+    record_id: str, source: str, code: str, signals: Signals, fields: Fields
+) -> EcgRecord:
+    """Bring signals into the order of the 12 leads and derive III, aVR, aVL and aVF where absent.
+
+    Args:
+        record_id: of the record.
+        source: name of the file, for errors.
+        code: of the format, for the store.
+        signals: rhythm, never the median beat.
+        fields: what may leave the file.
+    Returns:
+        int16 ADC units where they fit, else float32 microvolt.
+    Raises:
+        FormatError: a lead is missing or there twice, or leads differ in length.
+    """
+    if not 0 < signals.rate_hz < 1e6:
+        raise FormatError(
+            f"{source}: sampling rate is {signals.rate_hz:g}, allowed a number in (0, 1e6) Hz",
+            reason="the sampling rate is not allowed",
+        )
+    # Names that are no leads can be anything; errors repeat names.
+    names = [
+        name if lead_position(name) is not None else "another signal" for name in signals.names
+    ]
+    plan = plan_leads(names, source)
+    used = sorted({row for row in plan if row >= 0})
+    lengths = sorted({len(signals.samples[row]) for row in used})
+    if len(lengths) > 1:
+        raise FormatError(
+            f"{source}: leads have {lengths[0]:,} to {lengths[-1]:,} timesteps, allowed one number "
+            "for all",
+            reason="a signal file is cut short",
+        )
+    check_values(lengths[0], len(used), source)
+    compact = [used.index(row) if row >= 0 else row for row in plan]
+    scale = [float(signals.scale_uv[row]) for row in used]
+    offset = [float(signals.offset_adc[row]) for row in used]
+    samples = [signals.samples[row] for row in used]
+    stacked: NDArray[Any]
+    if all(_fits(each) for each in samples):
+        stacked = np.stack(samples).astype(np.int16, copy=False)
+    else:  # invalid timesteps of 16 bits are valid numbers in wider ones
+        wide = np.stack([each.astype(np.int64) for each in samples])
+        stacked = wide_to_microvolt(wide, scale, offset)
+        for row, each in enumerate(samples):
+            if each.dtype == np.int16:
+                stacked[row, each == INVALID] = np.nan
+        scale, offset = [1.0] * len(used), [0.0] * len(used)
+    leads = arrange_leads(compact, stacked, scale, offset, source)
+    patient = fields.patient_id if is_patient(fields.patient_id) else None
+    return EcgRecord(
+        record_id=record_id,
+        signal=leads.signal,
+        scale_uv=leads.scale_uv,
+        offset_adc=leads.offset_adc,
+        sampling_rate_hz=signals.rate_hz,
+        patient_id=patient,
+        site=fields.site,
+        age=fields.age,
+        sex=fields.sex,
+        provenance={"format": code} | ({"recorded": fields.recorded} if fields.recorded else {}),
+        flags=(*leads.flags, *fields.flags),
+        device=fields.device,
+        high_pass_hz=fields.high_pass_hz,
+        low_pass_hz=fields.low_pass_hz,
+        notch_hz=fields.notch_hz,
+    )
+
+
+def _fits(samples: NDArray[Any]) -> bool:
+    """Whether integers fit in 16 bits without the marker of an invalid timestep."""
+    if samples.dtype == np.int16 or samples.size == 0:
+        return True
+    return bool(samples.min() > INVALID and samples.max() < -INVALID)
+
+
+def patient_of(text: str | None) -> str | None:
+    """Return the id of a patient; None for placeholders such as 0000 and ANONYMOUS."""
+    found = known_id(text)
+    return None if found is None or _NOBODY.fullmatch(found) else found
+
+
+def site_of(text: str | None) -> str | None:
+    """Return the number of an institution; None for words."""
+    found = known_id(text)
+    return found if found is not None and _SITE.fullmatch(found) else None
+
+
+def age_of(text: str | None, unit: str = "") -> float | None:
+    """Return an age in years.
+
+    Args:
+        text: a number, or None.
+        unit: "Y", "YEARS", "month", "WK" ... ; nothing means years.
+    """
+    years = _YEARS.get(unit.strip().lower().removesuffix("s"))
+    number = parse_age(text or "") if years == 1.0 else _positive(text)
+    if number is None or years is None:
+        return None
+    return parse_age(str(number * years))
+
+
+def sex_of(text: str | None) -> str | None:
+    """Return "female", "male" or None; codes of ISO 5218 are understood."""
+    word = (text or "").strip()
+    return _SEX[word] if word in _SEX else parse_sex(word)
+
+
+def device_of(*texts: str | None) -> str | None:
+    """Return the code of the first known model in some texts, such as "mac-5500"; None for others.
+
+    Hospitals type names into such fields: a model is a family of a fixed list and a short number.
+    """
+    for text in texts:
+        if match := _MODEL.search(text or ""):
+            family = match[1].lower().replace(" ", "")
+            return f"{family}-{match[2].lower()}"
+    return None
+
+
+def hertz_of(text: str | None) -> float | None:
+    """Return a frequency of a filter in hertz, 0 for one that is off; None for anything else."""
+    word = (text or "").strip().lower().removesuffix("hz").strip()
+    if word in {"off", "none", "no"}:
+        return 0.0
+    number = _positive(word)
+    return number if number is not None and number <= _HIGHEST_HZ else None
+
+
+def _positive(text: str | None) -> float | None:
+    """Return a finite number of at least 0 from plain decimal text, else None."""
+    word = (text or "").strip()
+    return float(word) if re.fullmatch(r"\d{1,9}(\.\d{0,9})?", word) else None
+
+
+def time_of(text: str | None) -> str:
+    """Return "YYYY-MM-DD HH:MM:SS" from digits in this order, the date alone without a time.
+
+    Nothing for what is no date, or one before ECGs were digital.
+
+    Args:
+        text: "20021122091000", "2002-11-22T09:10:00.000+0200" and the like; what follows the
+            second, a zone too, is left out.
+    """
+    digits = re.sub(r"[^0-9]", "", text or "")[:14]
+    year, rest = digits[:4], [digits[at : at + 2] for at in range(4, len(digits), 2)]
+    try:
+        date = datetime.date(int(year), *map(int, rest[:2]))
+    except (ValueError, TypeError):
+        return ""
+    if date.year < _FIRST_YEAR:
+        return ""
+    try:
+        hour, minute, second = map(int, (*rest[2:], "0")[:3])
+        return f"{date} {datetime.time(hour, minute, second)}"
+    except ValueError:
+        return f"{date}"
