@@ -13,7 +13,7 @@ from ecgfast_kernels.ops.library import resolve
 from ecgfast.config import load_config
 from ecgfast.data.dali import build as dali_build
 from ecgfast.model.attention import explain_unavailable
-from ecgfast.model.attention_choice import choose_for_model
+from ecgfast.model.attention_choice import choose_attention, shapes_of
 from ecgfast.model.mae import num_kept
 from ecgfast.store.reader import available_cores
 
@@ -84,8 +84,8 @@ def _attention(device: torch.device) -> Iterator[tuple[str, str]]:
     """The kernels that ViT-Large would take, the study's size."""
     config = load_config("vit_large")
     num_keep = num_kept(config.model.num_patches, config.mask.ratio)
-    choices = choose_for_model(config.model, "auto", device, num_keep=num_keep)
-    for part, choice in choices.items():
+    for part, shape in shapes_of(config.model, num_keep=num_keep).items():
+        choice = choose_attention("auto", device, shape)
         yield f"attention, {part}", f"{choice.backend}: {choice.reason}"
     problem = explain_unavailable(device)
     yield "xformers attention", problem or "can run here"

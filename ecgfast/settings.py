@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
+from ecgfast_kernels.codec.format import COLUMN_TIMESTEPS
 from pydantic import AfterValidator, ConfigDict, InstanceOf, ValidationError
 from pydantic import StrictBool as Flag
 from pydantic import StrictFloat as Real
@@ -58,6 +59,22 @@ def _below_1(value: float) -> bool:
 
 Text = InstanceOf[str]  # also of file names that are not UTF-8, which pydantic's str refuses
 Count = Annotated[Int, _bound("at least 1", lambda value: value >= 1)]
+PatchTimesteps = Annotated[
+    Int,
+    _bound(
+        f"{COLUMN_TIMESTEPS}, the width of what the loader decodes and the kernels read",
+        lambda value: value == COLUMN_TIMESTEPS,
+        cure="; leave it out",
+    ),
+]
+Timesteps = Annotated[
+    Int,
+    _bound(
+        f"a multiple of {COLUMN_TIMESTEPS} above 0, a patch being that long",
+        lambda value: value > 0 and value % COLUMN_TIMESTEPS == 0,
+        cure="; records of a store have 5000",
+    ),
+]
 Seed = Annotated[Int, _bound("in [0, 2^63)", lambda value: 0 <= value < 2**63)]
 Positive = Annotated[Real, _bound("above 0", _positive)]
 NotNegative = Annotated[Real, _bound("at least 0", _not_negative)]
@@ -118,15 +135,8 @@ class ModelConfig:
     decoder_heads: Count = _setting(16, "Attention heads of each decoder block.")
     pool: Pool = _setting("cls", "What the classifier reads: class token, or mean of the patches.")
     num_leads: Count = _setting(12, "Leads of a record.")
-    num_timesteps: Count = _setting(5000, "Timesteps of a record.")
-    patch_timesteps: Count = _setting(250, "Timesteps of a patch; divides `num_timesteps`.")
-
-    def __post_init__(self) -> None:
-        if self.num_timesteps % self.patch_timesteps:
-            raise ConfigError(
-                "model.patch_timesteps must be a divisor of model.num_timesteps = "
-                f"{self.num_timesteps}, got {self.patch_timesteps}"
-            )
+    num_timesteps: Timesteps = _setting(5000, "Timesteps of a record.")
+    patch_timesteps: PatchTimesteps = _setting(250, "Timesteps of a patch: the codec's column.")
 
     @property
     def num_patches(self) -> int:

@@ -34,7 +34,7 @@ from ecgfast.bench.step import LEARNING_RATE, build_train, random_batch
 from ecgfast.config import Config, load_config
 from ecgfast.convert import convert
 from ecgfast.data.batch import Batch
-from ecgfast.data.loader import Loader, Plan, build_loader
+from ecgfast.data.loader import Loader, RankOrder, build_loader
 from ecgfast.errors import BackendUnavailableError
 from ecgfast.ingest.synthetic import write_cohort
 from ecgfast.store import open_store
@@ -185,7 +185,7 @@ def repeated(task: Task, records: int, copies: int) -> Loader:
     mean, rstd = held.mean.repeat(copies, 1), held.rstd.repeat(copies, 1)
     engine._held = replace(held, chunks=chunks, mean=mean, rstd=rstd)
     engine._slot_of = np.arange(number)
-    return Loader(engine, Plan(index=np.arange(number), batch_size=records))
+    return Loader(engine, RankOrder(index=np.arange(number), batch_size=records))
 
 
 def many(task: Task) -> Iterator[Row]:

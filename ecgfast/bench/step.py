@@ -21,7 +21,7 @@ from ecgfast.model.mae import flops_per_record
 from ecgfast.train.distributed import Ranks, join
 from ecgfast.train.loop import train_step
 from ecgfast.train.metrics import peak_tflops
-from ecgfast.train.optim import build_optimizer
+from ecgfast.train.optim import MasterAdamW
 from ecgfast.train.pretrain import build_spread, masked_loss, microbatch_graph
 
 Step = Callable[[], Tensor]  # one update; returns the loss, still on the device
@@ -85,7 +85,7 @@ def build_train(config: Config, ranks: Ranks) -> Callable[..., Tensor]:
         raise RuntimeError(f"{config.attention} cannot run here")
     graph = microbatch_graph(model, config, num_pieces=1)
     recorded, clip_norm = config.train.cuda_graph, config.train.clip_norm
-    optimizer = build_optimizer(model, config.optim, ranks, clip_norm=clip_norm, recorded=recorded)
+    optimizer = MasterAdamW(model, ranks, config.optim, clip_norm=clip_norm, recorded=recorded)
     loss_of = masked_loss(model, config)
 
     def train(batch: Batch, *, learning_rate: float = LEARNING_RATE) -> Tensor:

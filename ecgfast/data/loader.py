@@ -32,7 +32,7 @@ RESIDENT_SHARE = 0.4  # of the GPU's memory; ViT-Large at 256 records needs abou
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Plan:
+class RankOrder:
     """What one rank visits.
 
     Global batch g of an epoch is rows g * W * B to (g + 1) * W * B of its order; rank r takes rows
@@ -102,25 +102,25 @@ class Loader:
 
     Args:
         engine: where batches come from.
-        plan: which records this rank visits.
+        order: which records this rank visits.
         epoch: the first epoch.
     """
 
-    def __init__(self, engine: Engine, plan: Plan, *, epoch: int = 0) -> None:
+    def __init__(self, engine: Engine, order: RankOrder, *, epoch: int = 0) -> None:
         self._engine = engine
-        self._plan = plan
+        self._order = order
         self._epoch = epoch
         self._position = 0
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank."""
-        return len(self._plan)
+        return len(self._order)
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch, plan = self._epoch, self._plan
-        for patches, record_index in self._engine.batches(plan.batches(epoch, self._position)):
+        epoch, order = self._epoch, self._order
+        for patches, record_index in self._engine.batches(order.batches(epoch, self._position)):
             # handed out = consumed; what is prefetched does not count
-            self._position = min(self._position + plan.global_batch, len(plan.index))
+            self._position = min(self._position + order.global_batch, len(order.index))
             yield Batch(patches=patches, record_index=record_index, epoch=epoch)
         self._epoch, self._position = epoch + 1, 0
 
@@ -134,7 +134,7 @@ class Loader:
         Raises:
             ResumeError: the position lies outside this selection's epoch.
         """
-        num_records = len(self._plan.index)
+        num_records = len(self._order.index)
         if not 0 <= state["position"] <= num_records:
             raise ResumeError(
                 f"position {state['position']} lies outside an epoch of {num_records} "
@@ -195,7 +195,7 @@ def build_loader(
             f"batch_size must be at least 1 and rank in [0, world_size), got batch_size "
             f"{batch_size}, rank {rank}, world_size {world_size}"
         )
-    plan = Plan(
+    order = RankOrder(
         index=index,
         batch_size=batch_size,
         seed=seed,
@@ -204,10 +204,10 @@ def build_loader(
         drop_last=drop_last,
         shuffle=shuffle,
     )
-    if len(index) < (plan.global_batch if drop_last else 1):
+    if len(index) < (order.global_batch if drop_last else 1):
         raise ConfigError(
             f"{len(index)} records selected of {len(store)}, but one global batch has "
-            f"{plan.global_batch}; widen the selection or lower batch_size "
+            f"{order.global_batch}; widen the selection or lower batch_size "
             "(train.batch_size of a run)"
         )
     if isinstance(normalise, str):
@@ -215,7 +215,7 @@ def build_loader(
     mean, rstd = normalise.mean_and_rstd(store)
     threads = num_threads or _default_threads(world_size)
     source = Source(store=store, mean=mean, rstd=rstd, device=device, num_threads=threads)
-    return Loader(_build_engine(source, engine, index, resident_budget_gib), plan, epoch=epoch)
+    return Loader(_build_engine(source, engine, index, resident_budget_gib), order, epoch=epoch)
 
 
 def selected_rows(store: StoreReader, select: str | NDArray[np.int64] | None) -> NDArray[np.int64]:

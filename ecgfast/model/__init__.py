@@ -1,6 +1,5 @@
 """Masked autoencoder, classifier and convolutional baseline."""
 
-from ecgfast.model.block import set_attention
 from ecgfast.model.build import build_classifier, build_model, initialise
 from ecgfast.model.classifier import Classifier, EcgCnn, encoder_state
 from ecgfast.model.mae import MaskedAutoencoder
@@ -15,5 +14,4 @@ __all__ = [
     "build_model",
     "encoder_state",
     "initialise",
-    "set_attention",
 ]

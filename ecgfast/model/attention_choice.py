@@ -88,19 +88,6 @@ def choose_attention(requested: AttentionKernel, device: torch.device, shape: Sh
     return fastest(gpu, shape, lambda: time_kernels(device, shape))
 
 
-def choose_for_model(
-    config: ModelConfig,
-    requested: AttentionKernel,
-    device: torch.device,
-    *,
-    num_keep: int,
-    dtype: torch.dtype = torch.bfloat16,
-) -> dict[str, Choice]:
-    """Resolve the kernels of a masked autoencoder: "encoder" and "decoder", for `set_attention`."""
-    shapes = shapes_of(config, num_keep=num_keep, dtype=dtype)
-    return {part: choose_attention(requested, device, shape) for part, shape in shapes.items()}
-
-
 def probe(backend: AttentionKernel, device: torch.device, shape: Shape) -> str | None:
     """Run a kernel forward and backward on a small input; None, or why it cannot be used."""
     if backend == "xformers":

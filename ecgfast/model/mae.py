@@ -11,10 +11,9 @@ from torch.nn.functional import linear, pad
 
 from ecgfast.config import ModelConfig
 from ecgfast.errors import ConfigError
-from ecgfast.model.block import NORM_EPS, set_attention
-from ecgfast.model.fused_block import make_blocks, run_blocks
+from ecgfast.model.block import NORM_EPS, make_blocks, run_blocks
 from ecgfast.model.vit import Encoder, grid_positions
-from ecgfast.vocabulary import AttentionKernel, Fused, Kernels
+from ecgfast.vocabulary import Fused, Kernels
 
 # Held-out records are scored with masks that no training epoch draws, always the same.
 EVALUATION_EPOCH = 2**32 - 1
@@ -29,7 +28,6 @@ class MaskedAutoencoder(Encoder):
         config: architecture.
         norm_patch_loss: predict patches normalised to zero mean and unit variance.
         kernels: implementation of masking, embedding, unshuffling and the loss.
-        attention: attention kernel of every block.
         fused: kernels between a block's matrix products.
 
     Source: He et al. 2022, sections 3 and 4.
@@ -43,10 +41,9 @@ class MaskedAutoencoder(Encoder):
         *,
         norm_patch_loss: bool = True,
         kernels: Kernels = "auto",
-        attention: AttentionKernel = "auto",
         fused: Fused = "off",
     ) -> None:
-        super().__init__(config, kernels=kernels, attention=attention, fused=fused)
+        super().__init__(config, kernels=kernels, fused=fused)
         self.norm_patch_loss = norm_patch_loss
         width = config.decoder_width
         self.decoder_embed = nn.Linear(config.encoder_width, width)
@@ -55,25 +52,11 @@ class MaskedAutoencoder(Encoder):
         self.decoder_blocks = make_blocks(config.decoder_depth, width, config.decoder_heads, fused)
         self.decoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.decoder_pred = nn.Linear(width, config.patch_timesteps)
-        set_attention(self.decoder_blocks, attention)
 
-    def set_attention(self, *, encoder: AttentionKernel, decoder: AttentionKernel) -> None:
-        """Set the kernels that `attention_choice` resolved; call it before compiling."""
-        set_attention(self.blocks, encoder)
-        set_attention(self.decoder_blocks, decoder)
-
-    def num_keep(self, mask_ratio: float) -> int:
-        """K, the patches that a mask of this ratio keeps.
-
-        Raises:
-            ConfigError: the ratio is outside [0, 1) or keeps no patch.
-        """
-        if not 0 <= mask_ratio < 1 or num_kept(self.num_patches, mask_ratio) < 1:
-            raise ConfigError(
-                f"mask.ratio must be in [0, 1) and keep at least one of {self.num_patches} "
-                f"patches, got {mask_ratio}"
-            )
-        return num_kept(self.num_patches, mask_ratio)
+    @property
+    def parts(self) -> dict[str, nn.ModuleList]:
+        """Blocks by the name of their part."""
+        return {**super().parts, "decoder": self.decoder_blocks}
 
     def forward(
         self,
@@ -121,8 +104,18 @@ class MaskedAutoencoder(Encoder):
 
 
 def num_kept(num_patches: int, mask_ratio: float) -> int:
-    """K, the patches that a mask of this ratio keeps of N."""
-    return int(num_patches * (1 - mask_ratio))
+    """K, the patches that a mask of this ratio keeps of N.
+
+    Raises:
+        ConfigError: the ratio is outside [0, 1) or keeps no patch.
+    """
+    kept = int(num_patches * (1 - mask_ratio))
+    if not 0 < kept <= num_patches:
+        raise ConfigError(
+            f"mask.ratio must be in [0, 1) and keep at least one of {num_patches} patches, got "
+            f"{mask_ratio}"
+        )
+    return kept
 
 
 def flops_per_record(config: ModelConfig, mask_ratio: float = 0.75, *, train: bool = True) -> float:

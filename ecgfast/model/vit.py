@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from ecgfast.config import ModelConfig
 from ecgfast.errors import ConfigError, ShapeError
-from ecgfast.model.block import NORM_EPS, set_attention
-from ecgfast.model.fused_block import make_blocks, run_blocks
+from ecgfast.model.block import NORM_EPS, Block, make_blocks, run_blocks
 from ecgfast.vocabulary import AttentionKernel, Fused, Kernels
 
 
@@ -43,19 +42,13 @@ class Encoder(nn.Module):
     Args:
         config: architecture.
         kernels: implementation of the operators around the blocks.
-        attention: attention kernel of every block; `attention_choice` finds the fastest.
         fused: kernels between a block's matrix products.
     """
 
     pos_embed: Tensor
 
     def __init__(
-        self,
-        config: ModelConfig,
-        *,
-        kernels: Kernels = "auto",
-        attention: AttentionKernel = "auto",
-        fused: Fused = "off",
+        self, config: ModelConfig, *, kernels: Kernels = "auto", fused: Fused = "off"
     ) -> None:
         super().__init__()
         self.config = config
@@ -66,12 +59,27 @@ class Encoder(nn.Module):
         self.register_buffer("pos_embed", grid_positions(config, width))
         self.blocks = make_blocks(config.encoder_depth, width, config.encoder_heads, fused)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        set_attention(self.blocks, attention)
 
     @property
     def num_patches(self) -> int:
         """N, patches per record."""
         return self.config.num_patches
+
+    @property
+    def parts(self) -> dict[str, nn.ModuleList]:
+        """Blocks by the name of their part, in which all have one attention shape."""
+        return {"encoder": self.blocks}
+
+    def set_attention(self, **kernels: AttentionKernel) -> None:
+        """Set the attention kernel of parts, as `attention_choice` resolved it; before compiling.
+
+        Args:
+            kernels: by the name of a part; the others keep theirs, PyTorch's own choice at first.
+        """
+        for part, kernel in kernels.items():
+            for block in self.parts[part]:
+                assert isinstance(block, Block)
+                block.attn.backend = kernel
 
     def encode_kept(self, patches_BNP: Tensor, ids_keep_BK: Tensor) -> Tensor:
         """Encode the patches named in `ids_keep_BK` and nothing else.

@@ -17,7 +17,7 @@ from ecgfast import log
 from ecgfast.config import Config
 from ecgfast.data.loader import build_loader
 from ecgfast.data.normalise import LeadStatistics, Normalisation
-from ecgfast.model.mae import EVALUATION_EPOCH, MaskedAutoencoder
+from ecgfast.model.mae import EVALUATION_EPOCH, MaskedAutoencoder, num_kept
 from ecgfast.model.vit import unpatchify
 from ecgfast.store.reader import StoreReader
 
@@ -137,7 +137,7 @@ def fill_in(
         patches_BNP = batch.patches.float()
         ids_keep, ids_restore, mask_BN = random_mask(
             batch.record_index, seed=config.train.seed, epoch=EVALUATION_EPOCH,
-            num_patches=model.num_patches, num_keep=model.num_keep(config.mask.ratio),
+            num_patches=model.num_patches, num_keep=num_kept(model.num_patches, config.mask.ratio),
         )  # fmt: skip
         with torch.inference_mode():
             _, pred_BNP = model(patches_BNP, ids_keep, ids_restore, mask_BN)

@@ -60,7 +60,7 @@ def train_step(
             total += loss.detach()
         else:
             total += graph(piece)
-        optimizer.collect(num_passes=len(pieces))
+        optimizer.collect(num_microbatches=len(pieces))
     return optimizer.step(total, learning_rate=learning_rate)
 
 

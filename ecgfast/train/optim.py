@@ -12,7 +12,7 @@ from ecgfast.config import OptimConfig
 from ecgfast.train.distributed import Ranks, local, master
 from ecgfast.train.microbatch import Recorded
 
-# Backward passes of a step that the one-pass update adds up by itself. Copies of all but the last
+# Microbatches of a step whose gradients our kernel adds up by itself. Copies of all but the last
 # take 6 bytes a weight; a sum in fp32, and a gradient widened to be added to it, take 8.
 READ_TOGETHER = 4
 UNDECAYED = ("cls_token", "mask_token", "pos_embed", "decoder_pos_embed")
@@ -44,12 +44,11 @@ class MasterAdamW:
     Args:
         model: spread over the ranks already.
         ranks: who shares it.
-        betas: decay rates of the two moments.
-        weight_decay: decoupled; not for biases, norms and tokens.
+        config: decay rates of the moments; decoupled weight decay, not of biases, norms and
+            tokens; and `one_pass`: update with our own kernel, which reads weights, moments and
+            gradients once and rounds the copies on its way: the same formula, other roundings.
         clip_norm: scale the gradient down to this L2 norm, None leaves it.
-        one_pass: update with our own kernel, which reads gradients as they come and rounds the
-            copies on its way; the same formula, rounded at other places.
-        recorded: replay the one-pass update as a CUDA graph, gradients being always in the same
+        recorded: replay the kernel's update as a CUDA graph, gradients being always in the same
             memory.
     """
 
@@ -57,16 +56,14 @@ class MasterAdamW:
         self,
         model: nn.Module,
         ranks: Ranks,
+        config: OptimConfig,
         *,
-        betas: tuple[float, float],
-        weight_decay: float,
         clip_norm: float | None = None,
-        one_pass: bool = False,
         recorded: bool = False,
     ) -> None:
         self._ranks = ranks
         self._clip_norm = clip_norm
-        self._one_pass = one_pass
+        self._with_kernel = config.one_pass
         sharded = any(local(p) is not p for p in model.parameters())
         self._num_holders = 1 if sharded else ranks.world_size  # of each element of the gradient
         self._sources = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -79,26 +76,27 @@ class MasterAdamW:
         self._copies = [self._sources[n].detach() for n in names]
         self._copied: list[Tensor] = [self._masters[n] for n in names]
         self._summed = names
-        # many passes of a one-pass update are rare: their sums are made at the first one
-        self._sums = {} if one_pass else self._zeros()
+        # our kernel rarely gets more microbatches than it adds up: sums are made when it does
+        self._sums = {} if self._with_kernel else self._zeros()
         self._widened: list[Tensor] = []  # gradients in fp32, made at the first second microbatch
-        self._kept: list[list[Tensor]] = []  # gradients of the passes before the last
-        self._num_collected = 0  # passes of the step under way
-        self._together = False  # this step's passes are read by the one-pass update
-        self._adamw = self._build(betas, weight_decay)
-        # of the step under way, in the order of the masters; pass by pass where read together
+        self._kept: list[list[Tensor]] = []  # gradients of the microbatches before the last
+        self._num_collected = 0  # microbatches of the step under way
+        self._together = False  # this step's microbatches are added up by our kernel
+        self._adamw = self._build(config)
+        # of the step under way, in the order of the masters; by microbatch where read together
         self._gradients: list[Tensor] = []
-        self._recorded = Recorded(self._update_in_one_pass) if one_pass and recorded else None
+        self._recorded = Recorded(self._run_kernel) if self._with_kernel and recorded else None
 
-    def _build(self, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
+    def _build(self, config: OptimConfig) -> torch.optim.AdamW:
         decays = {n: is_decayed(n, source) for n, source in self._sources.items()}
         groups = [
             {
                 "params": [m for n, m in self._masters.items() if decays[n] is decayed],
-                "weight_decay": weight_decay if decayed else 0.0,
+                "weight_decay": config.weight_decay if decayed else 0.0,
             }
             for decayed in (True, False)
         ]
+        betas = (config.beta1, config.beta2)
         adamw = torch.optim.AdamW([g for g in groups if g["params"]], betas=betas, fused=True)
         for weights in self._masters.values():
             adamw.state[weights] = {
@@ -112,19 +110,19 @@ class MasterAdamW:
         return {n: torch.zeros_like(self._masters[n]) for n in self._summed}
 
     @torch.no_grad()
-    def collect(self, *, num_passes: int) -> None:
-        """Add the gradients of one backward pass in fp32; call it after each of a step.
+    def collect(self, *, num_microbatches: int) -> None:
+        """Add the gradients of a microbatch in fp32; call it after each backward pass of a step.
 
         Gradients of bf16 copies are moved out of the model. Elsewhere autograd or FSDP2 adds them
-        up, in fp32 already. The one-pass update adds a few passes while it reads them: it wants
-        copies of all but the last, which the next pass may overwrite.
+        up, in fp32 already. Our kernel adds those of a few microbatches while it reads them: it
+        wants copies of all but the last, which the next backward pass may overwrite.
 
         Args:
-            num_passes: of this step.
+            num_microbatches: of this step.
         """
         self._num_collected += 1
-        self._together = self._one_pass and num_passes <= READ_TOGETHER
-        if not self._summed or (self._together and self._num_collected == num_passes):
+        self._together = self._with_kernel and num_microbatches <= READ_TOGETHER
+        if not self._summed or (self._together and self._num_collected == num_microbatches):
             return
         arrived = [self._gradient(name) for name in self._summed]
         if self._together:
@@ -161,7 +159,7 @@ class MasterAdamW:
         last = [sums[n] if n in sums else local(self._gradient(n)) for n in self._masters]
         kept = self._kept[: self._num_collected - 1] if self._together else []
         self._gradients = [gradient for group in (*kept, last) for gradient in group]
-        update = self._replay_one_pass if self._one_pass else self._update
+        update = self._update_with_kernel if self._with_kernel else self._update
         report = update(loss, learning_rate)
         self.zero_grad()
         return report
@@ -181,19 +179,19 @@ class MasterAdamW:
         self.refresh_copies()
         return report
 
-    def _replay_one_pass(self, loss: Tensor, learning_rate: float) -> StepReport:
-        """Take a one-pass update, replayed where that was asked for."""
+    def _update_with_kernel(self, loss: Tensor, learning_rate: float) -> StepReport:
+        """Update with our kernel, replayed where that was asked for."""
         rate = torch.full((), learning_rate, dtype=torch.float64, device=loss.device)
         if self._recorded is None:
-            return self._update_in_one_pass(loss, rate)
+            return self._run_kernel(loss, rate)
         if not self._recorded.exists:  # compiles the kernel; a step that is not finite does nothing
-            self._update_in_one_pass(torch.full_like(loss, math.nan), rate)
+            self._run_kernel(torch.full_like(loss, math.nan), rate)
         report = self._recorded(loss, rate)
         # the next replay writes to the same memory
         loss, grad_norm, skipped = torch.stack([report.loss, report.grad_norm, report.skipped])
         return StepReport(loss=loss, grad_norm=grad_norm, skipped=skipped)
 
-    def _update_in_one_pass(self, loss: Tensor, rate: Tensor) -> StepReport:
+    def _run_kernel(self, loss: Tensor, rate: Tensor) -> StepReport:
         report = self._inspect(loss, self._gradients)
         scale = torch.ones_like(report.grad_norm)
         if self._clip_norm is not None:
@@ -255,7 +253,7 @@ class MasterAdamW:
         return gradient
 
     def _inspect(self, loss: Tensor, gradients: list[Tensor]) -> StepReport:
-        if len(gradients) > len(self._masters):  # of several passes
+        if len(gradients) > len(self._masters):  # of several microbatches
             squares = squares_of_sums(gradients, num_tensors=len(self._masters))
         elif gradients := [gradient for gradient in gradients if gradient.numel()]:
             squares = torch.stack(torch._foreach_norm(gradients, 2, torch.float32)).square()
@@ -266,26 +264,6 @@ class MasterAdamW:
         summed = self._ranks.sum_(torch.stack([mean_loss, squares.sum() / self._num_holders]))
         skipped = (~torch.isfinite(summed).all()).float()
         return StepReport(loss=summed[0], grad_norm=summed[1].sqrt(), skipped=skipped)
-
-
-def build_optimizer(
-    model: nn.Module,
-    config: OptimConfig,
-    ranks: Ranks,
-    *,
-    clip_norm: float | None = None,
-    recorded: bool = False,
-) -> MasterAdamW:
-    """AdamW with the settings of a pretraining run; see `MasterAdamW`."""
-    return MasterAdamW(
-        model,
-        ranks,
-        betas=(config.beta1, config.beta2),
-        weight_decay=config.weight_decay,
-        clip_norm=clip_norm,
-        one_pass=config.one_pass,
-        recorded=recorded,
-    )
 
 
 def is_decayed(name: str, parameter: Tensor) -> bool:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -17,16 +16,14 @@ from ecgfast.data.normalise import Normalisation, cohort_statistics
 from ecgfast.labels.selection import digest_of
 from ecgfast.model.attention_choice import shapes_of
 from ecgfast.model.build import build_model
-from ecgfast.model.mae import EVALUATION_EPOCH, MaskedAutoencoder, flops_per_record
-from ecgfast.runs.checkpoint_reader import Checkpoint
+from ecgfast.model.mae import EVALUATION_EPOCH, MaskedAutoencoder, flops_per_record, num_kept
 from ecgfast.runs.digests import export_safetensors, problem
 from ecgfast.runs.meta import Preprocessing, RunMeta, flat
 from ecgfast.runs.register import FILE as REGISTER
 from ecgfast.runs.register import Register, write_register
-from ecgfast.store.reader import StoreReader
 from ecgfast.train import run_folder
-from ecgfast.train.distributed import Ranks, full_state, join, make_repeatable, spread
-from ecgfast.train.guards import StopSignals, clear_errors
+from ecgfast.train.distributed import Ranks, full_state, spread
+from ecgfast.train.guards import clear_errors
 from ecgfast.train.loop import Loop, LossOf
 from ecgfast.train.microbatch import (
     MicrobatchGraph,
@@ -34,17 +31,15 @@ from ecgfast.train.microbatch import (
     rank_share,
     require_graphable,
 )
-from ecgfast.train.optim import MasterAdamW, build_optimizer, learning_rate
-from ecgfast.train.records import (
-    open_loader,
-    open_matching_store,
-    pretraining_rows,
-    split_heldout,
-    without_splits,
+from ecgfast.train.optim import MasterAdamW, learning_rate
+from ecgfast.train.records import open_loader, pretraining_rows, split_heldout, without_splits
+from ecgfast.train.run_folder import (
+    Session,
+    resolve_attention,
+    resolve_compile,
+    resolve_precision,
 )
-from ecgfast.train.run_folder import resolve_attention, resolve_compile, resolve_precision
 from ecgfast.train.validation import heldout_validation
-from ecgfast.vocabulary import AttentionKernel
 
 
 def pretrain(
@@ -76,19 +71,13 @@ def pretrain(
         EcgfastError: another process trains in `out`, memory or disk ran out, or the loss was lost
             for good.
     """
-    make_repeatable(config.train.deterministic)
-    with join(device) as ranks, StopSignals(ranks) as stop:
-        opened = open_matching_store(Path(store), config)
-        with run_folder.enter(out, ranks, resume=resume) as checkpoint:
-            loop = _prepare(
-                config, opened, out, ranks, checkpoint, select=select, include_test=include_test
-            )
-            with clear_errors(out, ranks, microbatch=loop.microbatch):
-                if loop.run_to_end(stop):
-                    weights = full_state(loop.model)
-                    if ranks.is_main:
-                        export_safetensors(weights, out / "model.safetensors", config)
-    stop.end_process()
+    with run_folder.session(config, store, out, resume=resume, device=device) as session:
+        loop = _prepare(session, select=select, include_test=include_test)
+        with clear_errors(out, session.ranks, microbatch=loop.microbatch):
+            if loop.run_to_end(session.stop):
+                weights = full_state(loop.model)
+                if session.ranks.is_main:
+                    export_safetensors(weights, out / "model.safetensors", config)
     return out
 
 
@@ -119,7 +108,7 @@ def model_inputs(
         epoch: of the masks; None takes the batch's own.
     """
     seed, num_patches = config.train.seed, config.model.num_patches
-    num_keep = cast(MaskedAutoencoder, model).num_keep(config.mask.ratio)
+    num_keep = num_kept(num_patches, config.mask.ratio)
 
     def inputs_of(batch: Batch) -> tuple[Tensor, ...]:
         masks = random_mask(
@@ -149,17 +138,9 @@ def microbatch_graph(
     )
 
 
-def _prepare(
-    config: Config,
-    store: StoreReader,
-    out: Path,
-    ranks: Ranks,
-    checkpoint: Checkpoint | None,
-    *,
-    select: str | None,
-    include_test: bool,
-) -> Loop:
-    train = config.train
+def _prepare(session: Session, *, select: str | None, include_test: bool) -> Loop:
+    config, store, out, ranks = session.config, session.store, session.run, session.ranks
+    train, before = config.train, session.before
     share = rank_share(train.batch_size, ranks)
     chosen_rows = pretraining_rows(store, select, include_test=include_test)
     rows, held = split_heldout(store, chosen_rows, fraction=train.val_fraction, seed=train.seed)
@@ -171,7 +152,6 @@ def _prepare(
     loader = open_loader(
         store, config, ranks, rows, batch_size=share, seed=train.seed, normalisation=normalisation
     )
-    before = None if checkpoint is None else checkpoint.meta
     model, identity = build_spread(config, ranks, before)
     chosen = dict(identity)
     identity |= {
@@ -181,10 +161,10 @@ def _prepare(
         "records": digest_of(rows, held),  # new labels may have changed what `select` means
         **({"include_test": True} if include_test else {}),
     }
-    if checkpoint is not None:
-        run_folder.require_same(identity, checkpoint)
-    optimizer = build_optimizer(
-        model, config.optim, ranks, clip_norm=train.clip_norm, recorded=train.cuda_graph
+    if session.checkpoint is not None:
+        run_folder.require_same(identity, session.checkpoint)
+    optimizer = MasterAdamW(
+        model, ranks, config.optim, clip_norm=train.clip_norm, recorded=train.cuda_graph
     )
     microbatch = choose_microbatch(
         train.microbatch,
@@ -236,8 +216,8 @@ def _prepare(
             f"{loop.num_steps} steps in all; {ranks.world_size} x {ranks.device.type}, "
             f"{identity['precision']}, microbatch {microbatch} of {share}"
         )
-    if checkpoint is not None:
-        loop.resume(checkpoint)
+    if session.checkpoint is not None:
+        loop.resume(session.checkpoint)
     return loop
 
 
@@ -277,12 +257,10 @@ def build_spread(
         require_graphable(ranks, precision)
     model = build_model(config)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    shapes = shapes_of(config.model, num_keep=model.num_keep(config.mask.ratio), dtype=dtype)
+    num_keep = num_kept(config.model.num_patches, config.mask.ratio)
+    shapes = shapes_of(config.model, num_keep=num_keep, dtype=dtype)
     kernels = resolve_attention(config, shapes, ranks, before)
-    model.set_attention(
-        encoder=cast(AttentionKernel, kernels["encoder"]),
-        decoder=cast(AttentionKernel, kernels["decoder"]),
-    )
+    model.set_attention(**kernels)
     spread(
         model,
         ranks,

@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ from ecgfast.model.attention_choice import Choice, Shape, choose_attention, prob
 from ecgfast.runs.checkpoint_reader import Checkpoint, checkpoint_steps, newest
 from ecgfast.runs.meta import RunMeta, contradictions
 from ecgfast.store.durable import RESUME, exclusive, explained, write_durably
+from ecgfast.store.reader import StoreReader
 from ecgfast.train.checkpoint import remove
-from ecgfast.train.distributed import Ranks
+from ecgfast.train.distributed import Ranks, join, make_repeatable
+from ecgfast.train.guards import StopSignals
+from ecgfast.train.records import open_matching_store
 from ecgfast.vocabulary import AttentionKernel, Precision
 
 LOCK = ".lock"  # held by rank 0 while a run is trained
@@ -36,6 +40,55 @@ _PACKAGES = (
     "nvidia-dali-cuda130",
     "safetensors",
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """One process's part in a run, from its lock to its last file.
+
+    Attributes:
+        config: resolved settings.
+        store: records of the model's shape.
+        run: the folder.
+        ranks: who shares the run.
+        stop: signals that ask for its end.
+        checkpoint: to resume from; None for a new run.
+    """
+
+    config: Config
+    store: StoreReader
+    run: Path
+    ranks: Ranks
+    stop: StopSignals
+    checkpoint: Checkpoint | None
+
+    @property
+    def before(self) -> RunMeta | None:
+        """What the run said about itself in its checkpoint."""
+        return None if self.checkpoint is None else self.checkpoint.meta
+
+
+@contextmanager
+def session(
+    config: Config, store: Path, run: Path, *, resume: bool, device: str | None
+) -> Iterator[Session]:
+    """Join the ranks, open the store and hold the run's folder; end by the signal that came.
+
+    Args:
+        config: resolved settings.
+        store: of a shape that fits them.
+        run: as for `enter`, whose errors this raises too.
+        resume: as for `enter`.
+        device: as for `join`.
+    """
+    make_repeatable(config.train.deterministic)
+    with join(device) as ranks, StopSignals(ranks) as stop:
+        opened = open_matching_store(Path(store), config)
+        with enter(run, ranks, resume=resume) as checkpoint:
+            yield Session(
+                config=config, store=opened, run=run, ranks=ranks, stop=stop, checkpoint=checkpoint
+            )
+    stop.end_process()
 
 
 def asked_to_resume(resume: bool) -> bool:
@@ -138,7 +191,7 @@ def resolve_attention(
     shapes: dict[str, Shape],
     ranks: Ranks,
     before: RunMeta | None,
-) -> dict[str, str]:
+) -> dict[str, AttentionKernel]:
     """Resolve one attention kernel per part of the model, the same on all ranks.
 
     Args:
@@ -150,11 +203,11 @@ def resolve_attention(
         parts to kernels.
     """
     if before is not None and config.attention == "auto":
-        kept: dict[str, str] = before.identity["attention_kernels"]
+        kept: dict[str, AttentionKernel] = before.identity["attention_kernels"]
         if set(kept) == set(shapes):  # else it is another kind of run, which is refused later
             return kept
 
-    def choose() -> dict[str, str]:
+    def choose() -> dict[str, AttentionKernel]:
         choices = {part: _choose(config, shape, ranks.device) for part, shape in shapes.items()}
         for part, choice in choices.items():
             log.info(f"attention of the {part}: {choice.backend} ({choice.reason})")

@@ -4,8 +4,7 @@ import math
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,31 +13,26 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ecgfast import log
-from ecgfast.config import Config
+from ecgfast.config import OptimConfig
 from ecgfast.data.batch import Batch
 from ecgfast.labels.selection import Labelled
-from ecgfast.model.block import set_attention
 from ecgfast.model.build import build_classifier
 from ecgfast.model.classifier import Classifier
 from ecgfast.model.vit import Encoder
-from ecgfast.runs.checkpoint_reader import Checkpoint
 from ecgfast.runs.digests import export_safetensors
 from ecgfast.runs.loading import WEIGHTS
 from ecgfast.runs.meta import RunMeta
 from ecgfast.runs.roc import auroc
-from ecgfast.store.reader import StoreReader
 from ecgfast.train.checkpoint import CheckpointWriter
-from ecgfast.train.distributed import Ranks, full_state, spread
-from ecgfast.train.guards import StopSignals
+from ecgfast.train.distributed import full_state, spread
 from ecgfast.train.initial import Initial, apply_initial
 from ecgfast.train.loop import Loop, Reading, frozen_garbage_collector
 from ecgfast.train.optim import MasterAdamW
 from ecgfast.train.records import open_loader
-from ecgfast.train.run_folder import open_metrics, resolve_compile
+from ecgfast.train.run_folder import Session, open_metrics, resolve_compile
 from ecgfast.train.validation import Scorer
-from ecgfast.vocabulary import AttentionKernel
 
-ADAM_BETAS = (0.9, 0.999)  # with weight decay 0, AdamW is the study's Adam
+ADAM = OptimConfig(beta2=0.999, weight_decay=0.0)  # without decay AdamW is the study's Adam
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,52 +102,48 @@ class Sweep:
     """Trials one after the other, resumable after every epoch.
 
     Attributes:
-        config: resolved settings.
-        ranks: who shares the run.
-        out: its folder.
-        store: where records come from.
-        records: which ones, and their labels.
+        session: settings, store, folder and ranks of the run.
+        records: which ones it learns from, and their labels.
         initial: weights that every trial starts from.
         meta: what checkpoints and result.json say about the run.
         microbatch: records per rank and forward pass.
     """
 
-    config: Config
-    ranks: Ranks
-    out: Path
-    store: StoreReader
+    session: Session
     records: Labelled
     initial: Initial
     meta: RunMeta
     microbatch: int
 
     def __post_init__(self) -> None:
-        normalisation = self.meta.preprocessing.normalisation
+        session, normalisation = self.session, self.meta.preprocessing.normalisation
+        config, ranks = session.config, session.ranks
         self._scorer = Scorer(
-            self.store,
-            self.config,
-            self.ranks,
+            session.store,
+            config,
+            ranks,
             self.records.valid,
             batch_size=self.microbatch,
             normalisation=normalisation,
         )
         self._loader = open_loader(
-            self.store,
-            self.config,
-            self.ranks,
+            session.store,
+            config,
+            ranks,
             self.records.train,
-            batch_size=self.config.finetune.batch_size // self.ranks.world_size,
-            seed=self.config.train.seed,
+            batch_size=config.finetune.batch_size // ranks.world_size,
+            seed=config.train.seed,
             normalisation=normalisation,
         )
 
-    def run(self, stop: StopSignals, checkpoint: Checkpoint | None) -> Progress | None:
-        """Try the learning rates from where a checkpoint stands; None when stopped early."""
+    def run(self) -> Progress | None:
+        """Try the learning rates from where the checkpoint stands; None when stopped early."""
+        session, checkpoint = self.session, self.session.checkpoint
         progress = Progress() if checkpoint is None else Progress(**checkpoint.facts["progress"])
-        rates = self.config.finetune.learning_rates
+        rates = session.config.finetune.learning_rates
         with (
-            CheckpointWriter(self.out, self.ranks, keep=1) as writer,
-            open_metrics(self.out, self.ranks, resume_step=progress.step) as metrics,
+            CheckpointWriter(session.run, session.ranks, keep=1) as writer,
+            open_metrics(session.run, session.ranks, resume_step=progress.step) as metrics,
         ):
             for rate in rates[progress.trial :]:
                 loop = self._loop(rate, progress)
@@ -162,7 +152,7 @@ class Sweep:
                     self._keep_weights(loop, progress)  # a crash may have come before it
                     checkpoint = None
                 with frozen_garbage_collector(), closing(loop):
-                    trained = self._trial(loop, rate, progress, stop, writer, metrics)
+                    trained = self._trial(loop, rate, progress, writer, metrics)
                 if trained is None:
                     return None
                 progress = trained.next_trial()
@@ -173,12 +163,11 @@ class Sweep:
         loop: Loop,
         rate: float,
         progress: Progress,
-        stop: StopSignals,
         writer: CheckpointWriter,
         metrics: log.MetricsWriter | None,
     ) -> Progress | None:
         """Train at one rate; None when stopped: the last whole epoch is saved, to be resumed."""
-        settings = self.config.finetune
+        settings, stop = self.session.config.finetune, self.session.stop
         while progress.epoch < settings.epochs and progress.stale < settings.patience:
             what = f"finetune lr {rate:g} epoch {progress.epoch + 1}"
             with log.progress(what, total=loop.steps_per_epoch, unit="steps") as advance:
@@ -199,27 +188,27 @@ class Sweep:
 
     def _loop(self, rate: float, progress: Progress) -> Loop:
         """A fresh model at the first epoch of a trial, or where its checkpoint stands."""
-        model = build_classifier(self.config, self.meta.model)
+        config, ranks = self.session.config, self.session.ranks
+        model = build_classifier(config, self.meta.model)
         apply_initial(model, self.initial, source=self.meta.identity["init"])
         if isinstance(model.encoder, Encoder):
-            kernel = cast(AttentionKernel, self.meta.identity["attention_kernels"]["encoder"])
-            set_attention(model.encoder.blocks, kernel)
+            model.encoder.set_attention(**self.meta.identity["attention_kernels"])
         spread(
             model,
-            self.ranks,
+            ranks,
             precision=self.meta.identity["precision"],
-            compile_blocks=resolve_compile(self.config, self.ranks),
-            parallel=self.config.train.parallel,
+            compile_blocks=resolve_compile(config, ranks),
+            parallel=config.train.parallel,
         )
-        is_case = torch.from_numpy(self.records.is_case).to(self.ranks.device, torch.float32)
+        is_case = torch.from_numpy(self.records.is_case).to(ranks.device, torch.float32)
         self._loader.load_state_dict({"epoch": progress.epoch, "position": 0})
-        epochs_left = self.config.finetune.epochs - progress.epoch
+        epochs_left = config.finetune.epochs - progress.epoch
         loop = Loop(
-            ranks=self.ranks,
-            run=self.out,
-            train=self.config.train,
+            ranks=ranks,
+            run=self.session.run,
+            train=config.train,
             model=model,
-            optimizer=MasterAdamW(model, self.ranks, betas=ADAM_BETAS, weight_decay=0.0),
+            optimizer=MasterAdamW(model, ranks, ADAM),
             loader=self._loader,
             loss_of=classification_loss(model, is_case),
             learning_rate_at=lambda step: rate,
@@ -227,7 +216,7 @@ class Sweep:
             steps_per_epoch=len(self._loader),
             num_steps=progress.step + epochs_left * len(self._loader),
             meta=self.meta,
-            engine=self.config.data.engine,
+            engine=config.data.engine,
             is_trial=True,
         )
         loop.step = progress.step
@@ -244,8 +233,9 @@ class Sweep:
         if not progress.improved:
             return
         weights = full_state(loop.model)
-        if self.ranks.is_main:
-            export_safetensors(weights, self.out / WEIGHTS, self.config)
+        session = self.session
+        if session.ranks.is_main:
+            export_safetensors(weights, session.run / WEIGHTS, session.config)
 
     def _log(
         self,

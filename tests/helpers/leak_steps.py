@@ -15,7 +15,7 @@ from ecgfast.config import load_config
 from ecgfast.data.batch import Batch
 from ecgfast.train.distributed import join
 from ecgfast.train.loop import train_step
-from ecgfast.train.optim import build_optimizer
+from ecgfast.train.optim import MasterAdamW
 from ecgfast.train.pretrain import build_spread, masked_loss
 
 SETTINGS = [
@@ -36,7 +36,7 @@ def main(num_steps: int) -> None:
     config = load_config("vit_tiny", SETTINGS)
     with join("cpu") as ranks:
         model, _ = build_spread(config, ranks, None)
-        optimizer = build_optimizer(model, config.optim, ranks)
+        optimizer = MasterAdamW(model, ranks, config.optim)
         patches = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 12, 256))).half()
         batch = Batch(patches=patches, record_index=torch.tensor([ranks.rank]), epoch=0)
         loss_of = masked_loss(model, config)

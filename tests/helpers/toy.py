@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ecgfast.config import Config, load_config
 from ecgfast.data.batch import Batch
-from ecgfast.data.loader import Loader, Plan
+from ecgfast.data.loader import Loader, RankOrder
 from ecgfast.data.normalise import Normalisation
 from ecgfast.model.build import build_classifier, build_model
 from ecgfast.model.mae import MaskedAutoencoder
@@ -20,7 +20,7 @@ from ecgfast.runs.meta import Kind, Preprocessing, RunMeta, flat
 from ecgfast.train.checkpoint import CheckpointWriter, training_state
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.loop import Loop
-from ecgfast.train.optim import build_optimizer
+from ecgfast.train.optim import MasterAdamW
 from ecgfast.train.pretrain import build_spread, masked_loss
 from ecgfast.train.run_folder import write_settings
 
@@ -65,7 +65,7 @@ def _patches(record: int) -> Tensor:
 
 
 def toy_loader(broken: range = range(0)) -> Loader:
-    return Loader(ToyEngine(broken), Plan(index=np.arange(NUM_RECORDS), batch_size=BATCH))
+    return Loader(ToyEngine(broken), RankOrder(index=np.arange(NUM_RECORDS), batch_size=BATCH))
 
 
 def toy_batch() -> Batch:
@@ -93,7 +93,7 @@ def toy_loop(
         run=run,
         train=config.train,
         model=model,
-        optimizer=build_optimizer(model, config.optim, ranks, clip_norm=config.train.clip_norm),
+        optimizer=MasterAdamW(model, ranks, config.optim, clip_norm=config.train.clip_norm),
         loader=toy_loader(broken),
         loss_of=masked_loss(model, config),
         learning_rate_at=lambda step: rate,

@@ -13,14 +13,14 @@ from torch import Tensor
 from toy import toy_meta
 
 from ecgfast.config import Config, load_config
-from ecgfast.data.loader import Loader, Plan
+from ecgfast.data.loader import Loader, RankOrder
 from ecgfast.log import read_metrics
 from ecgfast.runs.checkpoint_reader import newest
 from ecgfast.train.distributed import Ranks, full_state, join, make_repeatable, master
 from ecgfast.train.guards import StopSignals
 from ecgfast.train.loop import Loop, train_step
 from ecgfast.train.microbatch import choose_microbatch
-from ecgfast.train.optim import StepReport, build_optimizer
+from ecgfast.train.optim import MasterAdamW, StepReport
 from ecgfast.train.pretrain import build_spread, masked_loss, memory_probe, microbatch_graph
 
 pytestmark = [
@@ -62,7 +62,7 @@ def _config(*settings: str) -> Config:
 
 
 def _loader(batch_size: int = 16) -> Loader:
-    return Loader(WaveEngine(), Plan(index=np.arange(NUM_RECORDS), batch_size=batch_size))
+    return Loader(WaveEngine(), RankOrder(index=np.arange(NUM_RECORDS), batch_size=batch_size))
 
 
 def _loop(config: Config, ranks: Ranks, run: Path, num_steps: int, *, microbatch: int = 8) -> Loop:
@@ -73,7 +73,7 @@ def _loop(config: Config, ranks: Ranks, run: Path, num_steps: int, *, microbatch
         run=run,
         train=config.train,
         model=model,
-        optimizer=build_optimizer(model, config.optim, ranks, recorded=config.train.cuda_graph),
+        optimizer=MasterAdamW(model, ranks, config.optim, recorded=config.train.cuda_graph),
         loader=_loader(),
         loss_of=masked_loss(model, config),
         learning_rate_at=lambda step: 1e-3,
@@ -177,7 +177,7 @@ def test_a_mesh_of_one_trains_as_a_single_rank() -> None:
     for mesh_of_one in (False, True):
         with join("cuda", mesh_of_one=mesh_of_one) as ranks:
             model, _ = build_spread(config, ranks, None)
-            optimizer = build_optimizer(model, config.optim, ranks)
+            optimizer = MasterAdamW(model, ranks, config.optim)
             loss_of = masked_loss(model, config)
             losses[mesh_of_one] = [
                 float(
@@ -202,7 +202,7 @@ def test_nccl_on_one_rank_is_recorded_and_replayed(parallel: str) -> None:
         make_repeatable(True)
         with join("cuda", mesh_of_one=True) as ranks:
             model, _ = build_spread(config, ranks, None)
-            optimizer = build_optimizer(model, config.optim, ranks, recorded=graph)
+            optimizer = MasterAdamW(model, ranks, config.optim, recorded=graph)
             replayed = microbatch_graph(model, config, num_pieces=1)
             losses[graph] = [
                 train_step(
@@ -229,7 +229,7 @@ def test_gpu_and_cpu_agree_in_fp32(tmp_path: Path) -> None:
     for device in ("cuda", "cpu"):
         with join(device) as ranks:
             model, _ = build_spread(config, ranks, None)
-            optimizer = build_optimizer(model, config.optim, ranks)
+            optimizer = MasterAdamW(model, ranks, config.optim)
             loss_of = masked_loss(model, config)
             losses[device] = []
             for _, batch in zip(range(4), _loader(), strict=False):
@@ -273,7 +273,7 @@ def test_the_microbatch_is_found_by_measuring() -> None:
     config = _config("train.microbatch=auto", "train.batch_size=1024")
     with join("cuda") as ranks:
         model, _ = build_spread(config, ranks, None)
-        optimizer = build_optimizer(model, config.optim, ranks)
+        optimizer = MasterAdamW(model, ranks, config.optim)
         chosen = choose_microbatch(
             "auto", 1024, ranks, before=None, probe=memory_probe(model, optimizer, config, ranks)
         )

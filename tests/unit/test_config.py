@@ -77,7 +77,11 @@ def test_the_last_override_wins() -> None:
         ("data.num_threads=0", "data.num_threads must be at least 1, got 0"),
         ("data.resident_budget_gib=-1", "data.resident_budget_gib must be 'auto' or at least 0"),
         ("model.encoder_heads=0", "model.encoder_heads must be at least 1, got 0"),
-        ("model.patch_timesteps=300", "a divisor of model.num_timesteps = 5000, got 300"),
+        ("model.patch_timesteps=125", r"must be 250, the width .* got 125; leave it out"),
+        (
+            "model.num_timesteps=5100",
+            "a multiple of 250 above 0, .* got 5100; .* 5000",
+        ),
         ("finetune.learning_rates=[]", r"one or more numbers above 0, got \[\]"),
         ("finetune.patience=0", "finetune.patience must be at least 1, got 0"),
         ("train.seed=1\nx=2", "train.seed must be an integer"),

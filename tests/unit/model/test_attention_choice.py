@@ -23,9 +23,9 @@ from ecgfast.model.attention_choice import (
     Shape,
     cache_path,
     choose_attention,
-    choose_for_model,
     fastest,
     probe,
+    shapes_of,
 )
 from ecgfast.model.block import Attention, Block
 from ecgfast.vocabulary import AttentionKernel
@@ -149,9 +149,8 @@ def test_what_a_cpu_can_do_is_taken_without_a_word(
 
 
 def test_a_model_gets_a_choice_for_both_halves() -> None:
-    choices = choose_for_model(SMALL, "auto", CPU, num_keep=3)
-    assert set(choices) == {"encoder", "decoder"}
     model = small_model()
+    assert shapes_of(SMALL, num_keep=3).keys() == model.parts.keys() == {"encoder", "decoder"}
     model.set_attention(encoder="math", decoder="auto")
     backends = [m.attn.backend for m in model.modules() if isinstance(m, Block)]
     assert backends == ["math", "math", "auto"]

@@ -8,9 +8,9 @@ from torch.distributed.tensor import DTensor
 
 from ecgfast.config import load_config
 from ecgfast.errors import BackendUnavailableError
-from ecgfast.model import fused_block
+from ecgfast.model import block
+from ecgfast.model.block import FusedBlock
 from ecgfast.model.build import build_classifier, build_model
-from ecgfast.model.fused_block import FusedBlock
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.model.vit import Encoder
 from ecgfast.train.distributed import join, spread
@@ -22,11 +22,11 @@ FUSED: list[Fused] = ["separate", "triton", "quack"]
 @pytest.fixture(autouse=True)
 def _quack_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU no product of it is asked for."""
-    monkeypatch.setattr(fused_block, "find_spec", lambda name: name)
+    monkeypatch.setattr(block, "find_spec", lambda name: name)
 
 
 def test_quack_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_block, "find_spec", lambda name: None)
+    monkeypatch.setattr(block, "find_spec", lambda name: None)
     with pytest.raises(BackendUnavailableError, match=r"pip install quack-kernels.* fused=triton"):
         build_model(load_config("demo", ["fused=quack"]))
     build_model(load_config("demo", ["fused=triton"]))

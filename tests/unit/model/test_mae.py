@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ecgfast.config import load_config
 from ecgfast.errors import ConfigError, ShapeError
 from ecgfast.model import MaskedAutoencoder, build_model
-from ecgfast.model.mae import flops_per_record, num_parameters
+from ecgfast.model.mae import flops_per_record, num_kept, num_parameters
 
 SIZES = ("demo", "vit_tiny", "vit_small", "vit_base", "vit_large")
 
@@ -146,13 +146,13 @@ def test_wrong_patches_are_refused_with_the_shape() -> None:
 
 @pytest.mark.parametrize(("ratio", "kept"), [(0.75, 3), (0.0, 12), (0.9, 1)])
 def test_num_keep(ratio: float, kept: int) -> None:
-    assert small_model().num_keep(ratio) == kept
+    assert num_kept(12, ratio) == kept
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0, 0.99])
 def test_a_ratio_that_keeps_nothing_is_refused(ratio: float) -> None:
     with pytest.raises(ConfigError, match="keep at least one"):
-        small_model().num_keep(ratio)
+        num_kept(12, ratio)
 
 
 def test_heads_must_divide_the_width() -> None:

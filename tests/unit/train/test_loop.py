@@ -21,7 +21,7 @@ from ecgfast.runs.checkpoint_reader import checkpoint_steps, newest
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.guards import StopSignals
 from ecgfast.train.loop import train_step
-from ecgfast.train.optim import build_optimizer
+from ecgfast.train.optim import MasterAdamW
 from ecgfast.train.pretrain import masked_loss
 
 # What makes the host wait for a GPU: reading a value, or shapes that depend on values.
@@ -113,7 +113,7 @@ def test_microbatches_add_up_to_the_batch() -> None:
     losses, norms = [], []
     for microbatch in (8, 4, 1):
         model = toy_model(config)
-        optimizer = build_optimizer(model, config.optim, Ranks())
+        optimizer = MasterAdamW(model, Ranks(), config.optim)
         report = train_step(
             model,
             optimizer,

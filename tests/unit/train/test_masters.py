@@ -17,7 +17,7 @@ from ecgfast.train.distributed import Ranks, full_state, join, master, spread
 from ecgfast.train.guards import StopSignals
 from ecgfast.train.loop import train_step
 from ecgfast.train.microbatch import split
-from ecgfast.train.optim import MasterAdamW, build_optimizer, is_decayed
+from ecgfast.train.optim import MasterAdamW, is_decayed
 from ecgfast.train.pretrain import build_spread, masked_loss
 
 
@@ -68,7 +68,7 @@ def test_copies_follow_their_masters() -> None:
     config = toy_config()
     model = _bf16(config)
     before = _masters(model)
-    optimizer = build_optimizer(model, config.optim, Ranks())
+    optimizer = MasterAdamW(model, Ranks(), config.optim)
     for _ in range(3):
         _step(model, optimizer, config)
         _require_rounded(model)
@@ -79,7 +79,7 @@ def test_small_updates_add_up_in_fp32() -> None:
     """A step of a thousandth of bf16's spacing is lost on the copy, and kept by the master."""
     config = toy_config()
     model = _bf16(config)
-    optimizer = build_optimizer(model, config.optim, Ranks())
+    optimizer = MasterAdamW(model, Ranks(), config.optim)
     weight = dict(model.named_parameters())["blocks.0.norm1.weight"]  # begins as ones
     spacing = 2**-8  # of bf16 below 1
     for _ in range(3):
@@ -127,7 +127,7 @@ def test_a_step_is_the_plain_optimizers_on_fp32_sums(microbatch: int) -> None:
     norm = torch.nn.utils.clip_grad_norm_(oracle.values(), clip).item()
     plain.step()
 
-    optimizer = build_optimizer(model, config.optim, Ranks(), clip_norm=clip)
+    optimizer = MasterAdamW(model, Ranks(), config.optim, clip_norm=clip)
     assert _step(model, optimizer, config, microbatch) == pytest.approx(norm, rel=1e-6)
 
     assert norm > clip, "the clip must bite, or it is not tested"
@@ -148,7 +148,7 @@ def test_fsdp_on_a_mesh_of_one_takes_the_same_steps() -> None:
         with join("cpu", mesh_of_one=mesh_of_one) as ranks:
             assert (ranks.mesh is not None) is mesh_of_one
             model, _ = build_spread(config, ranks, None)
-            optimizer = build_optimizer(model, config.optim, ranks, clip_norm=1.0)
+            optimizer = MasterAdamW(model, ranks, config.optim, clip_norm=1.0)
             losses[mesh_of_one] = [_step(model, optimizer, config) for _ in range(4)]
             weights[mesh_of_one] = full_state(model)
     assert losses[True] == losses[False]
@@ -158,12 +158,12 @@ def test_fsdp_on_a_mesh_of_one_takes_the_same_steps() -> None:
 def test_gradients_of_one_step_never_reach_the_next() -> None:
     config = toy_config()
     model = _bf16(config)
-    optimizer = build_optimizer(model, config.optim, Ranks())
+    optimizer = MasterAdamW(model, Ranks(), config.optim)
     masked_loss(model, config)(toy_batch()).backward()
-    optimizer.collect(num_passes=1)
+    optimizer.collect(num_microbatches=1)
     optimizer.zero_grad()
     fresh = _bf16(config)
-    expected = _step(fresh, build_optimizer(fresh, config.optim, Ranks()), config)
+    expected = _step(fresh, MasterAdamW(fresh, Ranks(), config.optim), config)
     assert _step(model, optimizer, config) == expected
 
 
@@ -171,7 +171,7 @@ def test_gradients_of_one_step_never_reach_the_next() -> None:
 def test_a_step_that_is_not_finite_changes_neither(value: float) -> None:
     config = toy_config()
     model = _bf16(config)
-    optimizer = build_optimizer(model, config.optim, Ranks(), clip_norm=1.0)
+    optimizer = MasterAdamW(model, Ranks(), config.optim, clip_norm=1.0)
     _step(model, optimizer, config)
     before, copies = _masters(model), [p.detach().clone() for p in model.parameters()]
     moments = [t.clone() for _, _, t in optimizer.tensors()]
@@ -191,7 +191,7 @@ def test_a_step_that_is_not_finite_changes_neither(value: float) -> None:
 def test_a_forgotten_collect_is_a_bug() -> None:
     config = toy_config()
     model = _bf16(config)
-    optimizer = build_optimizer(model, config.optim, Ranks())
+    optimizer = MasterAdamW(model, Ranks(), config.optim)
     loss = masked_loss(model, config)(toy_batch())
     loss.backward()
     with pytest.raises(AssertionError, match="collect"):
@@ -207,7 +207,7 @@ def test_exports_and_checkpoints_hold_the_masters(tmp_path: Path) -> None:
     assert all(torch.equal(state[n], master(p)) for n, p in parameters.items())
 
     other = _bf16(config)
-    optimizer = build_optimizer(other, config.optim, Ranks())
+    optimizer = MasterAdamW(other, Ranks(), config.optim)
     checkpoint = newest(tmp_path)
     assert checkpoint is not None
     load(checkpoint, training_state(other, optimizer), Ranks(), optimizer)

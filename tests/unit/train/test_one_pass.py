@@ -17,7 +17,7 @@ from ecgfast.train.distributed import Ranks, full_state, master, spread
 from ecgfast.train.guards import StopSignals
 from ecgfast.train.loop import train_step
 from ecgfast.train.microbatch import split
-from ecgfast.train.optim import MasterAdamW, StepReport, build_optimizer
+from ecgfast.train.optim import MasterAdamW, StepReport
 from ecgfast.train.pretrain import masked_loss
 from ecgfast.vocabulary import Precision
 
@@ -30,7 +30,7 @@ def _build(
     config = toy_config(f"optim.one_pass={one_pass}".lower())
     model = toy_model(config)
     spread(model, Ranks(), precision=precision, compile_blocks=False)
-    return model, build_optimizer(model, config.optim, Ranks(), clip_norm=CLIP), config
+    return model, MasterAdamW(model, Ranks(), config.optim, clip_norm=CLIP), config
 
 
 def _state(model: MaskedAutoencoder, optimizer: MasterAdamW) -> dict[str, Tensor]:
@@ -90,7 +90,7 @@ def test_a_loss_that_is_not_finite_changes_nothing() -> None:
     before = {name: t.clone() for name, t in _state(model, optimizer).items()}
     loss = masked_loss(model, config)(toy_batch())
     loss.backward()
-    optimizer.collect(num_passes=1)
+    optimizer.collect(num_microbatches=1)
     report = optimizer.step(torch.full_like(loss.detach(), math.nan), learning_rate=1e-3)
     assert report.skipped.item() == 1
     assert optimizer.num_updates.item() == 1
@@ -100,12 +100,12 @@ def test_a_loss_that_is_not_finite_changes_nothing() -> None:
 
 def test_gradients_of_the_last_pass_are_read_where_they_are() -> None:
     model, optimizer, config = _build(True)
-    for num_passes in (1, 3):
-        for number in range(1, num_passes + 1):
+    for num_microbatches in (1, 3):
+        for number in range(1, num_microbatches + 1):
             masked_loss(model, config)(toy_batch()).backward()
             before = {name: p.grad for name, p in model.named_parameters()}
-            optimizer.collect(num_passes=num_passes)
-            left = before if number == num_passes else dict.fromkeys(before)
+            optimizer.collect(num_microbatches=num_microbatches)
+            left = before if number == num_microbatches else dict.fromkeys(before)
             assert all(p.grad is left[name] for name, p in model.named_parameters())
         optimizer.zero_grad()
 
@@ -120,7 +120,7 @@ def test_passes_may_leave_their_gradients_in_the_same_memory() -> None:
             for name, parameter in module.named_parameters():
                 if optimizer is one_pass:
                     parameter.grad = fixed[name].copy_(parameter.grad)
-            optimizer.collect(num_passes=4)
+            optimizer.collect(num_microbatches=4)
     loss = torch.ones(())
     reports = [o.step(loss, learning_rate=1e-3) for o in (usual, one_pass)]
     assert reports[1].grad_norm.item() == pytest.approx(reports[0].grad_norm.item(), rel=1e-6)

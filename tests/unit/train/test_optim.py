@@ -9,7 +9,7 @@ from toy import toy_batch, toy_config, toy_model
 from ecgfast.config import OptimConfig
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.loop import train_step
-from ecgfast.train.optim import MasterAdamW, build_optimizer, is_decayed, learning_rate
+from ecgfast.train.optim import MasterAdamW, is_decayed, learning_rate
 from ecgfast.train.pretrain import masked_loss
 
 
@@ -55,7 +55,7 @@ def test_weights_move_as_with_the_plain_optimizer() -> None:
     """Ours wraps the fused AdamW; the plain one, step by step, is the oracle."""
     config = toy_config("train.clip_norm=0.05")
     ours, oracle = toy_model(config), toy_model(config)
-    optimizer = build_optimizer(ours, config.optim, Ranks(), clip_norm=0.05)
+    optimizer = MasterAdamW(ours, Ranks(), config.optim, clip_norm=0.05)
     groups = [
         {
             "params": [p for n, p in oracle.named_parameters() if is_decayed(n, p) is decayed],
@@ -86,7 +86,7 @@ def test_weights_move_as_with_the_plain_optimizer() -> None:
 def test_a_step_that_is_not_finite_changes_nothing(value: float) -> None:
     config = toy_config()
     model = toy_model(config)
-    optimizer = build_optimizer(model, config.optim, Ranks())
+    optimizer = MasterAdamW(model, Ranks(), config.optim)
     loss_of, batch = masked_loss(model, config), toy_batch()
     train_step(model, optimizer, loss_of, batch, microbatch=8, learning_rate=1e-3)
     before = [p.detach().clone() for p in model.parameters()]
@@ -105,7 +105,7 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_changes_nothing(value
     """As of a kernel that overflows on the way back."""
     config = toy_config("train.clip_norm=1.0")
     model = toy_model(config)
-    optimizer = build_optimizer(model, config.optim, Ranks(), clip_norm=1.0)
+    optimizer = MasterAdamW(model, Ranks(), config.optim, clip_norm=1.0)
     loss_of, batch = masked_loss(model, config), toy_batch()
     train_step(model, optimizer, loss_of, batch, microbatch=8, learning_rate=1e-3)
     before = [p.detach().clone() for p in model.parameters()]
@@ -130,7 +130,7 @@ def test_a_gradient_below_the_clip_is_left_as_it_is(one_pass: str) -> None:
     moments = []
     for clip_norm in (None, 1000.0):
         model = toy_model(config)
-        optimizer = build_optimizer(model, config.optim, Ranks(), clip_norm=clip_norm)
+        optimizer = MasterAdamW(model, Ranks(), config.optim, clip_norm=clip_norm)
         report = train_step(
             model,
             optimizer,
@@ -146,7 +146,7 @@ def test_a_gradient_below_the_clip_is_left_as_it_is(one_pass: str) -> None:
 
 def test_a_parameter_without_a_gradient_is_named() -> None:
     model = torch.nn.ModuleDict({"used": torch.nn.Linear(2, 1), "unused": torch.nn.Linear(2, 1)})
-    optimizer = MasterAdamW(model, Ranks(), betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = MasterAdamW(model, Ranks(), OptimConfig(weight_decay=0.0))
     loss = model["used"](torch.ones(1, 2)).sum()
     loss.backward()
     with pytest.raises(AssertionError, match=r"unused\.weight got no gradient"):
@@ -157,9 +157,9 @@ def test_a_rank_without_any_part_of_the_weights_takes_part_in_a_step() -> None:
     """FSDP2 leaves the last ranks nothing where no weight has rows enough for all of them."""
     model = torch.nn.Linear(3, 1, bias=False)
     model.weight = torch.nn.Parameter(torch.empty(0, 3))
-    optimizer = MasterAdamW(model, Ranks(), betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = MasterAdamW(model, Ranks(), OptimConfig(weight_decay=0.0))
     loss = model(torch.ones(2, 3)).sum() + 4
     loss.backward()
-    optimizer.collect(num_passes=1)
+    optimizer.collect(num_microbatches=1)
     report = optimizer.step(loss, learning_rate=1e-3)
     assert (report.loss.item(), report.grad_norm.item(), report.skipped.item()) == (4, 0, 0)

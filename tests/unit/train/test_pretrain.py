@@ -13,7 +13,7 @@ from ecgfast.model.build import build_model
 from ecgfast.model.mae import EVALUATION_EPOCH
 from ecgfast.store.reader import StoreReader, open_store
 from ecgfast.train.distributed import Ranks
-from ecgfast.train.optim import build_optimizer
+from ecgfast.train.optim import MasterAdamW
 from ecgfast.train.pretrain import _num_steps, memory_probe, model_inputs
 from ecgfast.train.validation import heldout_validation
 
@@ -32,7 +32,7 @@ def test_a_run_ends_after_its_epochs_or_earlier(most: tuple[int, ...], expected:
 def test_a_probe_leaves_no_gradient() -> None:
     config = toy_config()
     model = toy_model(config)
-    memory_probe(model, build_optimizer(model, config.optim, Ranks()), config, Ranks())(2)
+    memory_probe(model, MasterAdamW(model, Ranks(), config.optim), config, Ranks())(2)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

@@ -8,7 +8,7 @@ from toy import toy_batch, toy_config, toy_model
 from ecgfast.errors import ConfigError
 from ecgfast.train.distributed import full_state, join, master, spread
 from ecgfast.train.loop import train_step
-from ecgfast.train.optim import build_optimizer
+from ecgfast.train.optim import MasterAdamW
 from ecgfast.train.pretrain import build_spread, masked_loss, microbatch_graph
 from ecgfast.train.replicas import GradientBuckets
 
@@ -56,7 +56,7 @@ def test_a_replica_alone_takes_the_steps_of_one_rank(precision: str) -> None:
         config = toy_config(f"train.precision={precision}", "train.parallel=replicas")
         with join("cpu", mesh_of_one=mesh_of_one) as ranks:
             model, _ = build_spread(config, ranks, None)
-            optimizer = build_optimizer(model, config.optim, ranks, clip_norm=0.05)
+            optimizer = MasterAdamW(model, ranks, config.optim, clip_norm=0.05)
             loss_of = masked_loss(model, config)
             norms = [
                 train_step(

@@ -6,12 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ecgfast.data.loader import Plan
+from ecgfast.data.loader import RankOrder
 
 
-def _plans(num_records: int, *, world_size: int, global_batch: int, seed: int = 1) -> list[Plan]:
+def _orders(
+    num_records: int, *, world_size: int, global_batch: int, seed: int = 1
+) -> list[RankOrder]:
     return [
-        Plan(
+        RankOrder(
             index=np.arange(num_records),
             batch_size=global_batch // world_size,
             seed=seed,
@@ -22,9 +24,11 @@ def _plans(num_records: int, *, world_size: int, global_batch: int, seed: int = 
     ]
 
 
-def _global_batches(plans: list[Plan], epoch: int, position: int = 0) -> list[NDArray[np.int64]]:
+def _global_batches(
+    orders: list[RankOrder], epoch: int, position: int = 0
+) -> list[NDArray[np.int64]]:
     """What all ranks visit together in each step; they must agree on the number of steps."""
-    steps = zip(*(plan.batches(epoch, position) for plan in plans), strict=True)
+    steps = zip(*(order.batches(epoch, position) for order in orders), strict=True)
     return [np.concatenate(step) for step in steps]
 
 
@@ -41,7 +45,7 @@ def test_ranks_share_what_is_left_without_loss(
     position = min(position, num_records)
     per_rank = []
     for rank in range(world_size):
-        plan = Plan(
+        order = RankOrder(
             index=np.arange(num_records),
             batch_size=batch_size,
             seed=7,
@@ -49,8 +53,8 @@ def test_ranks_share_what_is_left_without_loss(
             world_size=world_size,
             drop_last=drop_last,
         )
-        assert len(plan) == len(plan.batches(3))
-        per_rank.append(plan.batches(3, position))
+        assert len(order) == len(order.batches(3))
+        per_rank.append(order.batches(3, position))
     counts = [len(batches) for batches in per_rank]
     if drop_last:
         assert len(set(counts)) == 1  # a rank with one more would wait for the others for ever
@@ -64,28 +68,28 @@ def test_ranks_share_what_is_left_without_loss(
 
 
 def test_global_batches_do_not_depend_on_the_world_size() -> None:
-    alone = _global_batches(_plans(1000, world_size=1, global_batch=48), epoch=0)
+    alone = _global_batches(_orders(1000, world_size=1, global_batch=48), epoch=0)
     for world_size in (2, 3, 4):
-        together = _global_batches(_plans(1000, world_size=world_size, global_batch=48), epoch=0)
+        together = _global_batches(_orders(1000, world_size=world_size, global_batch=48), epoch=0)
         for expected, got in zip(alone, together, strict=True):
             np.testing.assert_array_equal(got, expected)
 
 
 def test_a_position_continues_where_another_world_size_stopped() -> None:
-    whole = _global_batches(_plans(960, world_size=1, global_batch=96), epoch=2)
-    rest = _global_batches(_plans(960, world_size=4, global_batch=96), epoch=2, position=3 * 96)
+    whole = _global_batches(_orders(960, world_size=1, global_batch=96), epoch=2)
+    rest = _global_batches(_orders(960, world_size=4, global_batch=96), epoch=2, position=3 * 96)
     for expected, got in zip(whole[3:], rest, strict=True):
         np.testing.assert_array_equal(got, expected)
 
 
 def test_epochs_differ_and_a_selection_keeps_its_rows() -> None:
-    plan = Plan(index=np.arange(500) * 3, batch_size=100)
-    first, second = (np.concatenate(plan.batches(epoch)) for epoch in (0, 1))
+    order = RankOrder(index=np.arange(500) * 3, batch_size=100)
+    first, second = (np.concatenate(order.batches(epoch)) for epoch in (0, 1))
     assert not np.array_equal(first, second)
     np.testing.assert_array_equal(np.sort(second), np.arange(500) * 3)
 
 
 def test_without_shuffling_rows_come_as_they_stand() -> None:
     index = np.array([4, 1, 9, 7, 0])
-    (first, second) = Plan(index=index, batch_size=2, shuffle=False).batches(5)
+    (first, second) = RankOrder(index=index, batch_size=2, shuffle=False).batches(5)
     assert [first.tolist(), second.tolist()] == [[4, 1], [9, 7]]
