@@ -1,4 +1,7 @@
-"""Cohort tables: cases, controls, prevalence and patients for each site and split."""
+"""Who is in a store: tables by site and split, subgroups, and what age and sex alone tell.
+
+Shapes: N records of the store, n chosen ones.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +20,15 @@ from ecgfast.store.reader import StoreReader
 
 SPLITS = ("train", "valid", "test")
 DEFAULT_TARGET = "ejection_fraction<40"
+FEWEST = 10  # cases, and controls, below which nothing is computed of a subgroup
+_AGES = {
+    "under 18": (0, 18),
+    "18 to 39": (18, 40),
+    "40 to 59": (40, 60),
+    "60 to 79": (60, 80),
+    "80 and over": (80, np.inf),
+}
+_GROUPED = ("sex", "site", "device")  # columns of text, where a store has them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +111,74 @@ def cohort_table(records: pa.Table, target: str | None) -> list[CohortRow]:
         if len(present) > 1:
             rows.append(count(site, "all", here))
     return [*rows, count("all", "all", ~nothing)]
+
+
+def subgroups(records: pa.Table) -> dict[str, dict[str, NDArray[np.bool_]]]:
+    """Divide records by age, sex, site and device, as far as the store knows them.
+
+    Args:
+        records: `StoreReader.records`.
+    Returns:
+        Column -> group -> (N,) bool; groups without a record are left out, and so are columns
+        without a value.
+    """
+    age = _ages(records)
+    ages = {name: (age >= low) & (age < high) for name, (low, high) in _AGES.items()}
+    columns = {"age": {**ages, "unknown": np.isnan(age)}}
+    for name in _GROUPED:
+        values = text_column(records, name)
+        columns[name] = {
+            "unknown" if value == "-" else value: values == value
+            for value in natural_order(np.unique(values).tolist())
+        }
+    present = {
+        column: {group: chosen for group, chosen in groups.items() if chosen.any()}
+        for column, groups in columns.items()
+    }
+    return {column: groups for column, groups in present.items() if set(groups) != {"unknown"}}
+
+
+def age_and_sex(
+    records: pa.Table, is_case: NDArray[np.bool_], training: NDArray[np.int64]
+) -> NDArray[np.float64] | str:
+    """Probabilities from age and sex alone: what a model of the ECG must at least add to.
+
+    A logistic regression with scikit-learn's defaults on standardised columns; an unknown age is
+    the median of the training records and has a column that says so.
+
+    Args:
+        records: `StoreReader.records`.
+        is_case: (N,) bool.
+        training: (n,) labelled rows to fit it on.
+    Returns:
+        (N,) float64 in [0, 1], or why there is no such model.
+    """
+    from sklearn.linear_model import LogisticRegression  # takes a second
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    num_cases = int(is_case[training].sum())
+    if min(num_cases, len(training) - num_cases) < FEWEST:
+        return f"fewer than {FEWEST} cases or controls in training"
+    age, sex = _ages(records), text_column(records, "sex")
+    unknown = np.isnan(age)
+    columns = [sex == value for value in np.unique(sex[training])]
+    if not unknown[training].all():
+        columns += [np.where(unknown, np.median(age[training][~unknown[training]]), age), unknown]
+    table = np.stack(columns, axis=1).astype(np.float64)
+    if not np.ptp(table[training], axis=0).any():
+        return "neither age nor sex is known"
+    model = make_pipeline(StandardScaler(), LogisticRegression())
+    model.fit(table[training], is_case[training])
+    probability: NDArray[np.float64] = model.predict_proba(table)[:, 1]
+    return probability
+
+
+def _ages(records: pa.Table) -> NDArray[np.float64]:
+    """(N,) years, NaN where unknown."""
+    if "age" not in records.column_names:
+        return np.full(records.num_rows, np.nan)
+    return np.array(records["age"].to_pylist(), dtype=np.float64)
 
 
 def natural_order(names: Sequence[str]) -> list[str]:

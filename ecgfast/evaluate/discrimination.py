@@ -5,6 +5,7 @@ Records of one patient are taken together wherever variance is estimated.
 Shapes: n records, m cases, k controls, K scores compared on the same records, P patients.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata, t
 
 from ecgfast.errors import ShapeError
-from ecgfast.evaluate.interval import Interval, limits, patients_of, spread
+from ecgfast.evaluate.interval import Interval, limits, no_variance, patients_of, spread
 from ecgfast.runs.roc import checked, components, undefined
 
 Floats = NDArray[np.float64]
@@ -94,7 +95,7 @@ def delong(y: ArrayLike, score: ArrayLike, groups: ArrayLike | None = None) -> A
         return replace(result, reason=reason)
     areas, influence = _areas(is_case, scores)
     value = float(areas[0])
-    if reason := _no_variance(is_case, patients):
+    if reason := no_variance(is_case, patients):
         return replace(result, value=value, reason=reason)
     found = spread(influence[0], is_case, patients)
     low, high, method = limits(value, found)
@@ -126,7 +127,7 @@ def delong_paired(
     """
     is_case, scores = checked(y, [first, second])
     patients = patients_of(groups, len(is_case))
-    if reason := undefined(is_case) or _no_variance(is_case, patients):
+    if reason := undefined(is_case) or no_variance(is_case, patients):
         return PairedTest(reason=reason)
     areas, influence = _areas(is_case, scores)
     difference = float(areas[0] - areas[1])
@@ -144,6 +145,23 @@ def delong_paired(
         p_value=float(2 * t.sf(abs(difference) / found.std_error, found.dof)),
         method=DELONG_T,
     )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for their number, so that a family errs as seldom as one test would.
+
+    Args:
+        p_values: of one family, such as every comparison of a report.
+    Returns:
+        Adjusted p-values in the same order, at most 1.
+    Source: Holm 1979.
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(values)
+    adjusted = np.empty_like(values)
+    steps = values[order] * np.arange(len(values), 0, -1)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
+    return [float(value) for value in adjusted]
 
 
 def permutation_p_value(is_case: Flags, scores: Floats, patients: ArrayLike) -> float:
@@ -201,17 +219,10 @@ def average_precision(is_case: Flags, score: Floats, groups: ArrayLike | None = 
     if reason := undefined(is_case):
         return Interval(reason=reason)
     value, influence = _precision_influence(is_case, score)
-    if reason := _no_variance(is_case, patients):
+    if reason := no_variance(is_case, patients):
         return Interval(value=value, reason=reason)
     low, high, method = limits(value, spread(influence, is_case, patients))
     return Interval(value=value, low=low, high=high, method=method)
-
-
-def _no_variance(is_case: Flags, patients: NDArray[np.intp]) -> str:
-    """Why an area of (n,) records, both classes present, has no interval; empty when it has."""
-    if len(np.unique(patients[is_case])) < 2:
-        return "cases of a single patient"
-    return "controls of a single patient" if len(np.unique(patients[~is_case])) < 2 else ""
 
 
 def _areas(is_case: Flags, scores: Floats) -> tuple[Floats, Floats]:

@@ -1,10 +1,11 @@
-"""95 % intervals of shares and areas in [0, 1], records of one patient taken together.
+"""95 % intervals, records of one patient taken together.
 
-One rule for all of them. Each statistic is written as a sum of influences of its records; the
-influences of one patient are added, and their squares give the variance (Obuchowski 1997). The
-interval is symmetric on the logit scale, with Student's t: the degrees of freedom are
-Satterthwaite's, from the fourth moment of the patients' sums, because near 1 few patients carry
-most of the variance. Without any variance, the binomial interval over patients takes its place.
+One rule for all shares and areas in [0, 1]. Each statistic is written as a sum of influences of
+its records; the influences of one patient are added, and their squares give the variance
+(Obuchowski 1997). The interval is symmetric on the logit scale, with Student's t: the degrees of
+freedom are Satterthwaite's, from the fourth moment of the patients' sums, because near 1 few
+patients carry most of the variance. Without any variance, the binomial interval over patients takes
+its place. Numbers without bounds, such as a slope, have this variance and t on their own scale.
 
 Shapes: n records, P patients.
 """
@@ -24,18 +25,19 @@ Groups = NDArray[np.intp]
 CONFIDENCE = 0.95
 LOGIT_T = "patient-clustered logit t"
 BINOMIAL = "binomial over patients"
+PLAIN_T = "patient-clustered t"
 _NO_VARIANCE = 1e-12  # standard errors below are rounding
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A share or an area with its 95 % interval.
+    """A number with its 95 % interval.
 
     Attributes:
-        value: in [0, 1], or None where it is not defined.
+        value: a share or an area in [0, 1], a slope or an intercept; None where not defined.
         low: lower end, or None.
         high: upper end, or None.
-        method: `LOGIT_T` or `BINOMIAL`; empty without an interval.
+        method: `LOGIT_T`, `BINOMIAL` or `PLAIN_T`; empty without an interval.
         reason: why `value` or the interval is not defined; empty when both are.
     """
 
@@ -165,3 +167,23 @@ def mean_interval(values: ArrayLike, groups: ArrayLike | None, *, if_empty: str)
     one_class = np.ones(len(numbers), dtype=bool)
     low, high, method = limits(mean, spread((numbers - mean) / len(numbers), one_class, patients))
     return Interval(value=mean, low=low, high=high, method=method)
+
+
+def plain_interval(value: float, influence: Floats, patients: Groups) -> Interval:
+    """Interval of a number without bounds, symmetric about it.
+
+    Args:
+        value: the statistic.
+        influence: (n,) what each record adds to statistic minus truth, to first order.
+        patients: (n,) from `patients_of`, two patients or more.
+    """
+    found = spread(influence, np.ones(len(influence), dtype=bool), patients)
+    half = found.quantile * found.std_error
+    return Interval(value=value, low=value - half, high=value + half, method=PLAIN_T)
+
+
+def no_variance(is_case: Flags, patients: Groups) -> str:
+    """Why numbers of (n,) records, both classes present, have no interval; empty when they have."""
+    if len(np.unique(patients[is_case])) < 2:
+        return "cases of a single patient"
+    return "controls of a single patient" if len(np.unique(patients[~is_case])) < 2 else ""

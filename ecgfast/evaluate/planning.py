@@ -4,7 +4,7 @@ Shapes: N records of the store, n chosen ones.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,7 @@ class TestPlan:
         cohorts: cohort -> run's name -> rows with known labels of patients that this run has not
             learned from. At a site that it learned from, a run is tested on the test split alone.
         notes: for the report, what was left out and what is not known.
+        training: run's name -> labelled rows of this store that it was trained on.
     """
 
     target: str
@@ -56,6 +57,12 @@ class TestPlan:
     patients: NDArray[np.intp]
     cohorts: dict[str, dict[str, Rows]]
     notes: tuple[str, ...]
+    training: dict[str, Rows] = field(default_factory=dict)
+
+    @property
+    def main_cohort(self) -> str:
+        """The one that single figures are of: all external sites where there are several."""
+        return POOLED if POOLED in self.cohorts else list(self.cohorts)[-1]
 
     def rows_of(self, run: str | None) -> Rows:
         """Rows, ascending, that test a run; None: that test any run."""
@@ -76,12 +83,14 @@ class _Test:
         training_sites: sites of the store that it learned from.
         unseen: (N,) labelled records of patients that it did not learn from.
         in_test: (N,) records in its test split or fold.
+        taught: (N,) labelled records of its training split.
         by_fold: whether that is the fold that it held out.
     """
 
     training_sites: frozenset[str]
     unseen: Flags
     in_test: Flags
+    taught: Flags
     by_fold: bool
 
     @property
@@ -152,6 +161,7 @@ def plan_for(store: StoreReader, target: str, learners: Mapping[str, Learner]) -
         patients=patient_groups(store.records),
         cohorts=cohorts,
         notes=_notes(target, site, is_known, learners, tests, seen_by),
+        training={name: np.flatnonzero(test.taught) for name, test in tests.items()},
     )
 
 
@@ -163,6 +173,7 @@ def _test(
     by_fold = learner.fold is not None and learner.fold in folds
     if learner.fold is not None and by_fold:
         names = splits_of_fold(folds, learner.fold)
+    split = np.array(names, dtype=object)
     trained = _trained(learner)
     # Sites of one name are one hospital where the pseudonym keys are the same; under another key
     # only where the run learned from an ECG that this store has at the site.
@@ -170,7 +181,8 @@ def _test(
     return _Test(
         training_sites=frozenset(ours),
         unseen=is_known & ~seen_by.taught,
-        in_test=np.array([name == "test" for name in names], dtype=bool),
+        in_test=split == "test",
+        taught=is_known & seen_by.taught & (split == "train") & np.isin(site, sorted(ours)),
         by_fold=by_fold,
     )
 

@@ -1,31 +1,40 @@
-"""Every number of a report: AUROC by cohort, paired tests, operating points, calibration."""
+"""Every number of a report: discrimination, operating points, calibration, net benefit, groups."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from ecgfast.evaluate.cohort import FEWEST, age_and_sex, subgroups
 from ecgfast.evaluate.discrimination import (
     Auroc,
     PairedTest,
     average_precision,
     delong,
     delong_paired,
+    holm,
 )
 from ecgfast.evaluate.interval import Interval
 from ecgfast.evaluate.operating import (
     Calibration,
+    Fixed,
+    NetBenefit,
     OperatingPoint,
     calibration,
+    net_benefit,
     operating_point,
+    recalibration,
 )
 from ecgfast.evaluate.planning import TestPlan
 from ecgfast.runs.loading import LoadedRun
 from ecgfast.store.reader import StoreReader
 
 T = TypeVar("T")
+Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,18 +44,56 @@ class CohortResult:
     Attributes:
         auroc: with its interval.
         average_precision: area under the precision-recall curve, with its interval.
-        operating: at the threshold of the run's validation records, None without one.
+        points: name of a threshold of the run's validation records -> what it does here.
         calibration: None without records.
+        recalibrated: the same of the recalibrated probabilities; None where there are none.
+        net_benefit: of the probabilities as the network gives them; None without records.
+        net_benefit_recalibrated: of the recalibrated ones; None where there are none.
         is_case: (n,) bool.
         probability: (n,) float64.
     """
 
     auroc: Auroc
     average_precision: Interval
-    operating: OperatingPoint | None
+    points: Mapping[str, OperatingPoint]
     calibration: Calibration | None
+    recalibrated: Calibration | None
+    net_benefit: NetBenefit | None
+    net_benefit_recalibrated: NetBenefit | None
     is_case: NDArray[np.bool_]
-    probability: NDArray[np.float64]
+    probability: Floats
+
+    @property
+    def operating(self) -> OperatingPoint | None:
+        """At the threshold with the highest Youden index."""
+        return self.points.get("youden")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subgroup:
+    """One run on a part of a cohort.
+
+    Attributes:
+        auroc: not defined, with a reason, below `FEWEST` cases or controls.
+        operating: at the threshold with the highest Youden index; None without one, or below
+            `FEWEST`.
+    """
+
+    auroc: Auroc
+    operating: OperatingPoint | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgeAndSex:
+    """What a model of age and sex reaches on the records that test a run.
+
+    Attributes:
+        auroc: of that model.
+        run_minus: the run's AUROC minus that.
+    """
+
+    auroc: Auroc
+    run_minus: PairedTest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,34 +104,65 @@ class Results:
         plan: which records tested each run.
         cohorts: cohort -> run's name -> result.
         paired: cohort -> run's name -> first run minus this one.
-        thresholds: run's name -> threshold with the highest Youden index on its own validation
-            records.
+        fixed: run's name -> what its validation records fixed.
         scores: run's name -> (N,) probabilities of the store's records, NaN where it is not tested.
+        groups: column -> group -> run's name -> result in the plan's main cohort.
+        age_and_sex: cohort -> run's name -> what age and sex reach, fitted on the run's training
+            records.
+        no_age_and_sex: run's name -> why there is no such model.
     """
 
     plan: TestPlan
     cohorts: dict[str, dict[str, CohortResult]]
     paired: dict[str, dict[str, PairedTest]]
-    thresholds: dict[str, float | None]
-    scores: dict[str, NDArray[np.float64]]
+    fixed: dict[str, Fixed]
+    scores: dict[str, Floats]
+    groups: dict[str, dict[str, dict[str, Subgroup]]] = field(default_factory=dict)
+    age_and_sex: dict[str, dict[str, AgeAndSex]] = field(default_factory=dict)
+    no_age_and_sex: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the runs, the first one first."""
+        return list(self.fixed)
+
+    @property
+    def p_holm(self) -> dict[str, dict[str, float]]:
+        """P-values of `paired`, corrected for the number of all of them."""
+        found = [
+            (cohort, name, test.p_value)
+            for cohort, tests in self.paired.items()
+            for name, test in tests.items()
+            if test.p_value is not None
+        ]
+        adjusted: dict[str, dict[str, float]] = {}
+        for (cohort, name, _), p_value in zip(found, holm([p for *_, p in found]), strict=True):
+            adjusted.setdefault(cohort, {})[name] = p_value
+        return adjusted
 
     def each(self, part: Callable[[CohortResult], T]) -> dict[str, dict[str, T]]:
         """Return one part of every result: cohort -> run's name -> part."""
-        return {
-            cohort: {name: part(result) for name, result in by_run.items()}
-            for cohort, by_run in self.cohorts.items()
-        }
+        return _each(self.cohorts, part)
 
     def to_json(self) -> dict[str, Any]:
         """The numbers alone, for ``metrics.json``."""
         return {
             "target": self.plan.target,
             "notes": list(self.plan.notes),
-            "thresholds": self.thresholds,
+            "thresholds": {
+                name: fixed.thresholds.get("youden") for name, fixed in self.fixed.items()
+            },
             "cohorts": self.each(_numbers),
-            "first_run_minus": {
-                cohort: {name: asdict(test) for name, test in tests.items()}
-                for cohort, tests in self.paired.items()
+            "first_run_minus": _each(self.paired, asdict),
+            "p_holm": self.p_holm,
+            "fixed_on_validation": {name: asdict(fixed) for name, fixed in self.fixed.items()},
+            "subgroups": {
+                "cohort": self.plan.main_cohort,
+                **{column: _each(groups, asdict) for column, groups in self.groups.items()},
+            },
+            "age_and_sex": {
+                "not_fitted": self.no_age_and_sex,
+                "cohorts": _each(self.age_and_sex, asdict),
             },
         }
 
@@ -97,29 +175,36 @@ def compute(plan: TestPlan, classifiers: Sequence[LoadedRun], store: StoreReader
         classifiers: the runs; the first is the one that the others are tested against.
         store: an open store.
     """
-    scores: dict[str, NDArray[np.float64]] = {}
+    scores: dict[str, Floats] = {}
+    fixed = {}
     for run in classifiers:
         rows = plan.rows_of(run.name)
         scores[run.name] = np.full(len(store), np.nan)
         scores[run.name][rows] = run.probabilities(store, rows)
-    return summarise(plan, scores, {run.name: run.meta.threshold for run in classifiers})
+        assert run.register is not None  # load_run refuses classifiers without
+        fixed[run.name] = Fixed(
+            thresholds=run.meta.thresholds, recalibration=recalibration(*run.register.validation)
+        )
+    return summarise(plan, scores, fixed, store.records)
 
 
 def summarise(
     plan: TestPlan,
-    scores: Mapping[str, NDArray[np.float64]],
-    thresholds: Mapping[str, float | None],
+    scores: Mapping[str, Floats],
+    fixed: Mapping[str, Fixed],
+    records: pa.Table,
 ) -> Results:
     """Every number of a report from the scores.
 
     Args:
         plan: which records test each run.
         scores: run's name -> (N,) probabilities, NaN where it is not tested.
-        thresholds: run's name -> its own, fixed on its own validation records.
+        fixed: run's name -> what its own validation records fixed.
+        records: of the store, N rows with age, sex, site and device where they are known.
     """
     cohorts = {
         cohort: {
-            name: _result(plan, rows, scores[name][rows], thresholds[name])
+            name: _result(plan, rows, scores[name][rows], fixed[name])
             for name, rows in by_run.items()
         }
         for cohort, by_run in plan.cohorts.items()
@@ -127,58 +212,117 @@ def summarise(
     first, *others = scores
     paired = {
         cohort: {
-            name: _paired(plan, np.intersect1d(by_run[first], by_run[name]), scores, first, name)
+            name: _paired(plan, np.intersect1d(by_run[first], by_run[name]), scores, (first, name))
             for name in others
             if name in by_run
         }
         for cohort, by_run in plan.cohorts.items()
         if first in by_run
     }
+    of_age_and_sex, reasons = _age_and_sex(plan, scores, records)
     return Results(
         plan=plan,
         cohorts=cohorts,
         paired=paired,
-        thresholds=dict(thresholds),
+        fixed=dict(fixed),
         scores=dict(scores),
+        groups=_groups(plan, scores, fixed, records),
+        age_and_sex=of_age_and_sex,
+        no_age_and_sex=reasons,
     )
 
 
 def _paired(
-    plan: TestPlan,
-    rows: NDArray[np.int64],
-    scores: Mapping[str, NDArray[np.float64]],
-    first: str,
-    second: str,
+    plan: TestPlan, rows: Rows, scores: Mapping[str, Floats], names: tuple[str, str]
 ) -> PairedTest:
-    """First minus second on the records that test both."""
-    return delong_paired(
-        plan.is_case[rows], scores[first][rows], scores[second][rows], plan.patients[rows]
-    )
+    """First minus second of two scores on some rows."""
+    first, second = (scores[name][rows] for name in names)
+    return delong_paired(plan.is_case[rows], first, second, plan.patients[rows])
 
 
-def _result(
-    plan: TestPlan,
-    rows: NDArray[np.int64],
-    probability: NDArray[np.float64],
-    threshold: float | None,
-) -> CohortResult:
+def _result(plan: TestPlan, rows: Rows, probability: Floats, fixed: Fixed) -> CohortResult:
     is_case, patients = plan.is_case[rows], plan.patients[rows]
+    corrected = fixed.recalibration.of(probability)
     return CohortResult(
         auroc=delong(is_case, probability, patients),
         average_precision=average_precision(is_case, probability, patients),
-        operating=None
-        if threshold is None
-        else operating_point(is_case, probability, threshold, patients),
+        points={
+            name: operating_point(is_case, probability, threshold, patients)
+            for name, threshold in fixed.thresholds.items()
+            if threshold is not None
+        },
         calibration=calibration(is_case, probability, patients),
+        recalibrated=None if corrected is None else calibration(is_case, corrected, patients),
+        net_benefit=net_benefit(is_case, probability),
+        net_benefit_recalibrated=None if corrected is None else net_benefit(is_case, corrected),
         is_case=is_case,
         probability=probability,
     )
 
 
-def _numbers(result: CohortResult) -> dict[str, Any]:
+def _groups(
+    plan: TestPlan,
+    scores: Mapping[str, Floats],
+    fixed: Mapping[str, Fixed],
+    records: pa.Table,
+) -> dict[str, dict[str, dict[str, Subgroup]]]:
+    """Every subgroup of the main cohort that has a tested record."""
+    found: dict[str, dict[str, dict[str, Subgroup]]] = {}
+    for name, rows in plan.cohorts[plan.main_cohort].items():
+        for column, groups in subgroups(records).items():
+            for group, chosen in groups.items():
+                if len(part := rows[chosen[rows]]):
+                    by_run = found.setdefault(column, {}).setdefault(group, {})
+                    by_run[name] = _subgroup(plan, part, scores[name], fixed[name])
+    return found
+
+
+def _subgroup(plan: TestPlan, rows: Rows, score: Floats, fixed: Fixed) -> Subgroup:
+    num_cases = int(plan.is_case[rows].sum())
+    num_controls = len(rows) - num_cases
+    if min(num_cases, num_controls) < FEWEST:
+        reason = f"fewer than {FEWEST} cases or controls"
+        few = Auroc(num_cases=num_cases, num_controls=num_controls, reason=reason)
+        return Subgroup(auroc=few, operating=None)
+    result = _result(plan, rows, score[rows], fixed)
+    return Subgroup(auroc=result.auroc, operating=result.operating)
+
+
+def _age_and_sex(
+    plan: TestPlan, scores: Mapping[str, Floats], records: pa.Table
+) -> tuple[dict[str, dict[str, AgeAndSex]], dict[str, str]]:
+    """Age and sex against each run, and why not."""
+    found: dict[str, dict[str, AgeAndSex]] = {}
+    reasons: dict[str, str] = {}
+    for name, training in plan.training.items():
+        model = age_and_sex(records, plan.is_case, training)
+        if isinstance(model, str):
+            reasons[name] = model
+            continue
+        for cohort, by_run in plan.cohorts.items():
+            if name in by_run:
+                rows = by_run[name]
+                found.setdefault(cohort, {})[name] = AgeAndSex(
+                    auroc=delong(plan.is_case[rows], model[rows], plan.patients[rows]),
+                    run_minus=_paired(plan, rows, {**scores, "": model}, (name, "")),
+                )
+    return found, reasons
+
+
+def _each(
+    table: Mapping[str, Mapping[str, Any]], part: Callable[[Any], T]
+) -> dict[str, dict[str, T]]:
+    """Apply a function to the values of a table of tables."""
     return {
-        "auroc": asdict(result.auroc),
-        "average_precision": asdict(result.average_precision),
-        "operating_point": result.operating and asdict(result.operating),
-        "calibration": result.calibration and asdict(result.calibration),
+        row: {name: part(value) for name, value in by_name.items()}
+        for row, by_name in table.items()
+    }
+
+
+def _numbers(result: CohortResult) -> dict[str, Any]:
+    numbers = {**vars(result), "operating_point": result.operating}
+    del numbers["is_case"], numbers["probability"]
+    points = {name: asdict(point) for name, point in numbers.pop("points").items()}
+    return {name: part and asdict(part) for name, part in numbers.items()} | {
+        "operating_points": points
     }

@@ -96,7 +96,7 @@ def disclosures(
 
 def detection(results: Results) -> View:
     """AUROC of every run at every site: table, intervals and ROC curves."""
-    names = list(results.thresholds)
+    names = results.names
     areas = results.each(lambda result: result.auroc)
     rows: list[Sequence[str]] = []
     notes: list[str] = []
@@ -122,7 +122,7 @@ def detection(results: Results) -> View:
 
 def comparison(results: Results) -> View | None:
     """Paired tests of the first run against every other; None with a single run."""
-    first, *others = results.thresholds
+    first, *others = results.names
     if not others:
         return None
     header = ["cohort"]

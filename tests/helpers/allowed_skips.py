@@ -21,6 +21,7 @@ ALLOWED = (
     "only root can give a file away",
     "writing the test's store needs zarr",
     "Cosmic Ray is not installed",
+    "statsmodels is not installed",
 )
 
 # `make setup` installs them and builds the library, and the recordings lie beside CI's checkout: a
@@ -30,6 +31,7 @@ PRESENT_IN_CI = (
     "DALI is not installed",
     "real recordings are not at .*",
     "the native (codec|library) was not built",
+    "statsmodels is not installed",
 )
 
 

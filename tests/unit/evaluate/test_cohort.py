@@ -1,9 +1,11 @@
 """Cohort tables against counts by hand."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from sklearn.linear_model import LogisticRegression
 
-from ecgfast.evaluate.cohort import cohort_table, natural_order
+from ecgfast.evaluate.cohort import age_and_sex, cohort_table, natural_order, subgroups
 from ecgfast.store.patients import patient_groups
 
 TABLE = pa.table(
@@ -48,3 +50,62 @@ def test_records_without_patient_are_their_own_patient() -> None:
     groups = patient_groups(TABLE)
     assert groups[0] == groups[1]
     assert len(set(groups.tolist())) == 7
+
+
+def test_subgroups_by_hand() -> None:
+    records = pa.table(
+        {
+            "age": [17.0, 18.0, 59.9, 60.0, 90.0, None],
+            "sex": ["F", "M", "F", None, "M", "F"],
+            "site": ["10", "9", "9", "9", "9", "9"],
+            "device": pa.nulls(6, pa.string()),
+        }
+    )
+    found = {
+        column: {group: np.flatnonzero(chosen).tolist() for group, chosen in groups.items()}
+        for column, groups in subgroups(records).items()
+    }
+    assert found == {
+        "age": {
+            "under 18": [0], "18 to 39": [1], "40 to 59": [2], "60 to 79": [3],
+            "80 and over": [4], "unknown": [5],
+        },
+        "sex": {"unknown": [3], "F": [0, 2, 5], "M": [1, 4]},
+        "site": {"9": [1, 2, 3, 4, 5], "10": [0]},
+    }  # fmt: skip
+    assert subgroups(pa.table({"record_id": ["a"]})) == {}
+
+
+def test_age_and_sex_are_a_logistic_regression_on_training_records_alone() -> None:
+    rng = np.random.default_rng(4)
+    age, male = rng.uniform(20, 90, 400), rng.random(400) < 0.5
+    y = rng.random(400) < 1 / (1 + np.exp(-(age - 70) / 10 - male))
+    training = np.arange(200)
+    records = pa.table({"age": age, "sex": np.where(male, "M", "F")})
+    got = age_and_sex(records, y, training)
+    assert not isinstance(got, str)
+    table = np.stack([age, male], axis=1)
+    mean, std = table[training].mean(axis=0), table[training].std(axis=0)
+    z = np.stack([(age - mean[0]) / std[0], (~male - 1 + mean[1]) / std[1],
+                  (male - mean[1]) / std[1]], axis=1)  # fmt: skip
+    model = LogisticRegression().fit(z[training], y[training])
+    np.testing.assert_allclose(got, model.predict_proba(z)[:, 1], atol=1e-4)
+    other = y.copy()
+    other[200:] = ~other[200:]  # labels outside training change nothing
+    np.testing.assert_array_equal(got, age_and_sex(records, other, training))
+
+
+def test_age_and_sex_without_what_they_need() -> None:
+    y = np.arange(40) % 2 == 0
+    age: list[float | None] = [60.0 + 10 * case for case in y]
+    age[0] = None
+    rows, sex = np.arange(40), ["F"] * 40
+    got = age_and_sex(pa.table({"age": age, "sex": sex}), y, rows)
+    assert not isinstance(got, str)
+    assert np.isfinite(got).all()
+    assert got[2] > 0.9 > 0.1 > got[1]
+    nothing = pa.table({"sex": sex, "age": pa.nulls(40, pa.float64())})
+    assert age_and_sex(nothing, y, rows) == "neither age nor sex is known"
+    assert age_and_sex(pa.table({"sex": sex}), y, rows[:19]) == (
+        "fewer than 10 cases or controls in training"
+    )

@@ -15,6 +15,7 @@ from ecgfast.evaluate.discrimination import (
     Auroc,
     delong,
     delong_paired,
+    holm,
     permutation_p_value,
 )
 from ecgfast.runs.roc import auroc, roc_curve
@@ -293,3 +294,32 @@ def test_permutations_need_not_fit_into_memory(
 def test_a_curve_of_one_class_is_refused() -> None:
     with pytest.raises(ShapeError, match="no cases"):
         roc_curve([0, 0], [0.1, 0.2])
+
+
+def test_the_difference_varies_as_much_as_in_a_bootstrap_of_patients() -> None:
+    rng = np.random.default_rng(11)
+    y, first, patient = correlated_cohort(11)
+    second = 0.6 * first + 0.8 * rng.normal(size=int(patient.max()) + 1)[patient.astype(int)]
+    rows_of = [np.flatnonzero(patient == p) for p in np.unique(patient)]
+    differences = []
+    for _ in range(800):
+        rows = np.concatenate([rows_of[p] for p in rng.integers(0, len(rows_of), len(rows_of))])
+        areas = [metrics.roc_auc_score(y[rows], score[rows]) for score in (first, second)]
+        differences.append(areas[0] - areas[1])
+    test = delong_paired(y, first, second, patient)
+    assert test.std_error == pytest.approx(float(np.std(differences)), rel=0.10)
+    low, high = np.quantile(differences, (0.025, 0.975))
+    assert (test.low, test.high) == pytest.approx((low, high), abs=0.25 * (high - low))
+
+
+def test_holm_by_hand_and_by_statsmodels() -> None:
+    # Sorted 0.005, 0.01, 0.03, 0.04: times 4, 3, 2, 1, and never below the one before.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+    multitest = pytest.importorskip(
+        "statsmodels.stats.multitest", reason="statsmodels is not installed"
+    )
+    p_values = np.random.default_rng(0).random(30) ** 3
+    expected = multitest.multipletests(p_values, method="holm")[1]
+    np.testing.assert_allclose(holm(p_values.tolist()), expected)

@@ -4,14 +4,22 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from report_pages import html_of
+from report_pages import fixed, html_of, nobody
 from simulated_cohorts import draw
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    brier_score_loss,
+    precision_score,
+    roc_auc_score,
+)
 
 from ecgfast.evaluate import planning
+from ecgfast.evaluate.cohort import age_and_sex
 from ecgfast.evaluate.discrimination import delong, delong_paired
 from ecgfast.evaluate.interval import BINOMIAL, LOGIT_T
+from ecgfast.evaluate.operating import Fixed, recalibration
 from ecgfast.evaluate.planning import POOLED
 from ecgfast.evaluate.results import Results, summarise
 from ecgfast.evaluate.views import comparison, detection, operating
@@ -39,7 +47,7 @@ def summary_of(plan: planning.TestPlan, **scores: np.ndarray) -> Results:
     """The numbers of some runs, whose validation records said 0.4."""
     named = {name: {run: by_run[run] for run in scores} for name, by_run in plan.cohorts.items()}
     plan = replace(plan, cohorts=named)
-    return summarise(plan, scores, dict.fromkeys(scores, 0.4))
+    return summarise(plan, scores, dict.fromkeys(scores, fixed(0.4)), nobody(len(plan.is_case)))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +125,7 @@ def test_the_threshold_is_that_of_the_run() -> None:
     results = summary_of(plan_of(is_case, list(range(11)), {SITE: list(range(4, 11))}), CNN=score)
     point = results.cohorts[SITE]["CNN"].operating
     assert point is not None
-    assert results.thresholds == {"CNN": 0.4}
+    assert results.to_json()["thresholds"] == {"CNN": 0.4}
     assert (point.threshold, point.sensitivity.value, point.specificity.value) == (0.4, 1.0, 0.5)
     assert point.sensitivity.method == BINOMIAL
     assert point.sensitivity.low == pytest.approx(0.025 ** (1 / 3))
@@ -165,6 +173,84 @@ def test_metrics_hold_ends_and_method_of_every_number(simulated: Results) -> Non
     }
 
 
+def test_every_comparison_of_a_report_counts_in_the_correction() -> None:
+    """Two runs against the first in two cohorts, of which one has no cases: two tests."""
+    rng = np.random.default_rng(5)
+    is_case = [*(rng.random(80) < 0.4).tolist(), *[False] * 10]
+    scores = {run: rng.random(90) + np.array(is_case) * lift for run, lift in
+              (("A", 0.6), ("B", 0.0), ("C", 0.5))}  # fmt: skip
+    plan = replace(
+        plan_of(is_case, list(range(90)), {}),
+        cohorts={
+            SITE: dict.fromkeys(scores, np.arange(80)),
+            "site 3, external": dict.fromkeys(scores, np.arange(80, 90)),
+        },
+    )
+    results = summarise(plan, scores, dict.fromkeys(scores, fixed(None)), nobody(90))
+    raw = {run: test.p_value for run, test in results.paired[SITE].items()}
+    assert raw["B"] is not None
+    assert raw["C"] is not None
+    assert raw["B"] < raw["C"]
+    assert results.to_json()["p_holm"] == {
+        SITE: {"B": pytest.approx(2 * raw["B"]), "C": pytest.approx(max(raw["C"], 2 * raw["B"]))}
+    }
+
+
+def test_groups_of_few_cases_are_not_computed_and_age_and_sex_are_compared() -> None:
+    rng = np.random.default_rng(6)
+    number = 400
+    age, sex = rng.uniform(20, 90, number), np.where(rng.random(number) < 0.5, "F", "M")
+    y = rng.random(number) < 1 / (1 + np.exp(-(age - 70) / 10))
+    records = pa.table({"age": age, "sex": sex})
+    score = np.clip(0.3 * y + 0.7 * rng.random(number), 0, 1)
+    test, young = np.arange(200, number), (age >= 18) & (age < 40)
+    plan = replace(
+        plan_of(y.tolist(), list(range(number)), {}),
+        cohorts={SITE: {"ViT": test}},
+        training={"ViT": np.arange(200)},
+    )
+    of_validation = Fixed(
+        thresholds={"youden": 0.5, "sensitivity_90": 0.3},
+        recalibration=recalibration(y[:200], score[:200]),
+    )
+    results = summarise(plan, {"ViT": score}, {"ViT": of_validation}, records)
+    numbers = json.loads(json.dumps(results.to_json()))
+    groups = numbers["subgroups"]
+    assert groups["cohort"] == SITE
+    few = groups["age"]["18 to 39"]["ViT"]
+    assert few["auroc"]["num_cases"] == y[test][young[test]].sum() < 10
+    assert few["auroc"]["value"] is few["operating"] is None
+    assert few["auroc"]["reason"] == "fewer than 10 cases or controls"
+    men = test[sex[test] == "M"]
+    got = groups["sex"]["M"]["ViT"]
+    assert got["auroc"]["value"] == pytest.approx(roc_auc_score(y[men], score[men]))
+    assert got["operating"]["sensitivity"]["value"] == (score[men] >= 0.5)[y[men]].mean()
+    baseline = age_and_sex(records, y, np.arange(200))
+    assert not isinstance(baseline, str)
+    against = numbers["age_and_sex"]["cohorts"][SITE]["ViT"]
+    assert against["auroc"]["value"] == pytest.approx(roc_auc_score(y[test], baseline[test]))
+    expected = delong_paired(y[test], score[test], baseline[test])
+    assert against["run_minus"]["p_value"] == expected.p_value
+    assert numbers["age_and_sex"]["not_fitted"] == {}
+    result = numbers["cohorts"][SITE]["ViT"]
+    assert result["operating_points"]["youden"] == result["operating_point"]
+    found = score[test] >= 0.3
+    assert result["operating_points"]["sensitivity_90"]["ppv"]["value"] == pytest.approx(
+        precision_score(y[test], found)
+    )
+    assert numbers["fixed_on_validation"]["ViT"]["recalibration"]["num_cases"] == y[:200].sum()
+    corrected = of_validation.recalibration.of(score[test])
+    assert corrected is not None
+    assert result["recalibrated"]["brier"]["value"] == pytest.approx(
+        brier_score_loss(y[test], corrected)
+    )
+    assert result["net_benefit_recalibrated"]["model"] != result["net_benefit"]["model"]
+    nothing = summarise(plan, {"ViT": score}, {"ViT": of_validation}, nobody(number))
+    assert nothing.to_json()["age_and_sex"] == {
+        "not_fitted": {"ViT": "neither age nor sex is known"}, "cohorts": {},
+    }  # fmt: skip
+
+
 def test_the_page_shows_intervals_and_their_rule(simulated: Results) -> None:
     result = simulated.cohorts[SITE]["ViT"]
     assert result.operating is not None
@@ -185,7 +271,7 @@ def test_runs_are_compared_on_the_records_that_test_both() -> None:
     plan = plan_of(is_case.tolist(), list(range(60)), {SITE: []})
     rows = {"ViT": np.arange(60), "CNN": np.arange(5, 60)}
     plan = replace(plan, cohorts={SITE: rows, "site 3, external": {"CNN": np.arange(30)}})
-    results = summarise(plan, scores, {"ViT": 0.5, "CNN": 0.6})
+    results = summarise(plan, scores, {"ViT": fixed(0.5), "CNN": fixed(0.6)}, nobody(60))
     both = np.arange(5, 60)
     expected = delong_paired(is_case[both], scores["ViT"][both], scores["CNN"][both])
     assert results.paired == {SITE: {"CNN": expected}}

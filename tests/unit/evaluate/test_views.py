@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from report_pages import html_of
+from report_pages import fixed, html_of, nobody
 from two_hospitals import TARGET
 
 from ecgfast.evaluate import planning, views
@@ -35,7 +35,7 @@ def test_every_run_is_compared_with_the_first_in_its_own_columns() -> None:
             "site 2": {"B": PairedTest(reason="no cases"), "C": small},
             planning.POOLED: {"B": large},
         },
-        thresholds=dict.fromkeys("ABCD"),
+        fixed=dict.fromkeys("ABCD", fixed(None)),
         scores={},
     )
     html = html_of(comparison=views.comparison(results))
@@ -49,13 +49,13 @@ def test_every_run_is_compared_with_the_first_in_its_own_columns() -> None:
     heads = "".join(f"<th>minus {name} (95 % CI)</th><th>p</th>" for name in "BCD")
     assert f"<th>cohort</th>{heads}</tr>" in html
     assert "A minus the other" in html
-    assert views.comparison(replace(results, thresholds={"A": None})) is None
+    assert views.comparison(replace(results, fixed={"A": fixed(None)})) is None
 
 
 def test_a_run_without_threshold_has_a_calibration_but_no_operating_point() -> None:
     plan = replace(PLAN, cohorts={"site 1": {"A": np.arange(4), "B": np.array([], np.int64)}})
     scores = {"A": np.array([0.9, 0.2, 0.6, 0.3]), "B": np.full(4, 0.5)}
-    results = summarise(plan, scores, {"A": None, "B": 0.5})
+    results = summarise(plan, scores, {"A": fixed(None), "B": fixed(0.5)}, nobody(4))
     html = html_of(operating=views.operating(results))
     # Brier score: (0.01 + 0.04 + 0.16 + 0.09) / 4; B is tested on nothing.
     cells = "<td>A</td><td>-</td><td>-</td><td>-</td><td>1.00 (0.16 to 1.00)</td><td>0.075 ("
@@ -68,7 +68,9 @@ def test_a_run_without_threshold_has_a_calibration_but_no_operating_point() -> N
 def test_areas_curves_reasons_and_notes_of_a_site() -> None:
     rows = {"site 1": {"A": np.arange(4)}, "site 2": {"B": np.array([0, 2])}}
     scores = dict.fromkeys("AB", np.array([0.9, 0.2, 0.6, 0.4]))
-    results = summarise(replace(PLAN, cohorts=rows), scores, dict.fromkeys("AB"))
+    results = summarise(
+        replace(PLAN, cohorts=rows), scores, dict.fromkeys("AB", fixed(None)), nobody(4)
+    )
     html = html_of(detection=views.detection(results))
     assert "<td>site 1</td><td>2 / 2</td><td>1.000 (0.158 to 1.000)</td><td>-</td>" in html
     assert "<td>site 2</td><td>2 / 0</td><td>-</td><td>not defined</td>" in html
@@ -77,7 +79,7 @@ def test_areas_curves_reasons_and_notes_of_a_site() -> None:
     assert "2 records have no label" in html
     assert html.count("<figure>") == 2
     nowhere = replace(PLAN, cohorts={"site 2": rows["site 2"]})
-    results = summarise(nowhere, scores, dict.fromkeys("AB"))
+    results = summarise(nowhere, scores, dict.fromkeys("AB", fixed(None)), nobody(4))
     assert "<figure>" not in html_of(detection=views.detection(results))
 
 
@@ -121,7 +123,8 @@ def test_where_a_run_comes_from(init: str, select: str | None, cells: tuple[str,
     assert "".join(f"<td>{cell}</td>" for cell in row) in html
     assert "Store s, identity 0123456789abcdef, codec none." in html
     assert "Each run is tested" not in html
-    results = summarise(PLAN, {"ViT": np.zeros(4)}, {"ViT": None})
+    plan = replace(PLAN, cohorts={"site 1": {"ViT": np.arange(4)}})
+    results = summarise(plan, {"ViT": np.zeros(4)}, {"ViT": fixed(None)}, nobody(4))
     html = html_of(origin=origin, detection=views.detection(results))
     assert "Each run is tested" in html
 
