@@ -13,7 +13,6 @@ from ecgfast.store.durable import write_durably
 from ecgfast.store.format import key_beside
 from ecgfast.train.finetune import finetune
 from ecgfast.train.pretrain import pretrain
-from ecgfast.vocabulary import ModelKind
 
 TARGET = "ejection_fraction<40"
 # Pseudonyms decide the splits: one known key gives the same numbers on every machine. Real data get
@@ -89,17 +88,16 @@ def demo(out: Path, plan: DemoPlan | None = None) -> Path:
     )  # fmt: skip
     _log_step(begin, "4 of 5: fine-tune three classifiers on the same labels")
 
-    def classifier(model: ModelKind, init: str, name: str) -> Path:
+    def classifier(preset: str, init: str, name: str) -> Path:
         log.info(f"fine-tuning: {name}")
-        config = load_config("demo" if model == "vit" else "cnn", plan.finetuning)
+        config = load_config(preset, plan.finetuning)
         return finetune(
-            config, store, runs / name, init=init, model=model,
-            target=TARGET, select=TRAINING_SITE, resume=True,
-        )  # fmt: skip
+            config, store, runs / name, init=init, target=TARGET, select=TRAINING_SITE, resume=True
+        )
 
     classifiers = [
-        classifier("vit", str(pretrained), "vit-pretrained"),
-        classifier("vit", "random", "vit-random"),
+        classifier("demo", str(pretrained), "vit-pretrained"),
+        classifier("demo", "random", "vit-random"),
         classifier("cnn", "random", "cnn"),
     ]
     _log_step(begin, "5 of 5: test them on hospitals that they never saw")

@@ -28,6 +28,7 @@ from ecgfast.vocabulary import (
     Parallel,
     Pool,
     Precision,
+    RunKind,
 )
 
 T = TypeVar("T")
@@ -89,16 +90,18 @@ Rates = Annotated[
 ]
 
 
-def _setting(default: T, meaning: str, *, free: bool = False) -> T:
+def _setting(default: T, meaning: str, *, free: bool = False, only: RunKind | None = None) -> T:
     """A field of a section.
 
     Args:
-        default: in the type that it shall have.
+        default: in the type that it shall have; runs made before there was this setting have it.
         meaning: one line, with the unit.
         free: may change on a resume: it changes nothing but roundings, or its resolved value is
             compared instead.
+        only: the one kind of run that uses it, None for both; the other may change it.
     """
-    field: T = dataclasses.field(default=default, metadata={"meaning": meaning, "free": free})
+    marks = {"meaning": meaning, "free": free, "only": only}
+    field: T = dataclasses.field(default=default, metadata=marks)
     return field
 
 
@@ -126,14 +129,17 @@ def _errors_in_words(prefix: str) -> Callable[[type[T]], type[T]]:
 class ModelConfig:
     """Architecture; the defaults are the study's ViT-Large."""
 
-    kind: ModelKind = _setting("vit", "Transformer or convolutional network.")
+    # Free: what is compared is the identity's `model`, which earlier versions took from elsewhere.
+    kind: ModelKind = _setting("vit", "Transformer or convolutional network.", free=True)
     encoder_width: Count = _setting(1024, "Channels of the encoder.")
     encoder_depth: Count = _setting(24, "Blocks of the encoder.")
     encoder_heads: Count = _setting(16, "Attention heads of each encoder block.")
-    decoder_width: Count = _setting(512, "Channels of the decoder.")
-    decoder_depth: Count = _setting(8, "Blocks of the decoder.")
-    decoder_heads: Count = _setting(16, "Attention heads of each decoder block.")
-    pool: Pool = _setting("cls", "What the classifier reads: class token, or mean of the patches.")
+    decoder_width: Count = _setting(512, "Channels of the decoder.", only="pretrain")
+    decoder_depth: Count = _setting(8, "Blocks of the decoder.", only="pretrain")
+    decoder_heads: Count = _setting(16, "Attention heads of each decoder block.", only="pretrain")
+    pool: Pool = _setting(
+        "cls", "What the classifier reads: class token, or mean of the patches.", only="finetune"
+    )
     num_leads: Count = _setting(12, "Leads of a record.")
     num_timesteps: Timesteps = _setting(5000, "Timesteps of a record.")
     patch_timesteps: PatchTimesteps = _setting(250, "Timesteps of a patch: the codec's column.")
@@ -149,7 +155,7 @@ class ModelConfig:
 class MaskConfig:
     """Random masking of pretraining."""
 
-    ratio: MaskRatio = _setting(0.75, "Share of the patches that is removed.")
+    ratio: MaskRatio = _setting(0.75, "Share of the patches that is removed.", only="pretrain")
 
 
 @_errors_in_words("train.")
@@ -157,9 +163,11 @@ class MaskConfig:
 class TrainConfig:
     """Length, batch and bookkeeping of a run."""
 
-    batch_size: Count = _setting(1024, "Records per update, over all ranks.")
-    epochs: Count = _setting(1600, "Passes over the records.")
-    max_steps: Count | None = _setting(None, "Ends the run early; same schedule.", free=True)
+    batch_size: Count = _setting(1024, "Records per update, over all ranks.", only="pretrain")
+    epochs: Count = _setting(1600, "Passes over the records.", only="pretrain")
+    max_steps: Count | None = _setting(
+        None, "Ends the run early; same schedule.", free=True, only="pretrain"
+    )
     microbatch: Count | Auto = _setting("auto", "Records per rank and forward pass.", free=True)
     precision: Literal[Auto, Precision] = _setting(
         "auto", "auto: fp32 on CPU, bf16 on GPU.", free=True
@@ -171,17 +179,19 @@ class TrainConfig:
     )
     deterministic: Flag = _setting(False, "The same bits in each run on a GPU; slower.")
     seed: Seed = _setting(0, "Of initial weights, order and masks.")
-    log_every: Count = _setting(50, "Steps between rows of metrics.", free=True)
-    checkpoint_every: Count = _setting(1000, "Steps between checkpoints.", free=True)
-    checkpoint_keep: Count = _setting(2, "Checkpoints that are kept.", free=True)
+    log_every: Count = _setting(50, "Steps between rows of metrics.", free=True, only="pretrain")
+    checkpoint_every: Count = _setting(
+        1000, "Steps between checkpoints.", free=True, only="pretrain"
+    )
+    checkpoint_keep: Count = _setting(2, "Checkpoints that are kept.", free=True, only="pretrain")
     milestone_every: Count | None = _setting(
-        None, "Steps between checkpoints kept for good.", free=True
+        None, "Steps between checkpoints kept for good.", free=True, only="pretrain"
     )
-    clip_norm: ClipNorm | None = _setting(None, "Largest norm of a gradient.")
+    clip_norm: ClipNorm | None = _setting(None, "Largest norm of a gradient.", only="pretrain")
     val_fraction: Fraction = _setting(
-        0.0, "Share of records (whole patients) that validate pretraining."
+        0.0, "Share of records (whole patients) that validate pretraining.", only="pretrain"
     )
-    val_every: Count = _setting(500, "Steps between validations.", free=True)
+    val_every: Count = _setting(500, "Steps between validations.", free=True, only="pretrain")
 
 
 @_errors_in_words("optim.")
@@ -189,14 +199,16 @@ class TrainConfig:
 class OptimConfig:
     """AdamW; the learning rate is base_lr x batch_size / 256."""
 
-    base_lr: Positive = _setting(1.5e-4, "Learning rate for 256 records per update.")
-    beta1: Fraction = _setting(0.9, "Decay of the first moment.")
-    beta2: Fraction = _setting(0.95, "Decay of the second moment.")
-    weight_decay: NotNegative = _setting(0.05, "Decoupled, of matrices only.")
-    warmup_epochs: NotNegative = _setting(40, "Epochs of linear warmup.")
-    min_lr: NotNegative = _setting(0.0, "Learning rate at the end of the cosine.")
+    base_lr: Positive = _setting(
+        1.5e-4, "Learning rate for 256 records per update.", only="pretrain"
+    )
+    beta1: Fraction = _setting(0.9, "Decay of the first moment.", only="pretrain")
+    beta2: Fraction = _setting(0.95, "Decay of the second moment.", only="pretrain")
+    weight_decay: NotNegative = _setting(0.05, "Decoupled, of matrices only.", only="pretrain")
+    warmup_epochs: NotNegative = _setting(40, "Epochs of linear warmup.", only="pretrain")
+    min_lr: NotNegative = _setting(0.0, "Learning rate at the end of the cosine.", only="pretrain")
     one_pass: Flag = _setting(
-        False, "Our AdamW kernel; replayed too with train.cuda_graph.", free=True
+        False, "Our AdamW kernel; replayed too with train.cuda_graph.", free=True, only="pretrain"
     )
 
 
@@ -216,10 +228,10 @@ class DataConfig:
 class FinetuneConfig:
     """Supervised training: every learning rate is tried, the lowest validation loss is kept."""
 
-    learning_rates: Rates = _setting((1e-4, 3e-5, 1e-5), "A training for each.")
-    epochs: Count = _setting(30, "Passes over the training records.")
-    batch_size: Count = _setting(64, "Records per update.")
-    patience: Count = _setting(5, "Epochs without a lower validation loss.")
+    learning_rates: Rates = _setting((1e-4, 3e-5, 1e-5), "A training for each.", only="finetune")
+    epochs: Count = _setting(30, "Passes over the training records.", only="finetune")
+    batch_size: Count = _setting(64, "Records per update.", only="finetune")
+    patience: Count = _setting(5, "Epochs without a lower validation loss.", only="finetune")
 
 
 @_errors_in_words("")
@@ -242,14 +254,18 @@ class Config:
 SECTIONS: dict[str, Any] = {f.name: f.type for f in fields(Config) if is_dataclass(f.type)}
 
 
-def free_on_resume() -> frozenset[str]:
-    """Flat names, such as "train.log_every", of the settings that a resumed run may change."""
+def free_on_resume(kind: RunKind | None = None) -> frozenset[str]:
+    """Flat names, such as "train.log_every", of the settings that a resumed run may change.
+
+    Args:
+        kind: of the run, which may also change what only the other kind uses; None: neither.
+    """
     places = [("", Config), *((f"{name}.", cls) for name, cls in SECTIONS.items())]
     return frozenset(
         prefix + field.name
         for prefix, cls in places
         for field in fields(cls)
-        if field.metadata.get("free")
+        if field.metadata.get("free") or (kind and field.metadata.get("only") not in (None, kind))
     )
 
 

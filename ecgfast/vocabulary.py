@@ -3,6 +3,7 @@
 from typing import Literal
 
 # Settings of a run.
+RunKind = Literal["pretrain", "finetune"]
 ModelKind = Literal["vit", "cnn"]
 Pool = Literal["cls", "mean"]
 Kernels = Literal["auto", "triton", "reference"]
@@ -22,4 +23,4 @@ Short = Literal["quarantine", "pad"]
 Quality = Literal["flag", "strict"]
 OnBad = Literal["quarantine", "fail"]
 PatientIds = Literal["site", "global"]
-Split = Literal["patient", "column"]
+SplitMethod = Literal["patient", "column"]

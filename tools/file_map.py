@@ -1,4 +1,4 @@
-"""Write docs/map.md, one line per file from its own first line: `tools/file_map.py [--check]`."""
+"""Write docs/map.md, one line per file from its own first sentence: `tools/file_map.py [--check]`."""
 
 import ast
 import re
@@ -12,13 +12,17 @@ FOLDERS = ("ecgfast", "kernels", "tools", "benchmarks")
 _COMMENT = re.compile(r"^(?://|/\*|\{#|#(?!!|include|pragma|ifndef|define))\s*(.+?)\s*(?:\*/)?$")
 
 
-def first_line(path: Path) -> str:
+def first_sentence(path: Path) -> str:
     """What a file says it is for."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         return (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0].replace("\n", " ")
-    lines = (_COMMENT.match(line) for line in text.splitlines()[:5])
-    return next((match[1] for match in lines if match), "")
+    words: list[str] = []
+    for match in map(_COMMENT.match, text.splitlines()[:5]):
+        words += [match[1]] if match else []
+        if words and (match is None or match[1].endswith((".", ":"))):
+            break
+    return " ".join(words).split(". ")[0].rstrip(":")
 
 
 def file_map() -> str:
@@ -35,7 +39,7 @@ def file_map() -> str:
         if path.parent != folder:
             folder = path.parent
             parts.append(f"\n**{folder.relative_to(ROOT).as_posix()}/**\n\n")
-        if words := first_line(path):
+        if words := first_sentence(path):
             parts.append(f"- `{path.name}`: {words.rstrip('.')}\n")
     return "".join(parts)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ecgfast.errors import ConfigError
-from ecgfast.vocabulary import Codec, OnBad, PatientIds, Quality, Short, Split, WindowChoice
+from ecgfast.vocabulary import Codec, OnBad, PatientIds, Quality, Short, SplitMethod, WindowChoice
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by convert.")]
 Columns = Annotated[
@@ -196,7 +196,7 @@ def label(
     ] = None,
     columns: Columns = None,
     split: Annotated[
-        Split | None, typer.Option(help="By patient, or from the CSV. Default: as before.")
+        SplitMethod | None, typer.Option(help="By patient, or from the CSV. Default: as before.")
     ] = None,
     target: Target = None,
     split_seed: SplitSeed = None,

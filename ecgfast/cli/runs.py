@@ -82,7 +82,9 @@ def finetune(
     init: Annotated[
         str, typer.Option(metavar="RUN|FILE|imagenet-mae|random", help="Initial weights.")
     ],
-    model: Annotated[ModelKind, typer.Option(help="Transformer or convolutional network.")] = "vit",
+    model: Annotated[
+        ModelKind | None, typer.Option(help="Sets model.kind. Default: that of the preset.")
+    ] = None,
     target: Annotated[
         str, typer.Option(help="What a case is, as in --select.")
     ] = "ejection_fraction<40",
@@ -107,13 +109,13 @@ def finetune(
         settings_of_run = Path(init, "config.toml")
         default = "cnn" if model == "cnn" else "vit_large"
         preset = str(settings_of_run) if settings_of_run.is_file() else default
-    config = load_config(preset, settings or ())
+    kind = [] if model is None else [f"model.kind={model}"]
+    config = load_config(preset, [*kind, *(settings or ())])
     out = train(
         config,
         store,
         out,
         init=init,
-        model=model,
         target=target,
         select=select,
         fold=fold,

@@ -29,7 +29,7 @@ from ecgfast.labels.splits import (
 from ecgfast.labels.table import folds
 from ecgfast.store.patients import before_id, is_unnamed, patient_groups
 from ecgfast.store.reader import StoreReader
-from ecgfast.vocabulary import Split
+from ecgfast.vocabulary import SplitMethod
 
 DEFAULT_TARGET = "ejection_fraction<40"
 ONE_ECG_OPTION = "--assume-one-ecg-per-patient"
@@ -163,7 +163,7 @@ def splits_of(reader: StoreReader) -> dict[str, Any]:
 class SplitRule:
     """How splits are made, as asked for or as before."""
 
-    split: Split | None
+    split: SplitMethod | None
     target: str | None
     seed: int
     one_ecg_each: bool
@@ -183,8 +183,10 @@ def with_splits(
     Raises:
         ConfigError: the CSV has no such splits, or they leak a patient.
     """
-    if rule.split is not None and rule.split not in get_args(Split):
-        raise ConfigError(f"--split must be {' or '.join(get_args(Split))}, got {rule.split!r}")
+    if rule.split is not None and rule.split not in get_args(SplitMethod):
+        raise ConfigError(
+            f"--split must be {' or '.join(get_args(SplitMethod))}, got {rule.split!r}"
+        )
     if rule.split == "column":
         return _given_splits(records, labels, matches, csv), {"kind": "column"}
     if "split" in labels.column_names:

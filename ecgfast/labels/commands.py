@@ -44,7 +44,7 @@ from ecgfast.store.format import refuse_to_replace, sources_beside
 from ecgfast.store.patients import patient_groups, retained, with_pseudonyms
 from ecgfast.store.reader import open_store
 from ecgfast.store.table import replace_records
-from ecgfast.vocabulary import Split
+from ecgfast.vocabulary import SplitMethod
 
 COLUMNS = ("record_id", "split", "fold")  # of an exported table
 
@@ -78,7 +78,7 @@ def label_store(
     *,
     label_window_days: int | None = None,
     columns: Sequence[str] | None = None,
-    split: Split | None = None,
+    split: SplitMethod | None = None,
     target: str | None = None,
     split_seed: int | None = None,
     one_ecg_per_patient: bool | None = None,

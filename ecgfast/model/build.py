@@ -11,7 +11,6 @@ from ecgfast.errors import ConfigError
 from ecgfast.model.classifier import Classifier, EcgCnn
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.model.vit import Encoder
-from ecgfast.vocabulary import ModelKind
 
 TOKEN_STD = 0.02
 
@@ -38,16 +37,16 @@ def build_model(preset_or_config: str | Config) -> MaskedAutoencoder:
     return model
 
 
-def build_classifier(preset_or_config: str | Config, kind: ModelKind | None = None) -> Classifier:
+def build_classifier(preset_or_config: str | Config) -> Classifier:
     """Build a classifier on the CPU in fp32, its weights drawn from `train.seed`.
 
     Args:
-        preset_or_config: as in `build_model`; `model.pool` chooses the ViT's features.
-        kind: "vit" or "cnn"; None takes the config's.
+        preset_or_config: as in `build_model`; `model.kind` chooses the architecture, `model.pool`
+            the ViT's features.
     """
     config = _resolve(preset_or_config)
     encoder: Encoder | EcgCnn
-    if (kind or config.model.kind) == "cnn":
+    if config.model.kind == "cnn":
         encoder = EcgCnn(config.model)
     else:
         encoder = Encoder(config.model, kernels=config.kernels, fused=config.fused)

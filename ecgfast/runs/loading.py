@@ -168,8 +168,8 @@ def _classifier(run: Path) -> tuple[nn.Module, Config, RunMeta]:
         )
     config = _settings(run, meta, where)
     _require_written(run, facts, where, WEIGHTS)
-    _require_plausible_size(config, meta.model, (run / WEIGHTS).stat().st_size, where)
-    model = _built(lambda: build_classifier(config, meta.model), where)
+    _require_plausible_size(config, config.model.kind, (run / WEIGHTS).stat().st_size, where)
+    model = _built(lambda: build_classifier(config), where)
     try:
         model.load_state_dict(read_weights(run / WEIGHTS))
     except FormatError as error:
@@ -241,13 +241,12 @@ def _require_written(run: Path, facts: Facts, where: Path, *needed: str) -> None
 
 def _settings(run: Path, meta: RunMeta, where: Path) -> Config:
     """The settings that the run was trained with; config.toml shows them and must not differ."""
-    path = run / "config.toml"
+    path, config = run / "config.toml", meta.config(where)
     try:
         shown = config_from_dict(tomllib.loads(read_small(path).decode()))
     except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, or no settings of ours
         raise ResumeError(f"{path} is damaged: {error}; restore it from a copy") from error
-    config = meta.config(where)
-    differing = contradictions(flat(shown), flat(config), where=where.name)
+    differing = contradictions(flat(shown), flat(config), kind=meta.kind, where=where.name)
     if differing:
         raise ResumeError(
             f"{path} is not what the run was trained with: {'; '.join(differing)}; restore it "

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Self, cast, get_args
 
 from ecgfast.config import Config, config_from_dict, free_on_resume
 from ecgfast.data.normalise import CohortStatistics, Normalisation
@@ -16,9 +16,7 @@ from ecgfast.errors import ConfigError, ResumeError
 from ecgfast.records import NUM_LEADS
 from ecgfast.runs.digests import RUN_FILES, Facts
 from ecgfast.store.reader import StoreReader
-from ecgfast.vocabulary import ModelKind
-
-Kind = Literal["pretrain", "finetune"]
+from ecgfast.vocabulary import ModelKind, RunKind
 
 _IDENTITY = {"store": (str,), "select": (str, type(None))}
 _OF_CLASSIFIER = {
@@ -78,7 +76,7 @@ class RunMeta:
         run_files: sizes and digests of the run's other files, as `digests.entries` gives them.
     """
 
-    kind: Kind
+    kind: RunKind
     identity: Mapping[str, Any]
     preprocessing: Preprocessing
     microbatch: int | None = None
@@ -160,19 +158,27 @@ class RunMeta:
     def config(self, where: Path) -> Config:
         """Build the settings from their flat names; the rest of the identity is left out.
 
+        Settings that came after the run have their defaults.
+
         Args:
             where: the file of these facts, for the message.
         Raises:
-            ResumeError: these are no settings of this version.
+            ResumeError: another version has settings that this one lacks, or a value is wrong.
         """
         tree: Facts = {}
-        plain = {name for name in flat(Config()) if "." not in name}
-        for name, value in self.identity.items():
+        known = flat(Config())
+        unknown = [name for name in self.identity if "." in name and name not in known]
+        if unknown:
+            raise ResumeError(
+                f"{where} has settings that this version of ecgfast lacks, got "
+                f"{', '.join(unknown)}; use the version that wrote it (see versions.json)"
+            )
+        for name in filter(self.identity.__contains__, known):
             section, dot, key = name.partition(".")
-            if dot:
-                tree.setdefault(section, {})[key] = value
-            elif name in plain:
-                tree[name] = value
+            part = tree.setdefault(section, {}) if dot else tree
+            part[key or name] = self.identity[name]
+        if self.kind == "finetune":  # earlier versions took it from elsewhere
+            tree.setdefault("model", {})["kind"] = self.model
         try:
             return config_from_dict(tree)
         except ConfigError as error:
@@ -191,21 +197,36 @@ def flat(config: Config) -> Facts:
 
 
 def contradictions(
-    now: Mapping[str, Any], then: Mapping[str, Any], *, where: str = "checkpoint"
+    now: Mapping[str, Any],
+    then: Mapping[str, Any],
+    *,
+    kind: RunKind | None = None,
+    where: str = "checkpoint",
 ) -> list[str]:
     """List the settings in which a resumed run differs from its checkpoint.
+
+    A setting that one of them lacks, because it came later, has its default there.
 
     Args:
         now: flat names to plain values.
         then: the same of the checkpoint.
+        kind: of the run: what only the other kind uses may differ; None compares that too.
         where: they stand, for the message.
     """
-    free = free_on_resume()
-    names = [name for name in {**then, **now} if name not in free]
+    free, defaults = free_on_resume(kind), flat(Config())
+
+    def said(values: Mapping[str, Any], name: str) -> str:
+        if name in values:
+            return repr(values[name])
+        if name in defaults:
+            return f"not set, which is {defaults[name]!r}"
+        return "no setting of this version" if "." in name else "None"
+
     return [
-        f"{name} (now {now.get(name)!r}, in the {where} {then.get(name)!r})"
-        for name in names
-        if _plain(now.get(name)) != _plain(then.get(name))
+        f"{name} (now {said(now, name)}, in the {where} {said(then, name)})"
+        for name in {**then, **now}
+        if name not in free
+        and _plain(now.get(name, defaults.get(name))) != _plain(then.get(name, defaults.get(name)))
     ]
 
 
@@ -220,13 +241,13 @@ def _missing(facts: Facts) -> str | None:
     if not isinstance(identity, dict) or not isinstance(preprocessing, dict):
         return "it has no identity or no preprocessing"
     kind = facts.get("kind")
-    if kind not in ("pretrain", "finetune"):
+    if kind not in get_args(RunKind):
         return f"its kind is {kind!r:.40}"
     needed = _IDENTITY | (_OF_CLASSIFIER if kind == "finetune" else {})
     wrong = [name for name, types in needed.items() if type(identity.get(name)) not in types]
     if wrong:
         return f"its identity has no right {', '.join(wrong)}"
-    if kind == "finetune" and identity["model"] not in ("vit", "cnn"):
+    if kind == "finetune" and identity["model"] not in get_args(ModelKind):
         return f"its model is {identity['model']!r:.40}"
     store, cohort = preprocessing.get("store"), preprocessing.get("cohort", "none given")
     if not isinstance(store, dict) or not {"window", "short"} <= store.keys():

@@ -33,7 +33,7 @@ from ecgfast.train.microbatch import rank_share, require_divisor
 from ecgfast.train.records import labelled_records
 from ecgfast.train.run_folder import Session, resolve_attention, resolve_precision
 from ecgfast.train.sweep import Progress, Sweep
-from ecgfast.vocabulary import ModelKind, Precision
+from ecgfast.vocabulary import Precision
 
 
 def finetune(
@@ -42,7 +42,6 @@ def finetune(
     out: Path,
     *,
     init: str,
-    model: ModelKind,
     target: str,
     select: str | None = None,
     fold: int | None = None,
@@ -52,11 +51,10 @@ def finetune(
     """Train a classifier at each learning rate and keep the weights with the lowest loss.
 
     Args:
-        config: resolved settings; `finetune.*` holds the sweep.
+        config: resolved settings; `finetune.*` holds the sweep, `model.kind` the architecture.
         store: a finished store with splits.
         out: the run's folder, created.
         init: a pretraining run, a weights file, "imagenet-mae" or "random".
-        model: "vit" or "cnn".
         target: what a case is, such as ``ejection_fraction<40``.
         select: an expression such as ``site=1``; splits apply within it.
         fold: of a cross-validation: this fold is held out, the next one validates; None takes the
@@ -70,7 +68,7 @@ def finetune(
         ResumeError: `out` is not empty, or belongs to another run.
         EcgfastError: another process trains in `out`, or memory or disk ran out.
     """
-    task = _Task(init=init, model=model, target=target, select=select, fold=fold)
+    task = _Task(init=init, target=target, select=select, fold=fold)
     with run_folder.session(config, store, out, resume=resume, device=device) as session:
         sweep, register, counts = _prepare(task, session)
         with clear_errors(out, session.ranks, microbatch=sweep.microbatch):
@@ -87,7 +85,6 @@ class _Task:
     """What `finetune` was asked to learn, beside its settings."""
 
     init: str
-    model: ModelKind
     target: str
     select: str | None
     fold: int | None
@@ -105,7 +102,7 @@ def _prepare(task: _Task, session: Session) -> tuple[Sweep, Register, dict[str, 
     microbatch = share if asked == "auto" else require_divisor(asked, share)
     records, counts = labelled_records(store, task.target, task.select, task.fold)
     ranks.ask_main(lambda: store.check_digests(np.concatenate([records.train, records.valid])))
-    initial = read_initial(task.init, config, task.model)
+    initial = read_initial(task.init, config, config.model.kind)
     preprocessing = Preprocessing.of(store, _normalisation(session, records, initial))
     require_same_preprocessing(initial, preprocessing, task.init)
     identity = _identity(task, session, records)
@@ -132,7 +129,7 @@ def _identity(task: _Task, session: Session, records: Labelled) -> dict[str, Any
     config, ranks = session.config, session.ranks
     shapes: dict[str, Shape] = {}
     precision: Precision = "fp32"  # of a CNN: batch normalisation has no bf16 form
-    if task.model == "vit":
+    if config.model.kind == "vit":
         precision = resolve_precision(config, ranks)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         both = shapes_of(config.model, num_keep=config.model.num_patches, dtype=dtype)
@@ -141,6 +138,7 @@ def _identity(task: _Task, session: Session, records: Labelled) -> dict[str, Any
         **flat(config),
         **asdict(task),
         "init": initial_name(task.init),
+        "model": config.model.kind,
         "store": session.store.identity,
         "labels": records.digest,
         "precision": precision,
@@ -163,7 +161,7 @@ def _write_result(
 ) -> None:
     """Score the validation records with the kept weights, as any later test will."""
     session, out, valid = sweep.session, sweep.session.run, sweep.records.valid
-    model = build_classifier(session.config, sweep.meta.model)
+    model = build_classifier(session.config)
     model.load_state_dict(read_weights(out / WEIGHTS))
     normalisation = sweep.meta.preprocessing.normalisation
     scores = score_rows(model, session.store, valid, normalisation, name="validation")

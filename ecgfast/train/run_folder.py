@@ -156,7 +156,8 @@ def require_same(now: Mapping[str, Any], checkpoint: Checkpoint) -> None:
     Raises:
         ResumeError: names every setting that differs, with both values.
     """
-    differing = contradictions(now, checkpoint.facts["identity"])
+    facts = checkpoint.facts
+    differing = contradictions(now, facts["identity"], kind=facts["kind"])
     if differing:
         raise ResumeError(
             f"checkpoint {checkpoint.path} belongs to another run: {'; '.join(differing)}; "

@@ -189,7 +189,7 @@ class Sweep:
     def _loop(self, rate: float, progress: Progress) -> Loop:
         """A fresh model at the first epoch of a trial, or where its checkpoint stands."""
         config, ranks = self.session.config, self.session.ranks
-        model = build_classifier(config, self.meta.model)
+        model = build_classifier(config)
         apply_initial(model, self.initial, source=self.meta.identity["init"])
         if isinstance(model.encoder, Encoder):
             model.encoder.set_attention(**self.meta.identity["attention_kernels"])

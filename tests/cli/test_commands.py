@@ -44,6 +44,10 @@ def test_from_files_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "--select", "site=1", "--set", "finetune.epochs=1", "--set", "finetune.batch_size=8",
     )  # fmt: skip
     assert "encoder_width = 32" in (runs / "vit" / "config.toml").read_text()
+    words = ["finetune", store, "--out", runs / "cnn", "--init", runs / "pretrained", "--preset"]
+    for choice in (["cnn"], ["demo", "--model", "cnn"]):  # either says the architecture
+        assert main([*map(str, words), *choice]) == 2
+        assert "--init of a cnn must be 'random'" in capsys.readouterr().err
     run("evaluate", runs / "vit", runs / "pretrained", store, "--out", tmp_path / "report")
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "report" / "report.html")
     run("predict", runs / "vit", next(cohort.rglob("*.hea")))

@@ -16,13 +16,14 @@ from ecgfast.data.normalise import Normalisation
 from ecgfast.model.build import build_classifier, build_model
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.runs.digests import entries, export_safetensors, sealed
-from ecgfast.runs.meta import Kind, Preprocessing, RunMeta, flat
+from ecgfast.runs.meta import Preprocessing, RunMeta, flat
 from ecgfast.train.checkpoint import CheckpointWriter, training_state
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.loop import Loop
 from ecgfast.train.optim import MasterAdamW
 from ecgfast.train.pretrain import build_spread, masked_loss
 from ecgfast.train.run_folder import write_settings
+from ecgfast.vocabulary import RunKind
 
 NUM_RECORDS = 32
 BATCH = 8
@@ -76,7 +77,7 @@ def toy_model(config: Config) -> MaskedAutoencoder:
     return build_model(config)
 
 
-def toy_meta(kind: Kind = "pretrain", **identity: object) -> RunMeta:
+def toy_meta(kind: RunKind = "pretrain", **identity: object) -> RunMeta:
     """The meta of a run, with no more than a test needs."""
     made = Preprocessing(store={"window": "first", "short": "skip"}, normalisation=Normalisation())
     return RunMeta(kind=kind, identity=identity, preprocessing=made, microbatch=4)
@@ -118,7 +119,7 @@ def classifier_run(run: Path, config: Config, facts: Mapping[str, Any] | None = 
     """A finished fine-tuning; `facts` are sealed with the digest of its weights."""
     run.mkdir(exist_ok=True)
     facts = facts or facts_of(config)
-    state = build_classifier(config, "vit").state_dict()
+    state = build_classifier(config).state_dict()
     export_safetensors(state, run / "best.safetensors", config)
     write_settings(run, config, {})
     write_result(run, facts)

@@ -40,7 +40,6 @@ def tuned(
         store,
         out,
         init=str(pretrained),
-        model="vit",
         target="ejection_fraction<40",
         device="cpu",
     )

@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def test_every_trial_starts_from_the_pretrained_encoder(
         "random": "random",
     }.items():
         out = tmp_path / name
-        finetune(config, store, out, init=init, model="vit", target=TARGET, device="cpu")
+        finetune(config, store, out, init=init, target=TARGET, device="cpu")
         losses[name] = [row["loss"] for row in read_metrics(out)]
     assert losses["run"] == losses["file"]
     assert losses["run"] != losses["random"]
@@ -126,7 +127,7 @@ def test_weights_lost_between_checkpoint_and_export_come_back(
 
     def tune(*, resume: bool) -> dict[str, bytes]:
         finetune(
-            config, store, run, init="random", model="vit", target=TARGET, resume=resume,
+            config, store, run, init="random", target=TARGET, resume=resume,
             device="cpu",
         )  # fmt: skip
         return _best(run)
@@ -170,7 +171,7 @@ def test_weights_that_were_lost_are_not_those_that_are_validated(
 
 def _finetuned(store: Path, tiny: Path, run: Path, options: tuple[str, ...]) -> Path:
     config = load_config(str(tiny), options)
-    return finetune(config, store, run, init="random", model="vit", target=TARGET, device="cpu")
+    return finetune(config, store, run, init="random", target=TARGET, device="cpu")
 
 
 @pytest.mark.slow
@@ -205,9 +206,7 @@ def test_weights_of_another_width_are_refused(
 ) -> None:
     other = load_config(str(tiny), ["model.encoder_width=32"])
     with pytest.raises(FormatError, match=r"cls_token is \(1, 1, 16\), the model has \(1, 1, 32\)"):
-        finetune(
-            other, store, tmp_path, init=str(pretrained), model="vit", target=TARGET, device="cpu"
-        )
+        finetune(other, store, tmp_path, init=str(pretrained), target=TARGET, device="cpu")
 
 
 def test_a_file_without_a_tensor_is_refused(
@@ -222,7 +221,6 @@ def test_a_file_without_a_tensor_is_refused(
             store,
             tmp_path / "run",
             init=str(tmp_path / "cut.safetensors"),
-            model="vit",
             target=TARGET,
             device="cpu",
         )
@@ -233,9 +231,7 @@ def test_weights_of_another_normalisation_are_refused(
 ) -> None:
     other = load_config(str(tiny), ["data.normalise=record"])
     with pytest.raises(ConfigError, match=r"'normalise' is 'record' here, .* with 'record_lead'"):
-        finetune(
-            other, store, tmp_path, init=str(pretrained), model="vit", target=TARGET, device="cpu"
-        )
+        finetune(other, store, tmp_path, init=str(pretrained), target=TARGET, device="cpu")
 
 
 def test_a_target_without_cases_is_refused(store: Path, config: Config, tmp_path: Path) -> None:
@@ -245,7 +241,6 @@ def test_a_target_without_cases_is_refused(store: Path, config: Config, tmp_path
             store,
             tmp_path,
             init="random",
-            model="vit",
             target="ejection_fraction<1",
             device="cpu",
         )
@@ -254,7 +249,6 @@ def test_a_target_without_cases_is_refused(store: Path, config: Config, tmp_path
 def test_a_convolutional_baseline_starts_at_random(
     pretrained: Path, store: Path, config: Config, tmp_path: Path
 ) -> None:
+    cnn = replace(config, model=replace(config.model, kind="cnn"))
     with pytest.raises(ConfigError, match="must be 'random'"):
-        finetune(
-            config, store, tmp_path, init=str(pretrained), model="cnn", target=TARGET, device="cpu"
-        )
+        finetune(cnn, store, tmp_path, init=str(pretrained), target=TARGET, device="cpu")

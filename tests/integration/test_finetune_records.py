@@ -80,7 +80,6 @@ def test_a_store_labelled_otherwise_tests_no_patient_of_training(
             moved,
             shutil.copytree(tuned, tmp_path / "run"),
             init=str(pretrained),
-            model="vit",
             target=TARGET,
             resume=True,
             device="cpu",
@@ -155,9 +154,7 @@ def test_pretraining_reads_test_patients_only_when_asked(
     register = read_register(run)
     assert register is not None
     assert len(register.select("pretrain")) == len(open_store(store))
-    tuned = finetune(
-        config, store, tmp_path / "tuned", init=str(run), model="vit", target=TARGET, device="cpu"
-    )
+    tuned = finetune(config, store, tmp_path / "tuned", init=str(run), target=TARGET, device="cpu")
     report = evaluate([tuned], store, tmp_path / "report").read_text()
     said = json.loads((tmp_path / "report/metrics.json").read_text())["disclosures"]
     assert len(said) == 1
@@ -178,7 +175,7 @@ def test_a_folder_that_holds_a_run_is_left_alone(
     with pytest.raises(ResumeError, match="is not empty; add --resume"):
         pretrain(config, store, pretrained, device="cpu")
     with pytest.raises(ResumeError, match="is not empty; add --resume"):
-        finetune(config, store, tuned, init="random", model="vit", target=TARGET, device="cpu")
+        finetune(config, store, tuned, init="random", target=TARGET, device="cpu")
 
 
 def test_only_unread_records_are_called_unread(pretrained: Path, store: Path) -> None:
@@ -206,7 +203,7 @@ def test_cohort_statistics_are_those_of_the_training_split(
         "tuned": (
             finetune(
                 load_config(str(tiny), ["finetune.epochs=1", "data.normalise=cohort_lead"]),
-                store, tmp_path / "tuned", init="random", model="vit", target=TARGET, device="cpu",
+                store, tmp_path / "tuned", init="random", target=TARGET, device="cpu",
             ),
             (splits == "train") & ~np.isnan(fraction),
         ),
@@ -222,7 +219,7 @@ def test_a_fold_is_held_out(store: Path, config: Config, tmp_path: Path) -> None
     folded = _relabel(store, tmp_path / "folded", {})
     draw_again(folded)
     run = finetune(
-        config, folded, tmp_path / "run", init="random", model="vit", target=TARGET, fold=2,
+        config, folded, tmp_path / "run", init="random", target=TARGET, fold=2,
         device="cpu",
     )  # fmt: skip
     records = open_store(folded).records

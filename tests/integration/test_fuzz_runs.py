@@ -29,9 +29,7 @@ def runs(store: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> l
     second = load_config(str(tiny), ["finetune.epochs=1"])
     return [
         pretrain(first, store, folder / "pre", device="cpu"),
-        finetune(
-            second, store, folder / "fine", init="random", model="vit", target=target, device="cpu"
-        ),
+        finetune(second, store, folder / "fine", init="random", target=target, device="cpu"),
     ]
 
 

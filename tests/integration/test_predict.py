@@ -57,7 +57,7 @@ def run(
     settings = [f"data.normalise={request.param}", "finetune.epochs=1", "finetune.batch_size=4"]
     config = load_config(str(tiny), [*settings, "finetune.learning_rates=[1e-2]"])
     out = tmp_path_factory.mktemp("run") / request.param
-    return finetune(config, store, out, init="random", model="vit", target=TARGET, device="cpu")
+    return finetune(config, store, out, init="random", target=TARGET, device="cpu")
 
 
 def table(path: Path) -> dict[tuple[str, float], dict[str, str]]:

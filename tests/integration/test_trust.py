@@ -40,7 +40,7 @@ def tuned(store: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def _tuned(store: Path, tiny: Path, run: Path, *settings: str) -> Path:
     config = load_config(str(tiny), ["finetune.epochs=1", *settings])
     target = "ejection_fraction<40"
-    return finetune(config, store, run, init="random", model="vit", target=target, device="cpu")
+    return finetune(config, store, run, init="random", target=target, device="cpu")
 
 
 def _copy(run: Path, tmp_path: Path) -> Path:

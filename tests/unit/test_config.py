@@ -1,5 +1,6 @@
 """Settings: presets, overrides, errors that name the nearest key, and TOML out and in."""
 
+import re
 import tomllib
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from ecgfast.config import (
 )
 from ecgfast.errors import ConfigError
 from ecgfast.settings import SECTIONS
+from ecgfast.vocabulary import RunKind
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -127,12 +129,28 @@ def test_whole_numbers_stay_whole_where_a_setting_may_be_unset_or_auto() -> None
 def test_what_a_resumed_run_may_change() -> None:
     """Whoever adds a setting decides it; all others must be those of the run."""
     assert free_on_resume() == {
-        *("preset", "kernels", "attention", "fused"),
+        *("preset", "kernels", "attention", "fused", "model.kind"),
         *("train.max_steps", "train.microbatch", "train.precision", "train.compile"),
         *("train.cuda_graph", "train.parallel", "train.log_every", "train.val_every"),
         *("train.checkpoint_every", "train.checkpoint_keep", "train.milestone_every"),
         *("optim.one_pass", "data.engine", "data.resident_budget_gib", "data.num_threads"),
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "begin"), [("finetune", "Fine-tuning ignores"), ("pretrain", "Pretraining ignores")]
+)
+def test_the_page_says_what_a_kind_of_run_ignores(kind: RunKind, begin: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    said = re.findall("`([a-z_0-9.]+)`", page.split(begin, 1)[1].split("\n\n")[0])
+    ignored = {
+        f"{section}.{field.name}"
+        for section, cls in SECTIONS.items()
+        for field in fields(cls)
+        if field.metadata["only"] not in (None, kind)
+    }
+    assert set(said) == ignored
+    assert ignored <= free_on_resume(kind)
 
 
 def test_every_setting_has_a_line_on_what_it_means() -> None:

@@ -85,8 +85,9 @@ def test_cnn_reads_the_signal_and_not_its_padding() -> None:
     assert torch.equal(model(patches), model(padded))
 
 
-def test_kind_overrides_the_preset() -> None:
-    assert isinstance(build_classifier(load_config("demo"), "cnn").encoder, EcgCnn)
+def test_kind_can_be_set() -> None:
+    config = load_config("demo", ["model.kind=cnn"])
+    assert isinstance(build_classifier(config).encoder, EcgCnn)
 
 
 def test_unpatchify_puts_leads_and_columns_back() -> None:

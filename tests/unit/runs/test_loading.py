@@ -29,7 +29,7 @@ def _said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_weights_come_back_ready_to_score(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = toy_config()
     runs = {
-        classifier_run(tmp_path / "fine", config): build_classifier(config, "vit"),
+        classifier_run(tmp_path / "fine", config): build_classifier(config),
         pretraining_run(tmp_path / "pre", config): build_model(config),
     }
     for run, expected in runs.items():
@@ -150,13 +150,35 @@ def test_a_run_of_an_earlier_version_is_read_and_said(
     assert caplog.text.count(EARLIER) == 1
 
 
+def test_a_run_of_before_a_setting_is_read_with_its_default(tmp_path: Path) -> None:
+    facts = changed({})
+    del facts["identity"]["train.deterministic"]
+    _, config, _ = load_model(classifier_run(tmp_path, toy_config(), facts))
+    assert config == toy_config()
+
+
+def test_a_run_of_a_later_version_is_not_called_damaged(tmp_path: Path) -> None:
+    run = classifier_run(tmp_path, toy_config(), changed({"identity.train.later": 1}))
+    with pytest.raises(ResumeError, match=r"this version of ecgfast lacks, got train\.later; use"):
+        load_model(run)
+
+
+def test_a_classifier_of_a_preset_of_another_kind_is_what_it_says(tmp_path: Path) -> None:
+    """Earlier versions took the architecture from --model, and left model.kind as it was."""
+    run = classifier_run(tmp_path, toy_config(), changed({"identity.model.kind": "cnn"}))
+    model, config, _ = load_model(run)
+    assert config.model.kind == "vit"
+    assert "encoder.blocks.0.attn.qkv.weight" in model.state_dict()
+
+
 def test_config_toml_shows_what_the_run_was_trained_with(tmp_path: Path) -> None:
     run = classifier_run(tmp_path, toy_config())
     path = run / "config.toml"
-    path.write_text(path.read_text().replace("base_lr = 0.03", "base_lr = 0.04"))
-    with pytest.raises(
-        ResumeError, match=r"optim\.base_lr \(now 0\.04, in the result\.json 0\.03\)"
-    ):
+    text = path.read_text().replace("base_lr = 0.03", "base_lr = 0.04")  # of pretraining alone
+    path.write_text(text)
+    assert load_model(run)
+    path.write_text(text.replace("patience = 5", "patience = 6"))
+    with pytest.raises(ResumeError, match=r"finetune\.patience \(now 6, in the result\.json 5\)"):
         load_model(run)
     path.write_text("no [toml")
     with pytest.raises(ResumeError, match=r"config\.toml is damaged"):

@@ -163,7 +163,7 @@ def test_imagenet_weights_keep_our_patches_and_positions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config("vit_base", SHALLOW_BASE)
-    model = build_classifier(config, "vit")
+    model = build_classifier(config)
     public = {n: torch.randn_like(t) for n, t in model.encoder.state_dict().items()}
     public["patch_embed.proj.weight"] = torch.randn(768, 3, 16, 16)
     public["pos_embed"] = torch.randn(1, 197, 768)

@@ -67,7 +67,7 @@ def test_weights_are_for_records_that_were_prepared_alike() -> None:
 
 
 def _encoder() -> tuple[Classifier, dict[str, Tensor]]:
-    model = build_classifier(toy_config(), "vit")
+    model = build_classifier(toy_config())
     return model, {n: torch.ones_like(t) for n, t in model.encoder.state_dict().items()}
 
 
@@ -112,7 +112,7 @@ def test_a_run_says_whose_ecgs_its_encoder_read_or_nobody_knows(tmp_path: Path) 
     assert initial.register.key_fingerprint == "key"
     assert initial.preprocessing is not None
     assert initial.encoder is not None
-    assert initial.encoder.keys() == build_classifier(config, "vit").encoder.state_dict().keys()
+    assert initial.encoder.keys() == build_classifier(config).encoder.state_dict().keys()
 
 
 def test_a_classifier_gives_no_initial_weights(tmp_path: Path) -> None:

@@ -47,6 +47,32 @@ def test_a_setting_that_the_checkpoint_lacks_is_named() -> None:
     ]
 
 
+def test_a_run_of_before_a_setting_has_its_default() -> None:
+    now = flat(load_config("vit_tiny"))
+    then = {name: value for name, value in now.items() if name != "train.deterministic"}
+    assert contradictions(now, then) == []
+    assert contradictions({**now, "train.deterministic": True}, then) == [
+        "train.deterministic (now True, in the checkpoint not set, which is False)"
+    ]
+
+
+def test_a_setting_of_another_version_is_named_as_that() -> None:
+    now = flat(load_config("vit_tiny"))
+    assert contradictions(now, {**now, "train.later": 3}) == [
+        "train.later (now no setting of this version, in the checkpoint 3)"
+    ]
+
+
+def test_what_only_the_other_kind_of_run_uses_may_change() -> None:
+    then = flat(load_config("vit_tiny"))
+    of_pretraining = flat(load_config("vit_tiny", ["optim.base_lr=1.0", "mask.ratio=0.5"]))
+    of_finetuning = flat(load_config("vit_tiny", ["finetune.epochs=3", "model.pool=mean"]))
+    assert contradictions(of_pretraining, then, kind="finetune") == []
+    assert contradictions(of_finetuning, then, kind="pretrain") == []
+    assert len(contradictions(of_pretraining, then, kind="pretrain")) == 2
+    assert len(contradictions(of_finetuning, then, kind="finetune")) == 2
+
+
 @pytest.mark.parametrize("variable", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
 def test_restarts_resume(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "0")
@@ -121,8 +147,9 @@ def test_what_a_folder_holds_is_resumed_only_when_asked(
 
 def test_another_experiment_is_refused(tmp_path: Path) -> None:
     identity = {"select": None, "seed": 3}
+    facts = {"kind": "pretrain", "identity": identity}
     index = Metadata(state_dict_metadata={})
-    checkpoint = Checkpoint(path=tmp_path, step=1, facts={"identity": identity}, index=index)
+    checkpoint = Checkpoint(path=tmp_path, step=1, facts=facts, index=index)
     require_same(identity, checkpoint)
     for seed in (2, 4):
         with pytest.raises(ResumeError, match=rf"seed \(now {seed}, in the checkpoint 3\)"):

@@ -1,5 +1,7 @@
 """Validation scores: each record by itself, in order, whatever shares its batch."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -29,7 +31,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 @pytest.mark.parametrize("kind", ["vit", "cnn"])
 def test_a_score_is_that_of_the_record_alone(kind: str, store: StoreReader, config: Config) -> None:
     """Normalisation over the batch would let the other records in, and learn from them."""
-    model = build_classifier(config, kind)  # type: ignore[arg-type]  # one of two words
+    changed = replace(config.model, kind=kind)  # type: ignore[arg-type]  # one of two words
+    model = build_classifier(replace(config, model=changed))
     loader = build_loader(store, batch_size=1, select=ROWS, shuffle=False, engine="cpu")
     with torch.no_grad():
         alone = [model.eval()(batch.patches).item() for batch in loader]
