@@ -1,4 +1,4 @@
-"""Write docs/map.md, one line per file from its own first sentence: `tools/file_map.py [--check]`."""
+"""Write docs/map.md, a line per file from its first sentence: `tools/file_map.py [--check]`."""
 
 import ast
 import re
