@@ -10,28 +10,23 @@ benchmarks/results/DEVICE/codec.jsonl, the plot to codec.png beside it. `ecgfast
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from ecgfast import log
-from ecgfast.bench.rows import Row, append_rows, device_slug
-
-if TYPE_CHECKING:
-    from ecgfast.bench.codec import Held
+from ecgfast.bench.codec import Codec, Held, IndexCall, Int16, measure_store
+from ecgfast.bench.measuring import Row, append_rows, device_slug
 
 RESULTS = Path(__file__).parent / "results"
-Int16 = NDArray[np.int16]
 
 
-def installed() -> list[dict[str, Any]]:
-    """Name, encode and decode of general codecs, tuned for int16 where they can be."""
+def installed() -> list[Codec]:
+    """General codecs, tuned for int16 where they can be."""
     found = [_zstd("zstd-3", delta=False), _zstd("delta+zstd-3", delta=True)]
     for package, make in (("blosc2", _blosc2), ("pcodec", _pcodec)):
         if find_spec(package) is None:
@@ -43,23 +38,20 @@ def installed() -> list[dict[str, Any]]:
 
 def _by_record(
     name: str, encode: Callable[[Int16], Any], decode: Callable[[Any, Int16], None]
-) -> dict[str, Any]:
+) -> Codec:
     """A codec of one record at a time; `decode` writes into the array that it is given."""
 
-    def decode_all(chunks: list[Any], shape: tuple[int, ...]) -> Int16:
+    def decode_all(chunks: Any, shape: tuple[int, ...]) -> Int16:  # noqa: ANN401 (each codec's own)
         out = np.empty((len(chunks), *shape), np.int16)
         for chunk, row in zip(chunks, out, strict=True):
             decode(chunk, row)
         return out
 
-    def encode_all(signal: Int16) -> list[Any]:
-        return [encode(row) for row in signal]
-
-    return {"name": name, "encode": encode_all, "decode": decode_all}
+    return Codec(name, lambda signal: [encode(row) for row in signal], decode_all)
 
 
-def _zstd(name: str, *, delta: bool) -> dict[str, Any]:
-    import pyarrow as pa
+def _zstd(name: str, *, delta: bool) -> Codec:
+    import pyarrow as pa  # `decode` runs without it
 
     zstd = pa.Codec("zstd", compression_level=3)
 
@@ -77,7 +69,7 @@ def _zstd(name: str, *, delta: bool) -> dict[str, Any]:
     return _by_record(name, encode, decode)
 
 
-def _blosc2() -> dict[str, Any]:
+def _blosc2() -> Codec:
     import blosc2
 
     settings = {"codec": blosc2.Codec.ZSTD, "clevel": 3, "typesize": 2, "nthreads": 1}
@@ -89,7 +81,7 @@ def _blosc2() -> dict[str, Any]:
     )
 
 
-def _pcodec() -> dict[str, Any]:
+def _pcodec() -> Codec:
     from pcodec import ChunkConfig, standalone
 
     def decode(chunk: bytes, row: Int16) -> None:
@@ -99,49 +91,42 @@ def _pcodec() -> dict[str, Any]:
     return _by_record("pcodec", lambda row: standalone.simple_compress(row.ravel(), config), decode)
 
 
-def ways_to_a_batch(
-    held: "Held", numbers: Iterator[Any], size: int, device: str
-) -> dict[str, Callable[[], Any]]:
+def ways_to_a_batch(held: Held, size: int, device: str) -> dict[str, IndexCall]:
     """Ways from raw int16 to (B, 240, 256) fp16 patches as users of NumPy or PyTorch write them.
 
     Args:
         held: `signal` (R, C, T) int16, `mean` and `rstd` (R, C).
-        numbers: record numbers of the next batch, on the device.
         size: records of a batch.
         device: "cpu" or "cuda".
     """
     if device != "cuda":
         patches = np.zeros((size, 240, 256), np.float16)
 
-        def with_numpy() -> None:
-            index = next(numbers)
+        def with_numpy(index: Any) -> None:  # noqa: ANN401 (record numbers)
             x = held.signal[index].astype(np.float32)
             z = (x - held.mean[index][..., None]) * held.rstd[index][..., None]
             patches[..., :250] = z.reshape(size, 240, 250)
 
         return {"decode_patches/raw int16, numpy": with_numpy}
-    raw = [torch.from_numpy(array).cuda() for array in (held.signal, held.mean, held.rstd)]
-    compiled = torch.compile(normalise_with_torch, fullgraph=True, dynamic=False)
+    signal, mean, rstd = (torch.from_numpy(x).cuda() for x in (held.signal, held.mean, held.rstd))
+
+    def with_torch(records_B: torch.Tensor) -> torch.Tensor:  # the bits of our kernels
+        z_BCT = signal[records_B].float() - mean[records_B][..., None]
+        z_BCT = z_BCT * rstd[records_B][..., None]
+        return torch.nn.functional.pad(z_BCT.half().view(size, -1, 250), (0, 6))
+
     return {
-        "decode_patches/raw int16, torch": lambda: normalise_with_torch(next(numbers), *raw),
-        "decode_patches/raw int16, torch.compile": lambda: compiled(next(numbers), *raw),
-        "decode_int16/raw int16, torch": lambda: raw[0].index_select(0, next(numbers)),
+        "decode_patches/raw int16, torch": with_torch,
+        "decode_patches/raw int16, torch.compile": torch.compile(
+            with_torch, fullgraph=True, dynamic=False
+        ),
+        "decode_int16/raw int16, torch": lambda index: signal.index_select(0, index),
     }
-
-
-def normalise_with_torch(
-    records_B: Tensor, signal_RCT: Tensor, mean_RC: Tensor, rstd_RC: Tensor
-) -> Tensor:
-    """(B, N, 256) fp16 patches, the bits of our kernels."""
-    x_BCT = signal_RCT[records_B].float()
-    z_BCT = (x_BCT - mean_RC[records_B][..., None]) * rstd_RC[records_B][..., None]
-    return torch.nn.functional.pad(z_BCT.half().view(len(records_B), -1, 250), (0, 6))
 
 
 def main() -> None:
     from plot import draw, pivot
 
-    from ecgfast.bench.codec import measure_store
     from ecgfast.convert import convert
     from ecgfast.store import open_store
 
@@ -156,10 +141,9 @@ def main() -> None:
             path = source
             if not (source / "manifest.json").is_file():
                 path = convert([source], Path(folder) / "store", workers=1).store
-            store = open_store(path)
+            store, limits = open_store(path), {"most": args.records, "repeats": args.repeats}
             print(f"\n{source.name}: {len(store)} records, {args.records} at most\n")
-            options = {"most": args.records, "repeats": args.repeats}
-            measured = list(measure_store(store, source.name, **options))
+            measured = list(measure_store(store, source.name, **limits))
         print(pivot(measured))
         rows += measured
     out = RESULTS / device_slug()

@@ -17,19 +17,23 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import wfdb
 
-from ecgfast.bench.rows import append_rows, device_slug, make_row
+from ecgfast.bench.measuring import append_rows, device_slug, make_rows
 
 RESULTS = Path(__file__).parent / "results"
 LOOP_RECORDS = 1000  # a loop has a constant rate, which needs no longer look
 
 
 def main() -> None:
-    args = _arguments()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", type=Path, help="folder of WFDB records of 12 x 5000")
+    parser.add_argument("--records", type=int, default=10_000, help="copy until there are so many")
+    parser.add_argument("--cohort-in", type=Path, help="folder of the copies, else the temporary")
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
     rates: dict[str, list[float]] = {}
     with (
@@ -50,9 +54,10 @@ def main() -> None:
                 rates.setdefault(name, []).append(rate)
                 print(f"{name:20} {rate:8,.0f} records/s", flush=True)
     shape = f"{args.source.name}, {count} x 12 x 5000 int16, format 16"
-    row = partial(make_row, case="convert", metric="throughput", unit="records/s", shape=shape)
-    rows = [row(provider=name, values=values) for name, values in rates.items()]
-    append_rows(RESULTS / device_slug() / "convert.jsonl", rows)
+    for name, values in rates.items():
+        numbers = {("throughput", "records/s"): values}
+        rows = make_rows(numbers, case="convert", provider=name, shape=shape)
+        append_rows(RESULTS / device_slug() / "convert.jsonl", rows)
 
 
 def copy_records(source: Path, cohort: Path, wanted: int) -> int:
@@ -67,18 +72,13 @@ def copy_records(source: Path, cohort: Path, wanted: int) -> int:
     return copies * each
 
 
-def warm(cohort: Path) -> None:
-    """Bring every file into the page cache: a kernel may have let go of some since the last run."""
-    for path in cohort.rglob("*.*"):
-        path.read_bytes()
-
-
 def time_convert(cohort: Path, store: Path, cores: list[int]) -> float:
     """Seconds of one convert process on these cores, with as many workers."""
     workers = str(len(cores))
     command = [sys.executable, "-m", "ecgfast", "convert", str(cohort)]
     command += ["--out", str(store), "--workers", workers]
-    warm(cohort)
+    for path in cohort.rglob("*.*"):
+        path.read_bytes()  # into the page cache: the kernel may have let go of some
     began = time.perf_counter()
     subprocess.run(
         ["taskset", "-c", ",".join(map(str, cores)), *command], check=True, capture_output=True
@@ -102,15 +102,6 @@ def _read_all(headers: list[Path]) -> float:
     for header in headers:
         wfdb.rdsamp(str(header.with_suffix("")))
     return time.perf_counter() - began
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("source", type=Path, help="folder of WFDB records of 12 x 5000")
-    parser.add_argument("--records", type=int, default=10_000, help="copy until there are so many")
-    parser.add_argument("--cohort-in", type=Path, help="folder of the copies, else the temporary")
-    parser.add_argument("--repeats", type=int, default=3)
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The formats and loaders that people use for ECGs, each with a writer, as one map-style dataset.
+"""The formats that people use for ECGs, each with a writer, as map-style datasets of patches.
 
 Every format gives the same patches as ecgfast: (240, 256) fp16, z-scored per record and lead. The
 int16 formats get mean and 1/std precomputed, as our store has them; float32 holds z-scores already;
@@ -6,42 +6,31 @@ wfdb computes them on every read, as loaders over raw files must.
 """
 
 import csv
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ecgfast.data.normalise import Normalisation
-from ecgfast.store import StoreReader, open_store
+from ecgfast.store import StoreReader
 
 SHAPE = (12, 5000)
-_BLOCK = 256  # records read at a time while writing
 
 
-@dataclass(frozen=True, kw_only=True)
-class Format:
-    """A folder of one format.
+class Format(NamedTuple):
+    """A folder of one format."""
 
-    Attributes:
-        write: fills an empty folder with the records of a store.
-        open: what all reads share.
-        read: one record of that: int16, or z-scores.
-        is_scored: whether `read` gives z-scores.
-    """
-
-    write: Callable[[StoreReader, Path], None]
-    open: Callable[[Path], Any]
+    write: Callable[[StoreReader, Path], None]  # fills an empty folder with a store's records
+    open: Callable[[Path], Any]  # what all reads share
     read: Callable[[Any, int], NDArray[Any]] = lambda handle, index: np.asarray(handle[index])
-    is_scored: bool = False
+    is_scored: bool = False  # `read` gives z-scores
 
 
-class Records(Dataset[Tensor]):
+class Records(Dataset[torch.Tensor]):
     """Patches of the records in one format, opened lazily: each worker opens its own handle.
 
     Args:
@@ -57,7 +46,7 @@ class Records(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.mean)
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index: int) -> torch.Tensor:
         if self.handle is None:
             self.handle = self.format.open(self.folder)
         z_CT = self.format.read(self.handle, index)
@@ -68,26 +57,37 @@ class Records(Dataset[Tensor]):
         return torch.from_numpy(patches)
 
 
-def prepare(store_path: Path, work: Path, peers: Iterable[str]) -> None:
+def dataloader(records: Records, batch_size: int, workers: int, device: str) -> Any:  # noqa: ANN401
+    """PyTorch's own loader over one of the formats, as people set it up."""
+    return DataLoader(
+        records,
+        batch_size=batch_size,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=True,
+        persistent_workers=True,
+        multiprocessing_context="fork",  # Linux's default; spawned ones would import torch first
+        pin_memory=device == "cuda",
+    )
+
+
+def prepare(store: StoreReader, work: Path, peers: Iterable[str]) -> None:
     """Write some formats below `work`, with the statistics that the int16 ones use.
 
     Args:
-        store_path: the ecgfast store of a cohort of WFDB files.
+        store: of a cohort of WFDB files.
         work: empty folder.
         peers: names in `PEERS`; the libraries of all others need not be installed.
     """
-    store = open_store(store_path)
-    mean, rstd = Normalisation().mean_and_rstd(store)
-    np.save(work / "mean.npy", mean)
-    np.save(work / "rstd.npy", rstd)
+    for name, values in zip(("mean", "rstd"), Normalisation().mean_and_rstd(store), strict=True):
+        np.save(work / f"{name}.npy", values)
     for name in peers:
         (work / name).mkdir()
         PEERS[name].write(store, work / name)
 
 
-def _signals(store: StoreReader) -> Iterator[NDArray[np.int16]]:
-    for start in range(0, len(store), _BLOCK):
-        yield from store.read(np.arange(start, min(start + _BLOCK, len(store))))
+def _signals(store: StoreReader) -> NDArray[np.int16]:
+    return store.read(np.arange(len(store)))
 
 
 def _write_names(store: StoreReader, folder: Path) -> None:
@@ -115,9 +115,7 @@ def _write_h5(store: StoreReader, folder: Path) -> None:
     import h5py
 
     with h5py.File(folder / "signal.h5", "w") as file:
-        signal = file.create_dataset("signal", (len(store), *SHAPE), "i2", chunks=(1, *SHAPE))
-        for index, record in enumerate(_signals(store)):
-            signal[index] = record
+        file.create_dataset("signal", data=_signals(store), chunks=(1, *SHAPE))
 
 
 def _open_h5(folder: Path) -> Any:  # noqa: ANN401 (each library's own handle)
@@ -126,29 +124,17 @@ def _open_h5(folder: Path) -> Any:  # noqa: ANN401 (each library's own handle)
     return h5py.File(folder / "signal.h5", "r")["signal"]
 
 
-def _write_int16(store: StoreReader, folder: Path) -> None:
-    with (folder / "signal.i2").open("wb") as file:
-        for signal in _signals(store):
-            file.write(signal.tobytes())
-
-
 def _write_float32(store: StoreReader, folder: Path) -> None:
-    mean, rstd = Normalisation().mean_and_rstd(store)
-    with (folder / "signal.f4").open("wb") as file:
-        for index, signal in enumerate(_signals(store)):
-            z_CT = signal.astype(np.float32) - mean[index][:, None]
-            file.write((z_CT * rstd[index][:, None]).tobytes())
+    mean, rstd = (each[..., None] for each in Normalisation().mean_and_rstd(store))
+    ((_signals(store).astype(np.float32) - mean) * rstd).tofile(folder / "signal")
 
 
 def _write_zarr(store: StoreReader, folder: Path) -> None:
     import zarr
 
-    per_shard = 1024
-    options = {"chunks": (1, *SHAPE), "shards": (per_shard, *SHAPE), "dtype": "int16"}
+    options = {"chunks": (1, *SHAPE), "shards": (1024, *SHAPE), "dtype": "int16"}
     array = zarr.create_array(folder / "signal.zarr", shape=(len(store), *SHAPE), **options)
-    for start in range(0, len(store), per_shard):
-        rows = np.arange(start, min(start + per_shard, len(store)))
-        array[rows[0] : rows[-1] + 1] = store.read(rows)
+    array[:] = _signals(store)
 
 
 def _open_zarr(folder: Path) -> Any:  # noqa: ANN401 (each library's own handle)
@@ -159,25 +145,23 @@ def _open_zarr(folder: Path) -> Any:  # noqa: ANN401 (each library's own handle)
 
 PEERS = {
     "wfdb.rdsamp": Format(
-        write=_write_names,
-        open=lambda folder: (folder / "names.txt").read_text().splitlines(),
-        read=_read_wfdb,
-        is_scored=True,
+        _write_names,
+        lambda folder: (folder / "names.txt").read_text().splitlines(),
+        _read_wfdb,
+        True,
     ),
     "npy-per-record": Format(
-        write=_write_npy,
-        open=lambda folder: folder,
-        read=lambda folder, index: np.load(folder / f"{index}.npy"),
+        _write_npy, lambda folder: folder, lambda folder, index: np.load(folder / f"{index}.npy")
     ),
-    "h5py": Format(write=_write_h5, open=_open_h5),  # chunked by record, uncompressed
-    "memmap-float32": Format(  # z-scores
-        write=_write_float32,
-        open=lambda folder: np.memmap(folder / "signal.f4", np.float32, "r").reshape(-1, *SHAPE),
+    "h5py": Format(_write_h5, _open_h5),  # chunked by record, uncompressed
+    "memmap-float32": Format(
+        _write_float32,
+        lambda folder: np.memmap(folder / "signal", np.float32, "r").reshape(-1, *SHAPE),
         is_scored=True,
     ),
     "memmap-int16": Format(  # the plainest format that is fast
-        write=_write_int16,
-        open=lambda folder: np.memmap(folder / "signal.i2", np.int16, "r").reshape(-1, *SHAPE),
+        lambda store, folder: _signals(store).tofile(folder / "signal"),
+        lambda folder: np.memmap(folder / "signal", np.int16, "r").reshape(-1, *SHAPE),
     ),
-    "zarr-python": Format(write=_write_zarr, open=_open_zarr),  # its defaults, one chunk a record
+    "zarr-python": Format(_write_zarr, _open_zarr),  # its defaults, one chunk a record
 }

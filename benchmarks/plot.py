@@ -1,21 +1,20 @@
-"""Tables and pictures from result rows.
+"""Tables and pictures from result rows; the README's table of headlines.
 
-    python benchmarks/plot.py benchmarks/results --out benchmarks/figures [--readme README.md]
+    python benchmarks/plot.py benchmarks/results --readme README.md
 
-Writes tables.md, and one picture for each case of two providers or more; fills the
-README between its two "measured" marks. Of equal measurements the newest row counts.
+Fills the README between its two "measured" marks. Of equal measurements the newest row counts.
 """
 
 import argparse
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from ecgfast.bench.rows import Row, read_rows
+from ecgfast.bench.measuring import Row, read_rows
 
 OURS, PEER = "#1b6ca8", "#b0b7bf"
 
@@ -29,31 +28,7 @@ def newest(rows: Iterable[Row]) -> list[Row]:
     return list(kept.values())
 
 
-def grouped(rows: Iterable[Row]) -> dict[tuple[str, str, str, str], list[Row]]:
-    """Group comparable rows: same device, case, shape and metric."""
-    groups: dict[tuple[str, str, str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        shape = f"{row.preset} {row.shape}".strip()
-        groups[row.device, row.case, shape, row.metric].append(row)
-    return groups
-
-
-def table(rows: Iterable[Row]) -> str:
-    """Render rows as a Markdown table; the spread is p20 to p80."""
-    lines = [
-        "| device | case | what | provider | metric | value | p20 to p80 | commit | date |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r.device} | {r.case} | {f'{r.preset} {r.shape}'.strip()} | {r.provider} | {r.metric} "
-        f"| {number(r.p50)} {r.unit} | {number(r.p20)} to {number(r.p80)} | {r.commit} | {r.date} |"
-        for r in rows
-    ]
-    return "\n".join(lines) + "\n"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Headline:
+class Headline(NamedTuple):
     """A row of the README: what is compared with which peer, in words a reader knows."""
 
     words: str
@@ -65,41 +40,26 @@ class Headline:
     peer: str
 
 
+_BLOSC2, _RATE = "blosc2-zstd-bitshuffle", "records/s"
 HEADLINES = (
+    Headline("store size, 200 LUDB records", "codec", "ludb", "ratio", "x", "ecgfast", _BLOSC2),
+    Headline("decode to int16, one core", "codec", "ludb", "decode", _RATE, "ecgfast", _BLOSC2),
+    Headline("encode, one core", "codec", "ludb", "encode", _RATE, "ecgfast", "zstd-3"),
     Headline(
-        words="store size, 200 LUDB records",
-        case="codec", shape="ludb", metric="ratio", unit="x",
-        ours="ecgfast", peer="blosc2-zstd-bitshuffle",
+        "random reads from a store, one core, checks on",
+        "codec", "ludb", "decode", _RATE, "ecgfast-store-read", _BLOSC2,
     ),
     Headline(
-        words="decode to int16, one core",
-        case="codec", shape="ludb", metric="decode", unit="records/s",
-        ours="ecgfast", peer="blosc2-zstd-bitshuffle",
+        "convert WFDB, one core",
+        "convert", "hr_gt", "throughput", _RATE, "ecgfast", "wfdb-rdsamp-loop",
     ),
     Headline(
-        words="encode, one core",
-        case="codec", shape="ludb", metric="encode", unit="records/s",
-        ours="ecgfast", peer="zstd-3",
+        "the same on two cores",
+        "convert", "hr_gt", "throughput", _RATE, "ecgfast-2-workers", "ecgfast",
     ),
     Headline(
-        words="random reads from a store, one core, checks on",
-        case="codec", shape="ludb", metric="decode", unit="records/s",
-        ours="ecgfast-store-read", peer="blosc2-zstd-bitshuffle",
-    ),
-    Headline(
-        words="convert WFDB, one core",
-        case="convert", shape="hr_gt", metric="throughput", unit="records/s",
-        ours="ecgfast", peer="wfdb-rdsamp-loop",
-    ),
-    Headline(
-        words="the same on two cores",
-        case="convert", shape="hr_gt", metric="throughput", unit="records/s",
-        ours="ecgfast-2-workers", peer="ecgfast",
-    ),
-    Headline(
-        words="decode to normalised patches on the GPU",
-        case="decode_patches", shape="1024", metric="throughput", unit="records/s",
-        ours="ecgfast", peer="raw int16, torch.compile",
+        "decode to normalised patches on the GPU",
+        "decode_patches", "1024", "throughput", _RATE, "ecgfast", "raw int16, torch.compile",
     ),
 )  # fmt: skip
 
@@ -107,17 +67,16 @@ HEADLINES = (
 def summary(rows: Iterable[Row]) -> str:
     """Render the headlines, ours beside the peer of the same device; each must have rows."""
     lines = ["| what | ecgfast | peer | ratio | device |", "|---|---|---|---|---|"]
-    groups = grouped(rows)
+    found = {(r.device, r.shape, r.case, r.metric, r.unit, r.provider): r.p50 for r in rows}
     for line in HEADLINES:
         before = len(lines)
-        for (device, case, shape, metric), group in groups.items():
-            found = {r.provider: r for r in group if r.unit == line.unit}
-            wanted = (line.case, line.metric) == (case, metric) and shape.startswith(line.shape)
-            if wanted and line.ours in found and line.peer in found:
-                ours, peer = found[line.ours], found[line.peer]
+        for (device, shape, *what), ours in found.items():
+            peer = found.get((device, shape, line.case, line.metric, line.unit, line.peer))
+            wanted = what == [line.case, line.metric, line.unit, line.ours]
+            if wanted and shape.startswith(line.shape) and peer is not None:
                 lines.append(
-                    f"| {line.words} | {number(ours.p50)} {ours.unit} | {peer.provider} "
-                    f"{number(peer.p50)} | {ours.p50 / peer.p50:.2f} x | {device} |"
+                    f"| {line.words} | {number(ours)} {line.unit} | {line.peer} {number(peer)} | "
+                    f"{ours / peer:.2f} x | {device} |"
                 )
         if len(lines) == before:
             raise SystemExit(f"no rows of {line.ours} and {line.peer} for {line.words!r}")
@@ -192,23 +151,13 @@ def draw(rows: list[Row], path: Path) -> None:
 
 
 def main() -> None:
-    """Parse the command line and write everything."""
+    """Parse the command line and fill the README."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("results", type=Path, help=".jsonl file, or a folder of them")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/figures"))
-    parser.add_argument("--readme", type=Path, help="file with the measured marks to fill")
-    arguments = parser.parse_args()
-    rows = newest(read_rows(arguments.results))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "tables.md").write_text(table(rows), encoding="utf-8")
-    for device, case in dict.fromkeys((row.device, row.case) for row in rows):
-        name = re.sub(r"[^a-z0-9]+", "-", f"{device} {case}".lower()).strip("-")
-        same = [row for row in rows if (row.device, row.case) == (device, case)]
-        draw(same, arguments.out / f"{name}.png")
-    if arguments.readme is not None:
-        text = arguments.readme.read_text(encoding="utf-8")
-        arguments.readme.write_text(fill(text, summary(rows)), encoding="utf-8")
-    print(arguments.out / "tables.md")
+    parser.add_argument("--readme", type=Path, required=True, help="file with the measured marks")
+    args = parser.parse_args()
+    text = fill(args.readme.read_text("utf-8"), summary(newest(read_rows(args.results))))
+    args.readme.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "map.md"
 HEAD = "# Where things are\n\nOne line per file, written by `python tools/file_map.py`.\n"
 FOLDERS = ("ecgfast", "kernels", "tools", "benchmarks")
+SUFFIXES = {".py", ".cpp", ".cu", ".cc", ".h", ".j2"}
 _COMMENT = re.compile(r"^(?://|/\*|\{#|#(?!!|include|pragma|ifndef|define))\s*(.+?)\s*(?:\*/)?$")
 
 
@@ -27,33 +28,23 @@ def first_sentence(path: Path) -> str:
 
 def file_map() -> str:
     """One list per folder."""
-    files = (
-        path
-        for folder in FOLDERS
-        for suffix in ("*.py", "*.cpp", "*.cu", "*.cc", "*.h", "*.j2")
-        for path in (ROOT / folder).rglob(suffix)
+    found = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*.*"))
+    folders: dict[Path, list[str]] = {}
+    for path in sorted(found, key=lambda path: (path.parent, path.name)):
+        if path.suffix in SUFFIXES and (words := first_sentence(path)):
+            line = f"- `{path.name}`: {words.rstrip('.')}\n"
+            folders.setdefault(path.parent, []).append(line)
+    lists = (
+        f"\n**{folder.relative_to(ROOT).as_posix()}/**\n\n{''.join(lines)}"
+        for folder, lines in folders.items()
     )
-    parts: list[str] = []
-    folder = None
-    for path in sorted(files, key=lambda path: (path.parent, path.name)):
-        if path.parent != folder:
-            folder = path.parent
-            parts.append(f"\n**{folder.relative_to(ROOT).as_posix()}/**\n\n")
-        if words := first_sentence(path):
-            parts.append(f"- `{path.name}`: {words.rstrip('.')}\n")
-    return "".join(parts)
-
-
-def main() -> int:
-    """Write the page, or only compare it; 1 when it is out of date."""
-    new = HEAD + file_map()
-    if "--check" in sys.argv:
-        is_current = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == new
-        print("current" if is_current else f"{PAGE.name} is out of date: run tools/file_map.py")
-        return int(not is_current)
-    PAGE.write_text(new, encoding="utf-8")
-    return 0
+    return HEAD + "".join(lists)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if "--check" not in sys.argv:
+        PAGE.write_text(file_map(), encoding="utf-8")
+    elif PAGE.is_file() and PAGE.read_text(encoding="utf-8") == file_map():
+        print("current")
+    else:
+        sys.exit(f"{PAGE.name} is out of date: run tools/file_map.py")

@@ -1,6 +1,6 @@
 """Measure block sizes of the kernels on this GPU and write the fastest into the table.
 
-    python tools/tune_kernels.py [--only patch_embed_forward,...] [--seconds 80] [--dry-run]
+    python tools/tune_kernels.py [--only patch_embed_forward,...] [--seconds 80]
 
 ViT-Large's shapes in bf16, CUDA graphs, cold L2; most of the time is compilation. The table is
 written after each kernel, so that a run cut short keeps what it found. Rows of other architectures
@@ -9,30 +9,36 @@ stay as they are. A candidate whose results differ from those of the row in use 
 
 import argparse
 import json
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from ecgfast_kernels.ops import library
 from ecgfast_kernels.ops.adamw import factors
 from ecgfast_kernels.ops.fused_block import gelu_mlp
+from ecgfast_kernels.ops.norm_triton import column_sums
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from ecgfast.bench.kernels import AGREEMENT, Case, block_cases, captured, forward, forward_backward
-from ecgfast.bench.kernels import kernel_cases as bench_cases
-from ecgfast.bench.timing import time_interleaved
+from ecgfast.bench.kernels import (
+    AGREEMENT,
+    block_cases,
+    captured,
+    forward,
+    forward_backward,
+    kernel_cases,
+)
+from ecgfast.bench.measuring import Call, time_interleaved
 
-Call = Callable[[], Any]
 Config = dict[str, int | None]
 REPEATS = 30
 
@@ -102,14 +108,13 @@ random_mask random_mask random_mask
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Search:
+class Search(NamedTuple):
     """Candidates of one kernel: its key in the table, and what runs it."""
 
     kernel: str
     case: str
-    operators: str
-    candidates: tuple[Config, ...]
+    operators: list[str]
+    candidates: list[Config]
 
     @property
     def bits(self) -> int:
@@ -123,12 +128,12 @@ def searches() -> list[Search]:
     for line in TABLE.strip().splitlines():
         if not line.startswith(" "):
             kernel, case, operators = line.split()
+            found.append(Search(kernel, case, operators.split(","), []))
             keys = list(library.table()[kernel]["interpreter"])
-            found.append(Search(kernel=kernel, case=case, operators=operators, candidates=()))
             continue
-        rows = [[None if v == "-" else int(v) for v in row.split()] for row in line.split(",")]
-        fresh = tuple(dict(zip(keys, row, strict=True)) for row in rows)
-        found[-1] = replace(found[-1], candidates=(*found[-1].candidates, *fresh))
+        for row in line.split(","):
+            values = (None if v == "-" else int(v) for v in row.split())
+            found[-1].candidates.append(dict(zip(keys, values, strict=True)))
     return found
 
 
@@ -155,35 +160,24 @@ def prepare(search: Search, device: str) -> Call:
         device: "cpu" or "cuda".
     """
     if search.case == "column_sums":
-        return _column_sums(device)
+        shape = (528, 3, 1024) if device == "cuda" else (5, 3, 40)
+        return partial(column_sums, torch.randn(shape, device=device), torch.bfloat16)
     if search.case == "adamw":
         return _adamw(device)
     name = search.case.replace("quack", "gelu_mlp")
-    cases = {case.name: case for case in bench_cases(device)}
-    if name.endswith("_finetuned"):
-        batch = 64 if device == "cuda" else 1
-        cases = {case.name: case for case in block_cases("finetuned", batch, 241, 16, 64, device)}
+    finetuned = block_cases("finetuned", 64 if device == "cuda" else 1, 241, 16, 64, device)
+    cases = {case.name: case for case in (*kernel_cases(device), *finetuned)}
     parts = [name]
     if name.endswith("_layers"):
         parts = [name.replace("layers", part) for part in (*["encoder"] * 3, "decoder")]
-    calls = [call for part in parts for call in _calls(cases[part], search)]
+    calls = []
+    for case in map(cases.__getitem__, parts):
+        ours = partial(gelu_mlp, provider="quack") if "quack" in search.case else case.ours
+        with _Recorder() as recorder:
+            (forward_backward if case.leaves else forward)(case, ours)
+        recorded = [call for operator, call in recorder.calls if operator in search.operators]
+        calls += [torch.no_grad()(call) for call in recorded]
     return lambda: [call() for call in calls]
-
-
-def _calls(case: Case, search: Search) -> list[Call]:
-    if search.case.startswith("quack"):
-        case = replace(case, ours=partial(gelu_mlp, provider="quack"))
-    with _Recorder() as recorder:
-        (forward_backward if case.leaves else forward)(case, case.ours)
-    wanted = search.operators.split(",")
-    return [torch.no_grad()(call) for name, call in recorder.calls if name in wanted]
-
-
-def _column_sums(device: str) -> Call:
-    from ecgfast_kernels.ops.norm_triton import column_sums
-
-    shape = (528, 3, 1024) if device == "cuda" else (5, 3, 40)
-    return partial(column_sums, torch.randn(shape, device=device), torch.bfloat16)
 
 
 def _adamw(device: str) -> Call:
@@ -206,18 +200,22 @@ def _adamw(device: str) -> Call:
 
 def main() -> None:
     """Search each kernel in turn, as long as there is time."""
-    arguments = parse()
-    wanted = [s for s in searches() if not arguments.only or s.kernel in arguments.only.split(",")]
-    if arguments.list:
-        print("\n".join(f"{s.kernel:32} {len(s.candidates)} candidates" for s in wanted))
-        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--only", help="kernels, comma-separated; all by default")
+    parser.add_argument("--seconds", type=float, default=600, help="begin no search after these")
+    parser.add_argument("--copy", type=Path, help="write the new table to this file too")
+    args = parser.parse_args()
+    every = {search.kernel: search for search in searches()}
+    wanted = args.only.split(",") if args.only else [*every]
+    if unknown := sorted(set(wanted) - set(every)):
+        parser.error(f"unknown kernel {unknown[0]!r}; allowed: {', '.join(every)}")
     if not torch.cuda.is_available():
-        sys.exit("error: tuning measures a CUDA device, and there is none; --list needs none")
+        sys.exit("error: tuning measures a CUDA device, and there is none")
     major, minor = torch.cuda.get_device_capability()
-    end = time.monotonic() + arguments.seconds
-    for search in wanted:
+    end = time.monotonic() + args.seconds
+    for search in (search for kernel, search in every.items() if kernel in wanted):
         if time.monotonic() > end:
-            print(f"{search.kernel}: not searched, {arguments.seconds:.0f} s are over")
+            print(f"{search.kernel}: not searched, {args.seconds:.0f} s are over")
             continue
         if "quack" in search.kernel and find_spec("quack") is None:
             print(f"{search.kernel}: left out: needs quack")
@@ -226,26 +224,9 @@ def main() -> None:
         row = f"sm{major}{minor}-{search.bits}bit"
         library.table()[search.kernel][row] = fastest(search, row, before)
         text = render(library.table())
-        if not arguments.dry_run:
-            (Path(library.__file__).parent / library.FILE_NAME).write_text(text, encoding="utf-8")
-        if arguments.copy is not None:
-            arguments.copy.write_text(text, encoding="utf-8")
-
-
-def parse() -> argparse.Namespace:
-    """Parse the command line; a kernel without a search ends the program."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--only", help="kernels, comma-separated; all by default")
-    parser.add_argument("--seconds", type=float, default=600, help="begin no search after these")
-    parser.add_argument("--dry-run", action="store_true", help="leave the table as it is")
-    parser.add_argument("--copy", type=Path, help="write the new table to this file too")
-    parser.add_argument("--list", action="store_true", help="name the kernels and stop")
-    arguments = parser.parse_args()
-    names = [search.kernel for search in searches()]
-    unknown = sorted(set(arguments.only.split(",")) - set(names)) if arguments.only else []
-    if unknown:
-        parser.error(f"unknown kernel {unknown[0]!r}; allowed: {', '.join(names)}")
-    return arguments
+        for path in (Path(library.__file__).parent / library.FILE_NAME, args.copy):
+            if path is not None:
+                path.write_text(text, encoding="utf-8")
 
 
 def fastest(search: Search, row: str, before: Config) -> Config:
@@ -278,11 +259,8 @@ def fastest(search: Search, row: str, before: Config) -> Config:
 
 def render(table: dict[str, dict[str, Config]]) -> str:
     """The table as JSON with one line per row, so that a change is one line of a diff."""
-    ops = []
-    for op, rows in table.items():
-        lines = ",\n".join(f'    "{row}": {json.dumps(config)}' for row, config in rows.items())
-        ops.append(f'  "{op}": {{\n{lines}\n  }}')
-    return "{\n" + ",\n".join(ops) + "\n}\n"
+    text = re.sub(r"(?<=\{)\n {6}|\n {4}(?=\})", "", json.dumps(table, indent=2))
+    return text.replace("\n      ", " ") + "\n"
 
 
 def _tensors(result: Any) -> list[Tensor]:  # noqa: ANN401 (what an op returns, nested tuples too)

@@ -2,30 +2,32 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from functools import cache
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ecgfast import log
-from ecgfast.bench.rows import Row, append_rows, read_rows, render
+from ecgfast.bench.measuring import Row, append_rows, read_rows, render
 from ecgfast.errors import ConfigError
 from ecgfast.store.format import refuse_inside_store
 
-CASES = ("codec", "decode", "kernels", "loader", "step")
+CASES = {  # module and function; each imports what it measures, as the decoder needs no model
+    "codec": ("codec", "measure_codec"),
+    "decode": ("codec", "measure_decode"),
+    "kernels": ("kernels", "measure_kernels"),
+    "loader": ("loader", "measure_loader"),
+    "step": ("step", "measure_step"),
+}
 _BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def run(
-    case: str,
-    *,
-    json: Path | None = None,
-    device: str | None = None,
-    preset: str | None = None,
-    microbatch: int | None = None,
-    variants: Sequence[str] | None = None,
+    case: str, *, json: Path | None = None, device: str | None = None, **of_step: object
 ) -> list[Row]:
     """Measure one case, or "all" of them, and print each number as soon as it is there.
 
@@ -33,9 +35,7 @@ def run(
         case: one of `CASES`, or "all".
         json: .jsonl file that rows are appended to, one by one: a run cut short keeps its rows.
         device: "cpu" or "cuda"; by default a GPU where there is one.
-        preset: of the step; by default vit_large on a GPU, demo on a CPU.
-        microbatch: records per rank of the step; by default 256 on a GPU, 8 on a CPU.
-        variants: of the step, beside ours; by default those of `measure_step`.
+        of_step: `preset`, `microbatch` and `variants` of `measure_step`.
     Raises:
         ConfigError: an unknown case, preset or variant.
         FormatError: `json` holds something else than rows.
@@ -46,54 +46,25 @@ def run(
         refuse_inside_store(json, "--json")
         if json.exists():
             read_rows(json)  # rows behind anything else would damage it
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     rows: list[Row] = []
     for name in CASES if case == "all" else (case,):
-        for row in _measure(name, device, preset, microbatch, variants):
-            rows.append(row)
-            if os.environ.get("RANK", "0") != "0":  # under torchrun only one rank prints
-                continue
-            log.console.print(render(row), highlight=False, soft_wrap=True)
-            if json is not None:
-                append_rows(json, [row])
+        module, function = CASES[name]
+        measure = getattr(import_module(f"ecgfast.bench.{module}"), function)
+        rows += show(measure(place, **(of_step if name == "step" else {})), json)
     return rows
 
 
-def _measure(
-    case: str,
-    device: str | None,
-    preset: str | None,
-    microbatch: int | None,
-    variants: Sequence[str] | None,
-) -> Iterator[Row]:
-    """Start a case, which imports what it measures by itself: the decoder needs no model."""
-    import torch
-
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if case == "codec":
-        from ecgfast.bench.codec import measure_codec
-
-        return measure_codec()
-    if case == "decode":
-        from ecgfast.bench.codec import measure_decode
-
-        return measure_decode(place)
-    if case == "kernels":
-        from ecgfast.bench.kernels import measure_kernels
-
-        return measure_kernels(place)
-    if case == "loader":
-        from ecgfast.bench.loader import measure_loader
-
-        return measure_loader(place)
-    from ecgfast.bench.step import measure_step
-    from ecgfast.bench.timing import measure_peaks
-    from ecgfast.config import load_config
-
-    on_gpu = place == "cuda"
-    config = load_config(preset or ("vit_large" if on_gpu else "demo"))
-    records = microbatch or (256 if on_gpu else 8)
-    steps = measure_step(config, device=place, microbatch=records, names=variants)
-    return chain(measure_peaks(place), steps)
+def show(rows: Iterable[Row], json: Path | None) -> list[Row]:
+    """Print rows as they come and append them to a file; under torchrun only on one rank."""
+    kept: list[Row] = []
+    for row in rows:
+        kept.append(row)
+        if os.environ.get("RANK", "0") == "0":
+            log.console.print(render(row), highlight=False, soft_wrap=True)
+            if json is not None:
+                append_rows(json, [row])
+    return kept
 
 
 @cache

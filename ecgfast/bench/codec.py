@@ -6,11 +6,10 @@ Shapes: R records held, B records of a batch, C leads, T timesteps.
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +20,7 @@ from numpy.typing import NDArray
 
 from ecgfast import log
 from ecgfast.bench import peers_module
-from ecgfast.bench.rows import Row, make_row
-from ecgfast.bench.timing import rate_rows, time_interleaved
+from ecgfast.bench.measuring import Call, Row, make_rows, per_second, time_interleaved
 
 if TYPE_CHECKING:
     from ecgfast.store import StoreReader
@@ -36,12 +34,11 @@ _HELD = {"cuda": 8192, "cpu": 512}
 _BATCHES = {"cuda": (256, 1024), "cpu": (256,)}
 _SETS = 16  # of record numbers in turn, so that no cache holds the next batch
 
-Call = Callable[[], object]
 Int16 = NDArray[np.int16]
+IndexCall = Callable[[Any], object]  # of record numbers (B,) on the device
 
 
-@dataclass(frozen=True, kw_only=True)
-class Codec:
+class Codec(NamedTuple):
     """One codec: records (n, C, T) int16 to chunks and back, on the calling thread."""
 
     name: str
@@ -49,8 +46,8 @@ class Codec:
     decode: Callable[[Sequence[Any], tuple[int, ...]], Int16]
 
 
-def measure_codec() -> Iterator[Row]:
-    """Measure on synthetic records; benchmarks/codec_peers.py takes real ones."""
+def measure_codec(_device: str) -> Iterator[Row]:
+    """Measure on synthetic records, on any device; benchmarks/codec_peers.py takes real ones."""
     from ecgfast.convert import convert  # decoding is measured where these cannot be imported
     from ecgfast.ingest.synthetic import write_cohort
     from ecgfast.store import open_store
@@ -66,82 +63,59 @@ def measure_codec() -> Iterator[Row]:
 def measure_store(
     store: "StoreReader", name: str, *, most: int = 200, repeats: int = 7
 ) -> Iterator[Row]:
-    """Measure every codec on the records of a store, and `store.read` of random ones beside them.
+    """Measure every codec on the same records of a store, warm, on one thread.
 
     Args:
         store: an ecgpack store.
         name: of the data, for the rows.
         most: records to take.
-        repeats: timed rounds.
-    """
-    signal_NCT = store.read(np.arange(min(most, len(store))))
-    ratio = len(store) * signal_NCT[0].nbytes / store.num_bytes  # of its files, indices and all
-    row = _row(name, signal_NCT)
-    yield make_row(provider=STORE_READ, metric="ratio", unit="x", values=[ratio], **row)
-    yield from measure_signal(signal_NCT, name, repeats=repeats, read=store.read)
-
-
-def measure_signal(
-    signal_NCT: Int16,
-    name: str,
-    *,
-    repeats: int = 7,
-    read: Callable[[NDArray[np.int64]], object] | None = None,
-) -> Iterator[Row]:
-    """Measure every codec on the same records, warm, on one thread.
-
-    Args:
-        signal_NCT: (N, C, T) int16.
-        name: of the data, for the rows.
         repeats: timed rounds; codecs take turns in each.
-        read: reads these records by number from where they are stored, files and checks included.
     Yields:
         For each codec rows of "ratio" (shard index counted), "encode" and "decode" in records/s;
-        decode of a raw int16 memmap as the bound, and of `read`.
+        the same of `store.read` of random records, files and checks included, and of a raw int16
+        memmap as the bound.
     """
+    signal_NCT = store.read(np.arange(min(most, len(store))))
     chosen = np.random.default_rng(0).permutation(len(signal_NCT))[:_BATCH]
     batch = np.ascontiguousarray(signal_NCT[chosen])
+    shape = f"{name}, {' x '.join(map(str, signal_NCT.shape))} int16"
+    rows = partial(make_rows, case="codec", shape=shape)
+    ratio = len(store) * signal_NCT[0].nbytes / store.num_bytes  # of its files, indices and all
+    yield from rows({("ratio", "x"): [ratio]}, provider=STORE_READ)
     encode: dict[str, Call] = {}
-    decode: dict[str, Call] = {}
-    row = _row(name, signal_NCT)
+    decode: dict[str, Call] = {STORE_READ: partial(store.read, chosen)}
     for each in codecs():
         stored = sum(len(chunk) + _INDEX_BYTES for chunk in each.encode(signal_NCT))
-        ratio = [signal_NCT.nbytes / stored]
-        yield make_row(provider=each.name, metric="ratio", unit="x", values=ratio, **row)
+        yield from rows({("ratio", "x"): [signal_NCT.nbytes / stored]}, provider=each.name)
         chunks = each.encode(batch)
         if not np.array_equal(each.decode(chunks, batch.shape[1:]), batch):
             raise AssertionError(f"{each.name} does not give its input back")
         encode[each.name] = partial(each.encode, batch)
         decode[each.name] = partial(each.decode, chunks, batch.shape[1:])
-    if read is not None:
-        decode[STORE_READ] = partial(read, chosen)
     with tempfile.TemporaryDirectory(prefix="ecgfast-bench-") as folder:
         signal_NCT.tofile(Path(folder) / "signal.i2")
         raw = np.memmap(Path(folder) / "signal.i2", np.int16, "r").reshape(signal_NCT.shape)
         decode[MEMMAP] = lambda: raw[chosen]
         for metric, calls in (("encode", encode), ("decode", decode)):
             times = time_interleaved(calls, repeats=repeats, warmup=1)
-            yield from rate_rows(times, {"records/s": len(batch)}, metric=metric, **row)
-
-
-def _row(name: str, signal_NCT: Int16) -> dict[str, str]:
-    return {"case": "codec", "shape": f"{name}, {' x '.join(map(str, signal_NCT.shape))} int16"}
+            for provider, ms in times.items():
+                rates = {(metric, "records/s"): per_second(ms, len(batch))}
+                yield from rows(rates, provider=provider)
 
 
 def codecs() -> list[Codec]:
     """Ours on each instruction set, and every peer that is installed."""
-    fastest = codec.backend()
     peers = peers_module("codec_peers")
-    others = [] if peers is None else [Codec(**peer) for peer in peers.installed()]
-    if fastest == "numpy":
-        return [Codec(name="ecgfast-numpy", encode=codec.encode, decode=_decode), *others]
+    others: list[Codec] = [] if peers is None else peers.installed()
+    if (fastest := codec.backend()) == "numpy":
+        return [Codec("ecgfast-numpy", codec.encode, _decode), *others]
     slower = [name for name in ("avx2", "portable") if name != fastest and native.choose(name)]
     native.choose("")
-    ours = [Codec(name="ecgfast", encode=codec.encode, decode=_decode)]
-    for name in slower:
-        encode, decode = (partial(_on, name, call) for call in (codec.encode, _decode))
-        ours.append(Codec(name=f"ecgfast-{name}", encode=encode, decode=decode))
-    return [*ours, *others]
+    ours = [
+        Codec(f"ecgfast-{name}", *(partial(_on, name, call) for call in (codec.encode, _decode)))
+        for name in slower
+    ]
+    return [Codec("ecgfast", codec.encode, _decode), *ours, *others]
 
 
 # Any: what the call returns, through functools.partial, which keeps no type variable.
@@ -159,8 +133,7 @@ def _decode(chunks: Sequence[bytes], shape: tuple[int, ...]) -> Int16:
     return codec.decode(*where, num_leads=shape[0], num_timesteps=shape[1])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Held:
+class Held(NamedTuple):
     """Records in host memory: (R, C, T) int16, encoded, and (R, C) fp32 that normalises them."""
 
     signal: Int16
@@ -186,15 +159,21 @@ def measure_decode(device: str, *, repeats: int = 30) -> Iterator[Row]:
         sets = [rng.choice(len(held.lengths), size, replace=False) for _ in range(_SETS)]
         on_gpu = device == "cuda"
         numbers = cycle([torch.from_numpy(each).cuda() if on_gpu else each for each in sets])
-        calls = (_gpu_calls if on_gpu else _cpu_calls)(held, numbers, size)
+        ways = (_gpu_calls if on_gpu else _cpu_calls)(held, size)
         if peers is not None:
-            calls |= peers.ways_to_a_batch(held, numbers, size, device)
-        times = time_interleaved(calls, device=device, repeats=repeats)
-        counts = {"GB/s": held.signal[0].nbytes * size / 1e9, "records/s": size}
-        row = {"shape": f"{size} of {_HELD[device]}, ratio {ratio:.1f}", "device": device}
-        for name, ms in times.items():
+            ways |= peers.ways_to_a_batch(held, size, device)
+        calls = {name: partial(_of_next, way, numbers) for name, way in ways.items()}
+        shape = f"{size} of {_HELD[device]}, ratio {ratio:.1f}"
+        for name, ms in time_interleaved(calls, device=device, repeats=repeats).items():
             case, _, provider = name.partition("/")
-            yield from rate_rows({provider: ms}, counts, case=case, metric="throughput", **row)
+            moved = held.signal[0].nbytes * size / 1e9
+            rates = {"GB/s": per_second(ms, moved), "records/s": per_second(ms, size)}
+            rows = {("throughput", unit): values for unit, values in rates.items()}
+            yield from make_rows(rows, case=case, provider=provider, shape=shape, device=device)
+
+
+def _of_next(way: IndexCall, numbers: Iterator[Any]) -> object:
+    return way(next(numbers))
 
 
 def hold(signal_RCT: Int16) -> Held:
@@ -202,14 +181,9 @@ def hold(signal_RCT: Int16) -> Held:
     chunks = codec.encode(signal_RCT)
     lengths = np.array([len(chunk) for chunk in chunks], np.int64)
     mean, std = codec.lead_statistics(signal_RCT)
-    return Held(
-        signal=signal_RCT,
-        buffer=np.frombuffer(bytearray(b"".join(chunks)), np.uint8),
-        offsets=np.cumsum(lengths) - lengths,
-        lengths=lengths,
-        mean=mean,
-        rstd=np.divide(1, std, out=np.zeros_like(std), where=std > 0),
-    )
+    buffer = np.frombuffer(bytearray(b"".join(chunks)), np.uint8)
+    rstd = np.divide(1, std, out=np.zeros_like(std), where=std > 0)
+    return Held(signal_RCT, buffer, np.cumsum(lengths) - lengths, lengths, mean, rstd)
 
 
 def ecg_like(num_records: int, *, seed: int, num_timesteps: int = _TIMESTEPS) -> Int16:
@@ -235,56 +209,53 @@ def ecg_like(num_records: int, *, seed: int, num_timesteps: int = _TIMESTEPS) ->
     return out
 
 
-def _gpu_calls(held: Held, numbers: Iterator[Any], size: int) -> dict[str, Call]:
-    on_gpu = {name: torch.from_numpy(array).cuda() for name, array in vars(held).items()}
+def _gpu_calls(held: Held, size: int) -> dict[str, IndexCall]:
+    signal, buffer, offsets, lengths, mean, rstd = (torch.from_numpy(x).cuda() for x in held)
     chunks = codec_cuda.ResidentChunks(
-        bytes=on_gpu["buffer"],
-        offsets=on_gpu["offsets"],
-        lengths=on_gpu["lengths"],
+        bytes=buffer,
+        offsets=offsets,
+        lengths=lengths,
         num_leads=_LEADS,
         num_timesteps=_TIMESTEPS,
     )
-    signal, moments = on_gpu["signal"], (on_gpu["mean"], on_gpu["rstd"])
     status = torch.zeros(size, dtype=torch.int32, device="cuda")
-    shape = (size, _LEADS * _TIMESTEPS // codec.COLUMN_TIMESTEPS, 256)
-    patches = {"out": torch.empty(shape, dtype=torch.float16, device="cuda"), "status": status}
+    patches = torch.empty((size, 240, 256), dtype=torch.float16, device="cuda")
     decoded = torch.empty((size, _LEADS, _TIMESTEPS), dtype=torch.int16, device="cuda")
-    to_patches, gather = codec_cuda.decode_patches, codec_cuda.gather_patches
     return {
-        "decode_patches/ecgfast": lambda: to_patches(chunks, next(numbers), *moments, **patches),
-        "decode_patches/raw int16, own kernel": lambda: gather(
-            signal, next(numbers), *moments, **patches
+        "decode_patches/ecgfast": lambda index: codec_cuda.decode_patches(
+            chunks, index, mean, rstd, out=patches, status=status
         ),
-        "decode_int16/ecgfast": lambda: codec_cuda.decode(
-            chunks, next(numbers), out=decoded, status=status
+        "decode_patches/raw int16, own kernel": lambda index: codec_cuda.gather_patches(
+            signal, index, mean, rstd, out=patches, status=status
+        ),
+        "decode_int16/ecgfast": lambda index: codec_cuda.decode(
+            chunks, index, out=decoded, status=status
         ),
     }
 
 
-def _cpu_calls(held: Held, numbers: Iterator[Any], size: int) -> dict[str, Call]:
-    shape = (size, _LEADS * _TIMESTEPS // codec.COLUMN_TIMESTEPS, 256)
-    patches = np.empty(shape, np.float16)
+def _cpu_calls(held: Held, size: int) -> dict[str, IndexCall]:
+    patches = np.empty((size, 240, 256), np.float16)
     decoded = np.empty((size, _LEADS, _TIMESTEPS), np.int16)
-
-    def to_patches() -> None:
-        index = next(numbers)
-        where = (held.buffer, held.offsets[index], held.lengths[index])
-        moments = (held.mean[index], held.rstd[index])
-        codec.decode_patches(*where, *moments, num_timesteps=_TIMESTEPS, out=patches)
-
-    def gather() -> None:
-        index = next(numbers)
-        codec.patches_from_int16(
-            held.signal[index], held.mean[index], held.rstd[index], out=patches
-        )
-
-    def decode() -> None:
-        index = next(numbers)
-        where = (held.buffer, held.offsets[index], held.lengths[index])
-        codec.decode(*where, num_leads=_LEADS, num_timesteps=_TIMESTEPS, out=decoded)
-
     return {
-        "decode_patches/ecgfast": to_patches,
-        "decode_patches/raw int16, ecgfast": gather,
-        "decode_int16/ecgfast": decode,
+        "decode_patches/ecgfast": lambda index: codec.decode_patches(
+            held.buffer,
+            held.offsets[index],
+            held.lengths[index],
+            held.mean[index],
+            held.rstd[index],
+            num_timesteps=_TIMESTEPS,
+            out=patches,
+        ),
+        "decode_patches/raw int16, ecgfast": lambda index: codec.patches_from_int16(
+            held.signal[index], held.mean[index], held.rstd[index], out=patches
+        ),
+        "decode_int16/ecgfast": lambda index: codec.decode(
+            held.buffer,
+            held.offsets[index],
+            held.lengths[index],
+            num_leads=_LEADS,
+            num_timesteps=_TIMESTEPS,
+            out=decoded,
+        ),
     }

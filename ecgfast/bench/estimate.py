@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ecgfast.bench.rows import Row
-from ecgfast.config import Config, ModelConfig
+from ecgfast.bench.measuring import Row
+from ecgfast.config import Config
 from ecgfast.errors import ConfigError
 from ecgfast.model.mae import flops_per_record, num_kept, num_parameters
 from ecgfast.train.metrics import PEAK_TFLOPS
@@ -22,12 +22,12 @@ _WIDENED_BYTES = 4  # a microbatch's gradients in fp32, on one GPU that takes se
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a whole pretraining run costs.
+    """What a whole pretraining run costs, on all GPUs together.
 
     Attributes:
         hours: wall clock.
-        gpu_hours: of all GPUs together.
-        records_per_s: of all GPUs together.
+        gpu_hours: of all GPUs.
+        records_per_s: of all GPUs.
         memory_gib: of each GPU, without the store's records.
         basis: what the rate rests on, in words.
         setting: the run, in words.
@@ -72,44 +72,37 @@ def estimate(
     if num_gpus < 1 or num_records < 1:
         raise ConfigError(f"GPUs and records must be at least 1, got {num_gpus} and {num_records}")
     rate, basis = _rate_of_one(config, gpu, rows)
-    scaling = ASSUMED_SCALING if num_gpus > 1 else 1.0
     if num_gpus > 1:
+        rate *= num_gpus * ASSUMED_SCALING
         basis += f"; {num_gpus} GPUs scaled at {ASSUMED_SCALING:.0%} of linear, not measured"
-    total = rate * num_gpus * scaling
-    train = config.train
+    epochs, batch = config.train.epochs, config.train.batch_size
     # the last batch of an epoch is dropped when it is not full
-    per_epoch = num_records // train.batch_size * train.batch_size or num_records
-    hours = train.epochs * per_epoch / total / 3600
+    hours = epochs * (num_records // batch * batch or num_records) / rate / 3600
+    run = f"{config.preset}: {epochs} epochs of {num_records:,} records at batch {batch}"
     return Estimate(
         hours=hours,
         gpu_hours=hours * num_gpus,
-        records_per_s=total,
+        records_per_s=rate,
         memory_gib=memory_gib(config, num_gpus),
         basis=basis,
-        setting=(
-            f"{config.preset}: {train.epochs} epochs of {num_records:,} records at batch "
-            f"{train.batch_size} on {num_gpus} x {gpu}"
-        ),
+        setting=f"{run} on {num_gpus} x {gpu}",
     )
 
 
 def memory_gib(config: Config, num_gpus: int) -> float:
-    """Memory of each GPU by formula: sharded state, working copies, activations."""
-    parameters = sum(num_parameters(config.model))
+    """Memory of each GPU by formula: sharded state, working copies, activations.
+
+    Of activations what a pass keeps for the backward one, with attention that keeps no scores.
+    """
+    model, asked = config.model, config.train.microbatch
     share = -(-config.train.batch_size // num_gpus)
-    asked = config.train.microbatch
     microbatch = min(share, _MAX_MICROBATCH) if asked == "auto" else asked
     widened = _WIDENED_BYTES if num_gpus == 1 and microbatch < share else 0
-    state = parameters * (_STATE_BYTES / num_gpus + _WORKING_BYTES + widened)
-    return (state + microbatch * _activation_bytes(config.model, config.mask.ratio)) / 2**30
-
-
-def _activation_bytes(model: ModelConfig, mask_ratio: float) -> float:
-    """Bytes kept per record for the backward pass, with attention that keeps no scores."""
-    kept = 1 + num_kept(model.num_patches, mask_ratio)
+    state = sum(num_parameters(model)) * (_STATE_BYTES / num_gpus + _WORKING_BYTES + widened)
+    kept = 1 + num_kept(model.num_patches, config.mask.ratio)
     encoder = model.encoder_depth * kept * model.encoder_width
     decoder = model.decoder_depth * (1 + model.num_patches) * model.decoder_width
-    return _ACTIVATION_BYTES * float(encoder + decoder)
+    return (state + microbatch * _ACTIVATION_BYTES * (encoder + decoder)) / 2**30
 
 
 def _rate_of_one(config: Config, gpu: str, rows: Iterable[Row]) -> tuple[float, str]:

@@ -6,15 +6,14 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from ecgfast import log
-from ecgfast.bench.rows import Row, make_row
+from ecgfast.bench.measuring import Row, make_rows
 from ecgfast.convert import convert
 from ecgfast.data.dali import build as dali_build
 from ecgfast.data.loader import Loader, build_loader
@@ -27,36 +26,31 @@ from ecgfast.vocabulary import EngineName
 Epoch = Callable[[], Iterator[int]]  # starts an epoch; yields the number of records of each batch
 
 _WARM_UP = 0.2  # of a round's seconds: workers start, buffers are allocated
-_READ_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Use:
-    """Measured use of the machine.
+class Round:
+    """What some seconds of loading used; NaN where /proc is missing.
 
     Attributes:
-        records_per_s: one number per round.
-        cores: processor time over wall time, workers included; NaN where /proc is missing.
-        memory_gib: anonymous and shared memory of process and workers beyond what was there
-            before, page cache left out, the most that a round ended with; NaN where /proc is
-            missing.
-        read_bytes: that the disk delivered for a record, 0 where the page cache had all; NaN where
-            /proc is missing.
+        records: that came.
+        wall_s: seconds that they took.
+        cpu_s: processor time, workers included.
+        memory_bytes: anonymous and shared memory of process and workers at the end, without that
+            of before the first round; page cache does not count.
+        read_bytes: that the disk delivered, 0 where the page cache had all.
     """
 
-    records_per_s: tuple[float, ...]
-    cores: float
-    memory_gib: float
-    read_bytes: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Round:
     records: int
     wall_s: float
     cpu_s: float
     memory_bytes: float
     read_bytes: float
+
+    @property
+    def records_per_s(self) -> float:
+        """Rate of the round."""
+        return self.records / self.wall_s
 
 
 def measure_loader(
@@ -78,6 +72,7 @@ def measure_loader(
         variants += [("dali", 1), ("dali", 2)]
     if device.startswith("cuda"):
         variants += [("cpu", 8), ("resident", 1)]
+    auto = "resident" if device.startswith("cuda") else "cpu"
     with tempfile.TemporaryDirectory(prefix="ecgfast-bench-") as folder:
         cohort = Path(folder) / "cohort"
         log.info(f"loader: making a store of {num_records} synthetic records")
@@ -85,7 +80,7 @@ def measure_loader(
         packed = convert([cohort], Path(folder) / "ecgpack", workers=1).store
         raw = convert([packed], Path(folder) / "none", codec="none", workers=1).store
         for store in map(open_store, (packed, raw)):
-            yield bytes_row("ecgfast", store.codec, store_bytes(store))
+            yield from bytes_row("ecgfast", store.codec, store_bytes(store))
             for engine, threads in variants:
                 try:
                     loader = build_loader(
@@ -95,14 +90,13 @@ def measure_loader(
                         device=device,
                         num_threads=threads,
                     )
-                    use = measure(epoch_of(loader), device=device, seconds=seconds)
+                    rounds = measure(epoch_of(loader), device=device, seconds=seconds)
                 except BackendUnavailableError as error:
                     log.warning(f"loader: {engine} left out: {error}")
                     continue
-                auto = "resident" if device.startswith("cuda") else "cpu"
                 provider = "ecgfast" if engine == auto else f"ecgfast-{engine}"
                 shape = f"{store.codec}, {threads} threads, batch {batch_size}, warm"
-                yield from use_rows(provider, shape, use, device)
+                yield from use_rows(provider, shape, rounds, device)
 
 
 def epoch_of(loader: Loader) -> Epoch:
@@ -110,23 +104,24 @@ def epoch_of(loader: Loader) -> Epoch:
     return lambda: (len(batch.record_index) for batch in loader)
 
 
-def use_rows(provider: str, shape: str, use: Use, device: str) -> Iterator[Row]:
-    """Rows of what one provider used; what could not be measured has none."""
-    row = partial(make_row, case="loader", provider=provider, shape=shape, device=device)
-    for metric, unit, values in (
-        ("throughput", "records/s", use.records_per_s),
-        ("cores", "cores", (use.cores,)),
-        ("memory", "GiB", (use.memory_gib,)),
-        ("read", "B/record", (use.read_bytes,)),
-    ):
-        if not any(math.isnan(value) for value in values):
-            yield row(metric=metric, unit=unit, values=values)
+def use_rows(provider: str, shape: str, rounds: Sequence[Round], device: str) -> Iterator[Row]:
+    """Rows of what one provider used in all rounds; what could not be measured has none."""
+    wall_s = sum(one.wall_s for one in rounds)
+    read = sum(one.read_bytes for one in rounds) / sum(one.records for one in rounds)
+    numbers = {
+        ("throughput", "records/s"): [one.records_per_s for one in rounds],
+        ("cores", "cores"): [sum(one.cpu_s for one in rounds) / wall_s],
+        ("memory", "GiB"): [max(one.memory_bytes for one in rounds) / 2**30],
+        ("read", "B/record"): [read],
+    }
+    known = {key: values for key, values in numbers.items() if not any(map(math.isnan, values))}
+    yield from make_rows(known, case="loader", provider=provider, shape=shape, device=device)
 
 
-def bytes_row(provider: str, shape: str, num_bytes: float) -> Row:
+def bytes_row(provider: str, shape: str, num_bytes: float) -> Iterator[Row]:
     """A row of the bytes that one record takes on disk."""
-    row = partial(make_row, case="loader", provider=provider, shape=shape)
-    return row(metric="storage", unit="B/record", values=[num_bytes])
+    numbers = {("storage", "B/record"): [num_bytes]}
+    return make_rows(numbers, case="loader", provider=provider, shape=shape)
 
 
 def store_bytes(store: StoreReader) -> float:
@@ -142,7 +137,7 @@ def measure(
     memory_before: float | None = None,
     seconds: float = 2.0,
     rounds: int = 5,
-) -> Use:
+) -> list[Round]:
     """Time an endless stream of epochs in rounds, each up to the first batch after `seconds`.
 
     Args:
@@ -152,55 +147,16 @@ def measure(
         seconds: of each round.
         rounds: number of repeats.
     """
-    memory_before = memory_bytes() if memory_before is None else memory_before
+    before = memory_bytes() if memory_before is None else memory_before
     batches = itertools.chain.from_iterable(epoch() for _ in itertools.count())
-    _drain(batches, device, _WARM_UP * seconds)
-    return _summary([_drain(batches, device, seconds) for _ in range(rounds)], memory_before)
+    measure_round(batches, device, before, _WARM_UP * seconds)
+    return [measure_round(batches, device, before, seconds) for _ in range(rounds)]
 
 
-def measure_cold(
-    epoch: Epoch,
-    forget: Callable[[], None],
-    *,
-    device: str = "cpu",
-    memory_before: float | None = None,
-) -> Use:
-    """Time one whole epoch after `forget`, the start of its workers included.
-
-    Args:
-        epoch: starts an epoch; nothing may have mapped its files yet, such pages stay in memory.
-        forget: empties the page cache, see `drop_page_cache`.
-        device: as in `measure`.
-        memory_before: as in `measure`.
-    """
-    memory_before = memory_bytes() if memory_before is None else memory_before
-    forget()
-    return _summary([_drain(epoch(), device, math.inf)], memory_before)
-
-
-def drop_page_cache(folder: Path) -> None:
-    """Ask the kernel to forget the files below a folder, so that the next read is cold."""
-    os.sync()
-    for descriptor in _open_files(folder):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def fill_page_cache(folder: Path) -> None:
-    """Read all files below a folder, so that they are in memory where they fit."""
-    for descriptor in _open_files(folder):
-        while os.read(descriptor, _READ_BYTES):
-            pass
-
-
-def _open_files(folder: Path) -> Iterator[int]:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            yield descriptor
-            os.close(descriptor)
-
-
-def _drain(batches: Iterable[int], device: str, seconds: float) -> _Round:
+def measure_round(
+    batches: Iterable[int], device: str, memory_before: float = 0.0, seconds: float = math.inf
+) -> Round:
+    """Take batches to the first one after `seconds`, or to their end; arguments as in `measure`."""
     cpu_start, read_start, start = _cpu_seconds(), _read_bytes(), time.perf_counter()
     records = 0
     for count in batches:
@@ -209,21 +165,12 @@ def _drain(batches: Iterable[int], device: str, seconds: float) -> _Round:
             break
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    return _Round(
+    return Round(
         records=records,
         wall_s=time.perf_counter() - start,
         cpu_s=_cpu_seconds() - cpu_start,
-        memory_bytes=memory_bytes(),
+        memory_bytes=memory_bytes() - memory_before,
         read_bytes=_read_bytes() - read_start,
-    )
-
-
-def _summary(rounds: list[_Round], memory_before: float) -> Use:
-    return Use(
-        records_per_s=tuple(one.records / one.wall_s for one in rounds),
-        cores=sum(one.cpu_s for one in rounds) / sum(one.wall_s for one in rounds),
-        memory_gib=(max(one.memory_bytes for one in rounds) - memory_before) / 2**30,
-        read_bytes=sum(one.read_bytes for one in rounds) / sum(one.records for one in rounds),
     )
 
 
@@ -243,10 +190,7 @@ def _cpu_seconds() -> float:
 
 
 def memory_bytes() -> float:
-    """Memory of this process and its workers: anonymous and shared, shares counted once.
-
-    File pages are cache and can be dropped.
-    """
+    """Anonymous and shared memory of this process and its workers, shares counted once."""
     return _sum_of_lines("smaps_rollup", ("Pss_Anon:", "Pss_Shmem:")) * 1024
 
 

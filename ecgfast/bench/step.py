@@ -12,9 +12,8 @@ from torch import Tensor
 
 from ecgfast import log
 from ecgfast.bench import peers_module
-from ecgfast.bench.rows import Row, make_row
-from ecgfast.bench.timing import per_second, time_interleaved
-from ecgfast.config import Config
+from ecgfast.bench.measuring import Row, make_rows, measure_peaks, per_second, time_interleaved
+from ecgfast.config import Config, load_config
 from ecgfast.data.batch import Batch
 from ecgfast.errors import ConfigError
 from ecgfast.model.mae import flops_per_record
@@ -25,36 +24,34 @@ from ecgfast.train.optim import MasterAdamW
 from ecgfast.train.pretrain import build_spread, masked_loss, microbatch_graph
 
 Step = Callable[[], Tensor]  # one update; returns the loss, still on the device
-Settings = Mapping[str, Any]  # of a config, those of a section as a dict
 
 LEARNING_RATE = 1e-4
 _STEPS_PER_CALL = {"cuda": 4, "cpu": 1}  # in a row, so that launches overlap as in training
-_GRAPH, _FUSED = {"train": {"cuda_graph": True}}, {"attention": "triton", "fused": "separate"}
+_GRAPH, _TRITON = "train.cuda_graph=true", "attention=triton"
 
 # By the settings that differ from ours. `train.parallel` counts on a single rank too, else nothing
-# is spread there. In this order: first what decides on a default, should time run out.
-BEFORE_PEERS: dict[str, Settings] = {
+# is spread there.
+VARIANTS = {
+    "ecgfast": "",
     "ecgfast-graph": _GRAPH,
-    "ecgfast-adamw-graph": {**_GRAPH, "optim": {"one_pass": True}},
-    "ecgfast-fused-graph": {**_GRAPH, **_FUSED},
-    "ecgfast-epilogue-graph": {**_GRAPH, "attention": "triton", "fused": "triton"},
-    "ecgfast-quack-graph": {**_GRAPH, "attention": "triton", "fused": "quack"},
+    "ecgfast-adamw-graph": f"{_GRAPH} optim.one_pass=true",
+    "ecgfast-fused-graph": f"{_GRAPH} {_TRITON} fused=separate",
+    "ecgfast-epilogue-graph": f"{_GRAPH} {_TRITON} fused=triton",
+    "ecgfast-quack-graph": f"{_GRAPH} {_TRITON} fused=quack",
+    "ecgfast-kernels-reference": "kernels=reference",
+    "ecgfast-fsdp": "train.parallel=fsdp",
+    "ecgfast-fsdp-graph": f"train.parallel=fsdp {_GRAPH}",
+    "ecgfast-replicas-graph": f"train.parallel=replicas {_GRAPH}",
+    "ecgfast-fused": f"{_TRITON} fused=separate",
+    "ecgfast-fused-eager": f"{_TRITON} fused=separate train.compile=false",
+    "ecgfast-eager": "train.compile=false",
+    "ecgfast-sdpa-flash": "attention=sdpa_flash",
+    "ecgfast-xformers": "attention=xformers",
+    "ecgfast-sdpa-cudnn": "attention=sdpa_cudnn",
+    "ecgfast-sdpa-efficient": "attention=sdpa_efficient",
+    "ecgfast-triton-attention": _TRITON,
 }
-AFTER_PEERS: dict[str, Settings] = {
-    "ecgfast-kernels-reference": {"kernels": "reference"},
-    "ecgfast-fsdp": {"train": {"parallel": "fsdp"}},
-    "ecgfast-fsdp-graph": {"train": {"parallel": "fsdp", "cuda_graph": True}},
-    "ecgfast-replicas-graph": {"train": {"parallel": "replicas", "cuda_graph": True}},
-    "ecgfast-fused": _FUSED,
-    "ecgfast-fused-eager": {**_FUSED, "train": {"compile": False}},
-    "ecgfast-eager": {"train": {"compile": False}},
-    "ecgfast-sdpa-flash": {"attention": "sdpa_flash"},
-    "ecgfast-xformers": {"attention": "xformers"},
-    "ecgfast-sdpa-cudnn": {"attention": "sdpa_cudnn"},
-    "ecgfast-sdpa-efficient": {"attention": "sdpa_efficient"},
-    "ecgfast-triton-attention": {"attention": "triton"},
-}
-VARIANTS = {"ecgfast": {}, **BEFORE_PEERS, **AFTER_PEERS}
+_DECIDING = [*VARIANTS][1:6]  # on a default, first what does so most, should time run out
 
 
 def peer_steps() -> Mapping[str, Any]:
@@ -62,11 +59,6 @@ def peer_steps() -> Mapping[str, Any]:
     module = peers_module("step_peers")
     steps: Mapping[str, Any] = {} if module is None else module.PEERS
     return steps
-
-
-def variant_names() -> list[str]:
-    """Names that `measure_step` takes besides "ecgfast", which is always measured."""
-    return [*BEFORE_PEERS, *peer_steps(), *AFTER_PEERS]
 
 
 def build_train(config: Config, ranks: Ranks) -> Callable[..., Tensor]:
@@ -89,15 +81,8 @@ def build_train(config: Config, ranks: Ranks) -> Callable[..., Tensor]:
     loss_of = masked_loss(model, config)
 
     def train(batch: Batch, *, learning_rate: float = LEARNING_RATE) -> Tensor:
-        return train_step(
-            model,
-            optimizer,
-            loss_of,
-            batch,
-            microbatch=len(batch.record_index),
-            learning_rate=learning_rate,
-            graph=graph,
-        ).loss
+        sizes = {"microbatch": len(batch.record_index), "learning_rate": learning_rate}
+        return train_step(model, optimizer, loss_of, batch, **sizes, graph=graph).loss  # type: ignore[arg-type]  # of both kinds
 
     return train
 
@@ -110,22 +95,18 @@ def random_batch(config: Config, device: torch.device, num_records: int) -> Batc
     return Batch(patches=patches.half(), record_index=records, epoch=0)
 
 
-def build_step(settings: Settings, config: Config, ranks: Ranks, *, microbatch: int) -> Step:
-    """Build the trainer's step on random input, with some settings changed.
+def build_step(settings: str, preset: str, ranks: Ranks, *, microbatch: int) -> Step:
+    """Build the trainer's step on random input.
 
     Args:
-        settings: what differs from the config.
-        config: of kind "vit".
+        settings: what differs from the preset, as after --set, with spaces between them.
+        preset: of kind "vit".
         ranks: with a mesh also where there is one rank (`join(..., mesh_of_one=True)`).
         microbatch: records of a step, on each rank.
     """
-    if ranks.world_size == 1 and "parallel" not in settings.get("train", {}):
+    if ranks.world_size == 1 and "parallel" not in settings:
         ranks = replace(ranks, mesh=None, host_mesh=None)
-    changes = {
-        name: replace(getattr(config, name), **value) if isinstance(value, dict) else value
-        for name, value in settings.items()
-    }
-    config = replace(config, **changes)
+    config = load_config(preset, settings.split())
     train = build_train(config, ranks)
     batch = random_batch(config, ranks.device, microbatch)
     epochs = itertools.count()  # fresh masks for every step, as in training
@@ -133,64 +114,63 @@ def build_step(settings: Settings, config: Config, ranks: Ranks, *, microbatch: 
 
 
 def measure_step(
-    config: Config,
-    *,
     device: str,
-    microbatch: int,
-    names: Sequence[str] | None = None,
+    *,
+    preset: str | None = None,
+    microbatch: int | None = None,
+    variants: Sequence[str] | None = None,
     repeats: int = 5,
 ) -> Iterator[Row]:
-    """Measure forward, backward and AdamW on random patches.
+    """Measure the device's peaks, then forward, backward and AdamW on random patches.
 
     Args:
-        config: of kind "vit".
         device: "cpu" or "cuda".
-        microbatch: records of a step, on each rank.
-        names: variants beside "ecgfast"; by default the eager reference on a CPU, what decides
-            something on a GPU, none on several ranks.
+        preset: of kind "vit"; by default vit_large on a GPU, demo on a CPU.
+        microbatch: records of a step, on each rank; by default 256 on a GPU, 8 on a CPU.
+        variants: beside "ecgfast", in this order; by default the eager reference on a CPU, none on
+            several ranks, and on a GPU what decides something: what a graph brings, AdamW and the
+            fused kernels, the peers, and what our kernels bring. Some 170 s on an H100, 60 of them
+            for compiling the reference; all variants took more than 240.
         repeats: timed calls of several steps; each variant takes turns with ours.
     Yields:
         For each variant, as soon as measured, rows of time, throughput, (on a GPU) MFU and
         memory, and its time per record relative to ours in the same turns.
     Raises:
-        ConfigError: an unknown variant.
+        ConfigError: an unknown preset or variant.
     """
+    default, records = ("vit_large", 256) if device == "cuda" else ("demo", 8)
     # Every variant compiles the same block code anew; the limit of 8 is for runaway guards.
     with join(device, mesh_of_one=True) as ranks, torch._dynamo.config.patch(recompile_limit=64):
-        wanted = _resolve_names(names, ranks)
-        runner = _Runner(config, ranks, microbatch, repeats)
+        wanted = _resolve_names(variants, ranks)
+        yield from measure_peaks(device)
+        runner = _Runner(preset or default, ranks, microbatch or records, repeats)
         yield from runner.measure_ours()
         for name in wanted:  # one at a time: each holds weights, moments and activations
             yield from runner.compare(name)
 
 
 def _resolve_names(names: Sequence[str] | None, ranks: Ranks) -> list[str]:
-    """Names in the order of measuring.
-
-    By default on a GPU: what a graph brings, AdamW and the fused kernels, the peers, and what our
-    kernels bring. Some 170 s on an H100, 60 of them for compiling the reference, which the peer
-    with graphs needs at up to three microbatches more; all variants took more than 240.
-    """
-    peers = peer_steps() if ranks.world_size == 1 else {}
-    allowed = [*BEFORE_PEERS, *peers, *AFTER_PEERS]
-    if names is None and ranks.world_size > 1:
-        return []
-    if names is None and ranks.device.type == "cuda":
-        return [*BEFORE_PEERS, *peers, "ecgfast-kernels-reference"]
+    peers = list(peer_steps()) if ranks.world_size == 1 else []
     if names is None:
+        if ranks.world_size > 1:
+            return []
+        if ranks.device.type == "cuda":
+            return [*_DECIDING, *peers, "ecgfast-kernels-reference"]
         return [name for name in peers if "eager" in name]
+    allowed = [*list(VARIANTS)[1:], *peers]
     if unknown := sorted(set(names) - set(allowed)):
         raise ConfigError(
             f"unknown variant {unknown[0]!r} of the step on {ranks.world_size} ranks; allowed: "
             f"{', '.join(allowed)}"
         )
-    return [name for name in allowed if name in names]
+    return list(dict.fromkeys(names))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Built:
     """A step that has run twice, its records, and the memory that it needs."""
 
+    name: str
     step: Step
     microbatch: int
     memory_gib: float
@@ -199,39 +179,36 @@ class _Built:
 class _Runner:
     """Keeps our step alive while others take turns with it."""
 
-    def __init__(self, config: Config, ranks: Ranks, microbatch: int, repeats: int) -> None:
-        self._config = config
-        self._ranks = ranks
-        self._device = ranks.device.type
-        self._microbatch = microbatch
-        self._repeats = repeats
+    def __init__(self, preset: str, ranks: Ranks, microbatch: int, repeats: int) -> None:
+        self._config, self._ranks, self._device = load_config(preset), ranks, ranks.device.type
+        self._preset, self._repeats = preset, repeats
         self._ours = self._build("ecgfast", microbatch)
 
-    def measure_ours(self) -> list[Row]:
+    def measure_ours(self) -> Iterator[Row]:
         """Time our step alone."""
-        return self._rows("ecgfast", self._take_turns(ecgfast=self._ours)["ecgfast"], self._ours)
+        (times_ms,) = self._take_turns(self._ours)
+        return self._rows(self._ours, times_ms)
 
-    def compare(self, name: str) -> list[Row]:
+    def compare(self, name: str) -> Iterator[Row]:
         """Time a variant in turns with ours; one that fails is logged and has no rows."""
         try:
             built = self._build(name, self._best_microbatch(name))
         except (RuntimeError, ConfigError) as error:  # no memory, no such kernel, no graph here
             log.warning(f"{name} was not measured: {_first_line(error)}")
-            return []
-        times = self._take_turns(**{"ecgfast": self._ours, name: built})
-        share = self._microbatch / built.microbatch
-        pairs = zip(times[name], times["ecgfast"], strict=True)
-        ratios = [share * theirs / ours for theirs, ours in pairs]
-        ratio = self._row(name, "relative_time", "x ecgfast", ratios, built)
-        return [*self._rows(name, times[name], built), ratio]
+            return
+        ours, theirs = self._take_turns(self._ours, built)
+        share = self._ours.microbatch / built.microbatch
+        yield from self._rows(
+            built, theirs, [share * b / a for a, b in zip(ours, theirs, strict=True)]
+        )
 
     def _best_microbatch(self, name: str) -> int:
         """Ours; for a peer that is given its best, that of its highest rate."""
-        peer = peer_steps().get(name)
+        peer, ours = peer_steps().get(name), self._ours.microbatch
         if peer is None or not peer.graph or self._device != "cuda":
-            return self._microbatch
+            return ours
         rates: dict[int, float] = {}
-        for microbatch in (self._microbatch // 2, self._microbatch, 2 * self._microbatch):
+        for microbatch in (ours // 2, ours, 2 * ours):
             try:
                 built = self._build(name, microbatch)
             except RuntimeError as error:  # no memory
@@ -245,16 +222,16 @@ class _Runner:
             raise RuntimeError("it fits at no microbatch")
         return max(rates, key=lambda microbatch: rates[microbatch])
 
-    def _take_turns(self, **steps: _Built) -> dict[str, list[float]]:
+    def _take_turns(self, *steps: _Built) -> list[list[float]]:
         """Milliseconds per step of each, several steps per call."""
         count = _STEPS_PER_CALL[self._device]
 
         def repeated(step: Step) -> Callable[[], list[Tensor]]:
             return lambda: [step() for _ in range(count)]
 
-        calls = {name: repeated(built.step) for name, built in steps.items()}
+        calls = {built.name: repeated(built.step) for built in steps}
         times = time_interleaved(calls, device=self._device, repeats=self._repeats, warmup=1)
-        return {name: [t / count for t in ms] for name, ms in times.items()}
+        return [[ms / count for ms in times[built.name]] for built in steps]
 
     def _build(self, name: str, microbatch: int) -> _Built:
         """Build a step and run it twice: compiled, allocated, and finite."""
@@ -268,7 +245,7 @@ class _Runner:
             torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() if on_gpu else 0
         if name in VARIANTS:
-            step = build_step(VARIANTS[name], self._config, self._ranks, microbatch=microbatch)
+            step = build_step(VARIANTS[name], self._preset, self._ranks, microbatch=microbatch)
         else:
             step = peer_steps()[name].build(self._config, self._ranks.device, microbatch)
         step()
@@ -277,30 +254,30 @@ class _Runner:
             raise RuntimeError(f"loss of {name} is {loss}")
         peak = torch.cuda.max_memory_allocated() if on_gpu else 0
         log.info(f"{name}: built, loss {loss:.4f}")
-        return _Built(step=step, microbatch=microbatch, memory_gib=(peak - before) / 2**30)
+        memory_gib = (peak - before) / 2**30
+        return _Built(name=name, step=step, microbatch=microbatch, memory_gib=memory_gib)
 
-    def _rows(self, name: str, times_ms: list[float], built: _Built) -> list[Row]:
+    def _rows(
+        self, built: _Built, times_ms: list[float], relative: list[float] | None = None
+    ) -> Iterator[Row]:
         world_size = self._ranks.world_size
-        records_per_s = per_second(times_ms, built.microbatch * world_size)
-        numbers = [("time", "ms", times_ms), ("throughput", "records/s", records_per_s)]
+        rates = per_second(times_ms, built.microbatch * world_size)
+        numbers = {("time", "ms"): times_ms, ("throughput", "records/s"): rates}
         if (peak := peak_tflops(self._ranks.device)) is not None:
             flops = flops_per_record(self._config.model, self._config.mask.ratio)
-            mfu = [100 * rate * flops / (peak * 1e12 * world_size) for rate in records_per_s]
-            numbers += [("mfu", "%", mfu), ("memory", "GiB", [built.memory_gib])]
-        return [self._row(name, *number, built) for number in numbers]
-
-    def _row(self, name: str, metric: str, unit: str, values: list[float], built: _Built) -> Row:
-        world_size = self._ranks.world_size
+            at_peak = peak * 1e12 * world_size / flops
+            numbers["mfu", "%"] = [100 * rate / at_peak for rate in rates]
+            numbers["memory", "GiB"] = [built.memory_gib]
+        if relative is not None:
+            numbers["relative_time", "x ecgfast"] = relative
         dtype = "bf16" if self._device == "cuda" else "fp32"
-        ranks = f" on each of {world_size} ranks" if world_size > 1 else ""
-        return make_row(
+        on_each = f" on each of {world_size} ranks" if world_size > 1 else ""
+        yield from make_rows(
+            numbers,
             case="step",
-            provider=name,
+            provider=built.name,
             preset=self._config.preset,
-            shape=f"{built.microbatch} records {dtype}{ranks}",
-            metric=metric,
-            unit=unit,
-            values=values,
+            shape=f"{built.microbatch} records {dtype}{on_each}",
             device=self._device,
         )
 

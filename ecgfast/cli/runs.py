@@ -210,7 +210,7 @@ def estimate(
 ) -> None:
     """Tell how long pretraining takes, and on what."""
     from ecgfast.bench.estimate import estimate as estimate_run
-    from ecgfast.bench.rows import read_rows
+    from ecgfast.bench.measuring import read_rows
     from ecgfast.config import load_config
 
     config = load_config(preset, settings or ())

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from ecgfast.bench.estimate import ASSUMED_MFU, ASSUMED_SCALING, estimate, memory_gib
-from ecgfast.bench.rows import Row, make_row
+from ecgfast.bench.measuring import Row, make_rows
 from ecgfast.config import load_config
 from ecgfast.errors import ConfigError
 
@@ -14,14 +14,8 @@ H100 = "NVIDIA H100 80GB HBM3"
 
 
 def measured(rate: float) -> Row:
-    row = make_row(
-        case="step",
-        provider="ecgfast",
-        preset="vit_large",
-        values=[rate],
-        metric="throughput",
-        unit="records/s",
-    )
+    numbers = {("throughput", "records/s"): [rate]}
+    (row,) = make_rows(numbers, case="step", provider="ecgfast", preset="vit_large")
     return replace(row, device=H100, date="2026-01-02")
 
 

@@ -9,15 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ecgfast.bench.loader import (
-    Use,
-    drop_page_cache,
-    fill_page_cache,
-    measure,
-    measure_cold,
-    measure_loader,
-    use_rows,
-)
+from ecgfast.bench.loader import Round, measure, measure_loader, measure_round, use_rows
 
 
 def test_meter_counts_records_over_time() -> None:
@@ -26,40 +18,33 @@ def test_meter_counts_records_over_time() -> None:
             time.sleep(0.01)
             yield 5
 
-    use = measure(epoch, seconds=0.1, rounds=3)
-    assert len(use.records_per_s) == 3
-    assert all(10 < rate <= 500 for rate in use.records_per_s)
-    assert use.cores < 0.9 or math.isnan(use.cores)
+    rounds = measure(epoch, seconds=0.1, rounds=3)
+    assert len(rounds) == 3
+    assert all(10 < one.records_per_s <= 500 for one in rounds)
+    assert all(one.cpu_s < 0.9 * one.wall_s or math.isnan(one.cpu_s) for one in rounds)
 
 
-def test_a_cold_round_is_one_epoch_after_forgetting() -> None:
-    calls: list[str] = []
-
-    def epoch() -> Iterator[int]:
-        calls.append("epoch")
-        yield from (1, 1)
-
-    use = measure_cold(epoch, lambda: calls.append("forget"))
-    assert calls == ["forget", "epoch"]
-    assert len(use.records_per_s) == 1
+def test_a_round_without_a_limit_is_one_epoch() -> None:
+    one = measure_round(iter((1, 1)), "cpu")
+    assert one.records == 2
 
 
 def test_only_what_the_cache_does_not_hold_is_read_from_the_disk(tmp_path: Path) -> None:
     size = 8 << 20
-    path = tmp_path / "folder" / "x"
-    path.parent.mkdir()
+    path = tmp_path / "x"
     path.write_bytes(os.urandom(size))
+    os.sync()
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def epoch() -> Iterator[int]:
         path.read_bytes()
         yield 4
 
-    cold = measure_cold(epoch, lambda: drop_page_cache(tmp_path))
-    fill_page_cache(tmp_path)
-    warm = measure(epoch, seconds=0.05, rounds=1)
+    cold, warm = (measure_round(epoch(), "cpu") for _ in range(2))
     if cold.read_bytes == 0 or math.isnan(cold.read_bytes):
         pytest.skip(f"{tmp_path} lies in memory, or /proc does not tell")
-    assert cold.read_bytes == pytest.approx(size / 4, rel=0.05)
+    assert cold.read_bytes == pytest.approx(size, rel=0.05)
     assert warm.read_bytes < size / 100
 
 
@@ -75,16 +60,17 @@ def test_meter_sees_a_busy_core_and_kept_memory() -> None:
             pass
         yield 1
 
-    use = measure(epoch, seconds=0.1, rounds=2)
-    if math.isnan(use.cores):
+    rounds = measure(epoch, seconds=0.1, rounds=2)
+    if math.isnan(rounds[0].cpu_s):
         pytest.skip("no /proc on this machine")
-    assert use.cores > 0.02
-    assert 0.05 < use.memory_gib < 0.2
+    assert all(one.cpu_s > 0.02 * one.wall_s for one in rounds)
+    assert 0.05 < max(one.memory_bytes for one in rounds) / 2**30 < 0.2
 
 
 def test_what_was_not_measured_has_no_row() -> None:
-    use = Use(records_per_s=(1.0, 2.0, 3.0), cores=math.nan, memory_gib=0.5, read_bytes=math.nan)
-    rows = list(use_rows("ecgfast-cpu", "s", use, "cpu"))
+    unknown = {"cpu_s": math.nan, "read_bytes": math.nan, "memory_bytes": 2.0**29}
+    rounds = [Round(records=records, wall_s=1.0, **unknown) for records in (1, 2, 3)]
+    rows = list(use_rows("ecgfast-cpu", "s", rounds, "cpu"))
     assert [(row.metric, row.p50) for row in rows] == [("throughput", 2.0), ("memory", 0.5)]
 
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from recordings import convert_quietly, ecg_like, write_wfdb
 
+from ecgfast.store import open_store
+
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 
@@ -21,12 +23,13 @@ def test_only_the_chosen_formats_are_written(
     for number, signal in enumerate(signal_NCT):
         write_wfdb(tmp_path / f"in/{number}", signal)
     convert_quietly([tmp_path / "in"], tmp_path / "store")
-    prepare(tmp_path / "store", tmp_path, ["memmap-int16", "wfdb.rdsamp"])
+    store = open_store(tmp_path / "store")
+    prepare(store, tmp_path, ["memmap-int16", "wfdb.rdsamp"])
     written = {path.name for path in tmp_path.iterdir() if path.is_dir()} - {"in", "store"}
     assert written == {"memmap-int16", "wfdb.rdsamp"}
-    raw = np.fromfile(tmp_path / "memmap-int16/signal.i2", np.int16)
+    raw = np.fromfile(tmp_path / "memmap-int16/signal", np.int16)
     np.testing.assert_array_equal(np.sort(raw), np.sort(signal_NCT.ravel()))
     names = (tmp_path / "wfdb.rdsamp/names.txt").read_text().splitlines()
     assert sorted(names) == [str(tmp_path / f"in/{number}") for number in range(3)]
     with pytest.raises(ImportError):
-        prepare(tmp_path / "store", tmp_path, [name for name in PEERS if name == "h5py"])
+        prepare(store, tmp_path, [name for name in PEERS if name == "h5py"])

@@ -9,8 +9,8 @@ import pytest
 
 from ecgfast.bench import peers_module
 from ecgfast.bench.codec import codecs
-from ecgfast.bench.rows import make_row, read_rows
-from ecgfast.bench.step import variant_names
+from ecgfast.bench.measuring import make_rows, read_rows
+from ecgfast.bench.step import VARIANTS, peer_steps
 
 ROOT = Path(__file__).resolve().parents[3]
 PLOT: Any = peers_module("plot")
@@ -18,7 +18,9 @@ PLOT: Any = peers_module("plot")
 
 def providers() -> set[str]:
     """Names of providers that the cases and comparisons make, and all texts of their code."""
-    steps = {name.replace("-plain", "-timm") for name in variant_names()}  # timm may be missing
+    steps = {
+        name.replace("-plain", "-timm") for name in (*VARIANTS, *peer_steps())
+    }  # timm may be missing
     names = {"ecgfast-portable", "ecgfast-avx2", *steps, *(codec.name for codec in codecs())}
     modules = [*(ROOT / "ecgfast/bench").glob("*.py"), *(ROOT / "benchmarks").glob("*_*.py")]
     nodes = (node for path in modules for node in ast.walk(ast.parse(path.read_text())))
@@ -51,6 +53,6 @@ def test_headlines_are_of_providers_that_code_makes_and_have_rows() -> None:
 
 
 def test_a_headline_without_rows_fails() -> None:
-    row = make_row(case="codec", provider="ecgfast", values=[1.0], metric="ratio", unit="x")
+    rows = make_rows({("ratio", "x"): [1.0]}, case="codec", provider="ecgfast")
     with pytest.raises(SystemExit, match="no rows of ecgfast and blosc2-zstd-bitshuffle"):
-        PLOT.summary([row])
+        PLOT.summary(rows)

@@ -1,21 +1,14 @@
 """tools/tune_kernels.py: candidates that the kernels take, and calls that run."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from ecgfast_kernels.ops import library
+from scripts import script
 from triton import next_power_of_2
 
-PATH = Path(__file__).resolve().parents[3] / "tools" / "tune_kernels.py"
-spec = importlib.util.spec_from_file_location("tune_kernels", PATH)
-assert spec is not None
-assert spec.loader is not None
-tune_kernels = importlib.util.module_from_spec(spec)
-sys.modules["tune_kernels"] = tune_kernels  # dataclasses look their module up
-spec.loader.exec_module(tune_kernels)
+tune_kernels = script("tools/tune_kernels.py")
 SEARCHES = tune_kernels.searches()
 Search = tune_kernels.Search
 
@@ -42,3 +35,8 @@ def test_every_call_runs(search: Search) -> None:
 def test_every_kernel_has_a_search() -> None:
     untuned = {"attention_backward_short_32"}  # no model has heads of 32 in 64 tokens or fewer
     assert {search.kernel for search in SEARCHES} == set(library.table()) - untuned
+
+
+def test_the_table_is_rendered_as_it_is_kept() -> None:
+    path = Path(library.__file__).parent / library.FILE_NAME
+    assert tune_kernels.render(library.table()) == path.read_text(encoding="utf-8")
