@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 from ecgfast.errors import FormatError
 from ecgfast.ingest.files import read_text_bytes
 from ecgfast.ingest.format import Format, NamesBySuffix
-from ecgfast.ingest.leads import arrange_leads, plan_leads, wide_to_microvolt
+from ecgfast.ingest.leads import arrange_leads, int16_or_microvolt, plan_leads
 from ecgfast.ingest.numpy_files import batch_size, not_allowed, read_npy, read_npz
 from ecgfast.records import (
-    INVALID,
     LEADS,
     NOT_KNOWN,
     EcgRecord,
@@ -79,8 +78,9 @@ def read(path: Path, record_id: str, row: int | None) -> EcgRecord:
     signal_ST = np.ascontiguousarray(array if len(array) == len(names) else array.T)
     scale = _per_signal(meta, "scale_uv", None, len(names), name)
     offset = _per_signal(meta, "offset_adc", 0.0, len(names), name)
-    signal, scale, offset = _int16_or_microvolt(signal_ST, scale, offset)
-    leads = arrange_leads(plan_leads(names, name), signal, scale, offset, name)
+    leads = arrange_leads(
+        plan_leads(names, name), *int16_or_microvolt(signal_ST, scale, offset), name
+    )
     text = _identity(meta, name)
     labels = _labels(meta, name)
     _check_text([*labels, *labels.values(), *text.values()], name)
@@ -225,20 +225,6 @@ def _ejection_fraction(value: object, name: str) -> float | None:
             name, f"{_EF} is {_shown(value)}, allowed a number, or null where it is unknown"
         )
     return number
-
-
-def _int16_or_microvolt(
-    signal_ST: NDArray[Any], scale: list[float], offset: list[float]
-) -> tuple[NDArray[Any], list[float], list[float]]:
-    """Keep integers that fit in 16 bits; turn anything else into float32 microvolt."""
-    if signal_ST.dtype.kind in "iu" and (
-        np.can_cast(signal_ST.dtype, np.int16)
-        or signal_ST.size == 0
-        or (signal_ST.min() > INVALID and signal_ST.max() < -INVALID)
-    ):  # 16 bits have -32768 for an invalid timestep, wider integers as a value
-        return signal_ST.astype(np.int16, copy=False), scale, offset
-    microvolt = wide_to_microvolt(signal_ST, scale, offset)  # infinite beyond float32: invalid
-    return microvolt, [1.0] * len(scale), [0.0] * len(offset)
 
 
 def _labels(meta: dict[str, Any], name: str) -> dict[str, str | float | None]:

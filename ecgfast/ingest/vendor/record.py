@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError
 from ecgfast.ingest.files import check_values
-from ecgfast.ingest.leads import arrange_leads, lead_position, plan_leads, wide_to_microvolt
+from ecgfast.ingest.leads import arrange_leads, int16_or_microvolt, lead_position, plan_leads
 from ecgfast.records import INVALID, EcgRecord, is_patient, known_id, parse_age, parse_sex
 
 _NOBODY = re.compile(r"(?i)(0+|9{4,}|x+|anon\w*|unnamed|test|demo|patient)?")
@@ -26,7 +26,7 @@ _YEARS |= {"wk": 7 / 365.25, "d": 1 / 365.25, "day": 1 / 365.25, "h": 0.0, "hour
 _SEX = {"0": None, "1": "male", "2": "female"}  # ISO 5218, as SCP-ECG and MFER write it
 # Families of models by the words that devices write; four digits at most tell models apart.
 _MODEL = re.compile(
-    r"(?i)\b(mac|mac vu|vu|eli|pagewriter|page writer|tc|cardiovit|at|ms|cs|cardiosoft|case|"
+    r"(?i)\b(mac|mac vu|vu|eli|el|pagewriter|page writer|tc|cardiovit|at|ms|cs|cardiosoft|case|"
     r"ecg|cardiofax|fcp|fx|kenz|cardico|custo|biocare|ie|se|edan|burdick|atria|h3|fdx)"
     r"[ -]{0,2}(p|\d{1,4})\b"
 )
@@ -69,17 +69,19 @@ class Signals:
 
     Attributes:
         names: (S,) codes or names of leads, for `lead_position`.
-        samples: (S,) integer arrays of T timesteps each; -32768 in an int16 array is invalid.
+        samples: (S,) arrays of T timesteps each; -32768 in an int16 array is invalid.
         scale_uv: (S,) microvolt per ADC unit.
         offset_adc: (S,) ADC units at 0 microvolt.
         rate_hz: sampling rate.
+        invalid: (S,) bool arrays of T, further timesteps without a measurement.
     """
 
     names: Sequence[str]
-    samples: Sequence[NDArray[Any]]
+    samples: Sequence[NDArray[Any]] | NDArray[Any]
     scale_uv: Sequence[float]
     offset_adc: Sequence[float]
     rate_hz: float
+    invalid: Sequence[NDArray[np.bool_]] | NDArray[np.bool_] | None = None
 
 
 def to_record(
@@ -118,19 +120,12 @@ def to_record(
         )
     check_values(lengths[0], len(used), source)
     compact = [used.index(row) if row >= 0 else row for row in plan]
-    scale = [float(signals.scale_uv[row]) for row in used]
-    offset = [float(signals.offset_adc[row]) for row in used]
-    samples = [signals.samples[row] for row in used]
-    stacked: NDArray[Any]
-    if all(_fits(each) for each in samples):
-        stacked = np.stack(samples).astype(np.int16, copy=False)
-    else:  # invalid timesteps of 16 bits are valid numbers in wider ones
-        wide = np.stack([each.astype(np.int64) for each in samples])
-        stacked = wide_to_microvolt(wide, scale, offset)
-        for row, each in enumerate(samples):
-            if each.dtype == np.int16:
-                stacked[row, each == INVALID] = np.nan
-        scale, offset = [1.0] * len(used), [0.0] * len(used)
+    stacked, scale, offset = int16_or_microvolt(
+        np.stack([signals.samples[row] for row in used]),
+        [signals.scale_uv[row] for row in used],
+        [signals.offset_adc[row] for row in used],
+        _invalid(signals, used),
+    )
     leads = arrange_leads(compact, stacked, scale, offset, source)
     patient = fields.patient_id if is_patient(fields.patient_id) else None
     return EcgRecord(
@@ -152,11 +147,15 @@ def to_record(
     )
 
 
-def _fits(samples: NDArray[Any]) -> bool:
-    """Whether integers fit in 16 bits without the marker of an invalid timestep."""
-    if samples.dtype == np.int16 or samples.size == 0:
-        return True
-    return bool(samples.min() > INVALID and samples.max() < -INVALID)
+def _invalid(signals: Signals, used: Sequence[int]) -> NDArray[np.bool_] | None:
+    """Which timesteps are invalid, None where 16 bits mark them all."""
+    samples = [signals.samples[row] for row in used]
+    if signals.invalid is None and all(each.dtype == np.int16 for each in samples):
+        return None
+    marked = [(each == INVALID) & (each.dtype == np.int16) for each in samples]
+    if signals.invalid is not None:
+        marked = [mark | signals.invalid[row] for mark, row in zip(marked, used, strict=True)]
+    return np.stack(marked)
 
 
 def patient_of(text: str | None) -> str | None:
