@@ -1,0 +1,287 @@
+"""DICOM waveforms against pydicom's own arrays, and files that pydicom writes."""
+
+import struct
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from damage import check_damage
+from numpy.typing import NDArray
+
+from ecgfast.errors import FormatError
+from ecgfast.ingest.format import Head
+from ecgfast.ingest.vendor.dicom import FORMAT
+from ecgfast.records import INVALID, LEADS
+
+pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
+
+REAL = (
+    "dicom/waveform_ecg.dcm",
+    "muse/guangxi_teaching_sinus_rhythm.dcm",
+    "triple/Example.dcm",
+)
+CODES = dict(zip(LEADS, (1, 2, 61, 62, 63, 64, 3, 4, 5, 6, 7, 8), strict=True))
+SIGNAL = np.random.default_rng(0).integers(-900, 900, (12, 100)).astype(np.int16)
+
+
+def read(path: Path) -> Any:
+    return FORMAT.read(path, "r", None)
+
+
+def group(
+    signal_CT: NDArray[Any] = SIGNAL,
+    leads: Any = LEADS,
+    *,
+    scheme: str = "MDC",
+    interpretation: str = "SS",
+    originality: str = "ORIGINAL",
+    sensitivity: float = 2.5,
+    correction: float = 1.0,
+    baseline: float = 0.0,
+    unit: str = "uV",
+) -> Any:
+    """A multiplex group as pydicom holds it."""
+    from pydicom.dataset import Dataset
+
+    item = Dataset()
+    item.WaveformOriginality = originality
+    item.NumberOfWaveformChannels, item.NumberOfWaveformSamples = signal_CT.shape
+    item.SamplingFrequency = 500
+    item.WaveformBitsAllocated = 8 * signal_CT.dtype.itemsize
+    item.WaveformSampleInterpretation = interpretation
+    item.ChannelDefinitionSequence = []
+    for lead in leads:
+        prefix = "2:" if scheme == "MDC" else "5.6.3-9-"
+        source, units, channel = Dataset(), Dataset(), Dataset()
+        source.CodeValue, source.CodingSchemeDesignator = f"{prefix}{CODES.get(lead, 99)}", scheme
+        source.CodeMeaning = "a meaning that is not looked at"
+        units.CodeValue, units.CodingSchemeDesignator = unit, "UCUM"
+        channel.ChannelSourceSequence, channel.ChannelSensitivityUnitsSequence = [source], [units]
+        channel.ChannelSensitivity = sensitivity
+        channel.ChannelSensitivityCorrectionFactor = correction
+        channel.ChannelBaseline, channel.ChannelSampleSkew = baseline, 0
+        channel.WaveformBitsStored = item.WaveformBitsAllocated
+        channel.FilterLowFrequency, channel.FilterHighFrequency = 0.05, 150
+        item.ChannelDefinitionSequence.append(channel)
+    item.WaveformData = np.ascontiguousarray(signal_CT.T).tobytes()
+    return item
+
+
+def write(path: Path, *groups: Any, syntax: str = "1.2.840.10008.1.2.1", **elements: Any) -> Path:
+    from pydicom.dataset import Dataset, FileMetaDataset
+
+    dataset = Dataset()
+    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.9.1.1"
+    dataset.SOPInstanceUID = "1.2.3"
+    for name, value in elements.items():
+        setattr(dataset, name, value)
+    dataset.WaveformSequence = list(groups)
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_files_equal_pydicom_sample_for_sample(shared_data: Path, name: str) -> None:
+    path = shared_data / "vendor" / name
+    record = read(path)
+    with warnings.catch_warnings(action="ignore"):  # of invalid UIDs in one of them
+        dataset = pydicom.dcmread(path)
+        raw = pydicom.waveforms.multiplex_array(dataset, 0, as_raw=True)
+        microvolt = dataset.waveform_array(0)
+    names = [
+        channel.ChannelSourceSequence[0].CodeValue.replace("5.6.3-9-", "").replace("2:", "")
+        for channel in dataset.WaveformSequence[0].ChannelDefinitionSequence
+    ]
+    order = [names.index(str(CODES[lead])) for lead in LEADS]
+    np.testing.assert_array_equal(record.signal, raw.T[order])
+    assert record.signal.dtype == np.int16
+    ours = (record.signal - record.offset_adc[:, None]) * record.scale_uv[:, None]
+    np.testing.assert_allclose(ours, microvolt.T[order], rtol=1e-6)
+    assert record.sampling_rate_hz == dataset.WaveformSequence[0].SamplingFrequency
+    assert record.flags == ()
+
+
+def test_what_is_kept_of_a_real_file(shared_data: Path) -> None:
+    record = read(shared_data / "vendor" / "dicom/waveform_ecg.dcm")
+    assert (record.patient_id, record.age, record.sex) == ("642341", 42.0, "female")
+    assert (record.high_pass_hz, record.low_pass_hz, record.notch_hz) == (0.05, 300.0, 0.0)
+    assert record.provenance == {"format": "dicom", "recorded": "2013-01-25 10:59:19"}
+    assert record.device == "el-250"
+    assert record.site is None
+    assert record.labels == {}
+
+
+def test_an_age_comes_from_the_day_of_birth_where_none_is_written(shared_data: Path) -> None:
+    record = read(shared_data / "vendor" / "triple/Example.dcm")
+    assert record.age == pytest.approx(49.54, abs=0.01)
+
+
+def test_leads_go_by_code(tmp_path: Path) -> None:
+    order = [*LEADS[::-1], "V7"]
+    signal = np.stack([SIGNAL[LEADS.index(lead)] if lead in LEADS else SIGNAL[0] for lead in order])
+    for scheme in ("MDC", "SCPECG"):
+        path = write(tmp_path / "a.dcm", group(signal, order, scheme=scheme))
+        np.testing.assert_array_equal(read(path).signal, SIGNAL)
+
+
+def test_a_scheme_that_is_not_known_goes_by_the_meaning(tmp_path: Path) -> None:
+    item = group(scheme="99LOCAL")
+    for channel, lead in zip(item.ChannelDefinitionSequence, LEADS, strict=True):
+        channel.ChannelSourceSequence[0].CodeMeaning = f"Lead {lead}"
+    np.testing.assert_array_equal(read(write(tmp_path / "a.dcm", item)).signal, SIGNAL)
+
+
+def test_missing_limb_leads_are_derived_and_others_refuse(tmp_path: Path) -> None:
+    rows = [0, 1, *range(6, 12)]
+    record = read(write(tmp_path / "a.dcm", group(SIGNAL[rows], [LEADS[row] for row in rows])))
+    np.testing.assert_array_equal(record.signal[2], SIGNAL[1] - SIGNAL[0])
+    assert record.flags == ("leads_derived",)
+    path = write(tmp_path / "b.dcm", group(SIGNAL[:11], LEADS[:11]))
+    with pytest.raises(FormatError, match="no lead V6") as refusal:
+        read(path)
+    assert refusal.value.reason == "a lead is missing"
+
+
+def test_scale_correction_baseline_and_units(tmp_path: Path) -> None:
+    item = group(sensitivity=0.00122, correction=2.0, baseline=0.0244, unit="mV")
+    record = read(write(tmp_path / "a.dcm", item))
+    np.testing.assert_allclose(record.scale_uv, 2.44, rtol=1e-6)
+    np.testing.assert_allclose(record.offset_adc, -10.0, rtol=1e-6)  # in units of the sensitivity
+    np.testing.assert_array_equal(record.signal, SIGNAL)
+    with pytest.raises(FormatError, match="no voltage"):
+        read(write(tmp_path / "b.dcm", group(unit="mm[Hg]")))
+    item = group()
+    del item.ChannelDefinitionSequence[3].ChannelSensitivityUnitsSequence
+    with pytest.raises(FormatError, match="unit of lead aVR is no voltage"):
+        read(write(tmp_path / "c.dcm", item))
+
+
+def test_the_rhythm_is_taken_and_not_the_averaged_beat(tmp_path: Path) -> None:
+    beat = group(SIGNAL[:, :30], originality="DERIVED")
+    np.testing.assert_array_equal(read(write(tmp_path / "a.dcm", beat, group())).signal, SIGNAL)
+    for item in (unnamed := [group(SIGNAL[:, :30]), group()]):
+        del item.WaveformOriginality
+    np.testing.assert_array_equal(read(write(tmp_path / "b.dcm", *unnamed)).signal, SIGNAL)
+
+
+def test_a_longer_group_without_the_leads_is_passed_over(tmp_path: Path) -> None:
+    pressure = group(np.zeros((1, 400), np.int16), ["pressure"])
+    np.testing.assert_array_equal(read(write(tmp_path / "a.dcm", pressure, group())).signal, SIGNAL)
+
+
+def test_padding_at_the_edge_of_the_range_marks_single_timesteps(tmp_path: Path) -> None:
+    signal = SIGNAL.copy()
+    signal[3, 7], signal[4, 8] = -32768, 32767
+    item = group(signal)
+    item.WaveformPaddingValue = struct.pack("<h", 32767)
+    record = read(write(tmp_path / "a.dcm", item))
+    assert record.signal[4, 8] == record.signal[3, 7] == INVALID
+    assert (record.signal == INVALID).sum() == 2
+
+
+def test_padding_with_a_voltage_counts_where_all_leads_have_it(tmp_path: Path) -> None:
+    signal = SIGNAL.copy()
+    signal[:, 90:] = 0
+    signal[5, :10] = 0  # a lead that is really at 0
+    item = group(signal)
+    item.WaveformPaddingValue = b"\0\0"
+    record = read(write(tmp_path / "a.dcm", item))
+    assert (record.signal[:, 90:] == INVALID).all()
+    np.testing.assert_array_equal(record.signal[:, :90], signal[:, :90])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "interpretation"), [("i1", "SB"), ("u1", "UB"), ("<u2", "US"), ("<i4", "SL")]
+)
+def test_other_integers_stay_adc_units_while_they_fit(
+    tmp_path: Path, dtype: str, interpretation: str
+) -> None:
+    signal = (SIGNAL % 100).astype(dtype)
+    record = read(write(tmp_path / "a.dcm", group(signal, interpretation=interpretation)))
+    assert record.signal.dtype == np.int16
+    np.testing.assert_array_equal(record.signal, signal)
+
+
+def test_integers_beyond_16_bits_become_microvolt(tmp_path: Path) -> None:
+    signal = SIGNAL.astype("<i4") * 1000
+    record = read(write(tmp_path / "a.dcm", group(signal, interpretation="SL", sensitivity=0.5)))
+    assert record.signal.dtype == np.float32
+    np.testing.assert_array_equal(record.signal, (signal * 0.5).astype(np.float32))
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.2"])
+def test_implicit_and_big_endian_transfer_syntaxes(tmp_path: Path, syntax: str) -> None:
+    item = group(SIGNAL.astype(">i2") if syntax.endswith("2.2") else SIGNAL)
+    np.testing.assert_array_equal(
+        read(write(tmp_path / "a.dcm", item, syntax=syntax)).signal, SIGNAL
+    )
+
+
+def test_deflated_files_and_mu_law_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.dcm", group(), syntax="1.2.840.10008.1.2.1.99")
+    with pytest.raises(FormatError, match="is a deflated DICOM file"):
+        read(path)
+    mu_law = group((SIGNAL % 100).astype("u1"), interpretation="MB")
+    with pytest.raises(FormatError, match="coded in a way that is not read"):
+        read(write(tmp_path / "b.dcm", mu_law))
+
+
+def test_images_are_not_recognised(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.dcm", group())
+    assert FORMAT.recognises(Head(path.read_bytes(), "no_suffix"))
+    image = path.read_bytes().replace(b"5.1.4.1.1.9.1.1", b"5.1.4.1.1.3.1.1")
+    assert not FORMAT.recognises(Head(image, "a.dcm"))
+    assert not FORMAT.recognises(Head(b"", "a.dcm"))
+
+
+def test_a_header_that_claims_a_billion_samples_is_refused(tmp_path: Path) -> None:
+    item = group()
+    item.NumberOfWaveformSamples = 10**9
+    with pytest.raises(FormatError) as refusal:
+        read(write(tmp_path / "a.dcm", item))
+    assert refusal.value.reason == "the file is too large"
+    item.NumberOfWaveformSamples = 101
+    with pytest.raises(FormatError, match="holds 2400 bytes of signals, promises 2424"):
+        read(write(tmp_path / "b.dcm", item))
+
+
+def test_a_file_that_is_cut_short_is_refused_wherever(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.dcm", group(), PatientID="secret")
+    content = path.read_bytes()
+    for end in range(132, len(content), 97):
+        path.write_bytes(content[:end])
+        with pytest.raises(FormatError) as refusal:
+            read(path)
+        assert "secret" not in str(refusal.value)
+
+
+PRIVATE = {
+    "PatientName": "Doe^Jane",
+    "InstitutionName": "St Elsewhere",
+    "ReferringPhysicianName": "Dr^No",
+    "PatientComments": "lives alone",
+    "StudyDescription": "ECG of Jane",
+}
+
+
+def test_nothing_else_leaves_the_reader(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.dcm", group(), PatientID="P7", PatientSex="F", **PRIVATE)
+    shown = repr(read(path))
+    assert not [value for value in PRIVATE.values() if value in shown or value[:3] in shown]
+
+
+@pytest.mark.parametrize("cases", [300, pytest.param(2000, marks=pytest.mark.slow)])
+def test_damage_ends_in_a_record_or_one_refusal(tmp_path: Path, cases: int) -> None:
+    path = write(tmp_path / "a.dcm", group(), group(SIGNAL[:, :30]), PatientID="P7", **PRIVATE)
+    outcomes = check_damage(read_row, path, cases=cases, secrets=tuple(PRIVATE.values()))
+    assert outcomes["read"] > 10
+    assert outcomes["the file is damaged"] > 10
+
+
+def read_row(path: Path, record_id: str, row: int | None) -> Any:
+    return FORMAT.read(path, record_id, row)
