@@ -15,7 +15,7 @@ from ecgfast.errors import EcgfastError, FormatError
 from ecgfast.ingest import numpy_arrays, wfdb_records
 from ecgfast.ingest.files import is_of_one_file
 from ecgfast.ingest.format import Format, Head, read_head
-from ecgfast.ingest.vendor import dicom, edf, mfer, muse_xml, scp_ecg
+from ecgfast.ingest.vendor import dicom, edf, hdf5, mfer, muse_xml, scp_ecg
 from ecgfast.records import EcgRecord
 
 # The first one that recognises a file reads it.
@@ -27,6 +27,7 @@ FORMATS: tuple[Format, ...] = (
     scp_ecg.FORMAT,
     mfer.FORMAT,
     edf.FORMAT,
+    hdf5.FORMAT,
 )
 
 

@@ -21,6 +21,7 @@ from ecgfast.ingest.files import (
     open_regular,
     too_large,
 )
+from ecgfast.ingest.sidecar import not_allowed
 
 _HEAD_BYTES = 1 << 14  # NumPy reads headers of up to 10,000 bytes
 _LARGEST_SIDE = 1 << 62
@@ -156,11 +157,6 @@ def _too_long(got: str, name: str) -> FormatError:
 
 def _damaged(message: str) -> FormatError:
     return FormatError(message, reason="the file is damaged")
-
-
-def not_allowed(name: str, message: str) -> FormatError:
-    """The refusal of a value beside the signal; `name` is that of the file."""
-    return FormatError(f"{name}: {message}", reason="a value of the sidecar is not allowed")
 
 
 def _read_member(
