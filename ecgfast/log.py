@@ -237,7 +237,10 @@ class MetricsWriter:
     def write(self, metrics: Mapping[str, float | int | str | None]) -> None:
         """Append `metrics`, which hold an integer ``step``."""
         # JSON has no NaN: a loss that is not a number is null.
-        row = {name: None if _is_nan(value) else value for name, value in metrics.items()}
+        row = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in metrics.items()
+        }
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         if self._board is None:
@@ -304,10 +307,6 @@ def _parsed(line: str) -> dict[str, float] | None:
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
-
-
-def _is_nan(value: object) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _keep_until(path: Path, step: int) -> None:

@@ -110,14 +110,11 @@ def _check_out(out: Path, items: Sequence[InputFile]) -> None:
         return
     with out.open("rb") as file:
         is_table = file.read(len(_FIRST)) == _FIRST
-    if not is_table or any(os.path.samefile(out, each.path) for each in items if _exists(each)):
+    there = (each.path for each in items if os.path.exists(each.path))
+    if not is_table or any(os.path.samefile(out, path) for path in there):
         raise ConfigError(
             f"--out {out} exists and is no table of predict; choose another name, or remove it"
         )
-
-
-def _exists(item: InputFile) -> bool:
-    return os.path.exists(item.path)
 
 
 def _show(lines: str) -> None:

@@ -14,7 +14,6 @@ from ecgfast.errors import ShapeError
 LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 NUM_LEADS = len(LEADS)
 NUM_TIMESTEPS = 5000
-PATCH_TIMESTEPS = 250
 SAMPLING_RATE_HZ = 500
 INVALID = -32768  # the marker of a missing timestep, as in WFDB format 16
 NO_PATIENT = "no_patient_id"  # the flag of a record that names no patient

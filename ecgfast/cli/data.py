@@ -205,7 +205,7 @@ def label(
     keep_ages: KeepAges = False,
 ) -> None:
     """Join labels and splits into a finished store."""
-    from ecgfast.labels import label_store
+    from ecgfast.labels.commands import label_store
 
     summary = label_store(
         store,

@@ -13,9 +13,9 @@ from ecgfast import log
 from ecgfast.convert.build import build_from_files, build_from_store
 from ecgfast.convert.work import ConvertOptions
 from ecgfast.errors import ConfigError, EcgfastError
-from ecgfast.labels import label_store
 from ecgfast.labels.assign import warn_of_unnamed
 from ecgfast.labels.columns import check_names
+from ecgfast.labels.commands import label_store
 from ecgfast.labels.table import check_labels
 from ecgfast.store.csv_files import passed_over_examples
 from ecgfast.store.durable import store_lock

@@ -24,7 +24,7 @@ from ecgfast.data.dali import build as dali_build
 from ecgfast.data.engines import CpuEngine, ResidentEngine, resident_bytes
 from ecgfast.data.normalise import Normalisation
 from ecgfast.errors import BackendUnavailableError, ConfigError, ResumeError
-from ecgfast.labels import parse_selection
+from ecgfast.labels.selection import selected
 from ecgfast.store.reader import StoreReader, available_cores
 from ecgfast.vocabulary import EngineName
 
@@ -224,7 +224,7 @@ def selected_rows(store: StoreReader, select: str | NDArray[np.int64] | None) ->
         return select.astype(np.int64, copy=False)
     if select is None:
         return np.arange(len(store), dtype=np.int64)
-    return np.flatnonzero(parse_selection(select).mask(store.records)).astype(np.int64)
+    return np.flatnonzero(selected(store.records, select)).astype(np.int64)
 
 
 def choose_engine(

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ecgfast.labels import parse_target
+from ecgfast.labels.selection import target_labels
 from ecgfast.log import plain
 from ecgfast.store.format import passed_over_beside
 from ecgfast.store.info import StoreInfo, kinds_in_words
@@ -88,8 +88,7 @@ def cohort_table(records: pa.Table, target: str | None) -> list[CohortRow]:
     Returns:
         For each site, in order, its splits and their sum; at the end the sum of all sites.
     """
-    nothing = np.zeros(records.num_rows, dtype=bool)
-    is_case, is_known = parse_target(target).labels(records) if target else (nothing, nothing)
+    is_case, is_known = target_labels(records, target)
     sites, splits = text_column(records, "site"), text_column(records, "split")
     patients = patient_groups(records)
 
@@ -110,7 +109,7 @@ def cohort_table(records: pa.Table, target: str | None) -> list[CohortRow]:
         rows += [count(site, split, here & (splits == split)) for split in present]
         if len(present) > 1:
             rows.append(count(site, "all", here))
-    return [*rows, count("all", "all", ~nothing)]
+    return [*rows, count("all", "all", np.ones(records.num_rows, dtype=bool))]
 
 
 def subgroups(records: pa.Table) -> dict[str, dict[str, NDArray[np.bool_]]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate.cohort import natural_order, shown_name, text_column
-from ecgfast.labels import parse_target
+from ecgfast.labels.selection import labels_of
 from ecgfast.labels.splits import splits_of_fold
 from ecgfast.runs.loading import LoadedRun
 from ecgfast.runs.register import Register, Seen, seen
@@ -128,7 +128,7 @@ def plan_for(store: StoreReader, target: str, learners: Mapping[str, Learner]) -
         target: what a case is.
         learners: run's name -> what it learned from.
     """
-    is_case, is_known = parse_target(target).labels(store.records)
+    is_case, is_known = labels_of(store.records, target)
     site = text_column(store.records, "site")
     sites = natural_order(np.unique(site).tolist())
     seen_by = {name: seen(learner.register, store) for name, learner in learners.items()}

@@ -20,10 +20,10 @@ from ecgfast.labels.splits import (
     SHARES,
     Drawn,
     Strata,
-    check_folds,
     check_splits,
     draw_splits,
     num_torn,
+    refuse_torn,
     warn_where_few,
 )
 from ecgfast.labels.table import folds
@@ -224,7 +224,7 @@ def _given_splits(
     if "fold" not in names:
         return set_column(records, "fold", pa.nulls(records.num_rows, pa.int64()))
     fold = cells(folds(labels, csv), rows)
-    check_folds(patients, fold.to_pylist())
+    refuse_torn(patients, fold.to_pylist(), "fold")
     _warn_of_torn_copies(records, fold.to_pylist(), "fold")
     return set_column(records, "fold", fold)
 

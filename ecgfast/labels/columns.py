@@ -93,7 +93,10 @@ def typed(column: pa.ChunkedArray, *, decimal_comma: bool) -> pa.ChunkedArray | 
     if not num_values:
         return column
     if not _any(wrong):
-        return _booleans(low) if _any(is_word) else _numbers(bare)
+        if not _any(is_word):
+            return pc.replace_substring_regex(bare, r"^\+", "").cast(pa.float64())
+        truth = pc.is_in(low, pa.array([*_TRUE, "1"]))
+        return pc.if_else(pc.is_valid(low), truth, pa.scalar(None, pa.bool_()))
     if _any(is_word) and num_values == num_cells:  # numbers beside words: name the rarer ones
         num_words = pc.sum(is_word).as_py()
         wrong = wrong if 2 * num_words >= num_cells else pc.and_(is_word, pc.is_valid(column))
@@ -126,15 +129,6 @@ def _first(column: pa.ChunkedArray, wrong: pa.ChunkedArray) -> BadCell:
     row = pc.index(wrong, True).as_py()
     value = " ".join(column[row].as_py().split())
     return BadCell(row=row + 1, value=value[:_SHOWN_CELL], count=pc.sum(wrong).as_py())
-
-
-def _booleans(low: pa.ChunkedArray) -> pa.ChunkedArray:
-    truth = pc.is_in(low, pa.array([*_TRUE, "1"]))
-    return pc.if_else(pc.is_valid(low), truth, pa.scalar(None, pa.bool_()))
-
-
-def _numbers(bare: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.replace_substring_regex(bare, r"^\+", "").cast(pa.float64())
 
 
 def _any(mask: pa.ChunkedArray) -> bool:
@@ -246,7 +240,7 @@ def choose_columns(
             left[field.name] = "a name of the store's own"
         elif field.name == "ejection_fraction":
             taken.append(field.name)
-        elif _looks_like_an_id(field.name):
+        elif any(word.lower() in _OF_IDS for word in _WORD.findall(field.name)):
             left[field.name] = "looks like an id"
         elif column.null_count == len(column):
             left[field.name] = "every cell is empty"
@@ -259,10 +253,6 @@ def choose_columns(
     _check_printable(taken, f"labels {path}")
     _check_values(table, taken, path)
     return taken, left
-
-
-def _looks_like_an_id(name: str) -> bool:
-    return any(word.lower() in _OF_IDS for word in _WORD.findall(name))
 
 
 def _is_yes_no(field: pa.Field, column: pa.ChunkedArray) -> bool:

@@ -147,9 +147,10 @@ def label_store(
         )
         records, splits = with_splits(records, patients, labels, matches, earlier, rule, csv)
         records = with_pseudonyms(records, patients, pseudonyms)
+        digest = hashlib.sha256(csv.read_bytes()).hexdigest()
         spec = {
             # Keyed, so that guesses of a small table cannot be tested against it.
-            "csv_digest": pseudonyms.digest("labels", _sha256(csv)).hex(),
+            "csv_digest": pseudonyms.digest("labels", digest).hex(),
             "columns": taken,
             "window_days": label_window_days,
         }
@@ -172,10 +173,6 @@ def label_store(
         columns=tuple(taken),
         splits=count_splits(records["split"].to_pylist()),
     )
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _with_labels(

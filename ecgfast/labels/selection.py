@@ -82,78 +82,49 @@ class Clause:
         return f"{self.column}{self.op}{self.value}"
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Records for which every clause holds; no clause selects all."""
-
-    clauses: tuple[Clause, ...]
-
-    def mask(self, table: pa.Table) -> NDArray[np.bool_]:
-        """(N,) bool; a null cell selects nothing."""
-        mask = np.ones(table.num_rows, bool)
-        for clause in self.clauses:
-            mask &= _numpy(pc.fill_null(clause.holds(table), False))
-        return mask
-
-    def __str__(self) -> str:
-        return " and ".join(str(clause) for clause in self.clauses)
-
-
-@dataclass(frozen=True)
-class Target:
-    """A binary label: positive where every clause holds, unknown where any cell is null."""
-
-    clauses: tuple[Clause, ...]
-
-    def labels(self, table: pa.Table) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Labels of all records.
-
-        Returns:
-            y (N,) bool, and known (N,) bool: False where a cell is null; drop and count those.
-        """
-        y, known = np.ones(table.num_rows, bool), np.ones(table.num_rows, bool)
-        for clause in self.clauses:
-            holds = clause.holds(table)
-            known &= _numpy(pc.is_valid(holds))
-            y &= _numpy(pc.fill_null(holds, False))
-        return y & known, known
-
-    def __str__(self) -> str:
-        return " and ".join(str(clause) for clause in self.clauses)
-
-
-def parse_selection(expression: str | None) -> Selection:
-    """Parse `--select`; None selects every record.
+def selected(table: pa.Table, expression: str | None) -> NDArray[np.bool_]:
+    """(N,) records for which every clause of `--select` holds; None selects all.
 
     Raises:
-        ConfigError: the text does not follow the grammar.
+        ConfigError: the text does not follow the grammar, or does not fit the columns.
     """
-    return Selection(() if expression is None else _parse(expression))
+    mask = np.ones(table.num_rows, bool)
+    for clause in () if expression is None else parse(expression):
+        mask &= _numpy(pc.fill_null(clause.holds(table), False))
+    return mask
+
+
+def labels_of(table: pa.Table, target: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Labels of all records: a case where every clause holds, unknown where any cell is null.
+
+    Returns:
+        y (N,) bool, and known (N,) bool: False where a cell is null; drop and count those.
+    Raises:
+        ConfigError: `target` cannot be read, or names a column that is not there.
+    """
+    y, known = np.ones(table.num_rows, bool), np.ones(table.num_rows, bool)
+    for clause in parse(target):
+        holds = clause.holds(table)
+        known &= _numpy(pc.is_valid(holds))
+        y &= _numpy(pc.fill_null(holds, False))
+    return y & known, known
 
 
 def target_labels(
     records: pa.Table, target: str | None
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """`Target.labels` of an expression; without one, no label is known.
-
-    Raises:
-        ConfigError: `target` cannot be read, or names a column that is not there.
-    """
+    """`labels_of` a target; without one, no label is known."""
     if not target:
         return np.zeros(records.num_rows, bool), np.zeros(records.num_rows, bool)
-    return parse_target(target).labels(records)
+    return labels_of(records, target)
 
 
-def parse_target(expression: str) -> Target:
-    """Parse `--target`.
+def parse(expression: str) -> tuple[Clause, ...]:
+    """Read `COLUMN OP VALUE and ...`.
 
     Raises:
         ConfigError: the text does not follow the grammar.
     """
-    return Target(_parse(expression))
-
-
-def _parse(expression: str) -> tuple[Clause, ...]:
     clauses: list[Clause] = []
     position = 0
     while position < len(expression) or not clauses:
@@ -224,7 +195,7 @@ def labelled(
     Raises:
         ConfigError: `target` cannot be read, or names a column that is not there; no such fold.
     """
-    is_case, is_known = parse_target(target).labels(records)
+    is_case, is_known = labels_of(records, target)
     names = records.column("split").to_pylist()
     if fold is not None:
         names = splits_of_fold(folds_of(records), fold)

@@ -10,6 +10,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +96,7 @@ def draw_splits(
     fold: dict[int, int] = {}
     if kept is not None:
         check_splits(groups.tolist(), kept.split)
-        check_folds(groups.tolist(), kept.fold)
+        refuse_torn(groups.tolist(), kept.fold, "fold")
         split = {int(g): s for g, s in zip(groups, kept.split, strict=True) if s is not None}
         fold = {int(g): f for g, f in zip(groups, kept.fold, strict=True) if f is not None}
     owed = dict.fromkeys(SHARES, 0.0)  # patients that rounding in earlier strata left over
@@ -152,19 +153,7 @@ def check_splits(patients: Sequence[object], splits: Sequence[str | None]) -> No
         raise ConfigError(
             f"split column: got {unknown[0]!r}, allowed {', '.join(SPLITS)} or an empty cell"
         )
-    _refuse_torn(patients, splits, "split")
-
-
-def check_folds(patients: Sequence[object], folds: Sequence[int | None]) -> None:
-    """Refuse given folds that leak.
-
-    Args:
-        patients: (N,) a key of each record's patient.
-        folds: (N,).
-    Raises:
-        ConfigError: a patient in two folds.
-    """
-    _refuse_torn(patients, folds, "fold")
+    refuse_torn(patients, splits, "split")
 
 
 def num_torn(patients: Sequence[object], parts: Sequence[object]) -> int:
@@ -176,7 +165,18 @@ def num_torn(patients: Sequence[object], parts: Sequence[object]) -> int:
     return sum(len(found) > 1 for found in seen.values())
 
 
-def _refuse_torn(patients: Sequence[object], parts: Sequence[object], name: str) -> None:
+def refuse_torn(
+    patients: Sequence[object], parts: Sequence[object], name: Literal["split", "fold"]
+) -> None:
+    """Refuse given parts that leak.
+
+    Args:
+        patients: (N,) a key of each record's patient.
+        parts: (N,), None is no part.
+        name: of the column.
+    Raises:
+        ConfigError: a patient is in two parts.
+    """
     if torn := num_torn(patients, parts):
         raise ConfigError(
             f"{name} column: {torn} patients are in more than one {name}, allowed none; "

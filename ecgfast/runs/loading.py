@@ -159,7 +159,13 @@ def load_model(run: Path) -> tuple[nn.Module, Config, RunMeta]:
 
 def _classifier(run: Path) -> tuple[nn.Module, Config, RunMeta]:
     """The best weights of a finished fine-tuning."""
-    facts, where = _result(run), run / RESULT
+    where = run / RESULT
+    try:
+        facts = read_facts(where)
+    except LaterFormatError:
+        raise
+    except ResumeError as error:
+        raise ResumeError(f"{error}; restore it from a copy, or fine-tune again") from error
     meta = RunMeta.from_facts(facts, where)
     if not is_sealed(facts):
         log.warning(
@@ -204,16 +210,6 @@ def _built(build: Callable[[], Model], where: Path) -> Model:
         return build()
     except (ValueError, ArithmeticError, RuntimeError) as error:  # heads that no width holds ...
         raise ResumeError(f"{where} describes no model: {error}; restore it from a copy") from error
-
-
-def _result(run: Path) -> Facts:
-    """What a finished fine-tuning says about itself."""
-    try:
-        return read_facts(run / RESULT)
-    except LaterFormatError:
-        raise
-    except ResumeError as error:
-        raise ResumeError(f"{error}; restore it from a copy, or fine-tune again") from error
 
 
 def _require_written(run: Path, facts: Facts, where: Path, *needed: str) -> None:

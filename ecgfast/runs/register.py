@@ -7,7 +7,7 @@ another hospital.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -132,7 +132,7 @@ def with_validation(
         case[row], score[row] = bool(truth), value
     rows = register.rows.set_column(4, "is_case", pa.array(case, pa.bool_()))
     rows = rows.set_column(5, "probability", pa.array(score, pa.float64()))
-    return _changed(register, rows=rows)
+    return replace(register, rows=rows)
 
 
 def with_encoder(register: Register, encoder: "Register | None", origin: Origin) -> Register:
@@ -144,14 +144,13 @@ def with_encoder(register: Register, encoder: "Register | None", origin: Origin)
         origin: where the first weights come from.
     """
     if encoder is None:
-        return _changed(register, rows=register.rows, encoder=origin)
+        return replace(register, encoder=origin)
     ours = (register.key_fingerprint, register.patient_ids)
+    read = encoder.rows
     if (encoder.key_fingerprint, encoder.patient_ids) != ours:
         # Such pseudonyms say nothing here; the digests of the signals still do.
-        strangers = encoder.rows.set_column(0, "patient", pa.nulls(len(encoder.rows), pa.string()))
-        return _changed(register, rows=pa.concat_tables([register.rows, strangers]), encoder=origin)
-    rows = pa.concat_tables([register.rows, encoder.rows])
-    return _changed(register, rows=rows, encoder=origin)
+        read = read.set_column(0, "patient", pa.nulls(len(read), pa.string()))
+    return replace(register, rows=pa.concat_tables([register.rows, read]), encoder=origin)
 
 
 def write_register(run: Path, register: Register) -> None:
@@ -259,15 +258,6 @@ def _is_in(ours: pa.Array | pa.ChunkedArray, theirs: pa.ChunkedArray) -> Flags:
     found = pc.is_in(ours, value_set=values)
     flags: Flags = pc.fill_null(found, False).to_numpy(zero_copy_only=False).astype(bool)
     return flags
-
-
-def _changed(register: Register, *, rows: pa.Table, encoder: Origin | None = None) -> Register:
-    return Register(
-        rows=rows,
-        key_fingerprint=register.key_fingerprint,
-        patient_ids=register.patient_ids,
-        encoder=register.encoder if encoder is None else encoder,
-    )
 
 
 class SeenFiles:

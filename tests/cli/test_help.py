@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from ecgfast.cli import app, main
 from ecgfast.config import load_config
-from ecgfast.labels import parse_selection
+from ecgfast.labels.selection import parse
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
@@ -87,10 +87,10 @@ def test_select_names_its_operators_and_set_a_setting(capsys: pytest.CaptureFixt
         assert main([name, "--help"]) == 0
         page = " ".join(capsys.readouterr().out.split())
         (example,) = re.findall(r"Records to use, such as '(.+?)'", page)
-        assert str(parse_selection(example)) == example
+        assert " and ".join(map(str, parse(example))) == example
         (operators,) = re.findall(r"comparisons (.+?) \(contains\)", page)
         for operator in operators.replace(" and", "").split():
-            assert parse_selection(f"age{operator}18").clauses[0].op == operator
+            assert parse(f"age{operator}18")[0].op == operator
         assert operators.replace(" and", "").split() == ["<", "<=", ">", ">=", "=", "!=", "~"]
         (setting,) = re.findall(r"Change a setting of the preset, such as (\S+);", page)
         assert load_config("demo", [setting]).train.batch_size == 64

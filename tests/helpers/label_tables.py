@@ -5,7 +5,7 @@ from pathlib import Path
 from recordings import convert_quietly, ecg_like, write_wfdb
 
 import ecgfast
-from ecgfast.labels import LabelSummary, label_store
+from ecgfast.labels.commands import LabelSummary, label_store
 
 NUM_RECORDS = 6
 

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 from ecgfast.convert import convert
-from ecgfast.labels import label_store
+from ecgfast.labels.commands import label_store
 from ecgfast.log import read_metrics
 
 PRESET = """

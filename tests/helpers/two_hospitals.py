@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from recordings import convert_quietly, ecg_like, write_wfdb
 
-from ecgfast.labels import label_store
+from ecgfast.labels.commands import label_store
 from ecgfast.store.reader import StoreReader, open_store
 
 TARGET = "ejection_fraction<40"

@@ -19,8 +19,7 @@ from ecgfast.errors import ConfigError, EcgfastError, ResumeError
 from ecgfast.evaluate.planning import plan_tests
 from ecgfast.evaluate.reconstruct import unread_records
 from ecgfast.evaluate.report import evaluate
-from ecgfast.labels import label_store
-from ecgfast.labels.commands import draw_again
+from ecgfast.labels.commands import draw_again, label_store
 from ecgfast.runs.loading import load_model, load_run
 from ecgfast.runs.register import read_register
 from ecgfast.store.reader import open_store

@@ -15,7 +15,7 @@ from recordings import KEY, convert_quietly, ecg_like, write_wfdb
 from ecgfast.cli import main
 from ecgfast.config import load_config
 from ecgfast.errors import ConfigError, EcgfastError
-from ecgfast.labels import label_store
+from ecgfast.labels.commands import label_store
 from ecgfast.predict import Predictor, check_weights, predict
 from ecgfast.runs.loading import load_run
 from ecgfast.store.reader import open_store

@@ -120,7 +120,7 @@ def test_two_runs_are_bit_equal() -> None:
 def test_reference_gradient_in_closed_form_matches_autograd(norm_patch: bool) -> None:
     inputs = upcast(inputs_of(CASE, torch.float32))
     grad = torch.tensor(0.75, dtype=torch.float64, device=DEVICE)
-    closed = reference.masked_mse_backward(grad, *inputs, norm_patch=norm_patch)
+    closed = reference.masked_mse_backward(grad, *inputs, inputs[2].sum(), norm_patch)
     want = run(inputs, "reference", norm_patch=norm_patch)[1]
     torch.testing.assert_close(closed, want, rtol=1e-12, atol=1e-15)
 

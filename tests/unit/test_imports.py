@@ -195,7 +195,7 @@ def test_imports_stay_light(statement: str, unwanted: str) -> None:
     assert result.stdout.split() == []
 
 
-@pytest.mark.parametrize("package", ["", ".convert", ".labels", ".store"])
+@pytest.mark.parametrize("package", ["", ".convert", ".store"])
 def test_names_that_are_imported_on_first_use(package: str) -> None:
     module = importlib.import_module(f"ecgfast{package}")
     assert set(module.__all__) <= set(dir(module))

@@ -90,8 +90,12 @@ def decode(
     out = _output(out, (len(at), num_leads, num_timesteps), np.int16)
     library = load()
     if library is None:
-        for i, chunk in enumerate(_slices(data, at, size)):
-            out[i] = _decode_in_numpy(chunk, i, out.shape[1:], check=check)
+        for i, (start, length) in enumerate(zip(at.tolist(), size.tolist(), strict=True)):
+            chunk = data.data[start : start + length]
+            try:
+                out[i] = reference.decode_chunk(chunk, check=check, shape=out.shape[1:])
+            except CodecError as error:
+                raise CodecError.from_code(error.code, i) from None
         return out
     chunks = _describe(data, at, size, num_leads, num_timesteps)
     bad = ctypes.c_int64(-1)
@@ -117,9 +121,9 @@ def decode_patches(
     """Decode chunks straight to z-scored patches: z = (x - mean) * rstd (docs/format.md, 2.6).
 
     Args:
-        buffer: bytes that hold the chunks; needs no padding.
-        offsets: (N,) int64, first byte of each chunk.
-        lengths: (N,) int64, bytes of each chunk.
+        buffer: as for `decode`, offsets, lengths, num_timesteps, num_threads and check too.
+        offsets: (N,) int64.
+        lengths: (N,) int64.
         mean_NC: (N, C) float32, ADC units.
         rstd_NC: (N, C) float32, 1 / ADC units; 0 gives patches of zeros.
         num_timesteps: T, the same for all.
@@ -135,7 +139,8 @@ def decode_patches(
     mean, rstd = _moments(mean_NC, len(at)), _moments(rstd_NC, len(at))
     num_leads = mean.shape[1]
     check_shape(num_leads, num_timesteps)
-    if load() is None:
+    library = load()
+    if library is None:
         shape = {"num_leads": num_leads, "num_timesteps": num_timesteps}
         signal = decode(data, at, size, **shape, check=check)
         return patches_from_int16(signal, mean, rstd, out=out)
@@ -144,7 +149,7 @@ def decode_patches(
     chunks = _describe(data, at, size, num_leads, num_timesteps)
     bad = ctypes.c_int64(-1)
     arrays = (address(mean), address(rstd), address(out))
-    status = _library().ecgfast_decode_patches(
+    status = library.ecgfast_decode_patches(
         ctypes.byref(chunks), *arrays, num_threads, check, ctypes.byref(bad)
     )
     _succeed(status, bad.value)
@@ -246,12 +251,6 @@ def crc32c(data: Buffer) -> int:
     return int(library.ecgfast_crc32c(address(array), array.size))
 
 
-def _library() -> ctypes.CDLL:
-    library = load()
-    assert library is not None
-    return library
-
-
 def _succeed(status: int, index: int = -1) -> None:
     if status != 0:
         raise CodecError.from_code(status, index)
@@ -307,19 +306,3 @@ def _describe(
         num_leads=num_leads,
         num_timesteps=num_timesteps,
     )
-
-
-def _slices(
-    data: NDArray[np.uint8], at: NDArray[np.int64], size: NDArray[np.int64]
-) -> list[memoryview]:
-    view = data.data
-    return [view[a : a + s] for a, s in zip(at.tolist(), size.tolist(), strict=True)]
-
-
-def _decode_in_numpy(
-    chunk: memoryview, index: int, shape: tuple[int, ...], *, check: bool
-) -> NDArray[np.int16]:
-    try:
-        return reference.decode_chunk(chunk, check=check, shape=shape)
-    except CodecError as error:
-        raise CodecError.from_code(error.code, index) from None

@@ -55,7 +55,7 @@ def update_block(
     PASSES: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
-    """AdamW of some elements of one tensor; see `reference.adamw_step`."""
+    """AdamW of some elements of one tensor; see `reference.adamw_`."""
     weight_ptr = pointer(row, tl.float32, ALIGNMENT) + at
     mean_ptr = pointer(row + 2, tl.float32, ALIGNMENT) + at
     square_ptr = pointer(row + 3, tl.float32, ALIGNMENT) + at
@@ -144,7 +144,7 @@ def step(
     factors_4: Tensor,
     skipped: Tensor,
 ) -> None:
-    """Launch the kernel; see `reference.adamw_step`."""
+    """Launch the kernel; see `reference.adamw_`."""
     device = weights[0].device
     config = block_config("adamw", gradients[0])
     columns = (weights, copies, exp_avg, exp_avg_sq, gradients)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ecgfast_kernels.ops import library, reference
+from ecgfast_kernels.ops import library
 
 Provider = Literal["triton", "quack"]
 
@@ -195,14 +195,7 @@ class _GeluMlp(torch.autograd.Function):
         return grad_x, grad_hidden.t() @ rows, grad_bias, grad.t() @ act, None
 
 
-def _norm_fake(
-    stream: Tensor,
-    branch: Tensor,
-    branch_bias: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _norm_fake(stream: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = torch.promote_types(stream.dtype, torch.float32)
     rows = stream.numel() // stream.shape[-1]
     statistics = [stream.new_empty(rows, dtype=wide) for _ in range(2)]
@@ -210,12 +203,12 @@ def _norm_fake(
 
 
 def _norm_backward_fake(
-    grad_total: Tensor, grad_out: Tensor, total: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+    grad_total: Tensor, grad_out: Tensor, total: Tensor, weight: Tensor, *_: object
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(total), weight.new_empty((3, total.shape[-1]))
 
 
-def _gelu_fake(x: Tensor, bias: Tensor) -> Tensor:
+def _gelu_fake(x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -223,52 +216,22 @@ def _gelu_backward_fake(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, 
     return torch.empty_like(x), torch.empty_like(bias)
 
 
-def _linear_gelu_fake(
-    x: Tensor, weight: Tensor, bias: Tensor, provider: str = "triton"
-) -> tuple[Tensor, Tensor]:
+def _linear_gelu_fake(x: Tensor, weight: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     shape = (x.shape[0], weight.shape[0])
     return x.new_empty(shape), x.new_empty(shape)
 
 
 def _linear_gelu_backward_fake(
-    grad: Tensor, out_weight: Tensor, slope: Tensor, provider: str = "triton"
+    grad: Tensor, out_weight: Tensor, slope: Tensor, *_: object
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(slope), slope.new_empty(slope.shape[1])
 
 
+library.register("add_layer_norm", _norm_fake, triton="norm_triton.forward")
+library.register("add_layer_norm_backward", _norm_backward_fake, triton="norm_triton.backward")
+library.register("bias_gelu", _gelu_fake, triton="gelu_triton.forward")
+library.register("bias_gelu_backward", _gelu_backward_fake, triton="gelu_triton.backward")
+library.register("linear_gelu", _linear_gelu_fake, triton="gelu_triton.linear_forward")
 library.register(
-    "add_layer_norm",
-    _norm_fake,
-    triton="norm_triton.forward",
-    reference=reference.add_layer_norm,
-)
-library.register(
-    "add_layer_norm_backward",
-    _norm_backward_fake,
-    triton="norm_triton.backward",
-    reference=reference.add_layer_norm_backward,
-)
-library.register(
-    "bias_gelu",
-    _gelu_fake,
-    triton="gelu_triton.forward",
-    reference=reference.bias_gelu,
-)
-library.register(
-    "bias_gelu_backward",
-    _gelu_backward_fake,
-    triton="gelu_triton.backward",
-    reference=reference.bias_gelu_backward,
-)
-library.register(
-    "linear_gelu",
-    _linear_gelu_fake,
-    triton="gelu_triton.linear_forward",
-    reference=reference.linear_gelu,
-)
-library.register(
-    "linear_gelu_backward",
-    _linear_gelu_backward_fake,
-    triton="gelu_triton.linear_backward",
-    reference=reference.linear_gelu_backward,
+    "linear_gelu_backward", _linear_gelu_backward_fake, triton="gelu_triton.linear_backward"
 )

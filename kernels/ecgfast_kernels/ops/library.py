@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 import torch
 
+from ecgfast_kernels.ops import reference
+
 Backend = Literal["triton", "reference"]
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -72,19 +74,17 @@ def register(
     fake: Implementation,
     *,
     triton: str,
-    reference: Implementation,
     mutates: tuple[str, ...] = (),
 ) -> None:
     """Define the operator ``ecgfast::name``: Triton on CUDA, the reference on CPU.
 
     Args:
-        name: of the operator.
-        fake: returns empty tensors of the right shape, dtype and device, for tracing; its
-            annotations are the operator's schema.
+        name: of the operator, and of its PyTorch implementation in `reference`, whose annotations
+            are the operator's schema.
+        fake: returns empty tensors of the right shape, dtype and device, for tracing.
         triton: the function that launches the kernels, as "module.function" of this folder. Triton
             is optional, so that the module is imported by its first call. Under
             ``TRITON_INTERPRET=1`` it serves CPU tensors too.
-        reference: PyTorch implementation.
         mutates: arguments that are written to.
     """
 
@@ -97,9 +97,10 @@ def register(
     def launch(*arguments: object) -> object:
         return launcher()(*arguments)
 
-    _LIBRARY.define(name + torch.library.infer_schema(fake, mutates_args=mutates))
+    truth: Implementation = getattr(reference, name)
+    _LIBRARY.define(name + torch.library.infer_schema(truth, mutates_args=mutates))
     _LIBRARY.impl(name, launch, "CUDA")
-    _LIBRARY.impl(name, launch if INTERPRETED else reference, "CPU")
+    _LIBRARY.impl(name, launch if INTERPRETED else truth, "CPU")
     torch.library.register_fake(f"ecgfast::{name}", fake, lib=_LIBRARY)
 
 
@@ -135,18 +136,15 @@ def config_for(op: str, *, arch: int, bits: int) -> dict[str, Any]:
         ValueError: no row fits.
     """
     rows = table()[op]
-    fitting = [known for known in _architectures(rows, bits=bits) if known <= arch]
+    suffix = f"-{bits}bit"
+    known = [int(row[2 : -len(suffix)]) for row in rows if row.endswith(suffix)]
+    fitting = [each for each in known if each <= arch]
     if not fitting:
         raise ValueError(
             f"no {bits}-bit block sizes of {op} for sm_{arch}; use kernels=reference, or Ampere or "
             "newer with bf16, fp16 or fp32"
         )
     return dict(rows[f"sm{max(fitting)}-{bits}bit"])
-
-
-def _architectures(rows: dict[str, Any], *, bits: int) -> list[int]:
-    suffix = f"-{bits}bit"
-    return [int(row[2 : -len(suffix)]) for row in rows if row.endswith(suffix)]
 
 
 @functools.cache

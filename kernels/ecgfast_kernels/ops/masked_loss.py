@@ -51,7 +51,7 @@ def masked_mse(
         not patches_BNP.requires_grad, "patches are fixed here, but require a gradient; detach them"
     )
     if resolve(backend, pred_BNP.device) == "reference":
-        return reference.masked_mse(pred_BNP, patches_BNP, mask_BN, norm_patch=norm_patch)
+        return reference.masked_mse(pred_BNP, patches_BNP, mask_BN, norm_patch)[0]
     loss: Tensor = _MaskedMse.apply(pred_BNP, patches_BNP, mask_BN, norm_patch)  # type: ignore[no-untyped-call]  # no types in PyTorch
     return loss
 
@@ -84,46 +84,18 @@ class _MaskedMse(torch.autograd.Function):
         return grad_BNP, None, None, None
 
 
-def _reference(
-    pred_BNP: Tensor, patches_BNP: Tensor, mask_BN: Tensor, norm_patch: bool
-) -> tuple[Tensor, Tensor]:
-    loss = reference.masked_mse(pred_BNP, patches_BNP, mask_BN, norm_patch=norm_patch)
-    return loss, mask_BN.sum(dtype=torch.int32)
-
-
-def _reference_backward(
-    grad: Tensor,
-    pred_BNP: Tensor,
-    patches_BNP: Tensor,
-    mask_BN: Tensor,
-    num_removed: Tensor,
-    norm_patch: bool,
-) -> Tensor:
-    return reference.masked_mse_backward(
-        grad, pred_BNP, patches_BNP, mask_BN, norm_patch=norm_patch
-    )
-
-
-def _fake(pred: Tensor, patches: Tensor, mask: Tensor, norm_patch: bool) -> tuple[Tensor, Tensor]:
+def _fake(pred: Tensor, patches: Tensor, mask: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(pred.dtype, torch.float32)
     return pred.new_empty((), dtype=dtype), mask.new_empty((), dtype=torch.int32)
 
 
-def _backward_fake(
-    grad: Tensor,
-    pred: Tensor,
-    patches: Tensor,
-    mask: Tensor,
-    num_removed: Tensor,
-    norm_patch: bool,
-) -> Tensor:
+def _backward_fake(grad: Tensor, pred: Tensor, *_: object) -> Tensor:
     return pred.new_empty(pred.shape)
 
 
-library.register("masked_mse", _fake, triton="masked_loss_triton.forward", reference=_reference)
+library.register("masked_mse", _fake, triton="masked_loss_triton.forward")
 library.register(
     "masked_mse_backward",
     _backward_fake,
     triton="masked_loss_triton.backward",
-    reference=_reference_backward,
 )

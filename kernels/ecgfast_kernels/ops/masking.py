@@ -244,9 +244,7 @@ def _mask_fake(
     )
 
 
-def _embed_fake(
-    patches: Tensor, ids_keep: Tensor, weight: Tensor, bias: Tensor, pos: Tensor, cls_token: Tensor
-) -> Tensor:
+def _embed_fake(patches: Tensor, ids_keep: Tensor, weight: Tensor, *_: object) -> Tensor:
     batch, num_keep = ids_keep.shape
     return weight.new_empty(batch, 1 + num_keep, weight.shape[0])
 
@@ -262,7 +260,7 @@ def _embed_backward_fake(
     )
 
 
-def _unshuffle_fake(tokens: Tensor, ids_restore: Tensor, mask_token: Tensor, pos: Tensor) -> Tensor:
+def _unshuffle_fake(tokens: Tensor, ids_restore: Tensor, *_: object) -> Tensor:
     batch, num_patches = ids_restore.shape
     return tokens.new_empty(batch, 1 + num_patches, tokens.shape[2])
 
@@ -274,33 +272,12 @@ def _unshuffle_backward_fake(
     return grad.new_empty(batch, 1 + num_keep, width), grad.new_empty(width)
 
 
+library.register("random_mask", _mask_fake, triton="masking_triton.random_mask")
+library.register("patch_embed_masked", _embed_fake, triton="patch_embed_triton.forward")
 library.register(
-    "random_mask",
-    _mask_fake,
-    triton="masking_triton.random_mask",
-    reference=reference.random_mask,
+    "patch_embed_masked_backward", _embed_backward_fake, triton="patch_embed_triton.backward"
 )
+library.register("unshuffle", _unshuffle_fake, triton="masking_triton.unshuffle")
 library.register(
-    "patch_embed_masked",
-    _embed_fake,
-    triton="patch_embed_triton.forward",
-    reference=reference.patch_embed_masked,
-)
-library.register(
-    "patch_embed_masked_backward",
-    _embed_backward_fake,
-    triton="patch_embed_triton.backward",
-    reference=reference.patch_embed_masked_backward,
-)
-library.register(
-    "unshuffle",
-    _unshuffle_fake,
-    triton="masking_triton.unshuffle",
-    reference=reference.unshuffle,
-)
-library.register(
-    "unshuffle_backward",
-    _unshuffle_backward_fake,
-    triton="masking_triton.unshuffle_backward",
-    reference=reference.unshuffle_backward,
+    "unshuffle_backward", _unshuffle_backward_fake, triton="masking_triton.unshuffle_backward"
 )

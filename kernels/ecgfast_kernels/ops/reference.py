@@ -97,22 +97,27 @@ def unshuffle_backward(
 
 
 def masked_mse(
-    pred_BNP: Tensor, patches_BNP: Tensor, mask_BN: Tensor, *, norm_patch: bool
-) -> Tensor:
-    """Mean squared error over the removed patches; see `masked_loss.masked_mse`."""
+    pred_BNP: Tensor, patches_BNP: Tensor, mask_BN: Tensor, norm_patch: bool
+) -> tuple[Tensor, Tensor]:
+    """Mean squared error over the removed patches, and how many these are."""
     error_BNP = _error(pred_BNP, patches_BNP, norm_patch=norm_patch)
     per_patch_BN = error_BNP.square().mean(dim=-1)
     # where, not a product: a NaN outside the removed patches must not reach the loss.
     removed_sum = torch.where(mask_BN, per_patch_BN, torch.zeros_like(per_patch_BN)).sum()
-    return removed_sum / mask_BN.sum().clamp(min=1)
+    return removed_sum / mask_BN.sum().clamp(min=1), mask_BN.sum(dtype=torch.int32)
 
 
 def masked_mse_backward(
-    grad: Tensor, pred_BNP: Tensor, patches_BNP: Tensor, mask_BN: Tensor, *, norm_patch: bool
+    grad: Tensor,
+    pred_BNP: Tensor,
+    patches_BNP: Tensor,
+    mask_BN: Tensor,
+    num_removed: Tensor,
+    norm_patch: bool,
 ) -> Tensor:
     """Gradient of the prediction (B, N, patch_length), in the prediction's dtype."""
     error_BNP = _error(pred_BNP, patches_BNP, norm_patch=norm_patch)
-    scale = 2.0 * grad / (pred_BNP.shape[-1] * mask_BN.sum().clamp(min=1))
+    scale = 2.0 * grad / (pred_BNP.shape[-1] * num_removed.long().clamp(min=1))
     zero = torch.zeros_like(error_BNP)
     return torch.where(mask_BN[..., None], error_BNP * scale, zero).to(pred_BNP.dtype)
 
@@ -212,7 +217,7 @@ def linear_gelu_backward(
     return grad_hidden.to(grad.dtype), grad_hidden.sum(0).to(grad.dtype)
 
 
-def adamw_step(
+def adamw_(
     weights: list[Tensor],
     copies: list[Tensor],
     gradients: list[Tensor],

@@ -12,7 +12,7 @@ from ecgfast.cli import main
 from ecgfast.convert import convert
 from ecgfast.errors import ConfigError, CorruptStoreError
 from ecgfast.evaluate.cohort import describe
-from ecgfast.labels import label_store
+from ecgfast.labels.commands import label_store
 from ecgfast.store.manifest import write_manifest
 from ecgfast.store.verify import verify_store
 

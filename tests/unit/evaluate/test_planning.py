@@ -14,8 +14,7 @@ from two_hospitals import ROWS, TARGET, make, rows_of, write_sources
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate import planning
 from ecgfast.evaluate.planning import POOLED, Learner, plan_for
-from ecgfast.labels import label_store
-from ecgfast.labels.commands import draw_again, import_splits
+from ecgfast.labels.commands import draw_again, import_splits, label_store
 from ecgfast.runs.register import Register
 from ecgfast.store.reader import StoreReader, open_store
 

@@ -8,7 +8,7 @@ from recordings import snapshot
 
 import ecgfast
 from ecgfast.errors import ConfigError
-from ecgfast.labels import label_store
+from ecgfast.labels.commands import label_store
 
 IDS = """PatientID,patientid,ssn,SSN,birthdate,dateofbirth,birth_year,nhs_number,accession,postcode,
 lat,lon,MRN,mrn_number,ID,name,surname,phone number,date of birth,Patient No"""

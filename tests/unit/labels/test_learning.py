@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ecgfast.labels import Labelled, labelled
+from ecgfast.labels.selection import Labelled, labelled
 
 TARGET = "ejection_fraction<40"
 SPLITS = ["train", "train", "valid", "valid", "test", "test", None, "train"]

@@ -10,7 +10,7 @@ from recordings import KEY, convert_quietly, ecg_like, snapshot, write_wfdb
 
 import ecgfast
 from ecgfast.errors import ConfigError
-from ecgfast.labels import label_store
+from ecgfast.labels.commands import label_store
 from ecgfast.records import known_id
 from ecgfast.store.patients import Pseudonyms, patient_groups
 from ecgfast.store.verify import verify_store

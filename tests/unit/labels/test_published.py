@@ -8,8 +8,7 @@ from recordings import convert_quietly, ecg_like, write_wfdb
 import ecgfast
 from ecgfast.cli import main
 from ecgfast.errors import ConfigError
-from ecgfast.labels import label_store
-from ecgfast.labels.commands import draw_again, export_splits, import_splits
+from ecgfast.labels.commands import draw_again, export_splits, import_splits, label_store
 from ecgfast.store.verify import verify_store
 
 

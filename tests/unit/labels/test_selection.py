@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from ecgfast.errors import ConfigError
-from ecgfast.labels import parse_selection, parse_target
+from ecgfast.labels.selection import labels_of, parse, selected
 
 TABLE = pa.table(
     {
@@ -37,18 +37,18 @@ TABLE = pa.table(
     ],
 )
 def test_mask(expression: str, expected: list[int]) -> None:
-    assert parse_selection(expression).mask(TABLE).astype(int).tolist() == expected
+    assert selected(TABLE, expression).astype(int).tolist() == expected
 
 
 def test_nothing_selects_all() -> None:
-    assert parse_selection(None).mask(TABLE).all()
+    assert selected(TABLE, None).all()
 
 
 def test_target_drops_nulls() -> None:
-    y, known = parse_target("ejection_fraction<40").labels(TABLE)
+    y, known = labels_of(TABLE, "ejection_fraction<40")
     assert y.tolist() == [True, False, False, False]
     assert known.tolist() == [True, True, False, False]
-    y, known = parse_target("lvh=true and age>60").labels(TABLE)
+    y, known = labels_of(TABLE, "lvh=true and age>60")
     assert y.tolist() == [False, False, False, True]
     assert known.tolist() == [True, False, False, True]
 
@@ -70,7 +70,7 @@ def test_target_drops_nulls() -> None:
 )
 def test_grammar_errors(expression: str) -> None:
     with pytest.raises(ConfigError, match="expression"):
-        parse_selection(expression)
+        parse(expression)
 
 
 @pytest.mark.parametrize(
@@ -86,4 +86,4 @@ def test_grammar_errors(expression: str) -> None:
 )
 def test_type_errors(expression: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        parse_selection(expression).mask(TABLE)
+        selected(TABLE, expression)

@@ -10,11 +10,11 @@ from ecgfast.labels.splits import (
     NUM_FOLDS,
     Drawn,
     Strata,
-    check_folds,
     check_splits,
     draw,
     draw_splits,
     num_torn,
+    refuse_torn,
     splits_of_fold,
     warn_where_few,
 )
@@ -170,9 +170,9 @@ def test_patients_of_several_parts() -> None:
     patients = ["a", "a", "b", "b", "c", "c", "c"]
     assert num_torn(patients, [1, 1, 1, None, None, None, 2]) == 0
     assert num_torn(patients, [1, 2, 1, 3, 3, 2, 1]) == 3
-    check_folds(patients, [1, 1, 2, None, 3, 3, 3])
+    refuse_torn(patients, [1, 1, 2, None, 3, 3, 3], "fold")
     with pytest.raises(ConfigError, match="fold column: 1 patients are in more than one fold"):
-        check_folds(patients, [1, 2, 2, None, 3, 3, 3])
+        refuse_torn(patients, [1, 2, 2, None, 3, 3, 3], "fold")
     with pytest.raises(ConfigError, match="split column: got 'dev', allowed train"):
         check_splits(patients[:2], ["train", "dev"])
 

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from recordings import convert_quietly, ecg_like, write_wfdb
 
 import ecgfast
-from ecgfast.labels import label_store
-from ecgfast.labels.commands import export_splits, import_splits
+from ecgfast.labels.commands import export_splits, import_splits, label_store
 from ecgfast.store.csv_files import csv_lines, plain_text, read_lines, safe_cell
 
 
