@@ -15,7 +15,19 @@ from ecgfast.errors import EcgfastError, FormatError
 from ecgfast.ingest import numpy_arrays, wfdb_records
 from ecgfast.ingest.files import is_of_one_file
 from ecgfast.ingest.format import Format, Head, read_head
-from ecgfast.ingest.vendor import dicom, edf, hdf5, mfer, muse_xml, scp_ecg
+from ecgfast.ingest.vendor import (
+    aecg_xml,
+    cardiosoft_xml,
+    dicom,
+    edf,
+    eli_xml,
+    hdf5,
+    mfer,
+    muse_xml,
+    philips_xml,
+    schiller_xml,
+    scp_ecg,
+)
 from ecgfast.records import EcgRecord
 
 # The first one that recognises a file reads it.
@@ -23,6 +35,11 @@ FORMATS: tuple[Format, ...] = (
     wfdb_records.FORMAT,
     numpy_arrays.FORMAT,
     muse_xml.FORMAT,
+    aecg_xml.FORMAT,
+    philips_xml.FORMAT,
+    cardiosoft_xml.FORMAT,
+    eli_xml.FORMAT,
+    schiller_xml.FORMAT,
     dicom.FORMAT,
     scp_ecg.FORMAT,
     mfer.FORMAT,

@@ -5,8 +5,6 @@ names a file that need not exist and is never fetched. Written from real exports
 publishes no specification.
 """
 
-import base64
-import binascii
 import zlib
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from ecgfast.ingest.vendor.record import (
     time_of,
     to_record,
 )
+from ecgfast.ingest.vendor.text_samples import bytes_of_base64
 from ecgfast.ingest.vendor.xml_tree import number_of, read_xml, text_of
 from ecgfast.records import EcgRecord
 
@@ -70,14 +69,7 @@ def read(path: Path, record_id: str, row: int | None) -> EcgRecord:
 
 def _samples(lead: Element, source: str) -> NDArray[Any]:
     """The timesteps of a lead; a CRC-32 of 0 was not computed by its writer."""
-    text = "".join(text_of(lead, "WaveFormData").split())
-    try:
-        content = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise FormatError(
-            f"{source}: WaveFormData is no base64; export the file again",
-            reason="the file is damaged",
-        ) from None
+    content = bytes_of_base64(text_of(lead, "WaveFormData"), source)
     if number_of(lead, "LeadSampleSize", source, default=2) != 2:
         raise FormatError(f"{source}: samples are not of 2 bytes, allowed 2")
     promised = number_of(lead, "LeadSampleCountTotal", source)

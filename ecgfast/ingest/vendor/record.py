@@ -24,14 +24,24 @@ _YEARS = {"": 1.0, "y": 1.0, "yr": 1.0, "year": 1.0, "a": 1.0}
 _YEARS |= {"m": 1 / 12, "mo": 1 / 12, "month": 1 / 12, "w": 7 / 365.25, "week": 7 / 365.25}
 _YEARS |= {"wk": 7 / 365.25, "d": 1 / 365.25, "day": 1 / 365.25, "h": 0.0, "hour": 0.0, "hr": 0.0}
 _SEX = {"0": None, "1": "male", "2": "female"}  # ISO 5218, as SCP-ECG and MFER write it
-# Families of models by the words that devices write; four digits at most tell models apart.
-_MODEL = re.compile(
-    r"(?i)\b(mac|mac vu|vu|eli|el|pagewriter|page writer|tc|cardiovit|at|ms|cs|cardiosoft|case|"
-    r"ecg|cardiofax|fcp|fx|kenz|cardico|custo|biocare|ie|se|edan|burdick|atria|h3|fdx)"
-    r"[ -]{0,2}(p|\d{1,4})\b"
-)
+# Models as devices write them, by family. Only these: a number of another form can be a patient's.
+_MODELS = {
+    "mac": r"mac ?(?:vu)?[ -]{0,2}(p|vu|\d{2,4})",
+    "eli": r"eli? ?(10|[1-3]\d0)c?",
+    "pagewriter": r"page ?writer[ -]{0,2}(touch|trim|xl|[1-3]00|tc ?[1-7]0)",
+    "philips": r"(8603\d\d|tc[ -]?[1-7]0)",
+    "heartstart": r"heart ?start[ -]?(mrx|xl)",
+    "at": r"(?:cardiovit )?at-?(1|2|10\d|110|180)",
+    "ms": r"(?:cardiovit )?ms-?(12|20\d\d)",
+    "ecg": r"ecg-?([1-3]\d50)",
+    "fcp": r"fcp-?([2-8]\d{3})",
+    "fx": r"fx-?([2-8]\d{3})",
+}
+_MODEL = {
+    family: re.compile(rf"(?i)(?<!\w){words}(?!\w)", re.ASCII) for family, words in _MODELS.items()
+}
 _HIGHEST_HZ = 10_000.0
-_FIRST_YEAR = 1950
+_FIRST_YEAR = 1880  # of birth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +194,14 @@ def age_of(text: str | None, unit: str = "") -> float | None:
     return parse_age(str(number * years))
 
 
+def age_between(born: str, recorded: str) -> float | None:
+    """Return the whole years from a date of birth to a recording, both of `time_of`; else None."""
+    if not born or not recorded:
+        return None
+    years = int(recorded[:4]) - int(born[:4]) - (recorded[5:10] < born[5:10])
+    return parse_age(str(years))
+
+
 def sex_of(text: str | None) -> str | None:
     """Return "female", "male" or None; codes of ISO 5218 are understood."""
     word = (text or "").strip()
@@ -193,12 +211,12 @@ def sex_of(text: str | None) -> str | None:
 def device_of(*texts: str | None) -> str | None:
     """Return the code of the first known model in some texts, such as "mac-5500"; None for others.
 
-    Hospitals type names into such fields: a model is a family of a fixed list and a short number.
+    Hospitals type names into such fields: a model is one of a fixed list, with its number.
     """
     for text in texts:
-        if match := _MODEL.search(text or ""):
-            family = match[1].lower().replace(" ", "")
-            return f"{family}-{match[2].lower()}"
+        for family, model in _MODEL.items():
+            if match := model.search(text or ""):
+                return f"{family}-{match[1].lower().replace(' ', '')}"
     return None
 
 
@@ -220,7 +238,7 @@ def _positive(text: str | None) -> float | None:
 def time_of(text: str | None) -> str:
     """Return "YYYY-MM-DD HH:MM:SS" from digits in this order, the date alone without a time.
 
-    Nothing for what is no date, or one before ECGs were digital.
+    Nothing for what is no date, or one before anybody alive was born.
 
     Args:
         text: "20021122091000", "2002-11-22T09:10:00.000+0200" and the like; what follows the

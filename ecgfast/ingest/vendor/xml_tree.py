@@ -150,3 +150,9 @@ def number_of(
         name = path.rpartition("/")[2]
         raise _damaged(f"{source}: {name} is {'no number' if text else 'absent'}, allowed a number")
     return number
+
+
+def attribute_of(element: Element | None, path: str, name: str) -> str:
+    """Return an attribute of an element below another one, without blanks around; "" if absent."""
+    found = None if element is None else element.find(path)
+    return "" if found is None else found.get(name, "").strip()

@@ -1,0 +1,59 @@
+"""Samples that stand in a document as text: base64 of int16, or decimal integers."""
+
+import base64
+import binascii
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfast.errors import FormatError
+from ecgfast.ingest.files import too_large
+
+# Of one lead: a million samples, 17 minutes at 1000 Hz. A resting ECG has some 30,000 characters.
+_LONGEST_TEXT = 4 << 20
+
+
+def bytes_of_base64(text: str, source: str) -> bytes:
+    """Return the bytes of base64 text; blanks and line breaks in it count as nothing.
+
+    Raises:
+        FormatError: it is no base64.
+    """
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise _damaged(f"{source}: samples are no base64; export the file again") from None
+
+
+def int16_of_base64(text: str, source: str) -> NDArray[np.int16]:
+    """Return the little-endian 16-bit samples in base64 text.
+
+    Raises:
+        FormatError: it is no base64, or no whole number of samples.
+    """
+    content = bytes_of_base64(text, source)
+    if len(content) % 2:
+        raise _damaged(f"{source}: samples are {len(content):,} bytes, allowed an even number")
+    return np.frombuffer(content, "<i2").astype(np.int16, copy=False)
+
+
+def integers_of(text: str, source: str) -> NDArray[Any]:
+    """Return integers that are separated by blanks or commas, int64.
+
+    Raises:
+        FormatError: there is something else, or more than a lead of a resting ECG has.
+    """
+    if len(text) > _LONGEST_TEXT:
+        raise too_large(
+            f"{source}: a lead has {len(text):,} characters, allowed {_LONGEST_TEXT:,}; cut the "
+            "recording into shorter records"
+        )
+    try:
+        return np.array([int(word) for word in text.replace(",", " ").split()], np.int64)
+    except (ValueError, OverflowError):
+        raise _damaged(f"{source}: samples are no integers; export the file again") from None
+
+
+def _damaged(message: str) -> FormatError:
+    return FormatError(message, reason="the file is damaged")
