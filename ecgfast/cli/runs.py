@@ -17,7 +17,7 @@ Select = Annotated[
     typer.Option(
         metavar="EXPR",
         help="Records to use, such as 'site=1 and age>=18'; comparisons < <= > >= = != and ~ "
-        "(contains), joined by 'and'. Default: all.",
+        "(contains), or 'site in (1, 2)', joined by 'and'. Default: all.",
     ),
 ]
 Settings = Annotated[

@@ -1,13 +1,14 @@
 """`COLUMN OP VALUE and ...`: which records to use, what a case is, and which records teach.
 
-Operators: < <= > >= = != and ~ (contains, case ignored). Text may stand in quotes. A null cell
-satisfies nothing, not even !=.
+Operators: < <= > >= = != ~ (contains, case ignored) and in, as in ``site in (1, 2)``. Text may
+stand in quotes. A null cell satisfies nothing, not even !=.
 """
 
 import difflib
+import functools
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +20,13 @@ from ecgfast.labels.splits import splits_of_fold
 
 _CLAUSE = re.compile(
     r"""\s*(?P<column>[^<>=!~'"]+?)\s*
-        (?P<op><=|>=|!=|<|>|=|~)\s*
-        (?:"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<bare>[^<>=!~'"\s][^<>=!~'"]*?))
+        (?:(?<=\s)in\s*\((?P<list>(?:"[^"]*"|'[^']*'|[^<>=!~'"()])+)\)
+        |(?P<op><=|>=|!=|<|>|=|~)\s*
+        (?:"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<bare>[^<>=!~'"\s][^<>=!~'"]*?)))
         \s*(?:\s+and\s+|\s*$)""",
     re.VERBOSE,
 )
+_ITEM = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^'",\s](?:[^'",]*[^'",\s])?))\s*(?:,|$)""")
 _COMPARE = {
     "<": pc.less,
     "<=": pc.less_equal,
@@ -37,11 +40,30 @@ _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 
 @dataclass(frozen=True, kw_only=True)
 class Clause:
-    """One comparison of a column with a value."""
+    """One comparison of a column with a value; of ``in`` with the text between its brackets."""
 
     column: str
     op: str
     value: str
+
+    @property
+    def values(self) -> list[str]:
+        """What ``in`` compares with, each in its own right.
+
+        Raises:
+            ConfigError: these are no values with commas between them.
+        """
+        values, position = [], 0
+        while position < len(self.value):
+            match = _ITEM.match(self.value, position)
+            if match is None:
+                raise ConfigError(
+                    f"{self}: allowed values with commas between them, such as site in (1, 2); "
+                    "text with a comma stands in quotes"
+                )
+            values.append(next(text for text in match.groups() if text is not None))
+            position = match.end()
+        return values
 
     def holds(self, table: pa.Table) -> pa.ChunkedArray:
         """Boolean column; null where the cell is null.
@@ -49,6 +71,9 @@ class Clause:
         Raises:
             ConfigError: no such column, or the operator does not fit its type.
         """
+        if self.op == "in":
+            each = (replace(self, op="=", value=value) for value in self.values)
+            return functools.reduce(pc.or_, (clause.holds(table) for clause in each))
         column = _column(table, self.column)
         if pa.types.is_boolean(column.type):
             truth = _TRUTH.get(self.value.lower())
@@ -79,6 +104,8 @@ class Clause:
         return pc.if_else(missing, pa.scalar(None, pa.bool_()), _COMPARE[self.op](column, value))
 
     def __str__(self) -> str:
+        if self.op == "in":
+            return f"{self.column} in ({self.value})"
         return f"{self.column}{self.op}{self.value}"
 
 
@@ -132,11 +159,12 @@ def parse(expression: str) -> tuple[Clause, ...]:
         if match is None:
             raise ConfigError(
                 f"expression: got {expression!r}, allowed COLUMN OP VALUE joined by 'and' with OP "
-                'one of < <= > >= = != ~, such as "site=1 and ejection_fraction<40"'
+                'one of < <= > >= = != ~, such as "site=1 and ejection_fraction<40", or COLUMN in '
+                "(VALUE, VALUE)"
             )
-        values = (match["double"], match["single"], match["bare"])
+        values = (match["list"], match["double"], match["single"], match["bare"])
         value = next(text for text in values if text is not None)
-        clauses.append(Clause(column=match["column"], op=match["op"], value=value))
+        clauses.append(Clause(column=match["column"], op=match["op"] or "in", value=value))
         position = match.end()
     if expression.rstrip().endswith(" and"):
         raise ConfigError(f"expression: got {expression!r}, which ends in 'and'; add what follows")

@@ -13,6 +13,7 @@ TABLE = pa.table(
         "age": pa.array([50, None, 70, 80], pa.int64()),
         "lvh": [True, False, None, True],
         "Other states": ["Early repolarization", "paced and stable", None, ""],
+        "admin in (x)": ["", "y", None, "x"],
     }
 )
 
@@ -34,6 +35,14 @@ TABLE = pa.table(
         ("Other states='paced and stable'", [0, 1, 0, 0]),
         ('Other states=""', [0, 0, 0, 1]),
         ("site=1 and lvh=true and age<60", [1, 0, 0, 0]),
+        ("site in (1, 10)", [1, 0, 0, 1]),
+        ("site in (1)", [1, 0, 0, 0]),
+        ("Other states in ('paced and stable', Early repolarization)", [1, 1, 0, 0]),
+        ('age > 60 and site in ("10",2)', [0, 0, 0, 1]),
+        ("site in(2) and age in (50, 80.0)", [0, 0, 0, 0]),
+        ("age in (50, 80.0)", [1, 0, 0, 1]),
+        ("lvh in (false, true)", [1, 1, 0, 1]),
+        ("admin in (x) = y", [0, 1, 0, 0]),
     ],
 )
 def test_mask(expression: str, expected: list[int]) -> None:
@@ -66,6 +75,9 @@ def test_target_drops_nulls() -> None:
         "site=1 or age<3",
         "a<<3",
         "a=1 and ",
+        "site in ()",
+        "site in 1, 2",
+        "site in (1, 2",
     ],
 )
 def test_grammar_errors(expression: str) -> None:
@@ -82,8 +94,16 @@ def test_grammar_errors(expression: str) -> None:
         ("site<3", "holds text"),
         ("lvh=maybe", "yes/no"),
         ("lvh<1", "yes/no"),
+        ("age in (50, old)", "holds numbers, got 'old'"),
+        ("site in (1,,2)", "values with commas between them"),
+        ("sites in (1)", "did you mean site"),
     ],
 )
 def test_type_errors(expression: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         selected(TABLE, expression)
+
+
+def test_a_list_is_shown_as_it_was_given() -> None:
+    (first, second) = parse("site in (1, 'a, b') and age>18")
+    assert (str(first), str(second)) == ("site in (1, 'a, b')", "age>18")
