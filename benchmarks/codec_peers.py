@@ -3,7 +3,7 @@
     python benchmarks/codec_peers.py ../shared/data/ludb ../shared/data/ptbxl/hr_gt
     python benchmarks/codec_peers.py STORE [--records 500]
 
-Each source is a store or a folder of recordings; each gives a table of its own. Rows go to
+Each source is a store or a folder of recordings, and has rows of its own. Rows go to
 benchmarks/results/DEVICE/codec.jsonl, the plot to codec.png beside it. `ecgfast bench codec` and
 `decode` measure the same peers on synthetic records.
 """
@@ -19,10 +19,9 @@ import numpy as np
 import torch
 
 from ecgfast import log
+from ecgfast.bench import show
 from ecgfast.bench.codec import Codec, Held, IndexCall, Int16, measure_store
-from ecgfast.bench.measuring import Row, append_rows, device_slug
-
-RESULTS = Path(__file__).parent / "results"
+from ecgfast.bench.measuring import Row, device_slug
 
 
 def installed() -> list[Codec]:
@@ -125,7 +124,7 @@ def ways_to_a_batch(held: Held, size: int, device: str) -> dict[str, IndexCall]:
 
 
 def main() -> None:
-    from plot import draw, pivot
+    from plot import RESULTS, draw
 
     from ecgfast.convert import convert
     from ecgfast.store import open_store
@@ -136,18 +135,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
     rows: list[Row] = []
+    out = RESULTS / device_slug()
     for source in args.sources:
         with tempfile.TemporaryDirectory(prefix="ecgfast-bench-") as folder:
             path = source
             if not (source / "manifest.json").is_file():
                 path = convert([source], Path(folder) / "store", workers=1).store
             store, limits = open_store(path), {"most": args.records, "repeats": args.repeats}
-            print(f"\n{source.name}: {len(store)} records, {args.records} at most\n")
-            measured = list(measure_store(store, source.name, **limits))
-        print(pivot(measured))
-        rows += measured
-    out = RESULTS / device_slug()
-    append_rows(out / "codec.jsonl", rows)
+            rows += show(measure_store(store, source.name, **limits), out / "codec.jsonl")
     draw(rows, out / "codec.png")
 
 

@@ -20,10 +20,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import wfdb
+from plot import RESULTS
 
 from ecgfast.bench.measuring import append_rows, device_slug, make_rows
 
-RESULTS = Path(__file__).parent / "results"
 LOOP_RECORDS = 1000  # a loop has a constant rate, which needs no longer look
 
 
@@ -35,58 +35,47 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
-    rates: dict[str, list[float]] = {}
+    each = sum(1 for _ in args.source.rglob("*.hea"))
+    if each == 0:
+        raise SystemExit(f"error: {args.source} holds no WFDB header: give .hea and .dat files")
+    copies = -(-args.records // each)
+    names = ["wfdb-rdsamp-loop", "ecgfast", *(["ecgfast-2-workers"] if len(cores) > 1 else [])]
+    rates: dict[str, list[float]] = {name: [] for name in names}
     with (
         tempfile.TemporaryDirectory(prefix="ecgfast-bench-") as folder,
-        tempfile.TemporaryDirectory(prefix="ecgfast-bench-", dir=args.cohort_in) as copies,
+        tempfile.TemporaryDirectory(prefix="ecgfast-bench-", dir=args.cohort_in) as cohort,
     ):
-        cohort = Path(copies) / "cohort"
-        count = copy_records(args.source, cohort, args.records)
-        loop = sorted(cohort.rglob("*.hea"))[:LOOP_RECORDS]
-        for _ in range(args.repeats):
-            measured = {"wfdb-rdsamp-loop": len(loop) / time_loop(loop, cores[:1])}
-            for workers in (1, 2):
-                if workers <= len(cores):
-                    name = "ecgfast" if workers == 1 else "ecgfast-2-workers"
-                    seconds = time_convert(cohort, Path(folder) / "store", cores[:workers])
-                    measured[name] = count / seconds
-            for name, rate in measured.items():
-                rates.setdefault(name, []).append(rate)
+        for number in range(copies):
+            shutil.copytree(args.source, Path(cohort) / f"{number:04d}")
+        os.sync()  # or the disk is busy with the copies while the first convert is timed
+        loop = sorted(Path(cohort).rglob("*.hea"))[:LOOP_RECORDS]
+        for turn in range(args.repeats):
+            for workers, name in enumerate(names):
+                if workers == 0:
+                    rate = len(loop) / time_loop(loop, cores[:1])
+                else:
+                    store = Path(folder) / f"{turn}" / f"{workers}"
+                    rate = copies * each / time_convert(Path(cohort), store, cores[:workers])
+                rates[name].append(rate)
                 print(f"{name:20} {rate:8,.0f} records/s", flush=True)
-    shape = f"{args.source.name}, {count} x 12 x 5000 int16, format 16"
+    shape = f"{args.source.name}, {copies * each} x 12 x 5000 int16, format 16"
     for name, values in rates.items():
         numbers = {("throughput", "records/s"): values}
         rows = make_rows(numbers, case="convert", provider=name, shape=shape)
         append_rows(RESULTS / device_slug() / "convert.jsonl", rows)
 
 
-def copy_records(source: Path, cohort: Path, wanted: int) -> int:
-    """Copy the source until there are `wanted` headers or more; returns how many there are."""
-    each = sum(1 for _ in source.rglob("*.hea"))
-    if each == 0:
-        raise SystemExit(f"error: {source} holds no WFDB header, give a folder of .hea and .dat")
-    copies = -(-wanted // each)
-    for number in range(copies):
-        shutil.copytree(source, cohort / f"{number:04d}")
-    os.sync()  # or the disk is busy with the copies while the first convert is timed
-    return copies * each
-
-
 def time_convert(cohort: Path, store: Path, cores: list[int]) -> float:
     """Seconds of one convert process on these cores, with as many workers."""
-    workers = str(len(cores))
-    command = [sys.executable, "-m", "ecgfast", "convert", str(cohort)]
-    command += ["--out", str(store), "--workers", workers]
+    command = ["taskset", "-c", ",".join(map(str, cores)), sys.executable, "-m", "ecgfast"]
+    command += ["convert", str(cohort), "--out", str(store), "--workers", str(len(cores))]
     for path in cohort.rglob("*.*"):
         path.read_bytes()  # into the page cache: the kernel may have let go of some
+    store.parent.mkdir(exist_ok=True)
     began = time.perf_counter()
-    subprocess.run(
-        ["taskset", "-c", ",".join(map(str, cores)), *command], check=True, capture_output=True
-    )
+    subprocess.run(command, check=True, capture_output=True)
     seconds = time.perf_counter() - began
-    shutil.rmtree(store)
-    for beside in store.parent.glob(f"{store.name}.*"):
-        beside.unlink()
+    shutil.rmtree(store.parent)
     return seconds
 
 

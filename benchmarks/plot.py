@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from ecgfast.bench.measuring import Row, read_rows
 
+RESULTS = Path(__file__).parent / "results"
 OURS, PEER = "#1b6ca8", "#b0b7bf"
 
 
@@ -95,23 +96,6 @@ def fill(text: str, content: str) -> str:
 def number(value: float) -> str:
     """Three digits or more, with separators."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def pivot(rows: Iterable[Row]) -> str:
-    """Render rows as a Markdown table with a line for each shape and provider."""
-    columns: dict[str, str] = {}
-    lines: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-    for row in rows:
-        columns[row.metric] = f"{row.metric}, {row.unit}"
-        lines[row.shape, row.provider][row.metric] = number(row.p50)
-    head = (
-        f"| what | provider | {' | '.join(columns.values())} |\n|---|---|{'---:|' * len(columns)}"
-    )
-    body = (
-        f"| {shape} | {provider} | {' | '.join(values.get(column, '') for column in columns)} |"
-        for (shape, provider), values in lines.items()
-    )
-    return "\n".join((head, *body))
 
 
 def draw(rows: list[Row], path: Path) -> None:

@@ -5,11 +5,11 @@ sorting noise and gathered, blocks are timm's where timm is installed. Nothing o
 kernels is used. Shapes: B records, N patches, T tokens, D width.
 """
 
-import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -89,20 +89,16 @@ class ReferenceMae(nn.Module):
         return self.decoder_pred(self.decoder_norm(tokens))[:, 1:]
 
 
-@cache
-def _timm_block() -> Any:  # noqa: ANN401 - a class of a package that may be missing
-    try:
-        return importlib.import_module("timm.models.vision_transformer").Block
-    except ImportError:  # timm itself, or the torchvision that it needs
-        return None
+# whose transformer blocks they are made of; timm needs torchvision
+BLOCKS = "timm" if find_spec("timm") and find_spec("torchvision") else "plain"
 
 
 def _blocks(width: int, num_heads: int, depth: int, fused_attention: bool) -> nn.ModuleList:
-    timm_block = _timm_block()
-    if timm_block is None:
+    if BLOCKS == "plain":
         return nn.ModuleList(_PlainBlock(width, num_heads, fused_attention) for _ in range(depth))
+    block = import_module("timm.models.vision_transformer").Block
     norm = partial(nn.LayerNorm, eps=1e-6)
-    blocks = [timm_block(width, num_heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)]
+    blocks = [block(width, num_heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)]
     for block in blocks:
         block.attn.fused_attn = fused_attention
     return nn.ModuleList(blocks)
@@ -134,17 +130,11 @@ class _PlainBlock(nn.Module):
         return self.proj(out.transpose(1, 2).reshape(batch, num_tokens, width))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Peer:
-    """The plain masked autoencoder: eager as published, or with SDPA and torch.compile.
+class Peer(NamedTuple):
+    """The plain masked autoencoder: eager as published, or with SDPA and torch.compile."""
 
-    Attributes:
-        compiled: torch.compile of the whole model, SDPA and fused AdamW.
-        graph: replay it from CUDA graphs ("reduce-overhead"), at its own best microbatch.
-    """
-
-    compiled: bool
-    graph: bool = False
+    compiled: bool  # torch.compile of the whole model, SDPA and fused AdamW
+    graph: bool = False  # replayed from CUDA graphs ("reduce-overhead"), at its best microbatch
 
     def build(self, config: Config, device: torch.device, num_records: int) -> Callable[[], Tensor]:
         """One update on random records; it returns the loss."""
@@ -176,7 +166,6 @@ class Peer:
         return step
 
 
-BLOCKS = "plain" if _timm_block() is None else "timm"  # whose transformer blocks they are made of
 PEERS = {
     f"reference-compiled-{BLOCKS}": Peer(compiled=True),
     f"reference-compiled-{BLOCKS}-graph": Peer(compiled=True, graph=True),

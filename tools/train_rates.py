@@ -103,11 +103,10 @@ def engines(args: argparse.Namespace) -> Iterator[Row]:
         records = records_of(args, preset)
         feeds: dict[str, Iterable[Batch] | None] = {"random-patches": None}
         for name in ("resident", "resident-raw", "cpu", "dali"):
-            store, engine = stores.get(name, args.store), name.removesuffix("-raw")
+            store, options = stores.get(name, args.store), {"engine": name.removesuffix("-raw")}
+            options |= {"batch_size": records, "device": args.device}
             try:
-                feeds[name] = build_loader(
-                    store, batch_size=records, engine=engine, device=args.device
-                )
+                feeds[name] = build_loader(store, **options)
             except BackendUnavailableError as error:
                 log.warning(f"{name} left out: {error}")
         peer = "h5py" if find_spec("h5py") else "memmap-int16"
@@ -130,15 +129,12 @@ class PeerBatches:
 
     def __init__(self, args: argparse.Namespace, records: int, peer: str) -> None:
         self._device, work = args.device, args.out / f"dataloader-{peer}"
-        formats = peers_module("loader_formats")
+        peers = peers_module("loader_peers")
         if not work.exists():
             work.mkdir()
-            formats.prepare(args.store, work, [peer])
+            peers.prepare(args.store, work, [peer])
         workers = 8 if args.device == "cuda" else 1
-        self._device = args.device
-        self._loader = formats.dataloader(
-            formats.Records(peer, work), records, workers, args.device
-        )
+        self._loader = peers.Records(peer, work).loader(records, workers, args.device)
 
     def __iter__(self) -> Iterator[Batch]:
         for patches in self._loader:

@@ -12,12 +12,12 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from ecgfast_kernels.ops import library
@@ -50,29 +50,28 @@ REPEATS = 30
 # attention 16 bytes of stack, and doubles the programs on a multiprocessor.
 TABLE = """
 patch_embed_backward patch_embed_masked patch_embed_masked_backward
-    64 128 128 132 8 4, 64 128 128 132 8 3, 128 128 128 132 8 3
-    64 256 128 132 8 4, 64 256 128 132 8 3
-    32 256 128 132 8 4, 64 64 128 264 4 4, 64 128 64 264 4 4, 64 64 256 132 8 4
+    64 128 128 132 8 4, 64 128 128 132 8 3, 128 128 128 132 8 3, 64 256 128 132 8 4
+    64 256 128 132 8 3, 32 256 128 132 8 4, 64 64 128 264 4 4, 64 128 64 264 4 4
+    64 64 256 132 8 4
 patch_embed_forward patch_embed_masked patch_embed_masked
-    128 128 64 132 8 3, 64 128 64 132 8 3, 64 128 128 132 8 3
-    64 128 64 132 8 4, 64 64 64 264 4 3
-    64 64 64 264 8 3, 32 64 64 264 4 3, 128 64 64 264 8 2, 128 64 64 132 8 3
+    128 128 64 132 8 3, 64 128 64 132 8 3, 64 128 128 132 8 3, 64 128 64 132 8 4
+    64 64 64 264 4 3, 64 64 64 264 8 3, 32 64 64 264 4 3, 128 64 64 264 8 2, 128 64 64 132 8 3
 add_layer_norm_backward_narrow add_layer_norm_decoder add_layer_norm_backward
-    1024 792 1 4 1, 1024 528 2 4 1, 1024 528 2 2 1, 1024 528 1 2 1
-    512 1056 1 2 1, 512 1584 1 1 1, 2048 264 1 4 1
+    1024 792 1 4 1, 1024 528 2 4 1, 1024 528 2 2 1, 1024 528 1 2 1, 512 1056 1 2 1
+    512 1584 1 1 1, 2048 264 1 4 1
 add_layer_norm_backward_wide add_layer_norm_encoder add_layer_norm_backward
-    1024 792 1 4 1, 1024 528 2 4 1, 1024 528 1 2 1
-    2048 528 2 4 1, 2048 528 1 4 1, 4096 264 1 4 1
+    1024 792 1 4 1, 1024 528 2 4 1, 1024 528 1 2 1, 2048 528 2 4 1, 2048 528 1 4 1
+    4096 264 1 4 1
 add_layer_norm_forward_narrow add_layer_norm_decoder add_layer_norm
     4096 4 1, 2048 4 1, 1024 2 1, 512 1 1, 1024 1 1
 add_layer_norm_forward_wide add_layer_norm_encoder add_layer_norm
     2048 4 1, 1024 4 1, 1024 2 1, 2048 2 1
 linear_gelu_forward gelu_mlp_encoder linear_gelu
-    128 256 64 132 8 3, 128 256 64 132 8 4, 128 128 64 132 8 4
-    128 128 64 264 4 3, 256 128 64 132 8 3
+    128 256 64 132 8 3, 128 256 64 132 8 4, 128 128 64 132 8 4, 128 128 64 264 4 3
+    256 128 64 132 8 3
 linear_gelu_backward gelu_mlp_encoder linear_gelu_backward
-    128 256 64 132 8 3, 128 256 64 132 8 4, 128 128 64 132 8 4
-    128 128 64 264 4 3, 256 128 64 132 8 3
+    128 256 64 132 8 3, 128 256 64 132 8 4, 128 128 64 132 8 4, 128 128 64 264 4 3
+    256 128 64 132 8 3
 linear_gelu_quack_forward quack_encoder linear_gelu
     128 160 2 1 1, 128 192 2 1 1, 128 256 2 1 0, 128 256 1 2 0, 256 128 2 1 0
 linear_gelu_quack_backward quack_encoder linear_gelu_backward
@@ -80,9 +79,8 @@ linear_gelu_quack_backward quack_encoder linear_gelu_backward
 column_sums column_sums -
     64 32 4 1, 128 32 8 1, 128 16 4 1, 32 32 4 1
 bias_gelu_backward bias_gelu_layers bias_gelu_backward
-    4 512 128 1 4 1, 4 512 64 1 4 1, 4 512 64 3 4 1
-    2 512 64 3 4 1, 8 256 128 2 4 1, 4 1024 64 2 8 1
-    2 1024 32 1 4 1, 8 512 128 2 8 1
+    4 512 128 1 4 1, 4 512 64 1 4 1, 4 512 64 3 4 1, 2 512 64 3 4 1, 8 256 128 2 4 1
+    4 1024 64 2 8 1, 2 1024 32 1 4 1, 8 512 128 2 8 1
 bias_gelu_forward bias_gelu_layers bias_gelu
     4 512 4 1, 2 512 4 1, 8 512 4 1, 4 1024 8 1
 adamw adamw -
@@ -232,12 +230,13 @@ def main() -> None:
 def fastest(search: Search, row: str, before: Config) -> Config:
     """Time every candidate that fits the GPU and the row in use, in turns; return the best."""
     torch.manual_seed(0)
-    with _in_table(search.kernel, row, before):
+    rows = library.table()[search.kernel]
+    with patch.dict(rows, {row: before}):
         call = prepare(search, "cuda")
         want = _tensors(call())
     replays: dict[str, Call] = {}
     for config in (before, *search.candidates):
-        with _in_table(search.kernel, row, config):
+        with patch.dict(rows, {row: config}):
             try:
                 off = _difference(_tensors(call()), want)
                 # another order of fp32 sums, rounded to bf16
@@ -248,12 +247,11 @@ def fastest(search: Search, row: str, before: Config) -> Config:
             except (OutOfResources, CompilationError, PTXASError, ValueError) as error:
                 print(f"{search.kernel} {config}: {error}")
     times = time_interleaved(replays, device="cuda", repeats=REPEATS, flush_cache=True)
-    medians = {name: sorted(values)[len(values) // 2] for name, values in times.items()}
-    ranked = sorted(medians, key=lambda name: medians[name])
-    for name in ranked:
+    ranked = sorted((median(values), name) for name, values in times.items())
+    for ms, name in ranked:
         used = "  (in use)" if name == json.dumps(before) else ""
-        print(f"{search.kernel} {1e3 * medians[name]:8.1f} us  {name}{used}", flush=True)
-    best: Config = json.loads(ranked[0])
+        print(f"{search.kernel} {1e3 * ms:8.1f} us  {name}{used}", flush=True)
+    best: Config = json.loads(ranked[0][1])
     return best
 
 
@@ -277,19 +275,6 @@ def _difference(got: list[Tensor], want: list[Tensor]) -> float:
         if b.numel()
     ]
     return float(torch.stack(gaps).max())
-
-
-@contextmanager
-def _in_table(op: str, row: str, config: Config) -> Iterator[None]:
-    rows = library.table()[op]
-    before = rows.get(row)
-    rows[row] = config
-    try:
-        yield
-    finally:
-        rows.pop(row)
-        if before is not None:
-            rows[row] = before
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Decode rates count decoded int16 bytes, so that every way to the same batch has 
 Shapes: R records held, B records of a batch, C leads, T timesteps.
 """
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -104,27 +105,13 @@ def measure_store(
 
 
 def codecs() -> list[Codec]:
-    """Ours on each instruction set, and every peer that is installed."""
+    """Ours, named by its instruction set where one was asked for, and every installed peer."""
+    name = "ecgfast"
+    if native.BACKEND_VARIABLE in os.environ or codec.backend() == "numpy":
+        name = f"ecgfast-{codec.backend()}"
     peers = peers_module("codec_peers")
     others: list[Codec] = [] if peers is None else peers.installed()
-    if (fastest := codec.backend()) == "numpy":
-        return [Codec("ecgfast-numpy", codec.encode, _decode), *others]
-    slower = [name for name in ("avx2", "portable") if name != fastest and native.choose(name)]
-    native.choose("")
-    ours = [
-        Codec(f"ecgfast-{name}", *(partial(_on, name, call) for call in (codec.encode, _decode)))
-        for name in slower
-    ]
-    return [Codec("ecgfast", codec.encode, _decode), *ours, *others]
-
-
-# Any: what the call returns, through functools.partial, which keeps no type variable.
-def _on(instructions: str, call: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401
-    native.choose(instructions)
-    try:
-        return call(*arguments)
-    finally:
-        native.choose("")
+    return [Codec(name, codec.encode, _decode), *others]
 
 
 def _decode(chunks: Sequence[bytes], shape: tuple[int, ...]) -> Int16:
@@ -145,12 +132,7 @@ class Held(NamedTuple):
 
 
 def measure_decode(device: str, *, repeats: int = 30) -> Iterator[Row]:
-    """Measure every way from records in memory to a batch on the device.
-
-    Args:
-        device: "cpu" (one thread) or "cuda".
-        repeats: timed calls of each.
-    """
+    """Measure every way from records in memory to a batch on "cpu" (one thread) or "cuda"."""
     held = hold(ecg_like(_HELD[device], seed=1))
     ratio = held.signal.nbytes / int(held.lengths.sum())
     peers = peers_module("codec_peers")

@@ -22,23 +22,14 @@ _WIDENED_BYTES = 4  # a microbatch's gradients in fp32, on one GPU that takes se
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a whole pretraining run costs, on all GPUs together.
+    """What a whole pretraining run costs, on all GPUs together."""
 
-    Attributes:
-        hours: wall clock.
-        gpu_hours: of all GPUs.
-        records_per_s: of all GPUs.
-        memory_gib: of each GPU, without the store's records.
-        basis: what the rate rests on, in words.
-        setting: the run, in words.
-    """
-
-    hours: float
+    hours: float  # wall clock
     gpu_hours: float
     records_per_s: float
-    memory_gib: float
-    basis: str
-    setting: str
+    memory_gib: float  # of each GPU, without the store's records
+    basis: str  # what the rate rests on, in words
+    setting: str  # the run, in words
 
     def __str__(self) -> str:
         """Lines for people."""

@@ -103,11 +103,8 @@ def check(case: Case, op: Op) -> None:
 
 
 def captured(call: Call) -> Call:
-    """Record a call as a CUDA graph and return its replay.
-
-    Warmed up on a side stream, as capture requires.
-    """
-    side = torch.cuda.Stream()
+    """Record a call as a CUDA graph and return its replay."""
+    side = torch.cuda.Stream()  # capture requires a warm-up on one
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
@@ -150,11 +147,10 @@ def _measure(
 
 def kernel_cases(device: str) -> list[Case]:
     """Every op, at the sizes of a step of 256 records on a GPU; small on a CPU."""
-    parts = {"encoder": (2, 61, 2, 64), "decoder": (1, 241, 2, 32)}
-    if device == "cuda":
-        parts = {"encoder": (256, 61, 16, 64), "decoder": (256, 241, 16, 32)}
-    in_blocks = [case for name, part in parts.items() for case in block_cases(name, *part, device)]
-    return [*_cases_around_blocks(device), *in_blocks]
+    records, heads = ((256, 256), 16) if device == "cuda" else ((2, 1), 2)
+    encoder = block_cases("encoder", records[0], 61, heads, 64, device)
+    decoder = block_cases("decoder", records[1], 241, heads, 32, device)
+    return [*_cases_around_blocks(device), *encoder, *decoder]
 
 
 def _cases_around_blocks(device: str) -> list[Case]:
@@ -191,7 +187,7 @@ def _cases_around_blocks(device: str) -> list[Case]:
         ("unshuffle", unshuffle, tokens, (0, 2), (moved + (1 + N) * E * size, moved), 0),
         ("masked_mse", loss, losses, (0,), (read, read + B * N * L * size), 0),
     ]
-    shape = f"B{B} N{N} K{K} D{D} E{E} {_dtype_name(pred_BNP)}"
+    shape = f"B{B} N{N} K{K} D{D} E{E} {str(pred_BNP.dtype)[6:]}"
     return [
         Case(name, shape, partial(op, backend="triton"), partial(op, backend="reference"), *rest)  # type: ignore[arg-type]  # mypy joins them
         for name, op, *rest in table
@@ -199,16 +195,7 @@ def _cases_around_blocks(device: str) -> list[Case]:
 
 
 def block_cases(part: str, B: int, T: int, H: int, head_width: int, device: str) -> list[Case]:
-    """The ops between a block's products.
-
-    Args:
-        part: at the end of the names.
-        B: records.
-        T: tokens of a record.
-        H: heads.
-        head_width: columns of a head.
-        device: "cpu" or "cuda".
-    """
+    """The ops between a block's products, for B records of T tokens; `part` ends the names."""
     R, D, F = B * T, H * head_width, 4 * H * head_width
     leaf = partial(_leaf, device=device)
     mlp = (leaf(R, D), leaf(F, D, scale=D**-0.5), leaf(F), leaf(D, F, scale=F**-0.5))
@@ -230,7 +217,7 @@ def block_cases(part: str, B: int, T: int, H: int, head_width: int, device: str)
     cases = []
     for name, ours, plain, arguments, *passes in table:
         first, leaves = arguments[0], tuple(range(len(arguments)))
-        shape = f"{'x'.join(map(str, first.shape))} {_dtype_name(first)}"
+        shape = f"{'x'.join(map(str, first.shape))} {str(first.dtype)[6:]}"
         traffic = (passes[0] * first.nbytes, passes[1] * first.nbytes)
         others = mlps if name == "gelu_mlp" else {}
         name = f"{name}_{part}"
@@ -241,10 +228,6 @@ def block_cases(part: str, B: int, T: int, H: int, head_width: int, device: str)
 def _leaf(*shape: int, device: str, scale: float = 1.0) -> Tensor:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     return (scale * torch.randn(shape, device=device)).to(dtype).requires_grad_()
-
-
-def _dtype_name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _plain_mlp(x: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor) -> Tensor:

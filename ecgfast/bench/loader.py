@@ -20,7 +20,6 @@ from ecgfast.data.loader import Loader, build_loader
 from ecgfast.errors import BackendUnavailableError
 from ecgfast.ingest.synthetic import write_cohort
 from ecgfast.store import open_store
-from ecgfast.store.reader import StoreReader
 from ecgfast.vocabulary import EngineName
 
 Epoch = Callable[[], Iterator[int]]  # starts an epoch; yields the number of records of each batch
@@ -64,8 +63,7 @@ def measure_loader(
         batch_size: records.
         seconds: of each timed round.
     Yields:
-        For each engine, number of threads and codec, rows of throughput, cores, memory and bytes
-        read; for each codec the stored bytes of a record.
+        For each codec, engine and number of threads, rows of throughput, cores, memory and reads.
     """
     variants: list[tuple[EngineName, int]] = [("cpu", 1), ("cpu", 2)]  # engines, threads
     if dali_build.is_installed():
@@ -80,7 +78,6 @@ def measure_loader(
         packed = convert([cohort], Path(folder) / "ecgpack", workers=1).store
         raw = convert([packed], Path(folder) / "none", codec="none", workers=1).store
         for store in map(open_store, (packed, raw)):
-            yield from bytes_row("ecgfast", store.codec, store_bytes(store))
             for engine, threads in variants:
                 try:
                     loader = build_loader(
@@ -116,18 +113,6 @@ def use_rows(provider: str, shape: str, rounds: Sequence[Round], device: str) ->
     }
     known = {key: values for key, values in numbers.items() if not any(map(math.isnan, values))}
     yield from make_rows(known, case="loader", provider=provider, shape=shape, device=device)
-
-
-def bytes_row(provider: str, shape: str, num_bytes: float) -> Iterator[Row]:
-    """A row of the bytes that one record takes on disk."""
-    numbers = {("storage", "B/record"): [num_bytes]}
-    return make_rows(numbers, case="loader", provider=provider, shape=shape)
-
-
-def store_bytes(store: StoreReader) -> float:
-    """Encoded bytes of a record, on average over the store."""
-    _, _, lengths = store.load_chunks()
-    return float(lengths.mean())
 
 
 def measure(

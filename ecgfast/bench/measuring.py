@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class Row:
     case: str
     provider: str  # "ecgfast" or the peer's name
     preset: str
-    shape: str
+    shape: str  # sizes in words, such as "256x240x256 bf16"
     metric: str  # "time", "throughput", "mfu", "memory", "bandwidth" ...
     unit: str
     p20: float
@@ -57,36 +58,34 @@ class Row:
 _ROW = TypeAdapter(Row)
 
 
-def make_rows(
-    numbers: Numbers, *, case: str, provider: str, device: str = "cpu", **what: str
-) -> Iterator[Row]:
+def make_rows(numbers: Numbers, *, device: str = "cpu", **what: str) -> Iterator[Row]:
     """Summarise repeats of each number as a row of this machine.
 
     Args:
         numbers: by metric and unit, such as ("throughput", "records/s"), one per repeat.
-        case: what was measured, such as "step" or "codec".
-        provider: "ecgfast", or the name of the peer.
         device: "cpu" or "cuda": the hardware that the numbers belong to.
-        what: `preset` of the model, `shape`: sizes in words, such as "256x240x256 bf16".
+        what: `case`, `provider`, `preset` and `shape` of the rows.
     Raises:
         ValueError: a number has no repeats.
     """
     on_gpu = device.startswith("cuda")
-    machine = {
+    texts = {
+        "preset": "",
+        "shape": "",
+        **what,
         "device": device_name(device),
         "driver": _output(*_DRIVER) if on_gpu else "",
         "cuda": (torch.version.cuda or "") if on_gpu else "",
-        **{name: _package_version(name) for name in ("torch", "triton")},
+        **{name: version(name) if find_spec(name) else "" for name in ("torch", "triton")},
         "commit": os.environ.get("ECGFAST_COMMIT") or _output(*_COMMIT),  # without .git
         "date": datetime.date.today().isoformat(),
     }
-    texts = {"case": case, "provider": provider, "preset": "", "shape": "", **what, **machine}
     for (metric, unit), values in numbers.items():
         if len(values) == 0:
-            raise ValueError(f"{metric} of {case}/{provider} must have at least one repeat")
+            raise ValueError(f"{metric} of {what} must have at least one repeat, got none")
         p20, p50, p80 = np.percentile(np.asarray(values, np.float64), (20, 50, 80)).tolist()
         measured = {"p20": p20, "p50": p50, "p80": p80, "n": len(values)}
-        yield Row(metric=metric, unit=unit, **measured, **texts)  # type: ignore[arg-type]  # both
+        yield Row(metric=metric, unit=unit, **measured, **texts)  # type: ignore[arg-type]  # of both kinds
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -118,11 +117,9 @@ def _read_file(path: Path) -> Iterator[Row]:
             if line.strip():
                 yield _ROW.validate_json(line, strict=True)
         except ValidationError as error:
-            wrong = error.errors(include_url=False)[0]
-            where = "".join(f"{name}: " for name in wrong["loc"])
-            raise FormatError(
-                f"{path}:{number} is not a result row: {where}{wrong['msg']}"
-            ) from error
+            wrong = error.errors()[0]
+            where = "".join(f"{name}: " for name in wrong["loc"]) + wrong["msg"]
+            raise FormatError(f"{path}:{number} is not a result row: {where}") from error
 
 
 def render(row: Row) -> str:
@@ -132,32 +129,21 @@ def render(row: Row) -> str:
     return f"{what:<44} {row.provider:<28} {row.metric:<10} {value:>10} {row.unit}"
 
 
+@cache
 def device_name(device: str = "cpu") -> str:
     """Name of the hardware behind "cpu" or "cuda", such as "NVIDIA H100 80GB HBM3"."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    return f"{_cpu_model()}, {len(os.sched_getaffinity(0))} cores"
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.is_file() else ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    model = found[1].strip() if found else platform.processor() or platform.machine()
+    return f"{model}, {len(os.sched_getaffinity(0))} cores"
 
 
 def device_slug(device: str = "cpu") -> str:
     """Folder name for `device` below benchmarks/results."""
     return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
-
-
-@cache
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.is_file() else ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-@cache
-def _package_version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
 
 
 @cache
@@ -231,11 +217,11 @@ def measure_peaks(device: str) -> Iterator[Row]:
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     source = torch.randint(0, 255, (num_bytes,), device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
-    calls = {"matmul_peak": lambda: a @ b, "copy_bandwidth": lambda: target.copy_(source)}
+    calls = {"matmul": lambda: a @ b, "copy": lambda: target.copy_(source)}
     times = time_interleaved(calls, device=device)
     rows = partial(make_rows, provider="torch", device=device)
-    flops = {("throughput", "TFLOP/s"): per_second(times["matmul_peak"], 2 * size**3 / 1e12)}
+    flops = {("throughput", "TFLOP/s"): per_second(times["matmul"], 2 * size**3 / 1e12)}
     yield from rows(flops, case="matmul_peak", shape=f"{size}x{size}x{size} bf16")
-    moved = {("bandwidth", "GB/s"): per_second(times["copy_bandwidth"], 2 * num_bytes / 1e9)}
+    moved = {("bandwidth", "GB/s"): per_second(times["copy"], 2 * num_bytes / 1e9)}
     shape = f"{num_bytes >> 20} MiB read + written"
     yield from rows(moved, case="copy_bandwidth", shape=shape)

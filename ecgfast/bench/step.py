@@ -3,8 +3,8 @@
 import gc
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from ecgfast_kernels.codec import PATCH_WIDTH
@@ -144,18 +144,17 @@ def measure_step(
         wanted = _resolve_names(variants, ranks)
         yield from measure_peaks(device)
         runner = _Runner(preset or default, ranks, microbatch or records, repeats)
-        yield from runner.measure_ours()
+        yield from runner.rows(runner.ours, *runner.take_turns(runner.ours))
         for name in wanted:  # one at a time: each holds weights, moments and activations
-            yield from runner.compare(name)
+            for size in runner.sizes(name):
+                yield from runner.compare(name, size)
 
 
 def _resolve_names(names: Sequence[str] | None, ranks: Ranks) -> list[str]:
     peers = list(peer_steps()) if ranks.world_size == 1 else []
+    if names is None and ranks.device.type == "cuda" and ranks.world_size == 1:
+        return [*_DECIDING, *peers, "ecgfast-kernels-reference"]
     if names is None:
-        if ranks.world_size > 1:
-            return []
-        if ranks.device.type == "cuda":
-            return [*_DECIDING, *peers, "ecgfast-kernels-reference"]
         return [name for name in peers if "eager" in name]
     allowed = [*list(VARIANTS)[1:], *peers]
     if unknown := sorted(set(names) - set(allowed)):
@@ -166,8 +165,7 @@ def _resolve_names(names: Sequence[str] | None, ranks: Ranks) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Built:
+class _Built(NamedTuple):
     """A step that has run twice, its records, and the memory that it needs."""
 
     name: str
@@ -180,49 +178,30 @@ class _Runner:
     """Keeps our step alive while others take turns with it."""
 
     def __init__(self, preset: str, ranks: Ranks, microbatch: int, repeats: int) -> None:
-        self._config, self._ranks, self._device = load_config(preset), ranks, ranks.device.type
-        self._preset, self._repeats = preset, repeats
-        self._ours = self._build("ecgfast", microbatch)
+        self._config, self._preset = load_config(preset), preset
+        self._ranks, self._device, self._repeats = ranks, ranks.device.type, repeats
+        self.ours = self._build("ecgfast", microbatch)
 
-    def measure_ours(self) -> Iterator[Row]:
-        """Time our step alone."""
-        (times_ms,) = self._take_turns(self._ours)
-        return self._rows(self._ours, times_ms)
+    def sizes(self, name: str) -> list[int]:
+        """Our microbatch; for a peer with graphs also half and twice that: its best counts."""
+        peer, ours = peer_steps().get(name), self.ours.microbatch
+        has_best = peer is not None and peer.graph and self._device == "cuda"
+        return [ours // 2, ours, 2 * ours] if has_best else [ours]
 
-    def compare(self, name: str) -> Iterator[Row]:
+    def compare(self, name: str, microbatch: int) -> Iterator[Row]:
         """Time a variant in turns with ours; one that fails is logged and has no rows."""
         try:
-            built = self._build(name, self._best_microbatch(name))
+            built = self._build(name, microbatch)
         except (RuntimeError, ConfigError) as error:  # no memory, no such kernel, no graph here
-            log.warning(f"{name} was not measured: {_first_line(error)}")
+            reason = str(error).strip().partition("\n")[0]
+            log.warning(f"{name} was not measured with {microbatch} records: {reason}")
             return
-        ours, theirs = self._take_turns(self._ours, built)
-        share = self._ours.microbatch / built.microbatch
-        yield from self._rows(
-            built, theirs, [share * b / a for a, b in zip(ours, theirs, strict=True)]
-        )
+        ours, theirs = self.take_turns(self.ours, built)
+        share = self.ours.microbatch / microbatch
+        relative = [share * b / a for a, b in zip(ours, theirs, strict=True)]
+        yield from self.rows(built, theirs, relative)
 
-    def _best_microbatch(self, name: str) -> int:
-        """Ours; for a peer that is given its best, that of its highest rate."""
-        peer, ours = peer_steps().get(name), self._ours.microbatch
-        if peer is None or not peer.graph or self._device != "cuda":
-            return ours
-        rates: dict[int, float] = {}
-        for microbatch in (ours // 2, ours, 2 * ours):
-            try:
-                built = self._build(name, microbatch)
-            except RuntimeError as error:  # no memory
-                log.info(f"{name}: not with {microbatch} records: {_first_line(error)}")
-                continue
-            (ms,) = time_interleaved({"": built.step}, device=self._device, repeats=3).values()
-            rates[microbatch] = microbatch / min(ms)
-            log.info(f"{name}: {1e3 * rates[microbatch]:.0f} records/s with {microbatch}")
-            del built
-        if not rates:
-            raise RuntimeError("it fits at no microbatch")
-        return max(rates, key=lambda microbatch: rates[microbatch])
-
-    def _take_turns(self, *steps: _Built) -> list[list[float]]:
+    def take_turns(self, *steps: _Built) -> list[list[float]]:
         """Milliseconds per step of each, several steps per call."""
         count = _STEPS_PER_CALL[self._device]
 
@@ -254,12 +233,12 @@ class _Runner:
             raise RuntimeError(f"loss of {name} is {loss}")
         peak = torch.cuda.max_memory_allocated() if on_gpu else 0
         log.info(f"{name}: built, loss {loss:.4f}")
-        memory_gib = (peak - before) / 2**30
-        return _Built(name=name, step=step, microbatch=microbatch, memory_gib=memory_gib)
+        return _Built(name, step, microbatch, (peak - before) / 2**30)
 
-    def _rows(
+    def rows(
         self, built: _Built, times_ms: list[float], relative: list[float] | None = None
     ) -> Iterator[Row]:
+        """Rows of a step's times, and of them relative to ours."""
         world_size = self._ranks.world_size
         rates = per_second(times_ms, built.microbatch * world_size)
         numbers = {("time", "ms"): times_ms, ("throughput", "records/s"): rates}
@@ -270,17 +249,9 @@ class _Runner:
             numbers["memory", "GiB"] = [built.memory_gib]
         if relative is not None:
             numbers["relative_time", "x ecgfast"] = relative
-        dtype = "bf16" if self._device == "cuda" else "fp32"
         on_each = f" on each of {world_size} ranks" if world_size > 1 else ""
-        yield from make_rows(
-            numbers,
-            case="step",
-            provider=built.name,
-            preset=self._config.preset,
-            shape=f"{built.microbatch} records {dtype}{on_each}",
-            device=self._device,
+        shape = (
+            f"{built.microbatch} records {'bf16' if self._device == 'cuda' else 'fp32'}{on_each}"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+        texts = {"preset": self._config.preset, "shape": shape, "device": self._device}
+        return make_rows(numbers, case="step", provider=built.name, **texts)

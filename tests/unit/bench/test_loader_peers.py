@@ -17,7 +17,7 @@ def test_only_the_chosen_formats_are_written(
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setitem(sys.modules, "h5py", None)  # as where it is not installed
-    from loader_formats import PEERS, prepare
+    from loader_peers import PEERS, prepare
 
     signal_NCT = ecg_like(3, seed=0)
     for number, signal in enumerate(signal_NCT):
