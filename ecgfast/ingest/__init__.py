@@ -22,6 +22,7 @@ from ecgfast.ingest.vendor import (
     edf,
     eli_xml,
     hdf5,
+    matlab,
     mfer,
     muse_xml,
     philips_xml,
@@ -45,6 +46,7 @@ FORMATS: tuple[Format, ...] = (
     mfer.FORMAT,
     edf.FORMAT,
     hdf5.FORMAT,
+    matlab.FORMAT,
 )
 
 

@@ -111,7 +111,7 @@ def test_what_is_kept_of_a_real_file(shared_data: Path) -> None:
     assert (record.patient_id, record.age, record.sex) == ("642341", 42.0, "female")
     assert (record.high_pass_hz, record.low_pass_hz, record.notch_hz) == (0.05, 300.0, 0.0)
     assert record.provenance == {"format": "dicom", "recorded": "2013-01-25 10:59:19"}
-    assert record.device == "el-250"
+    assert record.device == "eli-250"
     assert record.site is None
     assert record.labels == {}
 
