@@ -103,14 +103,12 @@ class Loader:
     Args:
         engine: where batches come from.
         order: which records this rank visits.
-        epoch: the first epoch.
     """
 
-    def __init__(self, engine: Engine, order: RankOrder, *, epoch: int = 0) -> None:
+    def __init__(self, engine: Engine, order: RankOrder) -> None:
         self._engine = engine
         self._order = order
-        self._epoch = epoch
-        self._position = 0
+        self._epoch, self._position = 0, 0
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank."""
@@ -148,7 +146,6 @@ def build_loader(
     *,
     batch_size: int,
     seed: int = 0,
-    epoch: int = 0,
     engine: EngineName = "auto",
     device: str | torch.device = "cpu",
     select: str | NDArray[np.int64] | None = None,
@@ -166,7 +163,6 @@ def build_loader(
         store: an open store.
         batch_size: records per rank and batch.
         seed: with the epoch, fixes the order.
-        epoch: the first epoch.
         engine: `auto` takes `resident` on a GPU that holds the records, else `dali` where it is
             installed, else `cpu`; the log says which and why.
         device: where batches go.
@@ -215,7 +211,7 @@ def build_loader(
     mean, rstd = normalise.mean_and_rstd(store)
     threads = num_threads or _default_threads(world_size)
     source = Source(store=store, mean=mean, rstd=rstd, device=device, num_threads=threads)
-    return Loader(_build_engine(source, engine, index, resident_budget_gib), order, epoch=epoch)
+    return Loader(_build_engine(source, engine, index, resident_budget_gib), order)
 
 
 def selected_rows(store: StoreReader, select: str | NDArray[np.int64] | None) -> NDArray[np.int64]:

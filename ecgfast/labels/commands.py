@@ -58,7 +58,6 @@ class LabelSummary:
         num_matched: of them, named by a line of the CSV.
         num_outside_window: matched, but without a label inside --label-window-days.
         num_unused_lines: lines of the CSV that name no record of the store.
-        num_unnamed: records of the store that name no patient.
         columns: label columns taken.
         splits: records in each split.
     """
@@ -67,7 +66,6 @@ class LabelSummary:
     num_matched: int
     num_outside_window: int
     num_unused_lines: int
-    num_unnamed: int
     columns: tuple[str, ...]
     splits: dict[str, int]
 
@@ -162,14 +160,13 @@ def label_store(
         }
         replace_records(reader, records, manifest)
         named.write_changes(patients)
-        num_unnamed = warn_of_unnamed(records, one_ecg_per_patient=rule.one_ecg_each)
+        warn_of_unnamed(records, one_ecg_per_patient=rule.one_ecg_each)
     used = {row for rows in matches for row in rows}
     return LabelSummary(
         num_records=records.num_rows,
         num_matched=int((first >= 0).sum()),
         num_outside_window=int(((first >= 0) & (chosen < 0)).sum()),
         num_unused_lines=labels.num_rows - len(used),
-        num_unnamed=num_unnamed,
         columns=tuple(taken),
         splits=count_splits(records["split"].to_pylist()),
     )

@@ -22,6 +22,7 @@ from ecgfast.runs.register import Register, with_encoder, with_validation, write
 from ecgfast.runs.roc import sensitivity_threshold, youden_threshold
 from ecgfast.store.durable import RESUME, write_durably
 from ecgfast.train import run_folder
+from ecgfast.train.dataset import labelled_records
 from ecgfast.train.guards import clear_errors
 from ecgfast.train.initial import (
     Initial,
@@ -30,7 +31,6 @@ from ecgfast.train.initial import (
     require_same_preprocessing,
 )
 from ecgfast.train.microbatch import rank_share, require_divisor
-from ecgfast.train.records import labelled_records
 from ecgfast.train.run_folder import Session, resolve_attention, resolve_precision
 from ecgfast.train.sweep import Progress, Sweep
 from ecgfast.vocabulary import Precision

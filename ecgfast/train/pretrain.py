@@ -22,6 +22,7 @@ from ecgfast.runs.meta import Preprocessing, RunMeta, flat
 from ecgfast.runs.register import FILE as REGISTER
 from ecgfast.runs.register import Register, write_register
 from ecgfast.train import run_folder
+from ecgfast.train.dataset import open_loader, pretraining_rows, split_heldout, without_splits
 from ecgfast.train.distributed import Ranks, full_state, spread
 from ecgfast.train.guards import clear_errors
 from ecgfast.train.loop import Loop, LossOf
@@ -32,7 +33,6 @@ from ecgfast.train.microbatch import (
     require_graphable,
 )
 from ecgfast.train.optim import MasterAdamW, learning_rate
-from ecgfast.train.records import open_loader, pretraining_rows, split_heldout, without_splits
 from ecgfast.train.run_folder import (
     Session,
     resolve_attention,

@@ -23,9 +23,9 @@ from ecgfast.runs.meta import RunMeta, contradictions
 from ecgfast.store.durable import RESUME, exclusive, explained, write_durably
 from ecgfast.store.reader import StoreReader
 from ecgfast.train.checkpoint import remove
+from ecgfast.train.dataset import open_matching_store
 from ecgfast.train.distributed import Ranks, join, make_repeatable
 from ecgfast.train.guards import StopSignals
-from ecgfast.train.records import open_matching_store
 from ecgfast.vocabulary import AttentionKernel, Precision
 
 LOCK = ".lock"  # held by rank 0 while a run is trained

@@ -24,11 +24,11 @@ from ecgfast.runs.loading import WEIGHTS
 from ecgfast.runs.meta import RunMeta
 from ecgfast.runs.roc import auroc
 from ecgfast.train.checkpoint import CheckpointWriter
+from ecgfast.train.dataset import open_loader
 from ecgfast.train.distributed import full_state, spread
 from ecgfast.train.initial import Initial, apply_initial
 from ecgfast.train.loop import Loop, Reading, frozen_garbage_collector
 from ecgfast.train.optim import MasterAdamW
-from ecgfast.train.records import open_loader
 from ecgfast.train.run_folder import Session, open_metrics, resolve_compile
 from ecgfast.train.validation import Scorer
 

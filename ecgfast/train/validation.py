@@ -22,9 +22,9 @@ from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.runs.inference import in_millivolt, logits
 from ecgfast.store.durable import RESUME, write_durably
 from ecgfast.store.reader import StoreReader
+from ecgfast.train.dataset import open_loader
 from ecgfast.train.distributed import Ranks, average_norm_statistics, release
 from ecgfast.train.microbatch import largest_divisor, split
-from ecgfast.train.records import open_loader
 
 FOLDER = "reconstructions"
 DRAWN_LEADS = ("II", "V5")  # a limb and a chest lead: a picture to take in at a glance

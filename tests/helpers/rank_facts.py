@@ -16,10 +16,10 @@ from ecgfast.config import load_config
 from ecgfast.data.loader import selected_rows
 from ecgfast.data.normalise import Normalisation
 from ecgfast.store.reader import open_store
+from ecgfast.train.dataset import open_loader
 from ecgfast.train.distributed import Ranks, full_state, join
 from ecgfast.train.microbatch import rank_share
 from ecgfast.train.pretrain import build_spread, model_inputs
-from ecgfast.train.records import open_loader
 
 
 def digest(tensors: list[Tensor]) -> str:

@@ -18,9 +18,9 @@ from ecgfast.model.mae import EVALUATION_EPOCH
 from ecgfast.runs.ecg_paper import draw
 from ecgfast.runs.inference import fill_in
 from ecgfast.store.reader import open_store
+from ecgfast.train.dataset import open_loader
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.pretrain import model_inputs, pretrain
-from ecgfast.train.records import open_loader
 from ecgfast.train.validation import FOLDER, Validation
 
 SETTINGS = ("train.val_fraction=0.2", "train.max_steps=23")  # validated every 10 steps

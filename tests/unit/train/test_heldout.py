@@ -9,7 +9,7 @@ from training_runs import make_store
 
 from ecgfast.labels.commands import import_splits
 from ecgfast.store.reader import StoreReader, open_store
-from ecgfast.train.records import pretraining_rows, split_heldout
+from ecgfast.train.dataset import pretraining_rows, split_heldout
 
 
 @pytest.fixture(scope="module")
