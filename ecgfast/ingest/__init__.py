@@ -28,6 +28,7 @@ from ecgfast.ingest.vendor import (
     philips_xml,
     schiller_xml,
     scp_ecg,
+    text_columns,
 )
 from ecgfast.records import EcgRecord
 
@@ -47,6 +48,7 @@ FORMATS: tuple[Format, ...] = (
     edf.FORMAT,
     hdf5.FORMAT,
     matlab.FORMAT,
+    text_columns.FORMAT,
 )
 
 
