@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from ecgfast.config import Config, ModelConfig
+from ecgfast.config import Config
+from ecgfast.settings import ModelConfig
 
 
 class ReferenceMae(nn.Module):

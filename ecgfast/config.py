@@ -9,33 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ecgfast.errors import ConfigError
-from ecgfast.settings import (
-    SECTIONS,
-    Config,
-    DataConfig,
-    FinetuneConfig,
-    MaskConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-    free_on_resume,
-    nearest,
-)
+from ecgfast.settings import SECTIONS, Config, nearest
 
-__all__ = [
-    "Config",
-    "DataConfig",
-    "FinetuneConfig",
-    "MaskConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "TrainConfig",
-    "config_from_dict",
-    "config_to_toml",
-    "free_on_resume",
-    "load_config",
-    "preset_names",
-]
+__all__ = ["Config", "config_from_dict", "config_to_toml", "load_config", "preset_names"]
 
 
 def load_config(preset: str, overrides: Iterable[str] = ()) -> Config:

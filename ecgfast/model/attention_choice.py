@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ecgfast import log
-from ecgfast.config import ModelConfig
 from ecgfast.model.attention import KERNELS, attention, explain_unavailable
+from ecgfast.settings import ModelConfig
 from ecgfast.vocabulary import AttentionKernel
 
 _BATCH = 256  # records of a timing, as in a training step

@@ -4,9 +4,9 @@
 
 from torch import Tensor, nn
 
-from ecgfast.config import ModelConfig
 from ecgfast.model.block import NORM_EPS
 from ecgfast.model.vit import Encoder, unpatchify
+from ecgfast.settings import ModelConfig
 from ecgfast.vocabulary import Pool
 
 # (filters, kernel, pooling) of each temporal block, shared by the 12 leads.

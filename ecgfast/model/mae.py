@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.functional import linear, pad
 
-from ecgfast.config import ModelConfig
 from ecgfast.errors import ConfigError
 from ecgfast.model.block import NORM_EPS, make_blocks, run_blocks
 from ecgfast.model.vit import Encoder, grid_positions
+from ecgfast.settings import ModelConfig
 from ecgfast.vocabulary import Fused, Kernels
 
 # Held-out records are scored with masks that no training epoch draws, always the same.

@@ -9,9 +9,9 @@ from ecgfast_kernels.ops.masking import patch_embed_masked
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ecgfast.config import ModelConfig
 from ecgfast.errors import ConfigError, ShapeError
 from ecgfast.model.block import NORM_EPS, Block, make_blocks, run_blocks
+from ecgfast.settings import ModelConfig
 from ecgfast.vocabulary import AttentionKernel, Fused, Kernels
 
 

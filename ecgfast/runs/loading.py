@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ecgfast import log
-from ecgfast.config import Config, ModelConfig, config_from_dict
+from ecgfast.config import Config, config_from_dict
 from ecgfast.errors import ConfigError, EcgfastError, FormatError, ResumeError
 from ecgfast.model.build import build_classifier, build_model
 from ecgfast.model.classifier import NUM_FEATURES, SPATIAL_FILTERS
@@ -32,6 +32,7 @@ from ecgfast.runs.inference import score_rows
 from ecgfast.runs.meta import RunMeta, contradictions, flat
 from ecgfast.runs.register import FILE as REGISTER
 from ecgfast.runs.register import Register, read_register
+from ecgfast.settings import ModelConfig
 from ecgfast.store.reader import StoreReader
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self, cast, get_args
 
-from ecgfast.config import Config, config_from_dict, free_on_resume
+from ecgfast.config import Config, config_from_dict
 from ecgfast.data.normalise import CohortStatistics, Normalisation
 from ecgfast.errors import ConfigError, ResumeError
 from ecgfast.records import NUM_LEADS
 from ecgfast.runs.digests import RUN_FILES, Facts
+from ecgfast.settings import free_on_resume
 from ecgfast.store.reader import StoreReader
 from ecgfast.vocabulary import ModelKind, RunKind
 
@@ -257,13 +258,10 @@ def _missing(facts: Facts) -> str | None:
     if cohort is not None and not _is_cohort(cohort):
         return "its preprocessing has no right cohort statistics"
     thresholds = facts.get("thresholds", {})
-    if not isinstance(thresholds, dict) or not all(map(_is_threshold, thresholds.values())):
+    kinds = (int, float, type(None))
+    if not isinstance(thresholds, dict) or {*map(type, thresholds.values())} - {*kinds}:
         return "its thresholds are no numbers"
     return None
-
-
-def _is_threshold(value: object) -> bool:
-    return value is None or type(value) in (int, float)
 
 
 def _is_cohort(value: object) -> bool:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ecgfast import log
-from ecgfast.config import TrainConfig
 from ecgfast.data.batch import Batch
 from ecgfast.data.loader import Loader
 from ecgfast.runs.checkpoint_reader import Checkpoint, newest
 from ecgfast.runs.digests import Facts
 from ecgfast.runs.meta import RunMeta
+from ecgfast.settings import TrainConfig
 from ecgfast.train.checkpoint import CheckpointWriter, Slot, State, load, training_state
 from ecgfast.train.distributed import Ranks, accumulate
 from ecgfast.train.guards import MAX_ROLLBACKS, NonFiniteGuard, StarvationGuard, StopSignals

@@ -8,7 +8,7 @@ import torch
 from ecgfast_kernels.ops.adamw import adamw_, factors, squares_of_sums
 from torch import Tensor, nn
 
-from ecgfast.config import OptimConfig
+from ecgfast.settings import OptimConfig
 from ecgfast.train.distributed import Ranks, local, master
 from ecgfast.train.microbatch import Recorded
 

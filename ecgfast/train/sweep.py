@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ecgfast import log
-from ecgfast.config import OptimConfig
 from ecgfast.data.batch import Batch
 from ecgfast.labels.selection import Labelled
 from ecgfast.model.build import build_classifier
@@ -23,6 +22,7 @@ from ecgfast.runs.digests import export_safetensors
 from ecgfast.runs.loading import WEIGHTS
 from ecgfast.runs.meta import RunMeta
 from ecgfast.runs.roc import auroc
+from ecgfast.settings import OptimConfig
 from ecgfast.train.checkpoint import CheckpointWriter
 from ecgfast.train.dataset import open_loader
 from ecgfast.train.distributed import full_state, spread

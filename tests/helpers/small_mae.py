@@ -6,9 +6,10 @@ from ecgfast_kernels.codec import PATCH_WIDTH
 from ecgfast_kernels.ops.masking import random_mask
 from torch import Tensor
 
-from ecgfast.config import Config, ModelConfig
+from ecgfast.config import Config
 from ecgfast.model import MaskedAutoencoder, initialise
 from ecgfast.model.build import build_model
+from ecgfast.settings import ModelConfig
 from ecgfast.vocabulary import Fused
 
 SMALL = ModelConfig(

@@ -5,7 +5,7 @@ import torch
 from small_mae import NUM_STEPS, losses_of
 from tolerances import TOY_LOSS_FP32
 
-from ecgfast.config import ModelConfig
+from ecgfast.settings import ModelConfig
 
 TINY = ModelConfig(
     encoder_width=32,

@@ -9,17 +9,13 @@ import pytest
 
 from ecgfast.config import (
     Config,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
     config_from_dict,
     config_to_toml,
-    free_on_resume,
     load_config,
     preset_names,
 )
 from ecgfast.errors import ConfigError
-from ecgfast.settings import SECTIONS
+from ecgfast.settings import SECTIONS, ModelConfig, OptimConfig, TrainConfig, free_on_resume
 from ecgfast.vocabulary import RunKind
 
 

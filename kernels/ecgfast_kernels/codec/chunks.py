@@ -121,9 +121,9 @@ def decode_patches(
     """Decode chunks straight to z-scored patches: z = (x - mean) * rstd (docs/format.md, 2.6).
 
     Args:
-        buffer: as for `decode`, offsets, lengths, num_timesteps, num_threads and check too.
-        offsets: (N,) int64.
-        lengths: (N,) int64.
+        buffer: bytes that hold the chunks; needs no padding.
+        offsets: (N,) int64, first byte of each chunk.
+        lengths: (N,) int64, bytes of each chunk.
         mean_NC: (N, C) float32, ADC units.
         rstd_NC: (N, C) float32, 1 / ADC units; 0 gives patches of zeros.
         num_timesteps: T, the same for all.

@@ -94,8 +94,4 @@ def _backward_fake(grad: Tensor, pred: Tensor, *_: object) -> Tensor:
 
 
 library.register("masked_mse", _fake, triton="masked_loss_triton.forward")
-library.register(
-    "masked_mse_backward",
-    _backward_fake,
-    triton="masked_loss_triton.backward",
-)
+library.register("masked_mse_backward", _backward_fake, triton="masked_loss_triton.backward")

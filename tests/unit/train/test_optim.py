@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy import toy_batch, toy_config, toy_model
 
-from ecgfast.config import OptimConfig
+from ecgfast.settings import OptimConfig
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.loop import train_step
 from ecgfast.train.optim import MasterAdamW, is_decayed, learning_rate

@@ -10,10 +10,11 @@ import pytest
 from torch.distributed.checkpoint.metadata import Metadata
 from toy import pretraining_run
 
-from ecgfast.config import OptimConfig, free_on_resume, load_config
+from ecgfast.config import load_config
 from ecgfast.errors import EcgfastError, ResumeError
 from ecgfast.runs.checkpoint_reader import Checkpoint
 from ecgfast.runs.meta import contradictions, flat
+from ecgfast.settings import OptimConfig, free_on_resume
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.run_folder import asked_to_resume, enter, require_same, write_settings
 
