@@ -1,4 +1,4 @@
-"""Charts of a report: ROC curves, AUROC by site, losses, calibration."""
+"""Charts of a report: ROC curves, AUROC by site, losses, calibration, net benefit."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ecgfast.evaluate.discrimination import Auroc
-from ecgfast.evaluate.operating import Calibration
+from ecgfast.evaluate.operating import Calibration, NetBenefit
 from ecgfast.log import plain
 from ecgfast.runs.roc import roc_curve
 
@@ -76,7 +76,7 @@ def _with_strip(svg: str) -> str:
     )
     word = (
         f'<rect y="{-_STRIP_PT}" width="{width:g}" height="{_STRIP_PT}" fill="#ffffff"/>'
-        f'<text x="{width - 4:g}" y="-4" text-anchor="end" font-family="sans-serif" '
+        f'<text x="4" y="-4" font-family="sans-serif" '
         f'font-size="10" font-weight="bold" fill="#b00020">SYNTHETIC</text>'
     )
     head, tail = svg[: size.start()], svg[size.end() :]
@@ -113,18 +113,18 @@ def roc_curves(cohorts: Mapping[str, Mapping[str, Labelled]]) -> Figure:
 
 @mpl.rc_context(_STYLE)
 def auroc_by_site(results: Mapping[str, Mapping[str, Auroc]]) -> Figure:
-    """Draw point and 95 % interval of each model at each cohort.
+    """Draw point and 95 % interval of each model at each cohort, with their numbers beside them.
 
     Args:
         results: cohort -> model -> AUROC; those not defined are left out, and so are models that a
             cohort does not test.
     """
     models = _models(results)
-    height = 0.8 + len(results) * max(0.6, 0.18 * len(models))
+    height = 0.8 + len(results) * max(0.5, 0.16 * (len(models) + 1))
     figure = Figure(figsize=(7, height), layout="constrained")
     axes = figure.subplots()
     for number, (model, style) in enumerate(_styles(models).items()):
-        offset = (number - (len(models) - 1) / 2) * 0.66 / len(models)
+        offset = (number - (len(models) - 1) / 2) / (len(models) + 1)
         for row, by_model in enumerate(results.values()):
             if model in by_model:
                 _interval(axes, by_model[model], row + offset, style)
@@ -156,18 +156,55 @@ def losses(curves: Mapping[str, Curve], *, y_label: str) -> Figure:
 
 
 @mpl.rc_context(_STYLE)
-def reliability(results: Mapping[str, Calibration]) -> Figure:
-    """Draw observed over predicted frequency of each model."""
-    figure = Figure(figsize=(4.2, 4.2), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="#b0b0b0", linewidth=0.8, linestyle=":")
-    for model, style in _styles(list(results)).items():
-        bins = results[model].bin_predicted, results[model].bin_observed
-        axes.plot(*bins, markersize=4, label=drawn(model), **style)
-    axes.set(xlabel="predicted probability", ylabel="observed share of cases")
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-    axes.legend(loc="upper left", fontsize=8)
+def reliability(panels: Mapping[str, Mapping[str, Calibration]]) -> Figure:
+    """Draw observed over predicted frequency of each model, with the intervals of its bins.
+
+    Args:
+        panels: title -> model -> calibration.
+    """
+    style_of = _styles(_models(panels))
+    figure = Figure(figsize=(3.9 * len(panels), 4.2), layout="constrained")
+    for axes, (title, results) in zip(_row(figure, len(panels)), panels.items(), strict=True):
+        axes.plot([0, 1], [0, 1], color="#b0b0b0", linewidth=0.8, linestyle=":")
+        for model, result in results.items():
+            style = style_of[model]
+            bins = result.bin_predicted, result.bin_observed
+            axes.plot(*bins, markersize=4, label=drawn(model), **style)
+            ends = result.bin_predicted, result.bin_low, result.bin_high
+            axes.vlines(*ends, color=style["color"], linewidth=0.7, alpha=0.6)
+        axes.set(xlabel="predicted probability", ylabel="observed share of cases")
+        axes.set(title=title, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+        axes.legend(loc="upper left", fontsize=7)
     return figure
+
+
+@mpl.rc_context(_STYLE)
+def decision_curves(panels: Mapping[str, Mapping[str, NetBenefit]]) -> Figure:
+    """Draw net benefit over the risk at which one would act.
+
+    Args:
+        panels: title -> model -> net benefit, all of about the same records.
+    """
+    style_of = _styles(_models(panels))
+    figure = Figure(figsize=(3.9 * len(panels), 3.6), layout="constrained")
+    for axes, (title, results) in zip(_row(figure, len(panels)), panels.items(), strict=True):
+        for model, result in results.items():
+            style = {**style_of[model], "marker": ""}
+            axes.plot(result.threshold, result.model, label=drawn(model), **style)
+        everyone = next(iter(results.values()))
+        grey: dict[str, Any] = {"color": "#808080", "linewidth": 0.9}
+        axes.plot(everyone.threshold, everyone.everyone, "--", label="act on everyone", **grey)
+        axes.axhline(0, label="act on nobody", **grey)
+        top = max(everyone.everyone[0], *(max(result.model) for result in results.values()))
+        axes.set(title=title, xlabel="risk at and above which one acts", ylabel="net benefit")
+        axes.set(xlim=(0, 0.5), ylim=(-0.25 * top, 1.1 * top))
+        axes.legend(loc="upper right", fontsize=7)
+    return figure
+
+
+def _row(figure: Figure, number: int) -> list[Axes]:
+    """Panels beside each other."""
+    return list(figure.subplots(1, number, squeeze=False).flat)
 
 
 def _models(by_cohort: Mapping[str, Mapping[str, object]]) -> list[str]:
@@ -193,4 +230,7 @@ def _interval(axes: Axes, result: Auroc, y: float, style: Mapping[str, Any]) -> 
     axes.plot([result.value], [y], markersize=4, **style)
     if result.low is not None and result.high is not None:
         ends = [result.low, result.high]
-        axes.plot(ends, [y, y], linewidth=1.4, **{**style, "marker": ""})
+        axes.plot(ends, [y, y], color=style["color"], linewidth=1.4)
+        text = f"{result.value:.3f} ({result.low:.3f} to {result.high:.3f})"
+        # right of the axes, at the height of the point
+        axes.text(1.01, y, text, transform=axes.get_yaxis_transform(), fontsize=7, va="center")

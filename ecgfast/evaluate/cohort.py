@@ -42,6 +42,8 @@ class CohortRow:
         num_cases: records that meet the target.
         num_controls: records that do not.
         num_patients: different patients.
+        ages: lower quartile, median and upper quartile of the known ages; None without any.
+        female: share of women among the records whose sex is known; None without any.
     """
 
     site: str
@@ -50,6 +52,8 @@ class CohortRow:
     num_cases: int
     num_controls: int
     num_patients: int
+    ages: tuple[float, float, float] | None = None
+    female: float | None = None
 
     @property
     def num_unlabelled(self) -> int:
@@ -91,8 +95,12 @@ def cohort_table(records: pa.Table, target: str | None) -> list[CohortRow]:
     is_case, is_known = target_labels(records, target)
     sites, splits = text_column(records, "site"), text_column(records, "split")
     patients = patient_groups(records)
+    age, sex = _ages(records), text_column(records, "sex")
 
     def count(site: str, split: str, chosen: NDArray[np.bool_]) -> CohortRow:
+        ages = age[chosen & ~np.isnan(age)]
+        sexes = sex[chosen & (sex != "-")]
+        low, median, high = np.percentile(ages, (25, 50, 75)).tolist() if len(ages) else [0.0] * 3
         return CohortRow(
             site=site,
             split=split,
@@ -100,6 +108,8 @@ def cohort_table(records: pa.Table, target: str | None) -> list[CohortRow]:
             num_cases=int((chosen & is_known & is_case).sum()),
             num_controls=int((chosen & is_known & ~is_case).sum()),
             num_patients=len(np.unique(patients[chosen])),
+            ages=(low, median, high) if len(ages) else None,
+            female=float((sexes == "female").mean()) if len(sexes) else None,
         )
 
     rows: list[CohortRow] = []

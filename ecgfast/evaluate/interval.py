@@ -134,15 +134,22 @@ def limits(value: float, of: Spread) -> tuple[float, float, str]:
     """
     inside = value * (1 - value)
     if of.std_error == 0.0 or inside < _NO_VARIANCE:
-        hits, trials = value * of.num_patients, of.num_patients
-        tail = (1 - CONFIDENCE) / 2
-        low = float(beta.ppf(tail, hits, trials - hits + 1)) if value > 0 else 0.0
-        high = float(beta.ppf(1 - tail, hits + 1, trials - hits)) if value < 1 else 1.0
-        return low, high, BINOMIAL
+        return *binomial_limits(value, of.num_patients), BINOMIAL
     centre, half = np.log(value / (1 - value)), of.quantile * of.std_error / inside
     # tanh instead of exp: no overflow, however wide the interval is
     low, high = (float(0.5 + 0.5 * np.tanh((centre + s * half) / 2)) for s in (-1, 1))
     return low, high, LOGIT_T
+
+
+def binomial_limits(share: float, trials: int) -> tuple[float, float]:
+    """Ends of the 95 % interval of a share of so many independent trials.
+
+    Source: Clopper and Pearson 1934.
+    """
+    hits, tail = share * trials, (1 - CONFIDENCE) / 2
+    low = float(beta.ppf(tail, hits, trials - hits + 1)) if share > 0 else 0.0
+    high = float(beta.ppf(1 - tail, hits + 1, trials - hits)) if share < 1 else 1.0
+    return low, high
 
 
 def mean_interval(values: ArrayLike, groups: ArrayLike | None, *, if_empty: str) -> Interval:

@@ -15,6 +15,7 @@ from scipy.special import expit, logit
 
 from ecgfast.evaluate.interval import (
     Interval,
+    binomial_limits,
     mean_interval,
     no_variance,
     patients_of,
@@ -58,8 +59,9 @@ class Calibration:
         observed: share of cases.
         bin_predicted: average probability of each bin, ascending; at most ten bins of equal size.
         bin_observed: share of cases in each bin.
-        bin_low: lower end of its interval, None for a bin of a single patient.
-        bin_high: upper end of its interval, or None.
+        bin_low: lower end of its interval, binomial with the bin's patients as trials: few of a
+            bin are cases, too few for their variance.
+        bin_high: upper end of its interval.
         expected_calibration_error: mean distance of a bin's share and average probability, each
             bin weighted by its records. Chance alone makes it positive.
         slope: of a logistic regression of the outcome on the log odds that the probability stands
@@ -73,8 +75,8 @@ class Calibration:
     observed: float
     bin_predicted: tuple[float, ...]
     bin_observed: tuple[float, ...]
-    bin_low: tuple[float | None, ...]
-    bin_high: tuple[float | None, ...]
+    bin_low: tuple[float, ...]
+    bin_high: tuple[float, ...]
     expected_calibration_error: float
     slope: Interval
     intercept: Interval
@@ -189,8 +191,11 @@ def calibration(
     order = np.argsort(probability, kind="stable")
     bins = np.array_split(order, max(1, min(num_bins, len(order) // 10)))
     predicted = [float(probability[rows].mean()) for rows in bins]
-    observed = [mean_interval(is_case[rows], patients[rows], if_empty="") for rows in bins]
     shares = [float(is_case[rows].mean()) for rows in bins]
+    ends = [
+        binomial_limits(share, len(np.unique(patients[rows])))
+        for share, rows in zip(shares, bins, strict=True)
+    ]
     gaps = np.abs(np.subtract(shares, predicted))
     slope, intercept = _slope_and_intercept(is_case, probability, patients)
     return Calibration(
@@ -200,8 +205,8 @@ def calibration(
         observed=float(is_case.mean()),
         bin_predicted=tuple(predicted),
         bin_observed=tuple(shares),
-        bin_low=tuple(interval.low for interval in observed),
-        bin_high=tuple(interval.high for interval in observed),
+        bin_low=tuple(low for low, _ in ends),
+        bin_high=tuple(high for _, high in ends),
         expected_calibration_error=float(np.average(gaps, weights=[len(rows) for rows in bins])),
         slope=slope,
         intercept=intercept,

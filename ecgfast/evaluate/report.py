@@ -1,7 +1,7 @@
-"""report.html, metrics.json and scores.parquet: runs compared site by site.
+"""The files of a report: report.html, metrics.json, scores.parquet and table3.
 
-A new section of report.html is a function in views.py, its key in `views.page`, and a block in
-report.html.j2.
+A new section of report.html is a function in findings.py or views.py, its key in `page`, and a
+block in report.html.j2.
 """
 
 import json
@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from ecgfast import log
 from ecgfast.errors import ConfigError, ShapeError
-from ecgfast.evaluate import charts, views
+from ecgfast.evaluate import charts, findings, views
 from ecgfast.evaluate.planning import plan_tests
 from ecgfast.evaluate.results import Results, compute
-from ecgfast.runs.loading import load_run, name_runs
+from ecgfast.runs.loading import LoadedRun, load_run, name_runs
+from ecgfast.store.csv_files import csv_lines
 from ecgfast.store.durable import write_durably
 from ecgfast.store.reader import StoreReader, open_store
 
@@ -38,6 +39,13 @@ SCHEMA = pa.schema(
         pa.field("probability", pa.float64(), nullable=False),
     ]
 )
+_LATEX = str.maketrans(
+    {
+        **{sign: rf"\{sign}" for sign in "&%$#_{}"},
+        **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+        **{"<": r"\textless{}", ">": r"\textgreater{}"},
+    }
+)
 
 
 def evaluate(runs: Sequence[Path], store: Path, out: Path) -> Path:
@@ -47,7 +55,8 @@ def evaluate(runs: Sequence[Path], store: Path, out: Path) -> Path:
         runs: folders of finished runs. Classifiers are compared, the first with each other one;
             pretraining runs give loss curves and reconstructions.
         store: path of the store to test on.
-        out: folder for ``report.html``, ``metrics.json`` and ``scores.parquet``.
+        out: folder for ``report.html``, ``metrics.json``, ``scores.parquet`` and
+            ``table3.md``, ``.csv`` and ``.tex``.
     Returns:
         Path of ``report.html``.
     Raises:
@@ -66,30 +75,64 @@ def evaluate(runs: Sequence[Path], store: Path, out: Path) -> Path:
         results = compute(plan, classifiers, reader)
     out.mkdir(parents=True, exist_ok=True)
     log.info("drawing the report")
-    page = views.page(reader, loaded, results)
+    sections = page(reader, loaded, results)
     synthetic = reader.manifest["synthetic"]
-    html = render(page, synthetic=synthetic)
+    html = render(sections, synthetic=synthetic)
     metrics = {
         "synthetic": synthetic,
         "store": {"name": reader.path.name, "identity": reader.identity},
-        "disclosures": page["disclosures"],
-        "masked_mse": {view["name"]: view["error"] for view in page["reconstructions"]},
+        "disclosures": sections["disclosures"],
+        "masked_mse": {view["name"]: view["error"] for view in sections["reconstructions"]},
         **(results.to_json() if results else {}),
     }
-    for name in ("report.html", SCORES):  # of an earlier call: they would not match these numbers
+    for name in ("report.html", SCORES, *TABLES):  # of an earlier call: of other numbers
         (out / name).unlink(missing_ok=True)
     write_durably(out / "metrics.json", [json.dumps(metrics, indent=1).encode() + b"\n"])
     if results is not None:
         write_durably(out / SCORES, [_scores(reader, results)])
+        mark = "SYNTHETIC " if synthetic else ""
+        table, caption = findings.table3(results), log.plain(f"{mark}{sections['heading']}")
+        for name, written in TABLES.items():
+            write_durably(out / name, [written(table, caption).encode()])
     write_durably(out / "report.html", [html.encode()])
     return out / "report.html"
 
 
-def render(page: views.View, *, synthetic: bool) -> str:
+def page(store: StoreReader, runs: Sequence[LoadedRun], results: Results | None) -> views.View:
+    """Everything that the template shows, by section.
+
+    Args:
+        store: that was tested on.
+        runs: all of the report.
+        results: of the classifiers among them, None without any.
+    """
+    return {
+        "heading": views.heading(store, results),
+        "made_with": views.made_with(),
+        "disclosures": views.disclosures(store, runs, results),
+        "key_finding": findings.key_finding(results) if results else [],
+        "flow": views.flow(store, runs, results),
+        "cohort": views.cohort(store, results.plan.target if results else None),
+        "detection": results and findings.detection(results),
+        "comparison": results and findings.comparison(results),
+        "age_and_sex": results and findings.age_and_sex(results),
+        "operating": results and findings.operating(results),
+        "calibration": results and findings.calibration(results),
+        "net_benefit": results and findings.net_benefit(results),
+        "groups": results and findings.groups(results),
+        "training": views.training(runs),
+        "reconstructions": [
+            views.reconstruction(run, store) for run in runs if not run.meta.target
+        ],
+        "origin": views.origin(store, runs),
+    }
+
+
+def render(sections: views.View, *, synthetic: bool) -> str:
     r"""Return report.html; characters that a page cannot hold are written as \x1b.
 
     Args:
-        page: from `views.page`.
+        sections: from `page`.
         synthetic: mark the heading and every figure.
     """
     environment = Environment(
@@ -100,8 +143,51 @@ def render(page: views.View, *, synthetic: bool) -> str:
     )
     template = files("ecgfast.evaluate") / "report.html.j2"
     return environment.from_string(template.read_text(encoding="utf-8")).render(
-        page, synthetic=synthetic, data_uri=partial(charts.data_uri, synthetic=synthetic)
+        sections, synthetic=synthetic, data_uri=partial(charts.data_uri, synthetic=synthetic)
     )
+
+
+def markdown(table: views.Table, caption: str) -> str:
+    """Return a table as Markdown, what the data are in its first line."""
+
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(log.plain(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+
+    rule = ["---", *["---:"] * (len(table.header) - 1)]
+    lines = [line(table.header), line(rule), *map(line, table.rows)]
+    return f"{caption}\n\n" + "\n".join(lines) + "\n"
+
+
+def csv_text(table: views.Table, caption: str) -> str:
+    """Return a table as CSV, what the data are in its first column."""
+    rows = [("data", *table.header), *((caption, *row) for row in table.rows)]
+    return csv_lines([[log.plain(cell) for cell in row] for row in rows])
+
+
+def latex(table: views.Table, caption: str) -> str:
+    """Return a table as LaTeX (package booktabs), what the data are in its caption."""
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(log.plain(cell).translate(_LATEX) for cell in cells) + r" \\"
+
+    return "\n".join(
+        (
+            r"\begin{table}",
+            rf"\caption{{{caption.translate(_LATEX)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
+            r"\toprule",
+            line(table.header),
+            r"\midrule",
+            *map(line, table.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        )
+    )
+
+
+TABLES = {"table3.md": markdown, "table3.csv": csv_text, "table3.tex": latex}
 
 
 def _scores(store: StoreReader, results: Results) -> bytes:

@@ -1,11 +1,15 @@
-"""What each section of a report shows, as text, tables and figures; report.html.j2 lays it out.
+"""What a report says of its data and runs: one function per section, which returns text and tables.
 
-`page` calls one function per section. Each returns the names that its block of the template uses.
+report.html.j2 lays them out; what it says of the numbers is in findings.py.
 """
 
+import datetime
+import subprocess
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
 import numpy as np
@@ -14,20 +18,20 @@ from numpy.typing import NDArray
 
 from ecgfast.evaluate import charts
 from ecgfast.evaluate.cohort import cohort_table
-from ecgfast.evaluate.discrimination import Auroc, PairedTest
-from ecgfast.evaluate.interval import Interval
-from ecgfast.evaluate.planning import POOLED
 from ecgfast.evaluate.reconstruct import sample_of
-from ecgfast.evaluate.results import CohortResult, Results
+from ecgfast.evaluate.results import Results
 from ecgfast.labels.assign import one_ecg_each
+from ecgfast.labels.selection import target_labels
 from ecgfast.labels.splits import num_torn
-from ecgfast.runs.ecg_paper import draw
+from ecgfast.runs.ecg_paper import draw, draw_overlaid
 from ecgfast.runs.loading import LoadedRun
-from ecgfast.runs.register import seen
+from ecgfast.runs.register import Register, seen
+from ecgfast.store.info import describe, kinds_in_words
 from ecgfast.store.patients import is_unnamed, patient_groups
 from ecgfast.store.reader import StoreReader
 
 View = dict[str, Any]
+_LIBRARIES = ("ecgfast", "torch", "numpy", "scipy", "scikit-learn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,27 +49,6 @@ class Table:
     sums: Collection[int] = ()
 
 
-def page(store: StoreReader, runs: Sequence[LoadedRun], results: Results | None) -> View:
-    """Everything that the template shows, by section.
-
-    Args:
-        store: that was tested on.
-        runs: all of the report.
-        results: of the classifiers among them, None without any.
-    """
-    return {
-        "heading": heading(store, results),
-        "disclosures": disclosures(store, runs, results),
-        "detection": results and detection(results),
-        "comparison": results and comparison(results),
-        "cohort": cohort(store, results.plan.target if results else None),
-        "training": training(runs),
-        "reconstructions": [reconstruction(run, store) for run in runs if not run.meta.target],
-        "operating": results and operating(results),
-        "origin": origin(store, runs),
-    }
-
-
 def heading(store: StoreReader, results: Results | None) -> str:
     """Name the data: the page's title and first line."""
     sites = len(set(store.records["site"].to_pylist()))
@@ -76,6 +59,22 @@ def heading(store: StoreReader, results: Results | None) -> str:
         f"data: {store.path.name}, {len(store):,} ECGs of {sites} "
         f"{'site' if sites == 1 else 'sites'}{task}{doubt}"
     )
+
+
+def made_with() -> View:
+    """Date, versions, and the commit where the package is run from a checkout."""
+    package = str(Path(__file__).parents[1])
+    log = ("git", "-C", package, "log", "-1", "--format=%h", "--", ".")  # empty in site-packages
+    try:
+        commit = subprocess.run(log, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git
+        commit = ""
+    versions = {name: version(name) for name in _LIBRARIES}
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit,
+        "versions": {**versions, "Python": python_version()},
+    }
 
 
 def disclosures(
@@ -94,50 +93,37 @@ def disclosures(
     return [sentence for sentence in sentences if sentence]
 
 
-def detection(results: Results) -> View:
-    """AUROC of every run at every site: table, intervals and ROC curves."""
-    names = results.names
-    areas = results.each(lambda result: result.auroc)
-    rows: list[Sequence[str]] = []
-    notes: list[str] = []
-    for cohort, by_run in areas.items():
-        cells = [_area(by_run[name]) if name in by_run else "-" for name in names]
-        counts = dict.fromkeys(f"{a.num_cases} / {a.num_controls}" for a in by_run.values())
-        rows.append((cohort, "; ".join(counts), *cells))
-        notes += dict.fromkeys(f"{cohort}: {_why(a)}" for a in by_run.values() if a.reason)
-    curves = {
-        cohort: by_run
-        for cohort, by_run in results.each(lambda r: (r.is_case, r.probability)).items()
-        if all(area.value is not None for area in areas[cohort].values())
-    }
-    header = ("cohort", "cases / controls", *(f"{name}: AUROC (95 % CI)" for name in names))
-    return {
-        "target": results.plan.target,
-        "table": Table(header=header, rows=rows, sums=_sums(areas)),
-        "notes": [*notes, *results.plan.notes],
-        "areas": charts.auroc_by_site(areas) if curves else None,
-        "curves": charts.roc_curves(curves) if curves else None,
-    }
-
-
-def comparison(results: Results) -> View | None:
-    """Paired tests of the first run against every other; None with a single run."""
-    first, *others = results.names
-    if not others:
-        return None
-    header = ["cohort"]
-    for name in others:
-        header += [f"minus {name} (95 % CI)", "p"]
+def flow(store: StoreReader, runs: Sequence[LoadedRun], results: Results | None) -> Table:
+    """From files to tested records: what came in at each step, and what was left out."""
+    info = describe(store)
+    passed_over = kinds_in_words(info.passed_over)
+    refused = "; ".join(f"{count:,} {reason}" for reason, count in info.reasons.items())
     rows = [
-        (cohort, *(cell for name in others for cell in _difference(tests.get(name))))
-        for cohort, tests in results.paired.items()
-    ]
-    table = Table(header=header, rows=rows, sums=_sums(results.paired))
-    return {"first": first, "table": table}
+        ("recordings", info.num_inputs, refused and f"refused: {refused}"),
+        ("records of ten seconds", info.num_records,
+         f"{info.num_duplicates:,} of them copies" if info.num_duplicates else ""),
+    ]  # fmt: skip
+    if info.num_files is not None:
+        note = passed_over and f"no recordings: {passed_over}"
+        rows.insert(0, ("files below the sources", info.num_files, note))
+    if results is not None:
+        labelled = int(target_labels(store.records, results.plan.target)[1].sum())
+        unknown = info.num_records - labelled
+        rows.append(("with a label", labelled, f"{unknown:,} without" if unknown else ""))
+        for name in results.names:
+            tested = results.plan.rows_of(name)
+            patients = len(np.unique(results.plan.patients[tested]))
+            note = (
+                f"of {patients:,} patients; the other {labelled - len(tested):,} are of patients "
+                "that it learned from, or outside the test split of its sites"
+            )
+            rows.append((f"that test {name}", len(tested), note))
+    cells = [(step, f"{number:,}", note) for step, number, note in rows]
+    return Table(header=("step", "number", ""), rows=cells)
 
 
 def cohort(store: StoreReader, target: str | None) -> Table:
-    """Cases, controls, prevalence and patients of each site and split."""
+    """Cases, controls, prevalence, patients, age and sex of each site and split."""
     counted = cohort_table(store.records, target)
     rows = [
         (
@@ -149,12 +135,14 @@ def cohort(store: StoreReader, target: str | None) -> Table:
             f"{row.num_controls:,}",
             "-" if row.prevalence is None else f"{100 * row.prevalence:.1f} %",
             f"{row.num_unlabelled:,}",
+            "-" if row.ages is None else "{1:.0f} ({0:.0f} to {2:.0f})".format(*row.ages),
+            "-" if row.female is None else f"{100 * row.female:.0f} %",
         )
         for row in counted
     ]
     header = (
         "site", "split", "records", "unique patients", "cases", "controls", "prevalence",
-        "without label",
+        "without label", "age, median (quartiles)", "female",
     )  # fmt: skip
     sums = [number for number, row in enumerate(counted) if row.split == "all"]
     return Table(header=header, rows=rows, sums=sums)
@@ -179,35 +167,18 @@ def reconstruction(run: LoadedRun, store: StoreReader) -> View:
         "source": sample.source,
         "error": sample.error,
         "two_leads": draw(store, sample.middle, ("II", "V5")),
+        "overlaid": draw_overlaid(store, sample.middle),
         "all_leads": draw(store, sample.middle),
     }
 
 
-def operating(results: Results) -> View:
-    """Sensitivity and specificity at the validation threshold, and calibration."""
-    header = ("cohort", "run", "threshold", "sensitivity", "specificity", "AUPRC", "Brier score",
-              "mean predicted / observed")  # fmt: skip
-    rows = [
-        (cohort, name, *_operating(result))
-        for cohort, by_run in results.cohorts.items()
-        for name, result in by_run.items()
-        if result.calibration
-    ]
-    last = POOLED if POOLED in results.cohorts else list(results.cohorts)[-1]
-    curves = {n: r.calibration for n, r in results.cohorts[last].items() if r.calibration}
-    return {
-        "table": Table(header=header, rows=rows),
-        "cohort": last,
-        "curves": charts.reliability(curves) if curves else None,
-    }
-
-
 def origin(store: StoreReader, runs: Sequence[LoadedRun]) -> View:
-    """Where the numbers come from: runs, settings, store."""
-    header = ("run", "preset", "initial weights", "records", "normalisation", "seed")
+    """Where the numbers come from: runs, what they saw, settings, store."""
+    header = ("run", "preset", "initial weights", "selected", "trained on", "validated on",
+              "encoder read", "normalisation", "seed")  # fmt: skip
     rows = [
         (run.name, Path(run.config.preset).name, run.meta.init or "-", run.meta.select or "all",
-         run.config.data.normalise, str(run.config.train.seed))
+         *_saw(run.register), run.config.data.normalise, str(run.config.train.seed))
         for run in runs
     ]  # fmt: skip
     return {
@@ -216,6 +187,15 @@ def origin(store: StoreReader, runs: Sequence[LoadedRun]) -> View:
         "identity": store.identity[:16],
         "codec": store.codec,
     }
+
+
+def _saw(register: Register | None) -> tuple[str, str, str]:
+    """ECGs that taught a run, chose its weights, and were read without labels."""
+    if register is None:
+        return "unknown", "unknown", "unknown"
+    parts = [register.select(*roles) for roles in (("train",), ("valid",), ("pretrain",))]
+    trained, validated, read = (f"{len(part):,}" if len(part) else "-" for part in parts)
+    return trained, validated, "unknown" if register.encoder == "unknown" else read
 
 
 def _unnamed(store: StoreReader) -> str:
@@ -270,50 +250,3 @@ def _read(run: LoadedRun, store: StoreReader, tested: NDArray[np.int64]) -> str:
         f"{subject} read, without labels, ECGs of the patients of {count:,} of the "
         f"{len(tested):,} tested records."
     )
-
-
-def _area(area: Auroc) -> str:
-    return _with_interval(area, digits=3) if area.value is not None else "not defined"
-
-
-def _why(area: Auroc) -> str:
-    what = "AUROC is not defined" if area.value is None else "its interval is not defined"
-    return f"{what}: {area.reason}."
-
-
-def _difference(test: PairedTest | None) -> tuple[str, str]:
-    """The difference with its interval, and its p-value."""
-    if test is None:
-        return "-", "-"
-    if test.p_value is None:
-        return "not defined", "-"
-    return (
-        f"{test.difference:+.3f} ({test.low:+.3f} to {test.high:+.3f})",
-        f"{test.p_value:.3f}" if test.p_value >= 0.001 else "< 0.001",
-    )
-
-
-def _operating(result: CohortResult) -> tuple[str, ...]:
-    point, calibration = result.operating, result.calibration
-    assert calibration is not None
-    return (
-        "-" if point is None else f"{point.threshold:.2g}",
-        "-" if point is None else _with_interval(point.sensitivity),
-        "-" if point is None else _with_interval(point.specificity),
-        _with_interval(result.average_precision),
-        _with_interval(calibration.brier, digits=3),
-        f"{100 * calibration.mean_predicted:.1f} % / {100 * calibration.observed:.1f} %",
-    )
-
-
-def _with_interval(share: Auroc | Interval, *, digits: int = 2) -> str:
-    """Such as "0.83 (0.71 to 0.92)"; "-" where the value is not defined."""
-    if share.value is None:
-        return "-"
-    if share.low is None or share.high is None:
-        return f"{share.value:.{digits}f} (no interval)"
-    return f"{share.value:.{digits}f} ({share.low:.{digits}f} to {share.high:.{digits}f})"
-
-
-def _sums(cohorts: Collection[str]) -> list[int]:
-    return [number for number, name in enumerate(cohorts) if name == POOLED]

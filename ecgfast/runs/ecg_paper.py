@@ -3,8 +3,8 @@
 Shapes: C leads, T timesteps. All drawing coordinates are millimetres of paper.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -43,12 +43,17 @@ class Strip:
         signal_mv: (T,) float, drawn about its median.
         hidden: (T,) bool, timesteps shaded instead of drawn; None: none.
         accent: (T,) bool, timesteps drawn in the colour of predictions; None: none.
+        over_mv: (T,) float, drawn over the signal in the colour of predictions where it is not
+            NaN, from the same zero line; None: nothing.
+        leads: timestep -> name of the lead that begins there, where a strip holds several.
     """
 
     name: str
     signal_mv: Floats
     hidden: Flags | None = None
     accent: Flags | None = None
+    over_mv: Floats | None = None
+    leads: Mapping[int, str] = field(default_factory=dict)
 
 
 def draw(store: StoreReader, result: Reconstruction, leads: Sequence[str] = LEADS) -> Figure:
@@ -62,13 +67,47 @@ def draw(store: StoreReader, result: Reconstruction, leads: Sequence[str] = LEAD
         result: what the model made of it.
         leads: as in `reconstruction`.
     """
+    return reconstruction(result, title=_title(store, result), leads=leads)
+
+
+def draw_overlaid(store: StoreReader, result: Reconstruction) -> Figure:
+    """Draw 12 leads in three rows of four, lead II below them, the predictions over the record.
+
+    Every lead has 2.5 s of its own, as on a printed ECG; removed timesteps are shaded.
+
+    Args:
+        store: of the record.
+        result: what the model made of it, of 10 s.
+    """
+    centre = np.nanmedian(result.original_mv, axis=1, keepdims=True)
+    original = result.original_mv - centre
+    predicted = np.where(result.mask, result.filled_mv - centre, np.nan)
+    quarters = np.array_split(np.arange(original.shape[1]), 4)
+    strips = []
+    for names in (LEADS[0::3], LEADS[1::3], LEADS[2::3], ("II",) * 4):
+        parts = [(LEADS.index(name), part) for name, part in zip(names, quarters, strict=True)]
+        signal, over, hidden = (
+            np.concatenate([of[lead, part] for lead, part in parts])
+            for of in (original, predicted, result.mask)
+        )
+        marks = {int(part[0]): name for name, part in zip(names, quarters, strict=True)}
+        strips.append(
+            Strip(
+                name="", signal_mv=signal, hidden=hidden, over_mv=over,
+                leads={0: "II"} if len(set(names)) == 1 else marks,
+            )
+        )  # fmt: skip
+    return paper(strips, title=_title(store, result))
+
+
+def _title(store: StoreReader, result: Reconstruction) -> str:
+    """Pseudonym, or row where ids are readable, loss, and whether the record is synthetic."""
     is_readable = store.manifest["identifiers"] == "kept"
     record_id = str(store.records["record_id"][result.row].as_py())
     name = f"in row {result.row}" if is_readable else record_id[:16]
     mark = "SYNTHETIC   " if store.manifest["synthetic"] else ""
     share = result.mask.mean()
-    title = f"{mark}record {name}   {share:.0%} masked, error {result.loss:.2f}"
-    return reconstruction(result, title=title, leads=leads)
+    return f"{mark}record {name}   {share:.0%} masked, error {result.loss:.2f}"
 
 
 def reconstruction(result: Reconstruction, *, title: str, leads: Sequence[str] = LEADS) -> Figure:
@@ -125,9 +164,15 @@ def paper(strips: Sequence[Strip], *, title: str) -> Figure:
     return figure
 
 
-def _centred(signal_mv: Floats) -> Floats:
-    """Millimetres about the median, cut where one strip would run over the whole page."""
-    centred = (signal_mv - np.nanmedian(signal_mv)) * MM_PER_MV
+def _centred(signal_mv: Floats, about_mv: Floats | None = None) -> Floats:
+    """Millimetres about the median, cut where one strip would run over the whole page.
+
+    Args:
+        signal_mv: (T,) float.
+        about_mv: (T,) float, whose median is taken; None: of the signal.
+    """
+    centre = np.nanmedian(signal_mv if about_mv is None else about_mv)
+    centred = (signal_mv - centre) * MM_PER_MV
     return np.clip(centred, -_MAX_GAP_MM, _MAX_GAP_MM)
 
 
@@ -169,7 +214,11 @@ def _strip(axes: Axes, strip: Strip, signal_mm: Floats, baseline: float) -> None
     axes.plot(pulse_x, pulse_y, color=_INK, linewidth=0.8, zorder=10)
     hidden = np.zeros(len(x), bool) if strip.hidden is None else strip.hidden
     accent = np.zeros(len(x), bool) if strip.accent is None else strip.accent
-    axes.plot(x, np.where(hidden | accent, np.nan, y), color=_INK, linewidth=0.8, zorder=10)
+    if strip.over_mv is not None:
+        over = _centred(strip.over_mv, strip.signal_mv) + baseline
+        axes.plot(x, over, color=_ACCENT, linewidth=0.8, zorder=11)
+    unseen = accent if strip.over_mv is not None else hidden | accent
+    axes.plot(x, np.where(unseen, np.nan, y), color=_INK, linewidth=0.8, zorder=10)
     axes.plot(x, np.where(accent, y, np.nan), color=_ACCENT, linewidth=0.8, zorder=10)
     for start, stop in _runs(hidden):
         corner, width = (x[start], baseline - 5), (stop - start) * (MM_PER_S / SAMPLING_RATE_HZ)
@@ -177,6 +226,10 @@ def _strip(axes: Axes, strip: Strip, signal_mm: Floats, baseline: float) -> None
     name, _, role = strip.name.partition("\n")
     axes.text(2, baseline + 1, name, fontsize=10, weight="bold", zorder=12)
     axes.text(2, baseline - 3, role, fontsize=7, zorder=12)
+    box = {"facecolor": _PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+    for start, lead in strip.leads.items():
+        axes.text(x[start] + 1, baseline + 6, lead, fontsize=9, weight="bold", bbox=box, zorder=12)
+        axes.plot([x[start]] * 2, [baseline - 4, baseline + 4], color=_INK, linewidth=1, zorder=12)
 
 
 def _runs(flags: Flags) -> list[tuple[int, int]]:

@@ -12,13 +12,15 @@ def html_of(*, synthetic: bool = False, **views: object) -> str:
     nothing = Table(header=(), rows=())
     page = {
         "heading": "",
+        "made_with": {"date": "", "commit": "", "versions": {"ecgfast": ""}},
         "disclosures": (),
-        "detection": None,
-        "comparison": None,
+        "key_finding": (),
+        "flow": nothing,
         "cohort": nothing,
+        **dict.fromkeys(("detection", "comparison", "age_and_sex", "operating", "calibration")),
+        **dict.fromkeys(("net_benefit", "groups")),
         "training": (),
         "reconstructions": (),
-        "operating": None,
         "origin": {"table": nothing, "store": "", "identity": "", "codec": ""},
     }
     return render({**page, **views}, synthetic=synthetic)

@@ -1,4 +1,4 @@
-"""95 % intervals hold the truth of simulated cohorts as often as docs/numerics.md says.
+"""95 % intervals hold the truth of simulated cohorts as often as docs/evaluation.md says.
 
 Drawn with fixed seeds, so a run always gives the same counts. The rule's own coverage there is
 0.93 to 0.96 (1,500 cohorts a row). The slow test's floors leave two binomial standard errors of the

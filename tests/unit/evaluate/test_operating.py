@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy.special import expit, logit
+from scipy.stats import beta, binomtest
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
@@ -198,10 +199,25 @@ def test_expected_calibration_error_equals_the_curve_of_scikit_learn() -> None:
     assert result is not None
     expected = np.abs(observed - predicted).mean()  # ten bins of 40 records
     assert result.expected_calibration_error == pytest.approx(expected)
-    for low, share, high in zip(result.bin_low, result.bin_observed, result.bin_high, strict=True):
-        assert low is not None
-        assert high is not None
+    in_order = np.argsort(probability, kind="stable")
+    for rows, share, *ends in zip(
+        np.array_split(in_order, 10), result.bin_observed, result.bin_low, result.bin_high,
+        strict=True,
+    ):  # fmt: skip
+        trials = len(np.unique(patient[rows]))
+        low, high = beta.ppf((0.025, 0.975), (share * trials, share * trials + 1),
+                             (trials - share * trials + 1, trials - share * trials))  # fmt: skip
+        assert ends == pytest.approx([low, high])
         assert low < share < high
+
+
+def test_a_bin_without_a_case_has_the_exact_binomial_bound() -> None:
+    probability = np.linspace(0, 1, 40)
+    result = calibration(probability > 0.5, probability)
+    assert result is not None
+    exact = binomtest(0, 10).proportion_ci(0.95, method="exact")
+    assert (result.bin_low[0], result.bin_high[0]) == pytest.approx((0, exact.high))
+    assert (result.bin_low[-1], result.bin_high[-1]) == pytest.approx((1 - exact.high, 1))
 
 
 def test_net_benefit_counts() -> None:

@@ -11,8 +11,9 @@ from report_pages import html_of
 
 from ecgfast.evaluate import charts
 from ecgfast.evaluate.discrimination import Auroc, delong
-from ecgfast.evaluate.operating import calibration
-from ecgfast.evaluate.views import Table, _area, _why
+from ecgfast.evaluate.findings import _area, _why
+from ecgfast.evaluate.operating import calibration, net_benefit
+from ecgfast.evaluate.views import Table
 
 
 def test_a_page_begins_with_its_data() -> None:
@@ -32,13 +33,15 @@ def figures_of(html: str) -> list[ET.Element]:
 @pytest.mark.parametrize("synthetic", [True, False])
 def test_every_figure_says_synthetic(synthetic: bool) -> None:
     y, score = np.array([True, False, True]), np.array([0.9, 0.1, 0.4])
-    result = calibration(y, score)
+    result, benefit = calibration(y, score), net_benefit(y, score)
     assert result is not None
+    assert benefit is not None
     drawn = [
         charts.roc_curves({"site 1": {"CNN": (y, score)}}),
         charts.auroc_by_site({"a": {"CNN": delong([1, 0, 1, 0], [0.9, 0.1, 0.4, 0.6])}}),
         charts.losses({"loss": ([1, 2], [1.0, 0.9])}, y_label="loss"),
-        charts.reliability({"CNN": result}),
+        charts.reliability({"as given": {"CNN": result}}),
+        charts.decision_curves({"as given": {"CNN": benefit}}),
     ]
     training = [{"name": "c", "losses": chart} for chart in drawn]
     figures = figures_of(html_of(training=training, synthetic=synthetic))
@@ -54,9 +57,9 @@ def test_every_figure_says_synthetic(synthetic: bool) -> None:
 
 
 def test_text_of_others_is_escaped() -> None:
-    detection = {"target": "x < y", "notes": ["&"], "curves": None}
     table = Table(header=["a"], rows=[["<script>"]], sums=[0])
-    text = html_of(detection={**detection, "table": table})
+    detection = {"target": "x < y", "in_words": "x below y", "notes": ["&"], "curves": None}
+    text = html_of(detection={**detection, "table": table, "precision": table})
     assert "<script>" not in text
     assert 'class="sum"' in text
     assert "x &lt; y" in text
@@ -96,20 +99,25 @@ def test_intervals_are_drawn_where_they_are_defined() -> None:
     assert sum(len(np.atleast_1d(line.get_xdata())) == 1 for line in lines) == 1  # one point
     result = calibration(np.array([True, False]), np.array([0.8, 0.3]))
     assert result is not None
-    assert charts.reliability({"CNN": result}).axes[0].get_xlabel() == "predicted probability"
+    assert (
+        charts.reliability({"as given": {"CNN": result}}).axes[0].get_xlabel()
+        == "predicted probability"
+    )
 
 
 @pytest.mark.parametrize("number", [6, 9])
 def test_every_run_is_drawn_and_none_looks_like_another(number: int) -> None:
     y, score = np.array([True, False, True, False]), np.array([0.9, 0.1, 0.4, 0.6])
     names = [f"run {n}" for n in range(number)]
-    result = calibration(y, score)
+    result, benefit = calibration(y, score), net_benefit(y, score)
     assert result is not None
+    assert benefit is not None
     figures = [
         charts.roc_curves({"site 1": dict.fromkeys(names, (y, score))}),
         charts.auroc_by_site({"site 1": dict.fromkeys(names, delong(y, score))}),
         charts.losses(dict.fromkeys(names, ([1, 2], [1.0, 0.9])), y_label="loss"),
-        charts.reliability(dict.fromkeys(names, result)),
+        charts.reliability({"as given": dict.fromkeys(names, result)}),
+        charts.decision_curves({"as given": dict.fromkeys(names, benefit)}),
     ]
     for figure in figures:
         lines = [line for line in figure.axes[0].lines if line.get_label() in names]
@@ -125,3 +133,15 @@ def test_what_is_not_defined_is_said() -> None:
     single = delong([1, 0, 0], [0.9, 0.1, 0.2])
     assert _area(single) == "1.000 (no interval)"
     assert "single patient" in _why(single)
+
+
+def test_curves_of_net_benefit_are_drawn_beside_acting_on_everyone_and_nobody() -> None:
+    benefit = net_benefit(np.arange(10) < 3, np.linspace(1, 0, 10))
+    assert benefit is not None
+    figure = charts.decision_curves({"as given": {"CNN": benefit}, "corrected": {"CNN": benefit}})
+    for axes, title in zip(figure.axes, ("as given", "corrected"), strict=True):
+        assert axes.get_title() == title
+        curves = {line.get_label(): line for line in axes.lines}
+        assert list(curves) == ["CNN", "act on everyone", "act on nobody"]
+        np.testing.assert_array_equal(curves["CNN"].get_ydata(), benefit.model)
+        np.testing.assert_array_equal(curves["act on everyone"].get_ydata(), benefit.everyone)

@@ -18,11 +18,11 @@ from sklearn.metrics import (
 from ecgfast.evaluate import planning
 from ecgfast.evaluate.cohort import age_and_sex
 from ecgfast.evaluate.discrimination import delong, delong_paired
+from ecgfast.evaluate.findings import calibration, comparison, detection, operating
 from ecgfast.evaluate.interval import BINOMIAL, LOGIT_T
 from ecgfast.evaluate.operating import Fixed, recalibration
 from ecgfast.evaluate.planning import POOLED
 from ecgfast.evaluate.results import Results, summarise
-from ecgfast.evaluate.views import comparison, detection, operating
 
 RUNS = ("ViT", "CNN")
 SITE = "site 2, external"
@@ -146,7 +146,7 @@ def test_the_curve_of_calibration_is_the_last_cohorts_unless_external_ones_are_p
     rows = {SITE: list(range(20)), "site 3, external": list(range(20, 60))}
     for names, last in ((rows, "site 3, external"), ({POOLED: list(range(60)), **rows}, POOLED)):
         results = summary_of(plan_of(is_case, list(range(60)), names), CNN=probability)
-        html = html_of(operating=operating(results))
+        html = html_of(calibration=calibration(results))
         assert f"Calibration, {last}: records in groups of equal size by probability" in html
 
 
@@ -257,9 +257,10 @@ def test_the_page_shows_intervals_and_their_rule(simulated: Results) -> None:
     share, html = result.operating.sensitivity, html_of(operating=operating(simulated))
     assert f"<td>{share.value:.2f} ({share.low:.2f} to {share.high:.2f})</td>" in html
     precision = result.average_precision
+    assert "Obuchowski 1997" in html
+    html = html_of(detection=detection(simulated))
     assert f"<td>{precision.value:.2f} ({precision.low:.2f} to {precision.high:.2f})</td>" in html
     assert "Obuchowski 1997" in html
-    assert "Obuchowski 1997" in html_of(detection=detection(simulated))
     assert "Bandos 2005" in html_of(comparison=comparison(simulated))
 
 

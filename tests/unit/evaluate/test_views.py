@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from report_pages import fixed, html_of, nobody
-from two_hospitals import TARGET
+from two_hospitals import TARGET, make
 
-from ecgfast.evaluate import planning, views
+from ecgfast.evaluate import findings, planning, report, views
 from ecgfast.evaluate.discrimination import PairedTest
 from ecgfast.evaluate.results import Results, summarise
 
@@ -38,30 +38,34 @@ def test_every_run_is_compared_with_the_first_in_its_own_columns() -> None:
         fixed=dict.fromkeys("ABCD", fixed(None)),
         scores={},
     )
-    html = html_of(comparison=views.comparison(results))
+    html = html_of(comparison=findings.comparison(results))
     plus, minus = "+0.100 (-0.050 to +0.250)", "-0.020 (-0.100 to +0.060)"
+    assert "corrected for all\n4 tests of this table" in html
+    nothing = ("-", "-", "-")
     for mark, cells in (
-        ("", ("site 1", "-", "-", plus, "0.001", minus, "&lt; 0.001")),
-        ("", ("site 2", "not defined", "-", minus, "&lt; 0.001", "-", "-")),
-        (' class="sum"', (planning.POOLED, plus, "0.001", "-", "-", "-", "-")),
+        ("", ("site 1", *nothing, plus, "0.001", "0.004", minus, "&lt; 0.001", "0.004")),
+        ("", ("site 2", "not defined", "-", "-", minus, "&lt; 0.001", "0.004", *nothing)),
+        (' class="sum"', (planning.POOLED, plus, "0.001", "0.004", *nothing, *nothing)),
     ):
         assert f"<tr{mark}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" in html
-    heads = "".join(f"<th>minus {name} (95 % CI)</th><th>p</th>" for name in "BCD")
+    heads = "".join(f"<th>minus {name} (95 % CI)</th><th>p</th><th>p, Holm</th>" for name in "BCD")
     assert f"<th>cohort</th>{heads}</tr>" in html
     assert "A minus the other" in html
-    assert views.comparison(replace(results, fixed={"A": fixed(None)})) is None
+    assert findings.comparison(replace(results, fixed={"A": fixed(None)})) is None
 
 
 def test_a_run_without_threshold_has_a_calibration_but_no_operating_point() -> None:
     plan = replace(PLAN, cohorts={"site 1": {"A": np.arange(4), "B": np.array([], np.int64)}})
     scores = {"A": np.array([0.9, 0.2, 0.6, 0.3]), "B": np.full(4, 0.5)}
     results = summarise(plan, scores, {"A": fixed(None), "B": fixed(0.5)}, nobody(4))
-    html = html_of(operating=views.operating(results))
+    assert "<td>A</td>" not in html_of(operating=findings.operating(results))
+    html = html_of(calibration=findings.calibration(results))
     # Brier score: (0.01 + 0.04 + 0.16 + 0.09) / 4; B is tested on nothing.
-    cells = "<td>A</td><td>-</td><td>-</td><td>-</td><td>1.00 (0.16 to 1.00)</td><td>0.075 ("
-    assert cells in html
-    assert "<td>50.0 % / 50.0 %</td>" in html
+    assert "<td>A</td><td>as given</td><td>50.0 % / 50.0 %</td><td>0.075 (" in html
     assert "<td>B</td>" not in html
+    assert html.count("<figure>") == 1
+    assert "A: not recalibrated, no labelled records on validation." in html
+    html = html_of(net_benefit=findings.net_benefit(results))
     assert html.count("<figure>") == 1
 
 
@@ -71,7 +75,7 @@ def test_areas_curves_reasons_and_notes_of_a_site() -> None:
     results = summarise(
         replace(PLAN, cohorts=rows), scores, dict.fromkeys("AB", fixed(None)), nobody(4)
     )
-    html = html_of(detection=views.detection(results))
+    html = html_of(detection=findings.detection(results))
     assert "<td>site 1</td><td>2 / 2</td><td>1.000 (0.158 to 1.000)</td><td>-</td>" in html
     assert "<td>site 2</td><td>2 / 0</td><td>-</td><td>not defined</td>" in html
     assert "site 2: AUROC is not defined: no controls." in html
@@ -80,7 +84,7 @@ def test_areas_curves_reasons_and_notes_of_a_site() -> None:
     assert html.count("<figure>") == 2
     nowhere = replace(PLAN, cohorts={"site 2": rows["site 2"]})
     results = summarise(nowhere, scores, dict.fromkeys("AB", fixed(None)), nobody(4))
-    assert "<figure>" not in html_of(detection=views.detection(results))
+    assert "<figure>" not in html_of(detection=findings.detection(results))
 
 
 def test_cases_and_patients_of_each_split() -> None:
@@ -90,15 +94,20 @@ def test_cases_and_patients_of_each_split() -> None:
             "split": ["train", "test", "test", "test"],
             "patient_id": ["a", "b", "b", "a"],
             "ejection_fraction": [30.0, 60.0, None, 60.0],
+            "age": [50.0, 61.0, None, 70.0],
+            "sex": ["female", None, "male", "male"],
         }
     )
     store: Any = SimpleNamespace(records=records)
     html = html_of(cohort=views.cohort(store, TARGET))
     for mark, cells in (
-        ("", ("3", "test", "2", "1", "0", "1", "0.0 %", "1")),
-        (' class="sum"', ("3", "all", "3", "2", "1", "1", "50.0 %", "1")),
-        ("", ("4", "test", "1", "1", "0", "1", "0.0 %", "0")),
-        (' class="sum"', ("all", "all", "4", "2", "1", "2", "33.3 %", "1")),
+        ("", ("3", "test", "2", "1", "0", "1", "0.0 %", "1", "61 (61 to 61)", "0 %")),
+        (' class="sum"', ("3", "all", "3", "2", "1", "1", "50.0 %", "1", "56 (53 to 58)", "50 %")),
+        ("", ("4", "test", "1", "1", "0", "1", "0.0 %", "0", "70 (70 to 70)", "0 %")),
+        (
+            ' class="sum"',
+            ("all", "all", "4", "2", "1", "2", "33.3 %", "1", "61 (56 to 66)", "33 %"),
+        ),
     ):
         assert f"<tr{mark}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" in html
     assert "<td>4</td><td>2</td><td>0</td><td>0</td><td>-</td><td>4</td>" in (
@@ -113,19 +122,20 @@ def test_cases_and_patients_of_each_split() -> None:
 def test_where_a_run_comes_from(init: str, select: str | None, cells: tuple[str, str]) -> None:
     settings = SimpleNamespace(normalise="record"), SimpleNamespace(seed=7)
     config = SimpleNamespace(preset="presets/vit.toml", data=settings[0], train=settings[1])
-    run: Any = SimpleNamespace(
-        name="ViT", config=config, meta=SimpleNamespace(init=init, select=select)
-    )
+    roles = {"train": [1] * 1200, "valid": [1], "pretrain": []}
+    register = SimpleNamespace(select=lambda role: roles[role], encoder="none")
+    meta = SimpleNamespace(init=init, select=select)
+    run: Any = SimpleNamespace(name="ViT", config=config, meta=meta, register=register)
     store: Any = SimpleNamespace(path=Path("a/s"), identity="0123456789abcdefghij", codec="none")
     origin = views.origin(store, [run])
     html = html_of(origin=origin)
-    row = ("ViT", "vit.toml", *cells, "record", "7")
+    row = ("ViT", "vit.toml", *cells, "1,200", "1", "-", "record", "7")
     assert "".join(f"<td>{cell}</td>" for cell in row) in html
     assert "Store s, identity 0123456789abcdef, codec none." in html
     assert "Each run is tested" not in html
     plan = replace(PLAN, cohorts={"site 1": {"ViT": np.arange(4)}})
     results = summarise(plan, {"ViT": np.zeros(4)}, {"ViT": fixed(None)}, nobody(4))
-    html = html_of(origin=origin, detection=views.detection(results))
+    html = html_of(origin=origin, detection=findings.detection(results))
     assert "Each run is tested" in html
 
 
@@ -140,3 +150,88 @@ def test_a_training_curve_names_its_loss() -> None:
     html = html_of(training=views.training(runs))
     assert "<figcaption>drawn</figcaption>" in html
     assert "<figcaption>empty</figcaption>" not in html
+
+
+def test_a_target_in_words() -> None:
+    assert findings.in_words("ejection_fraction<40") == "ejection fraction below 40 %"
+    assert findings.in_words("lvh=1 and age>=60") == "lvh = 1 and age of at least 60"
+
+
+def test_the_finding_names_cohort_difference_and_counts() -> None:
+    rng = np.random.default_rng(2)
+    is_case = np.arange(60) < 20
+    plan = planning.TestPlan(
+        target=TARGET, is_case=is_case, patients=np.arange(60), notes=(),
+        cohorts={
+            "site 1, test split": {"A": np.arange(2)},
+            planning.POOLED: dict.fromkeys("AB", np.arange(60)),
+        },
+        training={"A": np.arange(60), "B": np.arange(3)},
+    )  # fmt: skip
+    scores = {"A": 0.5 * is_case + rng.random(60) / 2, "B": rng.random(60)}
+    records = pa.table({"age": rng.uniform(20, 90, 60)})
+    results = summarise(plan, scores, {"A": fixed(0.5), "B": fixed(None)}, records)
+    first, difference, against, point = findings.key_finding(results)
+    assert first.startswith("Ejection fraction below 40 %, all external sites: AUROC of A 1.000 (")
+    assert first.endswith("), 20 cases among 60 ECGs.")
+    p_value = results.paired[planning.POOLED]["B"].p_value
+    assert p_value is not None
+    assert p_value < 0.001
+    assert difference.startswith("A minus B: +0.")
+    assert difference.endswith("; p < 0.001, corrected for all comparisons < 0.001.")
+    assert against.startswith("Age and sex alone: 0.")
+    assert point == (
+        "At the threshold that validation fixed: sensitivity 1.00 (0.83 to 1.00), specificity 1.00 "
+        "(0.91 to 1.00)."
+    )
+    html = html_of(age_and_sex=findings.age_and_sex(results))
+    assert "B: not fitted, fewer than 10 cases or controls in training." in html
+    html = html_of(groups=findings.groups(results))
+    assert "by age; sensitivity and" in html
+    assert "<td>not computed</td>" in html
+    alone = replace(results, cohorts={**results.cohorts, planning.POOLED: {}})
+    assert findings.key_finding(alone) == ["A is not tested on all external sites."]
+
+
+def test_the_flow_from_files_to_tested_records(tmp_path: Path) -> None:
+    store = make(tmp_path)
+    tested = np.flatnonzero(store.records["ejection_fraction"].is_valid().to_numpy())[:5]
+    results: Any = SimpleNamespace(
+        names=["A"],
+        plan=planning.TestPlan(
+            target=TARGET, is_case=np.zeros(16, bool), patients=np.arange(16), notes=(),
+            cohorts={"site 1": {"A": tested}},
+        ),
+    )  # fmt: skip
+    assert [tuple(row) for row in views.flow(store, [], results).rows] == [
+        ("files below the sources", "32", ""),
+        ("recordings", "16", ""),
+        ("records of ten seconds", "16", ""),
+        ("with a label", "15", "1 without"),
+        (
+            "that test A",
+            "5",
+            "of 5 patients; the other 10 are of patients that it learned from, or outside the test "
+            "split of its sites",
+        ),
+    ]
+    assert len(views.flow(store, [], None).rows) == 3
+
+
+def test_a_report_names_its_versions() -> None:
+    made = views.made_with()
+    assert made["versions"]["numpy"] == np.__version__
+    assert made["date"] in html_of(made_with=made)
+
+
+def test_table_3_in_three_formats_says_what_its_data_are() -> None:
+    table = views.Table(header=("cohort", "A|B"), rows=[("site_1 50 %", "0.9"), ("=x, y", "-")])
+    text = report.markdown(table, "SYNTHETIC data")
+    assert text == (
+        "SYNTHETIC data\n\n| cohort | A\\|B |\n| --- | ---: |\n| site_1 50 % | 0.9 |\n"
+        "| =x, y | - |\n"
+    )
+    assert report.csv_text(table, "d") == ("data,cohort,A|B\nd,site_1 50 %,0.9\nd,\"'=x, y\",'-\n")
+    lines = report.latex(table, "a_b").split("\n")
+    assert lines[1] == r"\caption{a\_b}"
+    assert r"site\_1 50 \% & 0.9 \\" in lines

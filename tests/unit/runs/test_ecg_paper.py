@@ -2,6 +2,7 @@
 
 import io
 from itertools import pairwise
+from types import SimpleNamespace
 
 import matplotlib.image
 import numpy as np
@@ -128,3 +129,32 @@ def test_a_lead_off_the_scale_stays_on_its_page() -> None:
     signal[0, 2000:3000] = -17.0  # an electrode fell off
     figure = twelve_leads(signal)
     assert figure.get_figheight() * MM_PER_INCH < 400
+
+
+def test_twelve_leads_share_a_page_with_predictions_over_the_record() -> None:
+    """Each lead is flat, at its own height; predicted is half a millivolt above it."""
+    original, mask = np.zeros((12, 5000), np.float32), np.zeros((12, 5000), bool)
+    original[:] = 5 * np.arange(12)[:, None]
+    mask[:, 500:750] = True  # in the first quarter: leads I, II and III, and the rhythm strip
+    store = SimpleNamespace(
+        manifest={"identifiers": "pseudonyms", "synthetic": True},
+        records={"record_id": [SimpleNamespace(as_py=lambda: "abc")]},
+    )
+    figure = ecg_paper.draw_overlaid(store, filled(original, original + 0.5, mask))  # type: ignore[arg-type]  # the two that it reads
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert [word for word in words if word in LEADS] == [
+        *("I", "aVR", "V1", "V4"), *("II", "aVL", "V2", "V5"), *("III", "aVF", "V3", "V6"), "II",
+    ]  # fmt: skip
+    assert any(word.startswith("SYNTHETIC   record abc") for word in words)
+    drawn = [line for line in traces(figure) if np.isfinite(line.get_ydata()).any()]
+    over = [line for line in drawn if line.get_color() == ecg_paper._ACCENT]
+    assert len(over) == 4
+    for line in over:
+        y = np.asarray(line.get_ydata())
+        shown = np.flatnonzero(np.isfinite(y))
+        assert (shown[0], shown[-1]) == (500, 749)
+    ink = [line for line in drawn if np.isfinite(np.asarray(line.get_ydata())).sum() == 5000]
+    assert len(ink) == 4  # the record itself is drawn where it was removed, too
+    for above, line in zip(over, ink, strict=True):
+        gap = np.nanmedian(above.get_ydata()) - np.nanmedian(line.get_ydata())
+        assert gap == pytest.approx(5)  # half a millivolt
