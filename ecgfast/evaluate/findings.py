@@ -21,6 +21,7 @@ _COMPARED = {
     "=": "=",
     "!=": "other than",
     "~": "containing",
+    "in": "one of",
 }
 _POINTS = {"youden": "Youden index", "sensitivity_90": "sensitivity 90 %"}
 _UNITS = {"ejection_fraction": " %"}

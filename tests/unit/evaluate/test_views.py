@@ -154,6 +154,7 @@ def test_a_training_curve_names_its_loss() -> None:
 
 def test_a_target_in_words() -> None:
     assert findings.in_words("ejection_fraction<40") == "ejection fraction below 40 %"
+    assert findings.in_words("nyha in (3, 4)") == "nyha one of 3, 4"
     assert findings.in_words("lvh=1 and age>=60") == "lvh = 1 and age of at least 60"
 
 
