@@ -10,7 +10,7 @@ from ecgfast.evaluate.operating import Calibration, OperatingPoint, Recalibratio
 from ecgfast.evaluate.planning import POOLED
 from ecgfast.evaluate.results import CohortResult, Results
 from ecgfast.evaluate.views import Table, View
-from ecgfast.labels import parse_target
+from ecgfast.labels.selection import parse
 
 _AS_GIVEN, _CORRECTED = "as the network gives them", "recalibrated on validation"
 _COMPARED = {
@@ -32,7 +32,7 @@ def in_words(target: str) -> str:
     return " and ".join(
         f"{clause.column.replace('_', ' ')} {_COMPARED[clause.op]} {clause.value}"
         f"{_UNITS.get(clause.column, '')}"
-        for clause in parse_target(target).clauses
+        for clause in parse(target)
     )
 
 
