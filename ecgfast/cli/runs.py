@@ -166,7 +166,7 @@ def reconstruct(
     leads: Annotated[str, typer.Option(metavar="II,V5|all", help="Which leads.")] = "all",
 ) -> None:
     """Draw a record: original, masked, reconstructed."""
-    from ecgfast.evaluate.reconstruct import reconstruct as draw
+    from ecgfast.evaluate.report import reconstruct as draw
     from ecgfast.records import LEADS
     from ecgfast.store.format import refuse_inside_store
 

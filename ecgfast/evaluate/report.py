@@ -1,4 +1,4 @@
-"""The files of a report: report.html, metrics.json, scores.parquet and table3.
+"""What `evaluate` and `reconstruct` write: the files of a report, and the picture of one record.
 
 A new section of report.html is a function in findings.py or views.py, its key in `page`, and a
 block in report.html.j2.
@@ -21,9 +21,14 @@ from ecgfast.errors import ConfigError, ShapeError
 from ecgfast.evaluate import charts, findings, views
 from ecgfast.evaluate.planning import plan_tests
 from ecgfast.evaluate.results import Results, compute
+from ecgfast.model.mae import MaskedAutoencoder
+from ecgfast.records import LEADS
+from ecgfast.runs.ecg_paper import draw
+from ecgfast.runs.inference import fill_in
 from ecgfast.runs.loading import LoadedRun, load_run, name_runs
 from ecgfast.store.csv_files import csv_lines
 from ecgfast.store.durable import write_durably
+from ecgfast.store.format import refuse_to_replace
 from ecgfast.store.reader import StoreReader, open_store
 
 SCORES = "scores.parquet"
@@ -262,3 +267,56 @@ def scores_table(
             )
         )
     return pa.concat_tables(parts) if parts else SCHEMA.empty_table()
+
+
+def reconstruct(
+    run: Path, store: Path, *, record_id: str, out: Path, leads: Sequence[str] = LEADS
+) -> Path:
+    """Draw one record as original, masked and reconstructed.
+
+    Args:
+        run: folder of a pretraining run.
+        store: path of a store.
+        record_id: as records.parquet has it, or the beginning of one alone, as pictures show it.
+        out: PNG to write.
+        leads: names of the leads to draw.
+    Returns:
+        `out`.
+    Raises:
+        ConfigError: no such record, several of them, a run without a decoder, or `out` is a file
+            that is no picture.
+    """
+    refuse_to_replace(out, "--out", b"\x89PNG", "picture")
+    reader = open_store(store)
+    row = row_of(reader, record_id)
+    loaded = load_run(run, reader)
+    if not isinstance(loaded.model, MaskedAutoencoder):
+        raise ConfigError(f"{run} must be a pretraining run, got a classifier: it has no decoder")
+    normalisation = loaded.meta.preprocessing.normalisation
+    (result,) = fill_in(loaded.model, loaded.config, normalisation, reader, np.array([row]))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw(reader, result, leads).savefig(out, format="png")
+    return out
+
+
+def row_of(store: StoreReader, record_id: str) -> int:
+    """Return the row of a record by its id, or by a beginning that no other id has.
+
+    Raises:
+        ConfigError: no such record, or several.
+    """
+    names: list[str] = store.records["record_id"].to_pylist()
+    if record_id in names:
+        return names.index(record_id)
+    rows = [row for row, name in enumerate(names) if name.startswith(record_id)]
+    if not rows:
+        raise ConfigError(
+            f"no record {record_id!r} in {store.path}; allowed: the record_id column of "
+            "records.parquet"
+        )
+    if len(rows) > 1:
+        raise ConfigError(
+            f"{len(rows)} records of {store.path} begin with {record_id!r}, such as "
+            f"{names[rows[0]]} and {names[rows[1]]}; give more of one"
+        )
+    return rows[0]

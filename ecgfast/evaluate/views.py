@@ -16,14 +16,16 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ecgfast import log
 from ecgfast.evaluate import charts
 from ecgfast.evaluate.cohort import cohort_table
-from ecgfast.evaluate.reconstruct import sample_of
 from ecgfast.evaluate.results import Results
 from ecgfast.labels.assign import one_ecg_each
 from ecgfast.labels.selection import target_labels
 from ecgfast.labels.splits import num_torn
+from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.runs.ecg_paper import draw, draw_overlaid
+from ecgfast.runs.inference import Reconstruction, fill_in
 from ecgfast.runs.loading import LoadedRun
 from ecgfast.runs.register import Register, seen
 from ecgfast.store.info import describe, kinds_in_words
@@ -31,6 +33,7 @@ from ecgfast.store.patients import is_unnamed, patient_groups
 from ecgfast.store.reader import StoreReader
 
 View = dict[str, Any]
+NUM_SAMPLED = 64  # records whose error is measured
 _LIBRARIES = ("ecgfast", "torch", "numpy", "scipy", "scikit-learn")
 
 
@@ -49,6 +52,23 @@ class Table:
     sums: Collection[int] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What a pretraining run fills in, over some records of a store.
+
+    Attributes:
+        num_records: whose error was measured.
+        source: which records these are, in words.
+        error: their mean `Reconstruction.loss`.
+        middle: the record with the middle error, neither the best nor the worst.
+    """
+
+    num_records: int
+    source: str
+    error: float
+    middle: Reconstruction
+
+
 def heading(store: StoreReader, results: Results | None) -> str:
     """Name the data: the page's title and first line."""
     sites = len(set(store.records["site"].to_pylist()))
@@ -64,9 +84,9 @@ def heading(store: StoreReader, results: Results | None) -> str:
 def made_with() -> View:
     """Date, versions, and the commit where the package is run from a checkout."""
     package = str(Path(__file__).parents[1])
-    log = ("git", "-C", package, "log", "-1", "--format=%h", "--", ".")  # empty in site-packages
+    last = ("git", "-C", package, "log", "-1", "--format=%h", "--", ".")  # empty in site-packages
     try:
-        commit = subprocess.run(log, capture_output=True, text=True, check=False).stdout.strip()
+        commit = subprocess.run(last, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:  # no git
         commit = ""
     versions = {name: version(name) for name in _LIBRARIES}
@@ -170,6 +190,44 @@ def reconstruction(run: LoadedRun, store: StoreReader) -> View:
         "overlaid": draw_overlaid(store, sample.middle),
         "all_leads": draw(store, sample.middle),
     }
+
+
+def sample_of(run: LoadedRun, store: StoreReader) -> Sample:
+    """Reconstruct up to `NUM_SAMPLED` records, of patients new to the run where there are any."""
+    assert isinstance(run.model, MaskedAutoencoder)
+    pool, source = unread_records(run, store)
+    step = max(1, len(pool) // NUM_SAMPLED)
+    rows = pool[::step][:NUM_SAMPLED]
+    normalisation = run.meta.preprocessing.normalisation
+    with log.progress(f"reconstruct with {run.name}", total=len(rows)) as advance:
+        results = fill_in(run.model, run.config, normalisation, store, rows)
+        advance(len(rows))
+    return Sample(
+        num_records=len(rows),
+        source=source,
+        error=float(np.mean([result.loss for result in results])),
+        middle=sorted(results, key=lambda result: result.loss)[len(results) // 2],
+    )
+
+
+def unread_records(run: LoadedRun, store: StoreReader) -> tuple[NDArray[np.int64], str]:
+    """Rows whose patients pretraining has not read, where there are any, and what they are."""
+    everything = np.arange(len(store))
+    if run.register is None:
+        return everything, "of which nobody knows whether pretraining read them"
+    known = seen(run.register, store)
+    never = (
+        "of patients whom pretraining never read"
+        if known.by_patient
+        else "of a store under another key or kind of patient ids, none of them an ECG that it read"
+    )
+    for rows, words in (
+        (np.flatnonzero(~known.read & ~known.heldout), never),
+        (np.flatnonzero(known.heldout & ~known.read), "that were held out of pretraining"),
+    ):
+        if len(rows):
+            return rows, words
+    return everything, "all of patients whom pretraining read"
 
 
 def origin(store: StoreReader, runs: Sequence[LoadedRun]) -> View:

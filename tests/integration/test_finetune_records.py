@@ -17,8 +17,8 @@ from ecgfast.config import Config, load_config
 from ecgfast.data.loader import build_loader
 from ecgfast.errors import ConfigError, EcgfastError, ResumeError
 from ecgfast.evaluate.planning import plan_tests
-from ecgfast.evaluate.reconstruct import unread_records
 from ecgfast.evaluate.report import evaluate
+from ecgfast.evaluate.views import unread_records
 from ecgfast.labels.commands import draw_again, label_store
 from ecgfast.runs.loading import load_model, load_run
 from ecgfast.runs.register import read_register

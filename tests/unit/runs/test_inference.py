@@ -18,9 +18,8 @@ from ecgfast.convert import convert
 from ecgfast.data.loader import build_loader
 from ecgfast.data.normalise import Normalisation
 from ecgfast.errors import ConfigError
-from ecgfast.evaluate import reconstruct as reconstructing
 from ecgfast.evaluate import views
-from ecgfast.evaluate.reconstruct import reconstruct, row_of
+from ecgfast.evaluate.report import reconstruct, row_of
 from ecgfast.ingest.synthetic import write_cohort
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.runs.ecg_paper import draw
@@ -203,7 +202,7 @@ def test_a_report_takes_records_of_the_whole_store_and_draws_the_middle_one(
         drawn.append(result.row)
         return Figure()  # a real one takes seconds
 
-    monkeypatch.setattr(reconstructing, "NUM_SAMPLED", 3)
+    monkeypatch.setattr(views, "NUM_SAMPLED", 3)
     monkeypatch.setattr(views, "draw", remember)
     view = views.reconstruction(run, store)
     html, error = html_of(reconstructions=[view]), view["error"]
