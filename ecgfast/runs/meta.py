@@ -258,8 +258,10 @@ def _missing(facts: Facts) -> str | None:
     if cohort is not None and not _is_cohort(cohort):
         return "its preprocessing has no right cohort statistics"
     thresholds = facts.get("thresholds", {})
-    kinds = (int, float, type(None))
-    if not isinstance(thresholds, dict) or {*map(type, thresholds.values())} - {*kinds}:
+    numbers = (int, float, type(None))
+    if not isinstance(thresholds, dict) or any(
+        type(each) not in numbers for each in thresholds.values()
+    ):
         return "its thresholds are no numbers"
     return None
 
