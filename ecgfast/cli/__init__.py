@@ -33,8 +33,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (data, runs):
-    module.register(app)
+for command in (*data.COMMANDS, *runs.COMMANDS):
+    app.command()(command)
 
 
 def _print_version(asked: bool) -> None:

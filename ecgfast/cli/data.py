@@ -57,12 +57,6 @@ class Steps:
         self._done = done
 
 
-def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
-    for command in (synth, convert, label, splits, info, verify):
-        app.command()(command)
-
-
 def _names(columns: list[str] | None) -> list[str] | None:
     """The names in all --columns of a command, each once."""
     text = ",".join(columns or ())
@@ -301,3 +295,6 @@ def verify(store: StorePath) -> None:
     if problems:
         raise typer.Exit(1)
     show(f"{store}: every checksum is right")
+
+
+COMMANDS = (synth, convert, label, splits, info, verify)

@@ -35,15 +35,6 @@ Resume = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: the best.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
-    for command in (
-        *(pretrain, finetune, evaluate, predict, reconstruct),
-        *(bench, estimate, doctor, demo),
-    ):
-        app.command()(command)
-
-
 def pretrain(
     store: StorePath,
     out: RunOption,
@@ -232,3 +223,6 @@ def demo(
     from ecgfast.demo import demo as run_demo
 
     show(run_demo(out))
+
+
+COMMANDS = (pretrain, finetune, evaluate, predict, reconstruct, bench, estimate, doctor, demo)
