@@ -27,6 +27,7 @@ Reason = Literal[
     "a value of the sidecar is not allowed",
     "the sampling rate is not allowed",
     "there are no timesteps",
+    "it has not as many windows as were planned",
     "shorter than 5 s",
     "shorter than 10 s; --short pad takes it",
     "more than 1 % is marked invalid",

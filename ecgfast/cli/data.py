@@ -2,12 +2,21 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ecgfast.errors import ConfigError
-from ecgfast.vocabulary import Codec, OnBad, PatientIds, Quality, Short, SplitMethod, WindowChoice
+from ecgfast.vocabulary import (
+    Codec,
+    OnBad,
+    PatientIds,
+    Quality,
+    Short,
+    SplitMethod,
+    Stage,
+    WindowChoice,
+)
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by convert.")]
 Columns = Annotated[
@@ -74,13 +83,8 @@ def synth(
     from ecgfast.ingest.synthetic import write_cohort
 
     with log.progress("synth", total=records) as advance:
-        write_cohort(
-            out,
-            num_records=records,
-            num_sites=sites,
-            seed=seed,
-            progress=Steps(advance),
-        )
+        steps = Steps(advance)
+        write_cohort(out, num_records=records, num_sites=sites, seed=seed, progress=steps)
     show(f"{records} SYNTHETIC records of {sites} sites in {out}")
 
 
@@ -97,8 +101,22 @@ def _list_formats(wanted: bool) -> None:
 
 
 def convert(
-    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Files or folders.")],
+    context: typer.Context,
     out: Annotated[Path, typer.Option(metavar="STORE", help="Store to write.")],
+    sources: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="SOURCE", help="Files or folders; none with --stage units or seal."),
+    ] = None,
+    listing: Annotated[
+        Path | None,
+        typer.Option("--list", metavar="FILE", help="Sorted paths below SOURCE, to skip the walk."),
+    ] = None,
+    stage: Annotated[
+        Stage, typer.Option(help="On many machines: plan, then parts of the units, then seal.")
+    ] = "all",
+    part: Annotated[
+        str, typer.Option(metavar="I/N", help="With --stage units: every N-th unit, from I on.")
+    ] = "0/1",
     labels: Annotated[
         Path | None, typer.Option(metavar="CSV", help="Table to join, as label does.")
     ] = None,
@@ -134,47 +152,54 @@ def convert(
     ] = False,
 ) -> None:
     """Turn raw files into a store; run again, it goes on."""
-    from ecgfast.convert import convert as convert_files
+    from ecgfast import convert as steps
 
-    summary = convert_files(
-        sources,
-        out,
-        labels=labels,
-        columns=_names(columns),
-        codec=codec,
-        workers=workers,
-        window=window,
-        short=short,
-        quality=quality,
-        on_bad=on_bad,
-        key_file=key_file,
-        keep_identifiers=keep_identifiers,
-        patient_ids=patient_ids,
-        one_ecg_per_patient=one_ecg,
-        split_seed=split_seed or 0,
-        target=target,
-        keep_ages_over_89=keep_ages,
-    )
-    found = summary.num_duplicates
-    duplicates = "" if found is None else f" ({found} of them duplicates)"
-    show(
-        f"{summary.num_inputs} inputs = {summary.num_converted} converted + "
-        f"{summary.num_quarantined} quarantined; {summary.num_records} records"
-        f"{duplicates} in {summary.store}"
-    )
-    if summary.passed_over:
-        from ecgfast.store.format import passed_over_beside
-        from ecgfast.store.info import kinds_in_words
-
-        # Paths can name patients, and this line ends in the logs of clusters.
-        shown = f"; {passed_over_beside(summary.store)} names some" if summary.examples else ""
-        number = sum(summary.passed_over.values())
-        show(
-            f"{number:,} {'file' if number == 1 else 'files'} passed over: "
-            f"{kinds_in_words(summary.passed_over)}{shown}"
-        )
+    _check_stage(context, stage)
+    if stage == "units":
+        index, _, count = part.partition("/")
+        if not (index.isdecimal() and count.isdecimal()):
+            raise ConfigError(f"--part must be I/N with 0 <= I < N, got {part!r}")
+        done = steps.convert_units(out, part=(int(index), int(count)), workers=workers)
+        show(f"{done:,} units of part {part} are finished")
+        return
+    if not sources and stage != "seal":
+        raise ConfigError("convert needs a SOURCE, got none; give files, folders or a store")
+    as_given = ("codec", "window", "short", "quality", "keep_identifiers", "patient_ids")
+    options: dict[str, Any] = {name: context.params[name] for name in as_given}
+    options |= {"one_ecg_per_patient": one_ecg, "split_seed": split_seed or 0}
+    options |= {"columns": tuple(_names(columns) or ()), "keep_ages_over_89": keep_ages}
+    listed: dict[str, Any] = {"key_file": key_file, "listing": listing}
+    if stage == "plan":
+        plan = steps.plan_convert(sources or [], out, steps.ConvertOptions(**options), **listed)
+        if plan is not None:
+            show(f"{plan.num_inputs:,} inputs, {plan.num_units:,} units in {out}")
+        return
+    whole: dict[str, Any] = {"labels": labels, "target": target, "workers": workers}
+    if stage == "seal":
+        summary = steps.seal_convert(out, on_bad=on_bad)
+    else:
+        summary = steps.convert(sources or [], out, on_bad=on_bad, **whole, **listed, **options)
+    show(summary)
     if summary.failed:
         raise typer.Exit(1)
+
+
+def _check_stage(context: typer.Context, stage: Stage) -> None:
+    """Refuse options that a stage would not heed: the plan has them, or another stage takes them.
+
+    Raises:
+        ConfigError: names them.
+    """
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+    of_others = {"part", "workers", "on_bad", "labels", "target"}
+    refused = {"all": {"part"}, "plan": of_others}.get(stage, given - {"out", "stage"})
+    wrong = given & refused - {"units": {"part", "workers"}, "seal": {"on_bad"}}.get(stage, set())
+    if wrong:
+        raise ConfigError(
+            f"--stage {stage} does not take {', '.join(sorted(wrong)).replace('_', '-')}; plan "
+            "takes what decides the store, units --part and --workers, seal --on-bad"
+        )
 
 
 def label(

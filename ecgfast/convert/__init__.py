@@ -5,9 +5,26 @@ from typing import TYPE_CHECKING
 from ecgfast import lazily
 
 if TYPE_CHECKING:
-    from ecgfast.convert.run import ConvertSummary, convert
+    from ecgfast.convert.plan import ConvertOptions
+    from ecgfast.convert.run import (
+        ConvertSummary,
+        convert,
+        convert_units,
+        plan_convert,
+        seal_convert,
+    )
 
-__all__ = ["ConvertSummary", "convert"]
+__all__ = [
+    "ConvertOptions",
+    "ConvertSummary",
+    "convert",
+    "convert_units",
+    "plan_convert",
+    "seal_convert",
+]
 
-# Every worker imports this package, but only for `work`.
-__getattr__, __dir__ = lazily(__name__, dict.fromkeys(__all__, "ecgfast.convert.run"))
+# Every worker imports this package, but only for `units`.
+__getattr__, __dir__ = lazily(
+    __name__,
+    dict.fromkeys(__all__, "ecgfast.convert.run") | {"ConvertOptions": "ecgfast.convert.plan"},
+)

@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from ecgfast_kernels.codec.signals import NO_BEAT, NUM_CORRELATIONS
 from numpy.typing import NDArray
 
@@ -207,3 +209,102 @@ def _join_confirmed(
 
 def _apart(groups: Groups, pair: tuple[int, ...]) -> bool:
     return groups.first(pair[0]) != groups.first(pair[1])
+
+
+def mark_duplicates(
+    table: pa.Table,
+    segments_of: dict[int, list[str]],
+    correlation: NDArray[np.int8],
+    beats: NDArray[np.uint16],
+    read: Read,
+) -> pa.Table:
+    """Fill the column `duplicate_of`, and add the flags "duplicate" and "segment".
+
+    A segment belongs to the record that was joined from it, whatever their order; of all others,
+    the first record of a group is the one that the later ones name.
+
+    Args:
+        table: N rows of records.parquet, `duplicate_of` empty.
+        segments_of: number of a joined record -> the record ids of its segments.
+        correlation: (N, 28) of `unpacked_fingerprints`.
+        beats: (N, 32) of the same.
+        read: record numbers, ascending -> (n, 12, 5000) int16.
+    """
+    groups = Groups(table.num_rows)
+    recordings = _recordings(table)
+    segments = _segments(segments_of, table, recordings)
+    codes = table["content"].combine_chunks().dictionary_encode().indices
+    join_same_content(groups, pc.fill_null(codes, -1).to_numpy().astype(np.int64))
+    join_same_signal(groups, correlation, beats, recordings, read)
+    for number in np.flatnonzero(segments).tolist():  # not before: copies of segments are compared
+        groups.join(int(recordings[number]), number)
+    named = _named(groups.firsts(), segments, recordings)
+    return _with_columns(table, named, segments)
+
+
+def _bases(table: pa.Table) -> list[str]:
+    """The pseudonym of each record's recording: windows are called ID@START."""
+    record_ids = table["record_id"].to_pylist()
+    starts = table["start_timestep"].to_pylist()
+    return [
+        record_id.removesuffix(f"@{start}") if start else record_id
+        for record_id, start in zip(record_ids, starts, strict=True)
+    ]
+
+
+def _recordings(table: pa.Table) -> NDArray[np.int64]:
+    """(N,) the number of the first window of each record's recording."""
+    recordings = np.arange(table.num_rows)
+    if pc.any(pc.greater(table["start_timestep"], 0)).as_py():
+        bases = _bases(table)  # windows lie one behind another
+        for number in range(1, len(bases)):
+            if bases[number] == bases[number - 1]:
+                recordings[number] = recordings[number - 1]
+    return recordings
+
+
+def _segments(
+    segments: dict[int, list[str]], table: pa.Table, recordings: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """(N,) which rows are segments; in `recordings` they get the number of the joined record."""
+    is_segment = np.zeros(table.num_rows, bool)
+    joined = {name: int(recordings[number]) for number, names in segments.items() for name in names}
+    for number, base in enumerate(_bases(table) if joined else []):
+        whole = joined.get(base, number)
+        if whole != number:
+            is_segment[number] = True
+            recordings[number] = whole
+    return is_segment
+
+
+def _named(
+    firsts: NDArray[np.int64], segments: NDArray[np.bool_], recordings: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """(N,) the record that each one is a duplicate of; itself where it is none."""
+    numbers = np.arange(len(firsts))
+    # The first record of each group that is no segment.
+    named = np.full(len(firsts), len(firsts))
+    np.minimum.at(named, firsts[~segments], numbers[~segments])
+    named = named[firsts]
+    # Another window of the same recording is no duplicate, though a copy may join the two.
+    own = ~segments & (recordings[named] == recordings)
+    return np.where(own, numbers, named)
+
+
+def _with_columns(
+    table: pa.Table, named: NDArray[np.int64], segments: NDArray[np.bool_]
+) -> pa.Table:
+    later = np.flatnonzero(named != np.arange(len(named)))
+    if later.size == 0:
+        return table
+    take = pa.array(named, mask=named == np.arange(len(named)))
+    table = _replaced(table, "duplicate_of", table["record_id"].take(take))
+    flags = table["flags"].to_pylist()
+    for number in later.tolist():
+        flag = "segment" if segments[number] else "duplicate"
+        flags[number] = ";".join(sorted({*filter(None, flags[number].split(";")), flag}))
+    return _replaced(table, "flags", pa.array(flags, pa.string()))
+
+
+def _replaced(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
+    return table.set_column(table.schema.get_field_index(name), name, column)

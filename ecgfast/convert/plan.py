@@ -1,55 +1,170 @@
-"""The frozen plan of a convert: options and ordered inputs; compared on every resume."""
+"""The plan of a convert: which input fills which rows of the store, fixed before any is converted.
 
+Rows are called slots: an input has one, or, with `--window all`, one for each window that it
+promises. What is refused leaves its slots empty, so that no unit of 1024 slots depends on another.
+"""
+
+import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
-from itertools import islice
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 from ecgfast.errors import ConfigError, ResumeError
 from ecgfast.ingest import InputFile
-from ecgfast.ingest.inventory import Inventory
 from ecgfast.store.durable import explained, write_durably
-from ecgfast.store.format import MANIFEST, beside
+from ecgfast.store.format import MANIFEST, SHARD_RECORDS, beside, num_shards
+from ecgfast.store.patients import Pseudonyms, read_key
+from ecgfast.vocabulary import Codec, PatientIds, Quality, Short, WindowChoice
 
-_PLAN, _INPUTS = "plan.json", "inputs.jsonl"
-_LAYOUT = 5  # version of the work folder's layout; other versions cannot be resumed
-_COUNTS = {"num_inputs": int, "num_files": int, "passed_over": dict, "examples": dict}  # of a plan
+_PLAN, INPUTS, OFFSETS = "plan.json", "inputs.jsonl", "offsets"
+_WRITTEN_AT_ONCE = 1024  # lines
+_LAYOUT = 6  # version of the work folder's layout; other versions cannot be resumed
+_SAME_EVERYWHERE = ("ecgfast", "numpy", "scipy", "wfdb")  # packages that decide a store's bytes
 
 Spec = dict[str, Any]
 
 
-def work_folder(out: Path) -> Path:
-    """Journal, frozen input list and rows of an unfinished store: beside it, they hold paths."""
-    return beside(out, ".convert")
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _SAME_EVERYWHERE}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """What decides the bytes of a store, beside its inputs and its key; see `convert`."""
+
+    codec: Codec = "ecgpack"
+    window: WindowChoice = "first"
+    short: Short = "quarantine"
+    quality: Quality = "flag"
+    keep_identifiers: bool = False
+    patient_ids: PatientIds = "site"
+    one_ecg_per_patient: bool = False
+    split_seed: int = 0
+    columns: tuple[str, ...] = ()
+    keep_ages_over_89: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what came from outside.
+
+        Raises:
+            ConfigError: a value is not allowed.
+        """
+        check_choices(codec=(self.codec, Codec), window=(self.window, WindowChoice))
+        check_choices(short=(self.short, Short), quality=(self.quality, Quality))
+        check_choices(patient_ids=(self.patient_ids, PatientIds))
+
+    def pseudonyms(self, key: bytes) -> Pseudonyms:
+        """The pseudonyms that a key gives."""
+        return Pseudonyms(key, self.keep_identifiers, self.patient_ids)
+
+
+def check_choices(**options: tuple[str, object]) -> None:
+    """Refuse an option that is none of the values of its Literal.
+
+    Args:
+        options: name -> value and Literal.
+    Raises:
+        ConfigError: names the option.
+    """
+    for name, (value, kind) in options.items():
+        allowed = get_args(kind)
+        if value not in allowed:
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+class PlannedInput(NamedTuple):
+    """An input, its number in the list, and its slots."""
+
+    item: InputFile
+    position: int
+    slots: range
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A frozen list of inputs.
+    """A frozen list of inputs, in a folder beside the store.
 
     Attributes:
-        work: folder that holds it.
-        num_inputs: how many there are.
+        out: folder of the store.
+        spec: all that decides the store's bytes, sources included.
+        key_file: of the pseudonyms; empty for a store that is transcoded.
+        num_inputs: how many inputs there are; records, for a store that is transcoded.
+        num_slots: rows that they fill.
         num_files: files below the sources when the list was made; 0 for a store.
         passed_over: of them, those that nothing reads, by kind.
         examples: kind -> some of their paths.
+        num_bytes: size of the list.
+        versions: of the packages that decide the store's bytes.
     """
 
-    work: Path
+    out: Path
+    spec: Spec
+    key_file: str = ""
     num_inputs: int
+    num_slots: int
     num_files: int = 0
     passed_over: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    num_bytes: int = 0
+    versions: dict[str, str] = field(default_factory=_versions)
 
-    def batches(self, start: int, size: int) -> Iterator[list[bytes]]:
-        """The lines of the inputs from `start` on, in lists of `size`, read as they are needed."""
-        with (self.work / _INPUTS).open("rb") as file:
-            rest = islice(file, start, None)
-            while lines := list(islice(rest, size)):
-                yield lines
+    @property
+    def num_units(self) -> int:
+        """Shards that the slots are divided into."""
+        return num_shards(self.num_slots)
+
+    @property
+    def options(self) -> ConvertOptions:
+        """Those that the store was begun with."""
+        given = {each.name: self.spec[each.name] for each in fields(ConvertOptions)}
+        return ConvertOptions(**given | {"columns": tuple(given["columns"])})
+
+    def pseudonyms(self) -> Pseudonyms:
+        """Those of the key that the store was begun with.
+
+        Raises:
+            ConfigError: the key is missing, or another one.
+        """
+        pseudonyms = self.options.pseudonyms(read_key(Path(self.key_file), warn=False))
+        _compare(self.out, {"key": self.spec["key"]}, {"key": pseudonyms.fingerprint})
+        return pseudonyms
+
+    def slots(self, unit: int) -> range:
+        """The slots of a unit."""
+        first = unit * SHARD_RECORDS
+        return range(first, min(first + SHARD_RECORDS, self.num_slots))
+
+    def unit_file(self, unit: int) -> Path:
+        """What says that a unit is finished, and holds its rows; readable by this user alone."""
+        return work_folder(self.out) / f"unit-{unit:06d}.arrow"
+
+    def inputs(self, unit: int) -> Iterator[PlannedInput]:
+        """The inputs that fill a unit; the first and last may have further slots outside.
+
+        Raises:
+            ResumeError: the list is damaged.
+        """
+        slots, work = self.slots(unit), work_folder(self.out)
+        with (work / OFFSETS).open("rb") as file:
+            file.seek(8 * unit)
+            offset = int.from_bytes(file.read(8), "little")
+        with (work / INPUTS).open("rb") as file:
+            file.seek(offset)
+            for line in file:
+                planned = _parsed_input(self.out, line)
+                if planned.slots.start >= slots.stop:
+                    return
+                yield planned
+
+
+def work_folder(out: Path) -> Path:
+    """The plan and the units of an unfinished store: beside it, they hold readable paths."""
+    return beside(out, ".convert")
 
 
 def is_finished(out: Path) -> bool:
@@ -57,100 +172,101 @@ def is_finished(out: Path) -> bool:
     return (out / MANIFEST).exists()
 
 
-def is_frozen(out: Path) -> bool:
-    """Whether an earlier run froze its plan."""
+def is_planned(out: Path) -> bool:
+    """Whether an earlier run wrote its plan."""
     return (work_folder(out) / _PLAN).exists()
 
 
-def check_free(out: Path) -> None:
-    """Refuse to write among files of somebody else.
-
-    Raises:
-        ConfigError: `out` exists and is not an empty folder.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(
-            f"--out {out} exists and is neither empty nor a store; choose another folder"
-        )
-
-
-def write_inputs(out: Path, inventory: Inventory) -> Plan:
-    """Write the sorted inputs of a new store; returns the plan that `write_plan` makes durable."""
-    work = _made(work_folder(out))
-    write_durably(work / _INPUTS, map(_line, inventory.inputs), mode=0o600)
-    return Plan(
-        work=work,
-        num_inputs=len(inventory.inputs),
-        num_files=inventory.num_files,
-        passed_over=dict(inventory.passed_over),
-        examples=inventory.examples,
-    )
-
-
-def write_plan(out: Path, spec: Spec, plan: Plan) -> Plan:
-    """Write the plan of a new store, after its inputs: a plan that exists is whole.
-
-    Args:
-        out: folder of the store.
-        spec: all that decides the store's bytes, sources included.
-        plan: its inputs, or the number of records to transcode, and what else was found.
-    """
-    _made(plan.work)
-    content = {"layout": _LAYOUT, "spec": spec} | {key: getattr(plan, key) for key in _COUNTS}
-    write_durably(plan.work / _PLAN, [json.dumps(content).encode()], mode=0o600)
+def write_plan(plan: Plan) -> Plan:
+    """Write the plan of a new store, after its inputs: a plan that exists is whole."""
+    work = work_folder(plan.out)
+    with explained(work):
+        work.mkdir(parents=True, exist_ok=True)
+    content = {"layout": _LAYOUT, **asdict(plan)}
+    del content["out"]
+    write_durably(work / _PLAN, [json.dumps(content).encode()], mode=0o600)
     return plan
 
 
-def read_plan(out: Path, spec: Spec) -> Plan:
-    """The plan of an earlier run of the same command.
+def check_spec(plan: Plan, spec: Spec) -> None:
+    """See that a plan was made by the same command.
 
     Raises:
-        ResumeError: that run had other sources or options, named with both values, or was of a
-            version of ecgfast with another layout of the work folder; or its files are damaged.
+        ResumeError: it had other sources or options, named with both values.
     """
-    work = work_folder(out)
-    plan = _parsed(out, work / _PLAN)
-    layout = plan.get("layout", 1)
+    _compare(plan.out, plan.spec, spec)
+
+
+def request_of(spec: Spec, pseudonyms: Pseudonyms | None) -> str:
+    """By which a repeated command recognises its store; `pseudonyms` of a store from files."""
+    if pseudonyms is None:
+        return hashlib.sha256(f"{spec['identity']} {spec['codec']}".encode()).hexdigest()
+    # Keyed: the manifest must not let anybody test guesses of a readable path.
+    return pseudonyms.digest("request", json.dumps(spec, sort_keys=True)).hex()
+
+
+def read_plan(out: Path) -> Plan:
+    """The plan of an earlier run, whose inputs are there.
+
+    Raises:
+        ResumeError: there is none, it was made by a version of ecgfast with another layout of the
+            work folder or with other versions of its packages; or its files are damaged.
+    """
+    path = work_folder(out) / _PLAN
+    try:
+        held = path.stat()
+    except FileNotFoundError:
+        raise ResumeError(
+            f"{out} has no plan: {path} is missing; begin with ecgfast convert SOURCE --out {out}"
+        ) from None
+    return _plan_of(out, (held.st_mtime_ns, held.st_ino, held.st_size))
+
+
+@lru_cache(maxsize=4)  # a worker reads it once for all its units
+def _plan_of(out: Path, held: tuple[int, ...]) -> Plan:
+    path = work_folder(out) / _PLAN
+    content = _parsed(out, path)
+    layout = content.pop("layout", 1)
     if layout != _LAYOUT:
         raise ResumeError(
-            f"{out} was begun by another version of ecgfast: {work / _PLAN} has layout {layout}, "
-            f"allowed {_LAYOUT}; finish it with that version, or remove {out} and {work} to begin "
-            "again"
+            f"{out} was begun by another version of ecgfast: {path} has layout {layout}, "
+            f"allowed {_LAYOUT}; finish it with that version, or remove {out} and {path.parent} to "
+            "begin again"
         )
-    for name, kind in {"spec": dict, **_COUNTS}.items():
-        if type(plan.get(name)) is not kind:
-            raise _damaged(out, work / _PLAN, f"it has no {name}")
-    _compare(out, plan["spec"], spec)
-    if "sources" in spec:  # a store that is transcoded has no list
-        _check_inputs(out, work / _INPUTS, plan["num_inputs"])
-    return Plan(work=work, **{key: plan[key] for key in _COUNTS})
+    model = vars(Plan(out=out, spec={}, num_inputs=0, num_slots=0))
+    for name in model.keys() - {"out"}:
+        if type(content.get(name)) is not type(model[name]):
+            raise damaged(out, path, f"it has no {name}")
+    plan = Plan(out=out, **{name: content[name] for name in model.keys() - {"out"}})
+    for name, here in _versions().items():
+        if plan.versions.get(name) != here:
+            raise ResumeError(
+                f"{out} was begun with {name} {plan.versions.get(name)}, here is {here}, and "
+                f"another version may give other bytes; install that one, or remove {out} and "
+                f"{path.parent} to begin again"
+            )
+    if "sources" in plan.spec:  # a store that is transcoded has no list
+        for name, size in ((INPUTS, plan.num_bytes), (OFFSETS, 8 * plan.num_units)):
+            found = path.with_name(name).stat().st_size if path.with_name(name).is_file() else 0
+            if found != size:
+                raise damaged(out, path.with_name(name), f"it has {found:,} bytes of {size:,}")
+    return plan
 
 
 def _parsed(out: Path, path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise _damaged(out, path, "it is no file")
+        raise damaged(out, path, "it is no file")
     try:
         plan = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise _damaged(out, path, str(error)) from error
+        raise damaged(out, path, str(error)) from error
     if not isinstance(plan, dict):
-        raise _damaged(out, path, f"it is a {type(plan).__name__}")
+        raise damaged(out, path, f"it is a {type(plan).__name__}")
     return plan
 
 
-def _check_inputs(out: Path, path: Path, expected: int) -> None:
-    """Refuse a list that was cut short: the store would lack records without an error."""
-    if not path.is_file():
-        raise _damaged(out, path, "it is no file")
-    found = 0
-    with path.open("rb") as file:
-        for line in file:
-            found += line.endswith(b"\n")
-    if found != expected:
-        raise _damaged(out, path, f"it has {found:,} inputs of {expected:,}")
-
-
-def _damaged(out: Path, path: Path, why: str) -> ResumeError:
+def damaged(out: Path, path: Path, why: str) -> ResumeError:
+    """The error for a file of the work folder that cannot be used."""
     return ResumeError(
         f"{path} is damaged: {why}; remove {out} and {work_folder(out)} to begin again"
     )
@@ -165,34 +281,16 @@ def _compare(out: Path, earlier: Spec, now: Spec) -> None:
             )
 
 
-def _made(work: Path) -> Path:
-    with explained(work):
-        work.mkdir(parents=True, exist_ok=True)
-    return work
-
-
-def _line(item: InputFile) -> bytes:
-    entry = [item.record_id, str(item.path), str(item.source), item.row]
-    return json.dumps(entry).encode() + b"\n"
-
-
 @lru_cache
 def _source(text: str) -> Path:
     """The same few folders for every record: making a Path takes 10 microseconds."""
     return Path(text)
 
 
-def parse_input(line: bytes) -> InputFile:
-    """The input that a line of `Plan.batches` names.
-
-    Raises:
-        ResumeError: the line is damaged.
-    """
+def _parsed_input(out: Path, line: bytes) -> PlannedInput:
     try:
-        record_id, path, source, row = json.loads(line)
-        return InputFile(record_id=record_id, path=Path(path), source=_source(source), row=row)
+        record_id, path, source, row, position, first, num_slots = json.loads(line)
+        item = InputFile(record_id=record_id, path=Path(path), source=_source(source), row=row)
+        return PlannedInput(item, position, range(first, first + num_slots))
     except (ValueError, TypeError, RecursionError) as error:
-        raise ResumeError(
-            f"{_INPUTS} of the unfinished store is damaged: {error}; remove the store and the "
-            ".convert folder beside it to begin again"
-        ) from error
+        raise damaged(out, work_folder(out) / INPUTS, str(error)) from error

@@ -198,6 +198,17 @@ def cut(samples: Samples, *, window: WindowChoice, short: Short) -> list[Window 
     return [_window(samples, start) for start in starts]
 
 
+def num_windows(num_timesteps: int, rate_hz: float) -> int:
+    """How many windows `cut` makes of a recording with `--window all`, refused ones too.
+
+    Raises:
+        FormatError: an impossible rate, or too many timesteps.
+    """
+    length = math.ceil(num_timesteps * _resampling(rate_hz))
+    check_values(length, NUM_LEADS, "the recording")
+    return max(1, length // NUM_TIMESTEPS)
+
+
 def _window(samples: Samples, start: int, unpadded: int = NUM_TIMESTEPS) -> Window | FormatError:
     span = slice(start, start + NUM_TIMESTEPS)
     valid = None if samples.valid is None else samples.valid[:, span]

@@ -1,32 +1,36 @@
-"""`convert`: files to a store, or a store to another codec."""
+"""`convert`: files to a store, or a store to another codec: list inputs, do the units, seal."""
 
 import shlex
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import get_args
 
 import pyarrow.compute as pc
 
 from ecgfast import log
-from ecgfast.convert.build import build_from_files, build_from_store
-from ecgfast.convert.work import ConvertOptions
+from ecgfast.convert.plan import (
+    ConvertOptions,
+    Plan,
+    check_choices,
+    is_finished,
+    read_plan,
+)
+from ecgfast.convert.seal import seal
+from ecgfast.convert.sources import make_plan
+from ecgfast.convert.units import remove_temporaries, run_units
 from ecgfast.errors import ConfigError, EcgfastError
 from ecgfast.labels.assign import warn_of_unnamed
-from ecgfast.labels.columns import check_names
 from ecgfast.labels.commands import label_store
 from ecgfast.labels.table import check_labels
 from ecgfast.store.csv_files import passed_over_examples
 from ecgfast.store.durable import store_lock
 from ecgfast.store.format import (
-    MANIFEST,
-    SIGNALS,
-    key_beside,
-    refuse_inside_store,
+    passed_over_beside,
     sources_beside,
 )
-from ecgfast.store.manifest import Manifest
+from ecgfast.store.info import kinds_in_words
+from ecgfast.store.manifest import read_manifest
 from ecgfast.store.reader import available_cores, open_store
 from ecgfast.vocabulary import Codec, OnBad, PatientIds, Quality, Short, WindowChoice
 
@@ -60,6 +64,24 @@ class ConvertSummary:
     passed_over: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        """The counts in a line or two, without a path of a source: it ends in logs of clusters."""
+        found = self.num_duplicates
+        duplicates = "" if found is None else f" ({found} of them duplicates)"
+        text = (
+            f"{self.num_inputs} inputs = {self.num_converted} converted + "
+            f"{self.num_quarantined} quarantined; {self.num_records} records{duplicates} in "
+            f"{self.store}"
+        )
+        if not self.passed_over:
+            return text
+        number = sum(self.passed_over.values())
+        shown = f"; {passed_over_beside(self.store)} names some" if self.examples else ""
+        return (
+            f"{text}\n{number:,} {'file' if number == 1 else 'files'} passed over: "
+            f"{kinds_in_words(self.passed_over)}{shown}"
+        )
+
 
 def convert(
     sources: Sequence[str | Path],
@@ -69,6 +91,8 @@ def convert(
     columns: Sequence[str] | None = None,
     codec: Codec = "ecgpack",
     workers: int | None = None,
+    executor: Executor | None = None,
+    listing: str | Path | None = None,
     window: WindowChoice = "first",
     short: Short = "quarantine",
     quality: Quality = "flag",
@@ -84,7 +108,8 @@ def convert(
     """Convert files or folders, or transcode one store; the same call resumes after any crash.
 
     With more than one worker the calling script needs `if __name__ == "__main__":`, as everything
-    that spawns processes does.
+    that spawns processes does. Jobs of many machines that share the folders call `plan_convert`,
+    `convert_units` and `seal_convert` instead.
 
     Args:
         sources: files and folders, or one store.
@@ -93,8 +118,12 @@ def convert(
         columns: what to take beside the ejection fraction: columns of that CSV, as `ecgfast label
             --columns` does, and fields of the recordings (sidecar keys, "diagnosis" as free text).
         codec: "ecgpack", "zstd" or "none".
-        workers: processes that read and encode for this one, which writes; 1 does all in this
-            process, None takes the cores that it may use.
+        workers: processes to start; 1 does all in this process, None takes the cores that it may
+            use.
+        executor: does the work instead, on this machine or others that share the folders: Dask's
+            `Client.get_executor()`, MPI's, Parsl's or any other of `concurrent.futures`.
+        listing: file with the paths of the one source folder, one a line and sorted, in place of
+            a look at its folders.
         window: of records longer than 5000 timesteps the "first", or "all" whole windows.
         short: "quarantine" records shorter than 5000 timesteps, or "pad" those of 2500 or
             more with 0 microvolt.
@@ -115,71 +144,118 @@ def convert(
         EcgfastError: the disk is full or read-only, or another process writes this store. Under
             `--strict` also: records are duplicates; the store is finished, labels joined.
     """
-    _check(codec=(codec, Codec), window=(window, WindowChoice), short=(short, Short))
-    _check(quality=(quality, Quality), on_bad=(on_bad, OnBad))
-    _check(patient_ids=(patient_ids, PatientIds))
-    paths, out = [Path(source) for source in sources], Path(out)
-    workers = available_cores() if workers is None else workers
-    if workers < 1:
-        raise ConfigError(f"--workers must be at least 1, got {workers}")
+    out = Path(out)
+    options = ConvertOptions(
+        codec=codec,
+        window=window,
+        short=short,
+        quality=quality,
+        keep_identifiers=keep_identifiers,
+        patient_ids=patient_ids,
+        one_ecg_per_patient=one_ecg_per_patient,
+        split_seed=split_seed,
+        columns=tuple(columns or ()),
+        keep_ages_over_89=keep_ages_over_89,
+    )
+    check_choices(on_bad=(on_bad, OnBad))
     if labels is None and target is not None:
         raise ConfigError(f"--target {target!r} needs --labels; ecgfast label takes both later")
     if labels is not None:  # a wrong table is refused now, not after hours of converting
         check_labels(Path(labels), columns)
-    check_names(columns or ())
-    key = Path(key_file) if key_file is not None else key_beside(out)
-    _refuse_within(out, key)
-    # An unfinished store is one too, and no folder without recordings.
-    stores = [path for path in paths if (path / MANIFEST).exists() or (path / SIGNALS).exists()]
+    processes = _processes(workers)
     with store_lock(out):
-        if stores:
-            own = (window, short, quality, patient_ids, one_ecg_per_patient, split_seed)
-            # With a store as source, these belong to the labels that are joined.
-            unused = labels is None and (columns or key_file or keep_ages_over_89)
-            is_default = own == ("first", "quarantine", "flag", "site", False, 0)
-            if len(paths) > 1 or not is_default or keep_identifiers or unused:
-                raise ConfigError(
-                    f"{stores[0]} is a store, which is transcoded alone and as it is; give only "
-                    "--out, --codec and --workers with it"
-                )
-            manifest = build_from_store(paths[0], out, codec=codec, workers=workers)
-        else:
-            settings = partial(
-                ConvertOptions,
-                codec=codec,
-                window=window,
-                short=short,
-                quality=quality,
-                one_ecg_per_patient=one_ecg_per_patient,
-                split_seed=split_seed,
-                columns=tuple(columns or ()),
-                ages_over_89=keep_ages_over_89,
-            )
-            manifest = build_from_files(
-                paths,
-                out,
-                settings,
-                key=key,
-                keep=keep_identifiers,
-                patient_ids=patient_ids,
-                workers=workers,
-            )
+        plan = make_plan(sources, out, options, key_file, listing, is_labelled=labels is not None)
+        if plan is not None:
+            remove_temporaries(out)
+            run_units(plan, range(plan.num_units), processes, executor)
+            seal(plan)
     if labels is not None:
         given = None if key_file is None else Path(key_file)
         _label(out, Path(labels), columns, target, given, keep_ages_over_89)
     else:
-        records = open_store(out).records
-        warn_of_unnamed(records, one_ecg_per_patient=one_ecg_per_patient)
-        for name in sorted(set(columns or ()) - set(records.column_names)):
-            log.warning(f"--columns: no recording has a field {name!r}")
+        _warn(out, options)
+    return _summary(out, on_bad)
+
+
+def plan_convert(
+    sources: Sequence[str | Path],
+    out: str | Path,
+    options: ConvertOptions,
+    *,
+    key_file: str | Path | None = None,
+    listing: str | Path | None = None,
+) -> Plan | None:
+    """List the inputs of a store, the first step of `convert`; None where it is finished."""
+    with store_lock(Path(out)):
+        return make_plan(sources, Path(out), options, key_file, listing, is_labelled=False)
+
+
+def convert_units(
+    out: str | Path,
+    *,
+    part: tuple[int, int] = (0, 1),
+    workers: int | None = None,
+    executor: Executor | None = None,
+) -> int:
+    """Do units of a planned store, the second step of `convert`; any number of jobs at once.
+
+    Args:
+        out: folder of the store.
+        part: (i, n) takes the units i, i + n, i + 2 n ...
+        workers: processes to start, as `convert`.
+        executor: as `convert`.
+    Returns:
+        how many units the part has; all of them are finished.
+    """
+    index, count = part
+    if not 0 <= index < count:
+        raise ConfigError(f"--part must be I/N with 0 <= I < N, got {index}/{count}")
+    if is_finished(Path(out)):
+        log.info(f"{out} is finished already")
+        return 0
+    plan = read_plan(Path(out))
+    units = range(index, plan.num_units, count)
+    run_units(plan, units, _processes(workers), executor)
+    return len(units)
+
+
+def seal_convert(out: str | Path, *, on_bad: OnBad = "quarantine") -> ConvertSummary:
+    """Seal a store whose units are all finished, the last step of `convert`.
+
+    Raises:
+        EcgfastError: units are missing, which are named.
+    """
+    out = Path(out)
+    with store_lock(out):
+        if is_finished(out):
+            log.info(f"{out} is finished already")
+        else:
+            plan = read_plan(out)
+            seal(plan)
+            _warn(out, plan.options if "sources" in plan.spec else ConvertOptions())
+    return _summary(out, on_bad)
+
+
+def _processes(workers: int | None) -> int:
+    workers = available_cores() if workers is None else workers
+    if workers < 1:
+        raise ConfigError(f"--workers must be at least 1, got {workers}")
+    return workers
+
+
+def _warn(out: Path, options: ConvertOptions) -> None:
+    """Warn of what a new store lacks."""
+    records = open_store(out).records
+    warn_of_unnamed(records, one_ecg_per_patient=options.one_ecg_per_patient)
+    for name in sorted(set(options.columns) - set(records.column_names)):
+        log.warning(f"--columns: no recording has a field {name!r}")
+
+
+def _summary(out: Path, on_bad: OnBad) -> ConvertSummary:
+    manifest = read_manifest(out)
     counts = manifest["counts"]
-    if log.is_strict() and not stores and counts.get("duplicates"):
+    if log.is_strict() and "store" not in manifest and counts.get("duplicates"):
         _refuse_duplicates(out, counts["duplicates"])
-    return _summary(out, manifest, failed=on_bad == "fail" and counts["quarantined"] > 0)
-
-
-def _summary(out: Path, manifest: Manifest, *, failed: bool) -> ConvertSummary:
-    counts = manifest["counts"]
     return ConvertSummary(
         store=out,
         num_inputs=counts["inputs"],
@@ -187,22 +263,11 @@ def _summary(out: Path, manifest: Manifest, *, failed: bool) -> ConvertSummary:
         num_quarantined=counts["quarantined"],
         num_records=counts["records"],
         num_duplicates=counts.get("duplicates"),
-        failed=failed,
+        failed=on_bad == "fail" and counts["quarantined"] > 0,
         num_files=manifest.get("source_files"),
         passed_over=manifest.get("passed_over", {}),
         examples=passed_over_examples(out),
     )
-
-
-def _refuse_within(out: Path, key: Path) -> None:
-    """Refuse a store in another store, and a key in any store."""
-    refuse_inside_store(out.resolve().parent, "--out")
-    refuse_inside_store(key, "--key-file")
-    if key.resolve().is_relative_to(out.resolve()):
-        raise ConfigError(
-            f"--key-file {key} lies in the store {out}, which is meant to be shared without its "
-            "key; choose a place outside"
-        )
 
 
 def _refuse_duplicates(out: Path, num_duplicates: int) -> None:
@@ -245,11 +310,3 @@ def _label(
             f"{error}; the store {out} is finished, only its labels are missing: when the table "
             f"is right, run {shlex.join(words)}"
         ) from error
-
-
-def _check(**options: tuple[str, object]) -> None:
-    for name, (value, kind) in options.items():
-        allowed = get_args(kind)
-        if value not in allowed:
-            flag = name.replace("_", "-")
-            raise ConfigError(f"--{flag} must be one of {', '.join(allowed)}, got {value!r}")

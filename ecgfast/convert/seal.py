@@ -1,11 +1,12 @@
 """The last step of a convert: mark duplicates, draw splits, write tables, then the manifest."""
 
 import json
+import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,126 +14,235 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ecgfast import log
-from ecgfast.convert.duplicates import Groups, Read, join_same_content, join_same_signal
+from ecgfast.convert.duplicates import mark_duplicates
 from ecgfast.convert.measures import FINGERPRINT_BYTES, unpacked_fingerprints
+from ecgfast.convert.plan import Plan, damaged, request_of, work_folder
 from ecgfast.convert.preprocess import MAX_INVALID_SHARE
-from ecgfast.convert.work import ConvertOptions
-from ecgfast.errors import FormatError
+from ecgfast.convert.units import UnitFacts, read_unit, remove_temporaries
+from ecgfast.errors import CorruptStoreError, EcgfastError, FormatError
 from ecgfast.labels.assign import assign_splits, known_target
+from ecgfast.labels.columns import set_column
 from ecgfast.records import NUM_TIMESTEPS, SAMPLING_RATE_HZ
-from ecgfast.store.csv_files import write_quarantine, write_sources
-from ecgfast.store.format import QUARANTINE, RECORDS, decode_chunks, sources_beside
-from ecgfast.store.manifest import Manifest
-from ecgfast.store.patients import retained, with_pseudonyms
+from ecgfast.store.csv_files import write_passed_over, write_quarantine, write_sources
+from ecgfast.store.durable import write_durably
+from ecgfast.store.format import (
+    QUARANTINE,
+    RECORDS,
+    SHARDS,
+    decode_chunks,
+    key_beside,
+    passed_over_beside,
+    sources_beside,
+)
+from ecgfast.store.manifest import Manifest, identity_of, write_manifest
+from ecgfast.store.patients import PSEUDONYM, Pseudonyms, retained, with_pseudonyms
+from ecgfast.store.reader import open_store
 from ecgfast.store.shards import Shards
-from ecgfast.store.table import records_table, write_table
-from ecgfast.store.writer import StoreWriter
+from ecgfast.store.table import (
+    ShardTable,
+    joined_kinds,
+    read_rows,
+    read_text,
+    records_schema,
+    with_labels,
+    write_records,
+    write_table,
+)
 
+_PATIENCE_S = 60.0  # for units that other machines finished: a share shows new files late
 _NO_FINGERPRINT = b"\xff" * FINGERPRINT_BYTES  # no beats
+_SHOWN_UNITS = 10
+_DRAWN = ("flags", "duplicate_of", "split", "fold")  # columns that no unit knows alone
+_ASKED = ("record_id", "patient_id", "site", "ejection_fraction", "content", "start_timestep")
+_COPIED = (  # manifest entries of a store that is transcoded; earlier versions lack some
+    *("preprocessing", "quality", "counts", "synthetic", "identifiers", "key_fingerprint"),
+    *("labels", "patients", "splits", "retained", "left_out", "source_files", "passed_over"),
+)
+
+
+def seal(plan: Plan) -> Manifest:
+    """Seal a store whose units are finished.
+
+    Args:
+        plan: of the store; the caller holds its lock.
+    Raises:
+        EcgfastError: units are missing.
+        FormatError: not one input could be converted.
+        ResumeError: the units are not those of the plan.
+    """
+    units = _finished_units(plan)
+    num_inputs = sum(each.num_inputs for each in units)
+    if num_inputs != plan.num_inputs:
+        path = work_folder(plan.out)
+        raise damaged(plan.out, path, f"it has {num_inputs:,} inputs of {plan.num_inputs:,}")
+    shards = ShardTable.of(
+        (number, each.num_records, each.files) for number, each in enumerate(units) if each.files
+    )
+    pseudonyms = plan.pseudonyms() if "sources" in plan.spec else None
+    if pseudonyms is None:
+        content = _sealed_from_store(plan)
+    else:
+        content = _sealed_from_files(plan, pseudonyms, units, shards)
+    from ecgfast.store.zarr_codec import write_metadata  # zarr takes half a second to import
+
+    num_records = sum(each.num_records for each in units)
+    counts = {"num_slots": plan.num_slots, "num_records": num_records}
+    content |= {"codec": plan.spec["codec"], "request": request_of(plan.spec, pseudonyms)}
+    content |= counts
+    content["files"][SHARDS] = write_table(plan.out, shards.table, SHARDS)
+    content["files"] |= write_metadata(plan.out, plan.spec["codec"], **counts)
+    content["identity"] = identity_of(content, shards.files())
+    remove_temporaries(plan.out)
+    manifest = write_manifest(plan.out, content)
+    shutil.rmtree(work_folder(plan.out))
+    return manifest
+
+
+def _finished_units(plan: Plan) -> list[UnitFacts]:
+    """What every unit says; each is opened by its name, because shares list new files late."""
+    until = time.monotonic() + _PATIENCE_S
+    found: dict[int, UnitFacts] = {}
+    missing = list(range(plan.num_units))
+    while True:
+        for unit in missing:
+            try:
+                found[unit] = read_unit(plan, unit)
+            except FileNotFoundError:
+                continue
+        missing = [unit for unit in missing if unit not in found]
+        if not missing:
+            return [found[unit] for unit in range(plan.num_units)]
+        if time.monotonic() >= until:
+            shown = ", ".join(map(str, missing[:_SHOWN_UNITS]))
+            more = " ..." if len(missing) > _SHOWN_UNITS else ""
+            raise EcgfastError(
+                f"{len(missing):,} of {plan.num_units:,} units are missing: {shown}{more}; run "
+                f"ecgfast convert --out {plan.out} --stage units, then --stage seal again"
+            )
+        time.sleep(1)
 
 
 @dataclass
 class _Collected:
-    """What one pass over the writer's lines collects beside the rows: about 100 bytes a record."""
+    """What one pass over the rows of all units collects: about 100 bytes a record."""
 
-    converted: set[int] = field(default_factory=set)  # positions: an input can give many windows
-    quarantine: list[str] = field(default_factory=list)
-    sources: list[str] = field(default_factory=list)
+    num_converted: int = 0  # inputs: one can give many windows
     patient_keys: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+    slots: list[NDArray[np.int64]] = field(default_factory=list)
     correlations: list[NDArray[np.int8]] = field(default_factory=list)
     beats: list[NDArray[np.uint16]] = field(default_factory=list)
     segments: dict[int, list[str]] = field(default_factory=dict)  # by the joined record's number
 
-    def rows(self, writer: StoreWriter) -> Iterator[pa.Table]:
-        for table, text in writer.lines():
+    def rows(self, plan: Plan) -> Iterator[pa.Table]:
+        last = -1
+        for unit in range(plan.num_units):
+            table = read_rows(plan.unit_file(unit))
             if table["segments"].null_count < table.num_rows:
                 names = enumerate(table["segments"].to_pylist(), len(self.patient_keys))
                 self.segments |= {number: json.loads(each) for number, each in names if each}
-            self.converted.update(table["position"].to_pylist())
-            self.quarantine.append(text["quarantine"])
-            self.sources.append(text["sources"])
+            for position in table["position"].to_pylist():
+                self.num_converted += position != last
+                last = position
             self.patient_keys += table["patient_key"].to_pylist()
             for words in table["left_out"].to_pylist():
                 self.left_out.update(words.split(";") if words else ())
+            self.slots.append(table["row"].to_numpy())
             packed = pc.fill_null(table["fingerprint"], _NO_FINGERPRINT).to_pylist()
             correlations, beats = unpacked_fingerprints(packed)
             self.correlations.append(correlations)
             self.beats.append(beats)
-            yield table
+            yield table.select([*_ASKED, *_DRAWN])
 
 
-def seal_from_files(
-    out: Path,
-    writer: StoreWriter,
-    settings: ConvertOptions,
-    request: str,
-    num_inputs: int,
-    found: dict[str, Any],
+def _sealed_from_files(
+    plan: Plan, pseudonyms: Pseudonyms, units: list[UnitFacts], shards: ShardTable
 ) -> Manifest:
-    """Seal a store that was made from files; `found` holds the manifest's counts of other files.
-
-    Raises:
-        FormatError: not one input could be converted.
-    """
-    lines = _Collected()
-    table = records_table(lines.rows(writer), writer.columns)
-    quarantine = write_quarantine(out, lines.quarantine)
-    write_sources(sources_beside(out), lines.sources)
-    if writer.num_records == 0:
+    """Write the tables of a store that was made from files; returns entries of its manifest."""
+    out, options = plan.out, plan.options
+    quarantine = write_quarantine(out, _texts(plan, "quarantine"))
+    write_sources(sources_beside(out), _texts(plan, "sources"))
+    if not shards.table.num_rows:
         raise FormatError(
-            f"none of {num_inputs} inputs could be converted; {sources_beside(out)} says why for "
-            "each"
+            f"none of {plan.num_inputs} inputs could be converted; {sources_beside(out)} says why "
+            "for each"
         )
-    shards = Shards(out, writer.num_records)  # the store has no manifest yet
-    table = _mark_duplicates(
-        table, lines, lambda records: decode_chunks(settings.codec, *shards.read(records))
+    found = _Collected()
+    records = pa.concat_tables(found.rows(plan))
+    stored = Shards(out, np.concatenate(found.slots), shards)  # the store has no manifest yet
+    records = mark_duplicates(
+        records,
+        found.segments,
+        np.concatenate(found.correlations),
+        np.concatenate(found.beats),
+        lambda numbers: decode_chunks(options.codec, *stored.read(numbers)),
     )
-    table, splits = assign_splits(
-        table,
-        lines.patient_keys,
-        seed=settings.split_seed,
-        target=known_target(table, None),
-        one_ecg_per_patient=settings.one_ecg_per_patient,
+    records, splits = assign_splits(
+        records,
+        found.patient_keys,
+        seed=options.split_seed,
+        target=known_target(records, None),
+        one_ecg_per_patient=options.one_ecg_per_patient,
         drawn_by="convert",
     )
-    table = with_pseudonyms(table, lines.patient_keys, settings.pseudonyms)
-    tables = {QUARANTINE: quarantine, RECORDS: write_table(out, table)}
-    content = {
+    records = with_pseudonyms(records, found.patient_keys, pseudonyms)
+    kinds = joined_kinds(each.kinds for each in units)
+    schema = records_schema(kinds, [PSEUDONYM] if pseudonyms.keep else [])
+    table = write_records(out, _whole_rows(plan, records, kinds), schema)
+    if plan.passed_over:
+        write_passed_over(out, plan.examples)
+    _log_left_out(found.left_out)
+    return {
         "preprocessing": {
             "sampling_rate_hz": SAMPLING_RATE_HZ,
             "num_timesteps": NUM_TIMESTEPS,
-            "window": settings.window,
-            "short": settings.short,
+            "window": options.window,
+            "short": options.short,
             "max_invalid_share": MAX_INVALID_SHARE,
             "resampling": "scipy.signal.resample_poly, padtype line",
         },
-        "quality": settings.quality,
+        "quality": options.quality,
         "counts": {
-            "inputs": num_inputs,
-            "converted": len(lines.converted),
-            "quarantined": num_inputs - len(lines.converted),
-            "records": writer.num_records,
-            "duplicates": table.num_rows - table["duplicate_of"].null_count,
+            "inputs": plan.num_inputs,
+            "converted": found.num_converted,
+            "quarantined": plan.num_inputs - found.num_converted,
+            "records": records.num_rows,
+            "duplicates": records.num_rows - records["duplicate_of"].null_count,
         },
-        "synthetic": _any_synthetic(table["flags"]),
-        "identifiers": "kept" if settings.pseudonyms.keep else "pseudonyms",
-        "key_fingerprint": settings.pseudonyms.fingerprint,
-        "patients": {
-            "ids": settings.pseudonyms.patient_ids,
-            "one_ecg_each": settings.one_ecg_per_patient,
-        },
+        "synthetic": _any_synthetic(records["flags"]),
+        "identifiers": "kept" if pseudonyms.keep else "pseudonyms",
+        "key_fingerprint": pseudonyms.fingerprint,
+        "patients": {"ids": pseudonyms.patient_ids, "one_ecg_each": options.one_ecg_per_patient},
         "splits": splits,
         "labels": None,
         "retained": retained(
-            table, identifiers=settings.pseudonyms.keep, ages_over_89=settings.ages_over_89
+            schema.names,
+            sites=records["site"].null_count < records.num_rows,
+            identifiers=pseudonyms.keep,
+            ages_over_89=options.keep_ages_over_89,
         ),
-        "left_out": dict(lines.left_out),
-        "request": request,
-        **found,
+        "left_out": dict(found.left_out),
+        "source_files": plan.num_files,
+        "passed_over": plan.passed_over,
+        "files": {QUARANTINE: quarantine, RECORDS: table},
     }
-    _log_left_out(lines.left_out)
-    return writer.seal(settings.codec, tables, content)
+
+
+def _texts(plan: Plan, name: str) -> Iterator[str]:
+    for unit in range(plan.num_units):
+        yield read_text(plan.unit_file(unit))[name]
+
+
+def _whole_rows(plan: Plan, drawn: pa.Table, kinds: Mapping[str, str]) -> Iterator[pa.Table]:
+    """The rows of records.parquet, a unit at a time."""
+    first = 0
+    names = [*_DRAWN, *(name for name in drawn.column_names if name == PSEUDONYM)]
+    for unit in range(plan.num_units):
+        rows = with_labels(read_rows(plan.unit_file(unit)), kinds)
+        for name in names:
+            rows = set_column(rows, name, drawn[name].slice(first, rows.num_rows))
+        first += rows.num_rows
+        yield rows
 
 
 def _log_left_out(left_out: Mapping[str, int]) -> None:
@@ -149,94 +259,22 @@ def _any_synthetic(flags: pa.ChunkedArray) -> bool:
     return bool(pc.any(pc.match_substring_regex(flags, r"(^|;)synthetic(;|$)")).as_py())
 
 
-def _mark_duplicates(table: pa.Table, lines: _Collected, read: Read) -> pa.Table:
-    """Fill the column `duplicate_of`, and add the flags "duplicate" and "segment".
-
-    A segment belongs to the record that was joined from it, whatever their order; of all others,
-    the first record of a group is the one that the later ones name.
-
-    Args:
-        table: of records.parquet, `duplicate_of` empty.
-        lines: of every row of it.
-        read: record numbers, ascending -> (n, 12, 5000) int16.
-    """
-    groups = Groups(table.num_rows)
-    recordings = _recordings(table)
-    segments = _segments(lines.segments, table, recordings)
-    codes = table["content"].combine_chunks().dictionary_encode().indices
-    join_same_content(groups, pc.fill_null(codes, -1).to_numpy().astype(np.int64))
-    correlation = np.concatenate(lines.correlations)
-    beats = np.concatenate(lines.beats)
-    join_same_signal(groups, correlation, beats, recordings, read)
-    for number in np.flatnonzero(segments).tolist():  # not before: copies of segments are compared
-        groups.join(int(recordings[number]), number)
-    named = _named(groups.firsts(), segments, recordings)
-    return _with_columns(table, named, segments)
+def _sealed_from_store(plan: Plan) -> Manifest:
+    """Write the tables of a store that was transcoded; returns entries of its manifest."""
+    out, source = plan.out, Path(plan.spec["store"])
+    reader = open_store(source)
+    records = set_column(reader.records, "row", pa.array(range(len(reader)), pa.int64()))
+    files = {RECORDS: write_table(out, records), QUARANTINE: _copy(source / QUARANTINE, out)}
+    if files[QUARANTINE] != reader.manifest["files"][QUARANTINE]:
+        raise CorruptStoreError(
+            f"{source / QUARANTINE} is damaged: its digest is wrong; restore it from a copy"
+        )
+    for beside in (key_beside, sources_beside, passed_over_beside):
+        if beside(source).exists():
+            write_durably(beside(out), [beside(source).read_bytes()], mode=0o600)
+    content = {name: reader.manifest[name] for name in _COPIED if name in reader.manifest}
+    return content | {"files": files}
 
 
-def _bases(table: pa.Table) -> list[str]:
-    """The pseudonym of each record's recording: windows are called ID@START."""
-    record_ids = table["record_id"].to_pylist()
-    starts = table["start_timestep"].to_pylist()
-    return [
-        record_id.removesuffix(f"@{start}") if start else record_id
-        for record_id, start in zip(record_ids, starts, strict=True)
-    ]
-
-
-def _recordings(table: pa.Table) -> NDArray[np.int64]:
-    """(N,) the number of the first window of each record's recording."""
-    recordings = np.arange(table.num_rows)
-    if pc.any(pc.greater(table["start_timestep"], 0)).as_py():
-        bases = _bases(table)  # windows lie one behind another
-        for number in range(1, len(bases)):
-            if bases[number] == bases[number - 1]:
-                recordings[number] = recordings[number - 1]
-    return recordings
-
-
-def _segments(
-    segments: dict[int, list[str]], table: pa.Table, recordings: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """(N,) which rows are segments; in `recordings` they get the number of the joined record."""
-    is_segment = np.zeros(table.num_rows, bool)
-    joined = {name: int(recordings[number]) for number, names in segments.items() for name in names}
-    for number, base in enumerate(_bases(table) if joined else []):
-        whole = joined.get(base, number)
-        if whole != number:
-            is_segment[number] = True
-            recordings[number] = whole
-    return is_segment
-
-
-def _named(
-    firsts: NDArray[np.int64], segments: NDArray[np.bool_], recordings: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """(N,) the record that each one is a duplicate of; itself where it is none."""
-    numbers = np.arange(len(firsts))
-    # The first record of each group that is no segment.
-    named = np.full(len(firsts), len(firsts))
-    np.minimum.at(named, firsts[~segments], numbers[~segments])
-    named = named[firsts]
-    # Another window of the same recording is no duplicate, though a copy may join the two.
-    own = ~segments & (recordings[named] == recordings)
-    return np.where(own, numbers, named)
-
-
-def _with_columns(
-    table: pa.Table, named: NDArray[np.int64], segments: NDArray[np.bool_]
-) -> pa.Table:
-    later = np.flatnonzero(named != np.arange(len(named)))
-    if later.size == 0:
-        return table
-    take = pa.array(named, mask=named == np.arange(len(named)))
-    table = _replaced(table, "duplicate_of", table["record_id"].take(take))
-    flags = table["flags"].to_pylist()
-    for number in later.tolist():
-        flag = "segment" if segments[number] else "duplicate"
-        flags[number] = ";".join(sorted({*filter(None, flags[number].split(";")), flag}))
-    return _replaced(table, "flags", pa.array(flags, pa.string()))
-
-
-def _replaced(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
-    return table.set_column(table.schema.get_field_index(name), name, column)
+def _copy(source: Path, store: Path) -> dict[str, int | str]:
+    return write_durably(store / source.name, [source.read_bytes()])

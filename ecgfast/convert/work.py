@@ -1,7 +1,7 @@
-"""What a worker does: read, preprocess, check and encode a batch of input files."""
+"""What a worker does with input files: read, preprocess, check and encode them."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from ecgfast.convert.measures import (
     packed_fingerprints,
     signal_flags,
 )
-from ecgfast.convert.plan import parse_input
+from ecgfast.convert.plan import ConvertOptions, PlannedInput
 from ecgfast.convert.preprocess import CutRecording, Window, check_source, read_windows
 from ecgfast.errors import FormatError, Reason, ShapeError
 from ecgfast.ingest import InputFile, unreadable
@@ -32,9 +32,7 @@ from ecgfast.records import (
     stored_age,
 )
 from ecgfast.store.format import ROW_TYPES, encode_chunks
-from ecgfast.store.outcomes import Cursor, EncodedRecord, Outcome, Outcomes, Refusal, in_columns
-from ecgfast.store.patients import Pseudonyms, key_of_unnamed
-from ecgfast.vocabulary import Codec, Quality, Short, WindowChoice
+from ecgfast.store.patients import UNNAMED, Pseudonyms, key_of_unnamed
 
 Label = str | float | None
 
@@ -56,116 +54,121 @@ _codes_of = lru_cache(maxsize=4096)(codes_of)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertOptions:
-    """What decides the bytes of a store, beside its inputs.
+class EncodedRecord:
+    """One record, ready to be written.
 
     Attributes:
-        codec: of the chunks.
-        window: "first" or "all" windows of longer records.
-        short: "quarantine" or "pad" shorter ones.
-        quality: "flag" or, "strict", quarantine what the signal checks find.
-        pseudonyms: the key, whether ids stay readable, and whose they are.
-        one_ecg_per_patient: records that name no patient are one patient each.
-        split_seed: of the splits.
-        columns: fields of the recordings that the user wants in the store as they are.
-        ages_over_89: keep these apart; else they are all 90.
+        chunk: its encoded signal.
+        leads: (4, 12) float32: scale_uv, offset_adc, lead_mean, lead_std.
+        row: its line of records.parquet by the names of ROW_TYPES and PENDING_TYPES, label columns
+            under "labels".
+        source: its line of the table beside the store, the columns of SOURCES_COLUMNS.
     """
 
-    codec: Codec
-    window: WindowChoice
-    short: Short
-    quality: Quality
-    pseudonyms: Pseudonyms
-    one_ecg_per_patient: bool = False
-    split_seed: int = 0
-    columns: tuple[str, ...] = ()
-    ages_over_89: bool = False
+    chunk: bytes
+    leads: NDArray[np.float32]
+    row: dict[str, Any]
+    source: tuple[str, ...]
 
 
-# Lines of the plan, and the cursor before the first one.
-InputLines = tuple[list[bytes], Cursor, ConvertOptions]
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """One input, or one window of it, that the store does not take.
+
+    Attributes:
+        row: its line of quarantine.csv: record_id (pseudonym), format, one of `errors.Reason`.
+        source: its line of the table beside the store, what is wrong included.
+    """
+
+    row: tuple[str, str, str]
+    source: tuple[str, ...]
 
 
 class _Pending(NamedTuple):
-    """A window to be encoded: of which file and recording, and the cursor behind it."""
+    """A window to be encoded, of a recording of an input."""
 
     item: InputFile
     position: int
-    after: Cursor
+    slot: int
     recording: CutRecording
     window: Window
 
 
-def encode_lines(task: InputLines) -> Outcomes:
-    """`encode_inputs` of lines of the plan: workers parse them, the one writer need not."""
-    lines, start, settings = task
-    return encode_inputs([parse_input(line) for line in lines], start, settings)
-
-
-def encode_inputs(items: Sequence[InputFile], start: Cursor, settings: ConvertOptions) -> Outcomes:
-    """Turn input files into encoded records and refusals.
+def encode_inputs(
+    inputs: Iterable[PlannedInput], slots: range, options: ConvertOptions, pseudonyms: Pseudonyms
+) -> Iterator[list[EncodedRecord | Refusal]]:
+    """Turn input files into encoded records and refusals, a few at a time.
 
     Args:
-        items: the files.
-        start: of the first one, with the outcomes of it that are to be left out.
-        settings: what to do with them.
-    Returns:
-        for each file its outcomes, at least one, in order of time.
+        inputs: those that fill the slots; windows whose slots lie outside are left out.
+        slots: of one unit.
+        options: what to do with them.
+        pseudonyms: of ids.
+    Yields:
+        for each slot its record or refusal, in order; for an input that is refused as a whole one
+        refusal, at its first slot.
     Raises:
         EcgfastError: a whole source has gone; a single bad file is a refusal.
         OSError: the share fails; the caller stops and resumes later.
     """
-    outcomes: list[Outcome] = []
     buffered: list[_Pending | Refusal] = []
     num_bytes = 0  # of the records behind the buffered windows, once for each window
-    for position, item in enumerate(items, start.position):
-        skipped = start.outcome if position == start.position else 0
-        for each in _windows(item, position, settings)[skipped:]:
+    for planned in inputs:
+        for each in _windows(planned, slots, options, pseudonyms):
             buffered.append(each)
             num_bytes += 0 if isinstance(each, Refusal) else each.recording.samples.signal.nbytes
             if len(buffered) == _BLOCK_RECORDS:
-                outcomes += _encoded(buffered, settings)
+                yield _encoded(buffered, options, pseudonyms)
                 buffered, num_bytes = [], 0
         if num_bytes > _BUFFERED_BYTES:
-            outcomes += _encoded(buffered, settings)
+            yield _encoded(buffered, options, pseudonyms)
             buffered, num_bytes = [], 0
-    return in_columns([*outcomes, *_encoded(buffered, settings)])
+    yield _encoded(buffered, options, pseudonyms)
 
 
-def _windows(item: InputFile, position: int, settings: ConvertOptions) -> list[_Pending | Refusal]:
-    behind = Cursor(position=position + 1)
+def _windows(
+    planned: PlannedInput, slots: range, options: ConvertOptions, pseudonyms: Pseudonyms
+) -> list[_Pending | Refusal]:
+    item, position, own = planned
     try:
-        recording = read_windows(item, window=settings.window, short=settings.short)
+        recording = read_windows(item, window=options.window, short=options.short)
+        if len(recording.windows) != len(own):
+            raise FormatError(
+                f"{item.path.name}: it has {len(recording.windows)} windows, {len(own)} when the "
+                "inputs were listed; correct its header, or convert again if it has changed",
+                reason="it has not as many windows as were planned",
+            )
     except (FormatError, ShapeError) as error:
         check_source(item.source, again="run the same command again, it goes on where it stopped")
-        return [_refusal(item, behind, error, settings)]
-    windows: list[_Pending | Refusal] = []
-    for number, window in enumerate(recording.windows, 1):
-        last = number == len(recording.windows)
-        after = behind if last else Cursor(position=position, outcome=number)
-        windows.append(
-            _refusal(item, after, window, settings)
-            if isinstance(window, FormatError)
-            else _Pending(item, position, after, recording, window)
-        )
-    return windows
+        return [_refusal(item, error, pseudonyms)] if own.start in slots else []
+    return [
+        _refusal(item, window, pseudonyms)
+        if isinstance(window, FormatError)
+        else _Pending(item, position, slot, recording, window)
+        for slot, window in zip(own, recording.windows, strict=True)
+        if slot in slots
+    ]
 
 
-def _encoded(buffered: list[_Pending | Refusal], settings: ConvertOptions) -> list[Outcome]:
+def _encoded(
+    buffered: list[_Pending | Refusal], options: ConvertOptions, pseudonyms: Pseudonyms
+) -> list[EncodedRecord | Refusal]:
     """Encode the windows among some outcomes; one that cannot be encoded is a refusal."""
     windows = [each for each in buffered if isinstance(each, _Pending)]
     try:
-        encoded = _encoded_block(windows, settings) if windows else []
+        encoded = _encoded_block(windows, options, pseudonyms) if windows else []
     except Exception as error:  # of one of them: found by taking each alone
         if len(buffered) > 1:
-            return [outcome for each in buffered for outcome in _encoded([each], settings)]
+            return [one for each in buffered for one in _encoded([each], options, pseudonyms)]
         (failed,) = windows
-        return [_refusal(failed.item, failed.after, unreadable(failed.item, error), settings)]
+        return [_refusal(failed.item, unreadable(failed.item, error), pseudonyms)]
     rest = iter(encoded)
     return [each if isinstance(each, Refusal) else next(rest) for each in buffered]
 
 
-def _encoded_block(windows: list[_Pending], settings: ConvertOptions) -> list[Outcome]:
+def _encoded_block(
+    windows: list[_Pending], options: ConvertOptions, pseudonyms: Pseudonyms
+) -> list[EncodedRecord | Refusal]:
     signal_NCT = _block()[: len(windows)]
     np.stack([each.window.signal for each in windows], out=signal_NCT)
     valid_NCT = _valid(windows, signal_NCT.shape)
@@ -177,28 +180,23 @@ def _encoded_block(windows: list[_Pending], settings: ConvertOptions) -> list[Ou
     leads_N4C = np.stack([scale_NC, offset_NC, mean_NC, std_NC], axis=1)
     content = content_digests(signal_NCT, std_NC)
     fingerprints = packed_fingerprints(signal_NCT)
-    chunks = encode_chunks(settings.codec, signal_NCT)
-    result: list[Outcome] = []
+    chunks = encode_chunks(options.codec, signal_NCT)
+    result: list[EncodedRecord | Refusal] = []
     for n, pending in enumerate(windows):
-        item, after = pending.item, pending.after
-        row = _row(pending, settings, checks[n], einthoven[n])
+        item, record = pending.item, pending.recording.record
+        row = _row(pending, options, pseudonyms, checks[n], einthoven[n])
         row |= {"content": content[n], "fingerprint": fingerprints[n]}
         found = [flag for flag in _STRICT if flag in row["flags"].split(";")]
-        if settings.quality == "strict" and found:
+        if options.quality == "strict" and found:
             error = FormatError(f"signal check: {', '.join(found)}", reason=_STRICT[found[0]])
-            result.append(_refusal(item, after, error, settings))
+            result.append(_refusal(item, error, pseudonyms))
             continue
-        result.append(
-            EncodedRecord(
-                after=after,
-                chunk=chunks[n],
-                leads=leads_N4C[n],
-                row=row,
-                source=printable(str(item.path)),
-                recorded=pending.recording.record.provenance.get("recorded", ""),
-                record=item.record_id,
-            )
+        patient = row["patient_key"]
+        source = (
+            *(row["record_id"], printable(str(item.path)), record.provenance.get("recorded", "")),
+            *(item.record_id, "" if patient.startswith(UNNAMED) else patient, ""),
         )
+        result.append(EncodedRecord(chunk=chunks[n], leads=leads_N4C[n], row=row, source=source))
     return result
 
 
@@ -219,10 +217,13 @@ def _valid(windows: list[_Pending], shape: tuple[int, ...]) -> NDArray[np.bool_]
 
 
 def _row(
-    pending: _Pending, settings: ConvertOptions, checks: list[str], einthoven: float
+    pending: _Pending,
+    options: ConvertOptions,
+    pseudonyms: Pseudonyms,
+    checks: list[str],
+    einthoven: float,
 ) -> dict[str, Any]:
     item, record, window = pending.item, pending.recording.record, pending.window
-    pseudonyms = settings.pseudonyms
     flags = [*window.flags, *checks]
     if record.patient_id is None:
         # Its pseudonym is its own; the flag keeps it out of splits unless the user says otherwise.
@@ -233,12 +234,12 @@ def _row(
         patient = pseudonyms.patient(record.patient_id, record.site)
         key = pseudonyms.patient_key(record.patient_id, record.site)
     record_id = pseudonyms.of("record", item.record_id)
-    labels, left_out = stored_labels(record.labels, settings.columns)
+    labels, left_out = stored_labels(record.labels, options.columns)
     return {
         "record_id": f"{record_id}@{window.start}" if window.start else record_id,
         "patient_id": patient,
         "site": record.site,
-        "age": stored_age(record.age, over_89=settings.ages_over_89),
+        "age": stored_age(record.age, over_89=options.keep_ages_over_89),
         "sex": record.sex,
         "ejection_fraction": labels.pop("ejection_fraction", None),
         "format": record.provenance.get("format", known_suffix(item.path.name)),
@@ -251,6 +252,7 @@ def _row(
         "flags": ";".join(sorted(set(flags))),
         "labels": labels | _acquisition(record),
         "left_out": ";".join(left_out),
+        "row": pending.slot,
         "position": pending.position,
         "segments": _segments(item, record, pseudonyms),
         "patient_key": key,
@@ -301,24 +303,19 @@ def _segments(item: InputFile, record: EcgRecord, pseudonyms: Pseudonyms) -> str
     return json.dumps([pseudonyms.of("record", name) for name in names])
 
 
-def _refusal(
-    item: InputFile, after: Cursor, error: FormatError | ShapeError, settings: ConvertOptions
-) -> Refusal:
+def _refusal(item: InputFile, error: FormatError | ShapeError, pseudonyms: Pseudonyms) -> Refusal:
     """An input that the store does not take: only a reason of `errors.Reason` enters the store."""
     reason: Reason = (
         error.reason if isinstance(error, FormatError) else "cannot be read as a 12-lead ECG"
     )
-    row = {
-        "record_id": settings.pseudonyms.of("record", item.record_id),
-        "format": known_suffix(item.path.name),
-        "reason": reason,
-    }
+    record_id = pseudonyms.of("record", item.record_id)
     return Refusal(
-        after=after,
-        row=row,
-        source=printable(str(item.path)),
-        record=item.record_id,
-        detail=_one_line(str(error)),
+        row=(record_id, known_suffix(item.path.name), reason),
+        # The date of what is refused is not kept.
+        source=(
+            *(record_id, printable(str(item.path)), "", item.record_id, ""),
+            _one_line(str(error)),
+        ),
     )
 
 

@@ -1,12 +1,12 @@
-"""From sources on a command line to the frozen, sorted list of records to read."""
+"""From sources on a command line to the sorted list of records to read."""
 
 import heapq
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from ecgfast.errors import FormatError
 from ecgfast.ingest import FORMATS, InputFile, format_of, kinds, own_suffixes, owner_of
@@ -25,7 +25,7 @@ class Inventory:
     counts as one.
 
     Attributes:
-        inputs: the records, sorted by record_id.
+        inputs: the records, in the order of `walk`; empty where they are streamed.
         num_record_files: files that name them; one file can hold a batch of records.
         belonging: files that belong to records (`Format.companions`), by kind.
         passed_over: files that nothing reads (`kinds.PASSED_OVER`), by kind.
@@ -45,56 +45,86 @@ class Inventory:
 
 
 def discover(sources: Sequence[Path]) -> list[InputFile]:
-    """List every record below the sources, sorted by record_id; see `take_inventory`."""
+    """List every record below the sources in the order of `walk`; see `take_inventory`."""
     return take_inventory(sources).inputs
 
 
 def take_inventory(sources: Sequence[Path]) -> Inventory:
     """List every record below the sources and count every other file there by its kind.
 
+    Args:
+        sources: folders or files.
+    Raises:
+        FormatError: as `walk`, or two records would get one record_id.
+    """
+    inventory = Inventory()
+    inventory.inputs = list(walk(sources, inventory))
+    first_of: dict[str, InputFile] = {}
+    for item in inventory.inputs:
+        first = first_of.setdefault(item.record_id, item)
+        if first is not item:
+            raise collision(item.record_id, first.path, item.path)
+    return inventory
+
+
+def walk(sources: Sequence[Path], inventory: Inventory) -> Iterator[InputFile]:
+    """Yield every record below the sources, holding no more than the folders above it in memory.
+
+    The order is that of the bytes of the paths below their sources, with suffixes, as S3 lists
+    objects and git sorts trees; rows of a batch file come in their own order.
+
     Folders are walked in depth; hidden folders and links to folders are passed over. Of every file
     that belongs to no record and has no suffix of one format alone, the first 64 KB are read.
 
     Args:
         sources: folders or files.
+        inventory: its counts and examples are filled on the way.
     Raises:
-        FormatError: a source does not exist or holds nothing readable, two sources overlap, or two
-            records would get one record_id.
+        FormatError: a source does not exist or holds nothing readable, or two sources overlap.
     """
     _refuse_overlap(sources)
-    inventory = Inventory()
-    for source in sources:
-        before = len(inventory.inputs)
-        found: Counter[str] = Counter()  # suffixes of the source's files
-        if source.is_dir():
-            _add_folders(source, inventory, found)
-        elif source.is_file():
-            found[suffix_of(source.name)] += 1
-            file_format, kind = _recognised(source)
-            if file_format is None:
-                _pass_over(inventory, kind, os.path.join(source.parent, ""), [source.name])
-            else:
-                _add_records(source.name, str(source), source, inventory, file_format)
-        elif source.exists():
-            raise FormatError(f"source {source} is a pipe or a device, allowed a file or a folder")
-        else:
-            raise FormatError(f"source {source} does not exist, allowed a file or a folder")
-        if len(inventory.inputs) == before:
-            others = f" (found {suffixes_in_words(found)})" if found else ""
-            raise FormatError(
-                f"source {source} holds no ECG file that is read{others}, allowed are the formats "
-                "of `ecgfast convert --list-formats`; give the folder or file that holds the "
-                "recordings"
-            )
-    _tell_apart(inventory)
-    inventory.inputs.sort(key=lambda item: item.record_id)
-    for first, second in pairwise(inventory.inputs):
-        if first.record_id == second.record_id:
-            raise FormatError(
-                f"record_id {first.record_id!r} is claimed by {first.path} and {second.path}; "
-                "convert their common parent folder, or rename one"
-            )
-    return inventory
+    return heapq.merge(*(_of_source(source, inventory) for source in sources), key=_place)
+
+
+def walk_list(listing: Path, source: Path, inventory: Inventory) -> Iterator[InputFile]:
+    """Yield the records that a list names, without a look at any folder.
+
+    Lines of other files are passed over and not counted, as are those with a hidden part.
+
+    Args:
+        listing: one path a line, below `source` or absolute, sorted by bytes (LC_ALL=C sort).
+        source: folder that the paths are relative to.
+        inventory: its number of files is filled on the way.
+    Raises:
+        FormatError: the list is not sorted, leads out of the folder, or names no record.
+    """
+    before, above = b"", os.fsencode(os.path.join(source, ""))
+    with listing.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            name = line.rstrip(b"\r\n").removeprefix(above).removeprefix(b"./")
+            where = f"--list {listing}, line {number}"
+            parts = name.split(b"/")
+            if name.startswith(b"/") or b".." in parts:
+                raise FormatError(f"{where} leads out of {source}; give the folder above all paths")
+            if name <= before and name:
+                raise FormatError(
+                    f"{where} is not behind the one before it; sort the list with LC_ALL=C sort -u"
+                )
+            before = name
+            path = Path(os.fsdecode(above + name))
+            if not any(part.startswith(b".") for part in parts):
+                file = _File(path=str(path), file_format=_recognised(path)[0])
+                yield from _records_of(file, os.fsdecode(name), source, inventory)
+    if not inventory.num_record_files:
+        raise FormatError(f"--list {listing} names no ECG file that is read; check it")
+
+
+def collision(record_id: str, first: Path, second: Path) -> FormatError:
+    """The error for two files whose records would get one id."""
+    return FormatError(
+        f"record_id {record_id!r} is claimed by {first} and {second}; "
+        "convert their common parent folder, or rename one"
+    )
 
 
 def printable(name: str) -> str:
@@ -114,65 +144,125 @@ def _refuse_overlap(sources: Sequence[Path]) -> None:
                 )
 
 
-def _tell_apart(inventory: Inventory) -> None:
-    """Let one ECG in several vendor files of one stem, as exports hold it, keep their suffixes."""
-    files: defaultdict[str, set[Path]] = defaultdict(set)
-    for item in inventory.inputs:
-        files[item.record_id].add(item.path)
-    inventory.inputs = [
-        replace(item, record_id=f"{item.record_id}{printable(item.path.suffix)}")
-        if len(files[item.record_id]) > 1 and owner_of(item.path.name) is None
-        else item
-        for item in inventory.inputs
-    ]
+class _File(NamedTuple):
+    """A file that holds records, or, without a format, a folder.
+
+    Attributes:
+        path: that of a folder ends with a slash.
+        file_format: None where nothing reads it.
+        keeps_suffix: whether its records' ids have its suffix, because another file has its stem.
+    """
+
+    path: str
+    file_format: Format | None = None
+    keeps_suffix: bool = False
 
 
-def _add_folders(source: Path, inventory: Inventory, found: Counter[str]) -> None:
-    """Add everything below a folder; `found` counts its files by suffix, for a refusal."""
-    record_suffixes = own_suffixes()
-    above = len(os.path.join(source, ""))
-    waiting = [str(source)]
+def _of_source(source: Path, inventory: Inventory) -> Iterator[InputFile]:
+    found: Counter[str] = Counter()  # suffixes of the source's files
+    if source.is_dir():
+        items = _below(source, inventory, found)
+    elif source.is_file():
+        found[suffix_of(source.name)] += 1
+        file_format, kind = _recognised(source)
+        if file_format is None:
+            _pass_over(inventory, kind, os.path.join(source.parent, ""), [source.name])
+        items = _records_of(_File(str(source), file_format), source.name, source, inventory)
+    elif source.exists():
+        raise FormatError(f"source {source} is a pipe or a device, allowed a file or a folder")
+    else:
+        raise FormatError(f"source {source} does not exist, allowed a file or a folder")
+    is_empty = True
+    for item in items:
+        is_empty = False
+        yield item
+    if is_empty:
+        others = f" (found {suffixes_in_words(found)})" if found else ""
+        raise FormatError(
+            f"source {source} holds no ECG file that is read{others}, allowed are the formats "
+            "of `ecgfast convert --list-formats`; give the folder or file that holds the "
+            "recordings"
+        )
+
+
+def _place(item: InputFile) -> bytes:
+    """The bytes by which records of several sources are sorted."""
+    path, source = os.fsencode(item.path), os.fsencode(item.source)
+    return path.removeprefix(source).lstrip(b"/") or os.fsencode(item.path.name)
+
+
+def _below(source: Path, inventory: Inventory, found: Counter[str]) -> Iterator[InputFile]:
+    """Yield everything below a folder; `found` counts its files by suffix, for a refusal."""
+    root = os.path.join(source, "")
+    waiting = [iter([_File(root)])]  # what is still to come of each open folder
     while waiting:
-        folder = waiting.pop()
-        if len(os.fsencode(folder)) >= kinds.LONGEST_PATH:  # the system lists no such folder
-            _pass_over(inventory, kinds.TOO_DEEP, "", [folder])
-            continue
-        names: defaultdict[str, list[str]] = defaultdict(list)
-        odd: defaultdict[str, list[str]] = defaultdict(list)
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = entry.name
-                if name[0] == ".":  # .snapshot folders, and macOS's ._NAME companions on shares
-                    is_folder = entry.is_dir(follow_symlinks=False)
-                    odd[kinds.HIDDEN_FOLDERS if is_folder else kinds.HIDDEN].append(name)
-                elif entry.is_file(follow_symlinks=False):
-                    names[suffix_of(name)].append(name)
-                elif entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
-                    if name.lower().endswith(record_suffixes):
-                        odd[kinds.NAMED_FOLDERS].append(name)
-                elif kind := _kind_of_special(entry):
-                    odd[kind].append(name)
-                else:
-                    names[suffix_of(name)].append(name)
-        prefix = os.path.join(folder, "")
-        claimed: set[str] = set()
-        for each in FORMATS:
-            for kind, members in each.companions(folder, names).items():
-                inventory.belonging[kind] += len(members)
-                claimed.update(members)
-        for name in (name for members in names.values() for name in members):
-            if name in claimed:
-                continue
-            path = prefix + name
-            file_format, kind = _recognised(Path(path))
-            if file_format is None:
+        file = next(waiting[-1], None)
+        if file is None:
+            waiting.pop()
+        elif file.file_format is None:
+            waiting.append(iter(_content_of(file.path, inventory, found)))
+        else:
+            yield from _records_of(file, file.path[len(root) :], source, inventory)
+
+
+def _content_of(prefix: str, inventory: Inventory, found: Counter[str]) -> list[_File]:
+    """The folders of a folder and its files that hold records, in the order of `walk`.
+
+    Args:
+        prefix: path of the folder, with a slash at its end.
+        inventory: its counts are filled, but for those of records.
+        found: its files are counted by suffix.
+    """
+    folder = prefix.rstrip(os.sep) or prefix
+    if len(os.fsencode(folder)) >= kinds.LONGEST_PATH:  # the system lists no such folder
+        _pass_over(inventory, kinds.TOO_DEEP, "", [folder])
+        return []
+    content: list[_File] = []
+    names: defaultdict[str, list[str]] = defaultdict(list)
+    odd: defaultdict[str, list[str]] = defaultdict(list)
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if name[0] == ".":  # .snapshot folders, and macOS's ._NAME companions on shares
+                is_folder = entry.is_dir(follow_symlinks=False)
+                odd[kinds.HIDDEN_FOLDERS if is_folder else kinds.HIDDEN].append(name)
+            elif entry.is_file(follow_symlinks=False):
+                names[suffix_of(name)].append(name)
+            elif entry.is_dir(follow_symlinks=False):
+                content.append(_File(f"{prefix}{name}/"))
+                if name.lower().endswith(own_suffixes()):
+                    odd[kinds.NAMED_FOLDERS].append(name)
+            elif kind := _kind_of_special(entry):
                 odd[kind].append(name)
             else:
-                _add_records(path[above:], path, source, inventory, file_format)
-        for kind, members in odd.items():
-            _pass_over(inventory, kind, prefix, members)
-        found.update({suffix: len(members) for suffix, members in names.items()})
+                names[suffix_of(name)].append(name)
+    claimed: set[str] = set()
+    for each in FORMATS:
+        for kind, members in each.companions(folder, names).items():
+            inventory.belonging[kind] += len(members)
+            claimed.update(members)
+    files: dict[str, Format] = {}
+    for name in (name for members in names.values() for name in members if name not in claimed):
+        file_format, kind = _recognised(Path(prefix + name))
+        if file_format is None:
+            odd[kind].append(name)
+        else:
+            files[name] = file_format
+    for kind, members in odd.items():
+        _pass_over(inventory, kind, prefix, members)
+    found.update({suffix: len(members) for suffix, members in names.items()})
+    # One ECG in several vendor files of one stem, as exports hold it: they keep their suffixes.
+    stems = Counter(map(_without_suffix, files))
+    shared = {
+        name: (_without_suffix(name), file_format.num_rows(Path(prefix + name)) is None)
+        for name, file_format in files.items()
+        if stems[_without_suffix(name)] > 1
+    }
+    times = Counter(shared.values())  # a record and rows of a batch have other ids in any case
+    for name, file_format in files.items():
+        keeps_suffix = times[shared.get(name, ("", False))] > 1 and owner_of(name) is None
+        content.append(_File(prefix + name, file_format, keeps_suffix))
+    return sorted(content, key=lambda file: os.fsencode(file.path))
 
 
 def _kind_of_special(entry: os.DirEntry[str]) -> str | None:
@@ -210,21 +300,22 @@ def _recognised(path: Path) -> tuple[Format | None, str]:
     return format_of(head), kind_of(path.name, head.content)
 
 
-def _add_records(
-    relative: str, path: str, source: Path, inventory: Inventory, file_format: Format
-) -> None:
-    """Add the records of one file."""
-    file = Path(path)
+def _records_of(
+    file: _File, relative: str, source: Path, inventory: Inventory
+) -> Iterator[InputFile]:
+    """Yield the records of one file; none where no format reads it."""
+    if file.file_format is None:
+        return
+    path = Path(file.path)
     inventory.num_record_files += 1
-    record_id = printable(_without_suffix(relative).replace(os.sep, "/"))
-    rows = file_format.num_rows(file)
+    stem = relative if file.keeps_suffix else _without_suffix(relative)
+    record_id = printable(stem.replace(os.sep, "/"))
+    rows = file.file_format.num_rows(path)
     if rows is None:
-        inventory.inputs.append(InputFile(record_id=record_id, path=file, source=source))
-    else:
-        inventory.inputs += [
-            InputFile(record_id=f"{record_id}/{row}", path=file, source=source, row=row)
-            for row in range(rows)
-        ]
+        yield InputFile(record_id=record_id, path=path, source=source)
+        return
+    for row in range(rows):
+        yield InputFile(record_id=f"{record_id}/{row}", path=path, source=source, row=row)
 
 
 def _without_suffix(relative: str) -> str:

@@ -155,7 +155,12 @@ def label_store(
         manifest = {
             "labels": spec,
             "splits": splits,
-            "retained": retained(records, identifiers=pseudonyms.keep, ages_over_89=keep_ages),
+            "retained": retained(
+                records.column_names,
+                sites=records["site"].null_count < records.num_rows,
+                identifiers=pseudonyms.keep,
+                ages_over_89=keep_ages,
+            ),
             "patients": {"ids": pseudonyms.patient_ids, "one_ecg_each": rule.one_ecg_each},
         }
         replace_records(reader, records, manifest)

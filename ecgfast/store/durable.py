@@ -5,6 +5,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -28,13 +29,17 @@ class DurableFile:
         path: the file; its folder exists.
         mode: permission bits.
         again: how to go on after a full disk.
+        shared: others may be writing the same bytes at the same time, under names of their own.
     Raises:
         EcgfastError: here and in every method, the disk is full or not writable.
     """
 
-    def __init__(self, path: Path, *, mode: int = 0o644, again: str = RERUN) -> None:
+    def __init__(
+        self, path: Path, *, mode: int = 0o644, again: str = RERUN, shared: bool = False
+    ) -> None:
         self._again = again
-        self._path, self._temporary = path, path.with_name(f".{path.name}.tmp")
+        own = f".{secrets.token_hex(6)}" if shared else ""
+        self._path, self._temporary = path, path.with_name(f".{path.name}{own}.tmp")
         self._digest, self._size = hashlib.sha256(), 0
         # Never into what somebody else put there: a link would lead to a file of the user's, and
         # an open file would show a key.
@@ -87,6 +92,7 @@ def write_durably(
     *,
     mode: int = 0o644,
     again: str = RERUN,
+    shared: bool = False,
 ) -> dict[str, int | str]:
     """Write a file whole or not at all, to survive a power cut.
 
@@ -95,12 +101,13 @@ def write_durably(
         parts: its content.
         mode: permission bits.
         again: how to go on after a full disk.
+        shared: others may be writing the same bytes at the same time.
     Returns:
         its entry in the manifest: {"bytes": size, "sha256": hex digest}.
     Raises:
         EcgfastError: the disk is full or not writable.
     """
-    file = DurableFile(path, mode=mode, again=again)
+    file = DurableFile(path, mode=mode, again=again, shared=shared)
     file.write(parts)
     return file.finish()
 

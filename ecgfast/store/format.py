@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMAT = "ecgfast-store"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CODECS: tuple[Codec, ...] = get_args(Codec)
 ECGPACK = "ecgfast.ecgpack"  # the codec's name in zarr.json
 ZSTD_LEVEL = 3
@@ -46,8 +46,10 @@ ROW_TYPES = {  # columns of records.parquet, with the names that Arrow has for t
     "flags": "string",
     "content": "string",
     "duplicate_of": "string",
+    "row": "int64",
 }
-# Columns that only the end of a conversion needs beside those; they enter no store.
+# Columns that only the end of a conversion needs beside those; they enter no store. "position" is
+# the number of the input, "labels" and "segments" are JSON.
 PENDING_TYPES = {
     "labels": "string",
     "position": "int64",
@@ -66,6 +68,7 @@ MANIFEST = "manifest.json"
 RECORDS = "records.parquet"
 NEXT_RECORDS = "records.parquet.next"  # while labels are joined; counts if the manifest says so
 QUARANTINE = "quarantine.csv"
+SHARDS = "shards.parquet"
 SIGNALS = "signals.zarr"
 
 
@@ -79,9 +82,15 @@ def lead_chunk_name(array: str, shard: int) -> str:
     return f"{SIGNALS}/{array}/c.{shard}.0"
 
 
-def num_shards(num_records: int) -> int:
-    """Shard files that hold `num_records`."""
-    return -(-num_records // SHARD_RECORDS)
+def shard_files(shard: int) -> dict[str, str]:
+    """Array -> path of its file of one shard, relative to the store."""
+    leads = {array: lead_chunk_name(array, shard) for array in LEAD_ARRAYS}
+    return {"signal": shard_name(shard), **leads}
+
+
+def num_shards(num_slots: int) -> int:
+    """Shards that `num_slots` rows of the arrays are divided into."""
+    return -(-num_slots // SHARD_RECORDS)
 
 
 def beside(store: Path, suffix: str) -> Path:

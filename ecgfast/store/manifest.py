@@ -1,4 +1,4 @@
-"""The manifest: what a finished store holds, with size and digest of every file and of itself.
+"""The manifest: what a finished store holds, with size and digest of its tables and of itself.
 
 Here also: opening files of a store, regular ones alone, and reading them if they have that size.
 """
@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,14 @@ from ecgfast.store.format import (
     CODECS,
     FORMAT,
     FORMAT_VERSION,
-    LEAD_ARRAYS,
     MANIFEST,
     QUARANTINE,
     RECORDS,
     SHARD_RECORDS,
+    SHARDS,
     SIGNALS,
-    lead_chunk_name,
     num_shards,
-    shard_name,
+    shard_files,
 )
 
 Manifest = dict[str, Any]
@@ -42,19 +42,18 @@ _LATER: dict[str, tuple[type, ...]] = {  # of entries that stores of earlier ver
     **dict.fromkeys(("passed_over", "left_out", "patients", "splits", "retained"), (dict,)),
 }
 _NO_FILE = (errno.ENXIO, errno.ENODEV, errno.ELOOP)  # a socket, a device, a link to itself
-_LARGEST = 1 << 30  # bytes; 3 million shards have as many
+_LARGEST = 1 << 30  # bytes; 3 million shards of format 1 have as many
 
 
 def write_manifest(store: Path, content: Manifest) -> Manifest:
-    """Seal a store: add identity and digest, write the manifest atomically.
+    """Seal a store: add the digest, write the manifest atomically.
 
     Args:
         store: the folder, every other file written and synced.
-        content: all entries except "format", "version", "identity" and "digest"; "files" maps each
-            relative path to {"bytes", "sha256"}.
+        content: all entries except "format" and "digest", "version" too where the store is of
+            another format than new ones; "files" maps each relative path to {"bytes", "sha256"}.
     """
     sealed = {"format": FORMAT, "version": FORMAT_VERSION, **content}
-    sealed["identity"] = _identity(sealed)
     sealed["digest"] = _digest(sealed)
     write_durably(store / MANIFEST, [_text(sealed)])
     return sealed
@@ -87,9 +86,9 @@ def read_manifest(store: Path) -> Manifest:
         raise CorruptStoreError(damaged) from error
     if not right or manifest.get("format") != FORMAT:
         raise CorruptStoreError(damaged)
-    if manifest.get("version") != FORMAT_VERSION:
+    if manifest.get("version") not in (1, FORMAT_VERSION):
         raise FormatError(
-            f"{store} has format version {manifest.get('version')}, this ecgfast reads "
+            f"{store} has format version {manifest.get('version')}, this ecgfast reads 1 to "
             f"{FORMAT_VERSION}; update ecgfast or convert again"
         )
     problem = _problem(manifest)
@@ -114,9 +113,15 @@ def _problem(manifest: Manifest) -> str | None:
     if manifest["codec"] not in CODECS or manifest["num_records"] < 1:
         return f"codec {manifest['codec']!r:.40} with {manifest['num_records']} records"
     files = manifest["files"]
-    shards = range(num_shards(min(manifest["num_records"], len(files) * SHARD_RECORDS + 1)))
-    arrays = [lead_chunk_name(array, shard) for array in LEAD_ARRAYS for shard in shards]
-    for name in (RECORDS, QUARANTINE, *map(shard_name, shards), *arrays):
+    if manifest["version"] == 1:  # it lists the files of every shard
+        shards = range(num_shards(min(manifest["num_records"], len(files) * SHARD_RECORDS + 1)))
+        signals = [name for shard in shards for name in shard_files(shard).values()]
+    else:
+        signals = [SHARDS]
+        slots = manifest.get("num_slots")
+        if type(slots) is not int or slots < manifest["num_records"]:
+            return f"'num_slots' must be at least {manifest['num_records']}, got {slots!r:.40}"
+    for name in (RECORDS, QUARANTINE, *signals):
         entry = files.get(name)
         if not isinstance(entry, dict) or {k: type(v) for k, v in entry.items()} != _ENTRY:
             return f"it has no size and digest of {name}"
@@ -132,11 +137,20 @@ def _digest(manifest: Manifest) -> str:
     return hashlib.sha256(_text(body)).hexdigest()
 
 
-def _identity(manifest: Manifest) -> str:
-    """Digest of the signals alone: joining labels does not change what a model was trained on."""
-    signals = {name: entry for name, entry in manifest["files"].items() if name.startswith(SIGNALS)}
-    kept = {key: manifest[key] for key in ("version", "codec", "num_records", "preprocessing")}
-    return hashlib.sha256(_text(kept | {"files": signals})).hexdigest()
+def identity_of(content: Manifest, shards: Iterable[tuple[str, dict[str, Any]]]) -> str:
+    """Digest of the signals alone: joining labels does not change what a model was trained on.
+
+    Args:
+        content: of the manifest.
+        shards: name and entry of every file of the shards, in order.
+    """
+    files = hashlib.sha256()
+    for name, entry in shards:
+        files.update(f"{name} {entry['bytes']} {entry['sha256']}\n".encode())
+    metadata = {name: entry for name, entry in content["files"].items() if name.startswith(SIGNALS)}
+    kept = {key: content[key] for key in ("codec", "num_records", "num_slots", "preprocessing")}
+    whole = {"version": FORMAT_VERSION, **kept, "files": metadata, "shards": files.hexdigest()}
+    return hashlib.sha256(_text(whole)).hexdigest()
 
 
 def open_regular(path: Path) -> int:

@@ -8,7 +8,7 @@ import hmac
 import os
 import secrets
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,8 +102,8 @@ def key_of_unnamed(record_id: str) -> str:
     return f"{UNNAMED}{record_id}"
 
 
-def read_key(path: Path) -> bytes:
-    """Read a pseudonym key.
+def read_key(path: Path, *, warn: bool = True) -> bytes:
+    """Read a pseudonym key, and warn where other users may read it too.
 
     Raises:
         ConfigError: the file is missing, cannot be read, or holds no key.
@@ -130,7 +130,7 @@ def read_key(path: Path) -> bytes:
             f"pseudonym key {path}: got only zeros, which anybody can guess; name a file that does "
             "not exist, and a key is made there"
         )
-    if path.stat().st_mode & 0o077:
+    if warn and path.stat().st_mode & 0o077:
         from ecgfast import log  # with it comes rich, which no worker needs
 
         log.warning(f"pseudonym key {path}: other users may read or write it; run chmod 600 {path}")
@@ -244,13 +244,16 @@ def with_pseudonyms(records: "pa.Table", keys: Sequence[str], pseudonyms: Pseudo
     return records.append_column(PSEUDONYM, column)
 
 
-def retained(records: "pa.Table", *, identifiers: bool, ages_over_89: bool) -> dict[str, Any]:
+def retained(
+    columns: Iterable[str], *, sites: bool, identifiers: bool, ages_over_89: bool
+) -> dict[str, Any]:
     """What a store keeps of its sources beside signals, sex and whole years of age.
 
     As in DICOM PS3.15, annex E, each option to retain something is written down.
 
     Args:
-        records: its rows.
+        columns: of records.parquet.
+        sites: the names of sites.
         identifiers: readable ids of records and patients.
         ages_over_89: apart, not as 90.
     """
@@ -258,6 +261,6 @@ def retained(records: "pa.Table", *, identifiers: bool, ages_over_89: bool) -> d
         "identifiers": identifiers,
         "ages_over_89": ages_over_89,
         "dates": False,
-        "sites": records["site"].null_count < records.num_rows,
-        "columns": sorted(set(records.column_names) - {*ROW_TYPES, PSEUDONYM}),
+        "sites": sites,
+        "columns": sorted({*columns} - {*ROW_TYPES, PSEUDONYM}),
     }

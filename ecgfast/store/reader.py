@@ -20,15 +20,15 @@ from ecgfast.store.format import (
     QUARANTINE,
     RECORDS,
     SHARD_RECORDS,
+    SHARDS,
     decode_chunks,
     lead_chunk_name,
-    num_shards,
     shard_name,
     with_crc32c,
 )
 from ecgfast.store.manifest import Manifest, read_file, read_manifest
 from ecgfast.store.shards import Shards
-from ecgfast.store.table import read_records
+from ecgfast.store.table import ShardTable, read_records, read_shards
 from ecgfast.vocabulary import Codec
 
 _BLOCK_RECORDS = 64  # decoded while their 2 MB of chunks are still in the cache
@@ -55,6 +55,7 @@ class StoreReader:
         path: folder of the store.
         manifest: content of manifest.json, checked.
         identity: digest of the signals and of how they were made; labels do not change it.
+        num_slots: rows of the arrays in signals.zarr; those that hold no record are holes.
         codec: "ecgpack", "zstd" or "none".
         num_leads: 12.
         num_timesteps: 5000.
@@ -69,7 +70,7 @@ class StoreReader:
         self.identity: str = self.manifest["identity"]
         self.codec: Codec = self.manifest["codec"]
         self._num_records: int = self.manifest["num_records"]
-        self._shards = Shards(path, self._num_records, self.manifest["files"])
+        self.num_slots: int = self.manifest.get("num_slots") or self._num_records
 
     def __reduce__(self) -> tuple[Any, ...]:
         return StoreReader, (self.path,)
@@ -82,9 +83,38 @@ class StoreReader:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all shards on disk, as the manifest has them."""
-        files = self.manifest["files"]
-        return sum(files[shard_name(shard)]["bytes"] for shard in range(num_shards(len(self))))
+        """Bytes of all shards on disk, as they were sealed."""
+        return self.shard_table.num_bytes
+
+    @cached_property
+    def slots(self) -> NDArray[np.int64]:
+        """int64 (N,): the row of each record in the arrays of signals.zarr, ascending.
+
+        Raises:
+            CorruptStoreError: records.parquet and shards.parquet name other rows.
+        """
+        if self.num_slots == len(self):
+            slots = np.arange(len(self))
+        elif "row" not in self.records.column_names or self.records["row"].null_count:
+            raise CorruptStoreError(f"{self.path}: {RECORDS} does not say which rows are records")
+        else:
+            slots = self.records["row"].to_numpy()
+        if not self.shard_table.holds(slots, self.num_slots):
+            raise CorruptStoreError(
+                f"{self.path}: {RECORDS} and {SHARDS} name other rows; restore them from a copy"
+            )
+        return slots
+
+    @cached_property
+    def shard_table(self) -> ShardTable:
+        """Sizes and digests of the files of every shard."""
+        if self.manifest["version"] == 1:
+            return ShardTable.of_format_1(self.manifest)
+        return read_shards(self._sealed(SHARDS, SHARDS), len(self), f"{self.path}: {SHARDS}")
+
+    @cached_property
+    def _shards(self) -> Shards:
+        return Shards(self.path, self.slots, self.shard_table)
 
     @cached_property
     def records(self) -> pa.Table:
@@ -143,7 +173,7 @@ class StoreReader:
             decode_chunks(self.codec, *chunks, out=out, check=check, num_threads=num_threads)
         except CodecError as error:
             record = int(index[error.index])
-            where = f"record {record} in {shard_name(record // SHARD_RECORDS)}"
+            where = f"record {record} in {shard_name(int(self.slots[record]) // SHARD_RECORDS)}"
             raise CorruptStoreError(f"{self.path}: {where} is damaged: {error}") from error
 
     def read_chunks(self, indices: ArrayLike) -> Chunks:
@@ -199,19 +229,21 @@ class StoreReader:
         return index
 
     def _lead_array(self, name: str) -> NDArray[np.float32]:
-        parts = []
-        for shard in range(num_shards(len(self))):
-            chunk = lead_chunk_name(name, shard)
-            data = read_file(self.path / chunk, self._entry(chunk)["bytes"])
+        leads = np.empty((len(self), NUM_LEADS), np.float32)
+        shards, firsts = np.unique(self.slots // SHARD_RECORDS, return_index=True)
+        for shard, first, last in zip(shards, firsts, [*firsts[1:], len(self)], strict=True):
+            chunk, entry = lead_chunk_name(name, shard), self.shard_table.entry(int(shard), name)
+            data = read_file(self.path / chunk, entry["bytes"])
             if with_crc32c(data[:-4]) != data:
                 raise CorruptStoreError(f"{self.path}: the checksum of {chunk} is wrong")
-            if hashlib.sha256(data).hexdigest() != self._entry(chunk)["sha256"]:
+            if hashlib.sha256(data).hexdigest() != entry["sha256"]:
                 raise CorruptStoreError(
                     f"{self.path}: {chunk} is not what the manifest says: it is of another store "
                     "or place"
                 )
-            parts.append(np.frombuffer(data[:-4], "<f4").reshape(SHARD_RECORDS, NUM_LEADS))
-        return np.concatenate(parts)[: len(self)].astype(np.float32, copy=False)
+            rows = np.frombuffer(data[:-4], "<f4").reshape(SHARD_RECORDS, NUM_LEADS)
+            leads[first:last] = rows[self.slots[first:last] - shard * SHARD_RECORDS]
+        return leads
 
     @property
     def records_name(self) -> str:

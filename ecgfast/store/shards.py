@@ -4,18 +4,18 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.errors import CorruptStoreError
-from ecgfast.store.format import SHARD_RECORDS, num_shards, shard_name, with_crc32c
+from ecgfast.store.format import SHARD_RECORDS, shard_name, with_crc32c
 from ecgfast.store.manifest import open_regular
+from ecgfast.store.table import ShardTable
 
 # Shard index: (offset u64, bytes u64) per chunk, then crc32c, at the end of the shard file.
 NOT_WRITTEN = np.uint64(2**64 - 1)
@@ -28,31 +28,32 @@ _OPEN_FILES = 256
 _HASHING_THREADS = 4  # 1.5 GB/s each with SHA instructions, as fast as most disks
 
 
-def pack_shard_index(lengths: Sequence[int]) -> bytes:
+def pack_shard_index(rows: Sequence[int], lengths: Sequence[int]) -> bytes:
     """The index of a shard whose chunks lie one behind another from its first byte.
 
     Args:
-        lengths: bytes of each chunk in order, at most 1024 of them.
+        rows: of each chunk in the shard, ascending, 0 to 1023; others are holes.
+        lengths: bytes of each chunk.
     """
     index = np.full((SHARD_RECORDS, 2), NOT_WRITTEN, "<u8")
     ends = np.cumsum(lengths, dtype=np.uint64)
-    index[: len(lengths), 1] = lengths
-    index[: len(lengths), 0] = ends - index[: len(lengths), 1]
+    index[rows, 1] = lengths
+    index[rows, 0] = ends - index[rows, 1]
     return with_crc32c(index.tobytes())
 
 
 def parse_shard_index(
-    index: bytes, *, num_chunks: int, data_bytes: int, where: str
+    index: bytes, *, rows: NDArray[np.int64], data_bytes: int, where: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Check a shard index and return where its chunks lie.
 
     Args:
         index: the last `INDEX_BYTES` of the shard file.
-        num_chunks: chunks that the shard must hold.
+        rows: (n,) int64, of the records in the shard, each of which must have a chunk.
         data_bytes: size of the shard file without its index.
         where: the shard's name, for messages.
     Returns:
-        offsets and lengths, int64 (num_chunks,).
+        offsets and lengths, int64 (n,).
     Raises:
         CorruptStoreError: wrong checksum, a missing chunk, or a range outside the file.
     """
@@ -60,10 +61,12 @@ def parse_shard_index(
         raise CorruptStoreError(
             f"{where}: the checksum of the shard index is wrong; the file is damaged"
         )
-    table = np.frombuffer(index, "<u8", count=2 * SHARD_RECORDS).reshape(-1, 2)[:num_chunks]
+    table = np.frombuffer(index, "<u8", count=2 * SHARD_RECORDS).reshape(-1, 2)[rows]
     missing = np.flatnonzero((table == NOT_WRITTEN).any(axis=1))
     if missing.size:
-        raise CorruptStoreError(f"{where}: chunk {missing[0]} is missing; the store is damaged")
+        raise CorruptStoreError(
+            f"{where}: chunk {rows[missing[0]]} is missing; the store is damaged"
+        )
     limit = np.uint64(data_bytes)
     if (table > limit).any() or (table.sum(axis=1) > limit).any() or (table[:, 1] == 0).any():
         raise CorruptStoreError(
@@ -128,20 +131,17 @@ class Shards:
 
     Args:
         store: folder of the store.
-        num_records: records in it.
-        files: the manifest's entries; None for a store that has no manifest yet.
+        slots: (N,) int64, row of each record in the arrays, ascending.
+        table: sizes and digests of the shards.
     """
 
-    def __init__(
-        self, store: Path, num_records: int, files: Mapping[str, Mapping[str, Any]] | None = None
-    ) -> None:
-        self._store, self._num_records, self._entries = store, num_records, files
-        shape = (num_shards(num_records), SHARD_RECORDS)
+    def __init__(self, store: Path, slots: NDArray[np.int64], table: ShardTable) -> None:
+        self._store, self._slots, self._table = store, slots, table
         # Untouched pages of these cost no memory: 16 bytes per record that is really visited.
-        self._offsets = np.empty(shape, np.int64)
-        self._lengths = np.empty(shape, np.int64)
-        self._loaded = np.zeros(shape[0], bool)
-        self._compared = np.zeros(shape[0], bool)
+        self._offsets = np.empty(len(slots), np.int64)
+        self._lengths = np.empty(len(slots), np.int64)
+        self._loaded = np.zeros(int(slots.max(initial=0)) // SHARD_RECORDS + 1, bool)
+        self._compared = np.zeros_like(self._loaded)
         self._files: OrderedDict[int, ShardFile] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -149,10 +149,10 @@ class Shards:
         self, indices: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Shard, offset in its file and length of the chunks of some records, int64 (n,) each."""
-        shards, rows = np.divmod(indices, SHARD_RECORDS)
+        shards = self._slots[indices] // SHARD_RECORDS
         for shard in np.unique(shards[~self._loaded[shards]]).tolist():
             self._load(shard)
-        return shards, self._offsets[shards, rows], self._lengths[shards, rows]
+        return shards, self._offsets[indices], self._lengths[indices]
 
     def check_digests(self, indices: NDArray[np.int64]) -> int:
         """Compare the shards of some records with the digests in the manifest, each once.
@@ -164,15 +164,14 @@ class Shards:
         Raises:
             CorruptStoreError: names the first shard that is not the manifest's.
         """
-        shards = np.unique(indices // SHARD_RECORDS)
+        shards = np.unique(self._slots[indices] // SHARD_RECORDS)
         due = shards[~self._compared[shards]].tolist()
         with ThreadPoolExecutor(_HASHING_THREADS) as pool:
             return sum(pool.map(self._compare, due))
 
     def _compare(self, shard: int) -> int:
-        assert self._entries is not None, "a store without a manifest has no digests"
         name, file = shard_name(shard), self._file(shard)
-        if file.sha256() != self._entries[name]["sha256"]:
+        if file.sha256() != self._table.entry(shard)["sha256"]:
             raise CorruptStoreError(
                 f"{self._store}: {name} is not what the manifest says: it is damaged, or of "
                 "another store or place; restore it from a copy or convert again"
@@ -223,7 +222,7 @@ class Shards:
         data_bytes = file.num_bytes - INDEX_BYTES
         if data_bytes < 0:
             raise CorruptStoreError(f"{where} has {file.num_bytes} bytes, less than its index")
-        expected = file.num_bytes if self._entries is None else self._entries[name]["bytes"]
+        expected = self._table.entry(shard)["bytes"]
         if file.num_bytes != expected:
             raise CorruptStoreError(
                 f"{where} has {file.num_bytes} bytes, expected {expected}: it is damaged, or of "
@@ -231,12 +230,11 @@ class Shards:
             )
         index = bytearray(INDEX_BYTES)
         file.read_into(memoryview(index), data_bytes)
-        count = min(SHARD_RECORDS, self._num_records - shard * SHARD_RECORDS)
-        offsets, lengths = parse_shard_index(
-            bytes(index), num_chunks=count, data_bytes=data_bytes, where=where
+        first = shard * SHARD_RECORDS
+        records = slice(*np.searchsorted(self._slots, [first, first + SHARD_RECORDS]).tolist())
+        self._offsets[records], self._lengths[records] = parse_shard_index(
+            bytes(index), rows=self._slots[records] - first, data_bytes=data_bytes, where=where
         )
-        self._offsets[shard, :count] = offsets
-        self._lengths[shard, :count] = lengths
         self._loaded[shard] = True
 
     def _file(self, shard: int) -> ShardFile:

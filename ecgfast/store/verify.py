@@ -1,8 +1,9 @@
 """Every checksum, count and invariant of a store: `ecgfast verify`."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,6 @@ from ecgfast.store.format import (
     NEXT_RECORDS,
     RECORDS,
     SHARD_RECORDS,
-    num_shards,
     shard_name,
 )
 from ecgfast.store.reader import StoreReader, open_store
@@ -41,17 +41,23 @@ def verify_store(path: str | Path, progress: Progress | None = None) -> list[str
         reader = open_store(path)
     except CorruptStoreError as error:
         return [str(error)]
-    problems = list(_files(reader, progress))
-    for shard in range(num_shards(len(reader))):
-        problems.extend(_records(reader, shard))
+    try:
+        files = reader.manifest["files"] | dict(reader.shard_table.files())
+        shards, firsts = np.unique(reader.slots // SHARD_RECORDS, return_index=True)
+    except CorruptStoreError as error:  # what else there must be is not known
+        return [str(error), *_digests(reader, reader.manifest["files"], progress)]
+    problems = [*_digests(reader, files, progress), *_foreign_files(reader, files)]
+    for shard, records in zip(shards, np.split(np.arange(len(reader)), firsts[1:]), strict=True):
+        problems.extend(_records(reader, shard, range(records[0], records[-1] + 1)))
     problems.extend(_lead_arrays(reader))
     problems.extend(_table(reader))
     return problems
 
 
-def _files(reader: StoreReader, progress: Progress | None) -> Iterator[str]:
-    """Sizes and digests of every file, and files that do not belong."""
-    files = reader.manifest["files"]
+def _digests(
+    reader: StoreReader, files: dict[str, dict[str, Any]], progress: Progress | None
+) -> Iterator[str]:
+    """Sizes and digests of every file."""
     total, done = sum(entry["bytes"] for entry in files.values()), 0
     for name, entry in sorted(files.items()):
         path = reader.path / name
@@ -66,6 +72,9 @@ def _files(reader: StoreReader, progress: Progress | None) -> Iterator[str]:
         done += entry["bytes"]
         if progress is not None:
             progress(done, total)
+
+
+def _foreign_files(reader: StoreReader, files: Collection[str]) -> Iterator[str]:
     expected = {*files, MANIFEST, NEXT_RECORDS, *_LEFT}
     for path in sorted(reader.path.rglob("*")):
         name = path.relative_to(reader.path).as_posix()
@@ -73,28 +82,26 @@ def _files(reader: StoreReader, progress: Progress | None) -> Iterator[str]:
             yield f"{name} does not belong to the store"
 
 
-def _records(reader: StoreReader, shard: int) -> Iterator[str]:
+def _records(reader: StoreReader, shard: int, inside: range) -> Iterator[str]:
     """Decode every record of a shard with checks on."""
-    first = shard * SHARD_RECORDS
-    last = min(first + SHARD_RECORDS, len(reader))
-    for start in range(first, last, _BATCH_RECORDS):
-        records = range(start, min(start + _BATCH_RECORDS, last))
+    for start in range(0, len(inside), _BATCH_RECORDS):
+        records = inside[start : start + _BATCH_RECORDS]
         try:
             reader.read(records)
         except CorruptStoreError:
-            damaged = list(_one_by_one(reader, records))
+            damaged = list(_one_by_one(reader, shard, records))
             yield from damaged
             if len(damaged) == len(records):  # the index or all of the file: one line for the rest
                 yield f"{shard_name(shard)}: the records behind {records[-1]} were not looked at"
                 return
 
 
-def _one_by_one(reader: StoreReader, records: range) -> Iterator[str]:
+def _one_by_one(reader: StoreReader, shard: int, records: range) -> Iterator[str]:
     for record in records:
         try:
             reader.read([record])
         except CorruptStoreError as error:
-            yield f"record {record} in {shard_name(record // SHARD_RECORDS)}: {error}"
+            yield f"record {record} in {shard_name(shard)}: {error}"
 
 
 def _lead_arrays(reader: StoreReader) -> Iterator[str]:
@@ -116,6 +123,8 @@ def _table(reader: StoreReader) -> Iterator[str]:
     except CorruptStoreError as error:
         yield str(error)
         return
+    if "row" in table.column_names and table["row"].to_pylist() != reader.slots.tolist():
+        yield f"{RECORDS}: the column row does not name the rows of the records"
     ids = table["record_id"].to_pylist()
     if len(set(ids)) != len(ids):
         yield f"{RECORDS}: {len(ids) - len(set(ids))} record_ids occur more than once"

@@ -19,7 +19,7 @@ from zarr.registry import register_codec
 from zarr.storage import MemoryStore
 
 from ecgfast.errors import ShapeError
-from ecgfast.records import LEADS, SAMPLING_RATE_HZ
+from ecgfast.records import INVALID, LEADS, SAMPLING_RATE_HZ
 from ecgfast.store.durable import write_durably
 from ecgfast.store.format import (
     CHUNK_SHAPE,
@@ -83,7 +83,9 @@ def _one_record(spec: ArraySpec) -> tuple[int, int]:
 register_codec(ECGPACK, EcgpackCodec)
 
 
-def write_metadata(store: Path, codec: Codec, num_records: int) -> dict[str, dict[str, Any]]:
+def write_metadata(
+    store: Path, codec: Codec, *, num_slots: int, num_records: int
+) -> dict[str, dict[str, Any]]:
     """Write every zarr.json, atomically and synced.
 
     zarr-python writes into memory, because on disk it neither syncs nor replaces atomically.
@@ -96,27 +98,29 @@ def write_metadata(store: Path, codec: Codec, num_records: int) -> dict[str, dic
         "leads": list(LEADS),
         "sampling_rate_hz": SAMPLING_RATE_HZ,
         "microvolt": "(signal - offset_adc) * scale_uv",
+        "holes": num_slots - num_records,
+        "rows": f"records.parquet has the row of each record; other rows are holes, all {INVALID}",
     }
     group = zarr.create_group(MemoryStore(content), attributes=attributes)
     serializer, compressors = _codecs(codec)
     encoding: dict[str, Any] = {"name": "default", "separator": "."}  # one flat folder per array
     group.create_array(
         "signal",
-        shape=(num_records, *CHUNK_SHAPE[1:]),
+        shape=(num_slots, *CHUNK_SHAPE[1:]),
         dtype="int16",
         chunks=CHUNK_SHAPE,
         shards=SHARD_SHAPE,
         serializer=serializer,
         compressors=compressors,
         filters=(),
-        fill_value=0,
+        fill_value=INVALID,
         chunk_key_encoding=encoding,
         dimension_names=("record", "lead", "timestep"),
     )
     for name in LEAD_ARRAYS:
         group.create_array(
             name,
-            shape=(num_records, len(LEADS)),
+            shape=(num_slots, len(LEADS)),
             dtype="float32",
             chunks=(SHARD_RECORDS, len(LEADS)),
             serializer=BytesCodec(endian="little"),

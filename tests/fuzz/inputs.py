@@ -31,25 +31,19 @@ import numpy as np
 import wfdb  # noqa: F401 (here, and not below the limit of memory, as are the next two)
 from scipy.signal import resample_poly  # noqa: F401
 
-from ecgfast.convert.work import ConvertOptions, encode_inputs
+from ecgfast.convert.plan import ConvertOptions, PlannedInput
+from ecgfast.convert.sources import num_slots
+from ecgfast.convert.work import EncodedRecord, Refusal, encode_inputs
 from ecgfast.errors import EcgfastError, Reason
 from ecgfast.ingest.inventory import discover
 from ecgfast.labels.table import check_labels
 from ecgfast.records import LEADS
-from ecgfast.store.outcomes import Cursor, Outcomes
 from ecgfast.store.patients import Pseudonyms
-from ecgfast.store.table import pack_rows
+from ecgfast.store.table import kinds_of, pack_rows
 
 LIMIT_S = 10
 REASONS = set(get_args(Reason))
-SETTINGS = ConvertOptions(
-    codec="ecgpack",
-    window="all",
-    short="pad",
-    quality="flag",
-    pseudonyms=Pseudonyms(bytes(32)),
-    columns=("note", "qrs_ms", "diagnosis"),
-)
+OPTIONS = ConvertOptions(window="all", short="pad", columns=("note", "qrs_ms", "diagnosis"))
 SIGNAL = np.random.default_rng(0).integers(-900, 900, (12, 5000)).astype(np.int16)
 TOKENS = [
     *(b"0", b"-1", b"1", b"nan", b"NaN", b"inf", b"-Infinity", b"1e999", b"1e-999", b"1e39"),
@@ -170,23 +164,50 @@ def read(folder: Path) -> str:
     if (folder / "labels.csv").exists():
         check_labels(folder / "labels.csv", None)
         return "table"
-    outcomes = encode_inputs(discover([folder]), Cursor(), SETTINGS)
-    pack_rows([outcomes.rows], {})
+    outcomes = encoded(planned(folder))
+    records = [each for each in outcomes if isinstance(each, EncodedRecord)]
+    pack_rows([each.row for each in records], {})
+    kinds_of(each.row for each in records)
     check(outcomes)
-    reasons = {line[2] for line in outcomes.refused if line is not None}
+    reasons = {each.row[2] for each in outcomes if isinstance(each, Refusal)}
     return "; ".join(sorted(reasons)) or "record"
 
 
-def check(outcomes: Outcomes) -> None:
+def planned(folder: Path) -> list[PlannedInput]:
+    """The inputs of a folder, as a plan has them."""
+    inputs: list[PlannedInput] = []
+    first = 0
+    for position, item in enumerate(discover([folder])):
+        slots = range(first, first + num_slots(item, OPTIONS))
+        inputs.append(PlannedInput(item, position, slots))
+        first = slots.stop
+    return inputs
+
+
+def encoded(inputs: list[PlannedInput]) -> list[EncodedRecord | Refusal]:
+    """What a worker makes of inputs."""
+    slots = range(inputs[-1].slots.stop)
+    blocks = encode_inputs(inputs, slots, OPTIONS, Pseudonyms(bytes(32)))
+    return [each for block in blocks for each in block]
+
+
+def num_inputs_of(outcomes: list[EncodedRecord | Refusal]) -> int:
+    """Inputs that have an outcome, by their readable ids."""
+    return len({each.source[3] for each in outcomes})
+
+
+def check(outcomes: list[EncodedRecord | Refusal]) -> None:
     """See that every input has an outcome, and every record statistics that verify takes."""
-    scale, _, _, std = np.moveaxis(outcomes.leads, 1, 0)
-    assert np.isfinite(outcomes.leads).all()
-    assert (scale != 0).all()
-    assert (std >= 0).all()
-    assert outcomes.num_inputs >= 1
-    for line, source in zip(outcomes.refused, outcomes.sources, strict=True):
-        assert line is None or line[2] in REASONS
-        assert line is None or "MemoryError" not in source[-1], "wanted more memory than allowed"
+    assert outcomes
+    for each in outcomes:
+        if isinstance(each, Refusal):
+            assert each.row[2] in REASONS
+            assert "MemoryError" not in each.source[-1], "wanted more memory than allowed"
+        else:
+            scale, _, _, std = each.leads
+            assert np.isfinite(each.leads).all()
+            assert (scale != 0).all()
+            assert (std >= 0).all()
 
 
 def case(number: int, seed: int) -> str:
@@ -256,20 +277,19 @@ def fail_each(
         at += 1
         with tempfile.TemporaryDirectory() as folder:
             kind(Path(folder))
-            items = discover([Path(folder)])
+            inputs = planned(Path(folder))
             wrong = ""
             with failing(place, name, at, error) as calls:
                 try:
-                    outcomes = encode_inputs(items, Cursor(), SETTINGS)
+                    outcomes = encoded(inputs)
                     if isinstance(error, OSError) and calls["failed"]:
                         wrong = "an error of the share was taken for one of the file"
-                    elif outcomes.num_inputs != len(items):
-                        wrong = f"{outcomes.num_inputs} of {len(items)} inputs came out"
+                    elif num_inputs_of(outcomes) != len(inputs):
+                        wrong = f"{num_inputs_of(outcomes)} of {len(inputs)} inputs came out"
                 except OSError as raised:
                     wrong = "" if isinstance(error, OSError) else repr(raised)
                 except Exception as raised:  # that is what is looked for
-                    steps = {step.name for step in traceback.extract_tb(raised.__traceback__)}
-                    wrong = "" if "in_columns" in steps else repr(raised)  # of all files together
+                    wrong = repr(raised)
         if not calls["failed"]:
             return
         yield f"{kind.__name__}: {place.__name__}.{name} call {at} {error!r}", wrong

@@ -23,6 +23,7 @@ ALLOWED = (
     "Cosmic Ray is not installed",
     "statsmodels is not installed",
     "(pydicom|edfio|h5py) is not installed",
+    "Dask is not installed",
 )
 
 # `make setup` installs them and builds the library, and the recordings lie beside CI's checkout: a

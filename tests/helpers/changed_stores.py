@@ -19,6 +19,13 @@ from ecgfast.store.reader import open_store
 
 def change_manifest(store: Path, **changes: object) -> None:
     """Set entries of the manifest, and the digests of all its files as they are now."""
+    if (store / "shards.parquet").exists():
+        _change_shards(store)
+    seal_as_it_is(store, **changes)
+
+
+def seal_as_it_is(store: Path, **changes: object) -> None:
+    """Set entries of the manifest, and the digests of the files that it lists itself."""
     path = store / "manifest.json"
     manifest: dict[str, Any] = json.loads(path.read_text()) | changes
     for name in manifest["files"]:
@@ -28,6 +35,22 @@ def change_manifest(store: Path, **changes: object) -> None:
     del manifest["digest"]
     manifest["digest"] = hashlib.sha256(_text(manifest)).hexdigest()
     path.write_bytes(_text(manifest))
+
+
+def _change_shards(store: Path) -> None:
+    """Write shards.parquet again, with the digests of the shards' files as they are now."""
+    table = pq.read_table(store / "shards.parquet")
+    for array in ("signal", "scale_uv", "offset_adc", "lead_mean", "lead_std"):
+        suffix = ".0.0" if array == "signal" else ".0"
+        names = [f"signals.zarr/{array}/c.{n}{suffix}" for n in table["shard"].to_pylist()]
+        data = [(store / name).read_bytes() for name in names]
+        for key, values in (
+            ("bytes", [len(each) for each in data]),
+            ("sha256", [hashlib.sha256(each).hexdigest() for each in data]),
+        ):
+            at = table.column_names.index(f"{array}_{key}")
+            table = table.set_column(at, f"{array}_{key}", pa.array(values))
+    pq.write_table(table, store / "shards.parquet")
 
 
 def change_table(store: Path, change: Callable[[pa.Table], pa.Table]) -> None:

@@ -1,5 +1,6 @@
 """Conversions in a process of their own, to be killed, and a cohort of three shards for them."""
 
+import contextlib
 import resource
 import subprocess
 import sys
@@ -73,3 +74,26 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     _, errors = process.communicate()
     return process.returncode, errors
+
+
+def children_of(pid: int) -> set[int]:
+    """Of every thread: a child belongs to the one that started it."""
+    found: set[int] = set()
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found |= {int(child) for child in (thread / "children").read_text().split()}
+    return found
+
+
+def is_worker(pid: int) -> bool:
+    """Whether it is one, and no resource tracker."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
+    return False
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,6 +1,5 @@
 """Killed or out of disk: the same command resumes and ends in the same bytes."""
 
-import contextlib
 import os
 import random
 import shutil
@@ -11,7 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
-from convert_child import CHILD, beside, child, finish, wait_for, write_source
+from convert_child import (
+    CHILD,
+    alive,
+    beside,
+    child,
+    children_of,
+    finish,
+    is_worker,
+    wait_for,
+    write_source,
+)
 from recordings import KEY, convert_quietly, snapshot
 
 from ecgfast.errors import EcgfastError
@@ -46,8 +55,8 @@ def test_killed_at_any_moment(source: Path, unbroken: dict[str, bytes], tmp_path
 
 def kill_until_done(source: Path, out: Path, rng: random.Random) -> int:
     """Start a convert and kill it, again and again, until one gets through; returns the kills."""
-    kills, patience, journalled = 0, 2.0, 0
-    journal = out.parent / "store.convert/journal"
+    kills, patience, finished = 0, 2.0, 0
+    work = out.parent / "store.convert"
     while True:
         with child(source, out) as process:
             try:
@@ -60,10 +69,10 @@ def kill_until_done(source: Path, out: Path, rng: random.Random) -> int:
                 code, errors = finish(process)
                 assert code == 0, errors
                 return kills
-        size = journal.stat().st_size if journal.exists() else 0
-        if size == journalled:  # a slow or busy machine: no shard was finished in that time
+        units = len(list(work.glob("unit-*")))
+        if units == finished:  # a slow or busy machine: no unit was finished in that time
             patience *= 1.3
-        journalled = size
+        finished = units
 
 
 def test_workers_die_with_their_parent(source: Path, tmp_path: Path) -> None:
@@ -82,29 +91,6 @@ def test_workers_die_with_their_parent(source: Path, tmp_path: Path) -> None:
     while any(map(alive, children)) and time.monotonic() < until:
         time.sleep(0.05)
     assert not [pid for pid in children if alive(pid)]
-
-
-def children_of(pid: int) -> set[int]:
-    """Of every thread: a child belongs to the one that started it."""
-    found: set[int] = set()
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            found |= {int(child) for child in (thread / "children").read_text().split()}
-    return found
-
-
-def is_worker(pid: int) -> bool:
-    """Whether it is one, and no resource tracker."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
-    return False
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_killed_worker_is_one_error(

@@ -182,7 +182,7 @@ def test_nothing_is_defined_that_only_tests_reach() -> None:
         ("import ecgfast_kernels, ecgfast_kernels.codec", "torch triton"),
         ("import ecgfast_kernels.codec.philox", "torch triton"),
         ("import ecgfast.ingest, ecgfast.store, ecgfast.labels, ecgfast.convert", "torch triton"),
-        ("import ecgfast.convert.work", "pyarrow scipy rich zarr"),  # as every worker does
+        ("import ecgfast.convert.units", "scipy rich.console zarr"),  # as every worker does
         ("import ecgfast.evaluate.discrimination", "torch triton matplotlib"),
         ("import ecgfast.train.pretrain", "matplotlib"),  # only the rank that draws needs it
     ],

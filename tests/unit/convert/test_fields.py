@@ -94,7 +94,7 @@ def test_another_choice_is_another_store(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ecgfast.convert.build._encode_files", stop)
+        patch.setattr("ecgfast.convert.run.run_units", stop)
         with pytest.raises(KeyboardInterrupt):
             convert_quietly([source], tmp_path / "store")
     with pytest.raises(ResumeError, match=r"begun with columns = \[\], got \['qrs_ms'\]"):

@@ -36,7 +36,7 @@ def test_counts_are_in_summary_and_manifest_and_names_are_not(source: Path, tmp_
     assert summary.num_files == len(list(source.iterdir())) == 12
     assert summary.examples["XML"] == [f"{source}/Doe_{number}.xml" for number in range(3)]
     manifest = json.loads((out / "manifest.json").read_text())
-    assert (manifest["version"], manifest["source_files"]) == (1, 12)
+    assert (manifest["version"], manifest["source_files"]) == (2, 12)
     assert manifest["passed_over"] == PASSED_OVER
     assert b"Doe" not in b"".join(snapshot(out).values())
     table = tmp_path / "store.passed_over.csv"
@@ -72,7 +72,7 @@ def test_a_store_of_before_says_that_it_does_not_know(source: Path, tmp_path: Pa
     out = tmp_path / "store"
     convert_quietly([source], out)
     manifest = json.loads((out / "manifest.json").read_text())
-    drop = {"source_files", "passed_over", "format", "version", "identity", "digest"}
+    drop = {"source_files", "passed_over", "digest"}
     write_manifest(out, {key: value for key, value in manifest.items() if key not in drop})
     text = describe(ecgfast.open_store(out))
     assert "files     unknown: converted by an earlier version" in text
@@ -98,7 +98,7 @@ def test_counts_are_those_of_the_first_start(
         raise ConfigError("stopped here")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ecgfast.convert.build._encode_files", full)
+        patch.setattr("ecgfast.convert.run.run_units", full)
         with pytest.raises(ConfigError, match="stopped here"):
             convert_quietly([source], broken)
     (source / "later.xml").write_bytes(b"")

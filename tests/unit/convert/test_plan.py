@@ -20,7 +20,7 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise ConfigError("stopped here")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ecgfast.convert.build._encode_files", stop)
+        patch.setattr("ecgfast.convert.run.run_units", stop)
         with pytest.raises(ConfigError, match="stopped here"):
             convert_quietly([tmp_path / "in"], tmp_path / "store")
     return tmp_path / "store.convert"
@@ -58,7 +58,7 @@ def made(make: Callable[[Path], object]) -> Callable[[Path], object]:
         written(b"\xff"),
         written(b"[5]"),
         written(b"[" * 100_000),
-        written(b'{"layout": 5}'),
+        written(b'{"layout": 6}'),
         changed(b'"num_inputs": 3', b'"num_inputs": "3"'),
         changed(b'"num_inputs": 3', b'"num_inputs": 4'),
         changed(b'"num_inputs": 3', b'"num_inputs": true'),

@@ -13,13 +13,12 @@ from disk_calls import recorded_calls
 from recordings import convert_quietly, ecg_like, snapshot, write_wfdb
 
 import ecgfast
-from ecgfast.convert.work import ConvertOptions, encode_inputs
+from ecgfast.convert.plan import ConvertOptions, PlannedInput
+from ecgfast.convert.work import EncodedRecord, Refusal, encode_inputs
 from ecgfast.errors import EcgfastError, FormatError, Reason
 from ecgfast.ingest.inventory import discover
 from ecgfast.records import LEADS
-from ecgfast.store.outcomes import Cursor
 from ecgfast.store.patients import Pseudonyms
-from ecgfast.vocabulary import WindowChoice
 
 
 def test_quality_flags(tmp_path: Path) -> None:
@@ -131,26 +130,43 @@ def test_one_key_gives_one_pseudonym_in_two_stores(tmp_path: Path) -> None:
     assert patients == {Pseudonyms(key).of("patient", "P7")}
 
 
-def settings(window: WindowChoice) -> ConvertOptions:
-    return ConvertOptions(
-        codec="none",
-        window=window,
-        short="pad",
-        quality="flag",
-        pseudonyms=Pseudonyms(bytes(32)),
-    )
+def planned(folder: Path, windows: int) -> list[PlannedInput]:
+    return [
+        PlannedInput(item, position, range(windows * position, windows * (position + 1)))
+        for position, item in enumerate(discover([folder]))
+    ]
 
 
-def test_a_batch_begins_inside_a_recording(tmp_path: Path) -> None:
-    """The windows before its cursor are in the store already."""
+def test_a_unit_takes_the_windows_of_its_own_slots(tmp_path: Path) -> None:
+    """A recording can begin in the unit before, and end in the next one."""
     for number, signal in enumerate(ecg_like(2, seed=0, num_timesteps=15_000)):
         write_wfdb(tmp_path / f"in/r{number}", signal)
-    items = discover([tmp_path / "in"])
-    whole = encode_inputs(items, Cursor(position=4), settings("all"))
-    rest = encode_inputs(items, Cursor(position=4, outcome=2), settings("all"))
-    assert whole.rows["start_timestep"] == [0, 5000, 10_000] * 2
-    assert rest.rows["start_timestep"] == [10_000, 0, 5000, 10_000]
-    assert rest.after == whole.after[2:] == [(5, 0), (5, 1), (5, 2), (6, 0)]
+    inputs, options = planned(tmp_path / "in", 3), ConvertOptions(codec="none", window="all")
+    whole, part = (
+        [
+            record
+            for block in encode_inputs(inputs, slots, options, Pseudonyms(bytes(32)))
+            for record in block
+            if isinstance(record, EncodedRecord)
+        ]
+        for slots in (range(6), range(2, 5))
+    )
+    assert [each.row["start_timestep"] for each in whole] == [0, 5000, 10_000] * 2
+    assert [each.row["start_timestep"] for each in part] == [10_000, 0, 5000]
+    assert [each.row["row"] for each in part] == [2, 3, 4]
+    assert [each.chunk for each in part] == [each.chunk for each in whole[2:5]]
+
+
+def test_a_recording_of_other_length_than_planned_is_refused_in_its_first_slot(
+    tmp_path: Path,
+) -> None:
+    write_wfdb(tmp_path / "in/r", ecg_like(1, seed=0, num_timesteps=15_000)[0])
+    inputs, options = planned(tmp_path / "in", 4), ConvertOptions(window="all")
+    ((refusal,),) = encode_inputs(inputs, range(4), options, Pseudonyms(bytes(32)))
+    assert isinstance(refusal, Refusal)
+    assert refusal.row[2] == "it has not as many windows as were planned"
+    assert "it has 3 windows, 4 when the inputs were listed" in refusal.source[-1]
+    assert [*encode_inputs(inputs, range(1, 4), options, Pseudonyms(bytes(32)))] == [[]]
 
 
 def test_a_convert_resumes_inside_a_recording(
@@ -196,10 +212,10 @@ def test_a_finished_convert_leaves_a_store_its_key_and_its_sources(
 
 def test_a_source_that_goes_away_is_not_quarantined(tmp_path: Path) -> None:
     write_wfdb(tmp_path / "share/r", ecg_like(1, seed=0)[0])
-    items = discover([tmp_path / "share"])
+    inputs = planned(tmp_path / "share", 1)
     (tmp_path / "share").rename(tmp_path / "gone")
     with pytest.raises(EcgfastError, match="has gone"):
-        encode_inputs(items, Cursor(), settings("first"))
+        list(encode_inputs(inputs, range(1), ConvertOptions(), Pseudonyms(bytes(32))))
 
 
 def test_statistics_leave_padding_and_holes_out(tmp_path: Path) -> None:

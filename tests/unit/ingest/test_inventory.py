@@ -10,7 +10,7 @@ from recordings import ecg_like, write_wfdb
 
 from ecgfast.errors import FormatError
 from ecgfast.ingest import read_record
-from ecgfast.ingest.inventory import Inventory, discover, take_inventory
+from ecgfast.ingest.inventory import Inventory, discover, take_inventory, walk_list
 from ecgfast.ingest.kinds import PASSED_OVER
 
 
@@ -176,6 +176,42 @@ def test_ids_are_relative_paths_without_suffix_in_order(tmp_path: Path) -> None:
     found = discover([tmp_path])
     assert [item.record_id for item in found] == ["a/x.y/10", "b/1", "b/2", "z"]
     assert all(item.path.is_file() and item.source == tmp_path for item in found)
+
+
+def test_records_come_in_the_order_of_the_bytes_of_their_paths(tmp_path: Path) -> None:
+    names = ["a-1.hea", "a.hea", "a.x.hea", "a/1.hea", "a/1/2.hea", "a1.hea", "b.hea"]
+    for root in ("one", "two"):
+        touch(tmp_path, *(f"{root}/{name}" for name in names if (name < "a/1") == (root == "one")))
+    items = discover([tmp_path / "two", tmp_path / "one"])
+    assert [f"{item.record_id}.hea" for item in items] == names == sorted(names)
+
+
+def test_a_list_stands_for_a_walk(tmp_path: Path) -> None:
+    touch(tmp_path, "a.hea", "a.dat", "b/1.hea", "b/.x/2.hea", "b/2.hea")
+    np.save(tmp_path / "c.npy", np.zeros((2, 12, 5), np.int16))
+    names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*"))
+    table, inventory = tmp_path / "list", Inventory()
+    for prefix in ("", "./", f"{tmp_path}/"):
+        table.write_text("".join(f"{prefix}{name}\n" for name in names))
+        items = list(walk_list(table, tmp_path, inventory))
+        assert items == discover([tmp_path])
+    assert inventory.num_files == 3 * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("b.hea\na.hea\n", "line 2 is not behind the one before it; sort"),
+        ("a.hea\na.hea\n", "line 2 is not behind"),
+        ("../a.hea\n", "line 1 leads out of"),
+        ("/elsewhere/a.hea\n", "line 1 leads out of"),
+        ("a.txt\n", "names no ECG file"),
+    ],
+)
+def test_a_list_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "list").write_text(text)
+    with pytest.raises(FormatError, match=message):
+        list(walk_list(tmp_path / "list", tmp_path, Inventory()))
 
 
 def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from changed_stores import change_manifest, change_table
+from changed_stores import change_manifest, change_table, seal_as_it_is
 from recordings import make_store
 
 from ecgfast.errors import CorruptStoreError
@@ -29,6 +29,7 @@ READS: dict[str, Callable[[Path], object]] = {
     "manifest.json": open_store,
     "records.parquet": lambda store: open_store(store).records,
     "quarantine.csv": describe,
+    "shards.parquet": lambda store: open_store(store).read([0]),
     SHARD: lambda store: open_store(store).read([0]),
     LEADS: lambda store: open_store(store).scale_uv,
 }
@@ -98,6 +99,29 @@ def test_a_table_of_other_columns_is_refused(
         _ = open_store(store).records
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.drop_columns(["records"]), "no right column records"),
+        (lambda table: _cast(table, "lead_std_bytes", pa.string()), "no right column lead_std_byt"),
+        (lambda table: _cast(table, "records", pa.int64()), "has an empty cell"),
+        (lambda table: pa.concat_tables([table] * 3), "has 3 rows, allowed 2"),
+        (lambda table: pa.concat_tables([table] * 2), "name other rows"),
+        (lambda table: _filled(table, "shard", 1), "name other rows"),
+        (lambda table: _filled(table, "records", 1), "name other rows"),
+    ],
+)
+def test_shards_that_do_not_fit_are_refused(
+    change: Callable[[pa.Table], pa.Table], message: str, store: Path
+) -> None:
+    table = change(pq.read_table(store / "shards.parquet"))
+    pq.write_table(table, store / "shards.parquet")
+    seal_as_it_is(store)
+    with pytest.raises(CorruptStoreError, match=message):
+        open_store(store).read([0])
+    assert any(message in line for line in verify_store(store))
+
+
 def test_a_table_that_is_none_is_refused(store: Path) -> None:
     (store / "records.parquet").write_bytes(b"PAR1" + bytes(99) + b"PAR1")
     change_manifest(store)
@@ -130,6 +154,11 @@ def test_entries_of_other_types_are_damage(wrong: dict[str, object], store: Path
 def _cast(table: pa.Table, name: str, kind: pa.DataType) -> pa.Table:
     at = table.column_names.index(name)
     return table.set_column(at, name, pa.nulls(table.num_rows, kind))
+
+
+def _filled(table: pa.Table, name: str, value: int) -> pa.Table:
+    at = table.column_names.index(name)
+    return table.set_column(at, name, pa.array([value] * table.num_rows, pa.int64()))
 
 
 def _nulled(table: pa.Table, name: str) -> pa.Table:

@@ -11,8 +11,8 @@ from threading import Barrier
 
 import numpy as np
 import pytest
-from changed_stores import change_table
-from recordings import make_store
+from changed_stores import change_cell, change_table
+from recordings import convert_quietly, make_store, write_cohort
 
 import ecgfast
 from ecgfast.errors import CorruptStoreError, FormatError
@@ -20,6 +20,7 @@ from ecgfast.store import shards
 from ecgfast.store.format import CODECS, LEAD_ARRAYS, decode_chunks, with_crc32c
 from ecgfast.store.reader import StoreReader
 from ecgfast.store.shards import INDEX_BYTES
+from ecgfast.store.verify import verify_store
 from ecgfast.vocabulary import Codec
 
 NUM_RECORDS = 1100  # two shards
@@ -266,3 +267,48 @@ def test_chunks_far_apart_are_aligned_and_nothing_between_is_read(
     assert (offsets % 16 == 0).all()
     assert lengths.sum() <= buffer.size < lengths.sum() + 32
     assert [len(part) for part in store.read_chunks([])] == [0, 0, 0]
+
+
+@pytest.fixture(scope="module")
+def with_holes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """Of 8 inputs the first, fourth and last are refused."""
+    folder = tmp_path_factory.mktemp("holes")
+    signal = write_cohort(folder / "in", 8)
+    for number in (0, 3, 7):
+        (folder / f"in/r{number:05d}.dat").write_bytes(b"torn")
+    convert_quietly([folder / "in"], folder / "store")
+    return folder / "store", signal[[1, 2, 4, 5, 6]]
+
+
+def test_records_are_numbered_without_holes(with_holes: tuple[Path, np.ndarray]) -> None:
+    path, signal = with_holes
+    store = ecgfast.open_store(path)
+    assert (len(store), store.num_slots, store.slots.tolist()) == (5, 8, [1, 2, 4, 5, 6])
+    np.testing.assert_array_equal(store.read([4, 0, 2]), signal[[4, 0, 2]])
+    np.testing.assert_allclose(store.lead_mean, signal.mean(axis=2), rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(store.scale_uv, np.full((5, 12), 5, np.float32))
+    assert store.records["row"].to_pylist() == [1, 2, 4, 5, 6]
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(store)).read([3]), signal[[3]])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [(3, r"c\.0\.0\.0: chunk 3 is missing"), (1, "name other rows"), (8, "name other rows")],
+)
+def test_rows_that_are_holes_or_none_are_damage(
+    with_holes: tuple[Path, np.ndarray], tmp_path: Path, row: int, message: str
+) -> None:
+    path = copy_of(with_holes[0], tmp_path)
+    change_cell(path, "row", 4 if row == 8 else 1, row)
+    with pytest.raises(CorruptStoreError, match=message):
+        ecgfast.open_store(path).read([0, 1])
+
+
+def test_a_store_with_holes_that_does_not_say_where_is_damage(
+    with_holes: tuple[Path, np.ndarray], tmp_path: Path
+) -> None:
+    path = copy_of(with_holes[0], tmp_path)
+    change_table(path, lambda table: table.drop_columns(["row"]))
+    with pytest.raises(CorruptStoreError, match="does not say which rows are records"):
+        _ = ecgfast.open_store(path).lead_std
+    assert any("does not say which rows" in problem for problem in verify_store(path))

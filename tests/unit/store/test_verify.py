@@ -119,6 +119,13 @@ def test_a_record_id_twice_is_found(store: Path) -> None:
     assert verify_store(store) == ["records.parquet: 1 record_ids occur more than once"]
 
 
+def test_a_row_that_is_no_record_is_found(store: Path) -> None:
+    change_cell(store, "row", 2, 7)
+    assert verify_store(store) == [
+        "records.parquet: the column row does not name the rows of the records"
+    ]
+
+
 def test_a_table_of_other_length_is_found(store: Path) -> None:
     change_table(store, lambda table: table.slice(0, NUM_RECORDS - 1))
     (problem,) = verify_store(store)

@@ -1,0 +1,322 @@
+"""A unit of work: 1024 slots, one shard; done by any process in any order, twice if need be.
+
+A unit depends on the plan alone and leaves nothing behind but its files, each written under a name
+of its own and renamed, the one that says that it is finished last. So it takes no lock, and two
+processes that do the same unit write the same bytes.
+"""
+
+import ctypes
+import errno
+import gc
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import islice
+from multiprocessing import connection, parent_process
+from multiprocessing.resource_tracker import ensure_running
+from pathlib import Path
+from threading import Lock, Thread
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfast.convert.plan import Plan, read_plan
+from ecgfast.convert.work import EncodedRecord, Refusal, encode_inputs
+from ecgfast.errors import EcgfastError
+from ecgfast.records import NUM_LEADS
+from ecgfast.store.csv_files import csv_lines
+from ecgfast.store.durable import DurableFile, explained, write_durably
+from ecgfast.store.format import (
+    LEAD_ARRAYS,
+    SHARD_RECORDS,
+    SIGNALS,
+    encode_chunks,
+    shard_files,
+    with_crc32c,
+)
+from ecgfast.store.reader import StoreReader, open_store
+from ecgfast.store.shards import pack_shard_index
+from ecgfast.store.table import kinds_of, pack_rows, read_text
+
+_BATCH_RECORDS = 64  # decoded and encoded at a time
+_MOST_WAITING = 4096  # units that an executor was given and has not done: 2 KB each
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_KEPT_BYTES = 32 << 20  # the largest threshold that glibc accepts
+_NO_PROCESSES = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+_one_start_at_a_time = Lock()  # starting changes the environment
+
+
+class UnitFacts(NamedTuple):
+    """What the file of a finished unit says beside its rows.
+
+    Attributes:
+        num_inputs: inputs whose first slot lies in it.
+        num_records: records in its shard.
+        files: path below the store -> {"bytes", "sha256"} of its five files; none without records.
+        kinds: label columns of its rows, name -> "number", "bool" or "text".
+    """
+
+    num_inputs: int
+    num_records: int
+    files: dict[str, dict[str, Any]]
+    kinds: dict[str, str]
+
+
+def convert_unit(out: str | Path, unit: int) -> int:
+    """Convert the inputs of one unit, or transcode its records; nothing if it is finished already.
+
+    Args:
+        out: folder of the store, whose plan was written.
+        unit: its number, from 0.
+    Returns:
+        inputs whose first slot lies in it: all that a worker sends.
+    Raises:
+        ResumeError: there is no plan, or one of other versions; a file of it is damaged.
+        EcgfastError: the disk is full or not writable, or a source has gone.
+        OSError: the share fails.
+    """
+    plan = read_plan(Path(out))
+    if not plan.unit_file(unit).exists():
+        shard = _Shard(plan, unit)
+        try:
+            if "store" in plan.spec:
+                _transcode(plan, unit, shard)
+            else:
+                _convert(plan, unit, shard)
+        finally:
+            shard.discard()
+    return read_unit(plan, unit).num_inputs
+
+
+def read_unit(plan: Plan, unit: int) -> UnitFacts:
+    """Read what a finished unit says of itself.
+
+    Raises:
+        FileNotFoundError: it is not finished.
+    """
+    return UnitFacts(*json.loads(read_text(plan.unit_file(unit))["facts"]))
+
+
+def _convert(plan: Plan, unit: int, shard: "_Shard") -> None:
+    slots, inputs = plan.slots(unit), list(plan.inputs(unit))
+    rows: list[dict[str, Any]] = []
+    refused: list[tuple[str, ...]] = []
+    sources: list[tuple[str, ...]] = []
+    for block in encode_inputs(inputs, slots, plan.options, plan.pseudonyms()):
+        records = [each for each in block if isinstance(each, EncodedRecord)]
+        shard.add(
+            [each.row["row"] for each in records],
+            [each.chunk for each in records],
+            [each.leads for each in records],
+        )
+        rows += [each.row for each in records]
+        refused += [each.row for each in block if isinstance(each, Refusal)]
+        sources += [each.source for each in block]
+    num_inputs = sum(1 for each in inputs if each.slots.start in slots)
+    text = {"quarantine": csv_lines(refused), "sources": csv_lines(sources)}
+    _finish(
+        plan, unit, UnitFacts(num_inputs, len(rows), shard.finish(), kinds_of(rows)), rows, text
+    )
+
+
+def _transcode(plan: Plan, unit: int, shard: "_Shard") -> None:
+    """Encode records of another store again, bit for bit, without the holes between them."""
+    reader, records = _opened(Path(plan.spec["store"])), plan.slots(unit)
+    for start in range(0, len(records), _BATCH_RECORDS):
+        some = records[start : start + _BATCH_RECORDS]
+        leads = [getattr(reader, name)[some.start : some.stop] for name in LEAD_ARRAYS]
+        chunks = encode_chunks(plan.spec["codec"], reader.read(some))
+        shard.add(some, chunks, np.stack(leads, axis=1))
+    _finish(plan, unit, UnitFacts(len(records), len(records), shard.finish(), {}), [], {})
+
+
+@lru_cache(maxsize=1)
+def _opened(path: Path) -> StoreReader:
+    return open_store(path)
+
+
+def _finish(
+    plan: Plan, unit: int, facts: UnitFacts, rows: list[dict[str, Any]], text: dict[str, str]
+) -> None:
+    """Write the unit's own file, after all that it names."""
+    packed = pack_rows(rows, text | {"facts": json.dumps(facts)})
+    write_durably(plan.unit_file(unit), [packed], mode=0o600, shared=True)
+
+
+class _Shard:
+    """The files of a shard: chunks go straight to a temporary file."""
+
+    def __init__(self, plan: Plan, unit: int) -> None:
+        self._out, self._first = plan.out, plan.slots(unit).start
+        self._names = shard_files(unit)
+        with explained(plan.out):
+            for name in self._names.values():
+                (plan.out / name).parent.mkdir(parents=True, exist_ok=True)
+        self._file = DurableFile(plan.out / self._names["signal"], shared=True)
+        self._rows: list[int] = []
+        self._lengths: list[int] = []
+        self._leads = np.zeros((SHARD_RECORDS, len(LEAD_ARRAYS), NUM_LEADS), "<f4")
+
+    def add(
+        self,
+        slots: Sequence[int],
+        chunks: list[bytes],
+        leads: Sequence[NDArray[np.float32]] | NDArray[np.float32],
+    ) -> None:
+        """Take the next n records: slots, ascending, encoded signals, and leads (n, 4, 12)."""
+        if slots:
+            rows = [slot - self._first for slot in slots]
+            self._file.write(chunks)
+            self._leads[rows] = leads
+            self._rows += rows
+            self._lengths += map(len, chunks)
+
+    def finish(self) -> dict[str, dict[str, int | str]]:
+        """Make the files durable; returns path -> entry, nothing for a shard without records."""
+        if not self._rows:
+            for name in self._names.values():  # of an attempt when an input could still be read
+                (self._out / name).unlink(missing_ok=True)
+            return {}
+        self._file.write([pack_shard_index(self._rows, self._lengths)])
+        files = {self._names["signal"]: self._file.finish()}
+        for number, array in enumerate(LEAD_ARRAYS):
+            data = [with_crc32c(self._leads[:, number].tobytes())]
+            name = self._names[array]
+            files[name] = write_durably(self._out / name, data, shared=True)
+        return files
+
+    def discard(self) -> None:
+        """Leave no temporary file behind."""
+        self._file.discard()
+
+
+def remove_temporaries(out: Path) -> None:
+    """Remove what killed processes left of shards in an unfinished store."""
+    for path in (out / SIGNALS).glob("*/.c.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def run_units(plan: Plan, units: range, workers: int, executor: Executor | None) -> None:
+    """Do units of a plan, here or in other processes.
+
+    Args:
+        plan: of the store.
+        units: their numbers.
+        workers: the most processes to start; with 1, all is done here.
+        executor: does it instead.
+    Raises:
+        EcgfastError: a worker was killed, or cannot be started; and as `convert_unit`.
+    """
+    from ecgfast import log  # with it comes rich, which no worker needs
+
+    with log.progress("convert", total=plan.num_inputs) as advance:
+        if executor is not None:
+            done = _done_by(executor, plan.out, units)
+        elif min(workers, len(units)) <= 1:
+            done = (convert_unit(plan.out, unit) for unit in units)
+        else:
+            done = _done_by_processes(min(workers, len(units)), plan.out, units)
+        for num_inputs in done:
+            advance(num_inputs)
+
+
+def _done_by(executor: Executor, out: Path, units: Iterable[int]) -> Iterator[int]:
+    """Yield what units return as they are done; an error cancels what has not begun."""
+    waiting: set[Future[int]] = set()
+    rest = iter(units)
+    try:
+        while True:
+            for unit in islice(rest, _MOST_WAITING - len(waiting)):
+                waiting.add(executor.submit(convert_unit, str(out), unit))
+            if not waiting:
+                return
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for each in done:
+                yield each.result()
+    finally:
+        for each in waiting:
+            each.cancel()
+
+
+def _done_by_processes(workers: int, out: Path, units: range) -> Iterator[int]:
+    try:
+        with _Processes(workers) as pool:
+            yield from _done_by(pool, out, units)
+    except BrokenProcessPool as error:
+        raise EcgfastError(
+            "a worker process was killed, most often for want of memory; run the same command "
+            "again with fewer --workers, it goes on where it stopped. If its own error stands "
+            'above: a script that converts with several workers needs `if __name__ == "__main__":`'
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_PROCESSES:
+            raise
+        raise EcgfastError(
+            f"{workers} worker processes cannot be started: {error.strerror}; give fewer "
+            "--workers, or raise the limits of `ulimit -n` and `ulimit -u`"
+        ) from error
+
+
+class _Processes(ProcessPoolExecutor):
+    """Spawned workers: they die with this process, leave SIGINT to it and use one BLAS thread."""
+
+    def __init__(self, workers: int) -> None:
+        # Spawned, not forked: this process has threads (Arrow, progress bars) whose locks a fork
+        # would copy.
+        context = multiprocessing.get_context("spawn")
+        super().__init__(workers, mp_context=context, initializer=_start_worker)
+
+    def submit(self, *args: Any, **options: Any) -> Future[Any]:  # noqa: ANN401 (as its parent)
+        """Give work to a process; it may be started here."""
+        with _one_start_at_a_time, _as_workers_begin():
+            return super().submit(*args, **options)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:  # KeyboardInterrupt too: it would wait for the units that are begun
+            for process in list((self._processes or {}).values()):
+                process.kill()
+        self.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _as_workers_begin() -> Iterator[None]:
+    """For processes started here: SIGINT is blocked, and NumPy's library starts no threads."""
+    ensure_running()  # or the first start would, and lift the block
+    name = "OPENBLAS_NUM_THREADS"
+    before = os.environ.get(name)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _start_worker() -> None:
+    Thread(target=_die_with_parent, daemon=True).start()
+    # glibc would return the memory of each batch to the kernel after it, and every page comes back
+    # by a page fault: 47 for each record, counted on 5,000 of them.
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # other C libraries do not return it
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    gc.freeze()  # what the imports have left is no garbage: no collection looks at it again
+
+
+def _die_with_parent() -> None:
+    """A parent that is killed tells its workers nothing, and they would wait for it for ever."""
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
