@@ -52,7 +52,7 @@ def read(path: Path, record_id: str, row: int | None) -> EcgRecord:
     names = _names(root, source)
     rate = number_of(root, f"{_SIGNAL}/samplingrate", source)
     duration = _number(attribute_of(root, _DATA, "durationperchannel"), source)
-    num_timesteps = round(rate * duration / 1000)  # milliseconds
+    num_timesteps = round(min(rate * duration / 1000, 1e12))  # milliseconds
     check_values(num_timesteps, len(names), source)
     leads = _cut_calibration(_samples(root, names, num_timesteps, source), rate)
     flags = ("calibration_cut",) if len(leads[0]) < num_timesteps else ()

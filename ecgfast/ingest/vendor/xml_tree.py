@@ -15,8 +15,8 @@ from ecgfast.errors import FormatError
 from ecgfast.ingest.files import open_regular, too_large
 from ecgfast.records import parse_number
 
-MAX_XML_BYTES = 64 << 20  # ten seconds of 12 leads in decimal text have half a megabyte
-_MAX_ELEMENTS = 500_000  # of one file: the largest that was seen has 9,000
+MAX_XML_BYTES = 32 << 20  # ten seconds of 12 leads in decimal text have half a megabyte
+_MAX_ELEMENTS = 100_000  # of one file: the largest that was seen has 9,000
 _MAX_DEPTH = 64
 _MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 

@@ -1,0 +1,204 @@
+"""What single readers of vendor XML do: real files, checksums, compression, bounds."""
+
+import hashlib
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xml_files
+from recordings import ecg_like
+
+from ecgfast.errors import FormatError
+from ecgfast.ingest import InputFile, read_record
+from ecgfast.ingest.vendor.xml_tree import parse_xml, root_of
+from ecgfast.records import LEADS, EcgRecord
+
+SIGNAL = ecg_like(1, seed=6, num_timesteps=1000, largest=500)[0]
+EIGHT = [0, 1, *range(6, 12)]  # the leads that MUSE stores
+
+
+def read(path: Path) -> EcgRecord:
+    return read_record(InputFile(record_id="a", path=path, source=path.parent))
+
+
+def read_bytes(folder: Path, content: bytes) -> EcgRecord:
+    (folder / "a.xml").write_bytes(content)
+    return read(folder / "a.xml")
+
+
+def leads_of(signal: np.ndarray) -> dict[str, np.ndarray]:
+    return dict(zip(LEADS, signal, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "leads", "num_timesteps", "digest"),
+    [
+        ("muse/guangxi_teaching_sinus_rhythm.xml", EIGHT, 5000, "728c09ad98690c6f"),
+        ("muse/synthetic_muse.xml", EIGHT, 5000, "4f576a754be4f625"),
+        ("triple/Example.xml", range(12), 5000, "51bba116f69b4e17"),
+        ("philips/129DYPRG.XML", range(12), 5264, "b082432977cf68b4"),
+        ("philips/3191723_ZZDEMOPTONLY_1-04_orig.xml", range(12), 5300, "39abde0d6792a5e7"),
+        ("philips/ad4d3d80-d165_1-04_orig.xml", range(12), 5300, "79af08a735d5356e"),
+    ],
+)
+def test_real_files_have_the_samples_that_other_readers_find(
+    shared_data: Path, name: str, leads: list[int], num_timesteps: int, digest: str
+) -> None:
+    """SHA-256 of what ecgdatakit 2.0.3 reads, divided by its resolution.
+
+    Of Philips, sierraecg 0.4.0 reads the same. Both keep the calibration pulse, which the digest
+    leaves out.
+    """
+    record = read(shared_data / "vendor" / name)
+    assert record.signal.shape == (12, num_timesteps)
+    samples = np.ascontiguousarray(record.signal[list(leads)]).astype("<i2")
+    assert hashlib.sha256(samples.tobytes()).hexdigest()[:16] == digest
+
+
+def test_a_muse_export_equals_its_dicom_twin(shared_data: Path) -> None:
+    """Leads that the device derived differ by a unit where a half is rounded."""
+    muse, twin = (
+        read(shared_data / f"vendor/muse/guangxi_teaching_sinus_rhythm.{suffix}")
+        for suffix in ("xml", "dcm")
+    )
+    np.testing.assert_array_equal(muse.signal[EIGHT], twin.signal[EIGHT])
+    assert np.abs(muse.signal[2:6].astype(int) - twin.signal[2:6]).max() <= 1
+    np.testing.assert_allclose(muse.scale_uv, twin.scale_uv, rtol=1e-6)
+
+
+def test_one_ecg_in_three_formats_is_one_array(shared_data: Path) -> None:
+    records = [
+        read(shared_data / f"vendor/triple/Example.{each}") for each in ("xml", "dcm", "scp")
+    ]
+    for record in records:
+        np.testing.assert_array_equal(record.signal, records[0].signal)
+        np.testing.assert_allclose(record.scale_uv, 2.5)
+        assert record.sampling_rate_hz == records[0].sampling_rate_hz
+
+
+@pytest.mark.parametrize("name", ["invalid-doc-type.xml", "invalid-doc-version.xml"])
+def test_other_documents_of_philips_are_refused(shared_data: Path, name: str) -> None:
+    with pytest.raises(FormatError, match="document type or version is another one") as refusal:
+        read(shared_data / "vendor/philips" / name)
+    assert refusal.value.reason == "the header is damaged"
+
+
+def test_a_wrong_crc_of_muse_refuses_and_none_does_not(tmp_path: Path) -> None:
+    content = xml_files.muse(leads_of(SIGNAL))
+    assert read_bytes(tmp_path, content).flags == ()
+    start = content.rindex(b"<WaveFormData>") + 20
+    other = content[:start] + bytes([content[start] ^ 1]) + content[start + 1 :]
+    with pytest.raises(FormatError) as refusal:
+        read_bytes(tmp_path, other)
+    assert refusal.value.reason == "a checksum differs"
+    content = xml_files.muse(leads_of(SIGNAL), checksum=False)
+    np.testing.assert_array_equal(read_bytes(tmp_path, content).signal, SIGNAL)
+
+
+def test_muse_rates_have_an_exponent_and_units_a_name(tmp_path: Path) -> None:
+    content = xml_files.muse(leads_of(SIGNAL), rate=5)
+    content = content.replace(b"<SampleExponent>0<", b"<SampleExponent>2<")
+    assert read_bytes(tmp_path, content).sampling_rate_hz == 500
+    with pytest.raises(FormatError) as refusal:
+        read_bytes(tmp_path, content.replace(b"MICROVOLTS", b"PASCAL"))
+    assert refusal.value.reason == "a lead is not measured in volts"
+
+
+@pytest.mark.parametrize("code", ["MDC_ECG_LEAD_", "ECG ", "LEAD_"])
+def test_aecg_writers_spell_leads_differently(tmp_path: Path, code: str) -> None:
+    record = read_bytes(tmp_path, xml_files.aecg(leads_of(SIGNAL), code=code))
+    np.testing.assert_array_equal(record.signal, SIGNAL)
+
+
+def test_an_aecg_without_a_rhythm_is_refused(tmp_path: Path) -> None:
+    content = xml_files.aecg(leads_of(SIGNAL)).replace(b'"RHYTHM"', b'"OTHER"')
+    with pytest.raises(FormatError, match="holds no rhythm"):
+        read_bytes(tmp_path, content)
+
+
+@pytest.mark.parametrize(("packed", "blocks"), [(True, 0), (True, 4), (False, 0)])
+def test_philips_with_and_without_xli(tmp_path: Path, packed: bool, blocks: int) -> None:
+    content = xml_files.philips(leads_of(SIGNAL), packed=packed, blocks=blocks)
+    np.testing.assert_array_equal(read_bytes(tmp_path, content).signal, SIGNAL)
+
+
+def test_xli_wraps_at_16_bits_as_devices_do(tmp_path: Path) -> None:
+    signal = np.random.default_rng(0).integers(-32767, 32768, (12, 600)).astype(np.int16)
+    signal[2] = signal[1] - signal[0]
+    np.testing.assert_array_equal(
+        read_bytes(tmp_path, xml_files.philips(leads_of(signal))).signal, signal
+    )
+
+
+def test_a_calibration_pulse_is_cut_off_and_a_short_agreement_is_none(tmp_path: Path) -> None:
+    pulse = np.zeros((12, 200), np.int16)
+    pulse[:, 50:150] = 200
+    content = xml_files.philips(leads_of(np.hstack([SIGNAL, pulse])))
+    record = read_bytes(tmp_path, content)
+    np.testing.assert_array_equal(record.signal, SIGNAL)
+    assert record.flags == ("calibration_cut",)
+    short = np.hstack([SIGNAL, pulse[:, :40]])
+    record = read_bytes(tmp_path, xml_files.philips(leads_of(short)))
+    np.testing.assert_array_equal(record.signal, short)
+    assert record.flags == ()
+    flat = np.zeros_like(SIGNAL)
+    np.testing.assert_array_equal(
+        read_bytes(tmp_path, xml_files.philips(leads_of(flat))).signal, flat
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "old", "new"),
+    [
+        (xml_files.muse, b"<LeadSampleCountTotal>1000<", b"<LeadSampleCountTotal>1000000000<"),
+        (xml_files.cardiosoft, b"<ChannelSampleCountTotal>1", b"<ChannelSampleCountTotal>1000000"),
+        (xml_files.eli, b'DURATION="', b'DURATION="1000000'),
+        (
+            xml_files.philips,
+            'durationperchannel="'.encode("utf-16-le"),
+            'durationperchannel="1000000'.encode("utf-16-le"),
+        ),
+    ],
+)
+def test_claims_of_a_billion_samples_are_refused_at_once(
+    tmp_path: Path, content: object, old: bytes, new: bytes
+) -> None:
+    document = content(leads_of(SIGNAL))  # type: ignore[operator]
+    assert old in document
+    begin = time.perf_counter()
+    with pytest.raises(FormatError) as refusal:
+        read_bytes(tmp_path, document.replace(old, new))
+    assert refusal.value.reason in {"the file is too large", "a signal file is cut short"}
+    assert time.perf_counter() - begin < 2
+
+
+def test_a_block_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
+    """The block is of 100,000 timesteps, the document promises 1,000."""
+    long = np.zeros((12, 100_000), np.int16)
+    document = xml_files.philips(leads_of(long)).decode("utf-16")
+    document = document.replace('durationperchannel="200000"', 'durationperchannel="2000"')
+    with pytest.raises(FormatError, match="unpacks to more than 2,001 bytes"):
+        read_bytes(tmp_path, document.encode("utf-16"))
+
+
+@pytest.mark.parametrize("content", [b"<a>" * 100, b"<a>" + b"<b/>" * 110_000 + b"</a>"])
+def test_documents_of_too_many_elements_or_levels_are_refused(content: bytes) -> None:
+    with pytest.raises(FormatError) as refusal:
+        parse_xml(content, "a.xml")
+    assert refusal.value.reason == "the file is too large"
+
+
+@pytest.mark.parametrize(
+    ("content", "root"),
+    [
+        ("<?xml version='1.0' encoding='utf-16'?><a:Name/>".encode("utf-16"), "Name"),
+        (b"\xef\xbb\xbf\r\n<!-- <x> --><!DOCTYPE y SYSTEM 'y.dtd'><Name a='1", None),
+        (b"\xef\xbb\xbf<!-- <x> --><!DOCTYPE y SYSTEM 'y.dtd'>\n<Name a='1'>", "Name"),
+        (b"<?xml version='1.0' encoding='windows-1252'?><Name x='\x80'>", "Name"),
+        (b"<?xml version='1.0' encoding='klingon'?><Name>", None),
+        *((each, None) for each in (b"", b"<", b"\xff\xfe", b"%PDF-1.7 <Name>", b"\0" * 200)),
+    ],
+)
+def test_the_first_element_names_a_document(content: bytes, root: str | None) -> None:
+    assert root_of(content) == root
