@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ecgfast import log
 from ecgfast.errors import ConfigError
 from ecgfast.labels.columns import set_column
-from ecgfast.labels.table import parse_date
+from ecgfast.labels.table import parse_date, stored_id
 from ecgfast.records import NO_PATIENT, stored_age
 from ecgfast.store.csv_files import read_sources, replace_patients
 from ecgfast.store.format import key_beside, sources_beside
@@ -42,7 +42,7 @@ def match_rows(records: pa.Table, labels: pa.Table, pseudonyms: Pseudonyms) -> l
     lines = defaultdict(list)
     for number, name in enumerate(labels["record_id"].to_pylist()):
         if name is not None:
-            lines[name if name in known else pseudonyms.of("record", name)].append(number)
+            lines[stored_id(name, known, pseudonyms)].append(number)
     return [lines.get(name, []) for name in ours]
 
 

@@ -4,7 +4,7 @@ import csv
 import datetime
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,14 @@ from ecgfast.labels.columns import (
     typed,
 )
 from ecgfast.records import MAX_AGE, OVER_89, is_patient, is_percent, is_site, known_id, parse_sex
+from ecgfast.store.patients import Pseudonyms
 
 _NUMBERS = ("age", "ejection_fraction")
 _TEXT = (*KEYS, *DATES, *_NUMBERS, "site", "sex", "split")
 _ISO = re.compile(r"(\d{4})-(\d{2})-(\d{2})")
 # In a CSV 04/05/2020 is April in one country and May in the next: only ISO dates, time allowed.
 _ISO_CELL = r"^\s*\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])([T ].*)?$"
+_VENDOR_SUFFIX = re.compile(r"\.[A-Za-z]\w{1,7}$")
 _RECORD_SUFFIX = r"(?i)\.(hea|dat|mat|npy|npz)\s*$"  # people write the file's name for the id
 _QUOTED = r"^'('*[=+\-@\t\r\n])"
 SEPARATORS = (",", ";", "\t")
@@ -260,6 +262,21 @@ def folds(table: pa.Table, path: Path) -> pa.ChunkedArray:
             )
     numbers = [None if value is None else int(value) for value in values]
     return pa.chunked_array([pa.array(numbers, pa.int64())])
+
+
+def stored_id(name: str, known: Container[str], pseudonyms: Pseudonyms) -> str:
+    """Return the id under which a store has a recording.
+
+    Args:
+        name: the stored id itself, or the readable one; of a vendor's file with its suffix, which
+            the readable id has only where another file has its stem.
+        known: ids of the store.
+        pseudonyms: of the store.
+    """
+    if name in known:
+        return name
+    whole = pseudonyms.of("record", name)
+    return whole if whole in known else pseudonyms.of("record", _VENDOR_SUFFIX.sub("", name))
 
 
 def parse_date(text: str | None) -> datetime.date | None:

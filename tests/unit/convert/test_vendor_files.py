@@ -10,6 +10,7 @@ from recordings import convert_quietly, ecg_like, snapshot
 from xml_files import NAME, PATIENT
 
 from ecgfast import open_store
+from ecgfast.labels.commands import label_store
 from ecgfast.records import LEADS
 from ecgfast.store.verify import verify_store
 
@@ -78,3 +79,17 @@ def test_names_enter_neither_the_store_nor_the_log(
     )
     assert "is no well-formed XML" in details["cut.xml"]
     assert (tmp_path / "store/quarantine.csv").read_text().count("the file is damaged") == 2
+
+
+def test_labels_name_files_with_and_without_suffix(source: Path, tmp_path: Path) -> None:
+    """Of two files of one stem both keep their suffix, which a label must then have."""
+    (source / "eli.dcm").write_bytes((source / "schiller.txt").read_bytes())
+    convert_quietly([source], tmp_path / "store")
+    table = tmp_path / "labels.csv"
+    lines = ["record_id,lvh", "muse,1", "aecg.txt,1", "philips.XML,1", "eli.txt,1", "eli,0"]
+    table.write_text("\n".join(lines) + "\n")
+    summary = label_store(tmp_path / "store", table)
+    assert (summary.num_matched, summary.num_unused_lines) == (4, 1)
+    rows = open_store(tmp_path / "store").records.to_pylist()
+    labelled = {row["format"] for row in rows if row["lvh"]}
+    assert labelled == {"muse-xml", "aecg-xml", "philips-xml", "eli-xml"}
