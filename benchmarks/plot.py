@@ -9,6 +9,7 @@ import argparse
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,37 +100,34 @@ def number(value: float) -> str:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Draw a row of panels for each shape: p50 and spread of each metric, ours in colour."""
-    found: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        found[f"{row.preset} {row.shape}".strip(), f"{row.metric} ({row.unit})"].append(row)
-    groups = {key: group for key, group in found.items() if len(group) > 1}
-    if not groups:
-        return
-    shapes = list(dict.fromkeys(shape for shape, _ in groups))
-    metrics = list(dict.fromkeys(metric for _, metric in groups))
+    """Draw a panel for each shape and metric of two rows or more: p50 and spread of each provider.
+
+    Ours are in colour.
+    """
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row.p50):
+        groups[row.shape, f"{row.metric} ({row.unit})"].append(row)
+    shapes = list(dict.fromkeys(row.shape for row in rows))
+    metrics = list(dict.fromkeys(f"{row.metric} ({row.unit})" for row in rows))
     most = max(map(len, groups.values()))
     size = (6 * len(metrics), (1.2 + 0.32 * most) * len(shapes))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(shapes), len(metrics), squeeze=False)
-    for shape, line in zip(shapes, grid, strict=True):
-        for metric, axes in zip(metrics, line, strict=True):
-            group = sorted(groups.get((shape, metric), []), key=lambda row: row.p50)
-            if not group:
-                axes.set_visible(False)
-                continue
-            bars = axes.barh(
-                [row.provider for row in group],
-                [row.p50 for row in group],
-                xerr=([r.p50 - r.p20 for r in group], [r.p80 - r.p50 for r in group]),
-                color=[OURS if r.provider.startswith("ecgfast") else PEER for r in group],
-                error_kw={"linewidth": 1, "capsize": 2},
-            )
-            axes.bar_label(bars, [f" {number(row.p50)}" for row in group], fontsize=8)
-            axes.set_xlabel(metric)
-            axes.set_title(f"{group[0].case}, {shape}, {group[0].device}", fontsize=9, loc="left")
-            axes.margins(x=0.15)
-            axes.spines[["top", "right"]].set_visible(False)
+    for (i, shape), (j, metric) in product(enumerate(shapes), enumerate(metrics)):
+        group, axes = groups[shape, metric], grid[i, j]
+        axes.set_visible(len(group) > 1)
+        bars = axes.barh(
+            [row.provider for row in group],
+            [row.p50 for row in group],
+            xerr=([r.p50 - r.p20 for r in group], [r.p80 - r.p50 for r in group]),
+            color=[OURS if r.provider.startswith("ecgfast") else PEER for r in group],
+            error_kw={"linewidth": 1, "capsize": 2},
+        )
+        axes.bar_label(bars, [f" {number(row.p50)}" for row in group], fontsize=8)
+        axes.set_xlabel(metric)
+        axes.set_title(f"{shape}, {rows[0].device}", fontsize=9, loc="left")
+        axes.margins(x=0.15)
+        axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 

@@ -32,38 +32,37 @@ ROOT = Path(__file__).resolve().parent.parent
 SHORTEST_S = 15  # a stage that would have less is not begun
 LONGEST_S = 570.0  # of a call
 
+_PYTHON = shlex.quote(sys.executable)
+_PYTEST = f"{_PYTHON} -m pytest -v --durations=10 -p no:cacheprovider"
+_PYTEST += " --continue-on-collection-errors"
+_BENCH, _ROWS = f"{_PYTHON} -m ecgfast bench", "--json {out}/rows.jsonl"
+_RATES = f"{_PYTHON} tools/train_rates.py --out {{out}} {_ROWS}"
+_SANITIZED = f"compute-sanitizer {_PYTHON} tests/fuzz/cuda_decoder.py"
+# an epoch is 36 steps: the schedule of so short a run warms up in one
+_REAL = (
+    f"{_PYTHON} tests/checks/real_run.py --out {{out}} --set train.cuda_graph=true "
+    "--set train.log_every=10 --set train.checkpoint_every=50 --set optim.warmup_epochs=1"
+)
 # Name, run, limit in seconds, what it needs ("gpu", modules, programs), and the command; the most
 # informative first. `ops` runs eight at a time, as most of it is compilation on the CPU; in `step`
-# the peer with graphs compiles four times. An epoch of the real runs is 36 steps: the schedule of
-# so short a run warms up in one.
-STAGES = """
-doctor 1 30 - {python} -m ecgfast doctor
-ops 1 90 xdist {pytest} -n 8 -m 'op and not gpu' tests/kernels
-tests 1 180 gpu {pytest} -m gpu tests/kernels tests/unit tests/integration
-tune 1 110 gpu {python} tools/tune_kernels.py --seconds 80 --copy {out}/tuning.json
-step 2 560 gpu {bench} step {rows}
-trainer 3 290 gpu,zarr {real} --set train.microbatch=1024 --set train.epochs=22 --seconds 200
-small 3 90 gpu,zarr {real} --preset vit_small --name small --set train.epochs=20 --seconds 70
-kernels 1 100 gpu {bench} kernels {rows}
-decode 1 60 gpu {bench} decode {rows}
-loader 3 60 gpu,zarr {bench} loader {rows}
-engines 4 230 gpu,zarr {rates} engines --presets vit_tiny,vit_small,vit_base,vit_large --seconds 1
-gate 4 260 gpu,zarr {python} tests/checks/loss_gate.py --store {out}/store --preset vit_large
-many 4 80 gpu,zarr {rates} many --presets vit_small
-sanitizer 3 60 gpu,compute-sanitizer compute-sanitizer {python} {fuzz} --chunks 10
-profile 3 60 gpu {python} tools/profile_step.py --out {out} --variant ecgfast-graph
+# the peer with graphs compiles three times.
+STAGES = f"""
+doctor 1 30 - {_PYTHON} -m ecgfast doctor
+ops 1 90 xdist {_PYTEST} -n 8 -m 'op and not gpu' tests/kernels
+tests 1 180 gpu {_PYTEST} -m gpu tests/kernels tests/unit tests/integration
+tune 1 110 gpu {_PYTHON} tools/tune_kernels.py --seconds 80 --copy {{out}}/tuning.json
+step 2 560 gpu {_BENCH} step {_ROWS}
+trainer 3 290 gpu,zarr {_REAL} --set train.microbatch=1024 --set train.epochs=22 --seconds 200
+small 3 90 gpu,zarr {_REAL} --preset vit_small --name small --set train.epochs=20 --seconds 70
+kernels 1 100 gpu {_BENCH} kernels {_ROWS}
+decode 1 60 gpu {_BENCH} decode {_ROWS}
+loader 3 60 gpu,zarr {_BENCH} loader {_ROWS}
+engines 4 230 gpu,zarr {_RATES} engines --presets vit_tiny,vit_small,vit_base,vit_large --seconds 1
+gate 4 260 gpu,zarr {_PYTHON} tests/checks/loss_gate.py --store {{out}}/store
+many 4 80 gpu,zarr {_RATES} many --presets vit_small
+sanitizer 3 60 gpu,compute-sanitizer {_SANITIZED} --chunks 10
+profile 3 60 gpu {_PYTHON} tools/profile_step.py --out {{out}} --variant ecgfast-graph
 """
-WORDS = {
-    "pytest": "{python} -m pytest -v --durations=10 -p no:cacheprovider "
-    "--continue-on-collection-errors",
-    "bench": "{python} -m ecgfast bench",
-    "rates": "{python} tools/train_rates.py --out {out} {rows}",
-    "rows": "--json {out}/rows.jsonl",
-    "real": "{python} tests/checks/real_run.py --out {out} --set train.cuda_graph=true "
-    "--set train.log_every=10 --set train.checkpoint_every=50 --set optim.warmup_epochs=1",
-    "fuzz": "tests/fuzz/cuda_decoder.py",
-    "python": shlex.quote(sys.executable),
-}
 
 
 class Stage(NamedTuple):
@@ -88,8 +87,6 @@ def stages(out: Path, variants: Sequence[str] = ()) -> list[Stage]:
     found = []
     for line in STAGES.strip().splitlines():
         name, run, limit_s, needs, command = line.split(maxsplit=4)
-        for word, text in WORDS.items():
-            command = command.replace(f"{{{word}}}", text)
         words = shlex.split(command.replace("{out}", shlex.quote(str(out))))
         if name == "step":
             words += [word for variant in variants for word in ("--variant", variant)]

@@ -86,7 +86,8 @@ def in_training(
                 train(batch)
                 yield len(batch.record_index)
 
-        return in_turns(args, {n: partial(fed, f or [random] * 64) for n, f in feeds.items()})
+        every = {n: [random] * 64 if feed is None else feed for n, feed in feeds.items()}
+        return in_turns(args, {name: partial(fed, feed) for name, feed in every.items()})
 
 
 def records_of(args: argparse.Namespace, preset: str) -> int:
