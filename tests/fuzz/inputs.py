@@ -1,8 +1,9 @@
 """Fuzz the readers of files: `python tests/fuzz/inputs.py --cases 20000 --seed 1`.
 
-Each case damages one good input (WFDB headers and signals, segments, .npy with sidecar, .npz, a CSV
-of labels) and takes it through the code of a convert up to the table's rows. It must end in records
-or in one of our errors, in ten seconds, and without asking for more memory than `--memory-gib`.
+Each case damages one good input (WFDB headers and signals, segments, arrays with their sidecar,
+binary formats of vendors, a CSV of labels) and takes it through the code of a convert up to the
+table's rows. It must end in records or in one of our errors, in ten seconds, and without asking for
+more memory than `--memory-gib`.
 `--fail-calls` makes instead each call of a list fail in turn, on good inputs: want of memory must
 refuse the file, and an error of the share must end the convert. Exit status 1 when a case does
 anything else; `--only N` runs that case alone, with its traceback.
@@ -27,9 +28,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, get_args
 
+import h5py
 import numpy as np
 import wfdb  # noqa: F401 (here, and not below the limit of memory, as are the next two)
+from scipy.io import savemat
 from scipy.signal import resample_poly  # noqa: F401
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
+
+import dicom_files
+import mfer_files
+import scp_files
 
 from ecgfast.convert.plan import ConvertOptions, PlannedInput
 from ecgfast.convert.sources import num_slots
@@ -109,6 +118,65 @@ def packed_npz(folder: Path) -> None:
     np.savez_compressed(folder / "a.npz", signal=SIGNAL, sampling_rate_hz=500, scale_uv=1, age=61)
 
 
+def dicom(folder: Path) -> None:
+    """A waveform object: a rhythm and an averaged beat."""
+    beat = dicom_files.group(SIGNAL[:, :600], originality="DERIVED")
+    dicom_files.write(folder / "a", beat, dicom_files.group(SIGNAL), PatientID="P7")
+
+
+def scp(folder: Path) -> None:
+    """SCP-ECG without checksums, which would find whatever is damaged."""
+    content = bytearray(scp_files.ecg_file(SIGNAL.astype(np.int64), order=1, coding="default"))
+    content[:2] = b"\0\0"
+    for at in range(22, 6 + content[10], 10):
+        start = int.from_bytes(content[at + 6 : at + 10], "little") - 1
+        content[start : start + 2] = b"\0\0"
+    (folder / "a").write_bytes(content)
+
+
+def mfer(folder: Path) -> None:
+    """MFER in sequences of 500 timesteps."""
+    (folder / "a").write_bytes(mfer_files.ecg_file(SIGNAL, block=500))
+
+
+def edf(folder: Path) -> None:
+    """EDF of five frames."""
+    fields = ("", "uV", "-32768", "32767", "-32768", "32767", "HP:0.05Hz LP:150Hz", "1000", "")
+    widths = (80, 8, 8, 8, 8, 8, 80, 8, 32)
+    head = "0".ljust(8) + "X F 01-JAN-1960 X".ljust(80) + " " * 80 + "01.02.9003.04.05"
+    head += f"{256 * 13:<8}{'EDF+C':<44}{5:<8}{2:<8}{12:<4}"
+    head += "".join(lead.ljust(16) for lead in LEADS)
+    head += "".join(field.ljust(width) * 12 for field, width in zip(fields, widths, strict=True))
+    frames = [SIGNAL[:, at : at + 1000].tobytes() for at in range(0, 5000, 1000)]
+    (folder / "a").write_bytes(head.encode() + b"".join(frames))
+
+
+def hdf5(folder: Path) -> None:
+    """Two records in one dataset."""
+    with h5py.File(folder / "a.h5", "w") as file:
+        file.create_dataset("ecg", data=np.stack([SIGNAL, SIGNAL]) / 1000, compression="gzip")
+    (folder / "a.json").write_text('{"sampling_rate_hz": 500, "scale_uv": 1000, "array": "ecg"}')
+
+
+def matlab(folder: Path) -> None:
+    """A packed matrix."""
+    savemat(folder / "a.mat", {"val": SIGNAL}, do_compression=True)
+    (folder / "a.json").write_text('{"sampling_rate_hz": 500, "scale_uv": 5}')
+
+
+def matlab_4(folder: Path) -> None:
+    """A matrix as the challenges store it."""
+    savemat(folder / "a.mat", {"val": SIGNAL}, format="4")
+    (folder / "a.json").write_text('{"sampling_rate_hz": 500, "scale_uv": 5}')
+
+
+def text(folder: Path) -> None:
+    """Columns below the names of the leads."""
+    lines = [",".join(map(str, row)) for row in SIGNAL.T.tolist()]
+    (folder / "a.csv").write_text("\n".join([",".join(LEADS), *lines]))
+    (folder / "a.json").write_text('{"sampling_rate_hz": 500, "scale_uv": 5}')
+
+
 def csv(folder: Path) -> None:
     """A table of labels."""
     lines = ["record_id,patient_id,ejection_fraction,label_date,sex,note"]
@@ -118,6 +186,7 @@ def csv(folder: Path) -> None:
 
 KINDS: tuple[Callable[[Path], None], ...] = (
     *(wfdb_16, wfdb_16, wfdb_212, segments, npy, npy, npz, packed_npz, csv),
+    *(dicom, dicom, scp, mfer, edf, hdf5, matlab, matlab_4, text),
 )
 
 
