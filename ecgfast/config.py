@@ -8,28 +8,41 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ecgfast.bounds import nearest
 from ecgfast.errors import ConfigError
-from ecgfast.settings import SECTIONS, Config, nearest
+from ecgfast.settings import SECTIONS, Config
 
 __all__ = ["Config", "config_from_dict", "config_to_toml", "load_config", "preset_names"]
 
+_FOLDERS = {
+    "preset": files("ecgfast") / "presets",
+    "recipe": files("ecgfast") / "presets" / "recipes",
+}
 
-def load_config(preset: str, overrides: Iterable[str] = ()) -> Config:
-    """Resolve a preset and ``section.name=value`` overrides.
+
+def load_config(preset: str, overrides: Iterable[str] = (), *, recipe: str | None = None) -> Config:
+    """Resolve a preset, a recipe of fine-tuning over it, and ``section.name=value`` overrides.
 
     Args:
         preset: a name from `preset_names`, or the path of a TOML file.
         overrides: values are TOML literals; a bare word is a string.
+        recipe: "paper", "best_practice" or the path of a TOML file; None keeps the preset's.
     Raises:
-        ConfigError: unknown preset or key, or a value of the wrong type; names the nearest key.
+        ConfigError: unknown preset, recipe or key, or a value of the wrong type; names the nearest.
     """
-    tree = _read_preset(preset)
+    tree = _read_toml("preset", preset)
+    if recipe is not None:
+        for section, values in _read_toml("recipe", recipe).items():
+            if isinstance(values, dict):
+                values = {**tree.get(section, {}), **values}
+            tree[section] = values
+        tree["recipe"] = Path(recipe).name
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
             raise ConfigError(f"--set needs section.name=value, got {override!r}")
-        if key.strip() == "preset":
-            raise ConfigError(f"--set {override}: choose a preset with --preset")
+        if key.strip() in ("preset", "recipe"):
+            raise ConfigError(f"--set {override}: choose a {key.strip()} with --{key.strip()}")
         _put(tree, key.strip(), _parse_literal(text.strip()), override)
     # Not its folder: runs are shared, and paths name people and projects.
     return config_from_dict({**tree, "preset": Path(preset).name})
@@ -55,31 +68,31 @@ def config_to_toml(config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
-def preset_names() -> list[str]:
-    """Names of the presets that ship with ecgfast."""
-    folder = files("ecgfast") / "presets"
+def preset_names(kind: str = "preset") -> list[str]:
+    """Names of the presets, or of the recipes of fine-tuning ("recipe"), of ecgfast itself."""
     return sorted(
-        p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml")
+        p.name.removesuffix(".toml") for p in _FOLDERS[kind].iterdir() if p.name.endswith(".toml")
     )
 
 
-def _read_preset(preset: str) -> dict[str, Any]:
-    if preset.endswith(".toml"):
-        path = Path(preset)
+def _read_toml(kind: str, name: str) -> dict[str, Any]:
+    """Read a preset or a recipe, by its name or by its own path."""
+    if name.endswith(".toml"):
+        path = Path(name)
         if not path.is_file():
-            raise ConfigError(f"no preset file {preset}; name an existing TOML file")
+            raise ConfigError(f"no {kind} file {name}; name an existing TOML file")
         text = path.read_text(encoding="utf-8", errors="replace")  # TOML itself allows only UTF-8
     else:
-        names = preset_names()
-        if preset not in names:
+        names = preset_names(kind)
+        if name not in names:
             raise ConfigError(
-                f"unknown preset {preset!r}{nearest(preset, names)}; allowed: {', '.join(names)}"
+                f"unknown {kind} {name!r}{nearest(name, names)}; allowed: {', '.join(names)}"
             )
-        text = (files("ecgfast") / "presets" / f"{preset}.toml").read_text(encoding="utf-8")
+        text = (_FOLDERS[kind] / f"{name}.toml").read_text(encoding="utf-8")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"preset {preset} is not valid TOML: {error}") from error
+        raise ConfigError(f"{kind} {name} is not valid TOML: {error}") from error
 
 
 def _parse_literal(text: str) -> object:

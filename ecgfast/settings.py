@@ -1,27 +1,36 @@
 """Every setting of a run: type, bounds, default, meaning, and whether a resume may change it."""
 
 import dataclasses
-import difflib
-import functools
-import math
-import types
-import typing
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from ecgfast_kernels.codec.format import COLUMN_TIMESTEPS
-from pydantic import AfterValidator, ConfigDict, InstanceOf, ValidationError
-from pydantic import StrictBool as Flag
-from pydantic import StrictFloat as Real
-from pydantic import StrictInt as Int
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from ecgfast.bounds import (
+    ClipNorm,
+    Count,
+    Flag,
+    Fraction,
+    MaskRatio,
+    Memory,
+    NotNegative,
+    NotNegativeCount,
+    PatchTimesteps,
+    Positive,
+    Rates,
+    Seed,
+    Share,
+    Text,
+    Timesteps,
+    errors_in_words,
+)
 from ecgfast.errors import ConfigError
 from ecgfast.vocabulary import (
     AttentionKernel,
     EngineName,
     Fused,
+    HeadInit,
     Kernels,
     ModelKind,
     Normalise,
@@ -29,65 +38,12 @@ from ecgfast.vocabulary import (
     Pool,
     Precision,
     RunKind,
+    Schedule,
 )
 
 T = TypeVar("T")
 Auto = Literal["auto"]
 _CLOSED = ConfigDict(extra="forbid")
-
-
-def _bound(allowed: str, holds: Callable[[Any], bool], *, cure: str = "") -> AfterValidator:
-    def check(value: T) -> T:
-        if not holds(value):
-            got = list(value) if isinstance(value, tuple) else value
-            raise ValueError(f"{allowed}, got {got!r}{cure}")
-        return value
-
-    return AfterValidator(check)
-
-
-def _positive(value: float) -> bool:
-    return 0 < value < math.inf
-
-
-def _not_negative(value: float) -> bool:
-    return 0 <= value < math.inf
-
-
-def _below_1(value: float) -> bool:
-    return 0 <= value < 1
-
-
-Text = InstanceOf[str]  # also of file names that are not UTF-8, which pydantic's str refuses
-Count = Annotated[Int, _bound("at least 1", lambda value: value >= 1)]
-PatchTimesteps = Annotated[
-    Int,
-    _bound(
-        f"{COLUMN_TIMESTEPS}, the width of what the loader decodes and the kernels read",
-        lambda value: value == COLUMN_TIMESTEPS,
-        cure="; leave it out",
-    ),
-]
-Timesteps = Annotated[
-    Int,
-    _bound(
-        f"a multiple of {COLUMN_TIMESTEPS} above 0, a patch being that long",
-        lambda value: value > 0 and value % COLUMN_TIMESTEPS == 0,
-        cure="; records of a store have 5000",
-    ),
-]
-Seed = Annotated[Int, _bound("in [0, 2^63)", lambda value: 0 <= value < 2**63)]
-Positive = Annotated[Real, _bound("above 0", _positive)]
-NotNegative = Annotated[Real, _bound("at least 0", _not_negative)]
-Fraction = Annotated[Real, _bound("in [0, 1)", _below_1)]
-MaskRatio = Annotated[Real, _bound("in [0, 1)", _below_1, cure="; the study masks 0.75")]
-# Beside "auto" or unset an integer stays one, and config.toml shows it as it was given.
-ClipNorm = Annotated[Int | Real, _bound("above 0", _positive)]
-Memory = Annotated[Int | Real, _bound("'auto' or at least 0", _not_negative)]  # GiB
-Rates = Annotated[
-    tuple[Real, ...],
-    _bound("one or more numbers above 0", lambda rates: bool(rates) and all(map(_positive, rates))),
-]
 
 
 def _setting(default: T, meaning: str, *, free: bool = False, only: RunKind | None = None) -> T:
@@ -98,33 +54,15 @@ def _setting(default: T, meaning: str, *, free: bool = False, only: RunKind | No
         meaning: one line, with the unit.
         free: may change on a resume: it changes nothing but roundings, or its resolved value is
             compared instead.
-        only: the one kind of run that uses it, None for both; the other may change it.
+        only: the one kind of run that uses it, None for both or for that of its section; the other
+            may change it.
     """
     marks = {"meaning": meaning, "free": free, "only": only}
     field: T = dataclasses.field(default=default, metadata=marks)
     return field
 
 
-def _errors_in_words(prefix: str) -> Callable[[type[T]], type[T]]:
-    """Make a class raise `ConfigError`, with the names that users write, for pydantic's errors."""
-
-    def decorate(cls: type[T]) -> type[T]:
-        construct = cls.__init__
-
-        @functools.wraps(construct)
-        def checked(self: T, /, **values: object) -> None:
-            try:
-                construct(self, **values)
-            except ValidationError as error:
-                raise ConfigError(_in_words(cls, error, values, prefix)) from None
-
-        cls.__init__ = checked  # type: ignore[assignment]  # wider: keywords
-        return cls
-
-    return decorate
-
-
-@_errors_in_words("model.")
+@errors_in_words("model.")
 @dataclass(frozen=True, kw_only=True, config=_CLOSED)
 class ModelConfig:
     """Architecture; the defaults are the study's ViT-Large."""
@@ -138,7 +76,15 @@ class ModelConfig:
     decoder_depth: Count = _setting(8, "Blocks of the decoder.", only="pretrain")
     decoder_heads: Count = _setting(16, "Attention heads of each decoder block.", only="pretrain")
     pool: Pool = _setting(
-        "cls", "What the classifier reads: class token, or mean of the patches.", only="finetune"
+        "cls",
+        "What a vit's head reads: class token, mean of the patches, or mean and max by lead.",
+        only="finetune",
+    )
+    dense_norm: Flag = _setting(
+        False, "Of the cnn: batch norm behind its dense layers.", only="finetune"
+    )
+    dense_dropout: Fraction = _setting(
+        0.0, "Of the cnn: share of dense units left out.", only="finetune"
     )
     num_leads: Count = _setting(12, "Leads of a record.")
     num_timesteps: Timesteps = _setting(5000, "Timesteps of a record.")
@@ -150,15 +96,16 @@ class ModelConfig:
         return self.num_leads * (self.num_timesteps // self.patch_timesteps)
 
 
-@_errors_in_words("mask.")
+@errors_in_words("mask.")
 @dataclass(frozen=True, kw_only=True, config=_CLOSED)
 class MaskConfig:
     """Random masking of pretraining."""
 
-    ratio: MaskRatio = _setting(0.75, "Share of the patches that is removed.", only="pretrain")
+    ratio: MaskRatio = _setting(0.75, "Share of the patches that is removed.")
+    norm_patch_loss: Flag = _setting(True, "Predict patches of mean 0 and variance 1.")
 
 
-@_errors_in_words("train.")
+@errors_in_words("train.")
 @dataclass(frozen=True, kw_only=True, config=_CLOSED)
 class TrainConfig:
     """Length, batch and bookkeeping of a run."""
@@ -194,25 +141,23 @@ class TrainConfig:
     val_every: Count = _setting(500, "Steps between validations.", free=True, only="pretrain")
 
 
-@_errors_in_words("optim.")
+@errors_in_words("optim.")
 @dataclass(frozen=True, kw_only=True, config=_CLOSED)
 class OptimConfig:
     """AdamW; the learning rate is base_lr x batch_size / 256."""
 
-    base_lr: Positive = _setting(
-        1.5e-4, "Learning rate for 256 records per update.", only="pretrain"
-    )
-    beta1: Fraction = _setting(0.9, "Decay of the first moment.", only="pretrain")
-    beta2: Fraction = _setting(0.95, "Decay of the second moment.", only="pretrain")
-    weight_decay: NotNegative = _setting(0.05, "Decoupled, of matrices only.", only="pretrain")
-    warmup_epochs: NotNegative = _setting(40, "Epochs of linear warmup.", only="pretrain")
-    min_lr: NotNegative = _setting(0.0, "Learning rate at the end of the cosine.", only="pretrain")
+    base_lr: Positive = _setting(1.5e-4, "Learning rate for 256 records per update.")
+    beta1: Fraction = _setting(0.9, "Decay of the first moment.")
+    beta2: Fraction = _setting(0.95, "Decay of the second moment.")
+    weight_decay: NotNegative = _setting(0.05, "Decoupled, of matrices only.")
+    warmup_epochs: NotNegative = _setting(40, "Epochs of linear warmup.")
+    min_lr: NotNegative = _setting(0.0, "Learning rate at the end of the cosine.")
     one_pass: Flag = _setting(
-        False, "Our AdamW kernel; replayed too with train.cuda_graph.", free=True, only="pretrain"
+        False, "Our AdamW kernel; replayed too with train.cuda_graph.", free=True
     )
 
 
-@_errors_in_words("data.")
+@errors_in_words("data.")
 @dataclass(frozen=True, kw_only=True, config=_CLOSED)
 class DataConfig:
     """How records reach the model."""
@@ -223,23 +168,54 @@ class DataConfig:
     num_threads: Count | Auto = _setting("auto", "Threads that read and decode.", free=True)
 
 
-@_errors_in_words("finetune.")
+@errors_in_words("finetune.")
 @dataclass(frozen=True, kw_only=True, config=_CLOSED)
 class FinetuneConfig:
     """Supervised training: every learning rate is tried, the lowest validation loss is kept."""
 
-    learning_rates: Rates = _setting((1e-4, 3e-5, 1e-5), "A training for each.", only="finetune")
-    epochs: Count = _setting(30, "Passes over the training records.", only="finetune")
-    batch_size: Count = _setting(64, "Records per update.", only="finetune")
-    patience: Count = _setting(5, "Epochs without a lower validation loss.", only="finetune")
+    learning_rates: Rates = _setting((1e-4, 3e-5, 1e-5), "A training for each.")
+    epochs: Count = _setting(30, "Passes over the training records.")
+    batch_size: Count = _setting(64, "Records per update.")
+    patience: Count = _setting(5, "Epochs without a lower validation loss.")
+    schedule: Schedule = _setting("constant", "Of the learning rate; cosine ends at 0.")
+    warmup_epochs: NotNegative = _setting(0.0, "Epochs of linear warmup.")
+    layer_decay: Share = _setting(1.0, "Of a vit: rate of a block, as a share of the next one's.")
+    weight_decay: NotNegative = _setting(0.0, "Decoupled, of matrices only.")
+    drop_path: Fraction = _setting(
+        0.0, "Of a vit: share of the last block's branches left out; linear over the blocks."
+    )
+    head_init: HeadInit = _setting(
+        "xavier", "First weights of the last layer; prior: 0, and the training prevalence as bias."
+    )
+    frozen: Flag = _setting(False, "Train the head alone: a linear probe.")
+    probe_epochs: NotNegativeCount = _setting(0, "Epochs of the head alone, before all weights.")
+    probe_lr: Positive = _setting(1e-3, "Constant learning rate of these epochs.")
+
+    def __post_init__(self) -> None:
+        if self.frozen and self.probe_epochs:
+            raise ConfigError(
+                "finetune.probe_epochs must be 0 with finetune.frozen, which trains the head alone "
+                f"in all epochs, got {self.probe_epochs}; set one of the two"
+            )
 
 
-@_errors_in_words("")
+@errors_in_words("augment.")
+@dataclass(frozen=True, kw_only=True, config=_CLOSED)
+class AugmentConfig:
+    """Random changes of the records that fine-tuning learns from, new in each epoch."""
+
+    shift_timesteps: NotNegativeCount = _setting(0, "Largest shift, either way; zeros move in.")
+    lead_dropout: Fraction = _setting(0.0, "Share of leads set to 0; one always stays.")
+    noise: NotNegative = _setting(0.0, "Standard deviation of white noise, in normalised units.")
+
+
+@errors_in_words("")
 @dataclass(frozen=True, kw_only=True, config=_CLOSED)
 class Config:
     """Everything that a run depends on; written into its folder."""
 
     preset: Text = _setting("vit_large", "Name of the preset or of its file.", free=True)
+    recipe: Text = _setting("paper", "Name of the fine-tuning recipe, or of its file.", free=True)
     kernels: Kernels = _setting("auto", "Triton kernels or PyTorch's operators.", free=True)
     attention: AttentionKernel = _setting("auto", "Attention kernel; auto: the fastest.", free=True)
     fused: Fused = _setting("off", "What runs between a block's matrix products.", free=True)
@@ -249,9 +225,18 @@ class Config:
     optim: OptimConfig = OptimConfig()
     data: DataConfig = DataConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    augment: AugmentConfig = AugmentConfig()
 
 
 SECTIONS: dict[str, Any] = {f.name: f.type for f in fields(Config) if is_dataclass(f.type)}
+
+# Sections that one kind of run uses.
+OF_ONE_KIND: dict[str, RunKind] = {
+    "mask": "pretrain",
+    "optim": "pretrain",
+    "finetune": "finetune",
+    "augment": "finetune",
+}
 
 
 def free_on_resume(kind: RunKind | None = None) -> frozenset[str]:
@@ -260,51 +245,14 @@ def free_on_resume(kind: RunKind | None = None) -> frozenset[str]:
     Args:
         kind: of the run, which may also change what only the other kind uses; None: neither.
     """
-    places = [("", Config), *((f"{name}.", cls) for name, cls in SECTIONS.items())]
+
+    def is_free(section: str, field: Any) -> bool:  # noqa: ANN401 - of any type
+        only = field.metadata.get("only") or OF_ONE_KIND.get(section)
+        return bool(field.metadata.get("free") or (kind and only not in (None, kind)))
+
     return frozenset(
-        prefix + field.name
-        for prefix, cls in places
+        f"{section}.{field.name}".lstrip(".")
+        for section, cls in {"": Config, **SECTIONS}.items()
         for field in fields(cls)
-        if field.metadata.get("free") or (kind and field.metadata.get("only") not in (None, kind))
+        if is_free(section, field)
     )
-
-
-def _in_words(cls: type, error: ValidationError, values: Mapping[str, Any], prefix: str) -> str:
-    """The first of pydantic's errors as a line of ours; wrong names and types before bounds."""
-    errors = error.errors(include_url=False)
-    causes = {e["loc"][:1]: e["ctx"]["error"] for e in errors if e["type"] == "value_error"}
-    if () in causes:  # of several settings together
-        return str(causes[()])
-    place = list(values).index
-    first = min(errors, key=lambda e: (e["type"] == "value_error", place(str(e["loc"][0]))))
-    name = str(first["loc"][0])
-    key, value, hints = prefix + name, values[name], typing.get_type_hints(cls)
-    if name not in hints:
-        allowed = ", ".join(prefix + other for other in hints)
-        return f"unknown setting {key}{nearest(name, hints)}; allowed: {allowed}"
-    if is_dataclass(hints[name]):
-        return f"{key} is a section, got the value {value!r}; set {key}.name=value"
-    # A value that may be of several types has an error for each of them.
-    cause = causes.get((name,))
-    return f"{key} must be {cause or f'{_describe(hints[name])}, got {value!r}'}"
-
-
-def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Return the nearest of `allowed` as the end of a message, "" where none is near."""
-    match = difflib.get_close_matches(name, list(allowed), n=1)
-    return f", did you mean {match[0]!r}?" if match else ""
-
-
-def _describe(hint: object) -> str:
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if float in options:  # which takes integers too
-            options = tuple(option for option in options if option is not int)
-        return " or ".join(_describe(option) for option in options)
-    if origin is Literal:
-        return "one of " + ", ".join(repr(option) for option in options)
-    if origin is tuple:
-        return "a list of numbers"
-    assert isinstance(hint, type)
-    words = {float: "a number", int: "an integer", str: "a text", type(None): "unset"}
-    return words.get(hint, hint.__name__)

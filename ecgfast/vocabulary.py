@@ -4,8 +4,10 @@ from typing import Literal
 
 # Settings of a run.
 RunKind = Literal["pretrain", "finetune"]
-ModelKind = Literal["vit", "cnn"]
-Pool = Literal["cls", "mean"]
+ModelKind = Literal["vit", "cnn", "resnet1d_wang"]
+Pool = Literal["cls", "mean", "lead_mean_max"]
+HeadInit = Literal["xavier", "prior"]
+Schedule = Literal["constant", "cosine"]
 Kernels = Literal["auto", "triton", "reference"]
 AttentionKernel = Literal[
     "auto", "triton", "xformers", "sdpa_flash", "sdpa_cudnn", "sdpa_efficient", "math"

@@ -7,7 +7,7 @@ from ecgfast.bench.measuring import Row
 from ecgfast.config import Config
 from ecgfast.errors import ConfigError
 from ecgfast.model.mae import flops_per_record, num_kept, num_parameters
-from ecgfast.train.metrics import PEAK_TFLOPS
+from ecgfast.train.guards import PEAK_TFLOPS
 
 ASSUMED_MFU = 0.45  # between the best published (A100 50 %, H100 43 %) at ViT-Large's width
 ASSUMED_SCALING = 0.95  # of linear, on several GPUs: weights and gradients travel once per step

@@ -18,8 +18,8 @@ from ecgfast.data.batch import Batch
 from ecgfast.errors import ConfigError
 from ecgfast.model.mae import flops_per_record
 from ecgfast.train.distributed import Ranks, join
+from ecgfast.train.guards import peak_tflops
 from ecgfast.train.loop import train_step
-from ecgfast.train.metrics import peak_tflops
 from ecgfast.train.optim import MasterAdamW
 from ecgfast.train.pretrain import build_spread, masked_loss, microbatch_graph
 

@@ -26,7 +26,7 @@ Settings = Annotated[
         "--set",
         metavar="K=V",
         help="Change a setting of the preset, such as train.batch_size=64; repeatable. Sections: "
-        "model, mask, train, optim, data, finetune; all settings: docs/training.md.",
+        "model, mask, train, optim, data, finetune, augment; all settings: docs/training.md.",
     ),
 ]
 Resume = Annotated[
@@ -82,6 +82,10 @@ def finetune(
     preset: Annotated[
         str | None, typer.Option(help="Default: that of the initial weights.")
     ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="How to fine-tune: paper, best_practice or a TOML file, over the preset"),
+    ] = None,
     select: Select = None,
     fold: Annotated[
         int | None, typer.Option(min=1, help="Hold out this fold instead of the test split.")
@@ -98,10 +102,10 @@ def finetune(
     refuse_inside_store(out, "--out")
     if preset is None:
         settings_of_run = Path(init, "config.toml")
-        default = "cnn" if model == "cnn" else "vit_large"
+        default = "vit_large" if model in (None, "vit") else model
         preset = str(settings_of_run) if settings_of_run.is_file() else default
     kind = [] if model is None else [f"model.kind={model}"]
-    config = load_config(preset, [*kind, *(settings or ())])
+    config = load_config(preset, [*kind, *(settings or ())], recipe=recipe)
     out = train(
         config,
         store,

@@ -1,7 +1,8 @@
 """Masked autoencoder, classifier and convolutional baseline."""
 
 from ecgfast.model.build import build_classifier, build_model, initialise
-from ecgfast.model.classifier import Classifier, EcgCnn, encoder_state
+from ecgfast.model.classifier import Classifier, encoder_state
+from ecgfast.model.cnn import EcgCnn
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.model.vit import Encoder
 

@@ -74,11 +74,23 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width)
 
-    def forward(self, tokens_BTD: Tensor) -> Tensor:
-        """Apply attention and MLP with their residuals; same shape."""
-        tokens_BTD = tokens_BTD + self.attn(self.norm1(tokens_BTD))
-        out: Tensor = tokens_BTD + self.mlp(self.norm2(tokens_BTD))
-        return out
+    def forward(self, tokens_BTD: Tensor, kept_2B: Tensor | None = None) -> Tensor:
+        """Apply attention and MLP with their residuals.
+
+        Args:
+            tokens_BTD: (B, T, D).
+            kept_2B: (2, B) factors of both branches in each record; None takes 1.
+        Returns:
+            (B, T, D).
+        """
+        mixed_BTD = self.attn(self.norm1(tokens_BTD))
+        if kept_2B is not None:
+            mixed_BTD = mixed_BTD * kept_2B[0, :, None, None]
+        tokens_BTD = tokens_BTD + mixed_BTD
+        out_BTD: Tensor = self.mlp(self.norm2(tokens_BTD))
+        if kept_2B is not None:
+            out_BTD = out_BTD * kept_2B[1, :, None, None]
+        return tokens_BTD + out_BTD
 
 
 class FusedBlock(Block):
@@ -151,15 +163,32 @@ def make_blocks(depth: int, width: int, num_heads: int, fused: Fused) -> nn.Modu
     return nn.ModuleList(kind(width, num_heads, fused) for kind in kinds)
 
 
-def run_blocks(blocks: nn.ModuleList, norm: nn.LayerNorm, tokens_BTD: Tensor) -> Tensor:
-    """Run all blocks and the norm behind them; same shape."""
+def run_blocks(
+    blocks: nn.ModuleList,
+    norm: nn.LayerNorm,
+    tokens_BTD: Tensor,
+    kept_L2B: Tensor | None = None,
+) -> Tensor:
+    """Run all blocks and the norm behind them.
+
+    Args:
+        blocks: from `make_blocks`.
+        norm: behind the last one.
+        tokens_BTD: (B, T, D).
+        kept_L2B: (L, 2, B) factors of the branches of each block, for blocks that are not fused;
+            None takes 1.
+    Returns:
+        (B, T, D) normalised tokens.
+    """
     if isinstance(blocks[0], FirstFusedBlock):
+        assert kept_L2B is None, "fused blocks leave out no branch"
         carried: Carried = blocks[0](tokens_BTD)
         for block in blocks[1:]:
             carried = block(*carried)
         return _add_norm(*carried, norm)[1]
-    for block in blocks:
-        tokens_BTD = block(tokens_BTD)
+    kept = [None] * len(blocks) if kept_L2B is None else kept_L2B.to(tokens_BTD.dtype)
+    for block, kept_2B in zip(blocks, kept, strict=True):
+        tokens_BTD = block(tokens_BTD, kept_2B)
     out: Tensor = norm(tokens_BTD)
     return out
 

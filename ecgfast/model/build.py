@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ecgfast.config import Config, load_config
 from ecgfast.errors import ConfigError
-from ecgfast.model.classifier import Classifier, EcgCnn
+from ecgfast.model.classifier import Classifier
+from ecgfast.model.cnn import EcgCnn, ResNet1dWang
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.model.vit import Encoder
 
@@ -32,7 +33,12 @@ def build_model(preset_or_config: str | Config) -> MaskedAutoencoder:
             f"preset {config.preset} must be of kind 'vit' for pretraining, got "
             f"{config.model.kind!r}; take vit_tiny ... vit_large"
         )
-    model = MaskedAutoencoder(config.model, kernels=config.kernels, fused=config.fused)
+    model = MaskedAutoencoder(
+        config.model,
+        norm_patch_loss=config.mask.norm_patch_loss,
+        kernels=config.kernels,
+        fused=config.fused,
+    )
     initialise(model, config.train.seed)
     return model
 
@@ -45,12 +51,15 @@ def build_classifier(preset_or_config: str | Config) -> Classifier:
             the ViT's features.
     """
     config = _resolve(preset_or_config)
-    encoder: Encoder | EcgCnn
-    if config.model.kind == "cnn":
-        encoder = EcgCnn(config.model)
-    else:
-        encoder = Encoder(config.model, kernels=config.kernels, fused=config.fused)
-    model = Classifier(encoder, pool=config.model.pool)
+    encoder: Encoder | EcgCnn | ResNet1dWang
+    match config.model.kind:
+        case "vit":
+            encoder = Encoder(config.model, kernels=config.kernels, fused=config.fused)
+        case "cnn":
+            encoder = EcgCnn(config.model)
+        case "resnet1d_wang":
+            encoder = ResNet1dWang(config.model)
+    model = Classifier(encoder, pool=config.model.pool, drop_path=config.finetune.drop_path)
     initialise(model, config.train.seed)
     return model
 
@@ -88,13 +97,13 @@ def _initial_value(
         return value.normal_(0.0, TOKEN_STD, generator=generator)
     if name.endswith("bias"):
         return value.zero_()
-    if isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
+    if isinstance(module, nn.LayerNorm | nn.BatchNorm1d | nn.BatchNorm2d):
         return value.fill_(1.0)
     fan_in = math.prod(shape[1:])
     if isinstance(module, nn.Linear) or name.endswith("patch_embed.proj.weight"):
         bound = math.sqrt(6.0 / (fan_in + shape[0]))
         return value.uniform_(-bound, bound, generator=generator)
-    assert isinstance(module, nn.Conv2d), f"no rule for the parameter {name}"
+    assert isinstance(module, nn.Conv1d | nn.Conv2d), f"no rule for the parameter {name}"
     return value.normal_(0.0, math.sqrt(2.0 / fan_in), generator=generator)
 
 

@@ -1,107 +1,133 @@
-"""One logit per record: from the encoder, or from the convolutional baseline that is here too."""
+"""One logit per record: an encoder, what is read of its tokens, and a head."""
 
-# B records, N patches, P padded patch length, C leads, T timesteps, D features, F filters
+# B records, N patches, P padded patch length, C leads, D width
 
+from typing import Self
+
+import torch
 from torch import Tensor, nn
 
 from ecgfast.model.block import NORM_EPS
-from ecgfast.model.vit import Encoder, unpatchify
-from ecgfast.settings import ModelConfig
+from ecgfast.model.cnn import EcgCnn, Head, ResNet1dWang
+from ecgfast.model.draws import Draws, kept_paths
+from ecgfast.model.vit import Encoder
+from ecgfast.settings import FinetuneConfig, ModelConfig
 from ecgfast.vocabulary import Pool
-
-# (filters, kernel, pooling) of each temporal block, shared by the 12 leads.
-TEMPORAL = ((16, 5, 2), (16, 5, 2), (32, 5, 4), (32, 3, 2), (64, 3, 2), (64, 3, 4))
-SPATIAL_FILTERS = 128
-NUM_FEATURES = 128
-HIDDEN = 64  # between the baseline's two last fully connected layers
-
-
-class EcgCnn(nn.Module):
-    """12-lead convolutional network; `forward` gives features, `Classifier` puts the head on.
-
-    Args:
-        config: only the record's shape is used; widths are those of the source.
-
-    Source: Attia et al. 2019, supplementary figure on the network's architecture.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        layers: list[nn.Module] = []
-        filters, length = 1, config.num_timesteps
-        for width, kernel, pooling in TEMPORAL:
-            layers += _temporal_block(filters, width, kernel, pooling)
-            filters, length = width, length // pooling
-        self.temporal = nn.Sequential(*layers)
-        self.spatial = nn.Sequential(
-            nn.Conv2d(filters, SPATIAL_FILTERS, kernel_size=(config.num_leads, 1), bias=False),
-            nn.BatchNorm2d(SPATIAL_FILTERS),
-            nn.ReLU(),
-        )
-        self.fc = nn.Linear(SPATIAL_FILTERS * length, NUM_FEATURES)
-
-    def forward(self, patches_BNP: Tensor) -> Tensor:
-        """Turn patches (B, N, 256) into features (B, 128) in the weights' dtype."""
-        signal_BCT = unpatchify(
-            patches_BNP,
-            num_leads=self.config.num_leads,
-            patch_timesteps=self.config.patch_timesteps,
-        )
-        image_B1CT = signal_BCT.to(self.fc.weight.dtype)[:, None]
-        features_BF1T = self.spatial(self.temporal(image_B1CT))
-        out: Tensor = self.fc(features_BF1T.flatten(1)).relu()
-        return out
-
-
-def _temporal_block(filters_in: int, filters: int, kernel: int, pooling: int) -> list[nn.Module]:
-    return [
-        nn.Conv2d(filters_in, filters, (1, kernel), padding=(0, kernel // 2), bias=False),
-        nn.BatchNorm2d(filters),
-        nn.ReLU(),
-        nn.MaxPool2d((1, pooling)),
-    ]
 
 
 class Classifier(nn.Module):
     """Binary classifier; a probability is the logit's sigmoid.
 
     Args:
-        encoder: a ViT gets normalisation + one linear layer, a CNN two linear layers.
-        pool: which ViT tokens are the record's features: the class token, or the patches' mean.
+        encoder: a ViT gets normalisation + one linear layer, a CNN its own head.
+        pool: which ViT tokens are the record's features: the class token, the patches' mean, or
+            the mean and the maximum of each lead's patches, side by side.
+        drop_path: share of branches that training leaves out in a ViT's last block.
     """
 
-    def __init__(self, encoder: Encoder | EcgCnn, *, pool: Pool = "cls") -> None:
+    def __init__(
+        self,
+        encoder: Encoder | EcgCnn | ResNet1dWang,
+        *,
+        pool: Pool = "cls",
+        drop_path: float = 0.0,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.pool = pool
-        self.head: nn.Sequential
-        if isinstance(encoder, EcgCnn):
-            self.head = nn.Sequential(
-                nn.Linear(NUM_FEATURES, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1)
-            )
+        self.drop_path = drop_path
+        self.is_frozen = False
+        if isinstance(encoder, Encoder):
+            width = num_features(encoder.config, pool)
+            self.head = Head(nn.LayerNorm(width, eps=NORM_EPS), nn.Linear(width, 1))
         else:
-            width = encoder.config.encoder_width
-            self.head = nn.Sequential(nn.LayerNorm(width, eps=NORM_EPS), nn.Linear(width, 1))
+            self.head = encoder.head()
 
-    def features(self, patches_BNP: Tensor) -> Tensor:
+    def freeze(self) -> None:
+        """Let the head alone learn, from features as they are in evaluation; before spreading."""
+        self.is_frozen = True
+        self.encoder.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of training or evaluation; a frozen encoder always evaluates."""
+        super().train(mode)
+        if self.is_frozen:
+            self.encoder.eval()
+        return self
+
+    @torch.no_grad()
+    def begin_at(self, prevalence: float) -> None:
+        """Let every record have one probability: no weights in the last layer, and its bias.
+
+        Args:
+            prevalence: share of cases, between 0 and 1.
+        """
+        last = self.head[-1]
+        assert isinstance(last, nn.Linear)
+        last.weight.zero_()
+        last.bias.fill_(torch.logit(torch.tensor(prevalence, dtype=torch.float64)))
+
+    def features(self, patches_BNP: Tensor, draws: Draws | None = None) -> Tensor:
         """Features of each record: (B, D), D = 1024 for ViT-Large and 128 for the CNN."""
-        if isinstance(self.encoder, EcgCnn):
-            out: Tensor = self.encoder(patches_BNP)
+        encoder = self.encoder
+        if not isinstance(encoder, Encoder):
+            out: Tensor = encoder(patches_BNP, draws)
             return out
-        tokens_BTD = self.encoder.encode(patches_BNP)
-        return tokens_BTD[:, 0] if self.pool == "cls" else tokens_BTD[:, 1:].mean(dim=1)
+        kept = None
+        if encoder.training and self.drop_path:
+            assert draws is not None, "training with drop path needs draws"
+            kept = kept_paths(draws, self.drop_path, len(encoder.blocks))
+        tokens_BTD = encoder.encode(patches_BNP, kept)
+        return _pooled(tokens_BTD, self.pool, encoder.config.num_leads)
 
-    def forward(self, patches_BNP: Tensor) -> Tensor:
+    def forward(self, patches_BNP: Tensor, draws: Draws | None = None) -> Tensor:
         """Score records.
 
         Args:
             patches_BNP: (B, N, 256), z-scored units; the last 6 columns are zero.
+            draws: of these records, for what training leaves out; None in evaluation.
         Returns:
             (B,) logits in the weights' dtype.
         """
-        logits: Tensor = self.head(self.features(patches_BNP)).squeeze(-1)
+        logits: Tensor = self.head(self.features(patches_BNP, draws), draws).squeeze(-1)
         return logits
+
+
+def num_features(config: ModelConfig, pool: Pool) -> int:
+    """Width of what a ViT's head reads of a record."""
+    return config.encoder_width * (2 * config.num_leads if pool == "lead_mean_max" else 1)
+
+
+def _pooled(tokens_BTD: Tensor, pool: Pool, num_leads: int) -> Tensor:
+    match pool:
+        case "cls":
+            return tokens_BTD[:, 0]
+        case "mean":
+            return tokens_BTD[:, 1:].mean(dim=1)
+        case "lead_mean_max":
+            by_lead_BCND = tokens_BTD[:, 1:].unflatten(1, (num_leads, -1))
+            both = (by_lead_BCND.mean(dim=2), by_lead_BCND.amax(dim=2))
+            return torch.stack(both, dim=2).flatten(1)
+
+
+def layer_scale(name: str, depth: int, config: FinetuneConfig) -> float:
+    """Factor of the learning rate of a classifier's parameter.
+
+    Args:
+        name: of the parameter.
+        depth: blocks of its ViT, 0 for a CNN.
+        config: of `layer_decay`.
+    Returns:
+        1 for the head and the norm before it, `layer_decay` less for each block on the way down;
+        patch embedding and class token are below the first block.
+    Source: Clark et al. 2020, appendix; as He et al. 2022 fine-tune, appendix A.1.
+    """
+    parts = name.split(".")
+    if not depth or parts[0] != "encoder" or parts[1] == "norm":
+        return 1.0
+    place = int(parts[2]) if parts[1] == "blocks" else -1
+    return config.layer_decay ** (depth - place)
 
 
 def encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:

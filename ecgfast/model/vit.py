@@ -81,12 +81,15 @@ class Encoder(nn.Module):
                 assert isinstance(block, Block)
                 block.attn.backend = kernel
 
-    def encode_kept(self, patches_BNP: Tensor, ids_keep_BK: Tensor) -> Tensor:
+    def encode_kept(
+        self, patches_BNP: Tensor, ids_keep_BK: Tensor, kept_L2B: Tensor | None = None
+    ) -> Tensor:
         """Encode the patches named in `ids_keep_BK` and nothing else.
 
         Args:
             patches_BNP: (B, N, 256) fp16, fp32 or fp64, z-scored units; last 6 columns zero.
             ids_keep_BK: (B, K) int64, ascending.
+            kept_L2B: as for `run_blocks`.
         Returns:
             (B, 1 + K, D) normalised tokens in the weights' dtype; the class token comes first.
         Raises:
@@ -106,12 +109,13 @@ class Encoder(nn.Module):
             self.cls_token[0, 0],
             backend=self.kernels,
         )
-        return run_blocks(self.blocks, self.norm, tokens)
+        return run_blocks(self.blocks, self.norm, tokens, kept_L2B)
 
-    def encode(self, patches_BNP: Tensor) -> Tensor:
+    def encode(self, patches_BNP: Tensor, kept_L2B: Tensor | None = None) -> Tensor:
         """Encode all patches, for classification; (B, 1 + N, D) normalised tokens."""
         ids_N = torch.arange(self.num_patches, device=patches_BNP.device)
-        return self.encode_kept(patches_BNP, ids_N.expand(len(patches_BNP), -1).contiguous())
+        ids_BN = ids_N.expand(len(patches_BNP), -1).contiguous()
+        return self.encode_kept(patches_BNP, ids_BN, kept_L2B)
 
 
 def grid_positions(config: ModelConfig, width: int) -> Tensor:

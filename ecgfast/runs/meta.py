@@ -151,8 +151,8 @@ class RunMeta:
         init = self.identity.get("init")
         if not init:
             return "Pretraining"
-        if self.model == "cnn":
-            return "CNN"
+        if self.model != "vit":
+            return {"cnn": "CNN"}.get(self.model, self.model)
         words = {"random": "random init", "imagenet-mae": "ImageNet"}
         return f"ViT, {words.get(init, 'pretrained')}"
 

@@ -232,7 +232,7 @@ def average_norm_statistics(model: nn.Module, ranks: Ranks) -> None:
     if ranks.world_size == 1:
         return
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             for statistic in (module.running_mean, module.running_var):
                 assert statistic is not None
                 ranks.sum_(statistic).div_(ranks.world_size)

@@ -32,7 +32,8 @@ from ecgfast.train.initial import (
 )
 from ecgfast.train.microbatch import rank_share, require_divisor
 from ecgfast.train.run_folder import Session, resolve_attention, resolve_precision
-from ecgfast.train.sweep import Progress, Sweep
+from ecgfast.train.schedule import Progress
+from ecgfast.train.sweep import Sweep
 from ecgfast.vocabulary import Precision
 
 
@@ -93,10 +94,7 @@ class _Task:
 def _prepare(task: _Task, session: Session) -> tuple[Sweep, Register, dict[str, int]]:
     """Return the sweep, whose ECGs teach it, and how many cases and controls these are."""
     config, store, ranks = session.config, session.store, session.ranks
-    if config.train.cuda_graph:
-        raise ConfigError(
-            "train.cuda_graph must be false for fine-tuning, got true; set train.cuda_graph=false"
-        )
+    _require_possible(config)
     share = rank_share(config.finetune.batch_size, ranks, key="finetune.batch_size")
     asked = config.train.microbatch
     microbatch = share if asked == "auto" else require_divisor(asked, share)
@@ -122,6 +120,20 @@ def _prepare(task: _Task, session: Session) -> tuple[Sweep, Register, dict[str, 
     )
     taught = Register.of(store, {"train": records.train, "valid": records.valid})
     return sweep, with_encoder(taught, initial.register, initial.origin), counts
+
+
+def _require_possible(config: Config) -> None:
+    """Refuse settings that fine-tuning cannot have, or not together."""
+    if config.train.cuda_graph:
+        raise ConfigError(
+            "train.cuda_graph must be false for fine-tuning, got true; set train.cuda_graph=false"
+        )
+    is_fused = config.model.kind == "vit" and config.fused != "off"
+    if is_fused and config.finetune.drop_path:
+        raise ConfigError(
+            f"finetune.drop_path must be 0 with fused={config.fused}, got "
+            f"{config.finetune.drop_path}; set fused=off"
+        )
 
 
 def _identity(task: _Task, session: Session, records: Labelled) -> dict[str, Any]:

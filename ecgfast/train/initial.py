@@ -49,15 +49,15 @@ def read_initial(init: str, config: Config, model: str) -> Initial:
         init: a pretraining run's folder, a .safetensors or .pth file with the reference names,
             "imagenet-mae", or "random".
         config: of the classifier.
-        model: "vit" or "cnn"; the convolutional baseline starts at random only.
+        model: its architecture; convolutional baselines start at random only.
     Raises:
         ConfigError: no such run or file, or the weights do not fit what is asked for.
         FormatError: the file cannot be read.
     """
     if init == "random":
         return Initial()
-    if model == "cnn":
-        raise ConfigError(f"--init of a cnn must be 'random', got {init!r}")
+    if model != "vit":
+        raise ConfigError(f"--init of a {model} must be 'random', got {init!r}")
     if init == "imagenet-mae":
         state = encoder_state(read_weights(imagenet_file(config)))
         log.info(f"ImageNet weights: {', '.join(NOT_FROM_IMAGENET)} start anew")

@@ -19,8 +19,7 @@ from ecgfast.runs.meta import RunMeta
 from ecgfast.settings import TrainConfig
 from ecgfast.train.checkpoint import CheckpointWriter, Slot, State, load, training_state
 from ecgfast.train.distributed import Ranks, accumulate
-from ecgfast.train.guards import MAX_ROLLBACKS, NonFiniteGuard, StarvationGuard, StopSignals
-from ecgfast.train.metrics import Meter, console_line
+from ecgfast.train.guards import Meter, NonFiniteGuard, StarvationGuard, StopSignals, console_line
 from ecgfast.train.microbatch import MicrobatchGraph, split
 from ecgfast.train.optim import MasterAdamW, StepReport
 from ecgfast.train.run_folder import open_metrics
@@ -138,8 +137,8 @@ class Loop:
         self._losses: list[Tensor] = []  # of the steps since the last reading
         self._last: StepReport | None = None
         self._starving = StarvationGuard()
-        most = math.inf if self.is_trial else MAX_ROLLBACKS
-        self._guard = NonFiniteGuard(self.ranks.device, max_rollbacks=most)
+        endless = {"max_rollbacks": math.inf} if self.is_trial else {}
+        self._guard = NonFiniteGuard(self.ranks.device, **endless)
         self._meter = Meter(self.ranks.device, self.ranks.world_size, self.flops_per_record)
         self._state: State = training_state(self.model, self.optimizer)
         if not self.is_trial:

@@ -1,7 +1,7 @@
-"""AdamW on the fp32 weights that this rank keeps, and the learning rate of a step."""
+"""AdamW on the fp32 weights that this rank keeps."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +48,7 @@ class MasterAdamW:
             tokens; and `one_pass`: update with our own kernel, which reads weights, moments and
             gradients once and rounds the copies on its way: the same formula, other roundings.
         clip_norm: scale the gradient down to this L2 norm, None leaves it.
+        scale_of: factor of the learning rate of a parameter, by its name; not with `one_pass`.
         recorded: replay the kernel's update as a CUDA graph, gradients being always in the same
             memory.
     """
@@ -59,6 +60,7 @@ class MasterAdamW:
         config: OptimConfig,
         *,
         clip_norm: float | None = None,
+        scale_of: Callable[[str], float] = lambda name: 1.0,
         recorded: bool = False,
     ) -> None:
         self._ranks = ranks
@@ -82,22 +84,24 @@ class MasterAdamW:
         self._kept: list[list[Tensor]] = []  # gradients of the microbatches before the last
         self._num_collected = 0  # microbatches of the step under way
         self._together = False  # this step's microbatches are added up by our kernel
-        self._adamw = self._build(config)
+        self._adamw = self._build(config, scale_of)
         # of the step under way, in the order of the masters; by microbatch where read together
         self._gradients: list[Tensor] = []
         self._recorded = Recorded(self._run_kernel) if self._with_kernel and recorded else None
 
-    def _build(self, config: OptimConfig) -> torch.optim.AdamW:
-        decays = {n: is_decayed(n, source) for n, source in self._sources.items()}
+    def _build(self, config: OptimConfig, scale_of: Callable[[str], float]) -> torch.optim.AdamW:
+        kinds = {n: (is_decayed(n, s), scale_of(n)) for n, s in self._sources.items()}
+        assert not config.one_pass or {scale for _, scale in kinds.values()} == {1.0}
         groups = [
             {
-                "params": [m for n, m in self._masters.items() if decays[n] is decayed],
+                "params": [m for n, m in self._masters.items() if kinds[n] == (decayed, scale)],
                 "weight_decay": config.weight_decay if decayed else 0.0,
+                "scale": scale,
             }
-            for decayed in (True, False)
+            for decayed, scale in sorted(set(kinds.values()), reverse=True)
         ]
         betas = (config.beta1, config.beta2)
-        adamw = torch.optim.AdamW([g for g in groups if g["params"]], betas=betas, fused=True)
+        adamw = torch.optim.AdamW(groups, betas=betas, fused=True)
         for weights in self._masters.values():
             adamw.state[weights] = {
                 "step": torch.zeros((), device=weights.device),
@@ -169,7 +173,7 @@ class MasterAdamW:
             weights.grad = gradient
         report = self._inspect(loss, self._gradients)
         for group in self._adamw.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["scale"]
         # AdamW's own hooks for mixed precision: divide by grad_scale, do nothing on found_inf.
         self._adamw.found_inf = report.skipped  # type: ignore[attr-defined]  # PyTorch reads it
         if self._clip_norm is not None:
@@ -269,24 +273,3 @@ class MasterAdamW:
 def is_decayed(name: str, parameter: Tensor) -> bool:
     """Whether weight decay applies: to matrices and kernels, not to biases, norms and tokens."""
     return parameter.ndim > 1 and name.rpartition(".")[2] not in UNDECAYED
-
-
-def learning_rate(
-    step: int, config: OptimConfig, *, steps_per_epoch: int, epochs: int, batch_size: int
-) -> float:
-    """Linear warm-up, then half a cosine, both in fractions of epochs.
-
-    Args:
-        step: updates done before this one.
-        config: base rate (per 256 records), warm-up epochs, final rate.
-        steps_per_epoch: updates of one epoch.
-        epochs: length of the schedule.
-        batch_size: global.
-    Source: He et al. 2022, appendix A.1; Goyal et al. 2017 for the scaling by batch size.
-    """
-    peak = config.base_lr * batch_size / 256
-    epoch = step / steps_per_epoch
-    if epoch < config.warmup_epochs:
-        return peak * epoch / config.warmup_epochs
-    share = (epoch - config.warmup_epochs) / max(epochs - config.warmup_epochs, 1e-9)
-    return config.min_lr + (peak - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))

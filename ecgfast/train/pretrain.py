@@ -32,13 +32,14 @@ from ecgfast.train.microbatch import (
     rank_share,
     require_graphable,
 )
-from ecgfast.train.optim import MasterAdamW, learning_rate
+from ecgfast.train.optim import MasterAdamW
 from ecgfast.train.run_folder import (
     Session,
     resolve_attention,
     resolve_compile,
     resolve_precision,
 )
+from ecgfast.train.schedule import learning_rate
 from ecgfast.train.validation import heldout_validation
 
 
@@ -228,13 +229,18 @@ def _num_steps(config: Config, steps_per_epoch: int) -> int:
 
 
 def _schedule(config: Config, steps_per_epoch: int) -> Callable[[int], float]:
-    """Return the learning rate of the step after so many updates."""
+    """Return the learning rate of the step after so many updates.
+
+    Source: Goyal et al. 2017, section 2.1, for the scaling by batch size.
+    """
+    optim = config.optim
     return lambda step: learning_rate(
         step,
-        config.optim,
-        steps_per_epoch=steps_per_epoch,
+        peak=optim.base_lr * config.train.batch_size / 256,
+        warmup_epochs=optim.warmup_epochs,
         epochs=config.train.epochs,
-        batch_size=config.train.batch_size,
+        steps_per_epoch=steps_per_epoch,
+        min_lr=optim.min_lr,
     )
 
 

@@ -1,10 +1,11 @@
-"""Fine-tuning at one learning rate after the other; the weights with the lowest loss are kept."""
+"""Fine-tuning at one learning rate after the other; the weights with the lowest loss are kept.
 
-import math
-from collections.abc import Callable
+A trial, one learning rate, may have two stages: the head alone, then all weights.
+"""
+
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ecgfast import log
+from ecgfast.config import Config
 from ecgfast.data.batch import Batch
 from ecgfast.labels.selection import Labelled
 from ecgfast.model.build import build_classifier
-from ecgfast.model.classifier import Classifier
+from ecgfast.model.classifier import Classifier, layer_scale
+from ecgfast.model.draws import Draws, augmented
 from ecgfast.model.vit import Encoder
 from ecgfast.runs.digests import export_safetensors
 from ecgfast.runs.loading import WEIGHTS
@@ -30,71 +33,10 @@ from ecgfast.train.initial import Initial, apply_initial
 from ecgfast.train.loop import Loop, Reading, frozen_garbage_collector
 from ecgfast.train.optim import MasterAdamW
 from ecgfast.train.run_folder import Session, open_metrics, resolve_compile
+from ecgfast.train.schedule import Progress, Stage, stages
 from ecgfast.train.validation import Scorer
 
-ADAM = OptimConfig(beta2=0.999, weight_decay=0.0)  # without decay AdamW is the study's Adam
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a sweep stands after an epoch; what its checkpoints keep.
-
-    Attributes:
-        trial: index of the learning rate.
-        epoch: epochs done in this trial.
-        step: updates done in all trials.
-        best_loss: lowest validation loss so far, over all trials; None before the first.
-        best_trial: the trial that had it.
-        best_epoch: the epoch of that trial, from 1.
-        best_auroc: validation AUROC of the same weights.
-        trial_loss: lowest validation loss of this trial.
-        stale: epochs of this trial since then.
-    """
-
-    trial: int = 0
-    epoch: int = 0
-    step: int = 0
-    best_loss: float | None = None
-    best_trial: int = 0
-    best_epoch: int = 0
-    best_auroc: float | None = None
-    trial_loss: float | None = None
-    stale: int = 0
-
-    def after_epoch(self, *, steps: int, loss: float, auroc: float | None) -> "Progress":
-        """Account for an epoch and its validation."""
-        if math.isnan(loss):  # of weights that overflow; no later loss would be lower than NaN
-            loss = math.inf
-        better = self.trial_loss is None or loss < self.trial_loss
-        done = replace(
-            self,
-            epoch=self.epoch + 1,
-            step=self.step + steps,
-            trial_loss=loss if better else self.trial_loss,
-            stale=0 if better else self.stale + 1,
-        )
-        if self.best_loss is not None and not loss < self.best_loss:
-            return done
-        return replace(
-            done,
-            best_loss=loss,
-            best_trial=self.trial,
-            best_epoch=done.epoch,
-            best_auroc=auroc,
-        )
-
-    def next_trial(self) -> "Progress":
-        """Begin the next learning rate."""
-        return replace(self, trial=self.trial + 1, epoch=0, trial_loss=None, stale=0)
-
-    @property
-    def improved(self) -> bool:
-        """Whether the last epoch has the lowest loss of all."""
-        return self.best_trial == self.trial and self.best_epoch == self.epoch > 0
-
-    def as_meta(self) -> dict[str, Any]:
-        """Plain values for a checkpoint."""
-        return asdict(self)
+ADAM = OptimConfig(beta2=0.999)  # without weight decay AdamW is the study's Adam
 
 
 @dataclass(kw_only=True)
@@ -146,30 +88,38 @@ class Sweep:
             open_metrics(session.run, session.ranks, resume_step=progress.step) as metrics,
         ):
             for rate in rates[progress.trial :]:
-                loop = self._loop(rate, progress)
-                if checkpoint is not None:
-                    loop.load(checkpoint)
-                    self._keep_weights(loop, progress)  # a crash may have come before it
-                    checkpoint = None
-                with frozen_garbage_collector(), closing(loop):
-                    trained = self._trial(loop, rate, progress, writer, metrics)
-                if trained is None:
-                    return None
-                progress = trained.next_trial()
+                loop: Loop | None = None
+                for stage in stages(session.config.finetune, rate):
+                    if stage.end < progress.epoch:  # the checkpoint is of the next one
+                        continue
+                    weights = None
+                    if loop is not None:
+                        progress, weights = progress.next_stage(), full_state(loop.model)
+                    loop = self._loop(stage, progress, weights)
+                    if checkpoint is not None:
+                        loop.load(checkpoint)
+                        self._keep_weights(loop, progress)  # a crash may have come before it
+                        checkpoint = None
+                    with frozen_garbage_collector(), closing(loop):
+                        trained = self._train(loop, stage, progress, writer, metrics)
+                    if trained is None:
+                        return None
+                    progress = trained
+                progress = progress.next_trial()
         return progress
 
-    def _trial(
+    def _train(
         self,
         loop: Loop,
-        rate: float,
+        stage: Stage,
         progress: Progress,
         writer: CheckpointWriter,
         metrics: log.MetricsWriter | None,
     ) -> Progress | None:
-        """Train at one rate; None when stopped: the last whole epoch is saved, to be resumed."""
-        settings, stop = self.session.config.finetune, self.session.stop
-        while progress.epoch < settings.epochs and progress.stale < settings.patience:
-            what = f"finetune lr {rate:g} epoch {progress.epoch + 1}"
+        """Train for a stage; None when stopped: the last whole epoch is saved, to be resumed."""
+        stop = self.session.stop
+        while progress.epoch < stage.end and progress.stale < stage.patience:
+            what = f"finetune lr {stage.peak:g} epoch {progress.epoch + 1}"
             with log.progress(what, total=loop.steps_per_epoch, unit="steps") as advance:
                 if not loop.take_steps(loop.steps_per_epoch, stop, advance=advance):
                     return None
@@ -177,6 +127,7 @@ class Sweep:
             loop.recover(reading, writer)  # first: what is validated is what is saved and kept
             val_loss, area = self._validate(loop.model)
             progress = progress.after_epoch(steps=loop.steps_per_epoch, loss=val_loss, auroc=area)
+            rate = loop.learning_rate_at(loop.step - 1)
             row = {"loss": reading.mean_loss, "val_loss": val_loss, "val_auroc": area, "lr": rate}
             if metrics is not None:
                 self._log(metrics, progress, row, reading)
@@ -186,13 +137,23 @@ class Sweep:
             loop.measure_anew()
         return progress
 
-    def _loop(self, rate: float, progress: Progress) -> Loop:
-        """A fresh model at the first epoch of a trial, or where its checkpoint stands."""
+    def _loop(self, stage: Stage, progress: Progress, weights: Mapping[str, Tensor] | None) -> Loop:
+        """The loop of a stage; without weights, from those that every trial begins with."""
         config, ranks = self.session.config, self.session.ranks
+        settings, steps_per_epoch = config.finetune, len(self._loader)
         model = build_classifier(config)
-        apply_initial(model, self.initial, source=self.meta.identity["init"])
+        if weights is None:
+            apply_initial(model, self.initial, source=self.meta.identity["init"])
+            if settings.head_init == "prior":
+                model.begin_at(float(self.records.is_case[self.records.train].mean()))
+        else:
+            model.load_state_dict(weights)
+        if stage.frozen:
+            model.freeze()
+        depth = 0
         if isinstance(model.encoder, Encoder):
             model.encoder.set_attention(**self.meta.identity["attention_kernels"])
+            depth = len(model.encoder.blocks)
         spread(
             model,
             ranks,
@@ -202,19 +163,25 @@ class Sweep:
         )
         is_case = torch.from_numpy(self.records.is_case).to(ranks.device, torch.float32)
         self._loader.load_state_dict({"epoch": progress.epoch, "position": 0})
-        epochs_left = config.finetune.epochs - progress.epoch
+        begin = progress.step - (progress.epoch - stage.begin) * steps_per_epoch
+        epochs_left = settings.probe_epochs + settings.epochs - progress.epoch
         loop = Loop(
             ranks=ranks,
             run=self.session.run,
             train=config.train,
             model=model,
-            optimizer=MasterAdamW(model, ranks, ADAM),
+            optimizer=MasterAdamW(
+                model,
+                ranks,
+                replace(ADAM, weight_decay=settings.weight_decay),
+                scale_of=lambda name: layer_scale(name, depth, settings),
+            ),
             loader=self._loader,
-            loss_of=classification_loss(model, is_case),
-            learning_rate_at=lambda step: rate,
+            loss_of=classification_loss(model, is_case, config),
+            learning_rate_at=lambda step: stage.learning_rate_at(step - begin, steps_per_epoch),
             microbatch=self.microbatch,
-            steps_per_epoch=len(self._loader),
-            num_steps=progress.step + epochs_left * len(self._loader),
+            steps_per_epoch=steps_per_epoch,
+            num_steps=progress.step + epochs_left * steps_per_epoch,
             meta=self.meta,
             engine=config.data.engine,
             is_trial=True,
@@ -256,16 +223,22 @@ class Sweep:
         )
 
 
-def classification_loss(model: Classifier, is_case_R: Tensor) -> Callable[[Batch], Tensor]:
-    """Return the mean binary cross-entropy of some records.
+def classification_loss(
+    model: Classifier, is_case_R: Tensor, config: Config
+) -> Callable[[Batch], Tensor]:
+    """Return the mean binary cross-entropy of some records, as training changes them.
 
     Args:
         model: gives logits.
         is_case_R: (R,) fp32 on the model's device, one value per row of the store.
+        config: its seed, and how records are changed.
     """
+    seed, num_leads = config.train.seed, config.model.num_leads
 
     def loss_of(batch: Batch) -> Tensor:
-        logits = model(batch.patches).float()
+        draws = Draws(seed=seed, record_index=batch.record_index, epoch=batch.epoch)
+        patches = augmented(batch.patches, draws, config.augment, num_leads=num_leads)
+        logits = model(patches, draws).float()
         return binary_cross_entropy_with_logits(logits, is_case_R[batch.record_index])
 
     return loss_of

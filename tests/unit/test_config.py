@@ -15,7 +15,16 @@ from ecgfast.config import (
     preset_names,
 )
 from ecgfast.errors import ConfigError
-from ecgfast.settings import SECTIONS, ModelConfig, OptimConfig, TrainConfig, free_on_resume
+from ecgfast.settings import (
+    OF_ONE_KIND,
+    SECTIONS,
+    AugmentConfig,
+    FinetuneConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    free_on_resume,
+)
 from ecgfast.vocabulary import RunKind
 
 
@@ -75,15 +84,23 @@ def test_the_last_override_wins() -> None:
         ("data.num_threads=0", "data.num_threads must be at least 1, got 0"),
         ("data.resident_budget_gib=-1", "data.resident_budget_gib must be 'auto' or at least 0"),
         ("model.encoder_heads=0", "model.encoder_heads must be at least 1, got 0"),
-        ("model.patch_timesteps=125", r"must be 250, the width .* got 125; leave it out"),
+        ("model.patch_timesteps=125", "must be 250, as long .* columns, got 125; leave it out"),
         (
             "model.num_timesteps=5100",
-            "a multiple of 250 above 0, .* got 5100; .* 5000",
+            "must be a multiple of 250, got 5100; a store's is 5000",
         ),
         ("finetune.learning_rates=[]", r"one or more numbers above 0, got \[\]"),
         ("finetune.patience=0", "finetune.patience must be at least 1, got 0"),
         ("train.seed=1\nx=2", "train.seed must be an integer"),
+        ("finetune.layer_decay=0", "layer_decay must be above 0 and at most 1, got 0.0"),
+        ("finetune.layer_decay=1.1", "layer_decay must be above 0 and at most 1, got 1.1"),
+        ("finetune.drop_path=1", r"finetune.drop_path must be in \[0, 1\), got 1.0"),
+        ("finetune.schedule=linear", "must be one of 'constant', 'cosine', got 'linear'"),
+        ("finetune.probe_epochs=-1", "finetune.probe_epochs must be at least 0, got -1"),
+        ("augment.lead_dropout=1", r"augment.lead_dropout must be in \[0, 1\), got 1.0"),
+        ("augment.shift_timesteps=0.5", "augment.shift_timesteps must be an integer, got 0.5"),
         ("preset=tiny", "choose a preset with --preset"),
+        ("recipe=paper", "choose a recipe with --recipe"),
         ("train=3", "train is a section, got the value 3"),
         ("train.seed", "--set needs section.name=value, got 'train.seed'"),
     ],
@@ -96,6 +113,36 @@ def test_wrong_settings_are_named(override: str, message: str) -> None:
 def test_an_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown preset 'vit_larg', did you mean 'vit_large'"):
         load_config("vit_larg")
+
+
+def test_the_papers_recipe_is_the_default() -> None:
+    assert preset_names("recipe") == ["best_practice", "paper"]
+    assert load_config("vit_large", recipe="paper") == load_config("vit_large")
+
+
+def test_a_recipe_lies_over_the_preset_and_below_what_is_set(tmp_path: Path) -> None:
+    config = load_config("demo", ["finetune.epochs=2"], recipe="best_practice")
+    assert (config.preset, config.recipe, config.finetune.epochs) == ("demo", "best_practice", 2)
+    assert (config.finetune.layer_decay, config.model.pool) == (0.75, "lead_mean_max")
+    assert config.model.encoder_width == load_config("demo").model.encoder_width
+    written = tmp_path / "run.toml"
+    written.write_text(config_to_toml(config))
+    assert load_config(str(written)).finetune == config.finetune
+    back = load_config(str(written), recipe="paper")
+    assert (back.finetune, back.augment) == (FinetuneConfig(), AugmentConfig())
+    mine = tmp_path / "mine.toml"
+    mine.write_text("fused = 'separate'\n[augment]\nnoise = 0.5\n")
+    config = load_config("demo", recipe=str(mine))
+    assert (config.recipe, config.fused, config.augment.noise) == ("mine.toml", "separate", 0.5)
+
+
+def test_wrong_recipes_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"'papers', did you mean 'paper'.*: best_practice, pap"):
+        load_config("demo", recipe="papers")
+    with pytest.raises(ConfigError, match=r"^no recipe file none\.toml; name an existing"):
+        load_config("demo", recipe="none.toml")
+    with pytest.raises(ConfigError, match=r"must be 0 with finetune.frozen.* got 3; set one"):
+        FinetuneConfig(frozen=True, probe_epochs=3)
 
 
 def test_of_a_preset_file_the_name_alone_is_kept(tmp_path: Path) -> None:
@@ -125,7 +172,7 @@ def test_whole_numbers_stay_whole_where_a_setting_may_be_unset_or_auto() -> None
 def test_what_a_resumed_run_may_change() -> None:
     """Whoever adds a setting decides it; all others must be those of the run."""
     assert free_on_resume() == {
-        *("preset", "kernels", "attention", "fused", "model.kind"),
+        *("preset", "recipe", "kernels", "attention", "fused", "model.kind"),
         *("train.max_steps", "train.microbatch", "train.precision", "train.compile"),
         *("train.cuda_graph", "train.parallel", "train.log_every", "train.val_every"),
         *("train.checkpoint_every", "train.checkpoint_keep", "train.milestone_every"),
@@ -138,15 +185,20 @@ def test_what_a_resumed_run_may_change() -> None:
 )
 def test_the_page_says_what_a_kind_of_run_ignores(kind: RunKind, begin: str) -> None:
     page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
-    said = re.findall("`([a-z_0-9.]+)`", page.split(begin, 1)[1].split("\n\n")[0])
+    text = page.split(begin, 1)[1].split("\n\n")[0]
     ignored = {
         f"{section}.{field.name}"
         for section, cls in SECTIONS.items()
         for field in fields(cls)
         if field.metadata["only"] not in (None, kind)
     }
-    assert set(said) == ignored
-    assert ignored <= free_on_resume(kind)
+    sections = {section for section, only in OF_ONE_KIND.items() if only != kind}
+    assert set(re.findall("`([a-z_0-9.]+)`", text)) == ignored
+    assert set(re.findall(r"`\[([a-z]+)\]`", text)) == sections
+    whole = {
+        f"{section}.{field.name}" for section in sections for field in fields(SECTIONS[section])
+    }
+    assert ignored | whole <= free_on_resume(kind)
 
 
 def test_every_setting_has_a_line_on_what_it_means() -> None:

@@ -81,7 +81,7 @@ def test_the_list_of_settings_is_complete_and_their_defaults_true() -> None:
         if dataclasses.is_dataclass(getattr(Config(), field.name))
         for inner in dataclasses.fields(getattr(Config(), field.name))
     }
-    assert listed == every | {"kernels", "attention", "fused"}
+    assert listed == every | {"recipe", "kernels", "attention", "fused"}
 
 
 def test_the_kinds_and_the_words_for_nothing_are_those_of_the_code() -> None:

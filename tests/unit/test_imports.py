@@ -27,6 +27,7 @@ LAYERS: tuple[set[str], ...] = (
     {"store"},
     {"config", "log", "records", "lazily"},  # lazily: a function of ecgfast itself
     {"settings"},
+    {"bounds"},
     {"errors", "vocabulary"},
     {"ecgfast_kernels"},
 )

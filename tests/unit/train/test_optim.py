@@ -9,13 +9,15 @@ from toy import toy_batch, toy_config, toy_model
 from ecgfast.settings import OptimConfig
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.loop import train_step
-from ecgfast.train.optim import MasterAdamW, is_decayed, learning_rate
+from ecgfast.train.optim import MasterAdamW, is_decayed
 from ecgfast.train.pretrain import masked_loss
+from ecgfast.train.schedule import learning_rate
 
 
 def _rate(step: int, **changes: float) -> float:
-    config = OptimConfig(base_lr=1.5e-4, warmup_epochs=40, **changes)
-    return learning_rate(step, config, steps_per_epoch=10, epochs=1600, batch_size=1024)
+    return learning_rate(
+        step, peak=6e-4, warmup_epochs=40, epochs=1600, steps_per_epoch=10, **changes
+    )
 
 
 def test_schedule_is_the_papers() -> None:
@@ -34,8 +36,7 @@ def test_schedule_is_the_papers() -> None:
 def test_a_schedule_may_have_no_warm_up_or_nothing_else(
     warmup: int, step: int, share: float
 ) -> None:
-    config = OptimConfig(base_lr=1e-3, warmup_epochs=warmup)
-    rate = learning_rate(step, config, steps_per_epoch=10, epochs=2, batch_size=256)
+    rate = learning_rate(step, peak=1e-3, warmup_epochs=warmup, epochs=2, steps_per_epoch=10)
     assert rate == pytest.approx(share * 1e-3)
 
 
@@ -142,6 +143,24 @@ def test_a_gradient_below_the_clip_is_left_as_it_is(one_pass: str) -> None:
         assert 0 < report.grad_norm.item() < 1000
         moments.append([t for _, _, t in optimizer.tensors()])
     assert all(torch.equal(a, b) for a, b in zip(*moments, strict=True))
+
+
+def test_parameters_learn_at_their_own_rate() -> None:
+    """The first step of Adam is the rate, whatever the gradient; decay is a share of it."""
+    model = torch.nn.ModuleDict({"slow": torch.nn.Linear(2, 1), "fast": torch.nn.Linear(2, 1)})
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer = MasterAdamW(
+        model, Ranks(), OptimConfig(weight_decay=0.5),
+        scale_of=lambda name: 0.1 if name.startswith("slow") else 1.0,
+    )  # fmt: skip
+    loss = sum(layer(torch.ones(1, 2)).sum() for layer in model.values())
+    loss.backward()
+    optimizer.step(loss, learning_rate=1e-2)
+    for name, parameter in model.named_parameters():
+        rate = 1e-3 if name.startswith("slow") else 1e-2
+        decay = 0.5 if name.endswith("weight") else 0.0
+        expected = before[name] * (1 - rate * decay) - rate
+        torch.testing.assert_close(parameter.detach(), expected, rtol=0, atol=1e-6)
 
 
 def test_a_parameter_without_a_gradient_is_named() -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from ecgfast.train.sweep import Progress
+from ecgfast.train.schedule import Progress
 
 
 @pytest.mark.parametrize("lost", [math.nan, math.inf])
