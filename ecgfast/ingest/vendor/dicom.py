@@ -222,7 +222,7 @@ def _fields(dataset: "Dataset", channels: Sequence["Dataset"]) -> Fields:
 
 def _common(channels: Sequence["Dataset"], keyword: str) -> float | None:
     """Return a frequency that all channels share."""
-    values = {str(channel.get(keyword)) for channel in channels}
+    values = {"" if (value := channel.get(keyword)) is None else str(value) for channel in channels}
     return hertz_of(values.pop()) if len(values) == 1 else None
 
 

@@ -60,6 +60,19 @@ def test_what_is_kept_of_a_real_file(shared_data: Path) -> None:
     assert record.labels == {}
 
 
+def test_a_filter_that_differs_between_leads_is_none(tmp_path: Path) -> None:
+    item = group(SIGNAL)
+    item.ChannelDefinitionSequence[4].FilterHighFrequency = 40
+    record = read(write(tmp_path / "a.dcm", item))
+    assert (record.high_pass_hz, record.low_pass_hz, record.notch_hz) == (0.05, None, None)
+
+
+@pytest.mark.parametrize(("age", "years"), [("061Y", 61.0), ("006M", 0.5), ("014D", 0.038)])
+def test_ages_have_units(tmp_path: Path, age: str, years: float) -> None:
+    record = read(write(tmp_path / "a.dcm", group(SIGNAL), PatientAge=age))
+    assert record.age == pytest.approx(years, abs=0.001)
+
+
 def test_an_age_comes_from_the_day_of_birth_where_none_is_written(shared_data: Path) -> None:
     record = read(shared_data / "vendor" / "triple/Example.dcm")
     assert record.age == pytest.approx(49.54, abs=0.01)
