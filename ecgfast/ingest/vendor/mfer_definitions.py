@@ -163,30 +163,39 @@ def _definitions(content: bytes, source: str) -> Iterator[tuple[int, int, bytes]
     """Yield tag, channel and value of each definition up to the end mark."""
     at = 0
     while at < len(content) and content[at] != Tag.END:
-        tag, number = content[at], 0
-        at += 1
-        if tag == 0:  # fills up space
+        if content[at] == 0:  # fills up space
+            at += 1
             continue
-        if tag == Tag.CHANNEL:
-            more = True
-            while more:
-                more, number = content[at] > 0x7F, number << 7 | content[at] & 0x7F
-                at += 1
-        length = content[at]
-        at += 1
-        if length == 0x80:
-            raise not_read(source, f"has a definition of open length (tag {tag:02X}h)")
-        if length > 0x80:
-            size = length & 0x7F
-            length = int.from_bytes(content[at : at + size], "big")
-            at += size
-        if at + length > len(content):
-            raise cut_short(
-                f"{source}: tag {tag:02X}h promises {length} bytes, "
-                f"{max(len(content) - at, 0)} are left; the copy is cut short, copy it again"
-            )
-        yield tag, number, content[at : at + length]
-        at += length
+        tag, number, start, end, at = _definition(content, at, source)
+        yield tag, number, content[start:end]
+
+
+def _definition(content: bytes, at: int, source: str) -> tuple[int, int, int, int, int]:
+    """Return tag, channel, begin and end of the value of a definition, and where the next begins."""
+    tag, number = content[at], 0
+    at += 1
+    if tag == Tag.CHANNEL:
+        more = True
+        while more:
+            more, number = content[at] > 0x7F, number << 7 | content[at] & 0x7F
+            at += 1
+    length = content[at]
+    at += 1
+    if length == 0x80:  # open: definitions up to two zeros
+        end = at
+        while content[end : end + 2] != b"\0\0":
+            end = end + 1 if content[end] == 0 else _definition(content, end, source)[-1]
+        return tag, number, at, end, end + 2
+    if length > 0x80:
+        size = length & 0x7F
+        length = int.from_bytes(content[at : at + size], "big")
+        at += size
+    if at + length > len(content):
+        raise cut_short(
+            f"{source}: tag {tag:02X}h promises {length} bytes, {max(len(content) - at, 0)} are "
+            "left; the copy is cut short, copy it again"
+        )
+    return tag, number, at, at + length, at + length
 
 
 def not_read(source: str, what: str) -> FormatError:

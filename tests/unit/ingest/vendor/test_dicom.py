@@ -12,6 +12,7 @@ from dicom_files import CODES, group, write
 
 from ecgfast.errors import FormatError
 from ecgfast.ingest.format import Head
+from ecgfast.ingest.vendor import dicom
 from ecgfast.ingest.vendor.dicom import FORMAT
 from ecgfast.records import INVALID, LEADS
 
@@ -220,6 +221,11 @@ def test_a_file_that_is_cut_short_is_refused_wherever(tmp_path: Path) -> None:
         assert "secret" not in str(refusal.value)
 
 
+def test_a_patient_is_read_in_the_character_set_of_the_file(tmp_path: Path) -> None:
+    elements = {"SpecificCharacterSet": "ISO_IR 192", "PatientID": "患者7"}
+    assert read(write(tmp_path / "a.dcm", group(SIGNAL), **elements)).patient_id == "患者7"
+
+
 PRIVATE = {
     "PatientName": "Doe^Jane",
     "InstitutionName": "St Elsewhere",
@@ -231,6 +237,8 @@ PRIVATE = {
 
 def test_nothing_else_leaves_the_reader(tmp_path: Path) -> None:
     path = write(tmp_path / "a.dcm", group(SIGNAL), PatientID="P7", PatientSex="F", **PRIVATE)
+    parsed = dicom._parsed(path.read_bytes(), "a.dcm")
+    assert {element.keyword for element in parsed} <= {*dicom._ELEMENTS, "SpecificCharacterSet"}
     shown = repr(read(path))
     assert not [value for value in PRIVATE.values() if value in shown or value[:3] in shown]
 

@@ -93,6 +93,18 @@ def test_channels_have_their_own_type_and_interval(tmp_path: Path) -> None:
     assert refusal.value.reason == "the sampling rate is not allowed"
 
 
+def test_definitions_of_open_length(tmp_path: Path) -> None:
+    content = ecg_file(SIGNAL)
+    for channel, code in enumerate(LEAD_CODES):
+        inner = definition(0x09, number(code, 2, "<"))
+        closed = definition(0x3F, inner, channel=channel)
+        opened = bytes([0x3F, channel, 0x80]) + inner + b"\0" * (channel % 2) + b"\0\0"
+        content = content.replace(closed, opened)
+    np.testing.assert_array_equal(read(file_with(tmp_path, content)).signal, SIGNAL)
+    with pytest.raises(FormatError):
+        read(file_with(tmp_path, ecg_file(SIGNAL, before=b"\x67\x80")))
+
+
 def test_the_null_value_marks_invalid_timesteps(tmp_path: Path) -> None:
     signal = SIGNAL.copy()
     signal[2, 5], signal[3, 6] = -32768, 999
@@ -147,7 +159,6 @@ def test_frames_that_follow_each_other_are_joined_and_others_refused(tmp_path: P
         (b"", {4: definition(0x0D, b"\x05\0")}, "has an offset"),
         (b"", {4: definition(0x0A, b"\x09")}, "samples of type 9"),
         (b"", {4: definition(0x06, b"\x07")}, "leads of several lengths"),
-        (b"\x67\x80", {}, "definition of open length"),
         (definition(0x05, b"\xff\xff\xff\x7f"), {}, "2,147,483,647 channels"),
     ],
 )

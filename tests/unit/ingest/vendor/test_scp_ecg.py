@@ -76,9 +76,9 @@ def test_differences_wrap_in_16_bits_as_writers_compute_them(tmp_path: Path) -> 
 
 def test_the_reference_beat_is_added_where_it_was_subtracted(tmp_path: Path) -> None:
     beat = RNG.integers(-500, 500, (12, 40))
-    # type, first, fiducial and last timestep of beats; the second is of another type, the third is
-    # cut by the end of the record
-    spans = [(0, 31, 50, 65), (1, 91, 110, 120), (0, 171, 190, 200)]
+    # type, first, fiducial and last timestep of beats: the first is longer than the reference beat,
+    # the second is of another type, the third is cut by the end of the record
+    spans = [(0, 21, 50, 80), (1, 91, 110, 120), (0, 175, 190, 200)]
     fiducial = 20  # of the reference beat, from 1
     residual = SIGNAL.copy()
     for kind, first, middle, last in spans:
@@ -99,6 +99,12 @@ def test_the_reference_beat_is_added_where_it_was_subtracted(tmp_path: Path) -> 
     content = ecg_file(list(even), order=1, subtracted=True, extra=extra)
     record = read(file_with(tmp_path, content))
     np.testing.assert_array_equal(record.signal, SIGNAL)
+    np.testing.assert_array_equal(record.scale_uv, 2.5)
+
+    extra[5] = signal_section(list(beat * 2), **settings)  # half a unit of the rhythm is one of it
+    content = ecg_file(list(residual), order=1, unit_nv=5000, subtracted=True, extra=extra)
+    record = read(file_with(tmp_path, content))
+    np.testing.assert_array_equal(record.signal, SIGNAL * 2)
     np.testing.assert_array_equal(record.scale_uv, 2.5)
 
     extra[5] = signal_section(list(beat), **(settings | {"interval_us": 4000}))
