@@ -171,7 +171,7 @@ def _definitions(content: bytes, source: str) -> Iterator[tuple[int, int, bytes]
 
 
 def _definition(content: bytes, at: int, source: str) -> tuple[int, int, int, int, int]:
-    """Return tag, channel, begin and end of the value of a definition, and where the next begins."""
+    """Return tag, channel, begin and end of the value of a definition, and begin of the next."""
     tag, number = content[at], 0
     at += 1
     if tag == Tag.CHANNEL:
