@@ -232,7 +232,7 @@ def recalibration(is_case: Flags, probability: Floats) -> Recalibration:
 
 
 def net_benefit(is_case: Flags, probability: Floats) -> NetBenefit | None:
-    """Weigh found cases against false findings at each of `NET_BENEFIT_AT`; None without records.
+    """Weigh found cases against false findings at each of `NET_BENEFIT_AT`; None without cases.
 
     Args:
         is_case: (n,) bool.
@@ -240,7 +240,7 @@ def net_benefit(is_case: Flags, probability: Floats) -> NetBenefit | None:
             accepts nine false findings for a case.
     Source: Vickers and Elkin 2006.
     """
-    if not len(is_case):
+    if not is_case.any():
         return None
     odds = NET_BENEFIT_AT / (1 - NET_BENEFIT_AT)
 

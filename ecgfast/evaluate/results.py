@@ -47,7 +47,7 @@ class CohortResult:
         points: name of a threshold of the run's validation records -> what it does here.
         calibration: None without records.
         recalibrated: the same of the recalibrated probabilities; None where there are none.
-        net_benefit: of the probabilities as the network gives them; None without records.
+        net_benefit: of the probabilities as the network gives them; None without cases.
         net_benefit_recalibrated: of the recalibrated ones; None where there are none.
         is_case: (n,) bool.
         probability: (n,) float64.
@@ -268,8 +268,9 @@ def _groups(
 ) -> dict[str, dict[str, dict[str, Subgroup]]]:
     """Every subgroup of the main cohort that has a tested record."""
     found: dict[str, dict[str, dict[str, Subgroup]]] = {}
+    divided = subgroups(records)
     for name, rows in plan.cohorts[plan.main_cohort].items():
-        for column, groups in subgroups(records).items():
+        for column, groups in divided.items():
             for group, chosen in groups.items():
                 if len(part := rows[chosen[rows]]):
                     by_run = found.setdefault(column, {}).setdefault(group, {})

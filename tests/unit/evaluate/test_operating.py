@@ -234,4 +234,4 @@ def test_net_benefit_counts() -> None:
     for threshold, got in zip(curve.threshold, curve.model, strict=True):
         tn, fp, fn, tp = metrics.confusion_matrix(y, score >= threshold).ravel()
         assert got == pytest.approx((tp - fp * threshold / (1 - threshold)) / (tn + fp + fn + tp))
-    assert net_benefit(y[:0], score[:0]) is None
+    assert net_benefit(y[:0], score[:0]) is net_benefit(y[5:], score[5:]) is None

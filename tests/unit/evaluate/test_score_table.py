@@ -1,11 +1,18 @@
 """scores.parquet: which rows it has and what stands in them, by hand."""
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from two_hospitals import make
 
 from ecgfast.errors import ShapeError
-from ecgfast.evaluate.report import SCHEMA, scores_table
+from ecgfast.evaluate import planning
+from ecgfast.evaluate.report import SCHEMA, _scores, scores_table
 
 RECORDS = {
     "record_id": ["r0", "r1", "r2", "r3"],
@@ -43,6 +50,27 @@ def test_every_run_and_tested_record_has_one_row(tmp_path: object) -> None:
         ("B", "site 3, external", "r2", "p2", "3", None, False, 0.2),
         ("B", "site 3, external", "r3", "p2", "3", None, True, 0.3),
     ]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_no_readable_id_leaves_a_store(tmp_path: Path, kept: bool) -> None:
+    """Also of a store that keeps them; there, records are called by their rows."""
+    store = make(tmp_path, keep_identifiers=kept)
+    plan = planning.TestPlan(
+        target="x=1", is_case=np.zeros(16, bool), patients=np.arange(16), notes=(),
+        cohorts={"site 1": {"A": np.array([0, 4])}},
+    )  # fmt: skip
+    results: Any = SimpleNamespace(plan=plan, scores={"A": np.zeros(16)})
+    table = pq.read_table(pa.BufferReader(_scores(store, results)))
+    readable = ("A", "E") if kept else (None, None)
+    if kept:
+        assert store.records["patient_id"].take([0, 4]).to_pylist() == list(readable)
+        assert table["record_id"].to_pylist() == ["row 0", "row 4"]
+    else:
+        assert table["record_id"] == store.records["record_id"].take([0, 4])
+    pseudonyms = table["patient_id"].to_pylist()
+    assert [len(name) for name in pseudonyms] == [32, 32]
+    assert not set(pseudonyms) & set(readable)
 
 
 def test_nobody_tested_is_an_empty_table() -> None:
