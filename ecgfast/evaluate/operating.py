@@ -282,7 +282,7 @@ def _logistic(is_case: Flags, log_odds: Floats) -> tuple[float, float]:
     """Intercept and slope with the highest likelihood."""
     from sklearn.linear_model import LogisticRegression  # takes a second
 
-    model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-10)
+    model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-8)
     model.fit(log_odds[:, None], is_case)
     return float(model.intercept_[0]), float(model.coef_[0, 0])
 

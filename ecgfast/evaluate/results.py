@@ -75,8 +75,7 @@ class Subgroup:
 
     Attributes:
         auroc: not defined, with a reason, below `FEWEST` cases or controls.
-        operating: at the threshold with the highest Youden index; None without one, or below
-            `FEWEST`.
+        operating: at the Youden threshold; None without one, or below `FEWEST`.
     """
 
     auroc: Auroc
@@ -107,8 +106,7 @@ class Results:
         fixed: run's name -> what its validation records fixed.
         scores: run's name -> (N,) probabilities of the store's records, NaN where it is not tested.
         groups: column -> group -> run's name -> result in the plan's main cohort.
-        age_and_sex: cohort -> run's name -> what age and sex reach, fitted on the run's training
-            records.
+        age_and_sex: cohort -> run's name -> what age and sex reach, fitted on its training.
         no_age_and_sex: run's name -> why there is no such model.
     """
 
@@ -149,9 +147,7 @@ class Results:
         return {
             "target": self.plan.target,
             "notes": list(self.plan.notes),
-            "thresholds": {
-                name: fixed.thresholds.get("youden") for name, fixed in self.fixed.items()
-            },
+            "thresholds": {name: fixed.youden for name, fixed in self.fixed.items()},
             "cohorts": self.each(_numbers),
             "first_run_minus": _each(self.paired, asdict),
             "p_holm": self.p_holm,
@@ -212,9 +208,10 @@ def summarise(
     first, *others = scores
     paired = {
         cohort: {
-            name: _paired(plan, np.intersect1d(by_run[first], by_run[name]), scores, (first, name))
+            name: _paired(plan, both, scores[first], scores[name])
             for name in others
             if name in by_run
+            for both in [np.intersect1d(by_run[first], by_run[name])]
         }
         for cohort, by_run in plan.cohorts.items()
         if first in by_run
@@ -232,12 +229,9 @@ def summarise(
     )
 
 
-def _paired(
-    plan: TestPlan, rows: Rows, scores: Mapping[str, Floats], names: tuple[str, str]
-) -> PairedTest:
-    """First minus second of two scores on some rows."""
-    first, second = (scores[name][rows] for name in names)
-    return delong_paired(plan.is_case[rows], first, second, plan.patients[rows])
+def _paired(plan: TestPlan, rows: Rows, first: Floats, second: Floats) -> PairedTest:
+    """First minus second of (N,) scores on some rows."""
+    return delong_paired(plan.is_case[rows], first[rows], second[rows], plan.patients[rows])
 
 
 def _result(plan: TestPlan, rows: Rows, probability: Floats, fixed: Fixed) -> CohortResult:
@@ -274,19 +268,22 @@ def _groups(
             for group, chosen in groups.items():
                 if len(part := rows[chosen[rows]]):
                     by_run = found.setdefault(column, {}).setdefault(group, {})
-                    by_run[name] = _subgroup(plan, part, scores[name], fixed[name])
+                    by_run[name] = _subgroup(plan, part, scores[name][part], fixed[name].youden)
     return found
 
 
-def _subgroup(plan: TestPlan, rows: Rows, score: Floats, fixed: Fixed) -> Subgroup:
-    num_cases = int(plan.is_case[rows].sum())
-    num_controls = len(rows) - num_cases
+def _subgroup(plan: TestPlan, rows: Rows, probability: Floats, threshold: float | None) -> Subgroup:
+    is_case, patients = plan.is_case[rows], plan.patients[rows]
+    num_cases, num_controls = int(is_case.sum()), int((~is_case).sum())
     if min(num_cases, num_controls) < FEWEST:
         reason = f"fewer than {FEWEST} cases or controls"
         few = Auroc(num_cases=num_cases, num_controls=num_controls, reason=reason)
         return Subgroup(auroc=few, operating=None)
-    result = _result(plan, rows, score[rows], fixed)
-    return Subgroup(auroc=result.auroc, operating=result.operating)
+    area = delong(is_case, probability, patients)
+    if threshold is None:
+        return Subgroup(auroc=area, operating=None)
+    point = operating_point(is_case, probability, threshold, patients)
+    return Subgroup(auroc=area, operating=point)
 
 
 def _age_and_sex(
@@ -305,7 +302,7 @@ def _age_and_sex(
                 rows = by_run[name]
                 found.setdefault(cohort, {})[name] = AgeAndSex(
                     auroc=delong(plan.is_case[rows], model[rows], plan.patients[rows]),
-                    run_minus=_paired(plan, rows, {**scores, "": model}, (name, "")),
+                    run_minus=_paired(plan, rows, scores[name], model),
                 )
     return found, reasons
 
