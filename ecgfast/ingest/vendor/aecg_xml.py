@@ -23,7 +23,6 @@ from ecgfast.ingest.vendor.record import (
     hertz_of,
     patient_of,
     sex_of,
-    site_of,
     time_of,
     to_record,
 )
@@ -34,10 +33,6 @@ from ecgfast.records import EcgRecord, parse_number
 _UV = {"uV": 1.0, "mV": 1e3, "nV": 1e-3, "V": 1e6}
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _SUBJECT = "componentOf/timepointEvent/componentOf/subjectAssignment/subject/trialSubject"
-_SITE = (
-    "componentOf/timepointEvent/componentOf/subjectAssignment/componentOf/clinicalTrial/location/"
-    "trialSite/id"
-)
 _FILTER = "MDC_ECG_CTL_VBL_ATTR_FILTER_"
 _AGE = "21612-7"  # LOINC, reported age
 _DECIMALS = 6  # of a sampling rate: 1 / 0.002 s is 500 Hz
@@ -126,7 +121,6 @@ def _fields(root: Element, series: Element) -> Fields:
     device = series.find("author/seriesAuthor/manufacturedSeriesDevice")
     return Fields(
         patient_id=patient_of(attribute_of(root, f"{_SUBJECT}/id", "extension")),
-        site=site_of(attribute_of(root, _SITE, "extension")),
         age=_reported_age(root) or age_between(born, recorded),
         sex=sex_of(attribute_of(root, f"{person}/administrativeGenderCode", "code")),
         recorded=recorded,
@@ -158,7 +152,7 @@ def _filter(series: Element, kind: str, frequency: str) -> float | None:
 FORMAT = Format(
     name="HL7 aECG (FDA XML)",
     tried=True,
-    keeps="ADC units, rate; patient, site number, age, sex, time, device, filters",
+    keeps="ADC units, rate; patient, age, sex, time, device, filters",
     recognises=lambda head: head.xml_root == "AnnotatedECG",
     read=read,
 )

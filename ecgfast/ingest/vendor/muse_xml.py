@@ -24,7 +24,6 @@ from ecgfast.ingest.vendor.record import (
     hertz_of,
     patient_of,
     sex_of,
-    site_of,
     time_of,
     to_record,
 )
@@ -95,7 +94,6 @@ def _fields(root: Element, rhythm: Element) -> Fields:
     high_pass = hertz_of(text_of(rhythm, "HighPassFilter"))
     return Fields(
         patient_id=patient_of(text_of(root, "PatientDemographics/PatientID")),
-        site=site_of(text_of(root, "TestDemographics/Site")),
         age=age_of(age, text_of(root, "PatientDemographics/AgeUnits")),
         sex=sex_of(text_of(root, "PatientDemographics/Gender")),
         recorded=time_of(date[6:] + date[:5] + clock),
@@ -109,7 +107,7 @@ def _fields(root: Element, rhythm: Element) -> Fields:
 FORMAT = Format(
     name="GE MUSE XML",
     tried=True,
-    keeps="ADC units, rate; patient, site number, age, sex, time, device, filters",
+    keeps="ADC units, rate; patient, age, sex, time, device, filters",
     recognises=lambda head: head.xml_root == "RestingECG",
     read=read,
 )

@@ -23,7 +23,6 @@ from ecgfast.ingest.vendor.record import (
     hertz_of,
     patient_of,
     sex_of,
-    site_of,
     time_of,
     to_record,
 )
@@ -160,7 +159,6 @@ def _fields(root: Element, flags: tuple[str, ...]) -> Fields:
     machine = "dataacquisition/machine"
     return Fields(
         patient_id=patient_of(text_of(root, f"{person}/patientid")),
-        site=site_of(text_of(root, "dataacquisition/acquirer/institutionid")),
         age=age_between(time_of(text_of(root, f"{person}/age/dateofbirth")), recorded)
         if age is None
         else age,
@@ -185,7 +183,7 @@ def _notch(root: Element) -> float | None:
 FORMAT = Format(
     name="Philips Sierra XML 1.03 to 1.04.02",
     tried=True,
-    keeps="ADC units, rate; patient, site number, age, sex, time, device, filters",
+    keeps="ADC units, rate; patient, age, sex, time, device, filters",
     recognises=lambda head: head.xml_root == "restingecgdata",
     read=read,
 )

@@ -2,6 +2,7 @@
 
 A vendor's file names patient, staff, orders and devices in dozens of elements. `Fields` is the
 list of what may leave it; each field has a function here that makes it from text, or gives None.
+No site is among them: each system numbers its own, and two hospitals would become one.
 """
 
 import datetime
@@ -19,7 +20,6 @@ from ecgfast.ingest.leads import arrange_leads, int16_or_microvolt, lead_positio
 from ecgfast.records import INVALID, EcgRecord, is_patient, known_id, parse_age, parse_sex
 
 _NOBODY = re.compile(r"(?i)(0+|9{4,}|x+|anon\w*|unnamed|test|demo|patient)?")
-_SITE = re.compile(r"\d{1,6}")  # words can be names; a site's number is enough to tell it apart
 _YEARS = {"": 1.0, "y": 1.0, "yr": 1.0, "year": 1.0, "a": 1.0}
 _YEARS |= {"m": 1 / 12, "mo": 1 / 12, "month": 1 / 12, "w": 7 / 365.25, "week": 7 / 365.25}
 _YEARS |= {"wk": 7 / 365.25, "d": 1 / 365.25, "day": 1 / 365.25, "h": 0.0, "hour": 0.0, "hr": 0.0}
@@ -50,7 +50,6 @@ class Fields:
 
     Attributes:
         patient_id: readable; conversion makes a keyed pseudonym of it.
-        site: number of the institution.
         age: years.
         sex: "female" or "male".
         recorded: "YYYY-MM-DD HH:MM:SS", or a part of it from the left.
@@ -62,7 +61,6 @@ class Fields:
     """
 
     patient_id: str | None = None
-    site: str | None = None
     age: float | None = None
     sex: str | None = None
     recorded: str = ""
@@ -145,7 +143,6 @@ def to_record(
         offset_adc=leads.offset_adc,
         sampling_rate_hz=signals.rate_hz,
         patient_id=patient,
-        site=fields.site,
         age=fields.age,
         sex=fields.sex,
         provenance={"format": code} | ({"recorded": fields.recorded} if fields.recorded else {}),
@@ -172,12 +169,6 @@ def patient_of(text: str | None) -> str | None:
     """Return the id of a patient; None for placeholders such as 0000 and ANONYMOUS."""
     found = known_id(text)
     return None if found is None or _NOBODY.fullmatch(found) else found
-
-
-def site_of(text: str | None) -> str | None:
-    """Return the number of an institution; None for words."""
-    found = known_id(text)
-    return found if found is not None and _SITE.fullmatch(found) else None
 
 
 def age_of(text: str | None, unit: str = "") -> float | None:

@@ -38,19 +38,18 @@ class Kind(NamedTuple):
     offset_adc: float
     device: str
     filters: tuple[float | None, float | None, float | None]
-    site: str | None = None
     age: float = 61
     second: str = "17"
 
 
 KINDS = [
-    Kind(muse_xml.FORMAT, xml_files.muse, "muse-xml", 4.88, 0, "mac-5500", (0.05, 150, 0), "7"),
+    Kind(muse_xml.FORMAT, xml_files.muse, "muse-xml", 4.88, 0, "mac-5500", (0.05, 150, 0)),
     Kind(
         aecg_xml.FORMAT, xml_files.aecg, "aecg-xml", 2.5, 10, "eli-380", (0.05, None, None), age=60
     ),
     Kind(
         philips_xml.FORMAT, xml_files.philips, "philips-xml", 5, 0, "pagewriter-touch",
-        (0.05, 150, 60), "7",
+        (0.05, 150, 60),
     ),
     Kind(
         cardiosoft_xml.FORMAT, xml_files.cardiosoft, "cardiosoft-xml", 5, 0, "mac-2000",
@@ -94,7 +93,7 @@ def test_samples_and_fields_come_out_and_nothing_else(kind: Kind, tmp_path: Path
     np.testing.assert_allclose(record.offset_adc, kind.offset_adc, rtol=1e-6)
     assert record.sampling_rate_hz == 500
     assert (record.patient_id, record.site, record.age, record.sex) == (
-        PATIENT, kind.site, kind.age, "female",
+        PATIENT, None, kind.age, "female",
     )  # fmt: skip
     assert record.provenance == {
         "format": kind.code,
