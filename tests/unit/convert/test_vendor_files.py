@@ -72,10 +72,7 @@ def test_names_enter_neither_the_store_nor_the_log(
             line["source"].rpartition("/")[2]: line["detail"] for line in csv.DictReader(file)
         }
     assert NAME not in "".join(details.values())
-    assert (
-        details["bomb.xml"]
-        == "the XML declares an entity, allowed none; export the file again without it"
-    )
+    assert details["bomb.xml"].startswith("bomb.xml: the XML has declarations of its own")
     assert "is no well-formed XML" in details["cut.xml"]
     assert (tmp_path / "store/quarantine.csv").read_text().count("the file is damaged") == 2
 

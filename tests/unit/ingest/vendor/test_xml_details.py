@@ -182,11 +182,29 @@ def test_a_block_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
         read_bytes(tmp_path, document.encode("utf-16"))
 
 
-@pytest.mark.parametrize("content", [b"<a>" * 100, b"<a>" + b"<b/>" * 110_000 + b"</a>"])
-def test_documents_of_too_many_elements_or_levels_are_refused(content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"<a>" + b"<b/>" * 210_000 + b"</a>", "the file is too large"),
+        (b"<a" + b"".join(b" a%d=''" % n for n in range(500_000)) + b"/>", "the file is too large"),
+        (
+            b"<!DOCTYPE a [" + b"<!ATTLIST a b CDATA 'x'>" * 90_000 + b"]><a/>",
+            "the file is damaged",
+        ),
+        (b"<?xml version='1.0' encoding='cp037'?>" + b"\x4c\x81\x61\x6e", "the file is damaged"),
+        (b"<a>&b;</a>", "the file is damaged"),
+        (b"<!DOCTYPE a SYSTEM 'a.dtd'><a>&b;</a>", "the file is damaged"),
+    ],
+    ids=["elements", "attributes", "declarations", "encoding", "entity", "external entity"],
+)
+def test_documents_that_would_take_long_or_much_are_refused_at_once(
+    content: bytes, reason: str
+) -> None:
+    begin = time.perf_counter()
     with pytest.raises(FormatError) as refusal:
         parse_xml(content, "a.xml")
-    assert refusal.value.reason == "the file is too large"
+    assert refusal.value.reason == reason
+    assert time.perf_counter() - begin < 2
 
 
 @pytest.mark.parametrize(
