@@ -94,10 +94,10 @@ class _Task:
 def _prepare(task: _Task, session: Session) -> tuple[Sweep, Register, dict[str, int]]:
     """Return the sweep, whose ECGs teach it, and how many cases and controls these are."""
     config, store, ranks = session.config, session.store, session.ranks
-    _require_possible(config)
     share = rank_share(config.finetune.batch_size, ranks, key="finetune.batch_size")
     asked = config.train.microbatch
     microbatch = share if asked == "auto" else require_divisor(asked, share)
+    _require_possible(config, microbatch)
     records, counts = labelled_records(store, task.target, task.select, task.fold)
     ranks.ask_main(lambda: store.check_digests(np.concatenate([records.train, records.valid])))
     initial = read_initial(task.init, config, config.model.kind)
@@ -122,17 +122,23 @@ def _prepare(task: _Task, session: Session) -> tuple[Sweep, Register, dict[str, 
     return sweep, with_encoder(taught, initial.register, initial.origin), counts
 
 
-def _require_possible(config: Config) -> None:
+def _require_possible(config: Config, microbatch: int) -> None:
     """Refuse settings that fine-tuning cannot have, or not together."""
+    model = config.model
     if config.train.cuda_graph:
         raise ConfigError(
             "train.cuda_graph must be false for fine-tuning, got true; set train.cuda_graph=false"
         )
-    is_fused = config.model.kind == "vit" and config.fused != "off"
-    if is_fused and config.finetune.drop_path:
+    if model.kind == "vit" and config.fused != "off" and config.finetune.drop_path:
         raise ConfigError(
             f"finetune.drop_path must be 0 with fused={config.fused}, got "
             f"{config.finetune.drop_path}; set fused=off"
+        )
+    norms_features = model.kind == "resnet1d_wang" or (model.kind == "cnn" and model.dense_norm)
+    if norms_features and microbatch == 1:
+        raise ConfigError(
+            f"train.microbatch must be at least 2 for {model.kind} with batch norm of features, "
+            "got 1; set train.microbatch=auto, and finetune.batch_size to 2 or more on each rank"
         )
 
 

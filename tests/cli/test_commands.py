@@ -42,8 +42,12 @@ def test_from_files_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     run(
         "finetune", store, "--out", runs / "vit", "--init", runs / "pretrained",
         "--select", "site=1", "--set", "finetune.epochs=1", "--set", "finetune.batch_size=8",
+        "--recipe", "best_practice", "--set", "finetune.probe_epochs=1",
     )  # fmt: skip
-    assert "encoder_width = 32" in (runs / "vit" / "config.toml").read_text()
+    settings = (runs / "vit" / "config.toml").read_text()
+    assert "encoder_width = 32" in settings
+    assert 'recipe = "best_practice"' in settings
+    assert "probe_epochs = 1" in settings
     words = ["finetune", store, "--out", runs / "cnn", "--init", runs / "pretrained", "--preset"]
     for choice in (["cnn"], ["demo", "--model", "cnn"]):  # either says the architecture
         assert main([*map(str, words), *choice]) == 2

@@ -10,9 +10,10 @@ import pytest
 import torch
 from ecgfast_kernels.codec.philox import epoch_order
 from safetensors.torch import load_file
+from tolerances import RANKS_LOSS
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
-from training_runs import loss_trace
+from training_runs import finish, loss_trace, start
 
 from ecgfast.config import load_config
 from ecgfast.data.batch import Batch
@@ -78,8 +79,8 @@ def test_the_defaults_are_plain_adam_at_a_constant_rate(
     for epoch in range(2):
         order = records.train[epoch_order(len(records.train), seed=0, epoch=epoch)]
         losses = []
-        for start in range(0, len(order) - 7, 8):
-            rows = order[start : start + 8]
+        for first in range(0, len(order) - 7, 8):
+            rows = order[first : first + 8]
             loss = binary_cross_entropy_with_logits(model(patches[rows]), is_case[rows])
             adam.zero_grad()
             loss.backward()
@@ -169,6 +170,16 @@ def test_drop_path_and_fused_blocks_are_refused_together(tune: Callable[..., Pat
         tune("fused=separate", "finetune.drop_path=0.1")
 
 
+@pytest.mark.parametrize(
+    ("model", "settings"), [("cnn", ["model.dense_norm=true"]), ("resnet1d_wang", [])]
+)
+def test_batch_norm_of_features_needs_two_records(
+    model: ModelKind, settings: list[str], tune: Callable[..., Path]
+) -> None:
+    with pytest.raises(ConfigError, match=r"train\.microbatch must be at least 2 .* got 1; "):
+        tune("train.microbatch=1", *settings, model=model)
+
+
 class CrashError(Exception):
     """A power cut."""
 
@@ -252,3 +263,24 @@ def test_patches_may_be_predicted_as_they_are(store: Path, tiny: Path, tmp_path:
         assert load_model(run)[0].norm_patch_loss is (value == "true")
         traces.append(loss_trace(run))
     assert traces[0][1] != traces[1][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["fsdp", "replicas"])
+def test_two_ranks_learn_what_one_learns(
+    parallel: str, store: Path, tiny: Path, tune: Callable[..., Path], tmp_path: Path
+) -> None:
+    """What is drawn depends on the record, not on the rank; frozen encoders are sharded too."""
+    settings = (*EVERYTHING, "finetune.learning_rates=[1e-3]", f"train.parallel={parallel}")
+    out = tmp_path / "two"
+    command = [
+        *("finetune", str(store), "--out", str(out), "--preset", str(tiny), "--device", "cpu"),
+        *("--init", "random", "--target", TARGET),
+        *(word for setting in settings for word in ("--set", setting)),
+    ]
+    finish(start(command, ranks=2))
+    two, one = metrics(out), metrics(tune(*settings, name="one"))
+    assert len(two) == len(one) == 4
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=RANKS_LOSS)
+        assert ours["val_loss"] == pytest.approx(theirs["val_loss"], abs=RANKS_LOSS)
