@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -57,11 +58,33 @@ def read(path: Path, record_id: str, row: int | None) -> EcgRecord:
         dataset = _dataset(file, meta.get("array"), path.name)
         shape = dataset.shape if row is None else dataset.shape[1:]
         check_values(math.prod(shape), 1, path.name)
-        array = np.asarray(dataset[()] if row is None else dataset[row])
+        if row is None:
+            array = np.asarray(dataset[()])
+        else:
+            rows = _rows_at_once(dataset)
+            status = path.stat()
+            stamp = status.st_mtime_ns, status.st_size
+            array = _block(path, stamp, dataset.name, rows, row // rows)[row % rows]
     if row is not None and array.ndim == 2:
         array, cut = _without_padding(array)
         flags = ("padding_cut",) if cut else ()
     return record_of(array, meta, name=path.name, record_id=record_id, code="hdf5", flags=flags)
+
+
+def _rows_at_once(dataset: "h5py.Dataset") -> int:
+    """How many rows of a batch lie in the same chunks: packed chunks are unpacked once for all."""
+    rows = int(dataset.chunks[0]) if dataset.chunks else 1
+    row_bytes = math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
+    return rows if rows * row_bytes <= _MAX_CHUNK_BYTES else 1
+
+
+@lru_cache(maxsize=1)  # rows come in their order: of CODE-15 this saves a quarter second a record
+def _block(
+    path: Path, stamp: tuple[int, int], name: str, rows: int, number: int
+) -> NDArray[np.generic]:
+    """Return rows of a batch that lie in the same chunks; `stamp` is of the file as it is now."""
+    with _opened(path) as file:
+        return np.asarray(file[name][number * rows : (number + 1) * rows])
 
 
 def _num_rows(path: Path) -> int | None:
