@@ -100,7 +100,7 @@ def _prepare(task: _Task, session: Session) -> tuple[Sweep, Register, dict[str, 
     _require_possible(config, microbatch)
     records, counts = labelled_records(store, task.target, task.select, task.fold)
     ranks.ask_main(lambda: store.check_digests(np.concatenate([records.train, records.valid])))
-    initial = read_initial(task.init, config, config.model.kind)
+    initial = read_initial(task.init, config)
     preprocessing = Preprocessing.of(store, _normalisation(session, records, initial))
     require_same_preprocessing(initial, preprocessing, task.init)
     identity = _identity(task, session, records)

@@ -49,11 +49,11 @@ class NonFiniteGuard:
 
     Args:
         device: of the training.
-        max_rollbacks: of a run, before an error ends it.
+        is_trial: whether patience ends it instead of the fourth time.
     """
 
-    def __init__(self, device: torch.device, *, max_rollbacks: float = MAX_ROLLBACKS) -> None:
-        self._max_rollbacks = max_rollbacks
+    def __init__(self, device: torch.device, *, is_trial: bool = False) -> None:
+        self._is_trial = is_trial
         self.skipped = torch.zeros((), device=device)
         self.in_a_row = torch.zeros((), device=device)
         self._said = 0
@@ -81,10 +81,10 @@ class NonFiniteGuard:
         if in_a_row < ROLLBACK_AFTER:
             return False
         self._rollbacks += 1
-        if self._rollbacks > self._max_rollbacks:
+        if self._rollbacks > MAX_ROLLBACKS and not self._is_trial:
             raise EcgfastError(
                 f"step {step}: loss or gradient not finite for {int(in_a_row)} steps, after "
-                f"{self._max_rollbacks} returns to the last checkpoint; lower optim.base_lr, set "
+                f"{MAX_ROLLBACKS} returns to the last checkpoint; lower optim.base_lr, set "
                 "train.clip_norm=1.0, or look for damaged records with `ecgfast verify`"
             )
         self.in_a_row.zero_()

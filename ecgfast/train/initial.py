@@ -42,22 +42,21 @@ class Initial:
     origin: Origin = "none"
 
 
-def read_initial(init: str, config: Config, model: str) -> Initial:
+def read_initial(init: str, config: Config) -> Initial:
     """Read the weights that `--init` names.
 
     Args:
         init: a pretraining run's folder, a .safetensors or .pth file with the reference names,
             "imagenet-mae", or "random".
-        config: of the classifier.
-        model: its architecture; convolutional baselines start at random only.
+        config: of the classifier; convolutional baselines start at random only.
     Raises:
         ConfigError: no such run or file, or the weights do not fit what is asked for.
         FormatError: the file cannot be read.
     """
     if init == "random":
         return Initial()
-    if model != "vit":
-        raise ConfigError(f"--init of a {model} must be 'random', got {init!r}")
+    if config.model.kind != "vit":
+        raise ConfigError(f"--init of a {config.model.kind} must be 'random', got {init!r}")
     if init == "imagenet-mae":
         state = encoder_state(read_weights(imagenet_file(config)))
         log.info(f"ImageNet weights: {', '.join(NOT_FROM_IMAGENET)} start anew")

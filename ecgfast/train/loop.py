@@ -1,7 +1,6 @@
 """The training step, and the loop around it: log, validate, save, stop, recover."""
 
 import gc
-import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -137,8 +136,7 @@ class Loop:
         self._losses: list[Tensor] = []  # of the steps since the last reading
         self._last: StepReport | None = None
         self._starving = StarvationGuard()
-        endless = {"max_rollbacks": math.inf} if self.is_trial else {}
-        self._guard = NonFiniteGuard(self.ranks.device, **endless)
+        self._guard = NonFiniteGuard(self.ranks.device, is_trial=self.is_trial)
         self._meter = Meter(self.ranks.device, self.ranks.world_size, self.flops_per_record)
         self._state: State = training_state(self.model, self.optimizer)
         if not self.is_trial:

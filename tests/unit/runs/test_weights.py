@@ -172,7 +172,7 @@ def test_imagenet_weights_keep_our_patches_and_positions(
     monkeypatch.setenv("ECGFAST_IMAGENET_MAE", str(tmp_path / "imagenet.pth"))
     own = {n: t.clone() for n, t in model.encoder.state_dict().items()}
 
-    apply_initial(model, read_initial("imagenet-mae", config, "vit"), source="imagenet-mae")
+    apply_initial(model, read_initial("imagenet-mae", config), source="imagenet-mae")
 
     now = model.encoder.state_dict()
     for name in ("patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed"):

@@ -104,9 +104,9 @@ def test_another_shape_is_named(width: int) -> None:
 def test_a_run_says_whose_ecgs_its_encoder_read_or_nobody_knows(tmp_path: Path) -> None:
     config = toy_config()
     run = pretraining_run(tmp_path, config)
-    assert read_initial(str(run), config, "vit").origin == "unknown"
+    assert read_initial(str(run), config).origin == "unknown"
     write_register(run, Register(rows=NOBODY, key_fingerprint="key", patient_ids="site"))
-    initial = read_initial(str(run), config, "vit")
+    initial = read_initial(str(run), config)
     assert initial.origin == "run"
     assert initial.register is not None
     assert initial.register.key_fingerprint == "key"
@@ -119,13 +119,13 @@ def test_a_classifier_gives_no_initial_weights(tmp_path: Path) -> None:
     config = toy_config()
     run = classifier_run(tmp_path, config)
     with pytest.raises(ConfigError, match="must be a pretraining run, got a finetune run"):
-        read_initial(str(run), config, "vit")
+        read_initial(str(run), config)
 
 
 @pytest.mark.parametrize("name", ["a.pth", "zoo.pth"])
 def test_an_absent_file_is_named(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"got '{name}', which does not exist"):
-        read_initial(name, toy_config(), "vit")
+        read_initial(name, toy_config())
 
 
 def test_imagenet_weights_lie_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
