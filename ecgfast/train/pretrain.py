@@ -89,7 +89,7 @@ def masked_loss(model: nn.Module, config: Config) -> LossOf:
         model: a `MaskedAutoencoder`, spread or not.
         config: its settings.
     """
-    inputs_of = model_inputs(model, config)
+    inputs_of = model_inputs(config)
 
     def loss_of(batch: Batch) -> Tensor:
         loss: Tensor = model(*inputs_of(batch))[0]
@@ -99,12 +99,11 @@ def masked_loss(model: nn.Module, config: Config) -> LossOf:
 
 
 def model_inputs(
-    model: nn.Module, config: Config, *, epoch: int | None = None
+    config: Config, *, epoch: int | None = None
 ) -> Callable[[Batch], tuple[Tensor, ...]]:
-    """Return what turns records into the model's arguments, as for `masked_loss`.
+    """Return what turns records into the arguments of a masked autoencoder.
 
     Args:
-        model: a `MaskedAutoencoder`, spread or not.
         config: its settings.
         epoch: of the masks; None takes the batch's own.
     """
@@ -133,7 +132,7 @@ def microbatch_graph(
         return None
     return MicrobatchGraph(
         model,
-        model_inputs(model, config),
+        model_inputs(config),
         lambda *inputs: model(*inputs)[0],
         num_pieces=num_pieces,
     )
@@ -202,7 +201,7 @@ def _prepare(session: Session, *, select: str | None, include_test: bool) -> Loo
             held,
             normalisation,
             microbatch=microbatch,
-            inputs_of=model_inputs(model, config, epoch=EVALUATION_EPOCH),
+            inputs_of=model_inputs(config, epoch=EVALUATION_EPOCH),
         ),
         engine=config.data.engine,
         graph=microbatch_graph(model, config, num_pieces=share // microbatch),

@@ -52,7 +52,7 @@ def main(store: Path, preset: str, num_steps: int) -> None:
             seed=0,
             normalisation=Normalisation(),
         )
-        inputs_of = model_inputs(model, config)
+        inputs_of = model_inputs(config)
         endless = (batch for _ in range(num_steps) for batch in loader)  # epoch after epoch
         seen = []
         for batch in islice(endless, num_steps):

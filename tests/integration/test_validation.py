@@ -109,7 +109,7 @@ def test_the_first_record_is_drawn_as_the_command_draws_it_while_predictions_are
             normalisation=Normalisation(),
             shuffle=False,
         ),
-        inputs_of=model_inputs(model, config, epoch=EVALUATION_EPOCH),
+        inputs_of=model_inputs(config, epoch=EVALUATION_EPOCH),
         microbatch=1,
         normalisation=Normalisation(),
     )

@@ -54,7 +54,7 @@ def test_held_out_records_are_one_batch_at_least(
     monkeypatch.setattr("ecgfast.log.logger.propagate", True)
     config = load_config(str(preset(tmp_path)), [f"train.val_fraction={fraction}"])
     model, rows = build_model(config), np.array(held, dtype=np.int64)
-    inputs_of = model_inputs(model, config)
+    inputs_of = model_inputs(config)
     found = heldout_validation(
         model, store, config, Ranks(), rows, Normalisation(), microbatch=2, inputs_of=inputs_of
     )
