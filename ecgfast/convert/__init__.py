@@ -6,25 +6,10 @@ from ecgfast import lazily
 
 if TYPE_CHECKING:
     from ecgfast.convert.plan import ConvertOptions
-    from ecgfast.convert.run import (
-        ConvertSummary,
-        convert,
-        convert_units,
-        plan_convert,
-        seal_convert,
-    )
+    from ecgfast.convert.run import convert, convert_units, plan_convert, seal_convert
 
-__all__ = [
-    "ConvertOptions",
-    "ConvertSummary",
-    "convert",
-    "convert_units",
-    "plan_convert",
-    "seal_convert",
-]
+__all__ = ["ConvertOptions", "convert", "convert_units", "plan_convert", "seal_convert"]
 
 # Every worker imports this package, but only for `units`.
-__getattr__, __dir__ = lazily(
-    __name__,
-    dict.fromkeys(__all__, "ecgfast.convert.run") | {"ConvertOptions": "ecgfast.convert.plan"},
-)
+_HOMES = dict.fromkeys(__all__, "ecgfast.convert.run")
+__getattr__, __dir__ = lazily(__name__, _HOMES | {"ConvertOptions": "ecgfast.convert.plan"})

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ecgfast.convert.measures import CORRELATION_STEPS
 from ecgfast.convert.same_signal import Smooth, likeness, smooth
+from ecgfast.labels.columns import set_column
 
 Read = Callable[[NDArray[np.int64]], NDArray[np.int16]]
 
@@ -224,7 +225,7 @@ def mark_duplicates(
     the first record of a group is the one that the later ones name.
 
     Args:
-        table: N rows of records.parquet, `duplicate_of` empty.
+        table: N rows of units, `duplicate_of` empty.
         segments_of: number of a joined record -> the record ids of its segments.
         correlation: (N, 28) of `unpacked_fingerprints`.
         beats: (N, 32) of the same.
@@ -253,14 +254,9 @@ def _bases(table: pa.Table) -> list[str]:
 
 
 def _recordings(table: pa.Table) -> NDArray[np.int64]:
-    """(N,) the number of the first window of each record's recording."""
-    recordings = np.arange(table.num_rows)
-    if pc.any(pc.greater(table["start_timestep"], 0)).as_py():
-        bases = _bases(table)  # windows lie one behind another
-        for number in range(1, len(bases)):
-            if bases[number] == bases[number - 1]:
-                recordings[number] = recordings[number - 1]
-    return recordings
+    """(N,) the number of the first window of each recording, which lie one behind another."""
+    firsts = np.flatnonzero(np.diff(table["position"].to_numpy(), prepend=-1))
+    return np.repeat(firsts, np.diff(firsts, append=table.num_rows))
 
 
 def _segments(
@@ -298,13 +294,9 @@ def _with_columns(
     if later.size == 0:
         return table
     take = pa.array(named, mask=named == np.arange(len(named)))
-    table = _replaced(table, "duplicate_of", table["record_id"].take(take))
+    table = set_column(table, "duplicate_of", table["record_id"].take(take))
     flags = table["flags"].to_pylist()
     for number in later.tolist():
         flag = "segment" if segments[number] else "duplicate"
         flags[number] = ";".join(sorted({*filter(None, flags[number].split(";")), flag}))
-    return _replaced(table, "flags", pa.array(flags, pa.string()))
-
-
-def _replaced(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.Table:
-    return table.set_column(table.schema.get_field_index(name), name, column)
+    return set_column(table, "flags", pa.array(flags, pa.string()))

@@ -28,6 +28,7 @@ _SAME_EVERYWHERE = ("ecgfast", "numpy", "scipy", "wfdb")  # packages that decide
 Spec = dict[str, Any]
 
 
+@lru_cache
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in _SAME_EVERYWHERE}
 

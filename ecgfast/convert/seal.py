@@ -37,15 +37,13 @@ from ecgfast.store.format import (
 from ecgfast.store.manifest import Manifest, identity_of, write_manifest
 from ecgfast.store.patients import PSEUDONYM, Pseudonyms, retained, with_pseudonyms
 from ecgfast.store.reader import open_store
-from ecgfast.store.shards import Shards
+from ecgfast.store.shards import Shards, ShardTable
 from ecgfast.store.table import (
-    ShardTable,
     joined_kinds,
     read_rows,
     read_text,
     records_schema,
     with_labels,
-    write_records,
     write_table,
 )
 
@@ -53,7 +51,10 @@ _PATIENCE_S = 60.0  # for units that other machines finished: a share shows new 
 _NO_FINGERPRINT = b"\xff" * FINGERPRINT_BYTES  # no beats
 _SHOWN_UNITS = 10
 _DRAWN = ("flags", "duplicate_of", "split", "fold")  # columns that no unit knows alone
-_ASKED = ("record_id", "patient_id", "site", "ejection_fraction", "content", "start_timestep")
+_ASKED = (
+    *("record_id", "patient_id", "site", "ejection_fraction", "content", "start_timestep"),
+    "position",
+)
 _COPIED = (  # manifest entries of a store that is transcoded; earlier versions lack some
     *("preprocessing", "quality", "counts", "synthetic", "identifiers", "key_fingerprint"),
     *("labels", "patients", "splits", "retained", "left_out", "source_files", "passed_over"),
@@ -89,7 +90,7 @@ def seal(plan: Plan) -> Manifest:
     counts = {"num_slots": plan.num_slots, "num_records": num_records}
     content |= {"codec": plan.spec["codec"], "request": request_of(plan.spec, pseudonyms)}
     content |= counts
-    content["files"][SHARDS] = write_table(plan.out, shards.table, SHARDS)
+    content["files"][SHARDS] = write_table(plan.out, [shards.table], shards.table.schema, SHARDS)
     content["files"] |= write_metadata(plan.out, plan.spec["codec"], **counts)
     content["identity"] = identity_of(content, shards.files())
     remove_temporaries(plan.out)
@@ -141,9 +142,9 @@ class _Collected:
             if table["segments"].null_count < table.num_rows:
                 names = enumerate(table["segments"].to_pylist(), len(self.patient_keys))
                 self.segments |= {number: json.loads(each) for number, each in names if each}
-            for position in table["position"].to_pylist():
-                self.num_converted += position != last
-                last = position
+            positions = table["position"].to_numpy()
+            self.num_converted += int(np.count_nonzero(np.diff(positions, prepend=last)))
+            last = positions[-1] if positions.size else last
             self.patient_keys += table["patient_key"].to_pylist()
             for words in table["left_out"].to_pylist():
                 self.left_out.update(words.split(";") if words else ())
@@ -188,7 +189,7 @@ def _sealed_from_files(
     records = with_pseudonyms(records, found.patient_keys, pseudonyms)
     kinds = joined_kinds(each.kinds for each in units)
     schema = records_schema(kinds, [PSEUDONYM] if pseudonyms.keep else [])
-    table = write_records(out, _whole_rows(plan, records, kinds), schema)
+    table = write_table(out, _whole_rows(plan, records, kinds), schema)
     if plan.passed_over:
         write_passed_over(out, plan.examples)
     _log_left_out(found.left_out)
@@ -264,7 +265,10 @@ def _sealed_from_store(plan: Plan) -> Manifest:
     out, source = plan.out, Path(plan.spec["store"])
     reader = open_store(source)
     records = set_column(reader.records, "row", pa.array(range(len(reader)), pa.int64()))
-    files = {RECORDS: write_table(out, records), QUARANTINE: _copy(source / QUARANTINE, out)}
+    files = {
+        RECORDS: write_table(out, [records], records.schema),
+        QUARANTINE: _copy(source / QUARANTINE, out),
+    }
     if files[QUARANTINE] != reader.manifest["files"][QUARANTINE]:
         raise CorruptStoreError(
             f"{source / QUARANTINE} is damaged: its digest is wrong; restore it from a copy"

@@ -43,7 +43,7 @@ from ecgfast.store.format import (
 )
 from ecgfast.store.reader import StoreReader, open_store
 from ecgfast.store.shards import pack_shard_index
-from ecgfast.store.table import kinds_of, pack_rows, read_text
+from ecgfast.store.table import PendingRows, read_text
 
 _BATCH_RECORDS = 64  # decoded and encoded at a time
 _MOST_WAITING = 4096  # units that an executor was given and has not done: 2 KB each
@@ -106,9 +106,7 @@ def read_unit(plan: Plan, unit: int) -> UnitFacts:
 
 def _convert(plan: Plan, unit: int, shard: "_Shard") -> None:
     slots, inputs = plan.slots(unit), list(plan.inputs(unit))
-    rows: list[dict[str, Any]] = []
-    refused: list[tuple[str, ...]] = []
-    sources: list[tuple[str, ...]] = []
+    rows, quarantine, sources = PendingRows(), "", ""
     for block in encode_inputs(inputs, slots, plan.options, plan.pseudonyms()):
         records = [each for each in block if isinstance(each, EncodedRecord)]
         shard.add(
@@ -116,14 +114,11 @@ def _convert(plan: Plan, unit: int, shard: "_Shard") -> None:
             [each.chunk for each in records],
             [each.leads for each in records],
         )
-        rows += [each.row for each in records]
-        refused += [each.row for each in block if isinstance(each, Refusal)]
-        sources += [each.source for each in block]
+        rows.add([each.row for each in records])
+        quarantine += csv_lines(each.row for each in block if isinstance(each, Refusal))
+        sources += csv_lines(each.source for each in block)
     num_inputs = sum(1 for each in inputs if each.slots.start in slots)
-    text = {"quarantine": csv_lines(refused), "sources": csv_lines(sources)}
-    _finish(
-        plan, unit, UnitFacts(num_inputs, len(rows), shard.finish(), kinds_of(rows)), rows, text
-    )
+    _finish(plan, unit, num_inputs, shard, rows, {"quarantine": quarantine, "sources": sources})
 
 
 def _transcode(plan: Plan, unit: int, shard: "_Shard") -> None:
@@ -134,7 +129,7 @@ def _transcode(plan: Plan, unit: int, shard: "_Shard") -> None:
         leads = [getattr(reader, name)[some.start : some.stop] for name in LEAD_ARRAYS]
         chunks = encode_chunks(plan.spec["codec"], reader.read(some))
         shard.add(some, chunks, np.stack(leads, axis=1))
-    _finish(plan, unit, UnitFacts(len(records), len(records), shard.finish(), {}), [], {})
+    _finish(plan, unit, len(records), shard, PendingRows(), {})
 
 
 @lru_cache(maxsize=1)
@@ -143,10 +138,11 @@ def _opened(path: Path) -> StoreReader:
 
 
 def _finish(
-    plan: Plan, unit: int, facts: UnitFacts, rows: list[dict[str, Any]], text: dict[str, str]
+    plan: Plan, unit: int, num_inputs: int, shard: "_Shard", rows: PendingRows, text: dict[str, str]
 ) -> None:
     """Write the unit's own file, after all that it names."""
-    packed = pack_rows(rows, text | {"facts": json.dumps(facts)})
+    facts = UnitFacts(num_inputs, shard.num_records, shard.finish(), rows.kinds)
+    packed = rows.pack(text | {"facts": json.dumps(facts)})
     write_durably(plan.unit_file(unit), [packed], mode=0o600, shared=True)
 
 
@@ -163,6 +159,11 @@ class _Shard:
         self._rows: list[int] = []
         self._lengths: list[int] = []
         self._leads = np.zeros((SHARD_RECORDS, len(LEAD_ARRAYS), NUM_LEADS), "<f4")
+
+    @property
+    def num_records(self) -> int:
+        """Records taken so far."""
+        return len(self._rows)
 
     def add(
         self,

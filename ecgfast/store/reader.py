@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from ecgfast_kernels.codec import CodecError
 from numpy.typing import ArrayLike, NDArray
 
@@ -27,8 +28,8 @@ from ecgfast.store.format import (
     with_crc32c,
 )
 from ecgfast.store.manifest import Manifest, read_file, read_manifest
-from ecgfast.store.shards import Shards
-from ecgfast.store.table import ShardTable, read_records, read_shards
+from ecgfast.store.shards import Shards, ShardTable, read_shards
+from ecgfast.store.table import read_records
 from ecgfast.vocabulary import Codec
 
 _BLOCK_RECORDS = 64  # decoded while their 2 MB of chunks are still in the cache
@@ -84,7 +85,7 @@ class StoreReader:
     @property
     def num_bytes(self) -> int:
         """Bytes of all shards on disk, as they were sealed."""
-        return self.shard_table.num_bytes
+        return int(pc.sum(self.shard_table.table["signal_bytes"]).as_py())
 
     @cached_property
     def slots(self) -> NDArray[np.int64]:

@@ -48,7 +48,7 @@ from ecgfast.ingest.inventory import discover
 from ecgfast.labels.table import check_labels
 from ecgfast.records import LEADS
 from ecgfast.store.patients import Pseudonyms
-from ecgfast.store.table import kinds_of, pack_rows
+from ecgfast.store.table import PendingRows
 
 LIMIT_S = 10
 REASONS = set(get_args(Reason))
@@ -235,8 +235,9 @@ def read(folder: Path) -> str:
         return "table"
     outcomes = encoded(planned(folder))
     records = [each for each in outcomes if isinstance(each, EncodedRecord)]
-    pack_rows([each.row for each in records], {})
-    kinds_of(each.row for each in records)
+    rows = PendingRows()
+    rows.add([each.row for each in records])
+    rows.pack({})
     check(outcomes)
     reasons = {each.row[2] for each in outcomes if isinstance(each, Refusal)}
     return "; ".join(sorted(reasons)) or "record"

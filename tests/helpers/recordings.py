@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfast.convert import ConvertSummary, convert
+from ecgfast.convert import convert
+from ecgfast.convert.run import ConvertSummary
 from ecgfast.records import LEADS
 
 KEY = "5e" * 32

@@ -9,7 +9,7 @@ import wfdb
 from recordings import convert_quietly
 
 import ecgfast
-from ecgfast.convert import ConvertSummary
+from ecgfast.convert.run import ConvertSummary
 from ecgfast.records import LEADS
 from ecgfast.store.info import describe
 from ecgfast.store.verify import verify_store

@@ -14,7 +14,7 @@ from recordings import convert_quietly, make_store, snapshot
 import ecgfast
 from ecgfast.errors import CorruptStoreError
 from ecgfast.evaluate.cohort import describe
-from ecgfast.labels import label_store
+from ecgfast.labels.commands import label_store
 from ecgfast.store.verify import verify_store
 
 NUM_RECORDS = 1030  # two shards
