@@ -37,10 +37,8 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 _MAX_BYTES = 1 << 28  # 12 leads of 16 bits for three hours at 1000 Hz
-_HEAD_BYTES = 1 << 16
 _MAGIC = slice(128, 132)
-# Elements (0002,0002) and (0002,0010) of the file meta information, always explicit little-endian.
-_SOP_CLASS, _TRANSFER_SYNTAX = b"\x02\x00\x02\x00UI", b"\x02\x00\x10\x00UI"
+_SOP_CLASS = b"\x02\x00\x02\x00UI"  # element (0002,0002), always explicit little-endian
 _OF_WAVEFORMS = b"1.2.840.10008.5.1.4.1.1.9."  # begin of all SOP classes of waveforms, PS3.6
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _ELEMENTS = (
@@ -89,11 +87,14 @@ def read(path: Path, record_id: str, row: int | None) -> EcgRecord:
 
 
 def _is_waveform(head: bytes) -> bool:
-    return head[_MAGIC] == b"DICM" and _meta(head, _SOP_CLASS).startswith(_OF_WAVEFORMS)
+    """Whether the file meta information names a SOP class of waveforms."""
+    at = head.find(_SOP_CLASS)
+    start = at + len(_SOP_CLASS) + 2  # behind the length of the UID
+    return head[_MAGIC] == b"DICM" and at >= 0 and head.startswith(_OF_WAVEFORMS, start)
 
 
 def _parsed(content: bytes, source: str) -> "Dataset":
-    if _meta(content[:_HEAD_BYTES], _TRANSFER_SYNTAX) == _DEFLATED:
+    if _DEFLATED in content:  # wherever it stands: pydicom unpacks such files without a limit
         raise FormatError(
             f"{source}: is a deflated DICOM file, allowed explicit and implicit transfer syntaxes; "
             "export it again without compression, or convert it with dcmconv"
@@ -101,14 +102,6 @@ def _parsed(content: bytes, source: str) -> "Dataset":
     from pydicom import dcmread  # a third of a second: only for files that need it
 
     return dcmread(io.BytesIO(content), specific_tags=list(_ELEMENTS))
-
-
-def _meta(head: bytes, element: bytes) -> bytes:
-    """Return a UID of the file meta information, empty where there is none."""
-    at = head.find(element)
-    start = at + len(element) + 2
-    length = int.from_bytes(head[start - 2 : start], "little")
-    return head[start : start + length].rstrip(b"\0") if at >= 0 else b""
 
 
 def _rhythm(groups: list["Dataset"], source: str) -> "Dataset":

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ecgfast.errors import FormatError
 from ecgfast.ingest.files import check_values, cut_short
 from ecgfast.ingest.format import Format
+from ecgfast.ingest.leads import plan_leads
 from ecgfast.ingest.vendor.binary import (
     LEAD_OF_NUMBER,
     age_between,
@@ -74,13 +75,14 @@ def _rhythm(frames: list[Frame], source: str) -> Signals:
         )
     names = [_lead(channel) for channel in chosen[0].channels]
     rows = [row for row, name in enumerate(names) if name]
+    plan_leads([names[row] for row in rows], source)  # before any sample is looked at
     channels = [chosen[0].channels[row] for row in rows]
     values, total = [], 0
     for frame in chosen:
         if [frame.channels[row] for row in rows] != channels or frame.pointer not in (None, total):
             raise FormatError(f"{source}: holds several recordings, allowed one; export them apart")
         values.append(_values(frame, rows, source))
-        total += len(values[-1][0]) if rows else 0
+        total += values[-1].shape[1]
     rates = {_rate(channel, source) for channel in channels}
     if len(rates) > 1:
         raise FormatError(
@@ -96,7 +98,7 @@ def _rhythm(frames: list[Frame], source: str) -> Signals:
         samples=samples_ST,
         scale_uv=[_scale_uv(channel) for channel in channels],
         offset_adc=[0.0] * len(rows),
-        rate_hz=rates.pop() if rates else math.nan,
+        rate_hz=rates.pop(),
         invalid=np.stack([row == null for row, null in zip(samples_ST, nulls, strict=True)]),
     )
 

@@ -187,6 +187,11 @@ def test_deflated_files_and_mu_law_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.dcm", group(SIGNAL), syntax="1.2.840.10008.1.2.1.99")
     with pytest.raises(FormatError, match="is a deflated DICOM file"):
         read(path)
+    content = path.read_bytes()  # another transfer syntax ahead of the file's own hides nothing
+    decoy = b"\2\0\x10\0UI\x11\0" + b"1.2.840.10008.1.2"
+    path.write_bytes(decoy + content[len(decoy) :])
+    with pytest.raises(FormatError, match="is a deflated DICOM file"):
+        read(path)
     mu_law = group((SIGNAL % 100).astype("u1"), interpretation="MB")
     with pytest.raises(FormatError, match="coded in a way that is not read"):
         read(write(tmp_path / "b.dcm", mu_law))

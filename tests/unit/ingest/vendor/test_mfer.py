@@ -74,6 +74,9 @@ def test_leads_go_by_code_and_missing_ones_are_derived(tmp_path: Path) -> None:
     assert record.flags == ("leads_derived",)
     with pytest.raises(FormatError, match="no lead V6"):
         read(file_with(tmp_path, ecg_file(SIGNAL[:11], codes=LEAD_CODES[:11])))
+    with pytest.raises(FormatError, match="no lead I, II, V1") as refusal:
+        read(file_with(tmp_path, ecg_file(SIGNAL[:2], codes=(143, 160))))
+    assert refusal.value.reason == "a lead is missing"
 
 
 def test_channels_have_their_own_type_and_interval(tmp_path: Path) -> None:
