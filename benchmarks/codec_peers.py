@@ -1,11 +1,11 @@
-"""Other codecs and other ways to a batch, beside ecgpack; on real records, with a plot.
+"""Other codecs and other ways to a batch, beside ecgpack; on real records.
 
     python benchmarks/codec_peers.py ../shared/data/ludb ../shared/data/ptbxl/hr_gt
     python benchmarks/codec_peers.py STORE [--records 500]
 
-Each source is a store or a folder of recordings, and has rows of its own. Rows go to
-benchmarks/results/DEVICE/codec.jsonl, the plot to codec.png beside it. `ecgfast bench codec` and
-`decode` measure the same peers on synthetic records.
+Each source is a store or a folder of recordings, and has rows of its own, which go to
+benchmarks/results/DEVICE/codec.jsonl. `ecgfast bench codec` and `decode` measure the same peers on
+synthetic records.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch
 from ecgfast import log
 from ecgfast.bench import show
 from ecgfast.bench.codec import Codec, Held, IndexCall, Int16, measure_store
-from ecgfast.bench.measuring import Row, device_slug
+from ecgfast.bench.measuring import device_slug
 
 
 def installed() -> list[Codec]:
@@ -90,24 +90,9 @@ def _pcodec() -> Codec:
     return _by_record("pcodec", lambda row: standalone.simple_compress(row.ravel(), config), decode)
 
 
-def ways_to_a_batch(held: Held, size: int, device: str) -> dict[str, IndexCall]:
-    """Ways from raw int16 to (B, 240, 256) fp16 patches as users of NumPy or PyTorch write them.
-
-    Args:
-        held: `signal` (R, C, T) int16, `mean` and `rstd` (R, C).
-        size: records of a batch.
-        device: "cpu" or "cuda".
-    """
-    if device != "cuda":
-        patches = np.zeros((size, 240, 256), np.float16)
-
-        def with_numpy(index: Any) -> None:  # noqa: ANN401 (record numbers)
-            x = held.signal[index].astype(np.float32)
-            z = (x - held.mean[index][..., None]) * held.rstd[index][..., None]
-            patches[..., :250] = z.reshape(size, 240, 250)
-
-        return {"decode_patches/raw int16, numpy": with_numpy}
-    signal, mean, rstd = (torch.from_numpy(x).cuda() for x in (held.signal, held.mean, held.rstd))
+def ways_to_a_batch(held: Held, size: int) -> dict[str, IndexCall]:
+    """Ways from raw int16 to (B, 240, 256) fp16 patches as users of PyTorch write them."""
+    signal, mean, rstd = held.signal, held.mean, held.rstd
 
     def with_torch(records_B: torch.Tensor) -> torch.Tensor:  # the bits of our kernels
         z_BCT = signal[records_B].float() - mean[records_B][..., None]
@@ -124,7 +109,7 @@ def ways_to_a_batch(held: Held, size: int, device: str) -> dict[str, IndexCall]:
 
 
 def main() -> None:
-    from plot import RESULTS, draw
+    from plot import RESULTS
 
     from ecgfast.convert import convert
     from ecgfast.store import open_store
@@ -134,16 +119,14 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=200, help="most records of a source")
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
-    rows: list[Row] = []
-    out = RESULTS / device_slug()
+    out = RESULTS / device_slug() / "codec.jsonl"
     for source in args.sources:
         with tempfile.TemporaryDirectory(prefix="ecgfast-bench-") as folder:
             path = source
             if not (source / "manifest.json").is_file():
                 path = convert([source], Path(folder) / "store", workers=1).store
-            store, limits = open_store(path), {"most": args.records, "repeats": args.repeats}
-            rows += show(measure_store(store, source.name, **limits), out / "codec.jsonl")
-    draw(rows, out / "codec.png")
+            limits = {"most": args.records, "repeats": args.repeats}
+            show(measure_store(open_store(path), source.name, **limits), out)
 
 
 if __name__ == "__main__":

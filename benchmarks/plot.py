@@ -1,4 +1,4 @@
-"""Tables and pictures from result rows; the README's table of headlines.
+"""The README's table of headlines, from result rows.
 
     python benchmarks/plot.py benchmarks/results --readme README.md
 
@@ -7,18 +7,13 @@ Fills the README between its two "measured" marks. Of equal measurements the new
 
 import argparse
 import re
-from collections import defaultdict
 from collections.abc import Iterable
-from itertools import product
 from pathlib import Path
 from typing import NamedTuple
-
-from matplotlib.figure import Figure
 
 from ecgfast.bench.measuring import Row, read_rows
 
 RESULTS = Path(__file__).parent / "results"
-OURS, PEER = "#1b6ca8", "#b0b7bf"
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:
@@ -97,39 +92,6 @@ def fill(text: str, content: str) -> str:
 def number(value: float) -> str:
     """Three digits or more, with separators."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def draw(rows: list[Row], path: Path) -> None:
-    """Draw a panel for each shape and metric of two rows or more: p50 and spread of each provider.
-
-    Ours are in colour.
-    """
-    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: row.p50):
-        groups[row.shape, f"{row.metric} ({row.unit})"].append(row)
-    shapes = list(dict.fromkeys(row.shape for row in rows))
-    metrics = list(dict.fromkeys(f"{row.metric} ({row.unit})" for row in rows))
-    most = max(map(len, groups.values()))
-    size = (6 * len(metrics), (1.2 + 0.32 * most) * len(shapes))
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(shapes), len(metrics), squeeze=False)
-    for (i, shape), (j, metric) in product(enumerate(shapes), enumerate(metrics)):
-        group, axes = groups[shape, metric], grid[i, j]
-        axes.set_visible(len(group) > 1)
-        bars = axes.barh(
-            [row.provider for row in group],
-            [row.p50 for row in group],
-            xerr=([r.p50 - r.p20 for r in group], [r.p80 - r.p50 for r in group]),
-            color=[OURS if r.provider.startswith("ecgfast") else PEER for r in group],
-            error_kw={"linewidth": 1, "capsize": 2},
-        )
-        axes.bar_label(bars, [f" {number(row.p50)}" for row in group], fontsize=8)
-        axes.set_xlabel(metric)
-        axes.set_title(f"{shape}, {rows[0].device}", fontsize=9, loc="left")
-        axes.margins(x=0.15)
-        axes.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Peers of the training step: a plain masked autoencoder as people run it today.
 
 `ecgfast bench step` measures them beside ours. All patches are embedded, kept ones are chosen by
-sorting noise and gathered, blocks are timm's where timm is installed. Nothing of ecgfast's model or
-kernels is used. Shapes: B records, N patches, T tokens, D width.
+sorting noise and gathered, blocks are timm's. Nothing of ecgfast's model or kernels is used.
+Shapes: B records, N patches, T tokens, D width.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, scaled_dot_product_attention
 
+from ecgfast import log
 from ecgfast.config import Config
 from ecgfast.settings import ModelConfig
 
@@ -90,45 +90,13 @@ class ReferenceMae(nn.Module):
         return self.decoder_pred(self.decoder_norm(tokens))[:, 1:]
 
 
-# whose transformer blocks they are made of; timm needs torchvision
-BLOCKS = "timm" if find_spec("timm") and find_spec("torchvision") else "plain"
-
-
 def _blocks(width: int, num_heads: int, depth: int, fused_attention: bool) -> nn.ModuleList:
-    if BLOCKS == "plain":
-        return nn.ModuleList(_PlainBlock(width, num_heads, fused_attention) for _ in range(depth))
     block = import_module("timm.models.vision_transformer").Block
     norm = partial(nn.LayerNorm, eps=1e-6)
     blocks = [block(width, num_heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)]
     for block in blocks:
         block.attn.fused_attn = fused_attention
     return nn.ModuleList(blocks)
-
-
-class _PlainBlock(nn.Module):
-    """timm's block spelled out, for machines without timm."""
-
-    def __init__(self, width: int, num_heads: int, fused_attention: bool) -> None:
-        super().__init__()
-        self.num_heads, self.fused_attention = num_heads, fused_attention
-        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self._attend(self.norm1(tokens))
-        return tokens + self.fc2(gelu(self.fc1(self.norm2(tokens))))
-
-    def _attend(self, tokens_BTD: Tensor) -> Tensor:
-        batch, num_tokens, width = tokens_BTD.shape
-        qkv = self.qkv(tokens_BTD).reshape(batch, num_tokens, 3, self.num_heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        if self.fused_attention:
-            out = scaled_dot_product_attention(q, k, v)
-        else:
-            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-            out = scores.softmax(dim=-1) @ v
-        return self.proj(out.transpose(1, 2).reshape(batch, num_tokens, width))
 
 
 class Peer(NamedTuple):
@@ -168,7 +136,15 @@ class Peer(NamedTuple):
 
 
 PEERS = {
-    f"reference-compiled-{BLOCKS}": Peer(compiled=True),
-    f"reference-compiled-{BLOCKS}-graph": Peer(compiled=True, graph=True),
-    f"reference-eager-{BLOCKS}": Peer(compiled=False),
+    "reference-compiled-timm": Peer(compiled=True),
+    "reference-compiled-timm-graph": Peer(compiled=True, graph=True),
+    "reference-eager-timm": Peer(compiled=False),
 }
+
+
+def installed() -> dict[str, Peer]:
+    """All peers where their blocks can be imported, else none."""
+    if find_spec("timm") and find_spec("torchvision"):  # which timm imports
+        return PEERS
+    log.warning("step: the peers are left out: they need timm; pip install timm torchvision")
+    return {}

@@ -4,6 +4,7 @@ import gc
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -54,10 +55,11 @@ VARIANTS = {
 _DECIDING = [*VARIANTS][1:6]  # on a default, first what does so most, should time run out
 
 
+@cache
 def peer_steps() -> Mapping[str, Any]:
     """By name what builds the step of a peer, from a config, a device and a number of records."""
     module = peers_module("step_peers")
-    steps: Mapping[str, Any] = {} if module is None else module.PEERS
+    steps: Mapping[str, Any] = {} if module is None else module.installed()
     return steps
 
 

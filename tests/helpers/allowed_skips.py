@@ -22,6 +22,7 @@ ALLOWED = (
     "writing the test's store needs zarr",
     "Cosmic Ray is not installed",
     "statsmodels is not installed",
+    "timm is not installed",
     "(pydicom|edfio|h5py) is not installed",
     "Dask is not installed",
 )

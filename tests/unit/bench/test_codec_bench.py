@@ -38,3 +38,8 @@ def test_a_lossy_codec_gets_no_number(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(codec, "codecs", lambda: [lossy])
     with pytest.raises(AssertionError, match="lossy does not give its input back"):
         list(codec.measure_store(open_store(tmp_path / "store"), "walk", repeats=1))
+
+
+def test_decode_without_a_gpu_says_what_it_lacks(caplog: pytest.LogCaptureFixture) -> None:
+    assert list(codec.measure_decode("cpu")) == []
+    assert "decode was not measured: it needs a GPU" in caplog.text

@@ -12,8 +12,10 @@ from ecgfast.train.distributed import join
 
 DEMO = load_config("demo")
 PEERS = peers_module("step_peers")
+needs_timm = pytest.mark.skipif(not PEERS.installed(), reason="timm is not installed")
 
 
+@needs_timm
 def test_reference_has_the_parameters_of_our_model() -> None:
     with torch.device("meta"):
         reference = PEERS.ReferenceMae(DEMO.model)
@@ -21,6 +23,7 @@ def test_reference_has_the_parameters_of_our_model() -> None:
     assert trainable == sum(num_parameters(DEMO.model))
 
 
+@needs_timm
 def test_reference_learns_and_attention_variants_agree() -> None:
     signal = torch.randn(2, 1, 12, 5000, generator=torch.Generator().manual_seed(0))
     losses = []
@@ -36,7 +39,7 @@ def test_reference_learns_and_attention_variants_agree() -> None:
 
 
 def test_rows_of_a_step_on_the_cpu() -> None:
-    names = [f"reference-eager-{PEERS.BLOCKS}", "ecgfast-eager"]
+    names = [*(["reference-eager-timm"] if PEERS.installed() else []), "ecgfast-eager"]
     everyone = ["ecgfast", *names]
     rows = list(measure_step("cpu", microbatch=2, variants=names, repeats=3))
     measured = {(r.provider, r.metric): r.p50 for r in rows}
@@ -83,6 +86,14 @@ def test_a_graph_that_cannot_be_recorded_gives_no_row() -> None:
 def test_an_attention_that_cannot_run_gives_no_row() -> None:
     rows = measure_step("cpu", microbatch=2, variants=["ecgfast-xformers"], repeats=1)
     assert {row.provider for row in rows} == {"torch", "ecgfast"}
+
+
+def test_without_timm_its_peers_are_left_out_with_the_cure(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(PEERS, "find_spec", lambda name: None)
+    assert PEERS.installed() == {}
+    assert "pip install timm torchvision" in caplog.text
 
 
 def test_unknown_names_are_refused() -> None:

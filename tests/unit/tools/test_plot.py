@@ -10,7 +10,7 @@ import pytest
 from ecgfast.bench import peers_module
 from ecgfast.bench.codec import codecs
 from ecgfast.bench.measuring import make_rows, read_rows
-from ecgfast.bench.step import VARIANTS, peer_steps
+from ecgfast.bench.step import VARIANTS
 
 ROOT = Path(__file__).resolve().parents[3]
 PLOT: Any = peers_module("plot")
@@ -18,10 +18,8 @@ PLOT: Any = peers_module("plot")
 
 def providers() -> set[str]:
     """Names of providers that the cases and comparisons make, and all texts of their code."""
-    steps = {
-        name.replace("-plain", "-timm") for name in (*VARIANTS, *peer_steps())
-    }  # timm may be missing
-    names = {"ecgfast-portable", "ecgfast-avx2", *steps, *(codec.name for codec in codecs())}
+    codec_names = (codec.name for codec in codecs())
+    names = {"ecgfast-portable", "ecgfast-avx2", *VARIANTS, *codec_names}
     modules = [*(ROOT / "ecgfast/bench").glob("*.py"), *(ROOT / "benchmarks").glob("*_*.py")]
     nodes = (node for path in modules for node in ast.walk(ast.parse(path.read_text())))
     texts = {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
