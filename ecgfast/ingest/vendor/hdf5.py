@@ -154,11 +154,10 @@ def _dataset(file: "h5py.File", wanted: object, name: str) -> "h5py.Dataset":
         raise too_large(f"{name}: got {len(file):,} datasets and groups, allowed {_MAX_NAMES:,}")
     if wanted is not None and not isinstance(wanted, str):
         raise not_allowed(name, "array is no text, allowed the name of a dataset")
-    names = [wanted] if wanted is not None else list(file)
     found = [
         file[each]
-        for each in names
-        if each in file and isinstance(file.get(each, getlink=True), h5py.HardLink)
+        for each in file  # of the top level: paths could lead through links to other files
+        if wanted in (None, each) and isinstance(file.get(each, getlink=True), h5py.HardLink)
     ]
     arrays = [
         each

@@ -17,6 +17,7 @@ from ecgfast.ingest.files import cut_short, too_large
 _MAX_CHANNELS = 1024
 _MAX_DEFINITIONS = 100_000
 _MAX_FRAMES = 1000
+_LONGEST_TEXT = 256  # bytes: some encodings take long for long texts
 
 
 class Tag(IntEnum):
@@ -40,7 +41,6 @@ class Tag(IntEnum):
     DEVICE = 0x17
     SAMPLES = 0x1E
     CHANNEL = 0x3F
-    GROUP = 0x67
     END = 0x80
     ID = 0x82
     AGE = 0x83
@@ -71,10 +71,11 @@ class Value:
     @property
     def text(self) -> str:
         """The value as text: for the codes that are kept of it, never for whole texts."""
+        content = self.content[:_LONGEST_TEXT]
         try:
-            return self.content.decode(self.encoding, errors="backslashreplace")
+            return content.decode(self.encoding, errors="backslashreplace")
         except (LookupError, UnicodeError):  # the file names an encoding that is none
-            return self.content.decode("latin-1")
+            return content.decode("latin-1")
 
     @property
     def quantity(self) -> tuple[int, float]:
@@ -113,7 +114,7 @@ class Parser:
     frames: list[Frame] = field(default_factory=list)
 
     def take(self, content: bytes, channel: int | None = None) -> None:
-        """Take the definitions of a file, of a group or of one channel."""
+        """Take the definitions of a file, or of one channel."""
         for tag, number, part in _definitions(content, self.source):
             self.num_definitions += 1
             if self.num_definitions > _MAX_DEFINITIONS or len(self.frames) > _MAX_FRAMES:
@@ -124,8 +125,6 @@ class Parser:
             value = Value(part, self.big_endian, self.encoding)
             if tag == Tag.CHANNEL and channel is None:
                 self.take(part, number)
-            elif tag == Tag.GROUP and channel is None:
-                self.take(part, _MAX_CHANNELS)
             elif tag in _OF_CHANNELS:
                 definitions = self.common if channel is None else self.own.setdefault(channel, {})
                 definitions.pop(tag, None)  # a definition without a value takes back the last one

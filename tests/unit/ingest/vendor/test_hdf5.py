@@ -171,6 +171,12 @@ def test_what_lies_in_other_files_is_not_followed(tmp_path: Path) -> None:
         file["ecg"] = h5py.ExternalLink(other, "/tracings")
     with pytest.raises(FormatError, match="got 0 datasets"):
         FORMAT.read(path, "r", None)
+    sidecar(path, array="way/tracings")
+    with h5py.File(path, "w") as file:
+        file["way"] = h5py.ExternalLink(other, "/")
+    with pytest.raises(FormatError, match="got 0 datasets"):
+        FORMAT.read(path, "r", None)
+    sidecar(path)
     with h5py.File(path, "w") as file:
         external = [(other, 0, h5py.h5f.UNLIMITED)]
         file.create_dataset("ecg", (12, 50), dtype="i2", external=external)

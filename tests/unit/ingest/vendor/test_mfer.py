@@ -96,6 +96,18 @@ def test_channels_have_their_own_type_and_interval(tmp_path: Path) -> None:
     assert refusal.value.reason == "the sampling rate is not allowed"
 
 
+def test_a_definition_without_a_value_takes_back_the_one_before(tmp_path: Path) -> None:
+    other = definition(0x0B, struct.pack("<Bbh", 1, -3, 4))
+    record = read(file_with(tmp_path, ecg_file(SIGNAL, own={3: other + definition(0x0B, b"")})))
+    assert record.sampling_rate_hz == 500
+
+
+def test_more_than_127_channels(tmp_path: Path) -> None:
+    signals = [*np.zeros((120, 200), np.int16), *SIGNAL]
+    content = ecg_file(signals, codes=(*[143] * 120, *LEAD_CODES))
+    np.testing.assert_array_equal(read(file_with(tmp_path, content)).signal, SIGNAL)
+
+
 def test_definitions_of_open_length(tmp_path: Path) -> None:
     content = ecg_file(SIGNAL)
     for channel, code in enumerate(LEAD_CODES):
@@ -105,7 +117,7 @@ def test_definitions_of_open_length(tmp_path: Path) -> None:
         content = content.replace(closed, opened)
     np.testing.assert_array_equal(read(file_with(tmp_path, content)).signal, SIGNAL)
     with pytest.raises(FormatError):
-        read(file_with(tmp_path, ecg_file(SIGNAL, before=b"\x67\x80")))
+        read(file_with(tmp_path, ecg_file(SIGNAL, before=b"\x16\x80")))
 
 
 def test_the_null_value_marks_invalid_timesteps(tmp_path: Path) -> None:
@@ -190,6 +202,13 @@ def test_what_is_kept_and_what_is_not(tmp_path: Path, order: str) -> None:
     assert (record.high_pass_hz, record.low_pass_hz, record.notch_hz) == (0.05, 150.0, 50.0)
     shown = repr(record)
     assert not [word for word in ("山田", "ヤマダ", "独り", "4711", "Kohden") if word in shown]
+
+
+def test_long_texts_in_slow_encodings_cost_nothing(tmp_path: Path) -> None:
+    for coding in (b"punycode", b"idna", b"no such encoding", b"rot13"):
+        before = definition(0x03, coding) + definition(0x82, b"-a1" * 1_000_000)
+        record = read(file_with(tmp_path, ecg_file(SIGNAL, before=before)))
+        assert record.patient_id is None or len(record.patient_id) <= 256
 
 
 def test_only_the_preamble_is_recognised() -> None:
