@@ -7,6 +7,7 @@ from recordings import write_cohort
 
 from ecgfast import open_store
 from ecgfast.cli import main
+from ecgfast.ingest import FORMATS
 
 
 @pytest.fixture
@@ -62,3 +63,15 @@ def test_a_folder_of_vendor_files_says_what_it_holds(
     assert main(["convert", str(source), "--out", str(tmp_path / "s"), "--workers", "1"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "holds no ECG file that is read (found 8 .xml, 3 .dcm, 1 .scp), allowed are" in line
+
+
+def test_the_formats_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a source or a store, each with its state."""
+    assert main(["convert", "--list-formats"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * len(FORMATS)
+    for each, first, second in zip(FORMATS, lines[::2], lines[1::2], strict=True):
+        state = "tried on real files" if each.tried else "not tried on a real file"
+        assert (first, second) == (f"{each.name}: {state}", f"    {each.keeps}")
+    assert "GE MUSE XML: tried on real files" in lines
+    assert "Schiller XML: not tried on a real file" in lines

@@ -118,10 +118,11 @@ def _fields(root: Element, series: Element) -> Fields:
     )
     person = f"{_SUBJECT}/subjectDemographicPerson"
     born = time_of(attribute_of(root, f"{person}/birthTime", "value"))
+    age = _reported_age(root)
     device = series.find("author/seriesAuthor/manufacturedSeriesDevice")
     return Fields(
         patient_id=patient_of(attribute_of(root, f"{_SUBJECT}/id", "extension")),
-        age=_reported_age(root) or age_between(born, recorded),
+        age=age_between(born, recorded) if age is None else age,
         sex=sex_of(attribute_of(root, f"{person}/administrativeGenderCode", "code")),
         recorded=recorded,
         device=device_of(text_of(device, "manufacturerModelName")),

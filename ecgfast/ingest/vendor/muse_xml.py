@@ -19,6 +19,7 @@ from ecgfast.ingest.format import Format
 from ecgfast.ingest.vendor.record import (
     Fields,
     Signals,
+    age_between,
     age_of,
     device_of,
     hertz_of,
@@ -88,20 +89,28 @@ def _samples(lead: Element, source: str) -> NDArray[Any]:
 
 
 def _fields(root: Element, rhythm: Element) -> Fields:
-    age = text_of(root, "PatientDemographics/PatientAge")
-    date = text_of(root, "TestDemographics/AcquisitionDate")  # MM-DD-YYYY
+    person = "PatientDemographics"
     clock = text_of(root, "TestDemographics/AcquisitionTime")
+    recorded = _time_of(text_of(root, "TestDemographics/AcquisitionDate"), clock)
+    age = age_of(text_of(root, f"{person}/PatientAge"), text_of(root, f"{person}/AgeUnits"))
+    if age is None:
+        age = age_between(_time_of(text_of(root, f"{person}/DateofBirth")), recorded)
     high_pass = hertz_of(text_of(rhythm, "HighPassFilter"))
     return Fields(
-        patient_id=patient_of(text_of(root, "PatientDemographics/PatientID")),
-        age=age_of(age, text_of(root, "PatientDemographics/AgeUnits")),
-        sex=sex_of(text_of(root, "PatientDemographics/Gender")),
-        recorded=time_of(date[6:] + date[:5] + clock),
+        patient_id=patient_of(text_of(root, f"{person}/PatientID")),
+        age=age,
+        sex=sex_of(text_of(root, f"{person}/Gender")),
+        recorded=recorded,
         device=device_of(text_of(root, "TestDemographics/AcquisitionDevice")),
         high_pass_hz=None if high_pass is None else high_pass / 100,  # in hundredths of a hertz
         low_pass_hz=hertz_of(text_of(rhythm, "LowPassFilter")),
         notch_hz=hertz_of(text_of(rhythm, "ACFilter")),
     )
+
+
+def _time_of(date: str, clock: str = "") -> str:
+    """The time of a date that is written MM-DD-YYYY."""
+    return time_of(f"{date[6:]}{date[:5]}{clock}")
 
 
 FORMAT = Format(

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from ecgfast.ingest.vendor.xml_tree import parse_xml, root_of
 from ecgfast.records import LEADS, EcgRecord
 
 SIGNAL = ecg_like(1, seed=6, num_timesteps=1000, largest=500)[0]
+Write = Callable[..., bytes]
 EIGHT = [0, 1, *range(6, 12)]  # the leads that MUSE stores
 
 
@@ -105,6 +107,56 @@ def test_muse_rates_have_an_exponent_and_units_a_name(tmp_path: Path) -> None:
     assert refusal.value.reason == "a lead is not measured in volts"
 
 
+def test_ages_come_from_the_day_of_birth_where_there_is_no_other(tmp_path: Path) -> None:
+    content = xml_files.muse(leads_of(SIGNAL)).replace(b"<PatientAge>61<", b"<PatientAge><")
+    for born, age in ((b"02-28-1958", 61), (b"03-01-1958", 60), (b"02-30-1958", None)):
+        birth = b"<DateofBirth>" + born + b"</DateofBirth></PatientDemographics>"
+        document = content.replace(b"</PatientDemographics>", birth)
+        assert read_bytes(tmp_path, document).age == age
+    content = xml_files.aecg(leads_of(SIGNAL))
+    for value, unit, age in (("3", "mo", 0.25), ("0", "a", 0), ("70", "a", 70), ("x", "a", 60)):
+        reported = f"""<controlVariable><relatedObservation><code code="21612-7"/>
+        <value value="{value}" unit="{unit}"/></relatedObservation></controlVariable></Anno"""
+        document = content.replace(b"</Anno", reported.encode())
+        assert read_bytes(tmp_path, document).age == age
+
+
+@pytest.mark.parametrize("text", ["0000", "99999", "ANONYMOUS", "Anonymized", "n/a", ""])
+def test_placeholders_are_no_patients(tmp_path: Path, text: str) -> None:
+    content = xml_files.muse(leads_of(SIGNAL)).replace(xml_files.PATIENT.encode(), text.encode())
+    assert read_bytes(tmp_path, content).patient_id is None
+
+
+def test_an_exercise_test_of_cardiosoft_is_no_resting_ecg(tmp_path: Path) -> None:
+    content = xml_files.cardiosoft(leads_of(SIGNAL))
+    strips = content.replace(b"<StripData>", b"<Strip><StripData>")
+    strips = strips.replace(b"</StripData>", b"</StripData></Strip>")
+    for document in (strips, content.replace(b"RestECG", b"ErgoECG")):
+        with pytest.raises(FormatError, match="holds no resting ECG"):
+            read_bytes(tmp_path, document)
+
+
+@pytest.mark.parametrize(
+    ("write", "old", "new", "reason"),
+    [
+        (xml_files.cardiosoft, b"uVperLsb", b"mVperLsb", "a lead is not measured in volts"),
+        (xml_files.eli, b'OFFSET="0"', b'OFFSET="12"', "a gain, scale or offset is not allowed"),
+        (xml_files.eli, b'BITS="16"', b'BITS="12"', "cannot be read as a 12-lead ECG"),
+        (xml_files.eli, b'FREQ="500"', b'FREQ="0"', "the sampling rate is not allowed"),
+        (xml_files.schiller, b"COMMASEPARATE", b"HUFFMAN", "cannot be read as a 12-lead ECG"),
+        (xml_files.aecg, b'unit="uV"', b'unit="mm[Hg]"', "a lead is not measured in volts"),
+    ],
+)
+def test_what_is_stored_otherwise_is_refused(
+    tmp_path: Path, write: Write, old: bytes, new: bytes, reason: str
+) -> None:
+    content = write(leads_of(SIGNAL))
+    assert old in content
+    with pytest.raises(FormatError) as refusal:
+        read_bytes(tmp_path, content.replace(old, new))
+    assert refusal.value.reason == reason
+
+
 @pytest.mark.parametrize("code", ["MDC_ECG_LEAD_", "ECG ", "LEAD_"])
 def test_aecg_writers_spell_leads_differently(tmp_path: Path, code: str) -> None:
     record = read_bytes(tmp_path, xml_files.aecg(leads_of(SIGNAL), code=code))
@@ -149,7 +201,7 @@ def test_a_calibration_pulse_is_cut_off_and_a_short_agreement_is_none(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("content", "old", "new"),
+    ("write", "old", "new"),
     [
         (xml_files.muse, b"<LeadSampleCountTotal>1000<", b"<LeadSampleCountTotal>1000000000<"),
         (xml_files.cardiosoft, b"<ChannelSampleCountTotal>1", b"<ChannelSampleCountTotal>1000000"),
@@ -162,9 +214,9 @@ def test_a_calibration_pulse_is_cut_off_and_a_short_agreement_is_none(tmp_path: 
     ],
 )
 def test_claims_of_a_billion_samples_are_refused_at_once(
-    tmp_path: Path, content: object, old: bytes, new: bytes
+    tmp_path: Path, write: Write, old: bytes, new: bytes
 ) -> None:
-    document = content(leads_of(SIGNAL))  # type: ignore[operator]
+    document = write(leads_of(SIGNAL))
     assert old in document
     begin = time.perf_counter()
     with pytest.raises(FormatError) as refusal:
