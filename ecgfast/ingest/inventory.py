@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ecgfast.errors import FormatError
-from ecgfast.ingest import FORMATS, InputFile, format_of, kinds, own_suffixes, owner_of
-from ecgfast.ingest.files import is_of_one_file
-from ecgfast.ingest.format import Format, read_head
-from ecgfast.ingest.kinds import kind_of, suffix_of, suffixes_in_words
+from ecgfast.ingest import FORMATS, InputFile, kinds, own_suffixes, owner_of
+from ecgfast.ingest.format import Format
+from ecgfast.ingest.kinds import recognise, recognise_all, suffix_of, suffixes_in_words
 
 NUM_EXAMPLES = 3  # of each kind of file that is passed over
 
@@ -113,7 +112,7 @@ def walk_list(listing: Path, source: Path, inventory: Inventory) -> Iterator[Inp
             before = name
             path = Path(os.fsdecode(above + name))
             if not any(part.startswith(b".") for part in parts):
-                file = _File(path=str(path), file_format=_recognised(path)[0])
+                file = _File(path=str(path), file_format=recognise(path)[0])
                 yield from _records_of(file, os.fsdecode(name), source, inventory)
     if not inventory.num_record_files:
         raise FormatError(f"--list {listing} names no ECG file that is read; check it")
@@ -164,7 +163,7 @@ def _of_source(source: Path, inventory: Inventory) -> Iterator[InputFile]:
         items = _below(source, inventory, found)
     elif source.is_file():
         found[suffix_of(source.name)] += 1
-        file_format, kind = _recognised(source)
+        file_format, kind = recognise(source)
         if file_format is None:
             _pass_over(inventory, kind, os.path.join(source.parent, ""), [source.name])
         items = _records_of(_File(str(source), file_format), source.name, source, inventory)
@@ -242,8 +241,8 @@ def _content_of(prefix: str, inventory: Inventory, found: Counter[str]) -> list[
             inventory.belonging[kind] += len(members)
             claimed.update(members)
     files: dict[str, Format] = {}
-    for name in (name for members in names.values() for name in members if name not in claimed):
-        file_format, kind = _recognised(Path(prefix + name))
+    others = [name for members in names.values() for name in members if name not in claimed]
+    for name, (file_format, kind) in zip(others, recognise_all(prefix, others), strict=True):
         if file_format is None:
             odd[kind].append(name)
         else:
@@ -279,25 +278,6 @@ def _pass_over(inventory: Inventory, kind: str, prefix: str, names: list[str]) -
     first = [printable(prefix + name) for name in heapq.nsmallest(NUM_EXAMPLES, names)]
     known = inventory.examples.get(kind, [])
     inventory.examples[kind] = sorted(known + first)[:NUM_EXAMPLES]
-
-
-def _recognised(path: Path) -> tuple[Format | None, str]:
-    """The format of a file, or None and the kind as which it is passed over.
-
-    Raises:
-        OSError: the share fails.
-    """
-    if owner := owner_of(path.name):
-        return owner, ""
-    try:
-        head = read_head(path)
-    except FormatError:  # what was a file when the folder was listed is one no more
-        return None, kinds.SPECIAL
-    except OSError as error:
-        if not is_of_one_file(error):
-            raise
-        return None, kinds.UNREADABLE
-    return format_of(head), kind_of(path.name, head.content)
 
 
 def _records_of(

@@ -1,8 +1,14 @@
-"""What a file is that no format recognises, of a fixed list of kinds: by first bytes or name."""
+"""What a file is: of a format, or of a kind that is passed over, by its first bytes or its name."""
 
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from ecgfast.ingest import own_suffixes
+from ecgfast.errors import FormatError
+from ecgfast.ingest import format_of, own_suffixes, owner_of
+from ecgfast.ingest.files import is_of_one_file
+from ecgfast.ingest.format import Format, read_head
 from ecgfast.ingest.wfdb_folders import ANNOTATOR_SUFFIXES, SIGNAL_SUFFIXES
 
 XML, DICOM, SCP = "XML", "DICOM", "SCP-ECG"
@@ -49,6 +55,7 @@ _KIND_OF_NAME = {
     "DICOMDIR": DICOM,
     **dict.fromkeys(("RECORDS", "ANNOTATORS", "SHA256SUMS", "MD5SUMS", "LICENSE", "README"), TEXTS),
 }
+_OPENED_AT_ONCE = 16
 LONGEST_PATH = 4096  # bytes, its end marked by a zero: PATH_MAX of Linux
 
 
@@ -79,6 +86,49 @@ def kind_of(name: str, content: bytes) -> str:
     if suffix in _KIND_OF:
         return _KIND_OF[suffix]
     return LOST_ANNOTATIONS if suffix in ANNOTATOR_SUFFIXES else _KIND_OF_NAME.get(name, OTHER)
+
+
+def recognise(path: Path) -> tuple[Format | None, str]:
+    """Return the format of a file, or None and the kind as which it is passed over.
+
+    Raises:
+        OSError: the share fails.
+    """
+    if owner := owner_of(path.name):
+        return owner, ""
+    try:
+        head = read_head(path)
+    except FormatError:  # what was a file when the folder was listed is one no more
+        return None, SPECIAL
+    except OSError as error:
+        if not is_of_one_file(error):
+            raise
+        return None, UNREADABLE
+    return format_of(head), kind_of(path.name, head.content)
+
+
+def recognise_all(prefix: str, names: Sequence[str]) -> list[tuple[Format | None, str]]:
+    """`recognise` the files of a folder; of many, several are opened at a time.
+
+    A share takes milliseconds to open a file, and for many at a time no longer.
+
+    Args:
+        prefix: path of the folder, with a slash at its end.
+        names: of the files.
+    """
+    known = {name: (owner, "") for name in names if (owner := owner_of(name))}
+    others = [name for name in names if name not in known]
+    paths = [Path(prefix + name) for name in others]
+    if len(paths) < _OPENED_AT_ONCE:
+        found = list(map(recognise, paths))
+    else:
+        pool = ThreadPoolExecutor(_OPENED_AT_ONCE)
+        try:
+            found = list(pool.map(recognise, paths))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    found_of = {**known, **dict(zip(others, found, strict=True))}
+    return [found_of[name] for name in names]
 
 
 def suffixes_in_words(suffixes: Counter[str]) -> str:

@@ -83,7 +83,7 @@ def test_a_file_that_cannot_be_opened_is_passed_over(
     def refuse(path: Path) -> Head:
         raise PermissionError(errno.EACCES, "refused", str(path))
 
-    monkeypatch.setattr("ecgfast.ingest.inventory.read_head", refuse)
+    monkeypatch.setattr("ecgfast.ingest.kinds.read_head", refuse)
     passed_over = take_inventory([folder]).passed_over
     assert passed_over == {"files that cannot be opened": 3}
 
@@ -92,6 +92,21 @@ def test_an_error_of_the_share_ends_the_list(folder: Path, monkeypatch: pytest.M
     def fail(path: Path) -> Head:
         raise OSError(errno.EIO, "lost")
 
-    monkeypatch.setattr("ecgfast.ingest.inventory.read_head", fail)
+    monkeypatch.setattr("ecgfast.ingest.kinds.read_head", fail)
     with pytest.raises(OSError, match="lost"):
         take_inventory([folder])
+    for number in range(50):  # several are opened at a time
+        (folder / f"{number}.txt").write_bytes(b"<single>")
+    with pytest.raises(OSError, match="lost"):
+        take_inventory([folder])
+
+
+def test_many_files_are_recognised_as_few_are(folder: Path) -> None:
+    for number in range(60):
+        root = ("single", "batch", "invoice")[number % 3]
+        (folder / f"{number:02}.xml").write_text(f"<{root}>")
+    inventory = take_inventory([folder])
+    ids = {item.record_id for item in inventory.inputs} - {"a/0", "a/1", "c", "d"}
+    singles = {f"{number:02}" for number in range(0, 60, 3)}
+    assert ids == singles | {f"{number:02}/{row}" for number in range(1, 60, 3) for row in (0, 1)}
+    assert inventory.passed_over == {"XML": 21}
