@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-SOURCES := ecgfast kernels/ecgfast_kernels tools benchmarks tests
+SOURCES := ecgfast kernels/ecgfast_kernels tools benchmarks examples tests
 NATIVE := $(wildcard kernels/csrc/*) CMakeLists.txt kernels/csrc/CMakeLists.txt
 
 .PHONY: setup demo test test-slow test-gpu mutation lint type kernels bench ci clean

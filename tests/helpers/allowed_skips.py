@@ -25,6 +25,7 @@ ALLOWED = (
     "timm is not installed",
     "(pydicom|edfio|h5py) is not installed",
     "Dask is not installed",
+    "PyYAML is not installed",
 )
 
 # `make setup` installs them and builds the library, and the recordings lie beside CI's checkout: a
