@@ -124,14 +124,25 @@ def tags(values: dict[int, bytes]) -> bytes:
     return b"".join(parts) + b"\xff\0\0"
 
 
-def scp_file(sections: dict[int, bytes], *, magic: bytes = b"SCPECG", protocol: int = 20) -> bytes:
-    """A file of some sections, with pointers and checksums."""
+def scp_file(
+    sections: dict[int, bytes],
+    *,
+    magic: bytes = b"SCPECG",
+    protocol: int = 20,
+    repeated: int = 0,
+) -> bytes:
+    """A file of some sections, with pointers and checksums; the last pointer can be repeated."""
     written = {number: section(number, body) for number, body in sections.items()}
-    at = 6 + 16 + 10 * (1 + len(written))
+    at = 6 + 16 + 10 * (1 + len(written) + repeated)
     pointers = struct.pack("<HII", 0, at - 6, 7)
     for number, content in written.items():
         pointers += struct.pack("<HII", number, len(content), at + 1)
         at += len(content)
+    if repeated:
+        pointers += pointers[-10:] * repeated
+        head = struct.pack("<HHIBB6s", 0, 0, 16 + len(pointers), protocol, protocol, magic)
+        size = 6 + len(head) + len(pointers) + sum(map(len, written.values()))
+        return struct.pack("<HI", 0, size) + head + pointers + b"".join(written.values())
     rest = section(0, pointers, magic=magic, protocol=protocol) + b"".join(written.values())
     rest = struct.pack("<I", 6 + len(rest)) + rest
     return struct.pack("<H", crc_ccitt(rest)) + rest
@@ -150,6 +161,7 @@ def ecg_file(
     patient: dict[int, bytes] | None = None,
     extra: dict[int, bytes] | None = None,
     subtracted: bool = False,
+    repeated: int = 0,
 ) -> bytes:
     """A file of some leads.
 
@@ -165,6 +177,7 @@ def ecg_file(
         patient: tags of section 1.
         extra: further sections, or others in place of those made here.
         subtracted: whether section 3 says that a reference beat is subtracted.
+        repeated: how often the last pointer is repeated, in a file without checksums.
     """
     spans = spans or [(1, len(each)) for each in signals]
     leads = b"".join(
@@ -180,4 +193,4 @@ def ecg_file(
         signals,
         order=order, coding=coding, unit_nv=unit_nv, interval_us=interval_us, bimodal=bimodal,
     )  # fmt: skip
-    return scp_file(sections | (extra or {}))
+    return scp_file(sections | (extra or {}), repeated=repeated)

@@ -43,7 +43,7 @@ _MAX_BYTES = 1 << 24  # leads have at most 64 KiB each
 _MAGIC = slice(16, 22)
 _HEADER = struct.Struct("<HHIBB6s")  # CRC, section, bytes, version, protocol, reserved
 _POINTER = struct.Struct("<HII")  # section, bytes, first byte from 1
-_LONG_TERM = 12
+_READ, _LONG_TERM = range(1, 7), 12
 _AGE_UNIT = {1: "years", 2: "months", 3: "weeks", 4: "days", 5: "hours"}
 _ENCODING = {0x07: "utf-16-le", 0x37: "utf-8"}  # of byte 16 of tag 14; others keep bytes apart
 
@@ -103,14 +103,14 @@ def _sections(content: bytes, source: str) -> dict[int, bytes]:
     pointers = header[_HEADER.size :]
     sections: dict[int, bytes] = {}
     for number, length, first in _POINTER.iter_unpack(pointers[: len(pointers) // 10 * 10]):
-        section = content[first - 1 : first - 1 + length] if first else b""
-        if length and len(section) < length:
-            raise cut_short(f"{source}: ends within section {number}")
-        if 1 <= number <= 6 and length > _HEADER.size:
+        if number == _LONG_TERM and length:
+            sections[number] = b""
+        if number in _READ and length > _HEADER.size and first and number not in sections:
+            section = content[first - 1 : first - 1 + length]
+            if len(section) < length:
+                raise cut_short(f"{source}: ends within section {number}")
             _check_crc(section, f"section {number}", source)
             sections[number] = section[_HEADER.size :]
-        elif number == _LONG_TERM and length:
-            sections[number] = b""
     if 6 not in sections and _LONG_TERM in sections:
         raise _not_read(source, "keeps its rhythm in section 12 (SCP-ECG 3), allowed section 6")
     for number in (3, 6):

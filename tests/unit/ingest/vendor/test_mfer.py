@@ -161,6 +161,9 @@ def test_frames_that_follow_each_other_are_joined_and_others_refused(tmp_path: P
     np.testing.assert_array_equal(
         read(file_with(tmp_path, content + follows + frame)).signal, np.tile(SIGNAL, 2)
     )
+    begin = definition(0x07, number(0, 4, "<"))  # holds for the first frame alone
+    record = read(file_with(tmp_path, content.replace(frame, begin + frame) + b"\0\0" + frame))
+    np.testing.assert_array_equal(record.signal, np.tile(SIGNAL, 2))
     gap = definition(0x07, number(300, 4, "<"))
     for between in (gap, definition(0x0C, struct.pack("<Bbh", 0, -6, 1))):
         with pytest.raises(FormatError, match="several recordings"):

@@ -1,6 +1,7 @@
 """SCP-ECG against the DICOM twin of a real file, and files of a writer of its own."""
 
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,13 @@ def test_claims_of_a_billion_samples_are_refused_at_once(tmp_path: Path) -> None
     spans = [(1, 10**6)] * 12
     with pytest.raises(FormatError, match=r"a lead ends after \d+ of 1000000 timesteps"):
         read(file_with(tmp_path, ecg_file(SIGNAL, spans=spans)))
+
+
+def test_many_pointers_to_one_section_cost_nothing(tmp_path: Path) -> None:
+    content = ecg_file(SIGNAL, coding="none", repeated=300_000)
+    begin = time.process_time()
+    np.testing.assert_array_equal(read(file_with(tmp_path, content)).signal, SIGNAL)
+    assert time.process_time() - begin < 2
 
 
 def test_a_file_that_is_cut_short_is_refused_wherever(tmp_path: Path) -> None:
