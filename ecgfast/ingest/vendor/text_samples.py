@@ -2,6 +2,8 @@
 
 import base64
 import binascii
+import re
+import warnings
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ from ecgfast.ingest.files import too_large
 
 # Of one lead: a million samples, 17 minutes at 1000 Hz. A resting ECG has some 30,000 characters.
 _LONGEST_TEXT = 4 << 20
+_LARGEST = 1 << 31
+_LONE_SIGN = re.compile(r"[+-](?![0-9])")
 
 
 def bytes_of_base64(text: str, source: str) -> bytes:
@@ -49,10 +53,20 @@ def integers_of(text: str, source: str) -> NDArray[Any]:
             f"{source}: a lead has {len(text):,} characters, allowed {_LONGEST_TEXT:,}; cut the "
             "recording into shorter records"
         )
+    if not text.strip():
+        return np.zeros(0, np.int64)
     try:
-        return np.array([int(word) for word in text.replace(",", " ").split()], np.int64)
-    except (ValueError, OverflowError):
+        if _LONE_SIGN.search(text):  # NumPy reads - 3 as -3, and a - at the end as 0
+            raise ValueError
+        with warnings.catch_warnings():  # NumPy warns of text behind the last number
+            warnings.simplefilter("error")
+            # Twenty times as fast as int() of each word.
+            samples = np.fromstring(text.replace(",", " "), np.int64, sep=" ")
+    except (ValueError, DeprecationWarning):
         raise _damaged(f"{source}: samples are no integers; export the file again") from None
+    if samples.min() < -_LARGEST or samples.max() > _LARGEST:  # NumPy cuts what 64 bits cannot hold
+        raise _damaged(f"{source}: a sample is beyond {_LARGEST:,}, allowed up to 32 bits")
+    return samples
 
 
 def _damaged(message: str) -> FormatError:

@@ -12,6 +12,7 @@ from recordings import ecg_like
 
 from ecgfast.errors import FormatError
 from ecgfast.ingest import InputFile, read_record
+from ecgfast.ingest.vendor.text_samples import integers_of
 from ecgfast.ingest.vendor.xml_tree import parse_xml, root_of
 from ecgfast.records import LEADS, EcgRecord
 
@@ -119,6 +120,35 @@ def test_ages_come_from_the_day_of_birth_where_there_is_no_other(tmp_path: Path)
         <value value="{value}" unit="{unit}"/></relatedObservation></controlVariable></Anno"""
         document = content.replace(b"</Anno", reported.encode())
         assert read_bytes(tmp_path, document).age == age
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("", []),
+        (" 1\n-2\t+3 ", [1, -2, 3]),
+        ("1,2, 3,", [1, 2, 3]),
+        ("32768", [32768]),
+        *(
+            (text, None)
+            for text in ("1 x", "x", "1.5", "1e3", "0x10", "nan", "1 2 - 3", "1 -", "2-3", "1;2")
+        ),
+        *((text, None) for text in ("9" * 400, "-3000000000", "1 " + "9" * 19)),
+    ],
+)
+def test_integers_in_text(text: str, values: list[int] | None) -> None:
+    if values is not None:
+        assert integers_of(text, "a").tolist() == values
+        return
+    with pytest.raises(FormatError) as refusal:
+        integers_of(text, "a")
+    assert refusal.value.reason == "the file is damaged"
+
+
+def test_a_lead_of_more_text_than_one_can_have_is_refused() -> None:
+    with pytest.raises(FormatError) as refusal:
+        integers_of("1 " * (3 << 20), "a")
+    assert refusal.value.reason == "the file is too large"
 
 
 @pytest.mark.parametrize("text", ["0000", "99999", "ANONYMOUS", "Anonymized", "n/a", ""])
