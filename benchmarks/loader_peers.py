@@ -1,13 +1,10 @@
-"""ecgfast's engines beside the loaders people use: records/s, cores, memory, bytes read.
+"""Loaders that people use, on the records that ecgfast's engines read.
 
     python benchmarks/loader_peers.py ../shared/data/ludb ../shared/data/ptbxl/hr_gt --copies 18
-    python benchmarks/loader_peers.py --records 4096        # synthetic records
 
 Sources are folders of WFDB records of 12 x 5000 at 500 Hz; copies make them more than a processor's
-cache holds. Every variant runs in a process of its own, variants take turns, and each must give the
-same patches as ecgfast before it is timed: first one epoch after its files have left the page cache
-(POSIX_FADV_DONTNEED; a disk or a host below may still cache them), then rounds with all files in
-it. Rows go to benchmarks/results/DEVICE/loader.jsonl, the plot to loader.png.
+cache holds. `ecgfast.bench.loader` says how each is measured; before, each must give the same
+patches as ecgfast. Rows go to benchmarks/results/DEVICE/loader.jsonl.
 
 Every format gives (240, 256) fp16, z-scored per record and lead. The int16 formats get mean and
 1/std precomputed, as our store has them; float32 holds z-scores already; wfdb computes them on
@@ -15,17 +12,12 @@ every read, as loaders over raw files must.
 """
 
 import argparse
-import csv
 import itertools
-import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import import_module
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,28 +26,16 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from ecgfast.bench import loader as meter
 from ecgfast.bench import show
-from ecgfast.bench.measuring import Row, device_slug, make_rows
-from ecgfast.convert import convert
-from ecgfast.data.dali import build as dali_build
+from ecgfast.bench.loader import OURS, Epoch, Trial, measure_trials, write_stores
+from ecgfast.bench.measuring import device_slug
 from ecgfast.data.loader import build_loader
 from ecgfast.data.normalise import Normalisation
-from ecgfast.ingest.synthetic import write_cohort
 from ecgfast.store import StoreReader, open_store
 
 SHAPE = (12, 5000)
-NUMPY = "numpy-memmap-int16"
-FOLDERS = {"wfdb.rdsamp": "cohort", NUMPY: "memmap-int16"}  # others read what they are called
-# folder and engine of ours; None is the one that `auto` takes
-OURS = {
-    "ecgfast": ("store", None),
-    "ecgfast-none": ("store-none", None),
-    "ecgfast-cpu": ("store", "cpu"),
-    "ecgfast-dali": ("store", "dali"),
-}
 _TOLERANCE = 0.01  # fp16 of z-scores up to 16 resolves 0.008; wfdb's statistics are float64
-_CHECKED = 64  # records compared with ours before a variant is timed
+_CHECKED = 64  # records compared with ours before a format is timed
 
 
 class Format(NamedTuple):
@@ -68,12 +48,7 @@ class Format(NamedTuple):
 
 
 class Records(Dataset[torch.Tensor]):
-    """Patches of the records in one format, opened lazily: each worker opens its own handle.
-
-    Args:
-        name: of the format in `PEERS`.
-        work: folder that `prepare` filled.
-    """
+    """Patches of the records of one format below `work`, which each worker opens for itself."""
 
     def __init__(self, name: str, work: Path) -> None:
         self.format, self.folder = PEERS[name], work / name
@@ -108,13 +83,7 @@ class Records(Dataset[torch.Tensor]):
 
 
 def prepare(store: StoreReader, work: Path, peers: Iterable[str]) -> None:
-    """Write some formats below `work`, with the statistics that the int16 ones use.
-
-    Args:
-        store: of a cohort of WFDB files.
-        work: empty folder.
-        peers: names in `PEERS`; the libraries of all others need not be installed.
-    """
+    """Write some formats of `PEERS` below `work`, with the statistics that int16 ones use."""
     for name, values in zip(("mean", "rstd"), Normalisation().mean_and_rstd(store), strict=True):
         np.save(work / f"{name}.npy", values)
     for name in peers:
@@ -126,23 +95,18 @@ def _signals(store: StoreReader) -> NDArray[np.int16]:
     return store.read(np.arange(len(store)))
 
 
-def _write_names(store: StoreReader, folder: Path) -> None:
-    """Nothing but the paths of the files that the store was made from."""
-    with store.path.with_name(f"{store.path.name}.sources.csv").open(encoding="utf-8") as file:
-        source_of = {row["record_id"]: row["source"] for row in csv.DictReader(file)}
-    ids = store.records.column("record_id").to_pylist()
-    names = [str(Path(source_of[record_id]).with_suffix("")) for record_id in ids]
-    (folder / "names.txt").write_text("\n".join(names))
-
-
-def _read_wfdb(names: list[str], index: int) -> NDArray[Any]:
-    signal = import_module("wfdb").rdsamp(names[index])[0].T[:, : SHAPE[1]]
-    return (signal - signal.mean(1, keepdims=True)) / signal.std(1, keepdims=True)
-
-
-def _write_npy(store: StoreReader, folder: Path) -> None:
+def _write_wfdb(store: StoreReader, folder: Path) -> None:
+    leads = {"sig_name": [str(lead) for lead in range(12)], "units": ["mV"] * 12}
+    leads |= {"fmt": ["16"] * 12, "adc_gain": [200.0] * 12, "baseline": [0] * 12}
     for index, signal in enumerate(_signals(store)):
-        np.save(folder / f"{index}.npy", signal)
+        import_module("wfdb").wrsamp(
+            str(index), fs=500, d_signal=signal.T.astype(np.int64), write_dir=str(folder), **leads
+        )
+
+
+def _read_wfdb(folder: Path, index: int) -> NDArray[Any]:
+    signal = import_module("wfdb").rdsamp(str(folder / str(index)))[0].T
+    return (signal - signal.mean(1, keepdims=True)) / signal.std(1, keepdims=True)
 
 
 def _write_h5(store: StoreReader, folder: Path) -> None:
@@ -166,151 +130,57 @@ def _memmap(dtype: Any, folder: Path) -> NDArray[Any]:  # noqa: ANN401 (as NumPy
 
 
 PEERS = {
-    "wfdb.rdsamp": Format(
-        _write_names, lambda path: (path / "names.txt").read_text().split("\n"), _read_wfdb, True
-    ),
-    "npy-per-record": Format(
-        _write_npy, lambda folder: folder, lambda folder, index: np.load(folder / f"{index}.npy")
-    ),
-    "h5py": Format(  # chunked by record, uncompressed
+    "wfdb.rdsamp": Format(_write_wfdb, lambda folder: folder, _read_wfdb, is_scored=True),
+    "h5py": Format(  # uncompressed
         _write_h5, lambda folder: import_module("h5py").File(folder / "signal.h5", "r")["signal"]
+    ),
+    "zarr-python": Format(  # shards, zstd
+        _write_zarr,
+        lambda path: import_module("zarr").open_array(path / "signal.zarr", mode="r"),
     ),
     "memmap-float32": Format(_write_float32, partial(_memmap, np.float32), is_scored=True),
     "memmap-int16": Format(  # the plainest format that is fast
         lambda store, folder: _signals(store).tofile(folder / "signal"), partial(_memmap, np.int16)
     ),
-    "zarr-python": Format(  # its defaults, one chunk a record
-        _write_zarr,
-        lambda path: import_module("zarr").open_array(path / "signal.zarr", mode="r"),
-    ),
 }
-PROVIDERS = (*PEERS, NUMPY, *OURS)
 
 
-def run(
-    args: argparse.Namespace, provider: str, workers: int
-) -> tuple[meter.Round, list[meter.Round]]:
-    """Check, then measure cold and warm, in a process of its own; `args.work` has the formats."""
-    torch.set_num_threads(1)
-    memory, folder = meter.memory_bytes(), args.work / FOLDERS.get(provider, provider)
-    if provider in OURS:
-        folder, engine = args.work / OURS[provider][0], OURS[provider][1]
-        options = {"engine": engine or ("resident" if args.device == "cuda" else "cpu")}
-        options |= {"batch_size": args.batch_size, "num_threads": workers, "device": args.device}
-        epoch = meter.epoch_of(build_loader(open_store(folder), **options))
-    elif provider == NUMPY:
-        epoch = _numpy_epochs(args)
-    else:
-        epoch = _checked_loader(args, provider, workers)
-    os.sync()
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    for path in files:
-        with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    cold = meter.measure_round(epoch(), args.device, memory)
-    for path in files:
-        path.read_bytes()  # into the page cache, where it fits
-    limits = {"seconds": args.seconds, "rounds": 2, "memory_before": memory}
-    return cold, meter.measure(epoch, device=args.device, **limits)
-
-
-def _checked_loader(args: argparse.Namespace, provider: str, workers: int) -> meter.Epoch:
+def checked_epoch(trial: Trial) -> Epoch:
     """Epochs of a DataLoader, whose patches have been compared with ours."""
-    records = Records(provider, args.work)
-    store = open_store(args.work / "store")
+    records = Records(trial.provider, trial.work)
+    store = open_store(trial.work / "store")
     ours = build_loader(store, batch_size=_CHECKED, shuffle=False, engine="cpu")
     expected = next(iter(ours)).patches.float()
     got = torch.stack([records[row] for row in range(_CHECKED)]).float()
     records.handle = None  # opened again in each worker; what is mapped would stay in the cache
     if not (worst := (got - expected).abs().max().item()) <= _TOLERANCE:
-        raise AssertionError(f"{provider} gives other patches, off by {worst}")
-    loader = records.loader(args.batch_size, workers, args.device)
-    return lambda: (len(batch.to(args.device, non_blocking=True)) for batch in loader)
-
-
-def _numpy_epochs(args: argparse.Namespace) -> meter.Epoch:
-    """Plain NumPy in one process: whole batches from a raw int16 memmap, no DataLoader.
-
-    Its buffers are used again, though a training loop could not keep the batch before.
-    """
-    records, size = Records("memmap-int16", args.work), args.batch_size
-    z_BCT = np.empty((size, *SHAPE), np.float32)
-    patches = torch.zeros((size, 240, 256), dtype=torch.float16)
-    rng = np.random.default_rng(0)
-
-    def epoch() -> Iterator[int]:
-        signal_NCT = records.format.open(records.folder)
-        order = rng.permutation(len(records))
-        for start in range(0, len(order) - size + 1, size):
-            rows = order[start : start + size]
-            np.subtract(signal_NCT[rows], records.mean[rows][:, :, None], out=z_BCT)
-            np.multiply(z_BCT, records.rstd[rows][:, :, None], out=z_BCT)
-            patches.numpy()[:, :, :250] = z_BCT.reshape(size, 240, 250)
-            yield len(patches.to(args.device, non_blocking=True))
-
-    return epoch
-
-
-def rows_of(args: argparse.Namespace, what: str) -> Iterator[Row]:
-    """Measure all providers in turns and summarise them; `what` is read."""
-    rounds: dict[tuple[str, str], list[meter.Round]] = {}
-    chosen = itertools.product(range(args.turns), args.workers, args.providers)
-    for turn, workers, provider in chosen:
-        if provider == NUMPY and workers != args.workers[0]:  # has no workers
-            continue
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # nobody's memory inherited
-            cold, warm = pool.submit(run, args, provider, workers).result()
-        for cache, found in (("cold", [cold]), ("warm", warm)):
-            shape = f"{workers} workers, batch {args.batch_size}, {cache}, {what}"
-            rounds.setdefault((provider, shape), []).extend(found)
-        line = f"turn {turn + 1}/{args.turns}: {provider}, {workers} workers: "
-        line += f"{cold.records_per_s:,.0f} records/s cold, {warm[-1].records_per_s:,.0f} warm"
-        print(f"{line}; load {os.getloadavg()[0]:.1f}", file=sys.stderr)
-    for (provider, shape), found in rounds.items():
-        yield from (rows := list(meter.use_rows(provider, shape, found, args.device)))
-        p50 = {row.metric: row.p50 for row in rows}
-        of_core = {("throughput_of_a_core", "records/s"): [p50["throughput"] / p50["cores"]]}
-        texts = {"case": "loader", "provider": provider, "shape": shape}
-        yield from make_rows(of_core, device=args.device, **texts)
+        raise AssertionError(f"{trial.provider} gives other patches, off by {worst}")
+    loader = records.loader(trial.batch_size, trial.workers, trial.device)
+    return lambda: (len(batch.to(trial.device, non_blocking=True)) for batch in loader)
 
 
 def main() -> None:
-    from plot import RESULTS, draw
+    from plot import RESULTS
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sources", type=Path, nargs="*", help="folders of WFDB records")
+    parser.add_argument("sources", type=Path, nargs="+", help="folders of WFDB records")
     parser.add_argument("--copies", type=int, default=18, help="of the sources")
-    parser.add_argument("--records", type=int, default=4096, help="synthetic ones, without sources")
-    parser.add_argument("--providers", nargs="+", choices=PROVIDERS, default=list(PROVIDERS))
+    parser.add_argument("--providers", nargs="+", default=[*PEERS, *OURS], choices=[*PEERS, *OURS])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--turns", type=int, default=2, help="each has a cold and two warm rounds")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a warm round")
-    parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--scratch", type=Path, help="folder on the disk to measure")
     args = parser.parse_args()
-    left_out = {"ecgfast-cpu"} if args.device == "cpu" else set()  # it is `ecgfast`
-    if not dali_build.is_installed():
-        print("DALI is not installed: its engine is left out", file=sys.stderr)
-        left_out.add("ecgfast-dali")
-    is_all = args.providers == list(PROVIDERS)
-    args.providers = [name for name in PROVIDERS if name in args.providers and name not in left_out]
-    with tempfile.TemporaryDirectory(prefix="ecgfast-peers-", dir=args.scratch) as name:
-        args.work = work = Path(name)
-        if not args.sources:
-            write_cohort(work / "cohort", num_records=args.records, num_sites=1, seed=0)
+    with tempfile.TemporaryDirectory(prefix="ecgfast-peers-") as folder:
+        work = Path(folder)
         for copy, source in itertools.product(range(args.copies), args.sources):
             shutil.copytree(source, work / "cohort" / f"{copy:02d}" / source.name)
-        convert([work / "cohort"], work / "store")
-        convert([work / "store"], work / "store-none", codec="none", workers=1)
+        write_stores(work)
         store = open_store(work / "store")
-        read = {FOLDERS[NUMPY] if name == NUMPY else name for name in args.providers}
-        prepare(store, work, [name for name in PEERS if name in read])
-        what = f"{len(store)} {'real' if args.sources else 'synthetic'}"
-        out = RESULTS / device_slug(args.device)
-        rows = show(rows_of(args, what), out / "loader.jsonl")
-    if is_all:
-        draw(rows, out / "loader.png")
+        prepare(store, work, [name for name in PEERS if name in args.providers])
+        chosen = itertools.product(args.providers, args.workers)
+        trials = [Trial(name, work, workers, args.device) for name, workers in chosen]
+        rows = measure_trials(trials, f"{len(store)} real", turns=args.turns)
+        show(rows, RESULTS / device_slug(args.device) / "loader.jsonl")
 
 
 if __name__ == "__main__":

@@ -56,10 +56,10 @@ trainer 3 290 gpu,zarr {_REAL} --set train.microbatch=1024 --set train.epochs=22
 small 3 90 gpu,zarr {_REAL} --preset vit_small --name small --set train.epochs=20 --seconds 70
 kernels 1 100 gpu {_BENCH} kernels {_ROWS}
 decode 1 60 gpu {_BENCH} decode {_ROWS}
-loader 3 60 gpu,zarr {_BENCH} loader {_ROWS}
-engines 4 230 gpu,zarr {_RATES} engines --presets vit_tiny,vit_small,vit_base,vit_large --seconds 1
+loader 3 60 gpu,zarr,psutil {_BENCH} loader {_ROWS}
+engines 4 230 gpu,zarr,psutil {_RATES} engines --seconds 1
 gate 4 260 gpu,zarr {_PYTHON} tests/checks/loss_gate.py --store {{out}}/store
-many 4 80 gpu,zarr {_RATES} many --presets vit_small
+many 4 80 gpu,zarr,psutil {_RATES} many --presets vit_small
 sanitizer 3 60 gpu,compute-sanitizer {_SANITIZED} --chunks 10
 profile 3 60 gpu {_PYTHON} tools/profile_step.py --out {{out}} --variant ecgfast-graph
 """

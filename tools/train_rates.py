@@ -1,7 +1,7 @@
 """Training on records of a store: what each loader costs it, and millions of records.
 
-    python tools/train_rates.py engines --out rates --json rows.jsonl --presets vit_tiny,vit_large
-    python tools/train_rates.py many --out rates --copies 54
+    python tools/train_rates.py engines --out rates --json rows.jsonl
+    python tools/train_rates.py many --out rates --presets vit_small --copies 54
 
 `engines`: the trainer's own step, fed by each engine, by a DataLoader (over HDF5 where h5py is),
 and by random patches that lie on the device, which no loader can beat. `many`: an epoch over the
@@ -42,7 +42,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--out", type=Path, required=True, help="folder of the store")
     parser.add_argument("--json", type=Path, help="rows are appended here")
-    parser.add_argument("--presets", default="vit_large", help="models, comma-separated")
+    every = "vit_tiny,vit_small,vit_base,vit_large"
+    parser.add_argument("--presets", default=every, help="models, comma-separated")
     parser.add_argument("--records", type=int, default=37456, help="of the store, if it is made")
     parser.add_argument("--microbatch", type=int, help="of a step; ViT-Large 256, else 1024")
     parser.add_argument("--device", default="cuda", help="cuda or cpu")

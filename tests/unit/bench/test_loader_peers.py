@@ -29,7 +29,7 @@ def test_only_the_chosen_formats_are_written(
     assert written == {"memmap-int16", "wfdb.rdsamp"}
     raw = np.fromfile(tmp_path / "memmap-int16/signal", np.int16)
     np.testing.assert_array_equal(np.sort(raw), np.sort(signal_NCT.ravel()))
-    names = (tmp_path / "wfdb.rdsamp/names.txt").read_text().splitlines()
-    assert sorted(names) == [str(tmp_path / f"in/{number}") for number in range(3)]
+    headers = {path.name for path in (tmp_path / "wfdb.rdsamp").glob("*.hea")}
+    assert headers == {f"{number}.hea" for number in range(3)}
     with pytest.raises(ImportError):
         prepare(store, tmp_path, [name for name in PEERS if name == "h5py"])
