@@ -10,7 +10,6 @@ from sklearn.metrics import brier_score_loss
 
 from ecgfast.evaluate.interval import PLAIN_T
 from ecgfast.evaluate.operating import (
-    NET_BENEFIT_AT,
     calibration,
     net_benefit,
     operating_point,
@@ -211,6 +210,14 @@ def test_expected_calibration_error_equals_the_curve_of_scikit_learn() -> None:
         assert low < share < high
 
 
+def test_larger_bins_count_for_more_in_the_expected_calibration_error() -> None:
+    """11 controls at 0.2, then 10 cases at 0.9: (11 * 0.2 + 10 * 0.1) / 21."""
+    y = np.arange(21) >= 11
+    result = calibration(y, np.where(y, 0.9, 0.2))
+    assert result is not None
+    assert result.expected_calibration_error == pytest.approx(3.2 / 21)
+
+
 def test_a_bin_without_a_case_has_the_exact_binomial_bound() -> None:
     probability = np.linspace(0, 1, 40)
     result = calibration(probability > 0.5, probability)
@@ -226,7 +233,7 @@ def test_net_benefit_counts() -> None:
     score = np.array([0.9, 0.5, 0.2, 0.2, 0.1, 0.6, 0.3, 0.2, *[0.05] * 12])
     curve = net_benefit(y, score)
     assert curve is not None
-    assert curve.threshold == tuple(NET_BENEFIT_AT)
+    assert curve.threshold == pytest.approx([percent / 100 for percent in range(1, 51)])
     at = curve.threshold.index(0.2)
     assert curve.model[at] == pytest.approx(4 / 20 - 3 / 20 * 0.2 / 0.8)
     assert curve.everyone[at] == pytest.approx(5 / 20 - 15 / 20 * 0.25)
