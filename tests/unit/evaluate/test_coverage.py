@@ -8,10 +8,12 @@ number of cohorts drawn. Wald's interval on the plain scale must do worse on the
 import numpy as np
 import pytest
 import simulated_cohorts as cohorts
+from scipy.special import expit
 from scipy.stats import norm
 
 from ecgfast.evaluate.discrimination import average_precision, delong, delong_paired
 from ecgfast.evaluate.interval import mean_interval
+from ecgfast.evaluate.operating import calibration, operating_point
 
 
 @pytest.mark.parametrize(
@@ -78,3 +80,29 @@ def test_everything_is_covered(
     error = (floor * (1 - floor) / number) ** 0.5
     least = dict.fromkeys(inside, floor - 2 * error)
     assert {name: count for name, count in inside.items() if count / number < least[name]} == {}
+
+
+@pytest.mark.slow  # 600 cohorts, of each two regressions and four shares: some 20 s
+@pytest.mark.parametrize("shift", [1.5, 2.6])
+def test_calibration_and_predictive_values_are_covered(shift: float) -> None:
+    """Scores are normal with one variance, so their log odds are a line: slope 1, intercept 0."""
+    rng = np.random.default_rng([3, int(10 * shift)])
+    found = np.array([cohorts.PREVALENCE, 1 - cohorts.PREVALENCE]) * norm.sf([1 - shift, 1])
+    missed = np.array([cohorts.PREVALENCE, 1 - cohorts.PREVALENCE]) - found
+    truths = {"ppv": found[0] / found.sum(), "npv": missed[1] / missed.sum(),
+              "slope": 1.0, "intercept": 0.0}  # fmt: skip
+    inside, number = dict.fromkeys(truths, 0), 300
+    for _ in range(number):
+        y, patient, score, _ = cohorts.draw(rng, 300, shift, alike=0.8)
+        prior = np.log(cohorts.PREVALENCE / (1 - cohorts.PREVALENCE))
+        result = calibration(y, expit(shift * score - shift**2 / 2 + prior), patient)
+        point = operating_point(y, score, 1.0, patient)
+        assert result is not None
+        intervals = {"ppv": point.ppv, "npv": point.npv,
+                     "slope": result.slope, "intercept": result.intercept}  # fmt: skip
+        for name, interval in intervals.items():
+            assert interval.low is not None
+            assert interval.high is not None
+            inside[name] += interval.low <= truths[name] <= interval.high
+    least = 0.93 - 2 * (0.93 * 0.07 / number) ** 0.5
+    assert {name: count for name, count in inside.items() if count / number < least} == {}
