@@ -171,9 +171,10 @@ def patient_groups(records: "pa.Table") -> NDArray[np.intp]:
     Returns:
         (N,) number of each record's patient, from 0 on, in arbitrary order.
     """
-    patients = records["patient_id"].to_pylist()
-    own = [f"\0{row}" if name is None else name for row, name in enumerate(patients)]
-    number = np.unique(np.array(own, dtype=np.str_), return_inverse=True)[1].reshape(-1)
+    codes = records["patient_id"].combine_chunks().dictionary_encode().indices
+    number: NDArray[np.intp] = codes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.intp)
+    alone = np.flatnonzero(number < 0)
+    number[alone] = number.max(initial=-1) + 1 + np.arange(len(alone))
     if "duplicate_of" not in records.column_names:
         return number
     first_of = records["duplicate_of"].to_pylist()

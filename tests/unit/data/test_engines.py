@@ -9,7 +9,7 @@ import torch
 from changed_stores import flip_a_bit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from recordings import make_store
+from recordings import convert_quietly, make_store, write_cohort
 
 from ecgfast.data.batch import Batch
 from ecgfast.data.dali import build as dali_build
@@ -17,7 +17,7 @@ from ecgfast.data.loader import Loader, build_loader
 from ecgfast.errors import CorruptStoreError
 from ecgfast.store.format import CODECS
 from ecgfast.store.reader import StoreReader, open_store
-from ecgfast.vocabulary import Codec
+from ecgfast.vocabulary import Codec, EngineName
 
 NUM_RECORDS, EPOCHS = 23, 3
 ENGINES = ["cpu", "resident", *(["dali"] if dali_build.is_installed() else [])]
@@ -103,6 +103,24 @@ def test_batches_stay_what_they_were_while_the_engine_runs_on(
     seen = [(batch.patches, batch.patches.clone()) for batch in stream(loader)]
     del loader
     assert all(torch.equal(kept, copy) for kept, copy in seen)
+
+
+@pytest.mark.usefixtures("dali_cache")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_holes_of_a_store_change_nothing(tmp_path: Path, engine: EngineName) -> None:
+    """The same records in the same order, from arrays in which refused inputs left rows empty."""
+    for name, torn in (("whole", []), ("holes", [0, 4, 5, 9])):
+        signal = write_cohort(tmp_path / name / "in", 12)
+        for number in (0, 4, 5, 9):
+            path = tmp_path / name / f"in/r{number:05d}.dat"
+            path.write_bytes(b"") if number in torn else path.with_suffix(".hea").unlink()
+        convert_quietly([tmp_path / name / "in"], tmp_path / name / "store")
+    whole, holes = (open_store(tmp_path / name / "store") for name in ("whole", "holes"))
+    assert (len(whole), whole.num_slots, len(holes), holes.num_slots) == (8, 8, 8, 12)
+    assert (holes.read(range(8)) == signal[[1, 2, 3, 6, 7, 8, 10, 11]]).all()
+    expected = stream(build_loader(whole, engine="cpu", batch_size=3, seed=5))
+    got = stream(build_loader(holes, engine=engine, batch_size=3, seed=5))
+    assert_equal(list(got), list(expected))
 
 
 @pytest.mark.parametrize("codec", CODECS)
