@@ -37,7 +37,7 @@ def read_whole(path: Path, limit: int) -> bytes:
                 f"{path.name}: got {size:,} bytes, allowed {limit:,} in this format; cut the "
                 "recording into shorter records"
             )
-        return file.read(limit)
+        return file.read(size)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError
-from ecgfast.ingest.files import check_values, cut_short
+from ecgfast.ingest.files import check_values, cut_short, too_large
 from ecgfast.ingest.format import Format
 from ecgfast.ingest.leads import lead_position
 from ecgfast.ingest.vendor.binary import LEAD_OF_NUMBER, age_between, limits_of_damage, read_whole
@@ -36,7 +36,11 @@ from ecgfast.records import EcgRecord
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-_MAX_BYTES = 1 << 28  # 12 leads of 16 bits for three hours at 1000 Hz
+_MAX_BYTES = (
+    1 << 25
+)  # 12 leads of 16 bits for 23 minutes at 1000 Hz; parsing takes 60 times as much
+_MAX_ITEMS = 20_000  # of sequences, in one file: real ones have some hundred
+_ITEMS = b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00"  # (FFFE,E000) in either byte order
 _MAGIC = slice(128, 132)
 _SOP_CLASS = b"\x02\x00\x02\x00UI"  # element (0002,0002), always explicit little-endian
 _OF_WAVEFORMS = b"1.2.840.10008.5.1.4.1.1.9."  # begin of all SOP classes of waveforms, PS3.6
@@ -99,6 +103,8 @@ def _parsed(content: bytes, source: str) -> "Dataset":
             f"{source}: is a deflated DICOM file, allowed explicit and implicit transfer syntaxes; "
             "export it again without compression, or convert it with dcmconv"
         )
+    if sum(content.count(item) for item in _ITEMS) > _MAX_ITEMS:
+        raise too_large(f"{source}: got over {_MAX_ITEMS:,} items of sequences, allowed as many")
     from pydicom import dcmread  # a third of a second: only for files that need it
 
     return dcmread(io.BytesIO(content), specific_tags=list(_ELEMENTS))

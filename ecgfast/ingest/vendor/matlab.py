@@ -11,6 +11,7 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,7 +158,7 @@ def _elements(content: bytes, order: str, source: str) -> Iterator[tuple[int, by
 def _matrix(content: bytes, order: str, source: str, outer: str) -> Iterator[_Array]:
     """Yield a matrix of real numbers, or those of a struct's fields."""
     elements = _elements(content, order, source)
-    (_, flags), (_, sides), (_, name), *rest = elements
+    (_, flags), (_, sides), (_, name), *rest = islice(elements, 5)
     kind = struct.unpack(f"{order}I", flags[:4])[0] & 0xFF
     whole_name = outer + name.decode("ascii", errors="replace")
     if kind in _NUMERIC and rest and rest[0][0] in _DTYPES:
@@ -165,9 +166,10 @@ def _matrix(content: bytes, order: str, source: str, outer: str) -> Iterator[_Ar
         if min(shape, default=-1) >= 0:
             yield _Array(whole_name, shape, order + _DTYPES[rest[0][0]], rest[0][1])
     elif kind == _STRUCT and not outer and len(rest) > 1:
-        (_, length), (_, names), *fields = rest
+        (_, length), (_, names) = rest
         width = struct.unpack(f"{order}i", length[:4])[0]
-        for number, (_, field) in enumerate(fields[: len(names) // max(width, 1)]):
+        count = min(len(names) // max(width, 1), _MAX_ARRAYS)
+        for number, (_, field) in enumerate(islice(elements, count)):
             text = names[number * width : (number + 1) * width].split(b"\0")[0]
             inner = text.decode("ascii", errors="replace")
             yield from _matrix(field, order, source, f"{whole_name}.{inner}")

@@ -17,6 +17,7 @@ from ecgfast.ingest.files import cut_short, too_large
 _MAX_CHANNELS = 1024
 _MAX_DEFINITIONS = 100_000
 _MAX_FRAMES = 1000
+_LONGEST_OPEN = 1 << 16  # bytes: definitions of one channel
 _LONGEST_TEXT = 256  # bytes: some encodings take long for long texts
 
 
@@ -184,6 +185,8 @@ def _definition(content: bytes, at: int, source: str) -> tuple[int, int, int, in
         end = at
         while content[end : end + 2] != b"\0\0":
             end = end + 1 if content[end] == 0 else _definition(content, end, source)[-1]
+            if end - at > _LONGEST_OPEN:
+                raise too_large(f"{source}: got an open definition of over {_LONGEST_OPEN} bytes")
         return tag, number, at, end, end + 2
     if length > 0x80:
         size = length & 0x7F

@@ -1,6 +1,7 @@
 """DICOM waveforms against pydicom's own arrays, and files that pydicom writes."""
 
 import struct
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,18 @@ def test_a_header_that_claims_a_billion_samples_is_refused(tmp_path: Path) -> No
     item.NumberOfWaveformSamples = 101
     with pytest.raises(FormatError, match="holds 2400 bytes of signals, promises 2424"):
         read(write(tmp_path / "b.dcm", item))
+
+
+def test_a_file_of_countless_items_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    content = write(tmp_path / "a.dcm", group(SIGNAL)).read_bytes()
+    sequence = content.index(struct.pack("<HH2s", 0x5400, 0x0100, b"SQ"))
+    item = struct.pack("<HHI", 0xFFFE, 0xE000, 0)
+    head = struct.pack("<HH2sHI", 0x5400, 0x0100, b"SQ", 0, 0xFFFFFFFF)
+    (tmp_path / "a.dcm").write_bytes(content[:sequence] + head + item * 1_000_000)
+    begin = time.process_time()
+    with pytest.raises(FormatError, match="over 20,000 items"):
+        read(tmp_path / "a.dcm")
+    assert time.process_time() - begin < 1
 
 
 def test_a_file_that_is_cut_short_is_refused_wherever(tmp_path: Path) -> None:

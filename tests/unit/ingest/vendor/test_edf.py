@@ -143,12 +143,14 @@ def test_discontinuous_files_are_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_does_not_know_its_length_is_read_by_its_size(tmp_path: Path) -> None:
     path = changed(write(tmp_path / "a.edf", signals()), 236, "-1      ")
+    path.write_bytes(path.read_bytes() + bytes(7))  # of a frame that was not finished
     np.testing.assert_array_equal(read(path).signal, SIGNAL)
 
 
-def test_a_range_without_width_refuses(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("before", "end"), [(16 + 80 + 8 + 8, "-3276.8"), (128, "-32768")])
+def test_a_range_without_width_refuses(tmp_path: Path, before: int, end: str) -> None:
     path = write(tmp_path / "a.edf", signals())
-    changed(path, 256 + 12 * (16 + 80 + 8 + 8 + 8 + 8), "-32768  ")  # the upper end, digital
+    changed(path, 256 + 12 * before, end.ljust(8))  # the upper end is as the lower one
     with pytest.raises(FormatError, match="allowed two different ends") as refusal:
         read(path)
     assert refusal.value.reason == "a gain, scale or offset is not allowed"

@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,20 @@ def test_claims_bombs_and_cut_files_are_refused(tmp_path: Path) -> None:
     path.write_bytes(content[:128] + struct.pack("<II", 15, len(bomb)) + bomb)
     with pytest.raises(FormatError, match="unpacks to over 268,435,456 bytes"):
         read(path)
+
+
+def test_a_matrix_of_countless_parts_takes_no_memory(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mat", {"val": SIGNAL})
+    content = path.read_bytes()
+    size = int.from_bytes(content[132:136], "little")
+    empty = bytes(8) * 1_000_000
+    path.write_bytes(content[:132] + struct.pack("<I", size + len(empty)) + content[136:] + empty)
+    tracemalloc.start()
+    try:
+        np.testing.assert_array_equal(read(path).signal, SIGNAL)
+        assert tracemalloc.get_traced_memory()[1] < 60 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("cases", [300, pytest.param(2000, marks=pytest.mark.slow)])

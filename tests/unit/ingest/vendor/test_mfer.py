@@ -242,6 +242,8 @@ def test_a_file_that_is_cut_short_is_refused_wherever(tmp_path: Path) -> None:
 def test_millions_of_definitions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="over 100,000 definitions"):
         read(file_with(tmp_path, ecg_file(SIGNAL, before=b"\x16\x00" * 200_000)))
+    with pytest.raises(FormatError, match="open definition of over 65536 bytes"):
+        read(file_with(tmp_path, ecg_file(SIGNAL, before=b"\x16\x80" + b"\x16\x00" * 200_000)))
 
 
 @pytest.mark.parametrize("cases", [300, pytest.param(2000, marks=pytest.mark.slow)])
