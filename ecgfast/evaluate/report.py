@@ -118,7 +118,7 @@ def page(store: StoreReader, runs: Sequence[LoadedRun], results: Results | None)
         "made_with": views.made_with(),
         "disclosures": views.disclosures(store, runs, results),
         "key_finding": findings.key_finding(results) if results else [],
-        "flow": views.flow(store, runs, results),
+        "flow": views.flow(store, results),
         "cohort": views.cohort(store, results.plan.target if results else None),
         "detection": results and findings.detection(results),
         "comparison": results and findings.comparison(results),

@@ -113,7 +113,7 @@ def disclosures(
     return [sentence for sentence in sentences if sentence]
 
 
-def flow(store: StoreReader, runs: Sequence[LoadedRun], results: Results | None) -> Table:
+def flow(store: StoreReader, results: Results | None) -> Table:
     """From files to tested records: what came in at each step, and what was left out."""
     info = describe(store)
     passed_over = kinds_in_words(info.passed_over)

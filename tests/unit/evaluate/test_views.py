@@ -204,7 +204,7 @@ def test_the_flow_from_files_to_tested_records(tmp_path: Path) -> None:
             cohorts={"site 1": {"A": tested}},
         ),
     )  # fmt: skip
-    assert [tuple(row) for row in views.flow(store, [], results).rows] == [
+    assert [tuple(row) for row in views.flow(store, results).rows] == [
         ("files below the sources", "32", ""),
         ("recordings", "16", ""),
         ("records of ten seconds", "16", ""),
@@ -216,7 +216,7 @@ def test_the_flow_from_files_to_tested_records(tmp_path: Path) -> None:
             "split of its sites",
         ),
     ]
-    assert len(views.flow(store, [], None).rows) == 3
+    assert len(views.flow(store, None).rows) == 3
 
 
 def test_a_report_names_its_versions() -> None:
