@@ -7,7 +7,7 @@ Shapes: B records, N patches, K kept, L and P patch length bare and padded, D an
 decoder's width, T tokens, H heads, R rows (B x T), F hidden width.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -77,29 +77,41 @@ def measure_kernels(device: str) -> Iterator[Row]:
             yield from _measure(case, forward_backward, 2, ops, device, peaks)
 
 
-def forward(case: Case, op: Op) -> Any:  # noqa: ANN401 (an op's outputs)
+def forward(case: Case, op: Op) -> tuple[Tensor, ...]:
     """Call a function of the case's arguments without gradients."""
     with torch.no_grad():
-        return op(*case.arguments)
+        return _outputs(case, op)
 
 
 def forward_backward(case: Case, op: Op) -> tuple[Tensor, ...]:
     """Return the gradients of the leaves."""
-    result = op(*case.arguments)
-    outputs = result if isinstance(result, tuple) else (result,)
-    leaves = [case.arguments[index] for index in case.leaves]
+    outputs, leaves = _outputs(case, op), [case.arguments[index] for index in case.leaves]
     # The outputs serve as their own gradients: random values, and nothing to allocate.
     return torch.autograd.grad(outputs, leaves, [output.detach() for output in outputs])
+
+
+def _outputs(case: Case, op: Op) -> tuple[Tensor, ...]:
+    result = op(*case.arguments)
+    return result if isinstance(result, tuple) else (result,)
+
+
+def difference(got: Iterable[Tensor], want: Iterable[Tensor]) -> float:
+    """Largest of any tensor in units of its largest value, 1 for other integers; NaN for a NaN."""
+    gaps = [
+        (a.double() - b.double()).abs().max() / b.double().abs().max().clamp(min=1e-30)
+        if a.is_floating_point()
+        else (a != b).any().double()
+        for a, b in zip(got, want, strict=True)
+    ]
+    return float(torch.stack(gaps).max())
 
 
 def check(case: Case, op: Op) -> None:
     """Raise a RuntimeError where a function's results are not those of plain PyTorch."""
     run = forward_backward if case.leaves else forward
-    for a, b in zip(run(case, op), run(case, case.plain), strict=True):
-        error = (a.double() - b.double()).abs().max() / b.double().abs().max()
-        # <=, not >, so that a NaN counts as a disagreement
-        if not error.item() <= (AGREEMENT if a.is_floating_point() else 0):
-            raise RuntimeError(f"{case.name} is off its reference by {error.item():.3g}: no timing")
+    off = difference(run(case, op), run(case, case.plain))
+    if not off <= AGREEMENT:  # not >, so that a NaN counts as a disagreement
+        raise RuntimeError(f"{case.name} is off its reference by {off:.3g}: no timing")
 
 
 def captured(call: Call) -> Call:

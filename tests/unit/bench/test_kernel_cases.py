@@ -41,3 +41,16 @@ def test_a_kernel_that_disagrees_is_refused(cases: dict[str, Case]) -> None:
 
     with pytest.raises(RuntimeError, match="unshuffle is off its reference"):
         kernels.check(case, slightly_wrong)
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "off"),
+    [([1.0, -3.9], [1.0, -4.0], 0.025), ([1, 2], [1, 2], 0), ([1, 200], [1, 201], 1)],
+)
+def test_difference_is_relative_for_floats_and_all_for_integers(
+    got: list[float], want: list[float], off: float
+) -> None:
+    same, tensors = torch.ones(3), (torch.tensor(got), torch.tensor(want))
+    found = kernels.difference((same, tensors[0]), (same, tensors[1]))
+    assert found == pytest.approx(off, abs=1e-7)
+    assert not kernels.difference([same * torch.nan, same], [same, same]) <= 1

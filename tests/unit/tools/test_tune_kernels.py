@@ -1,6 +1,7 @@
 """tools/tune_kernels.py: candidates that the kernels take, and calls that run."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,12 @@ from triton import next_power_of_2
 tune_kernels = script("tools/tune_kernels.py")
 SEARCHES = tune_kernels.searches()
 Search = tune_kernels.Search
+
+
+@pytest.fixture(scope="module")
+def cases() -> Any:
+    torch.manual_seed(0)
+    return tune_kernels.cases("cpu")
 
 
 @pytest.mark.parametrize("search", SEARCHES, ids=lambda search: search.kernel)
@@ -24,9 +31,8 @@ def test_candidates_are_rows_of_the_table(search: Search) -> None:
 
 
 @pytest.mark.parametrize("search", SEARCHES, ids=lambda search: search.kernel)
-def test_every_call_runs(search: Search) -> None:
-    torch.manual_seed(0)
-    results = tune_kernels._tensors(tune_kernels.prepare(search, "cpu")())
+def test_every_call_runs(search: Search, cases: Any) -> None:
+    results = tune_kernels.call_of(search, cases[search.case])()
     assert results
     assert all(tensor.isfinite().all() for tensor in results)
     assert any(tensor.any() for tensor in results)
