@@ -12,7 +12,14 @@ from ecgfast.bounds import nearest
 from ecgfast.errors import ConfigError
 from ecgfast.settings import SECTIONS, Config
 
-__all__ = ["Config", "config_from_dict", "config_to_toml", "load_config", "preset_names"]
+__all__ = [
+    "Config",
+    "config_from_dict",
+    "config_to_toml",
+    "load_config",
+    "preset_names",
+    "toml_line",
+]
 
 _FOLDERS = {
     "preset": files("ecgfast") / "presets",
@@ -60,11 +67,11 @@ def config_from_dict(tree: Mapping[str, Any]) -> Config:
 def config_to_toml(config: Config) -> str:
     """Render a config as TOML that `config_from_dict` reads back to an equal value."""
     tree = dataclasses.asdict(config)
-    lines = [_toml_line(key, value) for key, value in tree.items() if not isinstance(value, dict)]
+    lines = [toml_line(key, value) for key, value in tree.items() if not isinstance(value, dict)]
     for section, values in tree.items():
         if isinstance(values, dict):
             lines += ["", f"[{section}]"]
-            lines += [_toml_line(k, v) for k, v in values.items() if v is not None]
+            lines += [toml_line(k, v) for k, v in values.items() if v is not None]
     return "\n".join(lines) + "\n"
 
 
@@ -114,7 +121,7 @@ def _put(tree: dict[str, Any], key: str, value: object, override: str) -> None:
     values[name] = value
 
 
-def _toml_line(key: str, value: object) -> str:
+def toml_line(key: str, value: object) -> str:
     """A line of TOML: JSON's literals, but for characters that TOML writes in another way."""
     text = json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
     # half a UTF-16 pair stands for a byte of a file name that is no UTF-8: TOML has no form for it

@@ -68,6 +68,10 @@ class CorruptStoreError(FormatError):
     """A store is unfinished or damaged."""
 
 
+class BusyError(EcgfastError):
+    """Another process writes there."""
+
+
 class ResumeError(EcgfastError):
     """A run cannot be resumed from what its folder holds."""
 

@@ -9,6 +9,7 @@ from ecgfast.cli.data import StorePath, show
 from ecgfast.errors import ConfigError
 from ecgfast.vocabulary import ModelKind
 
+NOT_READY = 3  # exit status of reproduce: nothing failed, other processes have cells to do
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
 RunOption = Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder of the run.")]
 Preset = Annotated[str, typer.Option(help="Name of a preset, or a TOML file.")]
@@ -135,6 +136,65 @@ def evaluate(
     show(write_report(runs, store, out))
 
 
+def reproduce(
+    store: StorePath,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the experiment.")],
+    plan: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Default: DIR/plan.toml, or else the study's columns."),
+    ] = None,
+    plan_only: Annotated[
+        bool, typer.Option("--plan-only", help="Write DIR/plan.toml, to be edited, and end.")
+    ] = False,
+    part: Annotated[
+        str, typer.Option(metavar="I/N", help="Do part I of N, from 0, as one job of an array.")
+    ] = "0/1",
+    target: Annotated[
+        str | None, typer.Option(help="What a case is. Default: ejection_fraction<40.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Of the vision transformers. Default: vit_large.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="How to fine-tune, as finetune has it. Default: paper.")
+    ] = None,
+    settings: Settings = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Fine-tunings of each model on each set. Default: 1.")
+    ] = None,
+    device: Device = None,
+    ranks: Annotated[
+        int, typer.Option(min=1, help="GPUs of each training; torchrun is started for several.")
+    ] = 1,
+) -> None:
+    """Repeat the study: every column of its table, resumable."""
+    from ecgfast.reproduce.run import make_plan
+    from ecgfast.reproduce.run import reproduce as run_plan
+    from ecgfast.store.format import refuse_inside_store
+
+    refuse_inside_store(out, "--out")
+    index, slash, count = part.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ConfigError(f"--part must be I/N with 0 <= I < N, got {part!r}")
+    made = make_plan(
+        store,
+        out,
+        plan=plan,
+        target=target,
+        preset=preset,
+        recipe=recipe,
+        settings=settings,
+        seeds=seeds,
+    )
+    if plan_only:
+        show(out / "plan.toml")
+        return
+    summary = run_plan(store, out, made, part=(int(index), int(count)), device=device, ranks=ranks)
+    show("\n".join([*summary.reasons, str(summary)]))
+    if summary.failed or summary.left:
+        raise typer.Exit(1 if summary.failed else NOT_READY)
+
+
 def predict(
     run: RunPath,
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Raw ECGs or folders.")],
@@ -229,4 +289,7 @@ def demo(
     show(run_demo(out))
 
 
-COMMANDS = (pretrain, finetune, evaluate, predict, reconstruct, bench, estimate, doctor, demo)
+COMMANDS = (
+    *(pretrain, finetune, evaluate, reproduce, predict, reconstruct),
+    *(bench, estimate, doctor, demo),
+)

@@ -5,22 +5,20 @@ block in report.html.j2.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jinja2 import Environment, StrictUndefined
-from numpy.typing import NDArray
 
 from ecgfast import log
-from ecgfast.errors import ConfigError, ShapeError
+from ecgfast.errors import ConfigError
 from ecgfast.evaluate import charts, findings, views
 from ecgfast.evaluate.planning import plan_tests
 from ecgfast.evaluate.results import Results, compute
+from ecgfast.evaluate.scores import SCORES, scores_file
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.records import LEADS
 from ecgfast.runs.ecg_paper import draw
@@ -32,19 +30,6 @@ from ecgfast.store.format import refuse_to_replace
 from ecgfast.store.patients import pseudonymous_patients
 from ecgfast.store.reader import StoreReader, open_store
 
-SCORES = "scores.parquet"
-SCHEMA = pa.schema(
-    [
-        pa.field("run", pa.string(), nullable=False),
-        pa.field("cohort", pa.string(), nullable=False),
-        pa.field("record_id", pa.string(), nullable=False),
-        pa.field("patient_id", pa.string()),
-        pa.field("site", pa.string()),
-        pa.field("split", pa.string()),
-        pa.field("is_case", pa.bool_(), nullable=False),
-        pa.field("probability", pa.float64(), nullable=False),
-    ]
-)
 _LATEX = str.maketrans(
     {
         **{sign: rf"\{sign}" for sign in "&%$#_{}"},
@@ -80,14 +65,30 @@ def evaluate(runs: Sequence[Path], store: Path, out: Path) -> Path:
         pseudonymous_patients(reader)  # this and the next line fail now, not after hours of scoring
         out.mkdir(parents=True, exist_ok=True)
         results = compute(plan, classifiers, reader)
+    return write_report(out, reader, loaded, results)
+
+
+def write_report(
+    out: Path, store: StoreReader, runs: Sequence[LoadedRun], results: Results | None
+) -> Path:
+    """Write the files of a report; see `evaluate`.
+
+    Args:
+        out: folder, created.
+        store: that was tested on.
+        runs: all of the report, each with its own name.
+        results: of the classifiers among them, None without any.
+    Returns:
+        Path of ``report.html``.
+    """
     out.mkdir(parents=True, exist_ok=True)
     log.info("drawing the report")
-    sections = page(reader, loaded, results)
-    synthetic = reader.manifest["synthetic"]
+    sections = page(store, runs, results)
+    synthetic = store.manifest["synthetic"]
     html = render(sections, synthetic=synthetic)
     metrics = {
         "synthetic": synthetic,
-        "store": {"name": reader.path.name, "identity": reader.identity},
+        "store": {"name": store.path.name, "identity": store.identity},
         "disclosures": sections["disclosures"],
         "masked_mse": {view["name"]: view["error"] for view in sections["reconstructions"]},
         **(results.to_json() if results else {}),
@@ -96,13 +97,18 @@ def evaluate(runs: Sequence[Path], store: Path, out: Path) -> Path:
         (out / name).unlink(missing_ok=True)
     write_durably(out / "metrics.json", [json.dumps(metrics, indent=1).encode() + b"\n"])
     if results is not None:
-        write_durably(out / SCORES, [_scores(reader, results)])
-        mark = "SYNTHETIC " if synthetic else ""
-        table, caption = findings.table3(results), log.plain(f"{mark}{sections['heading']}")
+        write_durably(out / SCORES, [scores_file(store, results)])
+        table, words = findings.table3(results), caption_of(store, results)
         for name, written in TABLES.items():
-            write_durably(out / name, [written(table, caption).encode()])
+            write_durably(out / name, [written(table, words).encode()])
     write_durably(out / "report.html", [html.encode()])
     return out / "report.html"
+
+
+def caption_of(store: StoreReader, results: Results) -> str:
+    """What the data of a table are, synthetic ones first."""
+    mark = "SYNTHETIC " if store.manifest["synthetic"] else ""
+    return log.plain(f"{mark}{views.heading(store, results)}")
 
 
 def page(store: StoreReader, runs: Sequence[LoadedRun], results: Results | None) -> views.View:
@@ -195,85 +201,6 @@ def latex(table: views.Table, caption: str) -> str:
 
 
 TABLES = {"table3.md": markdown, "table3.csv": csv_text, "table3.tex": latex}
-
-
-def _scores(store: StoreReader, results: Results) -> bytes:
-    """scores.parquet: every probability behind the report, under pseudonyms.
-
-    Of a store that keeps readable ids, a record is called by its row, as in pictures.
-    """
-    columns = {name: store.records[name].to_pylist() for name in ("record_id", "site", "split")}
-    columns["patient_id"] = pseudonymous_patients(store).to_pylist()
-    if store.manifest["identifiers"] == "kept":
-        columns["record_id"] = [f"row {row}" for row in range(len(store))]
-    plan, tables = results.plan, []
-    for run, probability in results.scores.items():
-        own = {name: by_run[run] for name, by_run in plan.cohorts.items() if run in by_run}
-        tables.append(scores_table(columns, plan.is_case, own, {run: probability}))
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.concat_tables(tables), sink, compression="zstd")
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
-
-
-def scores_table(
-    records: Mapping[str, Sequence[str | None]],
-    is_case: NDArray[np.bool_],
-    cohorts: Mapping[str, NDArray[np.int64]],
-    scores: Mapping[str, NDArray[np.float64]],
-) -> pa.Table:
-    """One row for every run and every record that it was tested on.
-
-    Args:
-        records: columns record_id, patient_id, site and split, each with N values.
-        is_case: (N,) bool.
-        cohorts: name -> (n,) rows, each with a known label. A record in several of them, such as
-            a site and all sites together, has the name of the first.
-        scores: run's name -> (N,) float64 probabilities; only those at the rows are looked at.
-    Returns:
-        A table of `SCHEMA`, by run, then by row of the store.
-    Raises:
-        ShapeError: a column has another length than `is_case`, or a record of a cohort has no
-            probability.
-    """
-    num_records = len(is_case)
-    columns = {name: records[name] for name in ("record_id", "patient_id", "site", "split")}
-    lengths = {name: len(values) for name, values in columns.items()}
-    lengths |= {name: len(values) for name, values in scores.items()}
-    for name, length in lengths.items():
-        if length != num_records:
-            raise ShapeError(
-                f"{name} must have one value per record, {num_records}, got {length}; give whole "
-                "columns of the store"
-            )
-    named = np.full(num_records, -1)
-    for number, rows in reversed(list(enumerate(cohorts.values()))):
-        named[rows] = number
-    chosen = np.flatnonzero(named >= 0)
-    names = np.array(list(cohorts), dtype=object)
-    parts = []
-    for run, probability in scores.items():
-        if missing := int((~np.isfinite(probability[chosen])).sum()):
-            raise ShapeError(
-                f"run {run} has no probability for {missing} of {len(chosen)} tested records; "
-                "score every row of every cohort"
-            )
-        parts.append(
-            pa.table(
-                {
-                    "run": [run] * len(chosen),
-                    "cohort": names[named[chosen]].tolist(),
-                    **{
-                        name: [values[row] for row in chosen.tolist()]
-                        for name, values in columns.items()
-                    },
-                    "is_case": is_case[chosen],
-                    "probability": probability[chosen],
-                },
-                schema=SCHEMA,
-            )
-        )
-    return pa.concat_tables(parts) if parts else SCHEMA.empty_table()
 
 
 def reconstruct(

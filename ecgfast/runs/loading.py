@@ -53,6 +53,7 @@ class LoadedRun:
         config: resolved settings.
         meta: what it says about its data and origin.
         register: whom it learned from and read; None for a pretraining run of an earlier version.
+        scores: (N,) float64 that it gave the records of a store before; None: it is asked.
     """
 
     name: str
@@ -61,6 +62,7 @@ class LoadedRun:
     config: Config
     meta: RunMeta
     register: Register | None
+    scores: NDArray[np.float64] | None = None
 
     def probabilities(self, store: StoreReader, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Score records of a store with a classifier.
@@ -71,6 +73,8 @@ class LoadedRun:
         Returns:
             (n,) float64 in [0, 1].
         """
+        if self.scores is not None:
+            return self.scores[rows]
         normalisation = self.meta.preprocessing.normalisation
         return score_rows(self.model, store, rows, normalisation, name=self.name)
 

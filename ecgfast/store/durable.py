@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from ecgfast.errors import EcgfastError
+from ecgfast.errors import BusyError, EcgfastError
 from ecgfast.store.format import beside
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -165,13 +165,13 @@ def exclusive(lock: Path, what: Path) -> Iterator[None]:
         lock: a file that exists while it is held; its folder is created.
         what: the folder that it stands for, for the message.
     Raises:
-        EcgfastError: another process holds it.
+        BusyError: another process holds it.
     """
     with explained(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
         fd = _locked(lock)
     if fd is None:
-        raise EcgfastError(
+        raise BusyError(
             f"{what} is being written by another process; wait until it ends, then run again"
         )
     try:

@@ -17,7 +17,7 @@ from ecgfast.labels.selection import parse
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "synth", "convert", "label", "splits", "info", "verify", "pretrain", "finetune", "evaluate",
-    "predict", "reconstruct", "bench", "estimate", "doctor", "demo",
+    "reproduce", "predict", "reconstruct", "bench", "estimate", "doctor", "demo",
 )  # fmt: skip
 
 

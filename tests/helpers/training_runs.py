@@ -43,7 +43,7 @@ learning_rates = [1e-3, 1e-4]
 """
 
 
-def make_store(folder: Path, *, num_records: int = 64) -> Path:
+def make_store(folder: Path, *, num_records: int = 64, num_sites: int = 2) -> Path:
     """Write a store of noisy sines; every third record is a case with a 10 Hz wave on top."""
     source = folder / "source"
     source.mkdir()
@@ -57,7 +57,7 @@ def make_store(folder: Path, *, num_records: int = 64) -> Path:
         if i % 3 == 0:
             signal_uv += 150 * np.sin(2 * np.pi * 10 * seconds)
         np.save(source / f"r{i:03d}.npy", signal_uv.astype(np.int16))
-        facts = {"sampling_rate_hz": 500, "scale_uv": 4.88, "site": str(1 + i % 2)}
+        facts = {"sampling_rate_hz": 500, "scale_uv": 4.88, "site": str(1 + i % num_sites)}
         facts["patient_id"] = f"P{i // 2}"
         (source / f"r{i:03d}.json").write_text(json.dumps(facts))
         fraction = "" if i % 11 == 5 else ("30" if i % 3 == 0 else "60")

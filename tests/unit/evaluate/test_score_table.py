@@ -12,7 +12,7 @@ from two_hospitals import make
 
 from ecgfast.errors import ShapeError
 from ecgfast.evaluate import planning
-from ecgfast.evaluate.report import SCHEMA, _scores, scores_table
+from ecgfast.evaluate.scores import SCHEMA, read_scores, scores_file, scores_table
 
 RECORDS = {
     "record_id": ["r0", "r1", "r2", "r3"],
@@ -60,8 +60,9 @@ def test_no_readable_id_leaves_a_store(tmp_path: Path, kept: bool) -> None:
         target="x=1", is_case=np.zeros(16, bool), patients=np.arange(16), notes=(),
         cohorts={"site 1": {"A": np.array([0, 4])}},
     )  # fmt: skip
-    results: Any = SimpleNamespace(plan=plan, scores={"A": np.zeros(16)})
-    table = pq.read_table(pa.BufferReader(_scores(store, results)))
+    results: Any = SimpleNamespace(plan=plan, scores={"A": np.arange(16) / 16})
+    written = scores_file(store, results)
+    table = pq.read_table(pa.BufferReader(written))
     readable = ("A", "E") if kept else (None, None)
     if kept:
         assert store.records["patient_id"].take([0, 4]).to_pylist() == list(readable)
@@ -71,6 +72,10 @@ def test_no_readable_id_leaves_a_store(tmp_path: Path, kept: bool) -> None:
     pseudonyms = table["patient_id"].to_pylist()
     assert [len(name) for name in pseudonyms] == [32, 32]
     assert not set(pseudonyms) & set(readable)
+    (tmp_path / "scores.parquet").write_bytes(written)
+    read = read_scores(tmp_path / "scores.parquet", store)
+    assert read[[0, 4]].tolist() == [0, 0.25]
+    assert np.isnan(np.delete(read, [0, 4])).all()
 
 
 def test_nobody_tested_is_an_empty_table() -> None:

@@ -1,0 +1,1 @@
+"""The study's whole experiment on a store: `ecgfast reproduce`."""

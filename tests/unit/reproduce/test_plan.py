@@ -1,0 +1,178 @@
+"""Plans are read, refused with one clear error, and made of a store's hospitals."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from training_runs import make_store
+
+from ecgfast.errors import ConfigError
+from ecgfast.reproduce.plan import Finetuning, Model, Plan, Pretraining, check
+from ecgfast.reproduce.study import default_plan
+from ecgfast.store.reader import StoreReader, open_store
+
+PLAN = Plan(
+    preset="demo",
+    settings=('data.engine="cpu"',),
+    sites=("1", "2"),
+    pretraining=(Pretraining(name="A", select="site=1", include_test=True),),
+    model=(
+        Model(name="ViT-A", init="A", settings=("model.pool=mean",)),
+        Model(name="CNN", init="random", preset="cnn"),
+    ),
+    finetuning=(Finetuning(name="T", select="site=1", models=("ViT-A", "CNN")),),
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> StoreReader:
+    """Eight hospitals, each with cases and controls in every split."""
+    folder = tmp_path_factory.mktemp("eight")
+    return open_store(make_store(folder, num_records=240, num_sites=8))
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(PLAN.to_toml())
+    assert Plan.read(path) == PLAN
+
+
+def test_a_plan_by_hand(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(
+        'sites = ["1"]\n[[pretraining]]\nname = "all"\n'
+        '[[model]]\nname = "V"\ninit = "all"\n[[finetuning]]\nname = "F"\nmodels = ["V"]\n'
+    )
+    assert Plan.read(path) == Plan(
+        target="ejection_fraction<40",
+        preset="vit_large",
+        sites=("1",),
+        pretraining=(Pretraining(name="all", select=None, include_test=False),),
+        model=(Model(name="V", init="all"),),
+        finetuning=(Finetuning(name="F", models=("V",)),),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('sites = ["1"\n', "is not valid TOML"),
+        ('target = 3\nsites = ["1"]\n', "target: .*got 3"),
+        ('sits = ["1"]\n', "unknown key sits, did you mean 'sites'"),
+        ('sites = []\n[[model]]\nname = "a"\n', "model 1: init is missing"),
+        (
+            'sites = []\n[[model]]\nname = "a"\ninit = "random"\nfrozn = true\n',
+            "model 1: unknown key frozn, did you mean 'frozen'\\?; allowed: name, init",
+        ),
+        (
+            'sites = []\n[[pretraining]]\nname = "../a"\n',
+            "pretraining 1: name must be letters, digits, .*got '../a'",
+        ),
+        ('sites = []\nseeds = 0\n', "seeds: .*got 0"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        Plan.read(path)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def changed(part: str, **values: object) -> Plan:
+    """The plan with other values in the first entry of a part."""
+    first, *rest = getattr(PLAN, part)
+    return replace(PLAN, **{part: (replace(first, **values), *rest)})
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (changed("pretraining", select="ward=1"), "pretraining 'A': column 'ward' is not in"),
+        (changed("pretraining", select="age>3"), "pretraining 'A': select 'age>3' has no record"),
+        (changed("pretraining", settings=("train.epoch=1",)), "pretraining 'A': unknown setting"),
+        (changed("model", init="B"), "model 'ViT-A': init 'B'.*allowed: random, imagenet-mae, A"),
+        (changed("model", preset="vit"), "model 'ViT-A': unknown preset 'vit'"),
+        (changed("model", name="CNN"), "model 'CNN' stands twice"),
+        (changed("finetuning", models=("ViT-B",)), "'T': no model 'ViT-B', did you mean 'ViT-A'"),
+        (changed("finetuning", models=("CNN", "CNN")), "'T': a model stands twice"),
+        (changed("finetuning", select="site=9"), "finetuning 'T': split 'train' must hold cases"),
+        (
+            changed("finetuning", select="site=1 and ejection_fraction<40"),
+            "finetuning 'T': split 'train' must hold cases and controls .*0 controls",
+        ),
+        (replace(PLAN, target="lvsd=true"), "finetuning 'T': column 'lvsd' is not in the store"),
+        (replace(PLAN, sites=("1", "Ulm")), "sites: .* has no site 'Ulm'"),
+    ],
+)
+def test_what_cannot_be_done_on_a_store_is_refused(
+    store: StoreReader, plan: Plan, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        check(plan, store)
+    assert "\n" not in str(error.value)
+
+
+def test_a_plan_that_can_be_done(store: StoreReader) -> None:
+    check(PLAN, store)
+
+
+def test_the_settings_of_a_column() -> None:
+    plan = replace(PLAN, recipe="best_practice")
+    chosen = plan.of_finetuning(replace(PLAN.model[0], frozen=True))
+    assert (chosen.preset, chosen.recipe) == ("demo", "best_practice")
+    config = chosen.config()
+    assert (config.model.encoder_width, config.model.pool) == (128, "mean")
+    assert (config.finetune.frozen, config.finetune.probe_epochs) == (True, 0)
+    assert config.finetune.schedule == "cosine"
+    plan = replace(plan, settings=("train.seed=5",))
+    chosen = plan.of_finetuning(replace(PLAN.model[1], recipe="paper"), repeat=2)
+    assert (chosen.config().model.kind, chosen.config().train.seed) == ("cnn", 7)
+    assert chosen.options() == (
+        *("--preset", "cnn", "--recipe", "paper"),
+        *("--set", "train.seed=5", "--set", "train.seed=7"),
+    )
+
+
+def test_eight_hospitals_get_the_columns_of_the_study(store: StoreReader) -> None:
+    plan = default_plan(store)
+    assert plan.sites == tuple("12345678")
+    assert [(each.name, each.select) for each in plan.pretraining] == [
+        ("Dataset1", "site=1"),
+        ("Dataset2", "site in (1, 2, 3)"),
+    ]
+    assert [(each.name, each.select) for each in plan.finetuning] == [
+        ("Train1", "site=1"),
+        ("Train2", "site in (1, 2, 3)"),
+    ]
+    study = ["CNN", "ViT-ImageNet", "ViT-Dataset1", "ViT-Dataset2"]  # its table, left to right
+    beyond = ["ViT-random", "probe-Dataset1", "probe-Dataset2", "probe-random"]
+    assert plan.finetuning[0].models == (study[0], *study[2:], *beyond)
+    assert plan.finetuning[1].models == (*study, *beyond)
+    assert {model.name: (model.init, model.frozen) for model in plan.model} == {
+        "CNN": ("random", False),
+        "ViT-ImageNet": ("imagenet-mae", False),
+        "ViT-Dataset1": ("Dataset1", False),
+        "ViT-Dataset2": ("Dataset2", False),
+        "ViT-random": ("random", False),
+        "probe-Dataset1": ("Dataset1", True),
+        "probe-Dataset2": ("Dataset2", True),
+        "probe-random": ("random", True),
+    }
+    assert plan.model[0].preset == "cnn"
+
+
+def test_a_hospital_without_cases_teaches_nothing(store: StoreReader) -> None:
+    plan = default_plan(store, target="ejection_fraction<40 and site!=1")
+    assert plan.finetuning[0].select == "site=2"
+    assert plan.sites == tuple("12345678")
+    with pytest.raises(ConfigError, match=r"no hospital of .* has cases and controls"):
+        default_plan(store, target="ejection_fraction<0")
+
+
+def test_two_hospitals_have_one_set(tmp_path: Path) -> None:
+    """With both in a set, no hospital would be external."""
+    plan = default_plan(open_store(make_store(tmp_path)))
+    assert [each.name for each in plan.finetuning] == ["Train1"]
+    assert "ViT-ImageNet" in plan.finetuning[0].models
