@@ -25,10 +25,7 @@ from ecgfast.labels.commands import label_store
 from ecgfast.labels.table import check_labels
 from ecgfast.store.csv_files import passed_over_examples
 from ecgfast.store.durable import store_lock
-from ecgfast.store.format import (
-    passed_over_beside,
-    sources_beside,
-)
+from ecgfast.store.format import MANIFEST, passed_over_beside, sources_beside
 from ecgfast.store.info import kinds_in_words
 from ecgfast.store.manifest import read_manifest
 from ecgfast.store.reader import available_cores, open_store
@@ -174,6 +171,8 @@ def convert(
         _label(out, Path(labels), columns, target, given, keep_ages_over_89)
     else:
         _warn(out, options)
+    if not any((Path(source) / MANIFEST).exists() for source in sources):
+        _refuse_duplicates(out)
     return _summary(out, on_bad)
 
 
@@ -233,6 +232,8 @@ def seal_convert(out: str | Path, *, on_bad: OnBad = "quarantine") -> ConvertSum
             plan = read_plan(out)
             seal(plan)
             _warn(out, plan.options if "sources" in plan.spec else ConvertOptions())
+            if "sources" in plan.spec:
+                _refuse_duplicates(out)
     return _summary(out, on_bad)
 
 
@@ -254,8 +255,6 @@ def _warn(out: Path, options: ConvertOptions) -> None:
 def _summary(out: Path, on_bad: OnBad) -> ConvertSummary:
     manifest = read_manifest(out)
     counts = manifest["counts"]
-    if log.is_strict() and "store" not in manifest and counts.get("duplicates"):
-        _refuse_duplicates(out, counts["duplicates"])
     return ConvertSummary(
         store=out,
         num_inputs=counts["inputs"],
@@ -270,8 +269,14 @@ def _summary(out: Path, on_bad: OnBad) -> ConvertSummary:
     )
 
 
-def _refuse_duplicates(out: Path, num_duplicates: int) -> None:
+def _refuse_duplicates(out: Path) -> None:
+    """Under --strict, say that a new store has them; one that was transcoded had them before."""
     records = open_store(out).records
+    if not log.is_strict() or "duplicate_of" not in records.column_names:
+        return
+    num_duplicates = records.num_rows - records["duplicate_of"].null_count
+    if not num_duplicates:
+        return
     number = pc.index(records["duplicate_of"].is_valid(), True).as_py()
     later, first = (records[name][number].as_py() for name in ("record_id", "duplicate_of"))
     raise EcgfastError(

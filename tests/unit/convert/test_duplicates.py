@@ -313,6 +313,8 @@ def test_strict_ends_with_an_error_and_a_finished_store(
         assert f"the first is {second}, the same ECG as {first};" in str(error.value)
         assert "without --strict" in str(error.value)
         assert store.records["case"].to_pylist() == [1, 0, 1]
+    copied = convert_quietly([tmp_path / "store"], tmp_path / "copy", codec="none")
+    assert copied.num_duplicates == 2  # they were there before
     monkeypatch.setattr(log, "_strict", False)
     summary = convert_quietly([tmp_path / "in"], tmp_path / "store", labels=labels)
     assert (summary.num_records, summary.num_duplicates) == (3, 2)
