@@ -26,7 +26,7 @@ from ecgfast.bench.measuring import device_slug
 
 def installed() -> list[Codec]:
     """General codecs, tuned for int16 where they can be."""
-    found = [_zstd("zstd-3", delta=False), _zstd("delta+zstd-3", delta=True)]
+    found = [_zstd()]
     for package, make in (("blosc2", _blosc2), ("pcodec", _pcodec)):
         if find_spec(package) is None:
             log.warning(f"codec: {package} is left out; pip install {package}")
@@ -49,23 +49,15 @@ def _by_record(
     return Codec(name, lambda signal: [encode(row) for row in signal], decode_all)
 
 
-def _zstd(name: str, *, delta: bool) -> Codec:
+def _zstd() -> Codec:
     import pyarrow as pa  # `decode` runs without it
 
     zstd = pa.Codec("zstd", compression_level=3)
 
-    def encode(row: Int16) -> bytes:
-        values = np.diff(row, axis=1, prepend=np.int16(0)) if delta else row
-        return zstd.compress(values.tobytes(), asbytes=True)
-
     def decode(chunk: bytes, row: Int16) -> None:
-        values = np.frombuffer(zstd.decompress(chunk, row.nbytes), np.int16).reshape(row.shape)
-        if delta:
-            np.cumsum(values, axis=1, dtype=np.int16, out=row)
-        else:
-            row[...] = values
+        row[...] = np.frombuffer(zstd.decompress(chunk, row.nbytes), np.int16).reshape(row.shape)
 
-    return _by_record(name, encode, decode)
+    return _by_record("zstd-3", lambda row: zstd.compress(row.tobytes(), asbytes=True), decode)
 
 
 def _blosc2() -> Codec:

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import wfdb
@@ -52,7 +51,7 @@ def main() -> None:
         for turn in range(args.repeats):
             for workers, name in enumerate(names):
                 if workers == 0:
-                    rate = len(loop) / time_loop(loop, cores[:1])
+                    rate = len(loop) / time_loop(loop, cores)
                 else:
                     store = Path(folder) / f"{turn}" / f"{workers}"
                     rate = copies * each / time_convert(Path(cohort), store, cores[:workers])
@@ -80,17 +79,14 @@ def time_convert(cohort: Path, store: Path, cores: list[int]) -> float:
 
 
 def time_loop(headers: list[Path], cores: list[int]) -> float:
-    """Seconds that `wfdb.rdsamp` takes for these records, in a process of its own."""
-    with ProcessPoolExecutor(1, initializer=os.sched_setaffinity, initargs=(0, cores)) as pool:
-        return pool.submit(_read_all, headers).result()
-
-
-def _read_all(headers: list[Path]) -> float:
-    wfdb.rdsamp(str(headers[0].with_suffix("")))
+    """Seconds that `wfdb.rdsamp` takes for these records on the first core."""
+    os.sched_setaffinity(0, cores[:1])
     began = time.perf_counter()
     for header in headers:
         wfdb.rdsamp(str(header.with_suffix("")))
-    return time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    os.sched_setaffinity(0, cores)
+    return seconds
 
 
 if __name__ == "__main__":

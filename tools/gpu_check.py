@@ -4,7 +4,7 @@
     python tools/gpu_check.py --out check2 --run 2        # whole steps beside their peers, in turns
     python tools/gpu_check.py --out check3 --run 3        # real runs, loader, profile
     python tools/gpu_check.py --out check3 --run 4        # loaders in training, losses
-    python tools/gpu_check.py --out check --only tests,tune [--variants ecgfast-fsdp]
+    python tools/gpu_check.py --out check --only tests,tune
 
 A call takes at most 9.5 minutes. Stages run in the order of what one most wants to know, each a
 process of its own with a time limit of its own; without a GPU those that need one are left out.
@@ -20,7 +20,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
@@ -82,14 +81,12 @@ class Stage(NamedTuple):
         return [*lacking, "a GPU"] if no_gpu else lacking
 
 
-def stages(out: Path, variants: Sequence[str] = ()) -> list[Stage]:
-    """Read `STAGES`; `variants` of the training step beside ours, else what the bench chooses."""
+def stages(out: Path) -> list[Stage]:
+    """Read `STAGES`."""
     found = []
     for line in STAGES.strip().splitlines():
         name, run, limit_s, needs, command = line.split(maxsplit=4)
         words = shlex.split(command.replace("{out}", shlex.quote(str(out))))
-        if name == "step":
-            words += [word for variant in variants for word in ("--variant", variant)]
         wanted = tuple(need for need in needs.split(",") if need != "-")
         found.append(Stage(name, int(run), int(limit_s), wanted, words))
     return found
@@ -134,17 +131,15 @@ def main() -> int:
     which_stages = parser.add_mutually_exclusive_group()
     which_stages.add_argument("--run", type=int, choices=(1, 2, 3, 4), help="four lists of stages")
     which_stages.add_argument("--only", help="stages to run, comma-separated; all by default")
-    parser.add_argument("--seconds", type=float, default=LONGEST_S, help="for all stages together")
-    parser.add_argument("--variants", default="", help="of the training step, comma-separated")
     args = parser.parse_args()
     out = args.out.resolve()  # stages run elsewhere
-    every = stages(out, args.variants.split(",") if args.variants else ())
+    every = stages(out)
     names = [stage.name for stage in every if args.run in (None, stage.run)]
     only = args.only.split(",") if args.only else names
     if unknown := sorted(set(only) - set(names)):
         parser.error(f"unknown stage {unknown[0]!r}; allowed: {', '.join(names)}")
     out.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + args.seconds
+    end = time.monotonic() + LONGEST_S
     summary = []
     failed = False
     for stage in every:

@@ -3,7 +3,7 @@
     python tools/train_rates.py engines --out rates --json rows.jsonl
     python tools/train_rates.py many --out rates --presets vit_small --copies 54
 
-`engines`: the trainer's own step, fed by each engine, by a DataLoader (over HDF5 where h5py is),
+`engines`: the trainer's own step, fed by each engine, by a DataLoader over a memory map,
 and by random patches that lie on the device, which no loader can beat. `many`: an epoch over the
 same records many times in memory, alone and in training, beside the records once. The store is
 OUT/store, made of synthetic records where it is missing.
@@ -14,7 +14,6 @@ import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -98,21 +97,16 @@ def records_of(args: argparse.Namespace, preset: str) -> int:
 
 def engines(args: argparse.Namespace) -> Iterator[Row]:
     """For each preset the rate of random patches, and of every loader beside it."""
-    if not (path := args.out / "raw").exists():
-        convert([args.store.path], path, codec="none")
-    stores = {"resident-raw": open_store(path)}
     for preset in args.presets.split(","):
         records = records_of(args, preset)
         feeds: dict[str, Iterable[Batch] | None] = {"random-patches": None}
-        for name in ("resident", "resident-raw", "cpu", "dali"):
-            store, options = stores.get(name, args.store), {"engine": name.removesuffix("-raw")}
-            options |= {"batch_size": records, "device": args.device}
+        for name in ("resident", "cpu", "dali"):
+            options = {"batch_size": records, "engine": name, "device": args.device}
             try:
-                feeds[name] = build_loader(store, **options)
+                feeds[name] = build_loader(args.store, **options)
             except BackendUnavailableError as error:
                 log.warning(f"{name} left out: {error}")
-        peer = "h5py" if find_spec("h5py") else "memmap-int16"
-        feeds[f"dataloader-{peer}"] = PeerBatches(args, records, peer)
+        feeds["dataloader-memmap-int16"] = PeerBatches(args, records, "memmap-int16")
         rates = in_training(args, preset, feeds)
         for name, values in rates.items():
             shares = zip(values, rates["random-patches"], strict=True)

@@ -23,6 +23,7 @@ CASES = {  # module and function; each imports what it measures, as the decoder 
     "loader": ("loader", "measure_loader"),
     "step": ("step", "measure_step"),
 }
+_ON_GPUS = ("decode", "kernels")  # these cases have no meaning on a CPU
 _BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -49,6 +50,9 @@ def run(
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     rows: list[Row] = []
     for name in CASES if case == "all" else (case,):
+        if name in _ON_GPUS and place != "cuda":
+            log.warning(f"{name} was not measured: it needs a GPU")
+            continue
         module, function = CASES[name]
         measure = getattr(import_module(f"ecgfast.bench.{module}"), function)
         rows += show(measure(place, **(of_step if name == "step" else {})), json)

@@ -33,7 +33,7 @@ from ecgfast.bench.measuring import (
 
 Op = Callable[..., Any]
 
-_REPEATS = {"cuda": 50, "cpu": 5}
+_REPEATS = 50
 # bf16 on both sides, rounded at different places: two roundings of 2^-8 of the largest value.
 AGREEMENT = 2**-7
 _EPS = 1e-6
@@ -50,16 +50,12 @@ class Case(NamedTuple):
     leaves: tuple[int, ...]  # positions of the arguments that get a gradient; none: no backward
     bytes: tuple[int, int]  # least traffic, forward and backward: each input and output once
     flops: int = 0  # forward; the backward pass of a product here costs as much again
-    others: Mapping[str, Op] = {}  # take turns with the rest on a GPU
+    others: Mapping[str, Op] = {}  # take turns with the rest
 
 
 def measure_kernels(device: str) -> Iterator[Row]:
-    """Measure every op, forward alone and with backward.
+    """Measure every op on a GPU, "cuda", forward alone and with backward.
 
-    On a CPU, where Triton has only an interpreter, the two PyTorch variants are measured.
-
-    Args:
-        device: "cpu" or "cuda".
     Raises:
         RuntimeError: an op disagrees with its reference; no time of a wrong kernel is reported.
     """
@@ -67,14 +63,12 @@ def measure_kernels(device: str) -> Iterator[Row]:
     peaks = {row.unit: row.p50 for row in peak_rows}
     for case in kernel_cases(device):
         torch._dynamo.reset()  # each case compiles anew; the limit of 8 counts them together
-        ops = {"torch-eager": case.plain}
+        check(case, case.ours)
+        ops = {"ecgfast": case.ours, "torch-eager": case.plain, **case.others}
         ops["torch-compiled"] = torch.compile(case.plain, fullgraph=True, dynamic=False)
-        if device == "cuda":
-            check(case, case.ours)
-            ops = {"ecgfast": case.ours, **ops, **case.others}
-        yield from _measure(case, forward, 1, ops, device, peaks)
+        yield from _measure(case, forward, 1, ops, peaks)
         if case.leaves:
-            yield from _measure(case, forward_backward, 2, ops, device, peaks)
+            yield from _measure(case, forward_backward, 2, ops, peaks)
 
 
 def forward(case: Case, op: Op) -> tuple[Tensor, ...]:
@@ -129,23 +123,23 @@ def captured(call: Call) -> Call:
 
 
 def _measure(
-    case: Case, run: Op, passes: int, ops: dict[str, Op], device: str, peaks: dict[str, float]
+    case: Case, run: Op, passes: int, ops: dict[str, Op], peaks: dict[str, float]
 ) -> Iterator[Row]:
-    on_gpu, name = device == "cuda", f"{case.name}_{run.__name__}"
+    name = f"{case.name}_{run.__name__}"
     calls: dict[str, Call] = {}
     for provider, op in ops.items():
         call = partial(run, case, op)
         try:
             call()  # compiles
-            calls[provider] = captured(call) if on_gpu else call
+            calls[provider] = captured(call)
         except RuntimeError as error:  # the others still count
             reason = str(error).strip().partition("\n")[0]
             log.warning(f"{name} by {provider} was not measured: {reason}")
-    times = time_interleaved(calls, device=device, repeats=_REPEATS[device], flush_cache=on_gpu)
+    times = time_interleaved(calls, device="cuda", repeats=_REPEATS, flush_cache=True)
     limits = [("bandwidth", "GB/s", "share_of_copy", sum(case.bytes[:passes]) / 1e9)]
     if case.flops:
         limits.append(("throughput", "TFLOP/s", "share_of_matmul", passes * case.flops / 1e12))
-    rows = partial(make_rows, case=name, shape=case.shape, device=device)
+    rows = partial(make_rows, case=name, shape=case.shape, device="cuda")
     for provider, ms in times.items():
         numbers = {("time", "us"): [1e3 * one for one in ms]}
         for metric, unit, share, count in limits:
@@ -211,7 +205,7 @@ def block_cases(part: str, B: int, T: int, H: int, head_width: int, device: str)
     R, D, F = B * T, H * head_width, 4 * H * head_width
     leaf = partial(_leaf, device=device)
     mlp = (leaf(R, D), leaf(F, D, scale=D**-0.5), leaf(F), leaf(D, F, scale=F**-0.5))
-    mlps: dict[str, Op] = {"products": _products, "ecgfast-separate": _separate}
+    mlps: dict[str, Op] = {"ecgfast-separate": _separate}
     if find_spec("quack"):
         mlps["ecgfast-quack"] = partial(gelu_mlp, provider="quack")
     norm = partial(add_layer_norm, eps=_EPS)
@@ -248,11 +242,6 @@ def _plain_mlp(x: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor) -> T
 
 def _separate(x: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor) -> Tensor:
     return linear(bias_gelu(linear(x, weight), bias), out_weight)
-
-
-def _products(x: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor) -> Tensor:
-    """What no GELU can be faster than; the bias adds 0.1 % of the time."""
-    return linear(linear(x, weight, bias), out_weight)
 
 
 def _plain_norm(

@@ -105,3 +105,9 @@ def test_per_second() -> None:
 def test_a_row_is_rendered_with_its_unit() -> None:
     row = row_of(12.345, provider="ecgfast")
     assert render(row).split()[-4:] == ["ecgfast", "time", "12.35", "ms"]
+
+
+@pytest.mark.parametrize("case", ["decode", "kernels"])
+def test_cases_of_a_gpu_are_left_out_on_a_cpu(case: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert run(case, device="cpu") == []
+    assert f"{case} was not measured: it needs a GPU" in caplog.text
