@@ -255,6 +255,18 @@ def test_claims_of_a_billion_samples_are_refused_at_once(
     assert time.perf_counter() - begin < 2
 
 
+def test_blocks_that_end_behind_the_samples_are_refused(tmp_path: Path) -> None:
+    document = xml_files.philips(leads_of(SIGNAL)).decode("utf-16")
+    start = document.index("durationperchannel")
+    begin, end = document.index(">", start) + 1, document.index("</parsed")
+    samples = document[begin:end].strip()
+    for kept in (len(samples) // 2, 12, 0):  # in the middle, in a header, before it
+        cut = document[:begin] + samples[: kept // 4 * 4] + document[end:]
+        with pytest.raises(FormatError) as refusal:
+            read_bytes(tmp_path, cut.encode("utf-16"))
+        assert refusal.value.reason == "a signal file is cut short"
+
+
 def test_a_block_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
     """The block is of 100,000 timesteps, the document promises 1,000."""
     long = np.zeros((12, 100_000), np.int16)
@@ -273,7 +285,10 @@ def test_a_block_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
             b"<!DOCTYPE a [" + b"<!ATTLIST a b CDATA 'x'>" * 90_000 + b"]><a/>",
             "the file is damaged",
         ),
-        (b"<?xml version='1.0' encoding='cp037'?>" + b"\x4c\x81\x61\x6e", "the file is damaged"),
+        (
+            b"<?xml version='1.0' encoding='cp037'?>" + "<a>b</a>".encode("cp037"),
+            "the file is damaged",
+        ),
         (b"<a>&b;</a>", "the file is damaged"),
         (b"<!DOCTYPE a SYSTEM 'a.dtd'><a>&b;</a>", "the file is damaged"),
     ],
