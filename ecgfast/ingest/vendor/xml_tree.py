@@ -6,6 +6,7 @@ declarations in the document itself refuses it, so that no entity can be expande
 
 import codecs
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError, XMLParser
@@ -20,6 +21,11 @@ MAX_XML_BYTES = 32 << 20  # ten seconds of 12 leads in decimal text have half a 
 # real files that this was tried on have up to 2,516 and 1,976. In every encoding that expat takes,
 # these characters have a byte of ASCII.
 _MOST = {b"<": 200_000, b"=": 200_000}
+# Encodings of East Asia, which expat does not take: these documents are turned into UTF-8 first.
+_EAST_ASIAN = re.compile(
+    rb"""(?i)<\?xml[^>]{1,80}encoding\s*=\s*["']"""
+    rb"""(shift_jis|cp932|windows-31j|euc-jp|gb2312|gbk|gb18030|big5|euc-kr|cp949)["']"""
+)
 _MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -44,7 +50,8 @@ def root_of(head: bytes) -> str | None:
         found.append(name.rpartition(":")[2])
         raise _RootFoundError
 
-    parser = expat.ParserCreate()  # a file that declares entities is refused when it is read
+    head, encoding = _utf8(head)
+    parser = expat.ParserCreate(encoding)  # what declares entities is refused when it is read
     parser.StartElementHandler = start
     with suppress(_RootFoundError, expat.ExpatError, ValueError, LookupError):
         parser.Parse(head, False)
@@ -78,13 +85,14 @@ def parse_xml(content: bytes, source: str) -> Element:
         content: the whole document in its own encoding.
         source: named in errors, which repeat nothing of the document.
     """
+    content, encoding = _utf8(content)
     for mark, most in _MOST.items():
         if (count := content.count(mark)) > most:
             raise too_large(
                 f"{source}: got XML with {count:,} times {mark.decode()}, allowed {most:,}"
             )
-    _check_prolog(content, source)
-    parser = XMLParser()
+    _check_prolog(content, encoding, source)
+    parser = XMLParser(encoding=encoding)
     try:
         parser.feed(content)
         root: Element = parser.close()
@@ -96,7 +104,7 @@ def parse_xml(content: bytes, source: str) -> Element:
     return root
 
 
-def _check_prolog(content: bytes, source: str) -> None:
+def _check_prolog(content: bytes, encoding: str | None, source: str) -> None:
     """Look at all that comes before the first element: no declaration can come behind it."""
 
     def document_type(_: str, __: str | None, ___: str | None, has_declarations: bool) -> None:
@@ -109,7 +117,7 @@ def _check_prolog(content: bytes, source: str) -> None:
     def start(_: str, __: dict[str, str]) -> None:
         raise _RootFoundError
 
-    parser = expat.ParserCreate()
+    parser = expat.ParserCreate(encoding)
     parser.StartDoctypeDeclHandler = document_type
     parser.StartElementHandler = start
     try:
@@ -120,6 +128,16 @@ def _check_prolog(content: bytes, source: str) -> None:
         raise
     except (expat.ExpatError, ValueError, LookupError) as error:
         raise _malformed(error, source) from None
+
+
+def _utf8(content: bytes) -> tuple[bytes, str | None]:
+    """A document in UTF-8, and this word, where expat does not take its own encoding."""
+    match = _EAST_ASIAN.match(content)
+    if match is None:
+        return content, None
+    encoding = match[1].decode().lower()
+    known = {"gb2312": "gb18030", "gbk": "gb18030"}.get(encoding, encoding)  # as writers mean it
+    return content.decode(known, errors="replace").encode(), "utf-8"
 
 
 def _malformed(error: Exception, source: str) -> FormatError:

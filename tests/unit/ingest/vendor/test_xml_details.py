@@ -11,7 +11,9 @@ import xml_files
 from recordings import ecg_like
 
 from ecgfast.errors import FormatError
-from ecgfast.ingest import InputFile, read_record
+from ecgfast.ingest import InputFile, format_of, read_record
+from ecgfast.ingest.format import Head
+from ecgfast.ingest.vendor import aecg_xml
 from ecgfast.ingest.vendor.text_samples import integers_of
 from ecgfast.ingest.vendor.xml_tree import parse_xml, root_of
 from ecgfast.records import LEADS, EcgRecord
@@ -185,6 +187,14 @@ def test_what_is_stored_otherwise_is_refused(
     with pytest.raises(FormatError) as refusal:
         read_bytes(tmp_path, content.replace(old, new))
     assert refusal.value.reason == reason
+
+
+@pytest.mark.parametrize("encoding", ["Shift_JIS", "EUC-JP", "GB2312", "Big5", "utf-8", "utf-16"])
+def test_documents_of_east_asia_are_read(tmp_path: Path, encoding: str) -> None:
+    text = xml_files.aecg(leads_of(SIGNAL)).decode().replace(xml_files.NAME, "山田")
+    content = f"<?xml version='1.0' encoding='{encoding}'?>{text}".encode(encoding)
+    assert format_of(Head(content[:3000], "a")) is aecg_xml.FORMAT
+    np.testing.assert_array_equal(read_bytes(tmp_path, content).signal, SIGNAL)
 
 
 @pytest.mark.parametrize("code", ["MDC_ECG_LEAD_", "ECG ", "LEAD_"])
