@@ -47,6 +47,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["pretrain", "x", "--out", "y", "--set", "train.epoch=1"], "did you mean 'epochs'"),
         (["pretrain", "x", "--out", "y", "--set", "train.epochs=many"], "must be an integer"),
         (["pretrain", "x", "--out", "y", "--set", "mask.ratio=1.2"], "must be in [0, 1), got 1.2"),
+        (["reproduce", "x", "--out", "y", "--part", "3/3"], "I/N with 0 <= I < N, got '3/3'"),
+        (["reproduce", "x", "--out", "y", "--part", "1"], "I/N with 0 <= I < N, got '1'"),
         (["bench", "everything"], "unknown bench case 'everything'"),
         (["reconstruct", "r", "s", "--record", "1", "--out", "p", "--leads", "II,V9"], "got V9"),
     ],

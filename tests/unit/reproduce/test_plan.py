@@ -8,6 +8,7 @@ from training_runs import make_store
 
 from ecgfast.errors import ConfigError
 from ecgfast.reproduce.plan import Finetuning, Model, Plan, Pretraining, check
+from ecgfast.reproduce.run import make_plan
 from ecgfast.reproduce.study import default_plan
 from ecgfast.store.reader import StoreReader, open_store
 
@@ -176,3 +177,28 @@ def test_two_hospitals_have_one_set(tmp_path: Path) -> None:
     plan = default_plan(open_store(make_store(tmp_path)))
     assert [each.name for each in plan.finetuning] == ["Train1"]
     assert "ViT-ImageNet" in plan.finetuning[0].models
+
+
+def test_a_plan_that_was_edited_is_kept_as_it_is(store: StoreReader, tmp_path: Path) -> None:
+    out, kept = tmp_path / "out", tmp_path / "out" / "plan.toml"
+    made = make_plan(store.path, out)
+    assert Plan.read(kept) == made == default_plan(store)
+    edited = f"# mine\n{PLAN.to_toml()}"
+    kept.write_text(edited)
+    assert make_plan(store.path, out) == PLAN
+    assert kept.read_text() == edited
+    other = tmp_path / "other.toml"
+    other.write_text(f"# other\n{made.to_toml()}")
+    assert make_plan(store.path, out, plan=other) == made
+    assert kept.read_text() == other.read_text()
+
+
+def test_options_replace_what_the_plan_has(store: StoreReader, tmp_path: Path) -> None:
+    wanted = {"preset": "vit_tiny", "recipe": "best_practice", "settings": ["train.seed=3"]}
+    for _ in range(2):  # given again, they change nothing more
+        plan = make_plan(store.path, tmp_path, **wanted, seeds=2, target="ejection_fraction<50")
+        assert Plan.read(tmp_path / "plan.toml") == plan
+        assert (plan.preset, plan.recipe, plan.settings, plan.seeds, plan.target) == (
+            "vit_tiny", "best_practice", ("train.seed=3",), 2, "ejection_fraction<50",
+        )  # fmt: skip
+    assert make_plan(store.path, tmp_path) == plan
