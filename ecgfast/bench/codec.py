@@ -27,7 +27,6 @@ from ecgfast.bench.measuring import Call, Row, make_rows, per_second, time_inter
 if TYPE_CHECKING:
     from ecgfast.store import StoreReader
 
-MEMMAP = "memmap-int16"
 STORE_READ = "ecgfast-store-read"
 _BATCH = 256  # as in training
 _INDEX_BYTES = 16  # a chunk's entry in the shard index
@@ -73,8 +72,7 @@ def measure_store(
         repeats: timed rounds; codecs take turns in each.
     Yields:
         For each codec rows of "ratio" (shard index counted), "encode" and "decode" in records/s;
-        the same of `store.read` of random records, files and checks included, and of a raw int16
-        memmap as the bound.
+        the same of `store.read` of random records, files and checks included.
     """
     signal_NCT = store.read(np.arange(min(most, len(store))))
     chosen = np.random.default_rng(0).permutation(len(signal_NCT))[:_BATCH]
@@ -93,15 +91,10 @@ def measure_store(
             raise AssertionError(f"{each.name} does not give its input back")
         encode[each.name] = partial(each.encode, batch)
         decode[each.name] = partial(each.decode, chunks, batch.shape[1:])
-    with tempfile.TemporaryDirectory(prefix="ecgfast-bench-") as folder:
-        signal_NCT.tofile(Path(folder) / "signal.i2")
-        raw = np.memmap(Path(folder) / "signal.i2", np.int16, "r").reshape(signal_NCT.shape)
-        decode[MEMMAP] = lambda: raw[chosen]
-        for metric, calls in (("encode", encode), ("decode", decode)):
-            times = time_interleaved(calls, repeats=repeats, warmup=1)
-            for provider, ms in times.items():
-                rates = {(metric, "records/s"): per_second(ms, len(batch))}
-                yield from rows(rates, provider=provider)
+    for metric, calls in (("encode", encode), ("decode", decode)):
+        for provider, ms in time_interleaved(calls, repeats=repeats, warmup=1).items():
+            rates = {(metric, "records/s"): per_second(ms, len(batch))}
+            yield from rows(rates, provider=provider)
 
 
 def codecs() -> list[Codec]:
@@ -124,9 +117,7 @@ class Held(NamedTuple):
     """Records in GPU memory: (R, C, T) int16, encoded, and (R, C) fp32 that normalises them."""
 
     signal: Tensor
-    buffer: Tensor
-    offsets: Tensor
-    lengths: Tensor
+    chunks: codec_cuda.ResidentChunks
     mean: Tensor
     rstd: Tensor
 
@@ -134,7 +125,7 @@ class Held(NamedTuple):
 def measure_decode(device: str, *, repeats: int = 30) -> Iterator[Row]:
     """Measure every way from records in memory of a GPU, "cuda", to a batch."""
     held = hold(ecg_like(_HELD, seed=1))
-    ratio = held.signal.nbytes / int(held.lengths.sum())
+    ratio = held.signal.nbytes / held.chunks.bytes.nbytes
     peers = peers_module("codec_peers")
     for size in _BATCHES:
         rng = np.random.default_rng(0)
@@ -162,10 +153,16 @@ def hold(signal_RCT: Int16) -> Held:
     chunks = codec.encode(signal_RCT)
     lengths = np.array([len(chunk) for chunk in chunks], np.int64)
     mean, std = codec.lead_statistics(signal_RCT)
-    buffer = np.frombuffer(bytearray(b"".join(chunks)), np.uint8)
     rstd = np.divide(1, std, out=np.zeros_like(std), where=std > 0)
-    arrays = (signal_RCT, buffer, np.cumsum(lengths) - lengths, lengths, mean, rstd)
-    return Held(*(torch.from_numpy(array).cuda() for array in arrays))
+    buffer = np.frombuffer(bytearray(b"".join(chunks)), np.uint8)
+    parts = {"bytes": buffer, "offsets": np.cumsum(lengths) - lengths, "lengths": lengths}
+    resident = codec_cuda.ResidentChunks(
+        **{name: torch.from_numpy(part).cuda() for name, part in parts.items()},
+        num_leads=_LEADS,
+        num_timesteps=_TIMESTEPS,
+    )
+    signal, *statistics = (torch.from_numpy(x).cuda() for x in (signal_RCT, mean, rstd))
+    return Held(signal, resident, *statistics)
 
 
 def ecg_like(num_records: int, *, seed: int, num_timesteps: int = _TIMESTEPS) -> Int16:
@@ -192,14 +189,7 @@ def ecg_like(num_records: int, *, seed: int, num_timesteps: int = _TIMESTEPS) ->
 
 
 def _our_ways(held: Held, size: int) -> dict[str, IndexCall]:
-    signal, buffer, offsets, lengths, mean, rstd = held
-    chunks = codec_cuda.ResidentChunks(
-        bytes=buffer,
-        offsets=offsets,
-        lengths=lengths,
-        num_leads=_LEADS,
-        num_timesteps=_TIMESTEPS,
-    )
+    signal, chunks, mean, rstd = held
     status = torch.zeros(size, dtype=torch.int32, device="cuda")
     patches = torch.empty((size, 240, 256), dtype=torch.float16, device="cuda")
     decoded = torch.empty((size, _LEADS, _TIMESTEPS), dtype=torch.int16, device="cuda")

@@ -135,8 +135,8 @@ def measure_step(
             for compiling the reference; all variants took more than 240.
         repeats: timed calls of several steps; each variant takes turns with ours.
     Yields:
-        For each variant, as soon as measured, rows of time, throughput, (on a GPU) MFU and
-        memory, and its time per record relative to ours in the same turns.
+        For each variant, as soon as measured, rows of time, throughput, (on a GPU) MFU,
+        and its time per record relative to ours in the same turns.
     Raises:
         ConfigError: an unknown preset or variant.
     """
@@ -168,12 +168,11 @@ def _resolve_names(names: Sequence[str] | None, ranks: Ranks) -> list[str]:
 
 
 class _Built(NamedTuple):
-    """A step that has run twice, its records, and the memory that it needs."""
+    """A step that has run twice, and its records."""
 
     name: str
     step: Step
     microbatch: int
-    memory_gib: float
 
 
 class _Runner:
@@ -216,15 +215,12 @@ class _Runner:
 
     def _build(self, name: str, microbatch: int) -> _Built:
         """Build a step and run it twice: compiled, allocated, and finite."""
-        on_gpu = self._device == "cuda"
         gc.collect()
-        if on_gpu:
+        if self._device == "cuda":
             from torch._inductor.cudagraph_trees import reset_cudagraph_trees
 
             reset_cudagraph_trees()  # those of "reduce-overhead" outlive their model
             torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() if on_gpu else 0
         if name in VARIANTS:
             step = build_step(VARIANTS[name], self._preset, self._ranks, microbatch=microbatch)
         else:
@@ -233,9 +229,8 @@ class _Runner:
         loss = step().item()
         if not loss < float("inf"):
             raise RuntimeError(f"loss of {name} is {loss}")
-        peak = torch.cuda.max_memory_allocated() if on_gpu else 0
         log.info(f"{name}: built, loss {loss:.4f}")
-        return _Built(name, step, microbatch, (peak - before) / 2**30)
+        return _Built(name, step, microbatch)
 
     def rows(
         self, built: _Built, times_ms: list[float], relative: list[float] | None = None
@@ -248,7 +243,6 @@ class _Runner:
             flops = flops_per_record(self._config.model, self._config.mask.ratio)
             at_peak = peak * 1e12 * world_size / flops
             numbers["mfu", "%"] = [100 * rate / at_peak for rate in rates]
-            numbers["memory", "GiB"] = [built.memory_gib]
         if relative is not None:
             numbers["relative_time", "x ecgfast"] = relative
         on_each = f" on each of {world_size} ranks" if world_size > 1 else ""
