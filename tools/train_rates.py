@@ -70,9 +70,9 @@ def in_turns(args: argparse.Namespace, epochs: dict[str, Epoch]) -> dict[str, li
 
 
 def in_training(
-    args: argparse.Namespace, preset: str, feeds: dict[str, Iterable[Batch] | None]
+    args: argparse.Namespace, preset: str, feeds: dict[str, Iterable[Batch]]
 ) -> dict[str, list[float]]:
-    """The same of training steps on the batches of each; None are random patches."""
+    """The same of training steps on the batches of each, and on random patches on the device."""
     graph = ["train.cuda_graph=true"] if args.device == "cuda" else []
     config = load_config(preset, [*graph, *args.set])
     with join(args.device) as ranks:
@@ -86,7 +86,7 @@ def in_training(
                 train(batch)
                 yield len(batch.record_index)
 
-        every = {n: [random] * 64 if feed is None else feed for n, feed in feeds.items()}
+        every = {"random-patches": [random] * 64, **feeds}
         return in_turns(args, {name: partial(fed, feed) for name, feed in every.items()})
 
 
@@ -99,7 +99,7 @@ def engines(args: argparse.Namespace) -> Iterator[Row]:
     """For each preset the rate of random patches, and of every loader beside it."""
     for preset in args.presets.split(","):
         records = records_of(args, preset)
-        feeds: dict[str, Iterable[Batch] | None] = {"random-patches": None}
+        feeds: dict[str, Iterable[Batch]] = {}
         for name in ("resident", "cpu", "dali"):
             options = {"batch_size": records, "engine": name, "device": args.device}
             try:
@@ -168,7 +168,7 @@ def many(args: argparse.Namespace) -> Iterator[Row]:
         shape, largest = list(loaders.items())[-1]
         whole = [measure_round(epoch_of(largest)(), args.device).records_per_s]
         decoded = in_turns(args, {shape: epoch_of(each) for shape, each in loaders.items()})
-        trained = in_training(args, preset, dict(loaders))
+        trained = in_training(args, preset, {**loaders})
         for case, rates in (
             ("whole_epoch", {shape: whole}), ("decode_from", decoded), ("train_from", trained),
         ):  # fmt: skip
