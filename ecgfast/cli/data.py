@@ -174,11 +174,12 @@ def convert(
         if plan is not None:
             show(f"{plan.num_inputs:,} inputs, {plan.num_units:,} units in {out}")
         return
-    whole: dict[str, Any] = {"labels": labels, "target": target, "workers": workers}
+    options |= {"labels": labels, "target": target, "workers": workers}
+    options |= {"columns": _names(columns)}  # None, unlike (), takes the usual ones of the labels
     if stage == "seal":
         summary = steps.seal_convert(out, on_bad=on_bad)
     else:
-        summary = steps.convert(sources or [], out, on_bad=on_bad, **whole, **listed, **options)
+        summary = steps.convert(sources or [], out, on_bad=on_bad, **listed, **options)
     show(summary)
     if summary.failed:
         raise typer.Exit(1)

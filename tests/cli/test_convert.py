@@ -44,6 +44,14 @@ def test_columns_of_the_labels(
     assert main(["info", str(tmp_path / "s"), "--target", "x=1"]) == 2
 
 
+def test_without_columns_the_usual_labels_are_taken(source: Path, tmp_path: Path) -> None:
+    store, labels = tmp_path / "s", tmp_path / "labels.csv"
+    labels.write_text("record_id,ejection_fraction,lvh,qrs_ms\nr00000,35,1,98\n")
+    command = ["convert", source, "--out", store, "--labels", labels, "--workers", "1"]
+    assert main([*map(str, command)]) == 0
+    assert open_store(store).manifest["labels"]["columns"] == ["ejection_fraction", "lvh"]
+
+
 def test_columns_given_twice_are_all_taken(source: Path, tmp_path: Path) -> None:
     store, labels = tmp_path / "s", tmp_path / "labels.csv"
     labels.write_text("record_id,x,y,z,w\nr00000,1,2,3,4\n")
