@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt):
         result = INTERRUPTED
     if result == INTERRUPTED:  # what typer makes of Ctrl-C
-        _print_error("interrupted; the same command (with --resume for a training run) goes on")
+        _print_error("interrupted; the same command (with --resume for a training run) resumes it")
     return result if isinstance(result, int) else 0
 
 

@@ -34,9 +34,11 @@ KeepAges = Annotated[
 
 Target = Annotated[
     str | None,
-    typer.Option(help="What a case is: splits get equal shares. Default: ejection_fraction<40."),
+    typer.Option(
+        help="What a case is: splits get equal shares of cases. Default: ejection_fraction<40."
+    ),
 ]
-SplitSeed = Annotated[int | None, typer.Option(min=0, help="Another seed, another division.")]
+SplitSeed = Annotated[int | None, typer.Option(min=0, help="Seed of the splits; at first 0.")]
 OneEcg = Annotated[
     bool,
     typer.Option(
@@ -129,16 +131,18 @@ def convert(
     short: Annotated[
         Short, typer.Option(help="Records under 10 s: refuse, or fill up 5 s or more.")
     ] = "quarantine",
-    quality: Annotated[Quality, typer.Option(help="Records that fail a signal check.")] = "flag",
+    quality: Annotated[
+        Quality, typer.Option(help="Records that fail a signal check: keep or quarantine.")
+    ] = "flag",
     on_bad: Annotated[
-        OnBad, typer.Option(help="With unreadable inputs, exit 0 or 1.")
+        OnBad, typer.Option(help="With unreadable inputs: exit with 0 or with 1.")
     ] = "quarantine",
     key_file: KeyFile = None,
     keep_identifiers: Annotated[
         bool, typer.Option("--keep-identifiers", help="Keep readable identifiers.")
     ] = False,
     patient_ids: Annotated[
-        PatientIds, typer.Option(help="Numbers of each site, or of all of them.")
+        PatientIds, typer.Option(help="Each site numbers its patients, or all share one numbering.")
     ] = "site",
     one_ecg: OneEcg = False,
     split_seed: SplitSeed = None,
@@ -151,7 +155,7 @@ def convert(
         ),
     ] = False,
 ) -> None:
-    """Turn raw files into a store; run again, it goes on."""
+    """Turn raw files into a store; run again, it resumes."""
     from ecgfast import convert as steps
 
     _check_stage(context, stage)

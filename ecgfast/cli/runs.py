@@ -43,7 +43,9 @@ def pretrain(
     select: Select = None,
     include_test: Annotated[
         bool,
-        typer.Option("--include-test", help="Read test patients too, unlabelled, as the study did"),
+        typer.Option(
+            "--include-test", help="Read test patients too, unlabelled, as the study did."
+        ),
     ] = False,
     settings: Settings = None,
     resume: Resume = False,
@@ -85,7 +87,9 @@ def finetune(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="How to fine-tune: paper, best_practice or a TOML file, over the preset"),
+        typer.Option(
+            help="How to fine-tune: paper, best_practice or a TOML file, over the preset."
+        ),
     ] = None,
     select: Select = None,
     fold: Annotated[
@@ -95,7 +99,7 @@ def finetune(
     resume: Resume = False,
     device: Device = None,
 ) -> None:
-    """Train a classifier: a sweep, the lowest loss kept."""
+    """Train a classifier at several learning rates; keep the best."""
     from ecgfast.config import load_config
     from ecgfast.store.format import refuse_inside_store
     from ecgfast.train.finetune import finetune as train
@@ -144,7 +148,7 @@ def reproduce(
         typer.Option(metavar="FILE", help="Default: DIR/plan.toml, or else the study's columns."),
     ] = None,
     plan_only: Annotated[
-        bool, typer.Option("--plan-only", help="Write DIR/plan.toml, to be edited, and end.")
+        bool, typer.Option("--plan-only", help="Only write DIR/plan.toml, for you to edit.")
     ] = False,
     part: Annotated[
         str, typer.Option(metavar="I/N", help="Do part I of N, from 0, as one job of an array.")
@@ -263,7 +267,7 @@ def estimate(
     ] = None,
     settings: Settings = None,
 ) -> None:
-    """Tell how long pretraining takes, and on what."""
+    """Estimate hours and memory of a pretraining on a GPU."""
     from ecgfast.bench.estimate import estimate as estimate_run
     from ecgfast.bench.measuring import read_rows
     from ecgfast.config import load_config
@@ -283,7 +287,7 @@ def doctor() -> None:
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("demo"),
 ) -> None:
-    """Go the whole way here, on synthetic hospitals."""
+    """Run every step here on synthetic hospitals, up to a report."""
     from ecgfast.demo import demo as run_demo
 
     show(run_demo(out))

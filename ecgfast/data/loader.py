@@ -204,7 +204,7 @@ def build_loader(
         raise ConfigError(
             f"{len(index)} records selected of {len(store)}, but one global batch has "
             f"{order.global_batch}; widen the selection or lower batch_size "
-            "(train.batch_size of a run)"
+            "(train.batch_size in pretraining, finetune.batch_size in fine-tuning)"
         )
     if isinstance(normalise, str):
         normalise = Normalisation(mode=normalise)

@@ -125,7 +125,7 @@ def _found(run: Path, *, resume: bool) -> Checkpoint | None:
         return None  # a run that failed before its first step left nothing to lose
     if entries and not resume:
         raise ResumeError(
-            f"{run} is not empty; add --resume to go on with that run, or name another folder"
+            f"{run} is not empty; add --resume to resume that run, or name another folder"
         )
     if entries and "config.toml" not in entries:
         raise ResumeError(
