@@ -31,6 +31,7 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ecgfast",  # the same figure gives the same bytes
 }
+_MARKED = 20  # losses of fewer steps have markers: a line needs two points
 _STRIP_PT = 14  # above a figure, for the word SYNTHETIC
 _SVG_SIZE = re.compile(r'width="([\d.]+)pt" height="([\d.]+)pt" viewBox="0 0 [\d.]+ [\d.]+"')
 
@@ -149,7 +150,8 @@ def losses(curves: Mapping[str, Curve], *, y_label: str) -> Figure:
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
     for name, style in _styles(list(curves)).items():
-        axes.plot(*curves[name], linewidth=1.2, label=drawn(name), **{**style, "marker": ""})
+        marker = style["marker"] if len(curves[name][0]) < _MARKED else ""
+        axes.plot(*curves[name], label=drawn(name), **{**style, "marker": marker, "markersize": 4})
     axes.set(xlabel="step", ylabel=y_label)
     axes.legend(fontsize=8)
     return figure

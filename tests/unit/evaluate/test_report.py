@@ -126,6 +126,11 @@ def test_every_run_is_drawn_and_none_looks_like_another(number: int) -> None:
         assert len(looks) == number
 
 
+def test_a_loss_of_a_single_step_is_seen() -> None:
+    (axes,) = charts.losses({"loss": ([1], [1.0])}, y_label="loss").axes
+    assert axes.lines[0].get_marker() not in ("", "None")
+
+
 def test_what_is_not_defined_is_said() -> None:
     one_class = Auroc(num_cases=0, num_controls=3, reason="no cases")
     assert _area(one_class) == "not defined"
