@@ -17,6 +17,8 @@ from ecgfast.runs.digests import METRICS, RUN_FILES, entries, read_weights, seal
 from ecgfast.runs.inference import score_rows
 from ecgfast.runs.loading import RESULT, WEIGHTS
 from ecgfast.runs.meta import Preprocessing, RunMeta, flat
+from ecgfast.runs.model_card import FILE as CARD
+from ecgfast.runs.model_card import model_card
 from ecgfast.runs.register import FILE as REGISTER
 from ecgfast.runs.register import Register, with_encoder, with_validation, write_register
 from ecgfast.runs.roc import sensitivity_threshold, youden_threshold
@@ -63,7 +65,8 @@ def finetune(
         resume: resume the run in `out` after its last whole epoch; start it if there is none.
         device: "cpu" or "cuda"; by default a GPU where there is one.
     Returns:
-        `out`, with best.safetensors, result.json and register.parquet besides what every run holds.
+        `out`, with best.safetensors, result.json, register.parquet and MODEL_CARD.md besides what
+        every run holds.
     Raises:
         ConfigError: settings, labels or initial weights do not fit each other.
         ResumeError: `out` is not empty, or belongs to another run.
@@ -197,5 +200,7 @@ def _write_result(
             "sensitivity_90": sensitivity_threshold(is_case, scores, 0.9),
         },
     }
+    card = model_card(sweep.meta, result, sum(each.numel() for each in model.parameters()))
+    write_durably(out / CARD, [card.encode()], again=RESUME)
     files = entries(out, (WEIGHTS, REGISTER, METRICS))
     write_durably(out / RESULT, [sealed({**result, RUN_FILES: files})], again=RESUME)

@@ -80,6 +80,19 @@ def test_unknown_targets_are_dropped_and_counted(tuned: Path, store: Path) -> No
     assert counts["train_controls"] == int((train & (fraction >= 40)).sum())
 
 
+def test_the_model_card_is_of_this_model(tuned: Path, store: Path) -> None:
+    card = (tuned / "MODEL_CARD.md").read_text()
+    result = json.loads((tuned / "result.json").read_text())
+    size = sum(each.numel() for each in load_model(tuned)[0].parameters())
+    assert f"{size:,} parameters" in card
+    assert f"{result['counts']['train_cases']} cases and" in card
+    assert (
+        f"Learning rate {result['learning_rate']}, the weights of epoch {result['epoch']}" in card
+    )
+    assert open_store(store).identity in card
+    assert str(tuned.parent) not in card
+
+
 def test_every_trial_starts_from_the_pretrained_encoder(
     pretrained: Path, store: Path, config: Config, tmp_path: Path
 ) -> None:
