@@ -30,8 +30,6 @@ Columns = Annotated[
 KeepAges = Annotated[
     bool, typer.Option("--keep-ages-over-89", help="Keep these ages; else they are all 90.")
 ]
-
-
 Target = Annotated[
     str | None,
     typer.Option(
@@ -201,9 +199,10 @@ def _check_stage(context: typer.Context, stage: Stage) -> None:
     refused = {"all": {"part"}, "plan": of_others}.get(stage, given - {"out", "stage"})
     wrong = given & refused - {"units": {"part", "workers"}, "seal": {"on_bad"}}.get(stage, set())
     if wrong:
+        words = [each.opts[0] for each in context.command.params if each.name in wrong]
         raise ConfigError(
-            f"--stage {stage} does not take {', '.join(sorted(wrong)).replace('_', '-')}; plan "
-            "takes what decides the store, units --part and --workers, seal --on-bad"
+            f"--stage {stage} does not take {', '.join(words)}; plan takes what decides "
+            "the store, units --part and --workers, seal --on-bad, and ecgfast label the labels"
         )
 
 

@@ -101,7 +101,7 @@ def seal(plan: Plan) -> Manifest:
 
 def _finished_units(plan: Plan) -> list[UnitFacts]:
     """What every unit says; each is opened by its name, because shares list new files late."""
-    until = time.monotonic() + _PATIENCE_S
+    until, waits = time.monotonic() + _PATIENCE_S, False
     found: dict[int, UnitFacts] = {}
     missing = list(range(plan.num_units))
     while True:
@@ -120,6 +120,12 @@ def _finished_units(plan: Plan) -> list[UnitFacts]:
                 f"{len(missing):,} of {plan.num_units:,} units are missing: {shown}{more}; run "
                 f"ecgfast convert --out {plan.out} --stage units, then --stage seal again"
             )
+        if not waits:
+            log.info(
+                f"waiting up to {_PATIENCE_S:.0f} s for {len(missing):,} of {plan.num_units:,} "
+                "units: shares show late what other machines wrote"
+            )
+            waits = True
         time.sleep(1)
 
 
@@ -166,7 +172,7 @@ def _sealed_from_files(
     if not shards.table.num_rows:
         raise FormatError(
             f"none of {plan.num_inputs} inputs could be converted; {sources_beside(out)} says why "
-            "for each"
+            f"for each: correct them, then remove {out} and {work_folder(out)} to begin again"
         )
     found = _Collected()
     records = pa.concat_tables(found.rows(plan))

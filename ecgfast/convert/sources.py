@@ -1,6 +1,7 @@
 """From sources on a command line to the plan of a store: what is refused leaves nothing behind."""
 
 import json
+import os
 import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -84,10 +85,11 @@ def _plan_of_files(
 ) -> Plan | None:
     """Order matters: a wrong key or path leaves nothing behind."""
     known = read_key(key) if key.exists() else None
-    spec: Spec = {"sources": [str(path.resolve()) for path in paths], **asdict(options)}
+    # Not Path.resolve, which raises RuntimeError for a link to itself.
+    spec: Spec = {"sources": [os.path.realpath(path) for path in paths], **asdict(options)}
     spec |= {"columns": list(options.columns), "format_version": FORMAT_VERSION}
     if listing is not None:
-        spec["list"] = str(Path(listing).resolve())
+        spec["list"] = os.path.realpath(listing)
     draft = None
     if not is_finished(out) and not is_planned(out):
         _check_free(out)

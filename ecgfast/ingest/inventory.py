@@ -5,6 +5,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,7 +89,8 @@ def walk(sources: Sequence[Path], inventory: Inventory) -> Iterator[InputFile]:
 def walk_list(listing: Path, source: Path, inventory: Inventory) -> Iterator[InputFile]:
     """Yield the records that a list names, without a look at any folder.
 
-    Lines of other files are passed over and not counted, as are those with a hidden part.
+    Lines of other files are passed over, and counted only where a file cannot be opened; so are
+    those with a hidden part.
 
     Args:
         listing: one path a line, below `source` or absolute, sorted by bytes (LC_ALL=C sort).
@@ -97,12 +99,27 @@ def walk_list(listing: Path, source: Path, inventory: Inventory) -> Iterator[Inp
     Raises:
         FormatError: the list is not sorted, leads out of the folder, or names no record.
     """
+    root = os.path.join(source, "")
+    files = _listed_files(listing, source, inventory)
+    for _, same_stem in groupby(files, key=lambda item: _without_suffix(item[0])):
+        for file in _with_suffixes(root, dict(same_stem)):
+            yield from _records_of(file, file.path[len(root) :], source, inventory)
+    if not inventory.num_record_files:
+        raise FormatError(f"--list {listing} names no ECG file that is read; check it")
+
+
+def _listed_files(
+    listing: Path, source: Path, inventory: Inventory
+) -> Iterator[tuple[str, Format]]:
+    """Yield the path below the source, and the format, of each file of a list that is read."""
     before, above = b"", os.fsencode(os.path.join(source, ""))
     with listing.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             name = line.rstrip(b"\r\n").removeprefix(above).removeprefix(b"./")
             where = f"--list {listing}, line {number}"
             parts = name.split(b"/")
+            if b"\0" in name:
+                raise FormatError(f"{where} is no path, got a zero byte; give a text file")
             if name.startswith(b"/") or b".." in parts:
                 raise FormatError(f"{where} leads out of {source}; give the folder above all paths")
             if name <= before and name:
@@ -110,19 +127,20 @@ def walk_list(listing: Path, source: Path, inventory: Inventory) -> Iterator[Inp
                     f"{where} is not behind the one before it; sort the list with LC_ALL=C sort -u"
                 )
             before = name
-            path = Path(os.fsdecode(above + name))
-            if not any(part.startswith(b".") for part in parts):
-                file = _File(path=str(path), file_format=recognise(path)[0])
-                yield from _records_of(file, os.fsdecode(name), source, inventory)
-    if not inventory.num_record_files:
-        raise FormatError(f"--list {listing} names no ECG file that is read; check it")
+            if not name or any(part.startswith(b".") for part in parts):
+                continue
+            file_format, kind = recognise(Path(os.fsdecode(above + name)))
+            if file_format is not None:
+                yield os.fsdecode(name), file_format
+            elif kind == kinds.UNREADABLE:
+                _pass_over(inventory, kind, os.fsdecode(above), [os.fsdecode(name)])
 
 
 def collision(record_id: str, first: Path, second: Path) -> FormatError:
     """The error for two files whose records would get one id."""
     return FormatError(
         f"record_id {record_id!r} is claimed by {first} and {second}; "
-        "convert their common parent folder, or rename one"
+        "convert their common parent folder without --list, or rename one"
     )
 
 
@@ -133,7 +151,7 @@ def printable(name: str) -> str:
 
 def _refuse_overlap(sources: Sequence[Path]) -> None:
     """Refuse sources that would bring the same file twice under two names."""
-    resolved = [source.resolve() for source in sources]
+    resolved = [Path(os.path.realpath(source)) for source in sources]
     for i, inner in enumerate(resolved):
         for j, outer in enumerate(resolved):
             if i != j and inner.is_relative_to(outer):
@@ -250,7 +268,12 @@ def _content_of(prefix: str, inventory: Inventory, found: Counter[str]) -> list[
     for kind, members in odd.items():
         _pass_over(inventory, kind, prefix, members)
     found.update({suffix: len(members) for suffix, members in names.items()})
-    # One ECG in several vendor files of one stem, as exports hold it: they keep their suffixes.
+    content += _with_suffixes(prefix, files)
+    return sorted(content, key=lambda file: os.fsencode(file.path))
+
+
+def _with_suffixes(prefix: str, files: dict[str, Format]) -> list[_File]:
+    """Files of a folder (name -> format); one ECG in several of one stem keeps their suffixes."""
     stems = Counter(map(_without_suffix, files))
     shared = {
         name: (_without_suffix(name), file_format.num_rows(Path(prefix + name)) is None)
@@ -258,10 +281,8 @@ def _content_of(prefix: str, inventory: Inventory, found: Counter[str]) -> list[
         if stems[_without_suffix(name)] > 1
     }
     times = Counter(shared.values())  # a record and rows of a batch have other ids in any case
-    for name, file_format in files.items():
-        keeps_suffix = times[shared.get(name, ("", False))] > 1 and owner_of(name) is None
-        content.append(_File(prefix + name, file_format, keeps_suffix))
-    return sorted(content, key=lambda file: os.fsencode(file.path))
+    keeps = {name for name, key in shared.items() if times[key] > 1 and owner_of(name) is None}
+    return [_File(prefix + name, each, name in keeps) for name, each in files.items()]
 
 
 def _kind_of_special(entry: os.DirEntry[str]) -> str | None:

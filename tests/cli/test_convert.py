@@ -83,3 +83,30 @@ def test_the_formats_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         assert (first, second) == (f"{each.name}: {state}", f"    {each.keeps}")
     assert "GE MUSE XML: tried on real files" in lines
     assert "Schiller XML: not tried on a real file" in lines
+
+
+def test_a_stage_names_the_options_that_it_does_not_take(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["convert", source, "--out", tmp_path / "s", "--stage", "units", "--list", "x"]
+    assert main([*map(str, command), "--assume-one-ecg-per-patient"]) == 2
+    error = capsys.readouterr().err
+    assert "--stage units does not take sources, --list, --assume-one-ecg-per-patient;" in error
+
+
+def test_a_store_without_a_record_says_how_to_begin_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "1.hea").write_text("damaged")
+    command = ["convert", str(tmp_path / "1.hea"), "--out", str(tmp_path / "s"), "--workers", "1"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert f"correct them, then remove {tmp_path / 's'} and {tmp_path / 's.convert'}" in error
+
+
+def test_a_source_that_is_a_link_to_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").symlink_to("in")
+    assert main(["convert", str(tmp_path / "in"), "--out", str(tmp_path / "s")]) == 2
+    assert "does not exist, allowed a file or a folder" in capsys.readouterr().err

@@ -186,14 +186,18 @@ def test_a_seal_names_the_units_that_are_missing(
         convert_unit(out, 0)
 
 
-def test_a_seal_waits_for_a_share_that_shows_files_late(source: Path, tmp_path: Path) -> None:
+def test_a_seal_waits_for_a_share_that_shows_files_late(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     out = planned(source, tmp_path / "run/store")
     convert_units(out, workers=1)
+    caplog.set_level("INFO", "ecgfast")
     unit = tmp_path / "run/store.convert/unit-000001.arrow"
     unit.rename(tmp_path / "late")
     later = threading.Timer(0.5, (tmp_path / "late").rename, [unit])
     later.start()
     assert seal_convert(out).num_records == 2300
+    assert caplog.text.count("waiting up to 60 s for 1 of 3 units") == 1
 
 
 @pytest.mark.parametrize(

@@ -198,9 +198,38 @@ def test_a_list_stands_for_a_walk(tmp_path: Path) -> None:
     assert inventory.num_files == 3 * 4
 
 
+def test_a_list_names_vendor_files_of_one_stem_as_a_walk_does(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.hea", "a/b.hea")
+    for name in ("a/1.dcm", "a/1.edf", "a/1.xml", "a/2.xml"):
+        text = "0".ljust(256) if name == "a/1.edf" else "<RestingECG>"  # content decides
+        (tmp_path / name).write_text(text)
+    names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*"))
+    (tmp_path / "list").write_text("".join(f"{name}\n" for name in names))
+    items = list(walk_list(tmp_path / "list", tmp_path, Inventory()))
+    (tmp_path / "list").unlink()
+    assert items == discover([tmp_path])
+    assert {"a/1", "a/1.dcm", "a/1.xml", "a/2"} <= {item.record_id for item in items}
+
+
+def test_files_of_a_list_that_cannot_be_opened_are_counted(tmp_path: Path) -> None:
+    touch(tmp_path, "a.hea", "b.txt")
+    (tmp_path / "list").write_text("a.hea\nb.txt\ngone.dcm\n")
+    inventory = Inventory()
+    assert len(list(walk_list(tmp_path / "list", tmp_path, inventory))) == 1
+    assert inventory.passed_over == {"files that cannot be opened": 1}
+    assert inventory.num_files == 2
+
+
+def test_a_source_that_is_a_link_to_itself(tmp_path: Path) -> None:
+    (tmp_path / "in").symlink_to("in")
+    with pytest.raises(FormatError, match="does not exist, allowed a file or a folder"):
+        discover([tmp_path / "in"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("a.hea\n\0b.hea\n", "line 2 is no path, got a zero byte"),
         ("b.hea\na.hea\n", "line 2 is not behind the one before it; sort"),
         ("a.hea\na.hea\n", "line 2 is not behind"),
         ("../a.hea\n", "line 1 leads out of"),
