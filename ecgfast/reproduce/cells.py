@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from ecgfast.config import Config
 from ecgfast.data.loader import selected_rows
-from ecgfast.errors import ResumeError
+from ecgfast.errors import ConfigError, ResumeError
 from ecgfast.evaluate.cohort import text_column
 from ecgfast.labels.selection import digest_of, labelled, target_labels
 from ecgfast.reproduce.plan import Finetuning, Model, Plan, Pretraining
@@ -20,7 +20,7 @@ from ecgfast.runs.digests import read_small
 from ecgfast.runs.loading import RESULT
 from ecgfast.runs.meta import contradictions, flat
 from ecgfast.store.reader import StoreReader
-from ecgfast.train.dataset import pretraining_rows
+from ecgfast.train.dataset import pretraining_rows, split_heldout
 from ecgfast.train.initial import initial_name
 
 Kind = Literal["pretrain", "finetune", "evaluate"]
@@ -94,6 +94,8 @@ def cells_of(plan: Plan, store: StoreReader, out: Path) -> list[Cell]:
         plan: checked.
         store: that it is for.
         out: folder of the experiment.
+    Raises:
+        ConfigError: a set is smaller than a batch, which its training would refuse hours later.
     """
     pretrained = {entry.name: _pretraining(plan, entry, store, out) for entry in plan.pretraining}
     cells = list(pretrained.values())
@@ -101,15 +103,18 @@ def cells_of(plan: Plan, store: StoreReader, out: Path) -> list[Cell]:
     in_test = text_column(store.records, "split") == "test"
     tested = {"store": store.identity, "labels": digest_of(is_case, is_known, in_test)}
     for training in plan.finetuning:
-        rows = selected_rows(store, training.select)
+        found = labelled(store.records, selected_rows(store, training.select), plan.target)
         taught = {
             "target": plan.target,
             "select": training.select,
             "store": store.identity,
-            "labels": labelled(store.records, rows, plan.target).digest,
+            "labels": found.digest,
         }
         for name in training.models:
             model = plan.model_named(name)
+            batch_size = plan.of_finetuning(model).config().finetune.batch_size
+            what = f"model {name!r} on finetuning {training.name!r}"
+            _fill_a_batch(what, len(found.train), batch_size, "finetune.batch_size")
             for repeat in range(plan.seeds):
                 first = pretrained.get(model.init)
                 finetune = _finetuning(plan, training, model, repeat, taught, first, out)
@@ -120,6 +125,9 @@ def cells_of(plan: Plan, store: StoreReader, out: Path) -> list[Cell]:
 def _pretraining(plan: Plan, entry: Pretraining, store: StoreReader, out: Path) -> Cell:
     folder, chosen = out / "pretrain" / entry.name, plan.of_pretraining(entry)
     rows = pretraining_rows(store, entry.select, include_test=entry.include_test)
+    train = chosen.config().train
+    read, _ = split_heldout(store, rows, fraction=train.val_fraction, seed=train.seed)
+    _fill_a_batch(f"pretraining {entry.name!r}", len(read), train.batch_size, "train.batch_size")
     return Cell(
         kind="pretrain",
         folder=folder,
@@ -136,6 +144,14 @@ def _pretraining(plan: Plan, entry: Pretraining, store: StoreReader, out: Path) 
             "records": digest_of(rows),
         },
     )
+
+
+def _fill_a_batch(what: str, num_records: int, batch_size: int, setting: str) -> None:
+    if num_records < batch_size:
+        raise ConfigError(
+            f"plan: {what}: {num_records} records to learn from, but one global batch has "
+            f"{batch_size}; widen select, or lower {setting} in settings"
+        )
 
 
 def _finetuning(

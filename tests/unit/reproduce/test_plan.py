@@ -8,7 +8,7 @@ from training_runs import make_store
 
 from ecgfast.errors import ConfigError
 from ecgfast.reproduce.plan import Finetuning, Model, Plan, Pretraining, check
-from ecgfast.reproduce.run import make_plan
+from ecgfast.reproduce.run import make_plan, reproduce
 from ecgfast.reproduce.study import default_plan
 from ecgfast.store.reader import StoreReader, open_store
 
@@ -113,6 +113,28 @@ def test_what_cannot_be_done_on_a_store_is_refused(
     with pytest.raises(ConfigError, match=message) as error:
         check(plan, store)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (
+            changed("pretraining", settings=("train.batch_size=500",)),
+            r"pretraining 'A': \d+ records .* global batch has 500; .* lower train.batch_size",
+        ),
+        (
+            changed("model", settings=("finetune.batch_size=500",)),
+            r"model 'ViT-A' on finetuning 'T': \d+ records .* 500; .* lower finetune.batch_size",
+        ),
+    ],
+)
+def test_a_set_that_fills_no_batch_is_refused_before_anything_begins(
+    store: StoreReader, tmp_path: Path, plan: Plan, message: str
+) -> None:
+    check(plan, store)  # so that the plan is written, to be edited
+    with pytest.raises(ConfigError, match=message):
+        reproduce(store.path, tmp_path, plan, device="cpu")
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_plan_that_can_be_done(store: StoreReader) -> None:
