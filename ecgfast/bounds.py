@@ -51,6 +51,9 @@ PatchTimesteps = Annotated[
 Timesteps = Annotated[
     Int, _bound("a multiple of 250", lambda n: n > 0 and n % 250 == 0, cure="; a store's is 5000")
 ]
+Shift = Annotated[
+    Int, _bound("in [0, 2500], half a record's timesteps", lambda value: 0 <= value <= 2500)
+]
 Seed = Annotated[Int, _bound("in [0, 2^63)", lambda value: 0 <= value < 2**63)]
 Positive = Annotated[Real, _bound("above 0", _positive)]
 NotNegative = Annotated[Real, _bound("at least 0", _not_negative)]

@@ -21,6 +21,7 @@ from ecgfast.bounds import (
     Rates,
     Seed,
     Share,
+    Shift,
     Text,
     Timesteps,
     errors_in_words,
@@ -204,7 +205,7 @@ class FinetuneConfig:
 class AugmentConfig:
     """Random changes of the records that fine-tuning learns from, new in each epoch."""
 
-    shift_timesteps: NotNegativeCount = _setting(0, "Largest shift, either way; zeros move in.")
+    shift_timesteps: Shift = _setting(0, "Largest shift, either way; zeros move in.")
     lead_dropout: Fraction = _setting(0.0, "Share of leads set to 0; one always stays.")
     noise: NotNegative = _setting(0.0, "Standard deviation of white noise, in normalised units.")
 

@@ -98,6 +98,10 @@ def test_the_last_override_wins() -> None:
         ("finetune.schedule=linear", "must be one of 'constant', 'cosine', got 'linear'"),
         ("finetune.probe_epochs=-1", "finetune.probe_epochs must be at least 0, got -1"),
         ("augment.lead_dropout=1", r"augment.lead_dropout must be in \[0, 1\), got 1.0"),
+        (
+            "augment.shift_timesteps=2501",
+            r"shift_timesteps must be in \[0, 2500\], half a record.* got 2501",
+        ),
         ("augment.shift_timesteps=0.5", "augment.shift_timesteps must be an integer, got 0.5"),
         ("preset=tiny", "choose a preset with --preset"),
         ("recipe=paper", "choose a recipe with --recipe"),
