@@ -111,6 +111,9 @@ def encode_inputs(
         EcgfastError: a whole source has gone; a single bad file is a refusal.
         OSError: the share fails; the caller stops and resumes later.
     """
+    # Used again and again: fresh pages cost 70 microseconds a record. Not shared: an executor may
+    # do units in several threads of a process.
+    block = np.empty((_BLOCK_RECORDS, NUM_LEADS, NUM_TIMESTEPS), np.int16)
     buffered: list[_Pending | Refusal] = []
     num_bytes = 0  # of the records behind the buffered windows, once for each window
     for planned in inputs:
@@ -118,12 +121,12 @@ def encode_inputs(
             buffered.append(each)
             num_bytes += 0 if isinstance(each, Refusal) else each.recording.samples.signal.nbytes
             if len(buffered) == _BLOCK_RECORDS:
-                yield _encoded(buffered, options, pseudonyms)
+                yield _encoded(buffered, options, pseudonyms, block)
                 buffered, num_bytes = [], 0
         if num_bytes > _BUFFERED_BYTES:
-            yield _encoded(buffered, options, pseudonyms)
+            yield _encoded(buffered, options, pseudonyms, block)
             buffered, num_bytes = [], 0
-    yield _encoded(buffered, options, pseudonyms)
+    yield _encoded(buffered, options, pseudonyms, block)
 
 
 def _windows(
@@ -151,15 +154,18 @@ def _windows(
 
 
 def _encoded(
-    buffered: list[_Pending | Refusal], options: ConvertOptions, pseudonyms: Pseudonyms
+    buffered: list[_Pending | Refusal],
+    options: ConvertOptions,
+    pseudonyms: Pseudonyms,
+    block: NDArray[np.int16],
 ) -> list[EncodedRecord | Refusal]:
     """Encode the windows among some outcomes; one that cannot be encoded is a refusal."""
     windows = [each for each in buffered if isinstance(each, _Pending)]
     try:
-        encoded = _encoded_block(windows, options, pseudonyms) if windows else []
+        encoded = _encoded_block(windows, options, pseudonyms, block) if windows else []
     except Exception as error:  # of one of them: found by taking each alone
         if len(buffered) > 1:
-            return [one for each in buffered for one in _encoded([each], options, pseudonyms)]
+            return [_encoded([each], options, pseudonyms, block)[0] for each in buffered]
         (failed,) = windows
         return [_refusal(failed.item, unreadable(failed.item, error), pseudonyms)]
     rest = iter(encoded)
@@ -167,9 +173,12 @@ def _encoded(
 
 
 def _encoded_block(
-    windows: list[_Pending], options: ConvertOptions, pseudonyms: Pseudonyms
+    windows: list[_Pending],
+    options: ConvertOptions,
+    pseudonyms: Pseudonyms,
+    block: NDArray[np.int16],
 ) -> list[EncodedRecord | Refusal]:
-    signal_NCT = _block()[: len(windows)]
+    signal_NCT = block[: len(windows)]
     np.stack([each.window.signal for each in windows], out=signal_NCT)
     valid_NCT = _valid(windows, signal_NCT.shape)
     mean_NC, std_NC = lead_statistics(signal_NCT, valid_NCT)
@@ -198,12 +207,6 @@ def _encoded_block(
         )
         result.append(EncodedRecord(chunk=chunks[n], leads=leads_N4C[n], row=row, source=source))
     return result
-
-
-@lru_cache(maxsize=1)
-def _block() -> NDArray[np.int16]:
-    """One block of signals, used again and again: fresh pages cost 70 microseconds a record."""
-    return np.empty((_BLOCK_RECORDS, NUM_LEADS, NUM_TIMESTEPS), np.int16)
 
 
 def _valid(windows: list[_Pending], shape: tuple[int, ...]) -> NDArray[np.bool_] | None:

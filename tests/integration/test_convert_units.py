@@ -114,6 +114,7 @@ def loky() -> Executor:
     "engine",
     [
         pytest.param(lambda: Reversed(3), id="reversed"),
+        pytest.param(lambda: ThreadPoolExecutor(3), id="three threads"),
         pytest.param(lambda: spawned(1), id="one process"),
         pytest.param(lambda: spawned(3), id="three processes"),
         pytest.param(loky, id="loky"),
