@@ -253,7 +253,7 @@ def _done_by_processes(workers: int, out: Path, units: range) -> Iterator[int]:
     except BrokenProcessPool as error:
         raise EcgfastError(
             "a worker process was killed, most often for want of memory; run the same command "
-            "again with fewer --workers, it goes on where it stopped. If its own error stands "
+            "again with fewer --workers, it resumes where it stopped. If its own error stands "
             'above: a script that converts with several workers needs `if __name__ == "__main__":`'
         ) from error
     except OSError as error:

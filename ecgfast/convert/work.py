@@ -142,7 +142,7 @@ def _windows(
                 reason="it has not as many windows as were planned",
             )
     except (FormatError, ShapeError) as error:
-        check_source(item.source, again="run the same command again, it goes on where it stopped")
+        check_source(item.source, again="run the same command again, it resumes where it stopped")
         return [_refusal(item, error, pseudonyms)] if own.start in slots else []
     return [
         _refusal(item, window, pseudonyms)

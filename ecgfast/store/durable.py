@@ -142,7 +142,7 @@ def explain(error: OSError, path: Path, *, again: str) -> EcgfastError | None:
     """Say what a full or read-only disk means for the user; None for any other error."""
     if error.errno in _FULL:
         return EcgfastError(
-            f"disk full while writing {path}: free some space and {again}, it goes on where it "
+            f"disk full while writing {path}: free some space and {again}, it resumes where it "
             "stopped"
         )
     if error.errno in _FORBIDDEN:

@@ -71,7 +71,7 @@ def read_manifest(store: Path) -> Manifest:
         if (store / SIGNALS).exists():
             raise CorruptStoreError(
                 f"{store} is an unfinished store: it has no {MANIFEST}; run the convert command "
-                "that began it again, it goes on where it stopped"
+                "that began it again, it resumes where it stopped"
             )
         raise FormatError(
             f"{store} is not a store: it has no {MANIFEST}; make one with ecgfast convert"

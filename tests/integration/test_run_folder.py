@@ -80,7 +80,7 @@ def test_a_disk_that_fills_up_costs_one_checkpoint(store: Path, tiny: Path, tmp_
     path = run / "checkpoints" / "step-00000014"
     assert _errors(output) == [
         f"error: disk full while writing {path}: free some space and run the same command with "
-        "--resume, it goes on where it stopped"
+        "--resume, it resumes where it stopped"
     ]
     assert not list((run / "checkpoints").glob("writing-*"))
     assert (found := newest(run)) is not None
