@@ -48,9 +48,9 @@ class Draws:
     record_index: Tensor
     epoch: int
 
-    def uniform(self, purpose: Purpose, count: int) -> Tensor:
-        """(B, count) fp32 in [0, 1), each a multiple of 2^-24."""
-        return (self._words(purpose, count) >> 8).float() * 2.0**-24
+    def uniform(self, purpose: Purpose, count: int, *, layer: int = 0) -> Tensor:
+        """(B, count) fp32 in [0, 1), each a multiple of 2^-24; each layer has its own."""
+        return (self._words(purpose.domain + (layer << 16), count) >> 8).float() * 2.0**-24
 
     def normal(self, purpose: Purpose, count: int) -> Tensor:
         """(B, count) fp32 of mean 0 and variance 1.
@@ -63,10 +63,10 @@ class Draws:
         angle = 2 * math.pi * angle
         return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count]
 
-    def _words(self, purpose: Purpose, count: int) -> Tensor:
-        """(B, count) int64 in [0, 2^32)."""
+    def _words(self, first: int, count: int) -> Tensor:
+        """(B, count) int64 in [0, 2^32), from the Philox counter `first` on."""
         record_B1 = self.record_index[:, None]
-        counter_K = torch.arange(-(-count // 4), device=record_B1.device) + purpose.domain
+        counter_K = torch.arange(-(-count // 4), device=record_B1.device) + first
         low, high = record_B1 & 0xFFFFFFFF, record_B1 >> 32
         epoch = torch.full_like(low, self.epoch)
         words = philox_rounds((low, high, epoch, counter_K), split_seed(self.seed))
@@ -154,6 +154,5 @@ class Dropout(nn.Module):
         if not self.training:
             return features_BK
         assert draws is not None, "training with dropout needs draws"
-        count = features_BK.shape[1]
-        uniform_BK = draws.uniform(Purpose.UNITS, (self.number + 1) * count)[:, -count:]
+        uniform_BK = draws.uniform(Purpose.UNITS, features_BK.shape[1], layer=self.number)
         return features_BK * (uniform_BK >= self.share) / (1 - self.share)

@@ -95,7 +95,7 @@ class Reversed(ThreadPoolExecutor):
     def _do(self, future: Future[Any], function: Callable[..., Any], args: list[Any]) -> None:
         try:
             future.set_result(function(*args))
-        except Exception as error:
+        except Exception as error:  # as every executor: who waits raises it
             future.set_exception(error)
 
 

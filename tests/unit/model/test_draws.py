@@ -136,3 +136,9 @@ def test_dropout_is_for_training_alone() -> None:
     assert torch.equal(layer(features, draws()), dropped)
     assert not torch.equal(Dropout(0.5, 0)(features, draws()), dropped)  # another layer
     assert torch.equal(layer.eval()(features, None), features)
+
+
+def test_dropout_of_layers_of_other_widths_shares_no_numbers() -> None:
+    wide, narrow = (Dropout(0.5, n)(torch.ones(500, w), many(500)) for n, w in ((0, 64), (1, 32)))
+    same = [(narrow == wide[:, at : at + 32]).float().mean().item() for at in range(33)]
+    assert max(same) < 0.6  # by chance 0.5
