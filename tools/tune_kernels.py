@@ -12,6 +12,7 @@ import json
 import re
 import sys
 import time
+import tomllib
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,69 +43,7 @@ from ecgfast.bench.measuring import Call, time_interleaved
 Config = dict[str, int | None]
 REPEATS = 30
 
-# Kernel, and the bench case that runs it, forward alone for a kernel called so: what else a case
-# runs costs the same for every candidate. Then candidates, their values in the order of
-# tuning.json. The most valuable first, should time run out: the patch embedding is held against
-# torch.compile, norms and GELUs decide whether the fused blocks pay, the rest was near its limit.
-# PROGRAMS are multiples of the 132 multiprocessors of an H100, or a little under one. Of quack's
-# tiles, 160 columns are the most that two in turns hold without a stack. maxnreg 128 costs
-# attention 16 bytes of stack, and doubles the programs on a multiprocessor.
-TABLE = """
-patch_embed_backward patch_embed_masked
-    64 128 128 132 8 4, 64 128 128 132 8 3, 128 128 128 132 8 3, 64 256 128 132 8 4
-    64 256 128 132 8 3, 32 256 128 132 8 4, 64 64 128 264 4 4, 64 128 64 264 4 4
-    64 64 256 132 8 4
-patch_embed_forward patch_embed_masked
-    128 128 64 132 8 3, 64 128 64 132 8 3, 64 128 128 132 8 3, 64 128 64 132 8 4
-    64 64 64 264 4 3, 64 64 64 264 8 3, 32 64 64 264 4 3, 128 64 64 264 8 2, 128 64 64 132 8 3
-add_layer_norm_backward_narrow add_layer_norm_decoder
-    1024 792 1 4 1, 1024 528 2 4 1, 1024 528 2 2 1, 1024 528 1 2 1, 512 1056 1 2 1
-    512 1584 1 1 1, 2048 264 1 4 1
-add_layer_norm_backward_wide add_layer_norm_encoder
-    1024 792 1 4 1, 1024 528 2 4 1, 1024 528 1 2 1, 2048 528 2 4 1, 2048 528 1 4 1
-    4096 264 1 4 1
-add_layer_norm_forward_narrow add_layer_norm_decoder
-    4096 4 1, 2048 4 1, 1024 2 1, 512 1 1, 1024 1 1
-add_layer_norm_forward_wide add_layer_norm_encoder
-    2048 4 1, 1024 4 1, 1024 2 1, 2048 2 1
-linear_gelu_forward gelu_mlp_encoder
-    128 256 64 132 8 3, 128 256 64 132 8 4, 128 128 64 132 8 4, 128 128 64 264 4 3
-    256 128 64 132 8 3
-linear_gelu_backward gelu_mlp_encoder
-    128 256 64 132 8 3, 128 256 64 132 8 4, 128 128 64 132 8 4, 128 128 64 264 4 3
-    256 128 64 132 8 3
-linear_gelu_quack_forward quack_encoder
-    128 160 2 1 1, 128 192 2 1 1, 128 256 2 1 0, 128 256 1 2 0, 256 128 2 1 0
-linear_gelu_quack_backward quack_encoder
-    128 160 2 1 1, 128 192 2 1 1, 128 256 2 1 0, 128 256 1 2 0, 256 128 2 1 0
-column_sums add_layer_norm_encoder
-    64 32 4 1, 128 32 8 1, 128 16 4 1, 32 32 4 1
-bias_gelu_backward bias_gelu_encoder
-    4 512 128 1 4 1, 4 512 64 1 4 1, 4 512 64 3 4 1, 2 512 64 3 4 1, 8 256 128 2 4 1
-    4 1024 64 2 8 1, 2 1024 32 1 4 1, 8 512 128 2 8 1
-bias_gelu_forward bias_gelu_encoder
-    4 512 4 1, 2 512 4 1, 8 512 4 1, 4 1024 8 1
-adamw adamw
-    2048 8 1, 1024 4 1, 2048 4 1, 4096 8 1
-attention_backward_long_32 short_attention_decoder
-    64 1 8 1, 32 1 8 1, 64 0 4 1, 64 0 4 2, 64 0 8 2, 128 0 8 1
-attention_forward_long short_attention_decoder
-    64 1 4 1 128, 64 1 4 1 -, 128 1 8 1 128, 64 0 4 1 -, 64 0 4 3 -, 64 0 8 2 -
-attention_backward_short_64 short_attention_encoder
-    64 0 4 1, 64 0 4 2, 64 0 4 3, 64 0 8 1, 32 1 4 1
-attention_forward_short short_attention_encoder
-    64 0 4 1, 64 0 4 2, 64 0 4 3, 32 0 4 3
-attention_backward_long_64 short_attention_finetuned
-    32 1 8 1, 64 0 8 1, 64 0 8 2, 64 0 4 1, 32 0 4 2
-unshuffle_backward unshuffle
-    16 256 4 2, 16 256 4 4, 16 128 4 3, 8 512 4 3
-unshuffle_forward unshuffle
-    8 512 4 1, 4 512 4 1, 16 512 8 1, 16 256 4 1
-masked_mse masked_mse
-    8 4 1, 4 4 1, 16 8 1, 4 2 1
-random_mask random_mask
-    1 1 1, 2 1 1, 4 4 1, 1 2 1
-"""
+CANDIDATES = Path(__file__).with_suffix(".toml")
 
 
 class Search(NamedTuple):
@@ -121,16 +60,13 @@ class Search(NamedTuple):
 
 
 def searches() -> list[Search]:
-    """Read `TABLE`."""
+    """Read the candidates of every kernel, the most valuable kernel first."""
     found: list[Search] = []
-    for line in TABLE.strip().splitlines():
-        if not line.startswith(" "):
-            found.append(Search(*line.split(), []))
-            keys = list(library.table()[found[-1].kernel]["interpreter"])
-            continue
-        for row in line.split(","):
-            values = (None if v == "-" else int(v) for v in row.split())
-            found[-1].candidates.append(dict(zip(keys, values, strict=True)))
+    for kernel, entry in tomllib.loads(CANDIDATES.read_text(encoding="utf-8")).items():
+        keys = list(library.table()[kernel]["interpreter"])
+        rows = ([None if v < 0 else v for v in row] for row in entry["candidates"])
+        configs = [dict(zip(keys, row, strict=True)) for row in rows]
+        found.append(Search(kernel, entry["case"], configs))
     return found
 
 

@@ -12,7 +12,7 @@ PRODUCT = ("ecgfast", "kernels", "tools", "benchmarks")
 LONGEST_FILE = 330
 MOST_TRAIN_MODULES = 16
 MOST_PRODUCT_MODULES = 159  # of both packages, without one module for each vendor format
-MOST_MEASURING_LINES = 2753  # of what measures; the aim is 2,600
+MOST_MEASURING_LINES = 2600  # of what measures
 
 # Metaphors, each with the field's word. Names of code count too: `_room`, `CrewError`.
 METAPHORS = {
