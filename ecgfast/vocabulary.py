@@ -27,3 +27,6 @@ OnBad = Literal["quarantine", "fail"]
 Stage = Literal["all", "plan", "units", "seal"]
 PatientIds = Literal["site", "global"]
 SplitMethod = Literal["patient", "column"]
+
+# What `ecgfast estimate` answers for.
+EstimateOf = Literal["pretrain", "convert"]

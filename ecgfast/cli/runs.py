@@ -7,7 +7,7 @@ import typer
 
 from ecgfast.cli.data import StorePath, show
 from ecgfast.errors import ConfigError
-from ecgfast.vocabulary import ModelKind
+from ecgfast.vocabulary import EstimateOf, ModelKind
 
 NOT_READY = 3  # exit status of reproduce: nothing failed, other processes have cells to do
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
@@ -258,23 +258,28 @@ def bench(
 
 
 def estimate(
+    what: Annotated[EstimateOf, typer.Argument(help="pretrain or convert.")] = "pretrain",
     preset: Annotated[str, typer.Option(help="Name of a preset, or a TOML file.")] = "vit_large",
     gpu: Annotated[str, typer.Option(help="Part of its name, such as A100 or H100.")] = "A100",
     gpus: Annotated[int, typer.Option(help="How many share the batch.")] = 4,
+    cores: Annotated[int, typer.Option(help="Of a conversion.")] = 1,
     records: Annotated[int, typer.Option(help="Default: those of the study.")] = 126_203,
     rows: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Measured rows (bench --json).")
+        list[Path] | None, typer.Option(metavar="FILE", help="Measured rows, or a folder of them.")
     ] = None,
     settings: Settings = None,
 ) -> None:
-    """Estimate hours and memory of a pretraining on a GPU."""
-    from ecgfast.bench.estimate import estimate as estimate_run
+    """Estimate hours, memory and money of a run."""
     from ecgfast.bench.measuring import read_rows
     from ecgfast.config import load_config
+    from ecgfast.estimate import estimate_convert, estimate_pretrain
 
-    config = load_config(preset, settings or ())
     measured = [row for file in rows or () for row in read_rows(file)]
-    show(estimate_run(config, gpu=gpu, num_gpus=gpus, num_records=records, rows=measured))
+    if what == "convert":
+        show(estimate_convert(num_records=records, num_cores=cores, rows=measured))
+        return
+    config = load_config(preset, settings or ())
+    show(estimate_pretrain(config, gpu=gpu, num_gpus=gpus, num_records=records, rows=measured))
 
 
 def doctor() -> None:

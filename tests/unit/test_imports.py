@@ -16,7 +16,7 @@ PACKAGES = {"ecgfast": ROOT / "ecgfast", "ecgfast_kernels": ROOT / "kernels" / "
 LAYERS: tuple[set[str], ...] = (
     {"__main__"},
     {"cli"},
-    {"demo", "doctor", "reproduce"},
+    {"demo", "doctor", "estimate", "reproduce"},
     {"bench"},
     {"train", "evaluate", "predict"},
     {"runs"},
