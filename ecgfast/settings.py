@@ -191,6 +191,9 @@ class FinetuneConfig:
     frozen: Flag = _setting(False, "Train the head alone: a linear probe.")
     probe_epochs: NotNegativeCount = _setting(0, "Epochs of the head alone, before all weights.")
     probe_lr: Positive = _setting(1e-3, "Constant learning rate of these epochs.")
+    label_fraction: Share = _setting(
+        1.0, "Of the patients with labels, in training and validation; train.seed draws them."
+    )
 
     def __post_init__(self) -> None:
         if self.frozen and self.probe_epochs:

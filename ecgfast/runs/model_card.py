@@ -36,7 +36,8 @@ def model_card(meta: RunMeta, result: Facts, num_parameters: int) -> str:
         undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
     return environment.from_string(template).render(
-        **{name: result[name] for name in ("learning_rate", "epoch", "val_loss", "val_auroc")},
+        **{name: result[name] for name in ("learning_rate", "epoch", "batch_size", "val_loss")},
+        val_auroc=result["val_auroc"],
         **{name: identity.get(name) for name in ("preset", "store", "fold")},
         **{name: meta.preprocessing.store[name] for name in ("window", "short")},
         name=meta.name,
@@ -52,6 +53,7 @@ def model_card(meta: RunMeta, result: Facts, num_parameters: int) -> str:
         normalise=meta.preprocessing.normalisation.mode,
         select=meta.select or "all",
         seed=identity["train.seed"],
+        label_fraction=identity["finetune.label_fraction"],
         counts=result["counts"],
         thresholds=[(_THRESHOLDS[name], value) for name, value in result["thresholds"].items()],
     )

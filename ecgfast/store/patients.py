@@ -198,6 +198,26 @@ def patient_groups(records: "pa.Table") -> NDArray[np.intp]:
     return joined[number]
 
 
+def patient_names(
+    records: "pa.Table", rows: NDArray[np.int64], groups: NDArray[np.intp]
+) -> dict[int, str]:
+    """One id of each patient, the same whatever the order of his records.
+
+    Args:
+        records: `StoreReader.records`.
+        rows: (n,) rows of them.
+        groups: (n,) number of each row's patient, from `patient_groups`.
+    Returns:
+        number -> the first of his ids in these rows.
+    """
+    first: dict[int, str] = {}
+    for group, name in zip(
+        groups.tolist(), records["patient_id"].take(rows).to_pylist(), strict=True
+    ):
+        first[group] = min(first.get(group, name), name)
+    return first
+
+
 def is_unnamed(records: "pa.Table") -> NDArray[np.bool_]:
     """(N,) whether a record names no patient, so that it is unknown which records share one."""
     flags = records["flags"].to_pylist()

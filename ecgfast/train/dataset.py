@@ -15,7 +15,8 @@ from ecgfast.errors import ConfigError
 from ecgfast.labels.assign import ONE_ECG_OPTION, one_ecg_each, warn_of_unnamed
 from ecgfast.labels.selection import Labelled, labelled
 from ecgfast.labels.splits import warn_where_few
-from ecgfast.store.patients import patient_groups
+from ecgfast.labels.subset import SETTING, label_subset
+from ecgfast.store.patients import patient_groups, patient_names
 from ecgfast.store.reader import StoreReader, open_store
 from ecgfast.train.distributed import Ranks
 
@@ -84,11 +85,8 @@ def split_heldout(
     if fraction == 0:
         return rows, rows[:0]
     groups = patient_groups(store.records)[rows]
-    names = store.records["patient_id"].take(rows).to_pylist()
-    first: dict[int, str] = {}  # one name of each patient, whatever the order of his records
-    for group, name in zip(groups.tolist(), names, strict=True):
-        first[group] = min(first.get(group, name), name)
-    held = np.array([_uniform(seed, first[group]) < fraction for group in groups], dtype=bool)
+    names = patient_names(store.records, rows, groups)
+    held = np.array([_uniform(seed, names[group]) < fraction for group in groups], dtype=bool)
     return rows[~held], rows[held]
 
 
@@ -98,7 +96,13 @@ def _uniform(seed: int, name: str) -> float:
 
 
 def labelled_records(
-    store: StoreReader, target: str, select: str | None, fold: int | None = None
+    store: StoreReader,
+    target: str,
+    select: str | None,
+    fold: int | None = None,
+    *,
+    fraction: float = 1.0,
+    seed: int = 0,
 ) -> tuple[Labelled, dict[str, int]]:
     """Find the labelled training and validation records of a selection.
 
@@ -107,19 +111,20 @@ def labelled_records(
         target: what a case is; records where it is null are dropped and counted.
         select: an expression, None for all records.
         fold: that is held out, None for the store's splits.
+        fraction: of the patients of both splits, see `label_subset`.
+        seed: that draws them.
     Returns:
-        the records; cases and controls of both splits, how many have no label, and how many of the
-        store name no patient.
+        the records; patients, cases and controls of both splits, how many have no label, and how
+        many of the store name no patient.
     Raises:
-        ConfigError: no splits, or a split without cases or without controls.
+        ConfigError: no splits, or a split, or the fraction of it, has no cases or no controls.
     """
     rows = selected_rows(store, select)
     found = labelled(store.records, rows, target, fold)
+    groups = patient_groups(store.records)
     unnamed = warn_of_unnamed(store.records, one_ecg_per_patient=one_ecg_each(store))
-    counts = {"unknown": found.num_unknown, "no_patient": unnamed}
     for split, chosen in (("train", found.train), ("valid", found.valid)):
         cases = int(found.is_case[chosen].sum())
-        counts |= {f"{split}_cases": cases, f"{split}_controls": len(chosen) - cases}
         if not 0 < cases < len(chosen):
             without = int(pc.is_null(store.records["split"]).to_numpy()[rows].sum())
             cure = f", or say {ONE_ECG_OPTION} there" if unnamed else ""
@@ -128,11 +133,23 @@ def labelled_records(
                 f"and {len(chosen) - cases} controls, {without} of {len(rows)} selected records "
                 f"being in no split; label the store with `ecgfast label`{cure}, or widen --select"
             )
+    everybody = np.unique(groups[found.train]).size
+    found = label_subset(store.records, found, fraction=fraction, seed=seed)
+    counts = {"unknown": found.num_unknown, "no_patient": unnamed}
     names = np.full(len(store), None, dtype=object)
-    names[found.train], names[found.valid] = "train", "valid"
+    for split, chosen in (("train", found.train), ("valid", found.valid)):
+        names[chosen] = split
+        cases = int(found.is_case[chosen].sum())
+        counts |= {f"{split}_cases": cases, f"{split}_controls": len(chosen) - cases}
+        counts[f"{split}_patients"] = np.unique(groups[chosen]).size
     is_known = names != None  # noqa: E711 (element by element)
     warn_where_few(target, names.tolist(), found.is_case, is_known)
     log.info(", ".join(f"{name} {count}" for name, count in counts.items()) + f" for {target}")
+    if fraction < 1:
+        log.info(
+            f"{SETTING} {fraction:g}: {counts['train_patients']} of {everybody} patients with "
+            f"labels teach, drawn with seed {seed}"
+        )
     return found, counts
 
 

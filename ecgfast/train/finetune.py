@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ecgfast import log
 from ecgfast.config import Config
 from ecgfast.data.normalise import Normalisation, cohort_statistics
 from ecgfast.errors import ConfigError
@@ -25,6 +26,7 @@ from ecgfast.runs.roc import sensitivity_threshold, youden_threshold
 from ecgfast.store.durable import RESUME, write_durably
 from ecgfast.train import run_folder
 from ecgfast.train.dataset import labelled_records
+from ecgfast.train.distributed import Ranks
 from ecgfast.train.guards import clear_errors
 from ecgfast.train.initial import (
     Initial,
@@ -97,11 +99,16 @@ class _Task:
 def _prepare(task: _Task, session: Session) -> tuple[Sweep, Register, dict[str, int]]:
     """Return the sweep, whose ECGs teach it, and how many cases and controls these are."""
     config, store, ranks = session.config, session.store, session.ranks
-    share = rank_share(config.finetune.batch_size, ranks, key="finetune.batch_size")
-    asked = config.train.microbatch
-    microbatch = share if asked == "auto" else require_divisor(asked, share)
+    records, counts = labelled_records(
+        store,
+        task.target,
+        task.select,
+        task.fold,
+        fraction=config.finetune.label_fraction,
+        seed=config.train.seed,
+    )
+    share, microbatch = _shares(config, len(records.train), ranks)
     _require_possible(config, microbatch)
-    records, counts = labelled_records(store, task.target, task.select, task.fold)
     ranks.ask_main(lambda: store.check_digests(np.concatenate([records.train, records.valid])))
     initial = read_initial(task.init, config)
     preprocessing = Preprocessing.of(store, _normalisation(session, records, initial))
@@ -119,10 +126,36 @@ def _prepare(task: _Task, session: Session) -> tuple[Sweep, Register, dict[str, 
         meta=RunMeta(
             kind="finetune", identity=identity, microbatch=microbatch, preprocessing=preprocessing
         ),
+        share=share,
         microbatch=microbatch,
     )
     taught = Register.of(store, {"train": records.train, "valid": records.valid})
     return sweep, with_encoder(taught, initial.register, initial.origin), counts
+
+
+def _shares(config: Config, num_records: int, ranks: Ranks) -> tuple[int, int]:
+    """Records of an update, and of a forward pass, that each rank takes.
+
+    A subset of the labels that is smaller than a batch is a batch of its own.
+    """
+    settings, asked = config.finetune, config.train.microbatch
+    share = rank_share(settings.batch_size, ranks, key="finetune.batch_size")
+    microbatch = share if asked == "auto" else require_divisor(asked, share)
+    if settings.label_fraction == 1 or num_records >= settings.batch_size:
+        return share, microbatch
+    most = num_records // ranks.world_size
+    if not most:
+        raise ConfigError(
+            f"finetune.label_fraction={settings.label_fraction:g} leaves {num_records} records for "
+            f"{ranks.world_size} ranks; raise it, or train on fewer ranks"
+        )
+    microbatch = min(microbatch, most)
+    share = most - most % microbatch
+    log.info(
+        f"batches of {share * ranks.world_size} records instead of {settings.batch_size} "
+        f"(finetune.batch_size): the subset has {num_records}"
+    )
+    return share, microbatch
 
 
 def _require_possible(config: Config, microbatch: int) -> None:
@@ -194,6 +227,7 @@ def _write_result(
         "epoch": progress.best_epoch,
         "val_loss": progress.best_loss,
         "val_auroc": progress.best_auroc,
+        "batch_size": sweep.share * session.ranks.world_size,
         "counts": counts,
         "thresholds": {
             "youden": youden_threshold(is_case, scores),

@@ -48,6 +48,7 @@ class Sweep:
         records: which ones it learns from, and their labels.
         initial: weights that every trial starts from.
         meta: what checkpoints and result.json say about the run.
+        share: records per rank and update.
         microbatch: records per rank and forward pass.
     """
 
@@ -55,6 +56,7 @@ class Sweep:
     records: Labelled
     initial: Initial
     meta: RunMeta
+    share: int
     microbatch: int
 
     def __post_init__(self) -> None:
@@ -73,7 +75,7 @@ class Sweep:
             config,
             ranks,
             self.records.train,
-            batch_size=config.finetune.batch_size // ranks.world_size,
+            batch_size=self.share,
             seed=config.train.seed,
             normalisation=normalisation,
         )

@@ -92,6 +92,8 @@ def test_the_last_override_wins() -> None:
         ("finetune.learning_rates=[]", r"one or more numbers above 0, got \[\]"),
         ("finetune.patience=0", "finetune.patience must be at least 1, got 0"),
         ("train.seed=1\nx=2", "train.seed must be an integer"),
+        ("finetune.label_fraction=0", "label_fraction must be above 0 and at most 1, got 0.0"),
+        ("finetune.label_fraction=1.5", "label_fraction must be above 0 and at most 1, got 1.5"),
         ("finetune.layer_decay=0", "layer_decay must be above 0 and at most 1, got 0.0"),
         ("finetune.layer_decay=1.1", "layer_decay must be above 0 and at most 1, got 1.1"),
         ("finetune.drop_path=1", r"finetune.drop_path must be in \[0, 1\), got 1.0"),

@@ -12,11 +12,12 @@ from ecgfast.runs.model_card import model_card
 RESULT = {
     "learning_rate": 3e-5,
     "epoch": 7,
+    "batch_size": 64,
     "val_loss": 0.31234,
     "val_auroc": 0.87654,
     "counts": {
         **{"unknown": 11, "no_patient": 12, "train_cases": 131, "train_controls": 1400},
-        **{"valid_cases": 15, "valid_controls": 160},
+        **{"valid_cases": 15, "valid_controls": 160, "train_patients": 1204},
     },
     "thresholds": {"youden": 0.2345, "sensitivity_90": None},
 }
@@ -41,8 +42,12 @@ def test_it_says_what_the_run_knows() -> None:
     assert card.startswith("# ViT, random init for LVH=1\n")
     for words in (
         *("1,234,567 parameters", "preset demo", "First weights: random", "site=1", "Store f00d"),
-        *("131 cases and 1400 controls", "11 records without this label", "12 without a patient"),
-        *("Learning rate 3e-05, the weights of epoch 7, seed 41, recipe paper", "AUROC 0.877"),
+        *(
+            "131 cases and 1400 controls of 1204 patients taught; 11 records without this label",
+            "12 without a patient",
+        ),
+        *("Learning rate 3e-05, the weights of epoch 7, batches of 64", "AUROC 0.877"),
+        "seed 41, recipe paper",
         *("| highest Youden index | 0.234 |", "| sensitivity of 90 % | none |", "5000 timesteps"),
         *("normalisation: record_lead", "the first ten seconds are", "shorter ones are\n  refused"),
     ):
@@ -54,6 +59,8 @@ def test_what_differs_between_runs_differs_in_it() -> None:
     assert "all folds but 3 and the next" in fold
     assert "AUROC not defined" in fold
     assert "filled up from five seconds on" in fold
+    few = model_card(meta_of("finetune.label_fraction=0.03"), RESULT, 1)
+    assert "1204 patients taught, a fraction of 0.03 of those with labels; 11 records" in few
     assert model_card(meta_of("model.kind=cnn"), RESULT, 1).startswith("# CNN for LVH=1\n")
 
 

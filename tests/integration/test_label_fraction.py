@@ -1,0 +1,98 @@
+"""Fine-tuning with fewer labels: what it reads, what it says of that, and how it is resumed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ecgfast.config import Config, load_config
+from ecgfast.errors import ConfigError, ResumeError
+from ecgfast.evaluate.planning import plan_tests
+from ecgfast.log import read_metrics
+from ecgfast.runs.loading import load_run
+from ecgfast.runs.register import read_register
+from ecgfast.store.reader import open_store
+from ecgfast.train.finetune import finetune
+
+TARGET = "ejection_fraction<40"
+
+
+def _config(tiny: Path, *settings: str) -> Config:
+    few = ["finetune.label_fraction=0.15", "finetune.epochs=1", "finetune.learning_rates=[1e-3]"]
+    return load_config(str(tiny), [*few, *settings])
+
+
+@pytest.fixture(scope="module")
+def few(store: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With 2 of 13 case patients and 4 of 25 control patients of training, one ECG each."""
+    out = tmp_path_factory.mktemp("few")
+    return finetune(_config(tiny), store, out, init="random", target=TARGET, device="cpu")
+
+
+def test_the_run_says_what_it_learned_from(few: Path) -> None:
+    result = json.loads((few / "result.json").read_text())
+    taught = {"train_patients": 6, "train_cases": 2, "train_controls": 4}
+    watched = {"valid_patients": 2, "valid_cases": 1, "valid_controls": 1}
+    assert result["counts"] == {"unknown": 6, "no_patient": 0, **taught, **watched}
+    assert result["identity"]["finetune.label_fraction"] == 0.15
+    assert result["batch_size"] == 6  # the preset's 8 are more than the subset has
+    assert [row["step"] for row in read_metrics(few)] == [1]
+    card = (few / "MODEL_CARD.md").read_text()
+    assert "2 cases and 4 controls of 6 patients taught, a fraction of 0.15 of those with" in card
+    assert "batches of 6 records" in card
+
+
+def test_the_register_has_those_alone_who_were_read(few: Path, store: Path) -> None:
+    register = read_register(few)
+    assert register is not None
+    assert len(register.select("train")) == 6
+    assert len(register.select("valid")) == 2
+    opened = open_store(store)
+    plan = plan_tests(opened, [load_run(few, opened)])
+    (taught,) = plan.training.values()
+    patients = np.array(opened.records["patient_id"].to_pylist())
+    assert sorted(patients[taught]) == sorted(register.select("train")["patient"].to_pylist())
+    split = np.array(opened.records["split"].to_pylist())
+    assert set(split[plan.rows_of(None)]) == {"test"}  # who was left out of training tests nothing
+
+
+def test_another_fraction_is_another_run(
+    few: Path, store: Path, tiny: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(few, tmp_path / "run")
+    config = _config(tiny, "finetune.label_fraction=0.3")
+    with pytest.raises(
+        ResumeError, match=r"finetune\.label_fraction \(now 0\.3, in the checkpoint 0\.15\)"
+    ):
+        finetune(config, store, run, init="random", target=TARGET, resume=True, device="cpu")
+
+
+def test_other_seeds_learn_from_others(few: Path, store: Path, tiny: Path, tmp_path: Path) -> None:
+    config = _config(tiny, "train.seed=1")
+    other = finetune(config, store, tmp_path / "r", init="random", target=TARGET, device="cpu")
+    registers = [read_register(run) for run in (few, other)]
+    one, two = (set(r.select("train")["patient"].to_pylist()) for r in registers if r is not None)
+    assert len(one) == len(two) == 6
+    assert one != two
+
+
+def test_a_subset_without_cases_is_refused_before_anything_is_written(
+    store: Path, tiny: Path, tmp_path: Path
+) -> None:
+    config = _config(tiny, "finetune.label_fraction=0.01")
+    with pytest.raises(ConfigError, match=r"^finetune\.label_fraction=0\.01 leaves no case patien"):
+        finetune(config, store, tmp_path / "r", init="random", target=TARGET, device="cpu")
+    assert not (tmp_path / "r" / "config.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("microbatch", "batch"), [("4", 4), ("2", 6)], ids=["no multiple", "multiple"]
+)
+def test_a_smaller_batch_is_a_multiple_of_the_microbatch(
+    store: Path, tiny: Path, tmp_path: Path, microbatch: str, batch: int
+) -> None:
+    config = _config(tiny, f"train.microbatch={microbatch}")
+    run = finetune(config, store, tmp_path / "r", init="random", target=TARGET, device="cpu")
+    assert json.loads((run / "result.json").read_text())["batch_size"] == batch
