@@ -1,4 +1,4 @@
-"""Who is in a store: tables by site and split, subgroups, and what age and sex alone tell.
+"""Who is in a store: tables by site and split, and subgroups.
 
 Shapes: N records of the store, n chosen ones.
 """
@@ -95,12 +95,12 @@ def cohort_table(records: pa.Table, target: str | None) -> list[CohortRow]:
     is_case, is_known = target_labels(records, target)
     sites, splits = text_column(records, "site"), text_column(records, "split")
     patients = patient_groups(records)
-    age, sex = _ages(records), text_column(records, "sex")
+    age, sex = ages(records), text_column(records, "sex")
 
     def count(site: str, split: str, chosen: NDArray[np.bool_]) -> CohortRow:
-        ages = age[chosen & ~np.isnan(age)]
+        known = age[chosen & ~np.isnan(age)]
         sexes = sex[chosen & (sex != "-")]
-        low, median, high = np.percentile(ages, (25, 50, 75)).tolist() if len(ages) else [0.0] * 3
+        low, median, high = np.percentile(known, (25, 50, 75)).tolist() if len(known) else [0.0] * 3
         return CohortRow(
             site=site,
             split=split,
@@ -108,7 +108,7 @@ def cohort_table(records: pa.Table, target: str | None) -> list[CohortRow]:
             num_cases=int((chosen & is_known & is_case).sum()),
             num_controls=int((chosen & is_known & ~is_case).sum()),
             num_patients=len(np.unique(patients[chosen])),
-            ages=(low, median, high) if len(ages) else None,
+            ages=(low, median, high) if len(known) else None,
             female=float((sexes == "female").mean()) if len(sexes) else None,
         )
 
@@ -131,9 +131,9 @@ def subgroups(records: pa.Table) -> dict[str, dict[str, NDArray[np.bool_]]]:
         Column -> group -> (N,) bool; groups without a record are left out, and so are columns
         without a value.
     """
-    age = _ages(records)
-    ages = {name: (age >= low) & (age < high) for name, (low, high) in _AGES.items()}
-    columns = {"age": {**ages, "unknown": np.isnan(age)}}
+    age = ages(records)
+    spans = {name: (age >= low) & (age < high) for name, (low, high) in _AGES.items()}
+    columns = {"age": {**spans, "unknown": np.isnan(age)}}
     for name in _GROUPED:
         values = text_column(records, name)
         columns[name] = {
@@ -147,43 +147,7 @@ def subgroups(records: pa.Table) -> dict[str, dict[str, NDArray[np.bool_]]]:
     return {column: groups for column, groups in present.items() if set(groups) != {"unknown"}}
 
 
-def age_and_sex(
-    records: pa.Table, is_case: NDArray[np.bool_], training: NDArray[np.int64]
-) -> NDArray[np.float64] | str:
-    """Probabilities from age and sex alone: what a model of the ECG must at least add to.
-
-    A logistic regression with scikit-learn's defaults on standardised columns; an unknown age is
-    the median of the training records and has a column that says so.
-
-    Args:
-        records: `StoreReader.records`.
-        is_case: (N,) bool.
-        training: (n,) labelled rows to fit it on.
-    Returns:
-        (N,) float64 in [0, 1], or why there is no such model.
-    """
-    from sklearn.linear_model import LogisticRegression  # takes a second
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    num_cases = int(is_case[training].sum())
-    if min(num_cases, len(training) - num_cases) < FEWEST:
-        return f"fewer than {FEWEST} cases or controls in training"
-    age, sex = _ages(records), text_column(records, "sex")
-    unknown = np.isnan(age)
-    columns = [sex == value for value in np.unique(sex[training])]
-    if not unknown[training].all():
-        columns += [np.where(unknown, np.median(age[training][~unknown[training]]), age), unknown]
-    table = np.stack(columns, axis=1).astype(np.float64)
-    if not np.ptp(table[training], axis=0).any():
-        return "neither age nor sex is known"
-    model = make_pipeline(StandardScaler(), LogisticRegression())
-    model.fit(table[training], is_case[training])
-    probability: NDArray[np.float64] = model.predict_proba(table)[:, 1]
-    return probability
-
-
-def _ages(records: pa.Table) -> NDArray[np.float64]:
+def ages(records: pa.Table) -> NDArray[np.float64]:
     """(N,) years, NaN where unknown."""
     if "age" not in records.column_names:
         return np.full(records.num_rows, np.nan)

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from ecgfast.evaluate import charts
+from ecgfast.evaluate.baselines import areas_of
 from ecgfast.evaluate.cohort import FEWEST
 from ecgfast.evaluate.discrimination import Auroc, PairedTest
 from ecgfast.evaluate.interval import Interval
@@ -59,11 +60,12 @@ def key_finding(results: Results) -> list[str]:
                 f"{first} minus {name}: {difference}; p {p_value}, corrected for all comparisons "
                 f"{corrected}."
             )
-    if against := results.age_and_sex.get(cohort, {}).get(first):
-        sentences.append(
-            f"Age and sex alone: {_with_interval(against.auroc, digits=3)}; {first} minus these: "
-            f"{_difference(against.run_minus)[0]}."
-        )
+    for name, baseline in results.baselines.items():
+        if against := baseline.cohorts.get(cohort, {}).get(first):
+            sentences.append(
+                f"{name[:1].upper()}{name[1:]} alone: {_with_interval(against.auroc, digits=3)}; "
+                f"{first} minus that: {_difference(against.run_minus)[0]}."
+            )
     if point := result.operating:
         sentences.append(
             f"At the threshold that validation fixed: sensitivity "
@@ -94,6 +96,10 @@ def detection(results: Results) -> View:
         )
         for cohort, by_run in results.cohorts.items()
     ]
+    shown = {
+        cohort: {**by_run, **areas_of(results.baselines, results.plan, cohort)}
+        for cohort, by_run in areas.items()
+    }
     header = ("cohort", "prevalence", *(f"{name}: AUPRC (95 % CI)" for name in results.names))
     return {
         "target": results.plan.target,
@@ -101,7 +107,7 @@ def detection(results: Results) -> View:
         "table": table3(results),
         "precision": Table(header=header, rows=precision, sums=_sums(areas)),
         "notes": [*notes, *results.plan.notes],
-        "areas": charts.auroc_by_site(areas) if curves else None,
+        "areas": charts.auroc_by_site(shown) if curves else None,
         "curves": charts.roc_curves(curves) if curves else None,
     }
 
@@ -139,16 +145,34 @@ def comparison(results: Results) -> View | None:
     return {"first": first, "table": table, "num_tests": number}
 
 
-def age_and_sex(results: Results) -> View:
-    """What age and sex alone reach, and what each run adds to them."""
-    header = ("cohort", "run", "age and sex: AUROC (95 % CI)", "run minus these (95 % CI)")
-    rows = [
-        (cohort, name, _area(against.auroc), _difference(against.run_minus)[0])
-        for cohort, by_run in results.age_and_sex.items()
-        for name, against in by_run.items()
-    ]
-    missing = [f"{name}: not fitted, {why}." for name, why in results.no_age_and_sex.items()]
-    return {"table": Table(header=header, rows=rows), "missing": missing}
+def baselines(results: Results) -> View:
+    """What simple models reach, and what each run adds to them."""
+    simple = results.baselines
+    header = ["cohort", "run"]
+    for kind in simple:
+        header += [f"{kind}: AUROC (95 % CI)", "run minus that (95 % CI)"]
+    rows = []
+    for cohort, by_run in results.cohorts.items():
+        for name in by_run:
+            found = [baseline.cohorts.get(cohort, {}).get(name) for baseline in simple.values()]
+            cells = [
+                cell
+                for each in found
+                for cell in (
+                    (_area(each.auroc), _difference(each.run_minus)[0]) if each else ("-", "-")
+                )
+            ]
+            if any(found):
+                rows.append((cohort, name, *cells))
+    notes: dict[str, list[str]] = {}
+    for kind, baseline in simple.items():
+        for name in results.plan.training:
+            how = baseline.how.get(name) or f"not fitted, {baseline.not_fitted.get(name)}"
+            notes.setdefault(f"{kind}: {how}.", []).append(name)
+    return {
+        "table": Table(header=header, rows=rows),
+        "notes": [f"Beside {', '.join(runs)}, {note}" for note, runs in notes.items()],
+    }
 
 
 def operating(results: Results) -> Table:

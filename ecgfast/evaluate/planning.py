@@ -50,6 +50,7 @@ class TestPlan:
             learned from. At a site that it learned from, a run is tested on the test split alone.
         notes: for the report, what was left out and what is not known.
         training: run's name -> labelled rows of this store that it was trained on.
+        validation: run's name -> labelled rows of this store that chose its weights.
     """
 
     target: str
@@ -58,6 +59,19 @@ class TestPlan:
     cohorts: dict[str, dict[str, Rows]]
     notes: tuple[str, ...]
     training: dict[str, Rows] = field(default_factory=dict)
+    validation: dict[str, Rows] = field(default_factory=dict)
+
+    @property
+    def same_training(self) -> dict[str, str]:
+        """Run's name -> the first run of the same training and validation records."""
+        first: dict[tuple[bytes, bytes], str] = {}
+        none = np.zeros(0, np.int64)
+        return {
+            name: first.setdefault(
+                (rows.tobytes(), self.validation.get(name, none).tobytes()), name
+            )
+            for name, rows in self.training.items()
+        }
 
     @property
     def main_cohort(self) -> str:
@@ -84,6 +98,7 @@ class _Test:
         unseen: (N,) labelled records of patients that it did not learn from.
         in_test: (N,) records in its test split or fold.
         taught: (N,) labelled records of its training split.
+        validated: (N,) labelled records of its validation split.
         by_fold: whether that is the fold that it held out.
     """
 
@@ -91,6 +106,7 @@ class _Test:
     unseen: Flags
     in_test: Flags
     taught: Flags
+    validated: Flags
     by_fold: bool
 
     @property
@@ -162,6 +178,7 @@ def plan_for(store: StoreReader, target: str, learners: Mapping[str, Learner]) -
         cohorts=cohorts,
         notes=_notes(target, site, is_known, learners, tests, seen_by),
         training={name: np.flatnonzero(test.taught) for name, test in tests.items()},
+        validation={name: np.flatnonzero(test.validated) for name, test in tests.items()},
     )
 
 
@@ -178,11 +195,13 @@ def _test(
     # Sites of one name are one hospital where the pseudonym keys are the same; under another key
     # only where the run learned from an ECG that this store has at the site.
     ours = {name for name in trained if seen_by.same_key or (seen_by.taught & (site == name)).any()}
+    learned = is_known & seen_by.taught & np.isin(site, sorted(ours))
     return _Test(
         training_sites=frozenset(ours),
         unseen=is_known & ~seen_by.taught,
         in_test=split == "test",
-        taught=is_known & seen_by.taught & (split == "train") & np.isin(site, sorted(ours)),
+        taught=learned & (split == "train"),
+        validated=learned & (split == "valid"),
         by_fold=by_fold,
     )
 

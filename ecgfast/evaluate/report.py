@@ -128,7 +128,7 @@ def page(store: StoreReader, runs: Sequence[LoadedRun], results: Results | None)
         "cohort": views.cohort(store, results.plan.target if results else None),
         "detection": results and findings.detection(results),
         "comparison": results and findings.comparison(results),
-        "age_and_sex": results and findings.age_and_sex(results),
+        "baselines": results and findings.baselines(results),
         "operating": results and findings.operating(results),
         "calibration": results and findings.calibration(results),
         "net_benefit": results and findings.net_benefit(results),

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ecgfast.evaluate.cohort import FEWEST, age_and_sex, subgroups
+from ecgfast.evaluate.baselines import Baseline, Fitted, against, age_and_sex, once_per_training
+from ecgfast.evaluate.cohort import FEWEST, subgroups
 from ecgfast.evaluate.discrimination import (
     Auroc,
     PairedTest,
@@ -18,6 +19,7 @@ from ecgfast.evaluate.discrimination import (
     holm,
 )
 from ecgfast.evaluate.interval import Interval
+from ecgfast.evaluate.median_beat import median_beat
 from ecgfast.evaluate.operating import (
     Calibration,
     Fixed,
@@ -83,19 +85,6 @@ class Subgroup:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AgeAndSex:
-    """What a model of age and sex reaches on the records that test a run.
-
-    Attributes:
-        auroc: of that model.
-        run_minus: the run's AUROC minus that.
-    """
-
-    auroc: Auroc
-    run_minus: PairedTest
-
-
-@dataclass(frozen=True, kw_only=True)
 class Results:
     """Every number of a report on a set of classifiers.
 
@@ -106,8 +95,8 @@ class Results:
         fixed: run's name -> what its validation records fixed.
         scores: run's name -> (N,) probabilities of the store's records, NaN where it is not tested.
         groups: column -> group -> run's name -> result in the plan's main cohort.
-        age_and_sex: cohort -> run's name -> what age and sex reach, fitted on its training.
-        no_age_and_sex: run's name -> why there is no such model.
+        age_and_sex: what a model of these reaches.
+        median_beat: what a logistic regression on the median beat reaches.
     """
 
     plan: TestPlan
@@ -116,13 +105,18 @@ class Results:
     fixed: dict[str, Fixed]
     scores: dict[str, Floats]
     groups: dict[str, dict[str, dict[str, Subgroup]]] = field(default_factory=dict)
-    age_and_sex: dict[str, dict[str, AgeAndSex]] = field(default_factory=dict)
-    no_age_and_sex: dict[str, str] = field(default_factory=dict)
+    age_and_sex: Baseline = field(default_factory=Baseline)
+    median_beat: Baseline = field(default_factory=Baseline)
 
     @property
     def names(self) -> list[str]:
         """Names of the runs, the first one first."""
         return list(self.fixed)
+
+    @property
+    def baselines(self) -> dict[str, Baseline]:
+        """Simple models, by what a reader calls them."""
+        return {"age and sex": self.age_and_sex, "median beat": self.median_beat}
 
     @property
     def p_holm(self) -> dict[str, dict[str, float]]:
@@ -156,10 +150,8 @@ class Results:
                 "cohort": self.plan.main_cohort,
                 **{column: _each(groups, asdict) for column, groups in self.groups.items()},
             },
-            "age_and_sex": {
-                "not_fitted": self.no_age_and_sex,
-                "cohorts": _each(self.age_and_sex, asdict),
-            },
+            "age_and_sex": self.age_and_sex.to_json(),
+            "median_beat": self.median_beat.to_json(),
         }
 
 
@@ -181,7 +173,7 @@ def compute(plan: TestPlan, classifiers: Sequence[LoadedRun], store: StoreReader
         fixed[run.name] = Fixed(
             thresholds=run.meta.thresholds, recalibration=recalibration(*run.register.validation)
         )
-    return summarise(plan, scores, fixed, store.records)
+    return summarise(plan, scores, fixed, store.records, median_beat(plan, store))
 
 
 def summarise(
@@ -189,6 +181,7 @@ def summarise(
     scores: Mapping[str, Floats],
     fixed: Mapping[str, Fixed],
     records: pa.Table,
+    median_beats: Mapping[str, Fitted | str] | None = None,
 ) -> Results:
     """Every number of a report from the scores.
 
@@ -197,6 +190,8 @@ def summarise(
         scores: run's name -> (N,) probabilities, NaN where it is not tested.
         fixed: run's name -> what its own validation records fixed.
         records: of the store, N rows with age, sex, site and device where they are known.
+        median_beats: run's name -> its regression on the median beat, or why there is none;
+            None: of no run.
     """
     cohorts = {
         cohort: {
@@ -216,7 +211,9 @@ def summarise(
         for cohort, by_run in plan.cohorts.items()
         if first in by_run
     }
-    of_age_and_sex, reasons = _age_and_sex(plan, scores, records)
+    of_age_and_sex = once_per_training(
+        plan, lambda name: age_and_sex(records, plan.is_case, plan.training[name])
+    )
     return Results(
         plan=plan,
         cohorts=cohorts,
@@ -224,8 +221,8 @@ def summarise(
         fixed=dict(fixed),
         scores=dict(scores),
         groups=_groups(plan, scores, fixed, records),
-        age_and_sex=of_age_and_sex,
-        no_age_and_sex=reasons,
+        age_and_sex=against(plan, scores, of_age_and_sex),
+        median_beat=against(plan, scores, median_beats or {}),
     )
 
 
@@ -284,27 +281,6 @@ def _subgroup(plan: TestPlan, rows: Rows, probability: Floats, threshold: float 
         return Subgroup(auroc=area, operating=None)
     point = operating_point(is_case, probability, threshold, patients)
     return Subgroup(auroc=area, operating=point)
-
-
-def _age_and_sex(
-    plan: TestPlan, scores: Mapping[str, Floats], records: pa.Table
-) -> tuple[dict[str, dict[str, AgeAndSex]], dict[str, str]]:
-    """Age and sex against each run, and why not."""
-    found: dict[str, dict[str, AgeAndSex]] = {}
-    reasons: dict[str, str] = {}
-    for name, training in plan.training.items():
-        model = age_and_sex(records, plan.is_case, training)
-        if isinstance(model, str):
-            reasons[name] = model
-            continue
-        for cohort, by_run in plan.cohorts.items():
-            if name in by_run:
-                rows = by_run[name]
-                found.setdefault(cohort, {})[name] = AgeAndSex(
-                    auroc=delong(plan.is_case[rows], model[rows], plan.patients[rows]),
-                    run_minus=_paired(plan, rows, scores[name], model),
-                )
-    return found, reasons
 
 
 def _each(

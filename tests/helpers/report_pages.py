@@ -17,7 +17,7 @@ def html_of(*, synthetic: bool = False, **views: object) -> str:
         "key_finding": (),
         "flow": nothing,
         "cohort": nothing,
-        **dict.fromkeys(("detection", "comparison", "age_and_sex", "operating", "calibration")),
+        **dict.fromkeys(("detection", "comparison", "baselines", "operating", "calibration")),
         **dict.fromkeys(("net_benefit", "groups")),
         "training": (),
         "reconstructions": (),

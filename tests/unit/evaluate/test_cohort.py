@@ -3,9 +3,8 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from sklearn.linear_model import LogisticRegression
 
-from ecgfast.evaluate.cohort import age_and_sex, cohort_table, natural_order, subgroups
+from ecgfast.evaluate.cohort import cohort_table, natural_order, subgroups
 from ecgfast.store.patients import patient_groups
 
 TABLE = pa.table(
@@ -74,38 +73,3 @@ def test_subgroups_by_hand() -> None:
         "site": {"9": [1, 2, 3, 4, 5], "10": [0]},
     }  # fmt: skip
     assert subgroups(pa.table({"record_id": ["a"]})) == {}
-
-
-def test_age_and_sex_are_a_logistic_regression_on_training_records_alone() -> None:
-    rng = np.random.default_rng(4)
-    age, male = rng.uniform(20, 90, 400), rng.random(400) < 0.5
-    y = rng.random(400) < 1 / (1 + np.exp(-(age - 70) / 10 - male))
-    training = np.arange(200)
-    records = pa.table({"age": age, "sex": np.where(male, "M", "F")})
-    got = age_and_sex(records, y, training)
-    assert not isinstance(got, str)
-    table = np.stack([age, male], axis=1)
-    mean, std = table[training].mean(axis=0), table[training].std(axis=0)
-    z = np.stack([(age - mean[0]) / std[0], (~male - 1 + mean[1]) / std[1],
-                  (male - mean[1]) / std[1]], axis=1)  # fmt: skip
-    model = LogisticRegression().fit(z[training], y[training])
-    np.testing.assert_allclose(got, model.predict_proba(z)[:, 1], atol=1e-4)
-    other = y.copy()
-    other[200:] = ~other[200:]  # labels outside training change nothing
-    np.testing.assert_array_equal(got, age_and_sex(records, other, training))
-
-
-def test_age_and_sex_without_what_they_need() -> None:
-    y = np.arange(40) % 2 == 0
-    age: list[float | None] = [60.0 + 10 * case for case in y]
-    age[0] = None
-    rows, sex = np.arange(40), ["F"] * 40
-    got = age_and_sex(pa.table({"age": age, "sex": sex}), y, rows)
-    assert not isinstance(got, str)
-    assert np.isfinite(got).all()
-    assert got[2] > 0.9 > 0.1 > got[1]
-    nothing = pa.table({"sex": sex, "age": pa.nulls(40, pa.float64())})
-    assert age_and_sex(nothing, y, rows) == "neither age nor sex is known"
-    assert age_and_sex(pa.table({"sex": sex}), y, rows[:19]) == (
-        "fewer than 10 cases or controls in training"
-    )

@@ -160,6 +160,7 @@ def test_records_of_no_site_and_larger_sums_first() -> None:
             unseen=np.ones(4, bool),
             in_test=np.zeros(4, bool),
             taught=np.zeros(4, bool),
+            validated=np.zeros(4, bool),
             by_fold=False,
         )
         for name, known in (("one", "1"), ("three", "123"))

@@ -16,7 +16,7 @@ from sklearn.metrics import (
 )
 
 from ecgfast.evaluate import planning
-from ecgfast.evaluate.cohort import age_and_sex
+from ecgfast.evaluate.baselines import Fitted, age_and_sex
 from ecgfast.evaluate.discrimination import delong, delong_paired
 from ecgfast.evaluate.findings import calibration, comparison, detection, operating
 from ecgfast.evaluate.interval import BINOMIAL, LOGIT_T
@@ -225,8 +225,9 @@ def test_groups_of_few_cases_are_not_computed_and_age_and_sex_are_compared() -> 
     got = groups["sex"]["M"]["ViT"]
     assert got["auroc"]["value"] == pytest.approx(roc_auc_score(y[men], score[men]))
     assert got["operating"]["sensitivity"]["value"] == (score[men] >= 0.5)[y[men]].mean()
-    baseline = age_and_sex(records, y, np.arange(200))
-    assert not isinstance(baseline, str)
+    fitted = age_and_sex(records, y, np.arange(200))
+    assert isinstance(fitted, Fitted)
+    baseline = fitted.probability
     against = numbers["age_and_sex"]["cohorts"][SITE]["ViT"]
     assert against["auroc"]["value"] == pytest.approx(roc_auc_score(y[test], baseline[test]))
     expected = delong_paired(y[test], score[test], baseline[test])
@@ -247,7 +248,7 @@ def test_groups_of_few_cases_are_not_computed_and_age_and_sex_are_compared() -> 
     assert result["net_benefit_recalibrated"]["model"] != result["net_benefit"]["model"]
     nothing = summarise(plan, {"ViT": score}, {"ViT": of_validation}, nobody(number))
     assert nothing.to_json()["age_and_sex"] == {
-        "not_fitted": {"ViT": "neither age nor sex is known"}, "cohorts": {},
+        "not_fitted": {"ViT": "neither age nor sex is known"}, "how": {}, "cohorts": {},
     }  # fmt: skip
 
 

@@ -185,8 +185,8 @@ def test_the_finding_names_cohort_difference_and_counts() -> None:
         "At the threshold that validation fixed: sensitivity 1.00 (0.83 to 1.00), specificity 1.00 "
         "(0.91 to 1.00)."
     )
-    html = html_of(age_and_sex=findings.age_and_sex(results))
-    assert "B: not fitted, fewer than 10 cases or controls in training." in html
+    html = html_of(baselines=findings.baselines(results))
+    assert "Beside B, age and sex: not fitted, fewer than 10 cases or controls in training." in html
     html = html_of(groups=findings.groups(results))
     assert "by age; sensitivity and" in html
     assert "<td>not computed</td>" in html
