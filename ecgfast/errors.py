@@ -11,6 +11,7 @@ Reason = Literal[
     "the file is damaged",
     "the file is too large",
     "the header is damaged",
+    "its version or coding is not read",
     "a signal file is missing",
     "a signal file is cut short",
     "a segment is missing",

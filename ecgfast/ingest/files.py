@@ -104,6 +104,11 @@ def cut_short(message: str) -> FormatError:
     return FormatError(message, reason="a signal file is cut short")
 
 
+def not_read(message: str) -> FormatError:
+    """The refusal of a sound file in a version or coding that no reader here knows."""
+    return FormatError(message, reason="its version or coding is not read")
+
+
 def _open_regular(path: str | PathLike[str], flags: int) -> int:
     # Without O_NONBLOCK a named pipe would wait for its writer for ever.
     fd = os.open(path, flags | os.O_NONBLOCK)

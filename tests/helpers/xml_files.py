@@ -6,7 +6,7 @@ with the word `NAME`.
 
 import base64
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ NAME = "Zebedee"  # of everybody and everything in these files
 PATIENT = "PID-00417"
 
 Leads = Mapping[str, NDArray[np.int16]]
+Write = Callable[..., bytes]
 
 
 def _base64(samples: NDArray[np.int16]) -> str:

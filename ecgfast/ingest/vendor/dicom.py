@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError
-from ecgfast.ingest.files import check_values, cut_short, too_large
+from ecgfast.ingest.files import check_values, cut_short, not_read, too_large
 from ecgfast.ingest.format import Format
 from ecgfast.ingest.leads import lead_position
 from ecgfast.ingest.vendor.binary import LEAD_OF_NUMBER, age_between, limits_of_damage, read_whole
@@ -99,7 +99,7 @@ def _is_waveform(head: bytes) -> bool:
 
 def _parsed(content: bytes, source: str) -> "Dataset":
     if _DEFLATED in content:  # wherever it stands: pydicom unpacks such files without a limit
-        raise FormatError(
+        raise not_read(
             f"{source}: is a deflated DICOM file, allowed explicit and implicit transfer syntaxes; "
             "export it again without compression, or convert it with dcmconv"
         )
@@ -132,7 +132,7 @@ def _samples(group: "Dataset", source: str) -> NDArray[Any]:
     """Return the (S, T) ADC units of a group, in the byte order of this machine."""
     layout = int(group.WaveformBitsAllocated), str(group.WaveformSampleInterpretation)
     if layout not in _DTYPES:
-        raise FormatError(
+        raise not_read(
             f"{source}: samples are coded in a way that is not read, allowed integers of 8, 16 or "
             "32 bits (SB, UB, SS, US, SL, UL)"
         )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError
-from ecgfast.ingest.files import check_values, cut_short
+from ecgfast.ingest.files import check_values, cut_short, not_read
 from ecgfast.ingest.format import Format
 from ecgfast.ingest.leads import lead_position, plan_leads
 from ecgfast.ingest.vendor.binary import age_between, limits_of_damage, read_whole, time_from
@@ -91,7 +91,7 @@ def read(path: Path, record_id: str, row: int | None) -> EcgRecord:
 def _header(content: bytes, source: str) -> _Header:
     reserved = content[192:236].decode("latin-1").strip()
     if reserved[:5] in ("EDF+D", "BDF+D"):
-        raise FormatError(
+        raise not_read(
             f"{source}: is a discontinuous file ({reserved[:3]}+D), with gaps between its parts, "
             "allowed a continuous one; export each part apart"
         )
@@ -226,7 +226,7 @@ def _is_edf(head: bytes) -> bool:
 
 FORMAT = Format(
     name="EDF, BDF and their continuous successors EDF+C, BDF+C",
-    tried=False,
+    tried=True,
     keeps="ADC units, scale, rate; time, filters; of EDF+ and BDF+ patient, age, sex",
     recognises=lambda head: _is_edf(head.content),
     read=read,

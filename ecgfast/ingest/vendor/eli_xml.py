@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError
-from ecgfast.ingest.files import check_values, cut_short
+from ecgfast.ingest.files import check_values, cut_short, not_read
 from ecgfast.ingest.format import Format
 from ecgfast.ingest.vendor.record import (
     Fields,
@@ -68,7 +68,7 @@ def read(path: Path, record_id: str, row: int | None) -> EcgRecord:
 def _samples(channel: Element, source: str) -> NDArray[Any]:
     for name, wanted in _STORED.items():
         if channel.get(name, wanted).strip().upper() != wanted:
-            raise FormatError(f"{source}: {name} of a channel is another one, allowed {wanted}")
+            raise not_read(f"{source}: {name} of a channel is another one, allowed {wanted}")
     if parse_number(channel.get("OFFSET") or "0") != 0:
         raise FormatError(
             f"{source}: OFFSET of a channel is not 0, allowed 0: what others mean is documented "

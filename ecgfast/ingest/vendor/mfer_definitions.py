@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import Literal
 
 from ecgfast.errors import FormatError
+from ecgfast.ingest import files
 from ecgfast.ingest.files import cut_short, too_large
 
 _MAX_CHANNELS = 1024
@@ -202,4 +203,4 @@ def _definition(content: bytes, at: int, source: str) -> tuple[int, int, int, in
 
 def not_read(source: str, what: str) -> FormatError:
     """The refusal of a coding that no reader here knows."""
-    return FormatError(f"{source}: {what}, which is not read; export the ECG in another format")
+    return files.not_read(f"{source}: {what}, which is not read; export the ECG in another format")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError
-from ecgfast.ingest.files import check_values, cut_short
+from ecgfast.ingest.files import check_values, cut_short, not_read
 from ecgfast.ingest.format import Format
 from ecgfast.ingest.vendor.record import (
     Fields,
@@ -71,7 +71,7 @@ def _samples(lead: Element, source: str) -> NDArray[Any]:
     """The timesteps of a lead; a CRC-32 of 0 was not computed by its writer."""
     content = bytes_of_base64(text_of(lead, "WaveFormData"), source)
     if number_of(lead, "LeadSampleSize", source, default=2) != 2:
-        raise FormatError(f"{source}: samples are not of 2 bytes, allowed 2")
+        raise not_read(f"{source}: samples are not of 2 bytes, allowed 2")
     promised = number_of(lead, "LeadSampleCountTotal", source)
     if len(content) != 2 * promised:
         raise cut_short(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError
-from ecgfast.ingest.files import check_values, cut_short
+from ecgfast.ingest.files import check_values, cut_short, not_read
 from ecgfast.ingest.format import Format
 from ecgfast.ingest.leads import lead_position
 from ecgfast.ingest.vendor import xli
@@ -72,10 +72,9 @@ def _check_version(root: Element, source: str) -> None:
     kind = text_of(root, "documentinfo/documenttype")
     version = text_of(root, "documentinfo/documentversion")
     if kind not in _TYPES or version not in _VERSIONS:
-        raise FormatError(
+        raise not_read(
             f"{source}: document type or version is another one, allowed SierraECG and PhilipsECG, "
-            f"{', '.join(_VERSIONS)}",
-            reason="the header is damaged",
+            f"{', '.join(_VERSIONS)}"
         )
 
 
@@ -103,7 +102,7 @@ def _samples(
     root: Element, names: list[str], num_timesteps: int, source: str
 ) -> list[NDArray[np.int16]]:
     if attribute_of(root, _DATA, "dataencoding") != "Base64":
-        raise FormatError(f"{source}: samples are no base64, allowed Base64")
+        raise not_read(f"{source}: samples are no base64, allowed Base64")
     content = bytes_of_base64(text_of(root, _DATA), source)
     method = attribute_of(root, _DATA, "compression") or attribute_of(root, _DATA, "compressmethod")
     if method in {"", "Uncompressed", "None"}:
@@ -114,7 +113,7 @@ def _samples(
             )
         return list(np.frombuffer(content, "<i2").astype(np.int16).reshape(len(names), -1))
     if method != "XLI":
-        raise FormatError(f"{source}: samples are compressed otherwise, allowed XLI or none")
+        raise not_read(f"{source}: samples are compressed otherwise, allowed XLI or none")
     leads = xli.unpack(content, len(names), num_timesteps, source)
     rows = {lead_position(name): row for row, name in enumerate(names)}
     if all(position in rows for position in range(6)):

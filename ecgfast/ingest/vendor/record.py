@@ -40,7 +40,8 @@ _MODELS = {
 _MODEL = {
     family: re.compile(rf"(?i)(?<!\w){words}(?!\w)", re.ASCII) for family, words in _MODELS.items()
 }
-_HIGHEST_HZ = 10_000.0
+_HIGHEST_HZ = 10_000.0  # of a filter
+_LOWEST_HZ, _HIGHEST_RATE_HZ = 50.0, 1e6  # of samples: fewer show no QRS complex
 _FIRST_YEAR = 1880  # of birth
 
 
@@ -108,9 +109,10 @@ def to_record(
     Raises:
         FormatError: a lead is missing or there twice, or leads differ in length.
     """
-    if not 0 < signals.rate_hz < 1e6:
+    if not _LOWEST_HZ <= signals.rate_hz < _HIGHEST_RATE_HZ:
         raise FormatError(
-            f"{source}: sampling rate is {signals.rate_hz:g}, allowed a number in (0, 1e6) Hz",
+            f"{source}: sampling rate is {signals.rate_hz:g} Hz, allowed {_LOWEST_HZ:g} to "
+            f"{_HIGHEST_RATE_HZ:g}; correct it, or its unit (an exporter wrote 2 ms as 2 s)",
             reason="the sampling rate is not allowed",
         )
     # Names that are no leads can be anything; errors repeat names.

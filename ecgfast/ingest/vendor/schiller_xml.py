@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from ecgfast.errors import FormatError
+from ecgfast.ingest.files import not_read
 from ecgfast.ingest.format import Format
 from ecgfast.ingest.vendor.record import (
     Fields,
@@ -45,7 +46,7 @@ def read(path: Path, record_id: str, row: int | None) -> EcgRecord:
     if len(channels) > _MOST_LEADS:
         raise FormatError(f"{source}: got {len(channels):,} channels, allowed {_MOST_LEADS}")
     if any(text_of(each, "datastype").upper() not in {"", _COMMAS} for each in channels):
-        raise FormatError(f"{source}: samples are stored otherwise, allowed {_COMMAS}")
+        raise not_read(f"{source}: samples are stored otherwise, allowed {_COMMAS}")
     signals = Signals(
         names=[text_of(each, "name") for each in channels],
         samples=[integers_of(text_of(each, "data"), source) for each in channels],

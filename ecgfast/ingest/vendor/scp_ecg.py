@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError
-from ecgfast.ingest.files import check_values, cut_short
+from ecgfast.ingest.files import check_values, cut_short, not_read
 from ecgfast.ingest.format import Format
 from ecgfast.ingest.leads import plan_leads
 from ecgfast.ingest.vendor.binary import (
@@ -130,15 +130,15 @@ def _check_crc(data: bytes, what: str, source: str) -> None:
 
 
 def _not_read(source: str, what: str) -> FormatError:
-    return FormatError(f"{source}: {what}; export the ECG again, or in another format")
+    return not_read(f"{source}: {what}; export the ECG again, or in another format")
 
 
 def _leads(section: bytes, source: str) -> list[_Lead]:
     count = section[0]
     if len(section) < 2 + 9 * count:
         raise cut_short(f"{source}: section 3 holds fewer than its {count} leads")
-    leads = [
-        _Lead(start, end, LEAD_OF_NUMBER.get(number, ""))
+    leads = [  # a first timestep of 0 is Contec's, whose last one is still their number
+        _Lead(start or 1, end, LEAD_OF_NUMBER.get(number, ""))
         for start, end, number in struct.iter_unpack("<IIB", section[2 : 2 + 9 * count])
     ]
     for lead in leads:
@@ -156,7 +156,8 @@ def _rhythm(sections: Mapping[int, bytes], leads: Sequence[_Lead], source: str) 
     """Decode section 6 on one time axis; what a lead does not cover is invalid."""
     section, subtracted = sections[6], sections[3][1] & 1
     resolution_nv, interval_us, _, bimodal = struct.unpack("<HHBB", section[:6])
-    if bimodal:
+    # The flag alone removes nothing: the interval is then that of the reference beat.
+    if bimodal and interval_us != int.from_bytes(sections.get(5, b"")[2:4], "little"):
         raise _not_read(source, "is packed bimodally, with fewer timesteps between the beats")
     values = _decoded(
         section, sections, leads, [each.end - each.start + 1 for each in leads], source

@@ -43,8 +43,11 @@ def int16_of_base64(text: str, source: str) -> NDArray[np.int16]:
 
 
 def integers_of(text: str, source: str) -> NDArray[Any]:
-    """Return integers that are separated by blanks or commas, int64.
+    """Return integers that are separated by blanks or commas.
 
+    Returns:
+        int16 where all fit, so that -32768 is no measurement: devices write it for an electrode
+        that is off. int64 otherwise.
     Raises:
         FormatError: there is something else, or more than a lead of a resting ECG has.
     """
@@ -66,7 +69,8 @@ def integers_of(text: str, source: str) -> NDArray[Any]:
         raise _damaged(f"{source}: samples are no integers; export the file again") from None
     if samples.min() < -_LARGEST or samples.max() > _LARGEST:  # NumPy cuts what 64 bits cannot hold
         raise _damaged(f"{source}: a sample is beyond {_LARGEST:,}, allowed up to 32 bits")
-    return samples
+    narrow = samples.astype(np.int16)
+    return narrow if (narrow == samples).all() else samples
 
 
 def _damaged(message: str) -> FormatError:

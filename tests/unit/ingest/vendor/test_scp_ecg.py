@@ -178,9 +178,32 @@ def test_a_wrong_checksum_refuses_and_one_that_was_not_computed_does_not(tmp_pat
         read(file_with(tmp_path, bytes(without)))
 
 
+def test_leads_that_are_counted_from_0_are_read(tmp_path: Path) -> None:
+    """As a program of Contec writes them: from 0 to the number of timesteps."""
+    spans = [(0, 200)] * 12
+    record = read(file_with(tmp_path, ecg_file(SIGNAL, spans=spans, coding="none", order=0)))
+    np.testing.assert_array_equal(record.signal, SIGNAL)
+
+
+@pytest.mark.parametrize("interval_us", [2000, 500])
+def test_bimodal_packing_is_refused_where_it_removed_timesteps(
+    interval_us: int, tmp_path: Path
+) -> None:
+    beat = signal_section(
+        [SIGNAL[0, :50]] * 12, order=2, coding="default", unit_nv=2500, interval_us=interval_us
+    )
+    path = file_with(tmp_path, ecg_file(SIGNAL, bimodal=1, extra={5: beat}))
+    if interval_us == 2000:  # that of the rhythm
+        np.testing.assert_array_equal(read(path).signal, SIGNAL)
+    else:
+        with pytest.raises(FormatError, match="packed bimodally"):
+            read(path)
+
+
 def test_codings_that_are_not_read_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="packed bimodally"):
+    with pytest.raises(FormatError, match="packed bimodally") as refusal:
         read(file_with(tmp_path, ecg_file(SIGNAL, bimodal=1)))
+    assert refusal.value.reason == "its version or coding is not read"
     long_term = {1: tags({}), 3: b"\1\0" + struct.pack("<IIB", 1, 9, 1), 12: bytes(40)}
     with pytest.raises(FormatError, match=r"section 12 \(SCP-ECG 3\)"):
         read(file_with(tmp_path, scp_file(long_term, protocol=30)))
