@@ -7,15 +7,18 @@ folder, in a file that is written last.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+from ecgfast import log
 from ecgfast.config import Config
 from ecgfast.data.loader import selected_rows
 from ecgfast.errors import ConfigError, ResumeError
 from ecgfast.evaluate.cohort import text_column
-from ecgfast.labels.selection import digest_of, labelled, target_labels
-from ecgfast.reproduce.plan import Finetuning, Model, Plan, Pretraining
+from ecgfast.labels.selection import Labelled, digest_of, labelled, target_labels
+from ecgfast.labels.subset import label_subset
+from ecgfast.reproduce.plan import Chosen, Finetuning, Model, Plan, Pretraining
 from ecgfast.runs.digests import read_small
 from ecgfast.runs.loading import RESULT
 from ecgfast.runs.meta import contradictions, flat
@@ -43,7 +46,9 @@ class Cell:
         words: of the command, without the store, which comes last.
         identity: what a finished cell must share with this one.
         needs: cells whose results it reads.
-        column: of the table: model and set; empty for a pretraining.
+        column: of the table: model, set, fraction and seed; empty for a pretraining.
+        line: of the label efficiency: model and set.
+        fraction: of the patients with labels that a fine-tuning learns from.
         imagenet: the settings, where it starts from ImageNet weights.
     """
 
@@ -53,6 +58,8 @@ class Cell:
     identity: Mapping[str, Any] = field(default_factory=dict)
     needs: "tuple[Cell, ...]" = ()
     column: str = ""
+    line: str = ""
+    fraction: float = 1.0
     imagenet: Config | None = None
 
     @property
@@ -104,22 +111,79 @@ def cells_of(plan: Plan, store: StoreReader, out: Path) -> list[Cell]:
     tested = {"store": store.identity, "labels": digest_of(is_case, is_known, in_test)}
     for training in plan.finetuning:
         found = labelled(store.records, selected_rows(store, training.select), plan.target)
-        taught = {
-            "target": plan.target,
-            "select": training.select,
-            "store": store.identity,
-            "labels": found.digest,
-        }
-        for name in training.models:
+        subsets = _Subsets(store, found, f"finetuning {training.name!r}")
+        for name, fraction, repeat in product(training.models, plan.fractions, range(plan.seeds)):
             model = plan.model_named(name)
-            batch_size = plan.of_finetuning(model).config().finetune.batch_size
-            what = f"model {name!r} on finetuning {training.name!r}"
-            _fill_a_batch(what, len(found.train), batch_size, "finetune.batch_size")
-            for repeat in range(plan.seeds):
-                first = pretrained.get(model.init)
-                finetune = _finetuning(plan, training, model, repeat, taught, first, out)
-                cells += [finetune, _evaluation(finetune, tested, out)]
+            chosen = plan.of_finetuning(model, repeat, fraction)
+            settings = chosen.config()
+            if settings.finetune.label_fraction == 1:
+                what = f"model {name!r} on finetuning {training.name!r}"
+                batch_size = settings.finetune.batch_size
+                _fill_a_batch(what, len(found.train), batch_size, "finetune.batch_size")
+            labels = subsets.digest(settings)
+            if labels is None:
+                continue
+            part = _Part(training=training, model=model, fraction=fraction, repeat=repeat)
+            taught = {
+                "target": plan.target,
+                "select": training.select,
+                "store": store.identity,
+                "labels": labels,
+            }
+            finetune = _finetuning(part, chosen, taught, pretrained.get(model.init), out)
+            cells += [finetune, _evaluation(finetune, tested, out)]
     return cells
+
+
+class _Subsets:
+    """The subsets of one set that fine-tunings learn from; each is drawn once."""
+
+    def __init__(self, store: StoreReader, found: Labelled, what: str) -> None:
+        self._store, self._found, self._what = store, found, what
+        self._digests: dict[tuple[float, int], str | None] = {}
+        self._refused: set[float] = set()
+
+    def digest(self, config: Config) -> str | None:
+        """Digest of what a fine-tuning learns from; None, with a warning, where it cannot."""
+        fraction, seed = config.finetune.label_fraction, config.train.seed
+        if (fraction, seed) not in self._digests:
+            self._digests[fraction, seed] = self._draw(fraction, seed)
+        return self._digests[fraction, seed]
+
+    def _draw(self, fraction: float, seed: int) -> str | None:
+        records = self._store.records
+        try:
+            return label_subset(records, self._found, fraction=fraction, seed=seed).digest
+        except ConfigError as error:
+            if fraction not in self._refused:  # of every seed: it is a matter of numbers
+                log.warning(f"plan: {self._what}: left out: {error}")
+            self._refused.add(fraction)
+            return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """What tells a fine-tuning from the others of a plan."""
+
+    training: Finetuning
+    model: Model
+    fraction: float
+    repeat: int
+
+    @property
+    def line(self) -> str:
+        return f"{self.model.name}, {self.training.name}"
+
+    @property
+    def column(self) -> str:
+        fraction = "" if self.fraction == 1 else f", fraction {self.fraction!r}"
+        return f"{self.line}{fraction}{f', seed {self.repeat}' if self.repeat else ''}"
+
+    @property
+    def folder(self) -> str:
+        fraction = "" if self.fraction == 1 else f".fraction{self.fraction!r}"
+        seed = f".seed{self.repeat}" if self.repeat else ""
+        return f"{self.model.name}.{self.training.name}{fraction}{seed}"
 
 
 def _pretraining(plan: Plan, entry: Pretraining, store: StoreReader, out: Path) -> Cell:
@@ -155,30 +219,29 @@ def _fill_a_batch(what: str, num_records: int, batch_size: int, setting: str) ->
 
 
 def _finetuning(
-    plan: Plan,
-    training: Finetuning,
-    model: Model,
-    repeat: int,
+    part: _Part,
+    chosen: Chosen,
     taught: Mapping[str, str | None],
     pretrained: Cell | None,
     out: Path,
 ) -> Cell:
-    chosen = plan.of_finetuning(model, repeat)
-    config = chosen.config()
+    config, model = chosen.config(), part.model
     init = model.init if pretrained is None else str(pretrained.folder)
-    folder = out / "finetune" / f"{model.name}.{training.name}{f'.seed{repeat}' if repeat else ''}"
+    folder = out / "finetune" / part.folder
     return Cell(
         kind="finetune",
         folder=folder,
         words=(
             *("finetune", "--out", str(folder), "--resume"),
-            *("--init", init, "--target", plan.target),
+            *("--init", init, "--target", str(taught["target"])),
             *chosen.options(),
-            *_selecting(training.select),
+            *_selecting(part.training.select),
         ),
         identity={**flat(config), **taught, "init": initial_name(init)},
         needs=() if pretrained is None else (pretrained,),
-        column=f"{model.name}, {training.name}{f', seed {repeat}' if repeat else ''}",
+        column=part.column,
+        line=part.line,
+        fraction=config.finetune.label_fraction,
         imagenet=config if model.init == "imagenet-mae" else None,
     )
 
@@ -192,6 +255,8 @@ def _evaluation(finetune: Cell, tested: Mapping[str, str], out: Path) -> Cell:
         identity=tested,
         needs=(finetune,),
         column=finetune.column,
+        line=finetune.line,
+        fraction=finetune.fraction,
     )
 
 

@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StrictBool,
+    StrictFloat,
     StrictInt,
     StrictStr,
     ValidationError,
@@ -42,7 +43,14 @@ def _name(text: str) -> str:
     return text
 
 
+def _fractions(values: tuple[float, ...]) -> tuple[float, ...]:
+    if not values or not all(0 < value <= 1 for value in values) or len({*values}) < len(values):
+        raise ValueError(f"numbers above 0 and at most 1, each once, got {list(values)}")
+    return values
+
+
 Name = Annotated[StrictStr, AfterValidator(_name)]
+Fractions = Annotated[tuple[StrictFloat, ...], AfterValidator(_fractions)]
 Settings = tuple[StrictStr, ...]
 
 
@@ -139,7 +147,8 @@ class Plan:
         preset: of the models that name none.
         recipe: of fine-tuning, for the models that name none; None keeps the presets' values.
         settings: of all runs, as in ``--set``.
-        seeds: fine-tunings of each model on each set; they differ in `train.seed`.
+        fractions: of the patients with labels, for each of which every model is fine-tuned.
+        seeds: fine-tunings of each model on each set and fraction; they differ in `train.seed`.
         sites: hospitals in the rows of the table.
         pretraining: sets without labels.
         model: what is fine-tuned.
@@ -150,6 +159,7 @@ class Plan:
     preset: StrictStr = "vit_large"
     recipe: StrictStr | None = None
     settings: Settings = ()
+    fractions: Fractions = (1.0,)
     seeds: Annotated[StrictInt, Field(ge=1)] = 1
     sites: tuple[StrictStr, ...]
     pretraining: tuple[Pretraining, ...] = ()
@@ -186,12 +196,13 @@ class Plan:
         """Return the settings of a pretraining."""
         return Chosen(preset=self.preset, settings=(*self.settings, *entry.settings))
 
-    def of_finetuning(self, model: Model, repeat: int = 0) -> Chosen:
+    def of_finetuning(self, model: Model, repeat: int = 0, fraction: float = 1.0) -> Chosen:
         """Return the settings of a fine-tuning.
 
         Args:
             model: of the plan.
             repeat: from 0; the seed is so much higher than that of the settings.
+            fraction: of the patients with labels.
         """
         settings = (*self.settings, *model.settings)
         if model.frozen:
@@ -201,10 +212,11 @@ class Plan:
             settings=settings,
             recipe=model.recipe or self.recipe,
         )
-        if not repeat:
-            return chosen
-        seed = chosen.config().train.seed + repeat
-        return dataclasses.replace(chosen, settings=(*settings, f"train.seed={seed}"))
+        if fraction < 1:
+            settings += (f"finetune.label_fraction={fraction!r}",)
+        if repeat:
+            settings += (f"train.seed={chosen.config().train.seed + repeat}",)
+        return dataclasses.replace(chosen, settings=settings)
 
 
 def _lines(entry: Any) -> Iterator[str]:  # noqa: ANN401 (any of the classes above)
@@ -263,7 +275,12 @@ def check(plan: Plan, store: StoreReader) -> None:
     inits = [*WORDS, *(entry.name for entry in plan.pretraining)]
     for model in plan.model:
         with _named("model", model.name):
-            plan.of_finetuning(model).config()
+            fraction = plan.of_finetuning(model).config().finetune.label_fraction
+            if fraction < 1 and plan.fractions != (1.0,):
+                raise ConfigError(
+                    f"fractions {list(plan.fractions)} and finetune.label_fraction={fraction:g} in "
+                    "settings; take one of the two"
+                )
             if model.init not in inits:
                 near = nearest(model.init, inits)
                 raise ConfigError(f"init {model.init!r}{near}; allowed: {', '.join(inits)}")

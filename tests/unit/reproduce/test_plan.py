@@ -7,6 +7,7 @@ import pytest
 from training_runs import make_store
 
 from ecgfast.errors import ConfigError
+from ecgfast.reproduce.cells import Cell, cells_of
 from ecgfast.reproduce.plan import Finetuning, Model, Plan, Pretraining, check
 from ecgfast.reproduce.run import make_plan, reproduce
 from ecgfast.reproduce.study import default_plan
@@ -34,8 +35,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> StoreReader:
 
 def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
-    path.write_text(PLAN.to_toml())
-    assert Plan.read(path) == PLAN
+    for plan in (PLAN, replace(PLAN, fractions=(0.03, 0.1, 1.0))):
+        path.write_text(plan.to_toml())
+        assert Plan.read(path) == plan
 
 
 def test_a_plan_by_hand(tmp_path: Path) -> None:
@@ -70,6 +72,10 @@ def test_a_plan_by_hand(tmp_path: Path) -> None:
             "pretraining 1: name must be letters, digits, .*got '../a'",
         ),
         ('sites = []\nseeds = 0\n', "seeds: .*got 0"),
+        ('sites = []\nfractions = []\n', r"fractions must be numbers above 0 .* got \[\]"),
+        ('sites = []\nfractions = [0.1, 2]\n', r"fractions must be .* at most 1, .* got \[0.1, 2"),
+        ('sites = []\nfractions = [0.1, 0.1]\n', "fractions must be .*, each once, got"),
+        ('sites = []\nfractions = [0.1, "1"]\n', "fractions: 1: .*valid number, got '1'"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -104,6 +110,10 @@ def changed(part: str, **values: object) -> Plan:
             "finetuning 'T': split 'train' must hold cases and controls .*0 controls",
         ),
         (replace(PLAN, target="lvsd=true"), "finetuning 'T': column 'lvsd' is not in the store"),
+        (
+            replace(changed("model", settings=("finetune.label_fraction=0.5",)), fractions=(0.1,)),
+            r"model 'ViT-A': fractions \[0.1\] and finetune.label_fraction=0.5 in settings; take",
+        ),
         (replace(PLAN, sites=("1", "Ulm")), "sites: .* has no site 'Ulm'"),
     ],
 )
@@ -224,3 +234,52 @@ def test_options_replace_what_the_plan_has(store: StoreReader, tmp_path: Path) -
             "vit_tiny", "best_practice", ("train.seed=3",), 2, "ejection_fraction<50",
         )  # fmt: skip
     assert make_plan(store.path, tmp_path) == plan
+
+
+def finetunings(plan: Plan, store: StoreReader, out: Path) -> dict[str, Cell]:
+    return {c.folder.name: c for c in cells_of(plan, store, out) if c.kind == "finetune"}
+
+
+def test_fractions_and_seeds_are_cells_of_their_own(store: StoreReader, tmp_path: Path) -> None:
+    plan = replace(
+        changed("finetuning", models=("CNN",)),
+        settings=("finetune.batch_size=8",),
+        fractions=(0.3, 1.0),
+        seeds=2,
+    )
+    found = finetunings(plan, store, tmp_path)
+    assert [(name, cell.column) for name, cell in found.items()] == [
+        ("CNN.T.fraction0.3", "CNN, T, fraction 0.3"),
+        ("CNN.T.fraction0.3.seed1", "CNN, T, fraction 0.3, seed 1"),
+        ("CNN.T", "CNN, T"),
+        ("CNN.T.seed1", "CNN, T, seed 1"),
+    ]
+    assert {cell.line for cell in found.values()} == {"CNN, T"}
+    few, other, everything, _ = found.values()
+    assert few.words[-4:-2] == ("--set", "finetune.label_fraction=0.3")
+    assert other.words[-6:-2] == (
+        *("--set", "finetune.label_fraction=0.3"),
+        *("--set", "train.seed=1"),
+    )
+    assert not any("label_fraction" in word for word in everything.words)
+    assert few.identity["finetune.label_fraction"] == few.fraction == 0.3
+    labels = [cell.identity["labels"] for cell in found.values()]
+    assert len(set(labels)) == 3  # with all labels, both seeds learn from the same records
+    before = finetunings(replace(plan, fractions=(1.0,)), store, tmp_path)
+    assert before["CNN.T"] == everything
+
+
+def test_fractions_that_cannot_teach_are_left_out_and_said_once(
+    store: StoreReader,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ecgfast.log.logger.propagate", True)
+    plan = replace(PLAN, fractions=(0.01, 0.3), seeds=3)
+    found = finetunings(plan, store, tmp_path)
+    assert {cell.fraction for cell in found.values()} == {0.3}
+    assert len(found) == 6
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("plan: finetuning 'T': left out: finetune.label_fraction=0.01 leaves no")
+    assert "take at least 0." in line
