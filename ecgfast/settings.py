@@ -33,6 +33,7 @@ from ecgfast.vocabulary import (
     Fused,
     HeadInit,
     Kernels,
+    Mesh,
     ModelKind,
     Normalise,
     Parallel,
@@ -124,6 +125,9 @@ class TrainConfig:
     cuda_graph: Flag = _setting(False, "Replay forward and backward; bf16 on GPUs.", free=True)
     parallel: Parallel = _setting(
         "fsdp", "fsdp shards the weights; replicas repeat them.", free=True
+    )
+    mesh: Mesh = _setting(
+        "auto", "fsdp over all GPUs (flat) or within each machine (hybrid).", free=True
     )
     deterministic: Flag = _setting(False, "The same bits in each run on a GPU; slower.")
     seed: Seed = _setting(0, "Of initial weights, order and masks.")

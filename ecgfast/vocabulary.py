@@ -15,6 +15,7 @@ AttentionKernel = Literal[
 Fused = Literal["off", "separate", "triton", "quack"]
 Precision = Literal["fp32", "bf16"]
 Parallel = Literal["fsdp", "replicas"]
+Mesh = Literal["auto", "flat", "hybrid"]
 EngineName = Literal["auto", "resident", "dali", "cpu"]
 Normalise = Literal["record_lead", "record", "cohort_lead", "none"]
 

@@ -1,6 +1,7 @@
 """Ranks, and how a model is spread over them: master weights, compiled blocks, FSDP2."""
 
 import atexit
+import math
 import os
 import time
 import warnings
@@ -15,10 +16,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from ecgfast.errors import BackendUnavailableError, ConfigError, EcgfastError
 from ecgfast.train.replicas import GradientBuckets
-from ecgfast.vocabulary import Parallel, Precision
+from ecgfast.vocabulary import Mesh, Parallel, Precision
 
 T = TypeVar("T")
 USER_ERROR = 2  # exit status
@@ -34,7 +36,8 @@ class Ranks:
         rank: in [0, world_size).
         world_size: number of processes.
         device: where this rank's model lives.
-        mesh: the ranks' devices; None for a single process, which has nothing to shard.
+        mesh: the ranks' devices, with two dimensions (machines, ranks of each) where each machine
+            holds a whole copy; None for a single process, which has nothing to shard.
         host_mesh: the same ranks on the CPU, for checkpoints; None where `mesh` is.
     """
 
@@ -111,14 +114,19 @@ def _wait_for_threads(limit_s: float = 5.0) -> None:
 
 
 @contextmanager
-def join(device: str | None = None, *, mesh_of_one: bool = False) -> Iterator[Ranks]:
+def join(
+    device: str | None = None, *, mesh: Mesh = "auto", mesh_of_one: bool = False
+) -> Iterator[Ranks]:
     """Join the ranks that torchrun started, or be the only one.
 
     Args:
         device: "cpu", "cuda" or "cuda:N"; by default a GPU where there is one.
+        mesh: "flat" shards weights over all ranks, "hybrid" over those of each machine, so that
+            between machines only a machine's share of the gradients travels; "auto" is hybrid where
+            there are several machines.
         mesh_of_one: give a single process a mesh too, so that FSDP2 can be measured on it.
     Raises:
-        ConfigError: no such device.
+        ConfigError: no such device, or a hybrid mesh of machines that are not alike.
         BackendUnavailableError: a GPU was asked for and there is none.
     """
     chosen = _choose_device(device)
@@ -127,6 +135,8 @@ def join(device: str | None = None, *, mesh_of_one: bool = False) -> Iterator[Ra
     if world_size == 1 and not mesh_of_one:
         yield Ranks(device=chosen)
         return
+    shape = _mesh_shape(mesh, world_size)
+    names = ("machine", "rank")[-len(shape) :]
     backend = "gloo" if chosen.type == "cpu" else "cpu:gloo,cuda:nccl"
     if world_size > 1:
         dist.init_process_group(backend)
@@ -134,17 +144,34 @@ def join(device: str | None = None, *, mesh_of_one: bool = False) -> Iterator[Ra
         store = dist.HashStore()  # type: ignore[attr-defined]  # absent from __all__
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:
-        mesh = init_device_mesh(chosen.type, (world_size,))
+        devices = init_device_mesh(chosen.type, shape, mesh_dim_names=names)
         yield Ranks(
             rank=dist.get_rank(),
             world_size=world_size,
             device=chosen,
-            mesh=mesh,
-            host_mesh=mesh if chosen.type == "cpu" else init_device_mesh("cpu", (world_size,)),
+            mesh=devices,
+            host_mesh=devices
+            if chosen.type == "cpu"
+            else init_device_mesh("cpu", shape, mesh_dim_names=names),
         )
     finally:
         atexit.register(_wait_for_threads)
         dist.destroy_process_group()
+
+
+def _mesh_shape(mesh: Mesh, world_size: int) -> tuple[int, ...]:
+    """(ranks,), or (machines, ranks of each)."""
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    machines, rest = divmod(world_size, local_size)
+    alike = rest == 0 and machines > 1
+    if mesh == "hybrid" and not alike:
+        raise ConfigError(
+            f"train.mesh=hybrid needs several machines with equally many ranks, got {world_size} "
+            f"ranks, {local_size} of them here; take train.mesh=flat"
+        )
+    if mesh == "flat" or not alike or local_size == 1:
+        return (world_size,)
+    return machines, local_size
 
 
 def make_repeatable(deterministic: bool) -> None:
@@ -240,17 +267,22 @@ def average_norm_statistics(model: nn.Module, ranks: Ranks) -> None:
 
 def local(tensor: Tensor) -> Tensor:
     """Return this rank's part of a tensor, sharing its memory."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def num_holders(parameter: Tensor, ranks: Ranks) -> int:
+    """Return how many ranks keep the same part of a parameter."""
+    if not isinstance(parameter, DTensor):
+        return ranks.world_size
+    sizes = zip(parameter.device_mesh.shape, parameter.placements, strict=True)
+    return math.prod(size for size, placement in sizes if placement.is_replicate())
 
 
 def full_state(model: nn.Module) -> dict[str, Tensor]:
     """Gather a model's state dict to the CPU, unsharded, fp32; collective."""
     state = model.state_dict(keep_vars=True)  # the parameters themselves know their masters
-    return {name: _full(master(tensor).detach()).cpu() for name, tensor in state.items()}
-
-
-def _full(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    whole = {name: master(tensor).detach() for name, tensor in state.items()}
+    return {n: (t.full_tensor() if isinstance(t, DTensor) else t).cpu() for n, t in whole.items()}
 
 
 def _keep_masters(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ from ecgfast_kernels.ops.adamw import adamw_, factors, squares_of_sums
 from torch import Tensor, nn
 
 from ecgfast.settings import OptimConfig
-from ecgfast.train.distributed import Ranks, local, master
+from ecgfast.train.distributed import Ranks, local, master, num_holders
 from ecgfast.train.microbatch import Recorded
 
 # Microbatches of a step whose gradients our kernel adds up by itself. Copies of all but the last
@@ -66,8 +66,8 @@ class MasterAdamW:
         self._ranks = ranks
         self._clip_norm = clip_norm
         self._with_kernel = config.one_pass
-        sharded = any(local(p) is not p for p in model.parameters())
-        self._num_holders = 1 if sharded else ranks.world_size  # of each element of the gradient
+        # of each element of the gradient
+        self._num_holders = num_holders(next(model.parameters()), ranks)
         self._sources = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._masters = {
             name: nn.Parameter(local(master(parameter).detach()))

@@ -82,7 +82,7 @@ def session(
         device: as for `join`.
     """
     make_repeatable(config.train.deterministic)
-    with join(device) as ranks, StopSignals(ranks) as stop:
+    with join(device, mesh=config.train.mesh) as ranks, StopSignals(ranks) as stop:
         opened = open_matching_store(Path(store), config)
         with enter(run, ranks, resume=resume) as checkpoint:
             yield Session(

@@ -79,7 +79,12 @@ def preset(folder: Path) -> Path:
 
 
 def start(
-    command: Sequence[str], *, ranks: int = 0, restarts: int = 0, largest_file: int | None = None
+    command: Sequence[str],
+    *,
+    ranks: int = 0,
+    restarts: int = 0,
+    largest_file: int | None = None,
+    launch: Sequence[str] = ("--standalone",),
 ) -> subprocess.Popen[str]:
     """Start ``ecgfast COMMAND``, under torchrun when `ranks` is given.
 
@@ -88,10 +93,11 @@ def start(
         ranks: how many, 0 without torchrun.
         restarts: of torchrun.
         largest_file: the system lets no file grow beyond so many bytes, as a quota would.
+        launch: options of torchrun, such as those of one of several machines.
     """
     launcher = [sys.executable, "-m"]
     if ranks:
-        launcher += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        launcher += ["torch.distributed.run", *launch, f"--nproc-per-node={ranks}"]
         launcher += [f"--max-restarts={restarts}", "--monitor-interval=0.2", "-m"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     return subprocess.Popen(

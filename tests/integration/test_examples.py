@@ -1,12 +1,14 @@
 """The recipes for many machines, run here: a SLURM of thirty lines does each job at once."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from recordings import KEY, convert_quietly, snapshot, write_cohort
+from training_runs import loss_trace, wait_for_step
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -72,6 +74,41 @@ def test_slurm(source: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "1,026 inputs, 2 units" in result.stderr
     assert snapshot(tmp_path / "run") == snapshot(tmp_path / "whole")
+
+
+@pytest.mark.slow  # torchrun twice
+def test_a_pretraining_out_of_time_is_queued_again(store: Path, tiny: Path, tmp_path: Path) -> None:
+    """USR1 comes after three steps of two ranks; the second time it trains to its end."""
+    env = environment(tmp_path) | {
+        **{"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2"},
+        **{"SLURM_JOB_NODELIST": "here", "OMP_NUM_THREADS": "1"},
+    }
+    tools = {
+        "scontrol": f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\necho localhost\n',
+        "srun": '#!/bin/sh\nexec "$@"\n',
+        "torchrun": f'#!/bin/sh\nexec "{sys.executable}" -m torch.distributed.run "$@"\n',
+    }
+    for name, text in tools.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    run = tmp_path / "pretrained"
+    script = ["bash", str(EXAMPLES / "slurm/pretrain.sbatch"), str(store), str(run)]
+    options = ["--preset", str(tiny), "--device", "cpu", "--set"]
+    process = subprocess.Popen(
+        [*script, *options, "train.max_steps=10000"], env=env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    wait_for_step(run, 3, process)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=300)
+    assert "requeue 7" in (tmp_path / "asked").read_text(), output
+    (saved,) = (run / "checkpoints").glob(f"step-{int(max(loss_trace(run))):08d}")
+    steps = int(saved.name.removeprefix("step-")) + 2
+    again = [*script, *options, f"train.max_steps={steps}"]
+    done = subprocess.run(again, env=env, capture_output=True, text=True, timeout=300, check=True)
+    assert saved.name in done.stdout + done.stderr
+    assert max(loss_trace(run)) == steps
+    assert (run / "model.safetensors").exists()
 
 
 def test_kubernetes(source: Path, tmp_path: Path) -> None:
