@@ -28,6 +28,7 @@ OnBad = Literal["quarantine", "fail"]
 Stage = Literal["all", "plan", "units", "seal"]
 PatientIds = Literal["site", "global"]
 SplitMethod = Literal["patient", "column"]
+LabelPick = Literal["nearest", "first"]
 
 # What `ecgfast estimate` answers for.
 EstimateOf = Literal["pretrain", "convert"]

@@ -1,11 +1,22 @@
-"""Commands on records and stores: synth, convert, label, splits, info, verify."""
+"""Commands that make and show stores: synth, convert, info, verify."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ecgfast.cli.options import (
+    Columns,
+    KeepAges,
+    KeyFile,
+    OneEcg,
+    SplitSeed,
+    Steps,
+    StorePath,
+    Target,
+    column_names,
+    show,
+)
 from ecgfast.errors import ConfigError
 from ecgfast.vocabulary import (
     Codec,
@@ -13,63 +24,9 @@ from ecgfast.vocabulary import (
     PatientIds,
     Quality,
     Short,
-    SplitMethod,
     Stage,
     WindowChoice,
 )
-
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by convert.")]
-Columns = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="A,B",
-        help="Columns to take of the CSV (convert: fields of the files too); may be repeated. "
-        "Default: ejection_fraction and yes/no columns; all else only by name.",
-    ),
-]
-KeepAges = Annotated[
-    bool, typer.Option("--keep-ages-over-89", help="Keep these ages; else they are all 90.")
-]
-Target = Annotated[
-    str | None,
-    typer.Option(
-        help="What a case is: splits get equal shares of cases. Default: ejection_fraction<40."
-    ),
-]
-SplitSeed = Annotated[int | None, typer.Option(min=0, help="Seed of the splits; at first 0.")]
-OneEcg = Annotated[
-    bool,
-    typer.Option(
-        "--assume-one-ecg-per-patient", help="Records that name no patient are one patient each."
-    ),
-]
-KeyFile = Annotated[Path | None, typer.Option(help="Pseudonym key; default STORE.key.")]
-
-
-def show(text: object) -> None:
-    """Print a result to the standard output."""
-    from ecgfast.log import show as show_lines  # brings rich, which --help need not wait for
-
-    show_lines(text)
-
-
-class Steps:
-    """Turns "so much is done in all" into the steps that a progress bar counts."""
-
-    def __init__(self, advance: Callable[[int], None]) -> None:
-        self._advance = advance
-        self._done = 0
-
-    def __call__(self, done: int, total: int) -> None:
-        """Show that `done` units are done."""
-        self._advance(done - self._done)
-        self._done = done
-
-
-def _names(columns: list[str] | None) -> list[str] | None:
-    """The names in all --columns of a command, each once."""
-    text = ",".join(columns or ())
-    return list(dict.fromkeys(text.split(","))) if text else None
 
 
 def synth(
@@ -169,7 +126,7 @@ def convert(
     as_given = ("codec", "window", "short", "quality", "keep_identifiers", "patient_ids")
     options: dict[str, Any] = {name: context.params[name] for name in as_given}
     options |= {"one_ecg_per_patient": one_ecg, "split_seed": split_seed or 0}
-    options |= {"columns": tuple(_names(columns) or ()), "keep_ages_over_89": keep_ages}
+    options |= {"columns": tuple(column_names(columns) or ()), "keep_ages_over_89": keep_ages}
     listed: dict[str, Any] = {"key_file": key_file, "listing": listing}
     if stage == "plan":
         plan = steps.plan_convert(sources or [], out, steps.ConvertOptions(**options), **listed)
@@ -177,7 +134,9 @@ def convert(
             show(f"{plan.num_inputs:,} inputs, {plan.num_units:,} units in {out}")
         return
     options |= {"labels": labels, "target": target, "workers": workers}
-    options |= {"columns": _names(columns)}  # None, unlike (), takes the usual ones of the labels
+    options |= {
+        "columns": column_names(columns)
+    }  # None, unlike (), takes the usual ones of the labels
     if stage == "seal":
         summary = steps.seal_convert(out, on_bad=on_bad)
     else:
@@ -204,99 +163,6 @@ def _check_stage(context: typer.Context, stage: Stage) -> None:
             f"--stage {stage} does not take {', '.join(words)}; plan takes what decides "
             "the store, units --part and --workers, seal --on-bad, and ecgfast label the labels"
         )
-
-
-def label(
-    store: StorePath,
-    csv: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CSV", help="One row per echo or record: record_id or patient_id, labels."
-        ),
-    ],
-    label_window_days: Annotated[
-        int | None, typer.Option(min=0, help="Most days from label_date to the ECG.")
-    ] = None,
-    columns: Columns = None,
-    split: Annotated[
-        SplitMethod | None, typer.Option(help="By patient, or from the CSV. Default: as before.")
-    ] = None,
-    target: Target = None,
-    split_seed: SplitSeed = None,
-    one_ecg: OneEcg = False,
-    key_file: KeyFile = None,
-    keep_ages: KeepAges = False,
-) -> None:
-    """Join labels and splits into a finished store."""
-    from ecgfast.labels.commands import label_store
-
-    summary = label_store(
-        store,
-        csv,
-        label_window_days=label_window_days,
-        columns=_names(columns),
-        split=split,
-        target=target,
-        split_seed=split_seed,
-        one_ecg_per_patient=one_ecg or None,
-        key_file=key_file,
-        keep_ages_over_89=keep_ages,
-    )
-    counts = ", ".join(f"{name} {number}" for name, number in sorted(summary.splits.items()))
-    unused = f"{summary.num_unused_lines} lines unused"
-    if summary.num_unused_lines:
-        unused += " (they name no record of this store; capitals count in ids)"
-    show(
-        f"{summary.num_matched} of {summary.num_records} records labelled with "
-        f"{', '.join(summary.columns) or 'no column'}; "
-        f"{summary.num_outside_window} outside the window, "
-        f"{unused}; {counts}"
-    )
-
-
-def splits(
-    store: StorePath,
-    export: Annotated[
-        Path | None, typer.Option("--export", metavar="CSV", help="Write record_id, split, fold.")
-    ] = None,
-    readable: Annotated[
-        bool, typer.Option("--readable", help="Export readable record ids, to publish a split.")
-    ] = False,
-    given: Annotated[
-        Path | None, typer.Option("--import", metavar="CSV", help="Take the splits of such a file.")
-    ] = None,
-    draw_others: Annotated[
-        bool,
-        typer.Option("--draw-others", help="With --import: patients whom CSV does not name draw."),
-    ] = False,
-    draw: Annotated[bool, typer.Option("--draw", help="Draw the splits anew.")] = False,
-    target: Target = None,
-    split_seed: SplitSeed = None,
-    one_ecg: OneEcg = False,
-    key_file: KeyFile = None,
-) -> None:
-    """Show, draw, export or import train, valid, test and folds."""
-    from ecgfast.labels.commands import draw_again, export_splits, import_splits, summary
-    from ecgfast.store.format import refuse_inside_store
-
-    if sum((export is not None, given is not None, draw)) > 1:
-        raise ConfigError("splits takes one of --export, --import and --draw, got several")
-    if draw_others and given is None:
-        raise ConfigError("--draw-others goes with --import CSV, got none; --draw draws all anew")
-    if export is not None:
-        refuse_inside_store(export, "--export")
-    if given is not None:
-        import_splits(store, given, key_file=key_file, draw_others=draw_others)
-    if draw:
-        draw_again(
-            store,
-            target=target,
-            split_seed=split_seed,
-            one_ecg_per_patient=one_ecg or None,
-        )
-    if export is not None:
-        export_splits(store, export, readable=readable)
-    show(summary(store, target))
 
 
 def info(
@@ -326,4 +192,4 @@ def verify(store: StorePath) -> None:
     show(f"{store}: every checksum is right")
 
 
-COMMANDS = (synth, convert, label, splits, info, verify)
+COMMANDS = (synth, convert, info, verify)

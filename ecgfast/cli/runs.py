@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ecgfast.cli.data import StorePath, show
+from ecgfast.cli.options import StorePath, show
 from ecgfast.errors import ConfigError
 from ecgfast.vocabulary import EstimateOf, ModelKind
 

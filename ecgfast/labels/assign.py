@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -12,8 +11,9 @@ from numpy.typing import NDArray
 
 from ecgfast import log
 from ecgfast.errors import ConfigError
+from ecgfast.labels.choice import agreeing_rows, cells
 from ecgfast.labels.columns import set_column
-from ecgfast.labels.matching import agreeing_rows, cells
+from ecgfast.labels.join import Join
 from ecgfast.labels.selection import folds_of, target_labels
 from ecgfast.labels.splits import (
     NUM_FOLDS,
@@ -172,24 +172,27 @@ class SplitRule:
 def with_splits(
     records: pa.Table,
     patients: Sequence[str],
-    labels: pa.Table,
-    matches: list[list[int]],
+    joins: Sequence[Join],
     earlier: dict[str, Any],
     rule: SplitRule,
-    csv: Path,
 ) -> tuple[pa.Table, dict[str, Any]]:
     """The rows with their splits, and the manifest's entry on them.
 
     Raises:
-        ConfigError: the CSV has no such splits, or they leak a patient.
+        ConfigError: no table or several have such splits, or they leak a patient.
     """
+    given = [each for each in joins if "split" in each.table.labels.column_names]
     if rule.split is not None and rule.split not in get_args(SplitMethod):
         raise ConfigError(
             f"--split must be {' or '.join(get_args(SplitMethod))}, got {rule.split!r}"
         )
     if rule.split == "column":
-        return _given_splits(records, labels, matches, csv), {"kind": "column"}
-    if "split" in labels.column_names:
+        if len(given) != 1:
+            raise ConfigError(
+                f"--split column needs a column named split in one table, got {len(given)}"
+            )
+        return _given_splits(records, given[0]), {"kind": "column"}
+    if given:
         log.info("labels: the column split is not used; --split column takes it")
     if rule.split is None and earlier["kind"] == "column":
         log.info("splits stay as an earlier CSV gave them; --split patient draws them anew")
@@ -209,13 +212,10 @@ def with_splits(
     )
 
 
-def _given_splits(
-    records: pa.Table, labels: pa.Table, matches: list[list[int]], csv: Path
-) -> pa.Table:
-    if "split" not in labels.column_names:
-        raise ConfigError("--split column needs a column named split in the CSV")
+def _given_splits(records: pa.Table, join: Join) -> pa.Table:
+    labels = join.table.labels
     names = [name for name in ("split", "fold") if name in labels.column_names]
-    rows = agreeing_rows(matches, labels, names)
+    rows = agreeing_rows(join.matches, labels, names)
     split = cells(labels["split"], rows)
     patients = records["patient_id"].to_pylist()
     check_splits(patients, split.to_pylist())
@@ -223,7 +223,7 @@ def _given_splits(
     records = set_column(records, "split", split)
     if "fold" not in names:
         return set_column(records, "fold", pa.nulls(records.num_rows, pa.int64()))
-    fold = cells(folds(labels, csv), rows)
+    fold = cells(folds(labels, join.table.path), rows)
     refuse_torn(patients, fold.to_pylist(), "fold")
     _warn_of_torn_copies(records, fold.to_pylist(), "fold")
     return set_column(records, "fold", fold)

@@ -1,4 +1,4 @@
-"""Columns of a CSV of labels: what their cells hold, and which columns enter a store."""
+"""Columns of a table of labels: what their cells hold, and which columns enter a store."""
 
 import json
 import re
@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 from ecgfast import log
 from ecgfast.errors import ConfigError
 from ecgfast.records import LONGEST_NAME, NOT_KNOWN, is_name
+from ecgfast.store.format import EF_GIVEN, SHIFTED_DATE
+from ecgfast.store.patients import PSEUDONYM
 from ecgfast.store.table import SCHEMA
 
 KEYS = ("record_id", "patient_id")
@@ -29,7 +31,9 @@ _LIST_CELL = r"^[+-]?[\d.]+(\s*[;|/]\s*|\s+)[+-]?[\d.]+|^\d{4,}\s*,\s*\d{4,}"
 _TRUE, _FALSE = ("true", "yes"), ("false", "no")
 _MOST_WRONG = 10  # one cell in so many, or a single one: more are text
 _SHOWN_CELL = 40  # characters of a cell in an error
-_ABOUT_RECORDING = {*SCHEMA.names} - {*KEYS, *PERSONAL, "split", "ejection_fraction"}
+_ABOUT_RECORDING = {*SCHEMA.names, EF_GIVEN, SHIFTED_DATE, PSEUDONYM} - {
+    *(*KEYS, *PERSONAL, "split", "ejection_fraction")
+}
 _OWN = {*KEYS, *DATES} | _ABOUT_RECORDING
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # patient_id, PatientID and "phone number"
 _ID_WORDS = """
@@ -233,7 +237,7 @@ def choose_columns(
         return taken, {}
     taken, left = [], {}
     for field in table.schema:
-        if field.name in reserved:
+        if field.name in reserved or field.name == EF_GIVEN:
             continue
         column = table[field.name]
         if field.name in _ABOUT_RECORDING:
@@ -257,16 +261,22 @@ def choose_columns(
 
 def _is_yes_no(field: pa.Field, column: pa.ChunkedArray) -> bool:
     """Whether a column holds 0 and 1, or yes and no, but for bad cells: that names nobody."""
-    if pa.types.is_boolean(field.type):
-        return True
-    if is_number(field.type):
-        return bool(pc.all(pc.is_in(column.drop_null(), pa.array([0.0, 1.0]))).as_py())
+    if pa.types.is_boolean(field.type) or is_number(field.type):
+        return holds_yes_no(column)
     bad = _bad_cell(field)
     if bad is None:
         return False
     low = pc.utf8_lower(pc.utf8_trim_whitespace(column.drop_null()))
     num_values = pc.sum(pc.is_in(low, pa.array(_YES_NO))).as_py()
     return bool(num_values + bad.count == len(low))
+
+
+def holds_yes_no(column: pa.ChunkedArray) -> bool:
+    """Whether a column is of yes/no values, or of no numbers but 0 and 1."""
+    if pa.types.is_boolean(column.type):
+        return True
+    only = is_number(column.type) and pc.all(pc.is_in(column.drop_null(), pa.array([0.0, 1.0])))
+    return bool(only and only.as_py())
 
 
 def _bad_cell(field: pa.Field) -> BadCell | None:

@@ -1,14 +1,10 @@
 """What `ecgfast label` and `ecgfast splits` do to a finished store."""
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from ecgfast import log
 from ecgfast.errors import ConfigError
@@ -22,29 +18,25 @@ from ecgfast.labels.assign import (
     warn_of_unnamed,
     with_splits,
 )
-from ecgfast.labels.columns import label_columns, set_column, stored
-from ecgfast.labels.matching import (
-    Identities,
-    agreeing_rows,
-    cells,
-    first_rows,
-    match_rows,
-    nearest_rows,
-    patient_ids,
-    recording_of,
-    store_pseudonyms,
-    with_identities,
+from ecgfast.labels.choice import parse_date, window_of
+from ecgfast.labels.join import JoinRule, digest_of_tables, join_tables, read_tables
+from ecgfast.labels.matching import Identities, patient_ids, recording_of, store_pseudonyms
+from ecgfast.labels.naming import Naming
+from ecgfast.labels.preview import (
+    named_and_labelled,
+    preview,
+    unmatched_file,
+    write_unmatched,
 )
 from ecgfast.labels.selection import folds_of, target_labels
 from ecgfast.labels.splits import SPLITS
-from ecgfast.labels.table import parse_date, read_labels
 from ecgfast.store.csv_files import csv_lines
 from ecgfast.store.durable import store_lock, write_durably
-from ecgfast.store.format import refuse_to_replace, sources_beside
-from ecgfast.store.patients import patient_groups, retained, with_pseudonyms
+from ecgfast.store.format import SHIFTED_DATE, refuse_to_replace, sources_beside
+from ecgfast.store.patients import patient_groups, retained, with_pseudonyms, with_shifted_dates
 from ecgfast.store.reader import open_store
 from ecgfast.store.table import replace_records
-from ecgfast.vocabulary import SplitMethod
+from ecgfast.vocabulary import LabelPick, SplitMethod
 
 COLUMNS = ("record_id", "split", "fold")  # of an exported table
 
@@ -55,11 +47,12 @@ class LabelSummary:
 
     Attributes:
         num_records: records of the store.
-        num_matched: of them, named by a line of the CSV.
+        num_matched: of them, named by a line of a table.
         num_outside_window: matched, but without a label inside --label-window-days.
-        num_unused_lines: lines of the CSV that name no record of the store.
+        num_unused_lines: lines of the tables that name no record of the store.
         columns: label columns taken.
         splits: records in each split.
+        unmatched: the file that lists the records and the lines without a partner.
     """
 
     num_records: int
@@ -68,13 +61,16 @@ class LabelSummary:
     num_unused_lines: int
     columns: tuple[str, ...]
     splits: dict[str, int]
+    unmatched: Path
 
 
 def label_store(
     store: str | Path,
-    csv: str | Path,
+    tables: str | Path | Sequence[str | Path],
     *,
-    label_window_days: int | None = None,
+    naming: Naming | None = None,
+    label_window_days: int | str | None = None,
+    label_pick: LabelPick = "nearest",
     columns: Sequence[str] | None = None,
     split: SplitMethod | None = None,
     target: str | None = None,
@@ -82,19 +78,26 @@ def label_store(
     one_ecg_per_patient: bool | None = None,
     key_file: Path | None = None,
     keep_ages_over_89: bool = False,
+    shift_dates: bool = False,
+    unmatched: Path | None = None,
+    before_write: Callable[[str], None] | None = None,
 ) -> LabelSummary:
     """Join labels and assign splits; the signals are not touched.
 
     Args:
         store: a finished store.
-        csv: a table with record_id or patient_id, readable or pseudonyms, and label columns. The
-            columns patient_id, site, age and sex correct those of the recordings; joined by
-            patient_id, a patient is the one of that site.
+        tables: one or several, each a CSV, a Parquet file or FILE.xlsx#SHEET, with record_id or
+            patient_id, readable or pseudonyms, and label columns. The columns patient_id, site, age
+            and sex correct those of the recordings; joined by patient_id, a patient is the one of
+            that site. What a later table says of a record replaces the earlier.
+        naming: what the tables call their columns, where that is not what a store calls them.
         label_window_days: take only labels whose label_date lies within so many days of the ECG
-            (column ecg_date, or the recording's own date), the nearest where there are several.
+            (column ecg_date, or the recording's own date): 14 for 14 before or after, "-7..30" from
+            7 before to 30 after.
+        label_pick: the "nearest" label in the window, or the "first".
         columns: label columns to take; None takes the ejection fraction and columns of 0 and 1 or
             yes and no, no other numbers and no text.
-        split: "patient" draws 70/15/15 by patient; "column" takes the CSV's `split`, and `fold`
+        split: "patient" draws 70/15/15 by patient; "column" takes the table's `split`, and `fold`
             where it has one; None draws with the first labels, and keeps what an earlier label
             drew or gave.
         target: what a case is: splits get equal shares of cases. None takes
@@ -104,102 +107,79 @@ def label_store(
             the store has; without a choice, such records get no split.
         key_file: the store's pseudonym key, where it is not STORE.key.
         keep_ages_over_89: keep these ages; else they are all 90, unless the store keeps them.
+        shift_dates: keep the day of each recording, moved by a number of days of the patient's own;
+            no table is needed then.
+        unmatched: file for records and lines without a partner; None means STORE.unmatched.csv.
+        before_write: is given a preview before anything is written; what it raises stops the join.
     Raises:
-        ConfigError: the CSV does not fit, or splits leak a patient.
+        ConfigError: a table does not fit, or splits leak a patient.
     """
-    path, csv = Path(store), Path(csv)
+    path = Path(store)
+    paths = [Path(tables)] if isinstance(tables, str | Path) else [*map(Path, tables)]
+    if not paths and not shift_dates:
+        raise ConfigError("label needs a table, got none; give a CSV, Parquet or .xlsx file")
+    window = window_of(label_window_days, label_pick)
     with store_lock(path):
         reader = open_store(path)
+        beside = unmatched_file(path, unmatched)
         pseudonyms = store_pseudonyms(reader, key_file)
-        labels = read_labels(csv)
-        taken = label_columns(labels, columns, csv)
-        records, named = reader.records, Identities.of(reader)
-        matches = match_rows(records, labels, pseudonyms)
-        first = first_rows(matches)
-        if not (first >= 0).any():
-            raise ConfigError(
-                f"labels {csv}: no line names a record of {path}; ids are paths below the source "
-                "without suffix, such as data/1; see the .sources.csv beside the store"
-                f"{_would_fit(named.record, labels)}"
-            )
-        if label_window_days is None:
-            chosen = agreeing_rows(matches, labels, taken)
-        else:
-            dates = [parse_date(text) for text in named.recorded]
-            chosen = nearest_rows(matches, labels, taken, dates, label_window_days)
-        records = _with_labels(records, labels, taken, chosen)
+        found = read_tables(paths, naming or Naming(), columns)
+        names = Identities.of(reader)
         # Stores of earlier versions keep every age, and have no such entry.
         kept_ages = reader.manifest.get("retained", {}).get("ages_over_89", True)
-        keep_ages = bool(kept_ages) or keep_ages_over_89
-        records, patients = with_identities(
-            records, labels, matches, named, pseudonyms, ages_over_89=keep_ages
+        rule = JoinRule(
+            window=window, ages_over_89=bool(kept_ages) or keep_ages_over_89, store=path
         )
+        records, patients, joins = join_tables(reader.records, found, names, pseudonyms, rule)
         earlier = splits_of(reader)
-        if one_ecg_per_patient is None:
-            one_ecg_per_patient = one_ecg_each(reader)
-        rule = SplitRule(
+        split_rule = SplitRule(
             split=split,
             target=known_target(records, target),
             seed=earlier.get("seed", 0) if split_seed is None else split_seed,
-            one_ecg_each=one_ecg_per_patient,
+            one_ecg_each=one_ecg_each(reader)
+            if one_ecg_per_patient is None
+            else one_ecg_per_patient,
         )
-        records, splits = with_splits(records, patients, labels, matches, earlier, rule, csv)
+        records, splits = with_splits(records, patients, joins, earlier, split_rule)
         records = with_pseudonyms(records, patients, pseudonyms)
-        digest = hashlib.sha256(csv.read_bytes()).hexdigest()
-        spec = {
-            # Keyed, so that guesses of a small table cannot be tested against it.
-            "csv_digest": pseudonyms.digest("labels", digest).hex(),
-            "columns": taken,
-            "window_days": label_window_days,
-        }
-        manifest = {
-            "labels": spec,
+        if shift_dates or SHIFTED_DATE in records.column_names:  # patients may have changed
+            dates = [parse_date(text) for text in names.recorded]
+            records = with_shifted_dates(records, dates, patients, pseudonyms)
+        taken = list(dict.fromkeys(name for each in found for name in each.columns))
+        if before_write is not None:
+            before_write(preview(records, joins, split_rule.target, path))
+        changed = {
             "splits": splits,
             "retained": retained(
                 records.column_names,
                 sites=records["site"].null_count < records.num_rows,
                 identifiers=pseudonyms.keep,
-                ages_over_89=keep_ages,
+                ages_over_89=rule.ages_over_89,
             ),
-            "patients": {"ids": pseudonyms.patient_ids, "one_ecg_each": rule.one_ecg_each},
+            "patients": {"ids": pseudonyms.patient_ids, "one_ecg_each": split_rule.one_ecg_each},
         }
-        replace_records(reader, records, manifest)
-        named.write_changes(patients)
-        warn_of_unnamed(records, one_ecg_per_patient=rule.one_ecg_each)
-    used = {row for rows in matches for row in rows}
+        if paths:
+            changed["labels"] = {
+                # Keyed, so that guesses of a small table cannot be tested against it.
+                "csv_digest": pseudonyms.digest("labels", digest_of_tables(paths)).hex(),
+                "columns": taken,
+                "window_days": window and window.text,
+                **({"pick": label_pick} if label_pick != "nearest" else {}),
+            }
+        replace_records(reader, records, changed)
+        names.write_changes(patients)
+        if paths:
+            write_unmatched(beside, joins, names)
+        warn_of_unnamed(records, one_ecg_per_patient=split_rule.one_ecg_each)
+    is_named, has_label = named_and_labelled(joins, records.num_rows)
     return LabelSummary(
         num_records=records.num_rows,
-        num_matched=int((first >= 0).sum()),
-        num_outside_window=int(((first >= 0) & (chosen < 0)).sum()),
-        num_unused_lines=labels.num_rows - len(used),
+        num_matched=int(is_named.sum()),
+        num_outside_window=int((is_named & ~has_label).sum()),
+        num_unused_lines=sum(len(each.unused_lines) for each in joins),
         columns=tuple(taken),
         splits=count_splits(records["split"].to_pylist()),
-    )
-
-
-def _with_labels(
-    records: pa.Table, labels: pa.Table, columns: list[str], chosen: NDArray[np.int64]
-) -> pa.Table:
-    """Set label columns; records without a line keep what they had."""
-    for name in columns:
-        column = stored(cells(labels[name], chosen))
-        if name in records.column_names and records[name].type == column.type:
-            column = pc.if_else(pa.array(chosen >= 0), column, records[name])
-        records = set_column(records, name, column)
-    return records
-
-
-def _would_fit(names: Sequence[str | None], labels: pa.Table) -> str:
-    """Whether ids lack the first folder, as where a dataset's own table starts below the source."""
-    if "record_id" not in labels.column_names:
-        return ""
-    shorter = {name.partition("/")[2] for name in names if name} - {""}
-    count = sum(name in shorter for name in labels["record_id"].to_pylist())
-    if not count:
-        return ""
-    return (
-        f"; {count:,} of its ids are such paths without their first folder: convert that folder "
-        "instead of the one above it, or write it in front of the ids"
+        unmatched=beside,
     )
 
 

@@ -1,21 +1,19 @@
 """Lines of a CSV and records of a store: which belong together, and what lines correct."""
 
-import datetime
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from ecgfast import log
 from ecgfast.errors import ConfigError
+from ecgfast.labels.choice import agreeing_rows, cells, first_rows
 from ecgfast.labels.columns import set_column
-from ecgfast.labels.table import parse_date, stored_id
+from ecgfast.labels.naming import stored_id
 from ecgfast.records import NO_PATIENT, stored_age
 from ecgfast.store.csv_files import read_sources, replace_patients
 from ecgfast.store.format import key_beside, sources_beside
@@ -99,93 +97,6 @@ def _sites_of_lines(
         "that each number their own patients; add the column site, or convert with --patient-ids "
         "global where one number is one person everywhere"
     )
-
-
-def first_rows(matches: list[list[int]]) -> NDArray[np.int64]:
-    """(N,) the first matching line of each record, -1 for none."""
-    return np.array([rows[0] if rows else -1 for rows in matches], np.int64)
-
-
-def agreeing_rows(
-    matches: list[list[int]], labels: pa.Table, columns: list[str]
-) -> NDArray[np.int64]:
-    """(N,) the one line that labels each record, -1 for none.
-
-    Raises:
-        ConfigError: two lines of one record disagree.
-    """
-    several = [rows for rows in matches if len(rows) > 1]
-    if several:
-        cells = list(zip(*(labels[name].to_pylist() for name in columns), strict=True))
-        for rows in several:
-            if cells and len({cells[row] for row in rows}) > 1:
-                raise ConfigError(
-                    f"labels: lines {rows[0] + 2} and {rows[1] + 2} name the same record and "
-                    "disagree; keep one, or give label_date and --label-window-days"
-                )
-    return first_rows(matches)
-
-
-def nearest_rows(
-    matches: list[list[int]],
-    labels: pa.Table,
-    columns: list[str],
-    recorded: list[datetime.date | None],
-    window_days: int,
-) -> NDArray[np.int64]:
-    """(N,) the line whose label_date is nearest to the recording, -1 for none in the window.
-
-    Lines without any label do not count. Of two at one distance the first counts, with a warning
-    where they disagree.
-
-    Args:
-        matches: from `match_rows`.
-        labels: the CSV, with label_date and, optionally, ecg_date.
-        columns: label columns to take.
-        recorded: date of each record as the source files have it.
-        window_days: largest distance.
-    Raises:
-        ConfigError: there is nothing to compare.
-    """
-    if "label_date" not in labels.column_names:
-        raise ConfigError("--label-window-days needs a column label_date (YYYY-MM-DD) in the CSV")
-    label_dates = [parse_date(text) for text in labels["label_date"].to_pylist()]
-    ecg_dates: list[datetime.date | None] = [None] * len(label_dates)
-    if "ecg_date" in labels.column_names:
-        ecg_dates = [parse_date(text) for text in labels["ecg_date"].to_pylist()]
-    if not any(ecg_dates) and not any(recorded):
-        raise ConfigError(
-            "--label-window-days: no record has a date; add a column ecg_date (YYYY-MM-DD) to "
-            "the CSV"
-        )
-    cells = list(zip(*(labels[name].to_pylist() for name in columns), strict=True))
-    chosen = np.full(len(matches), -1, np.int64)
-    ties: list[tuple[int, int]] = []
-    for n, rows in enumerate(matches):
-        nearest, tie = window_days + 1, None
-        for row in rows:
-            ecg, label = ecg_dates[row] or recorded[n], label_dates[row]
-            if ecg is None or label is None:
-                continue
-            if cells and all(cell is None for cell in cells[row]):
-                continue
-            days = abs((label - ecg).days)
-            if days < nearest:
-                nearest, chosen[n], tie = days, row, None
-            elif days == nearest <= window_days and cells and cells[row] != cells[chosen[n]]:
-                tie = tie or (int(chosen[n]), row)
-        ties += [tie] if tie else []
-    if ties:
-        log.warning(
-            f"labels: {len(ties):,} records have labels that disagree at the same distance in "
-            f"days, such as lines {ties[0][0] + 2} and {ties[0][1] + 2}; the first of them counts"
-        )
-    return chosen
-
-
-def cells(column: pa.ChunkedArray, rows: NDArray[np.int64]) -> pa.ChunkedArray:
-    """Cells of some lines, null for line -1."""
-    return column.take(pa.array(np.maximum(rows, 0), mask=rows < 0))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """`COLUMN OP VALUE and ...`: which records to use, what a case is, and which records teach.
 
 Operators: < <= > >= = != ~ (contains, case ignored) and in, as in ``site in (1, 2)``. Text may
-stand in quotes. A null cell satisfies nothing, not even !=.
+stand in quotes. A null cell satisfies nothing, not even !=; nor does an ejection fraction that was
+given as a range or limit which does not decide the comparison, such as <40 for < 35.
 """
 
 import difflib
@@ -16,7 +17,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ecgfast.errors import ConfigError
+from ecgfast.labels.ejection_fraction import bounds_of
 from ecgfast.labels.splits import splits_of_fold
+from ecgfast.store.format import EF_GIVEN
 
 _CLAUSE = re.compile(
     r"""\s*(?P<column>[^<>=!~'"]+?)\s*
@@ -83,12 +86,23 @@ class Clause:
                 )
             return _COMPARE[self.op](column, truth)
         if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
+            if self.column == "ejection_fraction" and EF_GIVEN in table.column_names:
+                return self._decided(*bounds_of(table[EF_GIVEN], column))
             return self._holds_number(column)
         if self.op == "~":
             return pc.match_substring(column, self.value, ignore_case=True)
         if self.op not in ("=", "!="):
             raise ConfigError(f"{self}: {self.column} holds text, allowed = != ~")
         return _COMPARE[self.op](column, self.value)
+
+    def _decided(self, low: pa.ChunkedArray, high: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Whether it holds for all values from low to high; null where for some alone."""
+        if self.op in ("=", "!="):
+            sides = (replace(self, op=op)._decided(low, high) for op in ("<=", ">="))
+            equal = pc.and_kleene(*sides)
+            return equal if self.op == "=" else pc.invert(equal)
+        at_low, at_high = self._holds_number(low), self._holds_number(high)
+        return pc.if_else(pc.equal(at_low, at_high), at_low, pa.scalar(None, pa.bool_()))
 
     def _holds_number(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
         if self.op == "~":

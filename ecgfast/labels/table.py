@@ -1,54 +1,51 @@
-"""A CSV of labels: its columns, each in its type, and its dates."""
+"""A table of labels: its columns, each in its type."""
 
-import csv
-import datetime
 import json
 import re
-from collections.abc import Callable, Container, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 
+from ecgfast import log
 from ecgfast.errors import ConfigError
 from ecgfast.labels.columns import (
     BAD,
     DATES,
     KEYS,
     NUMBER_CELL,
-    PERSONAL,
     THOUSANDS,
     BadCell,
     choose_columns,
     clean,
     is_number,
     maybe_thousands,
+    set_column,
     typed,
 )
-from ecgfast.records import MAX_AGE, OVER_89, is_patient, is_percent, is_site, known_id, parse_sex
-from ecgfast.store.patients import Pseudonyms
+from ecgfast.labels.ejection_fraction import read_column
+from ecgfast.labels.files import Cells, read_cells
+from ecgfast.labels.naming import Naming, named
+from ecgfast.records import MAX_AGE, OVER_89, is_patient, is_site, known_id, parse_sex
+from ecgfast.store.format import EF_GIVEN
 
-_NUMBERS = ("age", "ejection_fraction")
-_TEXT = (*KEYS, *DATES, *_NUMBERS, "site", "sex", "split")
-_ISO = re.compile(r"(\d{4})-(\d{2})-(\d{2})")
+_EF = "ejection_fraction"
+_TEXT = (*KEYS, *DATES, _EF, EF_GIVEN, "site", "sex", "split")
 # In a CSV 04/05/2020 is April in one country and May in the next: only ISO dates, time allowed.
 _ISO_CELL = r"^\s*\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])([T ].*)?$"
-_VENDOR_SUFFIX = re.compile(r"\.[A-Za-z]\w{1,7}$")
 _RECORD_SUFFIX = r"(?i)\.(hea|dat|mat|npy|npz)\s*$"  # people write the file's name for the id
 _QUOTED = r"^'('*[=+\-@\t\r\n])"
-SEPARATORS = (",", ";", "\t")
-_HEADER_LINES = 100  # the names of columns can hold line breaks
-_TORN = re.compile(r"CSV parse error: Row #(\d+): Expected (\d+) columns, got (\d+)")
 _MAX_FOLD = 99
 _SHOWN = 40  # letters of a cell in an error
-_DAY_FIRST = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})")  # WFDB headers
+# ptbxl_database.csv of PTB-XL 1.0.1 to 1.0.3 is known by these columns: its sex is 0 and 1.
+_PTB_XL = {"ecg_id", "scp_codes", "strat_fold", "filename_lr", "filename_hr"}
+_SEX_OF_PTB_XL = {"0": "male", "1": "female"}
 
 
-def read_labels(path: Path) -> pa.Table:
-    """Read a table of labels with commas, semicolons or tabs between its columns.
+def read_labels(path: Path, naming: Naming | None = None) -> pa.Table:
+    """Read a table of labels: a CSV, a Parquet file or a sheet of a workbook.
 
     Ids, site, sex, split and dates stay text; other columns become numbers, yes/no values or text
     by `columns.typed`. A cell that a column of values cannot hold is kept in the field's metadata
@@ -57,18 +54,60 @@ def read_labels(path: Path) -> pa.Table:
     Raises:
         ConfigError: no such file, no table, no id column, or a cell that cannot be what it should.
     """
-    raw, separator = _read(path)
-    table = _named(raw, path)
+    naming = naming or Naming()
+    cells = read_cells(path, naming.ids)
+    naming.check(cells.table.column_names, str(path))
+    return labels_of_cells(cells, naming, path)
+
+
+def labels_of_cells(cells: Cells, naming: Naming, path: Path) -> pa.Table:
+    """The columns of a table, each in its type; see `read_labels`."""
+    table = named(cells.table, naming, path)
     if not set(KEYS) & set(table.column_names):
         raise ConfigError(
             f"labels {path}: got columns {', '.join(table.column_names)}, needs record_id or "
-            "patient_id to join on, with commas, semicolons or tabs between the columns"
+            "patient_id to join on, with commas, semicolons or tabs between the columns; "
+            "--id-column NAME names another"
         )
+    is_ptb_xl = set(cells.table.column_names) >= _PTB_XL
     for position, name in enumerate(table.column_names):
-        table = table.set_column(position, *_column(name, table[name], separator, path))
+        found = _column(name, table[name], cells.decimal_comma, path)
+        table = table.set_column(position, *found)
     for name in DATES:
         _check_cells(table, name, _ISO_CELL, "YYYY-MM-DD", path)
-    return _with_known_people(table, path)
+    if naming.id_prefix and "record_id" in table.column_names:
+        below = pc.replace_substring_regex(
+            table["record_id"], rf"^{re.escape(naming.id_prefix)}", ""
+        )
+        table = set_column(table, "record_id", below)
+    if is_ptb_xl and "sex" in table.column_names:
+        sex = [_SEX_OF_PTB_XL.get(cell or "", cell) for cell in table["sex"].to_pylist()]
+        table = set_column(table, "sex", pa.array(sex, pa.string()))
+        log.info(f"labels {path}: PTB-XL's own table: sex 0 is male, 1 is female")
+    return _with_ejection_fraction(_with_known_people(table, path), path)
+
+
+def _with_ejection_fraction(table: pa.Table, path: Path) -> pa.Table:
+    """The column in percent, and what was given in place of a number."""
+    given = None
+    if EF_GIVEN in table.column_names:  # a table that was made from a store
+        given = table[EF_GIVEN]
+        table = table.drop_columns([EF_GIVEN])
+    if _EF not in table.column_names:
+        return table
+    text = table[_EF] if given is None else pc.coalesce(given, table[_EF])
+    percent, given, words = read_column(text, path)
+    if words:
+        shown = ", ".join(f"{count:,} {word!r}" for word, count in words.most_common())
+        log.warning(
+            f"labels {path}: {sum(words.values()):,} cells of ejection_fraction are words, no "
+            f"numbers, and count as unknown: {shown}"
+        )
+    row = maybe_thousands(text)
+    note = {THOUSANDS: str(row)} if row else None
+    position = table.column_names.index(_EF)
+    table = table.set_column(position, pa.field(_EF, pa.float64(), metadata=note), percent)
+    return table if given is None else table.append_column(EF_GIVEN, given)
 
 
 def check_labels(path: Path, columns: Sequence[str] | None) -> None:
@@ -97,9 +136,8 @@ def _with_known_people(table: pa.Table, path: Path) -> pa.Table:
                     f"labels {path}: {name} of row {row} below the header must be {allowed}, or "
                     "empty; correct the cell"
                 )
-        position, kind = table.column_names.index(name), pa.string()
-        if name in _NUMBERS:
-            kind = pa.float64()
+        position = table.column_names.index(name)
+        kind = pa.float64() if name == "age" else pa.string()
         field = pa.field(name, kind, metadata=table.schema.field(name).metadata)
         table = table.set_column(position, field, pa.array(after, kind))
     return table
@@ -119,21 +157,16 @@ def _known_age(value: float) -> float | None:
     return value if 0 <= value <= MAX_AGE or value == OVER_89 else None
 
 
-def _known_fraction(value: float) -> float | None:
-    return value if is_percent(value) else None
-
-
 _PEOPLE: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
     ("patient_id", _known_patient, "one line without control characters"),
     ("site", _known_site, "one line of at most 100 printable characters"),
     ("sex", parse_sex, "female, male, F or M"),
     ("age", _known_age, "from 0 to 120 years (300: over 89)"),
-    ("ejection_fraction", _known_fraction, "from 0 to 100 percent"),
 )
 
 
 def _column(
-    name: str, column: pa.ChunkedArray, separator: str, path: Path
+    name: str, column: pa.ChunkedArray, decimal_comma: bool, path: Path
 ) -> tuple[pa.Field, pa.ChunkedArray]:
     """A column in its type, with its field."""
     try:
@@ -149,85 +182,34 @@ def _column(
         text = pc.replace_substring_regex(text, _QUOTED, r"\1")
     if name == "record_id":
         text = pc.replace_substring_regex(text, _RECORD_SUFFIX, "")
-    if name in _TEXT and name not in _NUMBERS:
+    if name in _TEXT:
         return pa.field(name, pa.string()), text
-    result = typed(text, decimal_comma=separator != ",")
-    if name in _NUMBERS and (isinstance(result, BadCell) or not is_number(result.type)):
-        result = _number_column(name, text, result, path)
+    result = typed(text, decimal_comma=decimal_comma)
+    if name == "age" and (isinstance(result, BadCell) or not is_number(result.type)):
+        result = _ages(text, result, path)
     if isinstance(result, BadCell):
         return pa.field(name, pa.string(), metadata={BAD: json.dumps(vars(result))}), text
     if is_number(result.type) and not pc.all(pc.is_finite(result), min_count=0).as_py():
         raise ConfigError(f"labels {path}: {name} holds a number beyond 1e308; correct the cell")
-    row = maybe_thousands(text) if separator != "," and is_number(result.type) else None
+    row = maybe_thousands(text) if decimal_comma and is_number(result.type) else None
     return pa.field(name, result.type, metadata=row and {THOUSANDS: str(row)}), result
 
 
-def _number_column(
-    name: str, text: pa.ChunkedArray, result: pa.ChunkedArray | BadCell, path: Path
-) -> pa.ChunkedArray:
-    """An empty column of numbers, or the refusal of one that holds something else."""
+def _ages(text: pa.ChunkedArray, result: pa.ChunkedArray | BadCell, path: Path) -> pa.ChunkedArray:
+    """An empty column of ages, or the refusal of one that holds something else.
+
+    The cell is not shown: a name may stand where an age was meant to be.
+    """
     if text.null_count == len(text):
         return text.cast(pa.float64())
     trimmed = pc.utf8_trim_whitespace(text)
     row = pc.index(pc.match_substring_regex(trimmed, NUMBER_CELL), False).as_py() + 1
     if isinstance(result, BadCell):
         row = result.row
-    # An age may stand where a name was meant to be: the cell of a person is not shown.
-    value = "" if name in PERSONAL else f", got {text[row - 1].as_py().strip()[:_SHOWN]!r}"
     raise ConfigError(
-        f"labels {path}: {name} of row {row} below the header must be a number such as 35.5, or "
-        f"empty{value}; correct the cell"
+        f"labels {path}: age of row {row} below the header must be a number such as 35.5, or "
+        "empty; correct the cell"
     )
-
-
-def _read(path: Path) -> tuple[pa.Table, str]:
-    """The cells as bytes, and what separates them."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise ConfigError(f"labels {path}: got a pipe or a device, allowed a file; save it as one")
-    in_order = pacsv.ReadOptions(use_threads=False)  # a torn row has its number only then
-    try:
-        separator, names = _header(path)
-        options = pacsv.ParseOptions(delimiter=separator, newlines_in_values=True)
-        kinds = pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.binary()))
-        with path.open("rb") as file:  # not by name: Arrow opens none that is not UTF-8
-            table = pacsv.read_csv(file, in_order, options, kinds)
-    except FileNotFoundError as error:
-        raise ConfigError(f"labels {path}: no such file") from error
-    except (OSError, UnicodeError, csv.Error, pa.ArrowInvalid) as error:
-        if torn := _TORN.match(str(error)):
-            number, expected, got = torn.groups()
-            raise ConfigError(
-                f"labels {path}: line {number} has {got} cells, the header {expected}; put quotes "
-                f"around cells that hold {separator!r}"
-            ) from None  # Arrow repeats the line, and lines name patients
-        raise ConfigError(
-            f"labels {path}: not a CSV table with a header line: {error}; save it as CSV UTF-8"
-        ) from error
-    return table, separator
-
-
-def _header(path: Path) -> tuple[str, list[str]]:
-    """What separates the columns, the first of , ; tab that gives an id column, and their names."""
-    with path.open("rb") as file:
-        text = b"".join(islice(file, _HEADER_LINES))
-    if text.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ConfigError(f"labels {path}: got UTF-16, allowed UTF-8; save it as CSV UTF-8")
-    lines = text.decode("utf-8-sig", errors="surrogateescape").splitlines(keepends=True)
-    found = [(sign, next(csv.reader(lines, delimiter=sign), [])) for sign in SEPARATORS]
-    for sign, names in found:
-        if {name.strip() for name in names} & set(KEYS):
-            return sign, names
-    return found[0]
-
-
-def _named(table: pa.Table, path: Path) -> pa.Table:
-    """The columns that have names, without the blanks around them."""
-    names = [name.strip() for name in table.column_names]
-    twice = sorted({name for name in names if name and names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"labels {path}: column {twice[0]!r} occurs twice; rename one")
-    # A row number without a name is what pandas writes first.
-    return table.rename_columns(names).select([name for name in names if name])
 
 
 def _check_cells(table: pa.Table, name: str, pattern: str, allowed: str, path: Path) -> None:
@@ -262,30 +244,3 @@ def folds(table: pa.Table, path: Path) -> pa.ChunkedArray:
             )
     numbers = [None if value is None else int(value) for value in values]
     return pa.chunked_array([pa.array(numbers, pa.int64())])
-
-
-def stored_id(name: str, known: Container[str], pseudonyms: Pseudonyms) -> str:
-    """Return the id under which a store has a recording.
-
-    Args:
-        name: the stored id itself, or the readable one; of a vendor's file with its suffix, which
-            the readable id has only where another file has its stem.
-        known: ids of the store.
-        pseudonyms: of the store.
-    """
-    if name in known:
-        return name
-    whole = pseudonyms.of("record", name)
-    return whole if whole in known else pseudonyms.of("record", _VENDOR_SUFFIX.sub("", name))
-
-
-def parse_date(text: str | None) -> datetime.date | None:
-    """The first date in a text: 2020-05-31, or 31/05/2020 as WFDB headers have it."""
-    try:
-        if match := _ISO.search(text or ""):
-            return datetime.date(int(match[1]), int(match[2]), int(match[3]))
-        if match := _DAY_FIRST.search(text or ""):
-            return datetime.date(int(match[3]), int(match[2]), int(match[1]))
-    except ValueError:  # such as 31 February
-        return None
-    return None

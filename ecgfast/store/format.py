@@ -48,6 +48,9 @@ ROW_TYPES = {  # columns of records.parquet, with the names that Arrow has for t
     "duplicate_of": "string",
     "row": "int64",
 }
+# Columns that labels make beside those: what a cell held in place of a number, such as "<40"; the
+# day of the recording, moved by a secret number of days that is the patient's own.
+EF_GIVEN, SHIFTED_DATE = "ejection_fraction_given", "shifted_date"
 # Columns that only the end of a conversion needs beside those; they enter no store. "position" is
 # the number of the input, "labels" and "segments" are JSON.
 PENDING_TYPES = {
@@ -156,6 +159,11 @@ def sources_beside(store: Path) -> Path:
 def passed_over_beside(store: Path) -> Path:
     """The table of examples of source files that nothing read: beside the store, never in it."""
     return beside(store, ".passed_over.csv")
+
+
+def unmatched_beside(store: Path) -> Path:
+    """The table of labels and records without a partner: beside the store, never in it."""
+    return beside(store, ".unmatched.csv")
 
 
 def with_crc32c(data: bytes) -> bytes:

@@ -3,6 +3,7 @@
 Two ids are one patient where a record of one is a duplicate of a record of the other.
 """
 
+import datetime
 import hashlib
 import hmac
 import os
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from ecgfast.errors import ConfigError, CorruptStoreError
 from ecgfast.records import NO_PATIENT
 from ecgfast.store.durable import explained, write_durably
-from ecgfast.store.format import ROW_TYPES
+from ecgfast.store.format import ROW_TYPES, SHIFTED_DATE
 from ecgfast.vocabulary import PatientIds
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 KEY_BYTES = 32
 _LARGEST = 1 << 10  # bytes of a file of 64 digits, with what editors put around them
 PSEUDONYM = "patient_pseudonym"  # column beside readable ids, for what may leave the store
+LONGEST_SHIFT = 364  # days: a shifted date is never in the future
 UNNAMED = "\0"  # begins the key of a patient who is known only by a record
 
 
@@ -265,6 +267,42 @@ def with_pseudonyms(records: "pa.Table", keys: Sequence[str], pseudonyms: Pseudo
     return records.append_column(PSEUDONYM, column)
 
 
+def with_shifted_dates(
+    records: "pa.Table",
+    dates: Sequence[datetime.date | None],
+    keys: Sequence[str],
+    pseudonyms: Pseudonyms,
+) -> "pa.Table":
+    """Put a day of recording into the rows, moved so that only intervals of a patient are true.
+
+    All days of a patient move back by one number of days from 1 to 364, which the key decides.
+
+    Args:
+        records: rows of a store.
+        dates: (N,) true days, None where unknown.
+        keys: (N,) readable keys of the patients.
+        pseudonyms: of the store.
+    Raises:
+        ConfigError: no record has a date.
+    """
+    if not any(dates):
+        raise ConfigError("--shift-dates: no recording of this store has a date; leave it out")
+    import pyarrow as pa  # no worker needs it
+
+    shifts = {
+        key: 1 + int.from_bytes(pseudonyms.digest("date shift", key)[:8], "big") % LONGEST_SHIFT
+        for key in set(keys)
+    }
+    moved = [
+        day and str(day - datetime.timedelta(days=shifts[key]))
+        for day, key in zip(dates, keys, strict=True)
+    ]
+    column = pa.array(moved, pa.string())
+    if SHIFTED_DATE in records.column_names:
+        return records.set_column(records.column_names.index(SHIFTED_DATE), SHIFTED_DATE, column)
+    return records.append_column(SHIFTED_DATE, column)
+
+
 def retained(
     columns: Iterable[str], *, sites: bool, identifiers: bool, ages_over_89: bool
 ) -> dict[str, Any]:
@@ -273,15 +311,16 @@ def retained(
     As in DICOM PS3.15, annex E, each option to retain something is written down.
 
     Args:
-        columns: of records.parquet.
+        columns: of records.parquet; with that of shifted dates, "dates" says so.
         sites: the names of sites.
         identifiers: readable ids of records and patients.
         ages_over_89: apart, not as 90.
     """
+    names = {*columns}
     return {
         "identifiers": identifiers,
         "ages_over_89": ages_over_89,
-        "dates": False,
+        "dates": "shifted" if SHIFTED_DATE in names else False,
         "sites": sites,
-        "columns": sorted({*columns} - {*ROW_TYPES, PSEUDONYM}),
+        "columns": sorted(names - {*ROW_TYPES, PSEUDONYM, SHIFTED_DATE}),
     }

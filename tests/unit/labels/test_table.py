@@ -8,8 +8,9 @@ import pyarrow as pa
 import pytest
 
 from ecgfast.errors import ConfigError
+from ecgfast.labels.choice import parse_date
 from ecgfast.labels.columns import label_columns, stored
-from ecgfast.labels.table import check_labels, folds, parse_date, read_labels
+from ecgfast.labels.table import check_labels, folds, read_labels
 
 
 def table(folder: Path, text: str) -> Path:

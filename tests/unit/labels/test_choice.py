@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from ecgfast.errors import ConfigError
-from ecgfast.labels.matching import agreeing_rows, first_rows, nearest_rows
+from ecgfast.labels.choice import agreeing_rows, first_rows, rows_in_window, window_of
 
 DAY = datetime.date(2020, 5, 10)
 
@@ -22,7 +22,9 @@ def nearest(
     if ecg_dates is not None:
         table = table.append_column("ecg_date", pa.array(ecg_dates, pa.string()))
     matches: list[list[int]] = [[], list(range(len(label_dates)))]
-    none, row = nearest_rows(matches, table, [], [recorded, recorded], window_days).tolist()
+    window = window_of(window_days)
+    assert window is not None
+    none, row = rows_in_window(matches, table, [], [recorded, recorded], window).tolist()
     assert none == -1
     return int(row)
 
