@@ -1,9 +1,9 @@
 """Fuzz the readers of files: `python tests/fuzz/inputs.py --cases 20000 --seed 1`.
 
 Each case damages one good input (WFDB headers and signals, segments, arrays with their sidecar,
-binary formats of vendors, a CSV of labels) and takes it through the code of a convert up to the
-table's rows. It must end in records or in one of our errors, in ten seconds, and without asking for
-more memory than `--memory-gib`.
+XML and binary formats of vendors, a CSV of labels) and takes it through the code of a convert up to
+the table's rows. It must end in records or in one of our errors, in ten seconds, and without asking
+for more memory than `--memory-gib`. `--cases 2000 --kind each` runs as many of each kind in turn.
 `--fail-calls` makes instead each call of a list fail in turn, on good inputs: want of memory must
 refuse the file, and an error of the share must end the convert. Exit status 1 when a case does
 anything else; `--only N` runs that case alone, with its traceback.
@@ -15,6 +15,7 @@ import errno
 import json
 import os
 import random
+import re
 import resource
 import signal
 import sys
@@ -22,7 +23,7 @@ import tempfile
 import traceback
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -34,7 +35,7 @@ from scipy.signal import resample_poly  # noqa: F401
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
-from good_inputs import KINDS, csv
+from good_inputs import KINDS, csv, muse_xml
 
 from ecgfast.convert.plan import ConvertOptions, PlannedInput
 from ecgfast.convert.sources import num_slots
@@ -45,6 +46,7 @@ from ecgfast.labels.table import check_labels
 from ecgfast.store.patients import Pseudonyms
 from ecgfast.store.table import PendingRows
 
+Kind = Callable[[Path], None]
 LIMIT_S = 10
 REASONS = set(get_args(Reason))
 OPTIONS = ConvertOptions(window="all", short="pad", columns=("note", "qrs_ms", "diagnosis"))
@@ -68,8 +70,7 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
     """A file with one to four changes, most of them in its first bytes, where the meaning is."""
     data = bytearray(content)
     for _ in range(rng.randint(1, 4)):
-        reach = len(data) if rng.random() < 0.2 else min(len(data), 600)
-        at = rng.randint(0, max(reach - 1, 0))
+        at = _place(data, rng)
         kind = rng.randrange(6)
         if kind == 0 and data:
             data[at] ^= 1 << rng.randrange(8)
@@ -89,6 +90,27 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
                 end += 1
             data[start:end] = rng.choice(TOKENS)
     return bytes(data)
+
+
+def _place(data: bytearray, rng: random.Random) -> int:
+    """Where to change a file: near its begin, near markup, or anywhere."""
+    where = rng.random()
+    anywhere = rng.randint(0, max(len(data) - 1, 0))
+    if where < 0.2:
+        return anywhere
+    tag = data.find(b"<", anywhere)
+    if where < 0.6 and tag >= 0:
+        return min(tag + rng.randint(0, 60), len(data) - 1)
+    return rng.randint(0, max(min(len(data), 600) - 1, 0))
+
+
+def revalued(document: bytes, rng: random.Random) -> bytes:
+    """A well-formed document with one to three other texts or attributes."""
+    for _ in range(rng.randint(1, 3)):
+        value = rng.choice(list(re.finditer(rb'(?<=>)[^<>]+(?=<)|(?<=")[^"<>]*(?=")', document)))
+        token = re.sub(rb'[^ -~]|[<>&"]', b"", rng.choice(TOKENS))
+        document = document[: value.start()] + token + document[value.end() :]
+    return document
 
 
 def repacked(path: Path, rng: random.Random) -> None:
@@ -154,17 +176,18 @@ def check(outcomes: list[EncodedRecord | Refusal]) -> None:
             assert (std >= 0).all()
 
 
-def case(number: int, seed: int) -> str:
+def case(number: int, seed: int, kinds: Sequence[Kind] = KINDS) -> str:
     """Run one case; returns what it came to, raises what should not come out."""
     rng = random.Random(f"{seed} {number}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rng.choice(KINDS)(folder)
+        rng.choice(kinds)(folder)
         path = rng.choice(sorted(folder.iterdir()))
         if path.suffix == ".npz" and rng.random() < 0.5:
             repacked(path, rng)
         else:
-            path.write_bytes(damaged(path.read_bytes(), rng))
+            change = revalued if path.suffix == ".xml" and rng.random() < 0.6 else damaged
+            path.write_bytes(change(path.read_bytes(), rng))
         try:
             return read(folder)
         except EcgfastError as error:
@@ -202,7 +225,8 @@ def failing(place: Any, name: str, at: int, error: Exception) -> Iterator[Counte
 def fail_calls() -> Iterator[tuple[str, str]]:
     """Yield the name of every failing call, and what is wrong with how it came out, if anything."""
     for kind in dict.fromkeys(KINDS):
-        if kind is csv:
+        is_other_xml = kind.__name__.endswith("_xml") and kind is not muse_xml  # opened alike
+        if kind is csv or is_other_xml:
             continue
         for place, name in CALLS:
             errors: list[Exception] = [MemoryError("injected")]
@@ -248,6 +272,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
+    kinds = {kind.__name__: kind for kind in KINDS}
+    parser.add_argument("--kind", choices=["each", *kinds], help="of the input, else any")
     parser.add_argument("--only", type=int)
     parser.add_argument("--memory-gib", type=float, default=1.0, help="beyond what imports take")
     parser.add_argument("--fail-calls", action="store_true")
@@ -260,30 +286,39 @@ def main() -> int:
         print(f"{len(results)} calls failed in turn, {len(failures)} came out wrong")
         return 1 if failures else 0
     if options.only is not None:
-        print(case(options.only, options.seed))
+        print(case(options.only, options.seed, [kinds[options.kind]] if options.kind else KINDS))
         return 0
     case(-1, options.seed)  # whatever is imported late
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limit = used + int(options.memory_gib * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     signal.signal(signal.SIGALRM, _too_slow)
+    if options.kind is None:
+        return 1 if run_cases(options.cases, options.seed, KINDS, "all kinds") else 0
+    names = kinds if options.kind == "each" else [options.kind]
+    wrong = [run_cases(options.cases, options.seed, [kinds[name]], name) for name in names]
+    return 1 if any(wrong) else 0
+
+
+def run_cases(cases: int, seed: int, kinds: Sequence[Kind], name: str) -> int:
+    """Run cases and print what they came to; returns how many came out wrong."""
     found: Counter[str] = Counter()
-    wrong_cases = 0
-    for number in range(options.cases):
+    wrong = 0
+    for number in range(cases):
         signal.alarm(LIMIT_S)
         try:
-            found[case(number, options.seed)] += 1
+            found[case(number, seed, kinds)] += 1
         except (Exception, TooSlowError) as error:  # that is what is looked for
-            wrong_cases += 1
+            wrong += 1
             where = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{Path(where.filename).name}:{where.lineno}"
-            print(f"case {number} of seed {options.seed}: {error!r:.300} at {place}")
+            print(f"case {number} of seed {seed}, {name}: {error!r:.300} at {place}")
         finally:
             signal.alarm(0)
     for words, count in found.most_common():
         print(f"{count:7,} {words}")
-    print(f"{options.cases:,} cases of seed {options.seed}, {wrong_cases} came out wrong")
-    return 1 if wrong_cases else 0
+    print(f"{name}: {cases:,} cases of seed {seed}, {wrong} came out wrong", flush=True)
+    return wrong
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import dicom_files
@@ -9,6 +10,7 @@ import h5py
 import mfer_files
 import numpy as np
 import scp_files
+import xml_files
 from scipy.io import savemat
 
 from ecgfast.records import LEADS
@@ -123,6 +125,43 @@ def text(folder: Path) -> None:
     (folder / "a.json").write_text('{"sampling_rate_hz": 500, "scale_uv": 5}')
 
 
+def _xml(folder: Path, write: xml_files.Write) -> None:
+    """A short document, so that damage hits more than its samples."""
+    leads = dict(zip(LEADS, SIGNAL[:, :2000], strict=True))
+    content = write(leads, rate=200).decode("utf-16" if write is xml_files.philips else "latin-1")
+    (folder / "a.xml").write_bytes(content.replace('"utf-16"', '"utf-8"').encode())
+
+
+def muse_xml(folder: Path) -> None:
+    """GE MUSE without checksums."""
+    _xml(folder, partial(xml_files.muse, checksum=False))
+
+
+def aecg_xml(folder: Path) -> None:
+    """HL7 aECG."""
+    _xml(folder, xml_files.aecg)
+
+
+def philips_xml(folder: Path) -> None:
+    """Philips Sierra, packed."""
+    _xml(folder, xml_files.philips)
+
+
+def cardiosoft_xml(folder: Path) -> None:
+    """GE CardioSoft."""
+    _xml(folder, xml_files.cardiosoft)
+
+
+def eli_xml(folder: Path) -> None:
+    """Mortara ELI."""
+    _xml(folder, xml_files.eli)
+
+
+def schiller_xml(folder: Path) -> None:
+    """Schiller."""
+    _xml(folder, xml_files.schiller)
+
+
 def csv(folder: Path) -> None:
     """A table of labels."""
     lines = ["record_id,patient_id,ejection_fraction,label_date,sex,note"]
@@ -133,4 +172,5 @@ def csv(folder: Path) -> None:
 KINDS: tuple[Callable[[Path], None], ...] = (
     *(wfdb_16, wfdb_16, wfdb_212, segments, npy, npy, npz, packed_npz, csv),
     *(dicom, dicom, scp, mfer, edf, hdf5, matlab, matlab_4, text),
+    *(muse_xml, aecg_xml, philips_xml, cardiosoft_xml, eli_xml, schiller_xml),
 )
