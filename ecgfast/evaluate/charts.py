@@ -36,6 +36,7 @@ _STRIP_PT = 14  # above a figure, for the word SYNTHETIC
 _SVG_SIZE = re.compile(r'width="([\d.]+)pt" height="([\d.]+)pt" viewBox="0 0 [\d.]+ [\d.]+"')
 
 Curve = tuple[Sequence[float], Sequence[float]]
+Efficiency = tuple[float, Auroc, Sequence[float]]  # patients, mean AUROC, that of each run
 Labelled = tuple[NDArray[np.bool_], NDArray[np.float64]]
 
 
@@ -136,6 +137,43 @@ def auroc_by_site(results: Mapping[str, Mapping[str, Auroc]]) -> Figure:
     axes.set(xlabel="AUROC, 95 % interval", xlim=(None, 1.01))
     axes.grid(visible=False, axis="y")
     figure.legend(loc="outside upper center", ncols=min(3, len(models)), fontsize=8)
+    return figure
+
+
+@mpl.rc_context(_STYLE)
+def label_efficiency(cohorts: Mapping[str, Mapping[str, Sequence[Efficiency]]]) -> Figure:
+    """Draw AUROC over the number of labelled patients: means with intervals, and each run's.
+
+    Args:
+        cohorts: cohort -> model -> patients who taught, mean AUROC with its interval, and the
+            AUROC of every run.
+    """
+    style_of = _styles(_models(cohorts))
+    columns = min(2, len(cohorts))
+    rows = -(-len(cohorts) // columns)
+    figure = Figure(figsize=(4.8 * columns, 3.6 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes, (cohort, models) in zip(panels, cohorts.items(), strict=False):
+        axes.set(title=drawn(cohort), xscale="log", ylabel="AUROC")
+        axes.set(xlabel="labelled patients in training")
+        for number, (model, points) in enumerate(models.items()):
+            aside = 1.04 ** (number - (len(models) - 1) / 2)  # intervals of one size stand apart
+            style, sizes = style_of[model], [size * aside for size, _, _ in points]
+            axes.plot(sizes, [area.value for _, area, _ in points], markersize=4.5, **style)
+            for size, (_, area, by_run) in zip(sizes, points, strict=True):
+                if area.low is not None and area.high is not None:
+                    axes.vlines(size, area.low, area.high, color=style["color"], linewidth=1)
+                if len(by_run) > 1:
+                    seeds = {"color": style["color"], "alpha": 0.45, "linewidths": 0}
+                    axes.scatter([size] * len(by_run), by_run, s=9, **seeds)
+        ticks = sorted({size for points in models.values() for size, _, _ in points})
+        axes.set_xticks(ticks, [f"{size:.0f}" for size in ticks])
+        axes.minorticks_off()
+    for axes in panels[len(cohorts) :]:
+        axes.set_visible(False)
+    for model, style in style_of.items():
+        panels[0].plot([], [], markersize=4.5, label=drawn(model), **style)
+    figure.legend(loc="outside upper center", ncols=min(3, len(style_of)), fontsize=8)
     return figure
 
 

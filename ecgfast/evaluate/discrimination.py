@@ -88,20 +88,42 @@ def delong(y: ArrayLike, score: ArrayLike, groups: ArrayLike | None = None) -> A
         ShapeError: the lengths differ or a score is not finite.
     Source: DeLong et al. 1988; Obuchowski 1997 for clustered records.
     """
-    is_case, scores = checked(y, [score])
+    return delong_mean(y, np.asarray(score, dtype=np.float64)[None], groups)[1]
+
+
+def delong_mean(
+    y: ArrayLike, scores: ArrayLike, groups: ArrayLike | None = None
+) -> tuple[tuple[float, ...], Auroc]:
+    """AUROC of each of some scores of the same records, and their mean with its interval.
+
+    The interval is over patients, with the scores taken as given: a patient's influence on the mean
+    is the mean of his influences on the areas. How the areas differ is not in it.
+
+    Args:
+        y: (n,) bool or 0/1, True = case.
+        scores: (K, n) float, such as those of runs that differ in their seed.
+        groups: (n,) patient of each record, as in `delong`.
+    Returns:
+        K areas, none where a class is missing; `Auroc` of their mean, as from `delong`.
+    Raises:
+        ShapeError: the lengths differ or a score is not finite.
+    Source: as of `delong`; the mean of areas is linear in their components.
+    """
+    is_case, given = checked(y, list(np.asarray(scores)))
     patients = patients_of(groups, len(is_case))
     result = Auroc(num_cases=int(is_case.sum()), num_controls=int((~is_case).sum()))
     if reason := undefined(is_case):
-        return replace(result, reason=reason)
-    areas, influence = _areas(is_case, scores)
-    value = float(areas[0])
+        return (), replace(result, reason=reason)
+    areas, influence = _areas(is_case, given)
+    each, value = tuple(areas.tolist()), float(areas.mean())
     if reason := no_variance(is_case, patients):
-        return replace(result, value=value, reason=reason)
-    found = spread(influence[0], is_case, patients)
+        return each, replace(result, value=value, reason=reason)
+    found = spread(influence.mean(axis=0), is_case, patients)
     low, high, method = limits(value, found)
-    return replace(
+    mean = replace(
         result, value=value, low=low, high=high, std_error=found.std_error, method=method
     )
+    return each, mean
 
 
 def delong_paired(

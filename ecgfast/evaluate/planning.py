@@ -51,6 +51,7 @@ class TestPlan:
         notes: for the report, what was left out and what is not known.
         training: run's name -> labelled rows of this store that it was trained on.
         validation: run's name -> labelled rows of this store that chose its weights.
+        sites: run's name -> sites of this store that it learned from.
     """
 
     target: str
@@ -60,6 +61,7 @@ class TestPlan:
     notes: tuple[str, ...]
     training: dict[str, Rows] = field(default_factory=dict)
     validation: dict[str, Rows] = field(default_factory=dict)
+    sites: dict[str, frozenset[str]] = field(default_factory=dict)
 
     @property
     def same_training(self) -> dict[str, str]:
@@ -178,6 +180,7 @@ def plan_for(store: StoreReader, target: str, learners: Mapping[str, Learner]) -
         cohorts=cohorts,
         notes=_notes(target, site, is_known, learners, tests, seen_by),
         training={name: np.flatnonzero(test.taught) for name, test in tests.items()},
+        sites={name: test.training_sites for name, test in tests.items()},
         validation={name: np.flatnonzero(test.validated) for name, test in tests.items()},
     )
 
@@ -218,13 +221,13 @@ def _pooled(
     cohorts: dict[str, dict[str, Rows]] = {}
     for learned in _distinct(test.training_sites & set(sites) for test in tests.values()):
         together = np.isin(site, sorted(learned))
-        cohorts[f"test splits of {_listed(learned)}"] = {
+        cohorts[f"test splits of {listed(learned)}"] = {
             run: np.flatnonzero(together & test.internal) for run, test in tests.items()
         }
     external = _distinct(frozenset(sites) - test.training_sites for test in tests.values())
     for never in external:
         together = np.isin(site, sorted(never))
-        name = POOLED if len(external) == 1 else f"external {_listed(never)}"
+        name = POOLED if len(external) == 1 else f"external {listed(never)}"
         cohorts[name] = {
             run: np.flatnonzero(together & test.unseen)
             for run, test in tests.items()
@@ -243,7 +246,10 @@ def _called(site: str) -> str:
     return "no site" if site == NO_SITE else f"site {site}"
 
 
-def _listed(sites: frozenset[str]) -> str:
+def listed(sites: frozenset[str]) -> str:
+    """Such as "sites 1, 2", or "site 1"."""
+    if len(sites) == 1:
+        return _called(next(iter(sites)))
     return f"sites {', '.join(natural_order(list(sites)))}"
 
 

@@ -6,6 +6,7 @@ block in report.html.j2.
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +17,8 @@ from jinja2 import Environment, StrictUndefined
 from ecgfast import log
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate import charts, findings, views
+from ecgfast.evaluate.label_efficiency import FILE as EFFICIENCY
+from ecgfast.evaluate.label_efficiency import Point, label_efficiency, lines_of, numbers, section
 from ecgfast.evaluate.planning import plan_tests
 from ecgfast.evaluate.results import Results, compute
 from ecgfast.evaluate.scores import SCORES, scores_file
@@ -47,7 +50,8 @@ def evaluate(runs: Sequence[Path], store: Path, out: Path) -> Path:
             pretraining runs give loss curves and reconstructions.
         store: path of the store to test on.
         out: folder for ``report.html``, ``metrics.json``, ``scores.parquet`` and
-            ``table3.md``, ``.csv`` and ``.tex``.
+            ``table3.md``, ``.csv`` and ``.tex``; of runs on several fractions of the labels also
+            for ``label_efficiency.csv``.
     Returns:
         Path of ``report.html``.
     Raises:
@@ -59,17 +63,22 @@ def evaluate(runs: Sequence[Path], store: Path, out: Path) -> Path:
     classifiers = [run for run in loaded if run.meta.target]
     if not loaded:
         raise ConfigError("evaluate needs at least one run, got none; name the folders of runs")
-    results = None
+    results, points = None, []
     if classifiers:
         plan = plan_tests(reader, classifiers)
         pseudonymous_patients(reader)  # this and the next line fail now, not after hours of scoring
         out.mkdir(parents=True, exist_ok=True)
         results = compute(plan, classifiers, reader)
-    return write_report(out, reader, loaded, results)
+        points = label_efficiency(plan, reader.records, lines_of(classifiers), results.scores)
+    return write_report(out, reader, loaded, results, points)
 
 
 def write_report(
-    out: Path, store: StoreReader, runs: Sequence[LoadedRun], results: Results | None
+    out: Path,
+    store: StoreReader,
+    runs: Sequence[LoadedRun],
+    results: Results | None,
+    points: Sequence[Point] = (),
 ) -> Path:
     """Write the files of a report; see `evaluate`.
 
@@ -78,12 +87,13 @@ def write_report(
         store: that was tested on.
         runs: all of the report, each with its own name.
         results: of the classifiers among them, None without any.
+        points: of the label efficiency, also of classifiers that the report does not have.
     Returns:
         Path of ``report.html``.
     """
     out.mkdir(parents=True, exist_ok=True)
     log.info("drawing the report")
-    sections = page(store, runs, results)
+    sections = page(store, runs, results, points)
     synthetic = store.manifest["synthetic"]
     html = render(sections, synthetic=synthetic)
     metrics = {
@@ -92,8 +102,14 @@ def write_report(
         "disclosures": sections["disclosures"],
         "masked_mse": {view["name"]: view["error"] for view in sections["reconstructions"]},
         **(results.to_json() if results else {}),
+        "label_efficiency": [asdict(point) for point in points],
     }
-    for name in ("report.html", SCORES, *TABLES):  # of an earlier call: of other numbers
+    for name in (
+        "report.html",
+        SCORES,
+        EFFICIENCY,
+        *TABLES,
+    ):  # of an earlier call: of other numbers
         (out / name).unlink(missing_ok=True)
     write_durably(out / "metrics.json", [json.dumps(metrics, indent=1).encode() + b"\n"])
     if results is not None:
@@ -101,8 +117,21 @@ def write_report(
         table, words = findings.table3(results), caption_of(store, results)
         for name, written in TABLES.items():
             write_durably(out / name, [written(table, words).encode()])
+        write_efficiency(out, points, words)
     write_durably(out / "report.html", [html.encode()])
     return out / "report.html"
+
+
+def write_efficiency(out: Path, points: Sequence[Point], caption: str) -> None:
+    """Write label_efficiency.csv, where there are points.
+
+    Args:
+        out: folder that exists.
+        points: of the label efficiency.
+        caption: what the data are.
+    """
+    if points:
+        write_durably(out / EFFICIENCY, [csv_text(numbers(points), caption).encode()])
 
 
 def caption_of(store: StoreReader, results: Results) -> str:
@@ -111,13 +140,19 @@ def caption_of(store: StoreReader, results: Results) -> str:
     return log.plain(f"{mark}{views.heading(store, results)}")
 
 
-def page(store: StoreReader, runs: Sequence[LoadedRun], results: Results | None) -> views.View:
+def page(
+    store: StoreReader,
+    runs: Sequence[LoadedRun],
+    results: Results | None,
+    points: Sequence[Point],
+) -> views.View:
     """Everything that the template shows, by section.
 
     Args:
         store: that was tested on.
         runs: all of the report.
         results: of the classifiers among them, None without any.
+        points: of the label efficiency.
     """
     return {
         "heading": views.heading(store, results),
@@ -128,6 +163,7 @@ def page(store: StoreReader, runs: Sequence[LoadedRun], results: Results | None)
         "cohort": views.cohort(store, results.plan.target if results else None),
         "detection": results and findings.detection(results),
         "comparison": results and findings.comparison(results),
+        "label_efficiency": section(points),
         "baselines": results and findings.baselines(results),
         "operating": results and findings.operating(results),
         "calibration": results and findings.calibration(results),

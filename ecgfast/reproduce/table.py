@@ -1,14 +1,15 @@
 """The study's table 3 over all columns of a plan, and the report behind it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ecgfast.evaluate.findings import table3
+from ecgfast.evaluate.label_efficiency import Point, label_efficiency
 from ecgfast.evaluate.planning import plan_tests
-from ecgfast.evaluate.report import TABLES, caption_of, write_report
+from ecgfast.evaluate.report import TABLES, caption_of, write_efficiency, write_report
 from ecgfast.evaluate.results import Results, compute
 from ecgfast.evaluate.scores import SCORES, read_scores
 from ecgfast.evaluate.views import Table
@@ -26,7 +27,9 @@ _READ_WORDS = f"{READ} pretraining had read, without labels, ECGs of patients wh
 def write_table(plan: Plan, store: StoreReader, cells: Sequence[Cell], out: Path) -> Path | None:
     """Write table3.md, table3.csv, table3.tex and report/ of the columns that are finished.
 
-    Scores are those that the evaluations wrote: nothing is computed twice on a GPU.
+    They have the largest fraction of the labels; label_efficiency.csv, and that section of the
+    report, have all. Scores are those that the evaluations wrote: nothing is computed twice on a
+    GPU.
 
     Args:
         plan: of the experiment.
@@ -36,31 +39,47 @@ def write_table(plan: Plan, store: StoreReader, cells: Sequence[Cell], out: Path
     Returns:
         path of table3.md; None where no column is finished.
     """
-    columns = [cell for cell in cells if cell.kind == "evaluate"]
-    finished = [cell for cell in columns if is_finished(cell)]
-    if not finished:
+    tests = [cell for cell in cells if cell.kind == "evaluate"]
+    largest = max((cell.fraction for cell in tests), default=1.0)
+    columns = [cell for cell in tests if cell.fraction == largest]
+    finished = [cell for cell in tests if is_finished(cell)]
+    # the report compares the first one, which shall be pretrained, with the others
+    finished.sort(key=lambda cell: not cell.needs[0].needs)
+    runs = {cell.column: _loaded(cell, store) for cell in finished}
+    classifiers = [runs[cell.column] for cell in finished if cell.fraction == largest]
+    if not classifiers:
         return None
-    classifiers = [
-        replace(
-            load_run(cell.needs[0].folder, store),
-            name=cell.column,
-            scores=read_scores(cell.folder / SCORES, store),
-        )
-        # the report compares the first one, which shall be pretrained, with the others
-        for cell in sorted(finished, key=lambda cell: not cell.needs[0].needs)
-    ]
     encoders = [
         replace(load_run(cell.folder, store), name=f"Pretraining {cell.folder.name}")
         for cell in cells
         if cell.kind == "pretrain" and is_finished(cell)
     ]
     results = compute(plan_tests(store, classifiers), classifiers, store)
-    write_report(out / "report", store, [*classifiers, *encoders], results)
+    points = _label_efficiency(store, finished, runs)
+    write_report(out / "report", store, [*classifiers, *encoders], results, points)
+    write_efficiency(out, points, caption_of(store, results))
     table, notes = _table(plan, store, columns, classifiers, results)
     words = "; ".join((caption_of(store, results), *notes))
     for name, written in TABLES.items():
         write_durably(out / name, [written(table, words).encode()])
     return out / "table3.md"
+
+
+def _loaded(cell: Cell, store: StoreReader) -> LoadedRun:
+    """The classifier of a finished evaluation, with the scores that it gave."""
+    run = load_run(cell.needs[0].folder, store)
+    return replace(run, name=cell.column, scores=read_scores(cell.folder / SCORES, store))
+
+
+def _label_efficiency(
+    store: StoreReader, finished: Sequence[Cell], runs: Mapping[str, LoadedRun]
+) -> list[Point]:
+    lines: dict[str, list[LoadedRun]] = {}
+    for cell in finished:
+        lines.setdefault(cell.line, []).append(runs[cell.column])
+    scores = {name: run.scores for name, run in runs.items() if run.scores is not None}
+    plan = plan_tests(store, list(runs.values()))
+    return label_efficiency(plan, store.records, lines, scores)
 
 
 def _table(

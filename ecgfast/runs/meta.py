@@ -74,6 +74,7 @@ class RunMeta:
         preprocessing: how its records were prepared.
         microbatch: records per rank and forward pass; None where a run does not say.
         thresholds: of a finished fine-tuning, set on its validation records; None without one.
+        counts: of a finished fine-tuning: "train_patients", "train_cases" and others.
         run_files: sizes and digests of the run's other files, as `digests.entries` gives them.
     """
 
@@ -82,6 +83,7 @@ class RunMeta:
     preprocessing: Preprocessing
     microbatch: int | None = None
     thresholds: Mapping[str, float | None] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
     run_files: Mapping[str, Facts] = field(default_factory=dict)
 
     @classmethod
@@ -103,6 +105,7 @@ class RunMeta:
             preprocessing=Preprocessing.from_facts(facts["preprocessing"]),
             microbatch=facts.get("microbatch"),
             thresholds=facts.get("thresholds", {}),
+            counts=facts.get("counts", {}),
             run_files=facts.get(RUN_FILES, {}),
         )
 
@@ -263,6 +266,9 @@ def _missing(facts: Facts) -> str | None:
         type(each) not in numbers for each in thresholds.values()
     ):
         return "its thresholds are no numbers"
+    counts = facts.get("counts", {})
+    if not isinstance(counts, dict) or any(type(each) is not int for each in counts.values()):
+        return "its counts are no numbers"
     return None
 
 

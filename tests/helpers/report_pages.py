@@ -17,7 +17,9 @@ def html_of(*, synthetic: bool = False, **views: object) -> str:
         "key_finding": (),
         "flow": nothing,
         "cohort": nothing,
-        **dict.fromkeys(("detection", "comparison", "baselines", "operating", "calibration")),
+        **dict.fromkeys(
+            ("detection", "comparison", "label_efficiency", "baselines", "operating", "calibration")
+        ),
         **dict.fromkeys(("net_benefit", "groups")),
         "training": (),
         "reconstructions": (),

@@ -10,6 +10,7 @@ import pytest
 from ecgfast.config import Config, load_config
 from ecgfast.errors import ConfigError, ResumeError
 from ecgfast.evaluate.planning import plan_tests
+from ecgfast.evaluate.report import evaluate
 from ecgfast.log import read_metrics
 from ecgfast.runs.loading import load_run
 from ecgfast.runs.register import read_register
@@ -96,3 +97,23 @@ def test_a_smaller_batch_is_a_multiple_of_the_microbatch(
     config = _config(tiny, f"train.microbatch={microbatch}")
     run = finetune(config, store, tmp_path / "r", init="random", target=TARGET, device="cpu")
     assert json.loads((run / "result.json").read_text())["batch_size"] == batch
+
+
+def test_runs_of_several_fractions_have_a_curve(
+    few: Path, tuned: Path, store: Path, tiny: Path, tmp_path: Path
+) -> None:
+    config = _config(tiny, "finetune.label_fraction=1.0")
+    every = finetune(config, store, tmp_path / "r", init="random", target=TARGET, device="cpu")
+    evaluate([every, few, tuned], store, tmp_path / "report")
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    points = [(p["line"], p["train_patients"]) for p in metrics["label_efficiency"]]
+    assert points == [  # both sites taught, so that there is no external test
+        ("ViT, random init", 6),
+        ("ViT, random init", 38),
+        ("ViT, pretrained", 38),
+    ]
+    assert [p["train_cases"] for p in metrics["label_efficiency"]] == [2, 13, 13]
+    assert (tmp_path / "report" / "label_efficiency.csv").exists()
+    assert "Label efficiency" in (tmp_path / "report" / "report.html").read_text()
+    evaluate([few], store, tmp_path / "report")
+    assert not (tmp_path / "report" / "label_efficiency.csv").exists()

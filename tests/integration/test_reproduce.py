@@ -1,5 +1,6 @@
 """An experiment ends in the same table, however it is interrupted and divided."""
 
+import csv
 import dataclasses
 import json
 import random
@@ -279,6 +280,32 @@ def test_seeds_are_columns_of_their_own(store: Path, plan: Plan, tmp_path: Path)
     for name, seed in (("ViT-random.Train1", 0), ("ViT-random.Train1.seed1", 1)):
         settings = (tmp_path / "finetune" / name / "config.toml").read_text()
         assert f"\nseed = {seed}\n" in settings
+
+
+def test_fractions_make_a_curve_and_no_column(store: Path, plan: Plan, tmp_path: Path) -> None:
+    chosen = dataclasses.replace(plan.finetuning[0], models=("ViT-random",))
+    less = dataclasses.replace(
+        plan,
+        pretraining=(),
+        model=plan.model[2:],
+        finetuning=(chosen,),
+        settings=(*plan.settings, "finetune.epochs=1"),
+        fractions=(0.05, 0.4, 1.0),
+    )
+    summary = reproduce(store, tmp_path, less, device="cpu")  # 5 % of its cases is nobody
+    assert (summary.num_finished, summary.failed) == (4, {})
+    header = next(x for x in tables(tmp_path)["table3.md"].splitlines() if x[:1] == "|")
+    assert re.findall(r"ViT-random[^:|]*", header) == ["ViT-random, Train1"]
+    with (tmp_path / "label_efficiency.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["model"] for row in rows} == {"ViT-random, Train1"}
+    external = [row for row in rows if row["cohort"] == "external test, sites 2, 3, 4"]
+    assert [row["fraction"] for row in external] == ["0.4", "1.0"]
+    assert int(external[0]["train_patients"]) < int(external[1]["train_patients"])
+    few = tmp_path / "evaluate" / "ViT-random.Train1.fraction0.4" / "metrics.json"
+    (area,) = json.loads(few.read_text())["cohorts"]["all external sites"].values()
+    assert float(external[0]["auroc_mean"]) == pytest.approx(area["auroc"]["value"], abs=5e-5)
+    assert "Label efficiency" in (tmp_path / "report" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x"])

@@ -14,6 +14,7 @@ from ecgfast.evaluate.discrimination import (
     PERMUTATION,
     Auroc,
     delong,
+    delong_mean,
     delong_paired,
     holm,
     permutation_p_value,
@@ -156,6 +157,22 @@ def test_clustered_interval_agrees_with_the_patient_bootstrap() -> None:
     assert clustered == pytest.approx(bootstrap, rel=0.10)  # 800 draws: 2.5 % of noise
     assert naive is not None
     assert naive < 0.85 * bootstrap  # what taking records as independent would have claimed
+
+
+def test_the_mean_of_areas_varies_as_areas_and_their_difference_say() -> None:
+    """var((A + B) / 2) = (2 var A + 2 var B - var(A - B)) / 4, each by its own test."""
+    y, score, patient = correlated_cohort(12)
+    other = score + np.random.default_rng(1).normal(size=len(score))
+    areas, mean = delong_mean(y, [score, other], patient)
+    one, two = delong(y, score, patient), delong(y, other, patient)
+    assert areas == pytest.approx((one.value, two.value), abs=1e-15)
+    assert mean.value == pytest.approx(np.mean(areas))
+    apart = delong_paired(y, score, other, patient).std_error
+    assert one.std_error is not None
+    assert two.std_error is not None
+    assert apart is not None
+    variance = (2 * one.std_error**2 + 2 * two.std_error**2 - apart**2) / 4
+    assert mean.std_error == pytest.approx(variance**0.5, rel=1e-12)
 
 
 def test_records_seen_twice_add_no_certainty() -> None:
