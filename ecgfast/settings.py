@@ -88,6 +88,10 @@ class ModelConfig:
     dense_dropout: Fraction = _setting(
         0.0, "Of the cnn: share of dense units left out.", only="finetune"
     )
+    filters: Count = _setting(128, "Of resnet1d_wang: of each convolution.", only="finetune")
+    stem_stride: Count = _setting(
+        1, "Of resnet1d_wang: stride of the first convolution, at 100 Hz.", only="finetune"
+    )
     num_leads: Count = _setting(12, "Leads of a record.")
     num_timesteps: Timesteps = _setting(5000, "Timesteps of a record.")
     patch_timesteps: PatchTimesteps = _setting(250, "Timesteps of a patch: the codec's column.")

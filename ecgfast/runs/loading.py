@@ -15,7 +15,7 @@ from ecgfast import log
 from ecgfast.config import Config, config_from_dict
 from ecgfast.errors import ConfigError, EcgfastError, FormatError, ResumeError
 from ecgfast.model.build import build_classifier, build_model
-from ecgfast.model.cnn import NUM_FEATURES, SPATIAL_FILTERS, WANG_FILTERS, WANG_STRIDES
+from ecgfast.model.cnn import NUM_FEATURES, SPATIAL_FILTERS, WANG_STRIDES
 from ecgfast.runs.checkpoint_reader import load_weights, newest
 from ecgfast.runs.digests import (
     METRICS,
@@ -274,7 +274,7 @@ def _least_weights(model: ModelConfig, kind: str) -> int:
     if kind == "cnn":
         return SPATIAL_FILTERS * (NUM_FEATURES * (model.num_timesteps // 256) + model.num_leads)
     if kind == "resnet1d_wang":
-        return len(WANG_STRIDES) * 8 * WANG_FILTERS**2  # kernels of 5 and 3 in each block
+        return len(WANG_STRIDES) * 8 * model.filters**2  # kernels of 5 and 3 in each block
 
     def transformer(depth: int, width: int) -> int:
         return (12 * depth * width + model.num_patches) * width

@@ -58,3 +58,14 @@ def test_the_residual_network_reads_100_hz() -> None:
     assert features.shape == (2, 256)
     assert (features[:, :128] >= features[:, 128:]).all()
     assert model(patches).unique().numel() == 2
+
+
+def test_the_small_residual_network_has_fewer_filters_and_timesteps() -> None:
+    model = build_classifier("resnet1d_small").eval()
+    shapes = [tuple(m.weight.shape) for m in model.modules() if isinstance(m, nn.Conv1d)]
+    assert shapes[:3] == [(64, 12, 7), (64, 64, 5), (64, 64, 3)]
+    assert tuple(model.head[-1].weight.shape) == (1, 128)
+    encoder = model.encoder
+    assert isinstance(encoder, ResNet1dWang)
+    assert encoder.stem(torch.randn(2, 12, 1000)).shape == (2, 64, 500)
+    assert encoder(torch.randn(2, 240, 256)).shape == (2, 128)

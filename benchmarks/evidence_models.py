@@ -1,0 +1,231 @@
+"""What learns the labels of real ECGs: a forest, probes of frozen encoders, a small network.
+
+Each takes a cohort, what teaches, what is tested, which labels and a seed, and gives scores. A
+network learns all labels at once, one output for each: eight trainings would take eight times as
+long. Settings were fixed before the first score was seen; the strength of a probe's penalty is
+chosen by patients of the training folds. Shapes: n records, L labels, D features.
+"""
+
+import itertools
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hand_features import hand_features
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from ecgfast.config import Config, load_config
+from ecgfast.data.loader import Loader, build_loader
+from ecgfast.labels.selection import Labelled
+from ecgfast.labels.subset import label_subset
+from ecgfast.model.build import build_classifier
+from ecgfast.model.classifier import Classifier, encoder_state
+from ecgfast.model.draws import Draws, augmented
+from ecgfast.runs.inference import logits
+from ecgfast.runs.loading import load_model
+from ecgfast.store import StoreReader
+from ecgfast.store.patients import patient_groups
+from ecgfast.train.schedule import learning_rate
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+LABELS = ("NORM", "MI", "STTC", "CD", "HYP", "AFIB", "LVH", "female")
+NETWORK = "resnet1d_small"
+COMPONENTS = 100  # principal ones, of a frozen encoder's features
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # C of the logistic regression
+PRETRAINING = ("train.max_steps=1600", "train.val_fraction=0.0", "train.log_every=100")
+TRAINING = (
+    *("finetune.learning_rates=[3e-3]", "finetune.epochs=24", "finetune.batch_size=32"),
+    *("augment.shift_timesteps=500", "augment.noise=0.0"),
+)
+FEWEST_UPDATES = 60  # of a network: few records have more epochs
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The labelled records of a store, later copies of an ECG left out.
+
+    Attributes:
+        store: of all sources.
+        rows: (n,) rows of the labelled records.
+        is_case: (n, L) bool.
+        fold: (n,) from 1.
+        patient: (n,) numbers from 0.
+    """
+
+    store: StoreReader
+    rows: Rows
+    is_case: NDArray[np.bool_]
+    fold: Rows
+    patient: Rows
+
+    @classmethod
+    def of(cls, store: StoreReader) -> "Cohort":
+        records = store.records
+        known = np.array([value is not None for value in records["NORM"].to_pylist()])
+        copy = np.array(["duplicate" in (text or "") for text in records["flags"].to_pylist()])
+        rows = np.flatnonzero(known & ~copy)
+        table = records.take(rows)
+        columns = [np.array(table[name].to_pylist(), dtype=bool) for name in LABELS[:-1]]
+        columns.append(np.array(table["sex"].to_pylist()) == LABELS[-1])
+        return cls(
+            store=store,
+            rows=rows,
+            is_case=np.stack(columns, axis=1),
+            fold=np.array(table["fold"].to_pylist(), dtype=np.int64),
+            patient=np.unique(patient_groups(records)[rows], return_inverse=True)[1],
+        )
+
+    def part(self, fold: int, fraction: float, seed: int) -> Rows:
+        """Positions of the records that teach where a fold is held out, of a part of its patients.
+
+        The part is drawn by NORM, is the same for every model, and the smaller within the larger.
+        """
+        train = np.flatnonzero(self.fold != fold)
+        is_case = np.zeros(len(self.store), dtype=bool)
+        is_case[self.rows] = self.is_case[:, 0]
+        everyone = Labelled(
+            is_case=is_case, train=self.rows[train], valid=self.rows[:0], num_unknown=0
+        )
+        kept = label_subset(self.store.records, everyone, fraction=fraction, seed=seed).train
+        return np.flatnonzero(np.isin(self.rows, kept))
+
+    def in_order(self, rows: Rows, mode: str) -> Loader:
+        """Batches of some rows of the store, normalised in a mode, as they come."""
+        return build_loader(
+            self.store, batch_size=64, engine="cpu", select=rows, shuffle=False,
+            drop_last=False, normalise=mode,
+        )  # fmt: skip
+
+    @cached_property
+    def hand_made(self) -> Floats:
+        """(n, D) features of the forest."""
+        store, rows = self.store, self.rows
+        adc = store.read(rows).astype(np.float32) - store.offset_adc[rows][..., None]
+        microvolt = adc * store.scale_uv[rows][..., None]
+        return np.stack([hand_features(signal_uv) for signal_uv in microvolt])
+
+
+def forest(cohort: Cohort, train: Rows, test: Rows, labels: Rows, seed: int) -> Floats:
+    features, scores = cohort.hand_made, []
+    for label in labels:
+        model = RandomForestClassifier(300, min_samples_leaf=2, random_state=seed)
+        model.fit(features[train], cohort.is_case[train, label])
+        scores.append(model.predict_proba(features[test])[:, 1])
+    return np.stack(scores, axis=1)
+
+
+def probe(
+    mode: str, run: Path | None, cohort: Cohort, train: Rows, test: Rows, labels: Rows, seed: int
+) -> Floats:
+    """Logistic regression on principal components of a frozen encoder's features."""
+    features, scores = encoded(cohort, mode, run, 0 if run else seed), []
+    reduce = make_pipeline(StandardScaler(), PCA(min(COMPONENTS, len(train) - 1)))
+    reduce.fit(features[train])
+    x_train, x_test = reduce.transform(features[train]), reduce.transform(features[test])
+    for label in labels:
+        y = cohort.is_case[train, label]
+        penalty = _best_penalty(x_train, y, cohort.patient[train])
+        model = LogisticRegression(C=penalty, max_iter=300).fit(x_train, y)
+        scores.append(model.decision_function(x_test))
+    return np.stack(scores, axis=1)
+
+
+def _best_penalty(x: Floats, y: NDArray[np.bool_], patient: Rows) -> float:
+    """Of `PENALTIES` the one with the lowest loss on patients that it did not learn from."""
+    folds = StratifiedGroupKFold(min(4, int(y.sum()), int((~y).sum())))
+
+    def loss(penalty: float) -> float:
+        model = LogisticRegression(C=penalty, max_iter=300)
+        held = cross_val_predict(model, x, y, groups=patient, cv=folds, method="predict_proba")
+        return float(log_loss(y, held))
+
+    return min(PENALTIES, key=loss)
+
+
+@cache
+def encoder_settings(mode: str) -> Config:
+    return load_config("demo", [f"data.normalise={mode}", *PRETRAINING], recipe="best_practice")
+
+
+_ENCODED: dict[Any, Floats] = {}
+
+
+@torch.no_grad()
+def encoded(cohort: Cohort, mode: str, run: Path | None, seed: int) -> Floats:
+    """(n, D) mean and maximum of each lead's tokens; without a run, of random weights."""
+    key = (mode, run, seed)
+    if key not in _ENCODED:
+        config = encoder_settings(mode)
+        config = replace(config, train=replace(config.train, seed=seed))
+        model = build_classifier(config).eval()
+        if run is not None:
+            model.encoder.load_state_dict(encoder_state(load_model(run)[0].state_dict()))
+        batches = cohort.in_order(cohort.rows, mode)
+        parts = [model.features(batch.patches.float()) for batch in batches]
+        _ENCODED[key] = torch.cat(parts).double().numpy()
+    return _ENCODED[key]
+
+
+def network(mode: str, cohort: Cohort, train: Rows, test: Rows, labels: Rows, seed: int) -> Floats:
+    """A network with an output for each label, trained for all of its epochs."""
+    sets = (*TRAINING, f"data.normalise={mode}", f"train.seed={seed}")
+    config = load_config(NETWORK, sets, recipe="best_practice")
+    model = build_classifier(config)
+    last = model.head[-1]
+    assert isinstance(last, nn.Linear)
+    y = torch.from_numpy(cohort.is_case[:, labels]).float()
+    outputs = nn.Linear(last.in_features, len(labels))
+    nn.init.zeros_(outputs.weight)
+    with torch.no_grad():
+        outputs.bias.copy_(torch.logit(y[train].mean(0), eps=1e-3))
+    model.head[-1] = outputs
+    of_row = torch.zeros(len(cohort.store), len(labels))
+    of_row[cohort.rows] = y
+    _train(model, cohort, train, of_row, config)
+    batches = (batch.patches.float() for batch in cohort.in_order(cohort.rows[test], mode))
+    with torch.no_grad():
+        return torch.cat(list(logits(model, batches))).double().numpy()
+
+
+def _train(
+    model: Classifier, cohort: Cohort, train: Rows, of_row: torch.Tensor, config: Config
+) -> None:
+    settings, seed = config.finetune, config.train.seed
+    (peak,) = settings.learning_rates
+    torch.manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=settings.weight_decay)
+    loader = build_loader(
+        cohort.store, batch_size=min(settings.batch_size, len(train)), seed=seed, engine="cpu",
+        select=cohort.rows[train], normalise=config.data.normalise,
+    )  # fmt: skip
+    epochs = max(settings.epochs, -(-FEWEST_UPDATES // len(loader)))
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    model.train()
+    for step in range(epochs * len(loader)):
+        batch = next(batches)
+        draws = Draws(seed=seed, record_index=batch.record_index, epoch=batch.epoch)
+        patches = augmented(batch.patches, draws, config.augment, num_leads=12)
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = model(patches.float(), draws)
+        loss = binary_cross_entropy_with_logits(outputs.float(), of_row[batch.record_index])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.param_groups[0]["lr"] = learning_rate(
+            step, peak=peak, warmup_epochs=settings.warmup_epochs, epochs=epochs,
+            steps_per_epoch=len(loader),
+        )  # fmt: skip
+        optimizer.step()
