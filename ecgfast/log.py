@@ -59,6 +59,11 @@ def show(text: object) -> None:
     print("\n".join(map(plain, str(text).split("\n"))))
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: 1 unit, 1,000 units."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def setup(*, debug: bool = False, strict: bool = False, rank: int = 0) -> None:
     """Send the package's log lines to stderr: coloured on a terminal, plain lines elsewhere.
 

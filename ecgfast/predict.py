@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -57,9 +58,16 @@ class Prediction:
     note: str
 
 
+class Predicted(NamedTuple):
+    """How many files were given, and how many have no probability."""
+
+    num_files: int
+    num_refused: int
+
+
 def predict(
     run: Path, files: Sequence[Path], out: Path | None = None, *, key_file: Path | None = None
-) -> int:
+) -> Predicted:
     """Write a CSV with one line per window of each file.
 
     Args:
@@ -69,7 +77,7 @@ def predict(
         key_file: pseudonym key of the run's store, by which other ECGs of its patients are
             recognised; without it, only the ECGs themselves are.
     Returns:
-        how many files could not be used; their lines say why.
+        how many files there were, and how many could not be used; their lines say why.
     Raises:
         ConfigError: the run is no classifier, its weights are no numbers, the key is not that of
             its store, or `out` is an input or any other file that no predict wrote.
@@ -81,11 +89,12 @@ def predict(
         _check_out(out, items)
     rows = log.track((predictor(item) for item in items), "predict", total=len(items), unit="files")
     if out is None:
-        return _write(rows, _show, predictor, named=log.plain)
+        return Predicted(len(items), _write(rows, _show, predictor, named=log.plain))
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists() and not out.is_file():  # a pipe, /dev/stdout: nothing that could be half a file
         with out.open("w", newline="", encoding="utf-8", errors="backslashreplace") as pipe:
-            return _write(rows, lambda lines: print(lines, end="", file=pipe), predictor)
+            unusable = _write(rows, lambda lines: print(lines, end="", file=pipe), predictor)
+        return Predicted(len(items), unusable)
     file = DurableFile(Path(os.path.realpath(out)))  # a link stays, what it leads to is replaced
     try:
         unusable = _write(
@@ -95,7 +104,7 @@ def predict(
         file.discard()
         raise
     file.finish()
-    return unusable
+    return Predicted(len(items), unusable)
 
 
 def _check_out(out: Path, items: Sequence[InputFile]) -> None:

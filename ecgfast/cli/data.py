@@ -112,6 +112,7 @@ def convert(
 ) -> None:
     """Turn raw files into a store; run again, it resumes."""
     from ecgfast import convert as steps
+    from ecgfast import log
 
     _check_stage(context, stage)
     if stage == "units":
@@ -119,7 +120,7 @@ def convert(
         if not (index.isdecimal() and count.isdecimal()):
             raise ConfigError(f"--part must be I/N with 0 <= I < N, got {part!r}")
         done = steps.convert_units(out, part=(int(index), int(count)), workers=workers)
-        show(f"{done:,} units of part {part} are finished")
+        show(f"{log.counted(done, 'unit')} of part {part} finished")
         return
     if not sources and stage != "seal":
         raise ConfigError("convert needs a SOURCE, got none; give files, folders or a store")
@@ -131,7 +132,8 @@ def convert(
     if stage == "plan":
         plan = steps.plan_convert(sources or [], out, steps.ConvertOptions(**options), **listed)
         if plan is not None:
-            show(f"{plan.num_inputs:,} inputs, {plan.num_units:,} units in {out}")
+            inputs, units = plan.num_inputs, plan.num_units
+            show(f"{log.counted(inputs, 'input')}, {log.counted(units, 'unit')} in {out}")
         return
     options |= {"labels": labels, "target": target, "workers": workers}
     options |= {

@@ -209,12 +209,16 @@ def predict(
     ] = None,
 ) -> None:
     """Write a probability for each raw ECG file."""
+    from ecgfast import log
     from ecgfast.predict import predict as predict_files
     from ecgfast.store.format import refuse_inside_store
 
     if out is not None:
         refuse_inside_store(out, "--out")
-    predict_files(run, files, out, key_file=key_file)
+    done = predict_files(run, files, out, key_file=key_file)
+    if done.num_refused == done.num_files:
+        log.warning("no file could be scored; the column note says why for each")
+        raise typer.Exit(1)
 
 
 def reconstruct(

@@ -66,18 +66,15 @@ class ConvertSummary:
         found = self.num_duplicates
         duplicates = "" if found is None else f" ({found} of them duplicates)"
         text = (
-            f"{self.num_inputs} inputs = {self.num_converted} converted + "
-            f"{self.num_quarantined} quarantined; {self.num_records} records{duplicates} in "
-            f"{self.store}"
+            f"{log.counted(self.num_inputs, 'input')} = {self.num_converted:,} converted + "
+            f"{self.num_quarantined:,} quarantined; {log.counted(self.num_records, 'record')}"
+            f"{duplicates} in {self.store}"
         )
         if not self.passed_over:
             return text
-        number = sum(self.passed_over.values())
+        number = log.counted(sum(self.passed_over.values()), "file")
         shown = f"; {passed_over_beside(self.store)} names some" if self.examples else ""
-        return (
-            f"{text}\n{number:,} {'file' if number == 1 else 'files'} passed over: "
-            f"{kinds_in_words(self.passed_over)}{shown}"
-        )
+        return f"{text}\n{number} passed over: {kinds_in_words(self.passed_over)}{shown}"
 
 
 def convert(

@@ -266,8 +266,8 @@ def _unnamed(store: StoreReader) -> str:
     else:
         without = int((unnamed & pc.is_null(store.records["split"]).to_numpy()).sum())
         what = (
-            "nobody knows which belong together, and intervals count each as a patient; "
-            f"{without:,} of them are in no split"
+            "nobody knows which belong together, and intervals count each as a patient"
+            f"{f'; {without:,} of them in no split' if without else ''}"
         )
     return f"{count:,} of {len(store):,} ECGs name no patient: {what}."
 

@@ -2,6 +2,7 @@
 
 import heapq
 import os
+from codecs import BOM_UTF8
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -115,6 +116,7 @@ def _listed_files(
     before, above = b"", os.fsencode(os.path.join(source, ""))
     with listing.open("rb") as lines:
         for number, line in enumerate(lines, 1):
+            line = line.removeprefix(BOM_UTF8) if number == 1 else line  # of Windows editors
             name = line.rstrip(b"\r\n").removeprefix(above).removeprefix(b"./")
             where = f"--list {listing}, line {number}"
             parts = name.split(b"/")
@@ -154,6 +156,8 @@ def _refuse_overlap(sources: Sequence[Path]) -> None:
     resolved = [Path(os.path.realpath(source)) for source in sources]
     for i, inner in enumerate(resolved):
         for j, outer in enumerate(resolved):
+            if i < j and inner == outer:
+                raise FormatError(f"sources {sources[i]} and {sources[j]} are one; give it once")
             if i != j and inner.is_relative_to(outer):
                 raise FormatError(
                     f"source {sources[i]} lies in source {sources[j]}, so its records would be "

@@ -132,10 +132,10 @@ def warn_of_unnamed(records: pa.Table, *, one_ecg_per_patient: bool) -> int:
         )
     elif count:
         without = int((unnamed & pc.is_null(records["split"]).to_numpy()).sum())
+        apart = f": {without:,} of them in no split" if without else ""
         log.warning(
             f"{count:,} of {records.num_rows:,} records name no patient, so nobody knows which "
-            f"belong together: {without:,} of them are in no split; give patient_id with ecgfast "
-            f"label, or say {ONE_ECG_OPTION}"
+            f"belong together{apart}; give patient_id with ecgfast label, or say {ONE_ECG_OPTION}"
         )
     return count
 

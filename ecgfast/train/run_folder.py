@@ -28,6 +28,7 @@ from ecgfast.train.distributed import Ranks, join, make_repeatable
 from ecgfast.train.guards import StopSignals
 from ecgfast.vocabulary import AttentionKernel, Precision
 
+_OF_THE_STORE = ("records (", "labels (")  # what labels and splits alone decide
 LOCK = ".lock"  # held by rank 0 while a run is trained
 # Kernels whose gradient is the same every time, in the order of their usual speed.
 REPEATABLE: tuple[AttentionKernel, ...] = ("triton", "sdpa_flash", "math")
@@ -158,11 +159,17 @@ def require_same(now: Mapping[str, Any], checkpoint: Checkpoint) -> None:
     """
     facts = checkpoint.facts
     differing = contradictions(now, facts["identity"], kind=facts["kind"])
-    if differing:
-        raise ResumeError(
-            f"checkpoint {checkpoint.path} belongs to another run: {'; '.join(differing)}; "
-            "use the settings of the run's config.toml, or another --out folder"
+    if not differing:
+        return
+    cure = "use the settings of the run's config.toml, or another --out folder"
+    if all(text.startswith(_OF_THE_STORE) for text in differing):
+        cure = (
+            "labels or splits of the store have changed since: join the earlier table again "
+            "(ecgfast label, ecgfast splits --import), or name another --out folder"
         )
+    raise ResumeError(
+        f"checkpoint {checkpoint.path} belongs to another run: {'; '.join(differing)}; {cure}"
+    )
 
 
 def resolve_precision(config: Config, ranks: Ranks) -> Precision:

@@ -217,6 +217,7 @@ def test_predict_gives_the_probabilities_of_the_store(finished: Path, tmp_path: 
     run, files = finished / "runs" / "vit-pretrained", finished / "cohort"
     out = tmp_path / "probabilities.csv"
     (tmp_path / "broken.hea").write_text("broken 12 500 5000\n")
+    assert main(["predict", str(run), str(tmp_path / "broken.hea"), "--out", str(out)]) == 1
     assert (
         main(["predict", str(run), str(files), str(tmp_path / "broken.hea"), "--out", str(out)])
         == 0

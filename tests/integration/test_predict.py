@@ -102,7 +102,7 @@ def test_each_window_has_the_probability_that_the_store_gives_it(
 def test_a_file_with_one_bad_window_is_usable(run: Path, store: Path, tmp_path: Path) -> None:
     write_wfdb(tmp_path / "gap", np.full((12, 5000), -32768, np.int16))
     files = [store.with_name("in") / "r02.hea", tmp_path / "gap.hea"]
-    assert predict(run, files, tmp_path / "out.csv") == 1  # the gap alone
+    assert predict(run, files, tmp_path / "out.csv").num_refused == 1  # the gap alone
     with (tmp_path / "out.csv").open() as file:
         shares = [line["probability"] for line in csv.DictReader(file)]
     assert [bool(share) for share in shares] == [False, True, False]
@@ -157,7 +157,7 @@ def test_one_odd_file_is_one_line(run: Path, tmp_path: Path) -> None:
         write_wfdb(tmp_path / "in" / name, ecg_like(1, seed=77)[0])
     np.save(tmp_path / "in/b.npy", np.zeros((12, 5000), np.int16))
     (tmp_path / "in/b.json").write_text("[" * 100_000)
-    assert predict(run, [tmp_path / "in"], tmp_path / "out.csv") == 1
+    assert predict(run, [tmp_path / "in"], tmp_path / "out.csv").num_refused == 1
     lines = lines_of(tmp_path / "out.csv")
     assert [bool(lines[name]["probability"]) for name in "abc"] == [True, False, True]
     assert "b.json: cannot be read as JSON" in lines["b"]["note"]
@@ -191,7 +191,7 @@ def test_a_table_is_whole_or_the_one_before(run: Path, tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, handler)
     assert (tmp_path / "out.csv").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out.csv"]
-    assert predict(run, [tmp_path / "in"], tmp_path / "out.csv") == 0
+    assert predict(run, [tmp_path / "in"], tmp_path / "out.csv").num_refused == 0
     assert len(lines_of(tmp_path / "out.csv")) == 21
 
 
@@ -231,7 +231,7 @@ def test_a_closed_screen_takes_no_lines_and_is_no_error(
 ) -> None:
     """`ecgfast predict ... >&-`: Python then has no standard output at all."""
     monkeypatch.setattr(sys, "stdout", None)
-    assert predict(run, [store.with_name("in") / "r00.hea"]) == 0
+    assert predict(run, [store.with_name("in") / "r00.hea"]).num_refused == 0
 
 
 def test_a_reader_that_has_enough_ends_predict_quietly(run: Path, store: Path) -> None:

@@ -30,7 +30,7 @@ def mixed(tmp_path: Path) -> Path:
 def test_drawn_splits(mixed: Path) -> None:
     assert disclosures(open_store(mixed), [], None) == [
         "2 of 6 ECGs name no patient: nobody knows which belong together, and intervals count each "
-        "as a patient; 2 of them are in no split.",
+        "as a patient; 2 of them in no split.",
         "1 ECGs are copies of others, and stand in the same split as these.",
     ]
 
@@ -41,7 +41,7 @@ def test_given_splits_tear_copies_and_hold_unknown_patients(mixed: Path, tmp_pat
     import_splits(mixed, csv)
     assert disclosures(open_store(mixed), [], None) == [
         "2 of 6 ECGs name no patient: nobody knows which belong together, and intervals count each "
-        "as a patient; 1 of them are in no split.",
+        "as a patient; 1 of them in no split.",
         "1 ECGs are copies of others, and the given splits put 1 patients with copies into more "
         "than one split; no run is tested on a copy of what it learned.",
     ]

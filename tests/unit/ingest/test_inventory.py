@@ -191,11 +191,11 @@ def test_a_list_stands_for_a_walk(tmp_path: Path) -> None:
     np.save(tmp_path / "c.npy", np.zeros((2, 12, 5), np.int16))
     names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*"))
     table, inventory = tmp_path / "list", Inventory()
-    for prefix in ("", "./", f"{tmp_path}/"):
-        table.write_text("".join(f"{prefix}{name}\n" for name in names))
+    for prefix, begins in (("", ""), ("./", ""), (f"{tmp_path}/", ""), ("", "\ufeff")):
+        table.write_text(begins + "".join(f"{prefix}{name}\n" for name in names))
         items = list(walk_list(table, tmp_path, inventory))
         assert items == discover([tmp_path])
-    assert inventory.num_files == 3 * 4
+    assert inventory.num_files == 4 * 4
 
 
 def test_a_list_names_vendor_files_of_one_stem_as_a_walk_does(tmp_path: Path) -> None:
@@ -279,6 +279,9 @@ def test_overlapping_sources_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.hea")
     with pytest.raises(FormatError, match="read twice"):
         discover([tmp_path, tmp_path / "a"])
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    with pytest.raises(FormatError, match=r"sources .*a and .*link are one; give it once"):
+        discover([tmp_path / "a", tmp_path / "link"])
 
 
 @pytest.mark.parametrize("name", ["missing", "empty", "note.txt"])

@@ -157,7 +157,7 @@ def test_without_patients_nothing_is_split_until_the_user_says_so(
     loud = [record for record in caplog.records if record.levelname == "WARNING"]
     assert len(loud) == 1
     assert loud[0].message.startswith("15 of 20 records name no patient, so nobody knows")
-    assert "15 of them are in no split" in loud[0].message
+    assert "15 of them in no split" in loud[0].message
     assert "--assume-one-ecg-per-patient" in loud[0].message
     (split,) = columns(tmp_path / "store", "split")
     assert split.count(None) == 15

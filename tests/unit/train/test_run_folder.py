@@ -157,6 +157,20 @@ def test_another_experiment_is_refused(tmp_path: Path) -> None:
             require_same({**identity, "seed": seed}, checkpoint)
 
 
+@pytest.mark.parametrize("name", ["records", "labels"])
+def test_splits_that_were_drawn_again_have_a_cure_of_their_own(tmp_path: Path, name: str) -> None:
+    identity = {"seed": 3, name: "0123456789abcdef"}
+    facts = {"kind": "pretrain", "identity": identity}
+    checkpoint = Checkpoint(
+        path=tmp_path, step=1, facts=facts, index=Metadata(state_dict_metadata={})
+    )
+    changed = {**identity, name: "fedcba9876543210"}
+    with pytest.raises(ResumeError, match="labels or splits of the store have changed since"):
+        require_same(changed, checkpoint)
+    with pytest.raises(ResumeError, match=r"use the settings of the run's config\.toml"):
+        require_same({**changed, "seed": 4}, checkpoint)
+
+
 def test_the_versions_of_a_run_are_kept_beside_its_settings(tmp_path: Path) -> None:
     config = load_config("vit_tiny")
     write_settings(tmp_path, config, {"microbatch": 4})
