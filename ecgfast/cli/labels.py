@@ -82,6 +82,7 @@ def label(
     """Show a preview, then join labels and splits into a finished store."""
     from ecgfast.labels.commands import label_store
     from ecgfast.labels.naming import Naming
+    from ecgfast.log import counted
 
     if dry_run and yes:
         raise ConfigError("label takes --dry-run or --yes, got both")
@@ -119,7 +120,7 @@ def label(
     if tables and (summary.num_unused_lines or num_labelled < summary.num_records):
         show(f"{summary.unmatched} lists lines and records without a partner, by readable ids")
     counts = ", ".join(f"{name} {number}" for name, number in sorted(summary.splits.items()))
-    unused = f"{summary.num_unused_lines} lines unused"
+    unused = f"{counted(summary.num_unused_lines, 'line')} unused"
     if summary.num_unused_lines:
         unused += " (they name no record of this store; capitals count in ids)"
     show(

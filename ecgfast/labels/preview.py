@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ecgfast import log
 from ecgfast.labels.columns import KEYS, holds_yes_no, is_number
 from ecgfast.labels.join import Join
 from ecgfast.labels.matching import Identities
@@ -56,15 +57,15 @@ def preview(records: pa.Table, joins: Sequence[Join], target: str | None, store:
         num_lines, unused = join.table.labels.num_rows, len(join.unused_lines)
         by = "record_id" if "record_id" in join.table.labels.column_names else "patient_id"
         lines.append(
-            f"{join.table.path}: {num_lines:,} lines joined by {by}; {num_lines - unused:,} name "
-            f"records of this store, {unused:,} do not"
+            f"{join.table.path}: {log.counted(num_lines, 'line')} joined by {by}; "
+            f"{num_lines - unused:,} name records of this store, {unused:,} do not"
         )
     lines.append(
-        f"{store}: {records.num_rows:,} records; {is_named.sum():,} are named by a line, "
-        f"{(~is_named).sum():,} are not"
+        f"{store}: {log.counted(records.num_rows, 'record')}; {is_named.sum():,} named by a line, "
+        f"{(~is_named).sum():,} not"
     )
     if outside := int((is_named & ~has_label).sum()):
-        lines.append(f"  {outside:,} of the named ones have no label inside the window of days")
+        lines.append(f"  {outside:,} of the named without a label inside the window of days")
     names = list(dict.fromkeys(name for join in joins for name in join.table.columns))
     if names:
         lines += ["", *_columns(records, names)]
@@ -111,8 +112,8 @@ def _classes(records: pa.Table, target: str) -> list[str]:
         given = records[EF_GIVEN].is_valid().to_numpy()
         if open_ones := int((given & ~is_known).sum()):
             lines.append(
-                f"{open_ones:,} records count as unknown, because a range or limit such as 35-45 "
-                "or <50 does not decide the target"
+                f"of the unknown, {log.counted(open_ones, 'record')} whose range or limit, such as "
+                "35-45 or <50, does not decide the target"
             )
     return lines
 
@@ -137,7 +138,7 @@ def _first_rows(records: pa.Table, names: Sequence[str]) -> list[str]:
     for row in records.select(shown).to_pylist():
         cells = ("" if value is None else str(value) for value in row.values())
         rows.append(tuple(cell[:_WIDEST] for cell in cells))
-    return [f"first {records.num_rows} labelled records", *_aligned(rows)]
+    return [f"first {log.counted(records.num_rows, 'labelled record')}", *_aligned(rows)]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

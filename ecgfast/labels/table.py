@@ -100,8 +100,8 @@ def _with_ejection_fraction(table: pa.Table, path: Path) -> pa.Table:
     if words:
         shown = ", ".join(f"{count:,} {word!r}" for word, count in words.most_common())
         log.warning(
-            f"labels {path}: {sum(words.values()):,} cells of ejection_fraction are words, no "
-            f"numbers, and count as unknown: {shown}"
+            f"labels {path}: {log.counted(sum(words.values()), 'cell')} of ejection_fraction with "
+            f"words in place of a number, which count as unknown: {shown}"
         )
     row = maybe_thousands(text)
     note = {THOUSANDS: str(row)} if row else None

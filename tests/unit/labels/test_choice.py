@@ -7,22 +7,24 @@ import pytest
 
 from ecgfast.errors import ConfigError
 from ecgfast.labels.choice import agreeing_rows, first_rows, rows_in_window, window_of
+from ecgfast.vocabulary import LabelPick
 
 DAY = datetime.date(2020, 5, 10)
 
 
 def nearest(
     label_dates: list[str | None],
-    window_days: int,
+    window_days: int | str,
     ecg_dates: list[str | None] | None = None,
     recorded: datetime.date | None = DAY,
+    pick: LabelPick = "nearest",
 ) -> int:
     """The line of a record that all lines name; another record has no line."""
     table = pa.table({"label_date": pa.array(label_dates, pa.string())})
     if ecg_dates is not None:
         table = table.append_column("ecg_date", pa.array(ecg_dates, pa.string()))
     matches: list[list[int]] = [[], list(range(len(label_dates)))]
-    window = window_of(window_days)
+    window = window_of(window_days, pick)
     assert window is not None
     none, row = rows_in_window(matches, table, [], [recorded, recorded], window).tolist()
     assert none == -1
@@ -65,3 +67,37 @@ def test_lines_that_say_the_same() -> None:
     for rows, lines in (([0, 1], "2 and 3"), ([2, 3], "4 and 5")):
         with pytest.raises(ConfigError, match=f"lines {lines} name the same record and disagree"):
             agreeing_rows([[2, 0], rows], table, ["x", "y"])
+
+
+@pytest.mark.parametrize(
+    ("days", "pick", "row"),
+    [
+        ("-7..30", "nearest", 2),
+        ("0..30", "nearest", 2),
+        ("-30..-1", "nearest", 1),
+        ("-30..-5", "nearest", 0),
+        ("+2..30", "nearest", 3),
+        ("31..60", "nearest", -1),
+        ("-30..30", "first", 0),
+        ("-7..30", "first", 1),
+        (30, "first", 0),
+        ("1..30", "first", 2),
+    ],
+)
+def test_windows_with_two_ends(days: int | str, pick: LabelPick, row: int) -> None:
+    dates: list[str | None] = ["2020-05-01", "2020-05-08", "2020-05-11", "2020-05-20"]
+    assert nearest(dates, days, pick=pick) == row
+
+
+@pytest.mark.parametrize("days", ["-5", "5..3", "x", "7.5", "1..", "..5", "1...5", ""])
+def test_a_window_that_is_none(days: str) -> None:
+    with pytest.raises(ConfigError, match=r"--label-window-days must (be days|ascend)"):
+        window_of(days)
+
+
+def test_the_first_label_needs_a_window() -> None:
+    with pytest.raises(ConfigError, match="--label-pick first needs --label-window-days"):
+        window_of(None, "first")
+    window = window_of("-7..30")
+    assert window is not None
+    assert window.text == "-7..30"

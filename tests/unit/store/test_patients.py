@@ -1,5 +1,6 @@
 """Pseudonyms: stable, keyed, apart by kind; keys checked; patients in a table of records."""
 
+import datetime
 import hashlib
 import hmac
 import os
@@ -20,6 +21,7 @@ from ecgfast.store.patients import (
     read_or_create_key,
     retained,
     with_pseudonyms,
+    with_shifted_dates,
 )
 
 KEY = bytes(range(32))
@@ -191,3 +193,38 @@ def test_unnamed_records_are_those_that_are_flagged() -> None:
     flags = ["", "no_patient_id", "flat_lead;no_patient_id", "no_patient_id_of_old"]
     records = pa.table({"flags": flags})
     assert is_unnamed(records).tolist() == [False, True, True, False]
+
+
+def test_shifted_dates_keep_the_intervals_of_a_patient() -> None:
+    first = datetime.date(2020, 2, 28)
+    days = [first, first + datetime.timedelta(days=3), first, None, first]
+    keys = ["north/7", "north/7", "north/8", "north/8", f"{UNNAMED}a/r1"]
+    ours = Pseudonyms(KEY)
+    moved = with_shifted_dates(pa.table({"age": [1, 2, 3, 4, 5]}), days, keys, ours)
+    texts = moved["shifted_date"].to_pylist()
+    assert texts[3] is None
+    dates = [datetime.date.fromisoformat(text) for text in texts if text]
+    assert dates[1] - dates[0] == datetime.timedelta(days=3)
+    digests = [hmac.digest(KEY, b"date shift\0" + key.encode(), "sha256") for key in keys]
+    expected = [1 + int.from_bytes(digest[:8], "big") % 364 for digest in digests]
+    assert [(first - date).days for date in (dates[0], dates[2], dates[3])] == [
+        expected[0], expected[2], expected[4],
+    ]  # fmt: skip
+    assert len({*expected}) == 3
+    assert all(1 <= shift <= 364 for shift in expected)
+    again = with_shifted_dates(moved, days, keys, Pseudonyms(KEY[::-1]))
+    assert again["shifted_date"].to_pylist() != texts
+    assert again.column_names == ["age", "shifted_date"]
+    with pytest.raises(ConfigError, match="--shift-dates: no recording of this store has a date"):
+        with_shifted_dates(moved, [None] * 5, keys, ours)
+
+
+def test_shifts_are_spread_over_a_year() -> None:
+    keys = [f"north/{number}" for number in range(5000)]
+    day = datetime.date(2020, 12, 30)
+    moved = with_shifted_dates(pa.table({"age": [1] * 5000}), [day] * 5000, keys, Pseudonyms(KEY))
+    shifts = [
+        (day - datetime.date.fromisoformat(t)).days for t in moved["shifted_date"].to_pylist()
+    ]
+    assert (min(shifts), max(shifts)) == (1, 364)
+    assert abs(sum(shifts) / 5000 - 182.5) < 6  # four standard errors
