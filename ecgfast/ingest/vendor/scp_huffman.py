@@ -6,6 +6,8 @@ Source: EN 1064, sections 2 and 6 and annex C.
 import re
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from ecgfast.ingest.files import cut_short
 _DEFAULT = 19999  # in place of the number of tables
 _MAX_CODES = 4096  # of all tables of a file; the default table has 19
 _LONGEST_CODE = 32
+_WINDOW = 16  # bits that are looked up at once: at most 65,536 runs are kept
 _CODE = struct.Struct("<BBBhI")
 
 
@@ -32,6 +35,22 @@ class HuffmanTable:
         words = (f"({prefix})([01]{{{extra}}})" for prefix, extra, _, _ in codes)
         self._pattern = re.compile("|".join(words))
         self._known: dict[str, tuple[int, bool]] = {}
+        self._runs: dict[str, tuple[list[int], int]] = {}
+
+    def run(self, bits: str) -> tuple[list[int], int]:
+        """Return the numbers that lie whole in some bits, and how many bits these take.
+
+        They end before a code that switches, and before one that goes on behind the bits. What was
+        found is kept: short codes let few windows make up most of a signal.
+        """
+        if bits not in self._runs:
+            numbers: list[int] = []
+            end = 0
+            while (found := self.next(bits, end)) and not found[1]:
+                numbers.append(found[0])
+                end = found[2]
+            self._runs[bits] = numbers, end
+        return self._runs[bits]
 
     def next(self, bits: str, at: int) -> tuple[int, bool, int] | None:
         """Return the value at a bit, whether it is that of a table, and the bit behind it.
@@ -50,6 +69,7 @@ class HuffmanTable:
         return *self._known[word], match.end()
 
 
+@lru_cache(maxsize=1)
 def default_table() -> HuffmanTable:
     """The table of annex C: -8 to 8 in 1 to 10 bits, other numbers in 8 or 16 bits of their own."""
     small = [
@@ -83,13 +103,20 @@ def huffman_tables(section: bytes, source: str) -> list[HuffmanTable]:
         end = at + count * _CODE.size
         if not count or num_codes > _MAX_CODES or end > len(section):
             raise _no_tables(source)
-        tables.append(
-            HuffmanTable([_code(each, source) for each in _CODE.iter_unpack(section[at:end])])
-        )
+        codes = [_code(each, source) for each in _CODE.iter_unpack(section[at:end])]
+        if _is_ambiguous(codes):
+            raise _no_tables(source)
+        tables.append(HuffmanTable(codes))
         at = end
     if not tables:
         raise _no_tables(source)
     return tables
+
+
+def _is_ambiguous(codes: Sequence[tuple[str, int, int, bool]]) -> bool:
+    """Whether the bits of one code begin another one."""
+    prefixes = sorted(prefix for prefix, *_ in codes)
+    return any(later.startswith(earlier) for earlier, later in pairwise(prefixes))
 
 
 def _code(fields: tuple[int, ...], source: str) -> tuple[str, int, int, bool]:
@@ -104,7 +131,7 @@ def _code(fields: tuple[int, ...], source: str) -> tuple[str, int, int, bool]:
 def _no_tables(source: str) -> FormatError:
     return FormatError(
         f"{source}: section 2 is cut short, or holds no Huffman table of up to {_MAX_CODES} codes "
-        f"of 1 to {_LONGEST_CODE} bits",
+        f"of 1 to {_LONGEST_CODE} bits, none the begin of another",
         reason="the header is damaged",
     )
 
@@ -128,6 +155,11 @@ def decode(
     numbers: list[int] = []
     table, at = tables[0], 0
     while len(numbers) < count:
+        run, size = table.run(bits[at : at + _WINDOW])
+        if size:
+            numbers += run  # zeros that fill up the last byte are more than asked for
+            at += size
+            continue
         found = table.next(bits, at)
         if found is None:
             raise cut_short(
@@ -141,7 +173,7 @@ def decode(
             table = tables[value - 1]
         else:
             raise _no_tables(source)
-    return np.array(numbers, np.int64)
+    return np.array(numbers[:count], np.int64)
 
 
 def undo_differences(numbers: NDArray[np.int64], order: int) -> NDArray[np.int64]:

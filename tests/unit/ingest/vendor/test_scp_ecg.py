@@ -68,6 +68,13 @@ def test_every_coding_gives_the_samples_back(tmp_path: Path, coding: str, order:
     assert record.sampling_rate_hz == 500
 
 
+def test_ambiguous_codes_are_refused(tmp_path: Path) -> None:
+    section2 = struct.pack("<HH", 1, 2) + struct.pack("<BBBhI", 1, 1, 1, 0, 0)
+    section2 += struct.pack("<BBBhI", 2, 2, 1, 1, 2)  # 0, and 01
+    with pytest.raises(FormatError, match="none the begin of another"):
+        read(file_with(tmp_path, ecg_file(SIGNAL, extra={2: section2})))
+
+
 def test_differences_wrap_in_16_bits_as_writers_compute_them(tmp_path: Path) -> None:
     signal = SIGNAL.copy()
     signal[0, ::2], signal[0, 1::2] = 30000, -30000
