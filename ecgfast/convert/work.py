@@ -31,7 +31,7 @@ from ecgfast.records import (
     is_percent,
     stored_age,
 )
-from ecgfast.store.format import ROW_TYPES, encode_chunks
+from ecgfast.store.format import ACQUISITION, ROW_TYPES, encode_chunks
 from ecgfast.store.patients import UNNAMED, Pseudonyms, key_of_unnamed
 
 Label = str | float | None
@@ -264,8 +264,7 @@ def _row(
 
 def _acquisition(record: EcgRecord) -> dict[str, Label]:
     """What the source says of the device and its filters, which differ between hospitals."""
-    names = ("device", "high_pass_hz", "low_pass_hz", "notch_hz")
-    return {name: value for name in names if (value := getattr(record, name)) is not None}
+    return {name: value for name in ACQUISITION if (value := getattr(record, name)) is not None}
 
 
 def stored_labels(

@@ -26,7 +26,7 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
 _FIRST = frozenset("'=+-@\t\r\n")  # of a formula: most cells need no pattern
 _SPECIAL = re.compile(r'[",\r\n]')
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_PASSED_OVER_COLUMNS = ("kind", "source")
+PASSED_OVER_COLUMNS = ("kind", "source")
 
 Source = dict[str, str]  # one line of STORE.sources.csv
 
@@ -120,7 +120,7 @@ def write_passed_over(store: Path, examples: Mapping[str, Sequence[str]]) -> Non
         examples: kind -> readable paths.
     """
     rows = [(kind, source) for kind in sorted(examples) for source in examples[kind]]
-    _write(passed_over_beside(store), _PASSED_OVER_COLUMNS, [csv_lines(rows)], mode=0o600)
+    _write(passed_over_beside(store), PASSED_OVER_COLUMNS, [csv_lines(rows)], mode=0o600)
 
 
 def passed_over_examples(store: Path) -> dict[str, list[str]]:

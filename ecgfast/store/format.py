@@ -48,6 +48,8 @@ ROW_TYPES = {  # columns of records.parquet, with the names that Arrow has for t
     "duplicate_of": "string",
     "row": "int64",
 }
+# Columns beside those where a source has them: what recorded the ECG, and its filters.
+ACQUISITION = ("device", "high_pass_hz", "low_pass_hz", "notch_hz")
 # Columns that labels make beside those: what a cell held in place of a number, such as "<40"; the
 # day of the recording, moved by a secret number of days that is the patient's own.
 EF_GIVEN, SHIFTED_DATE = "ejection_fraction_given", "shifted_date"

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import itertools
 import re
 import shutil
 from pathlib import Path
@@ -13,8 +14,22 @@ from recordings import make_store
 from scripts import script
 
 from ecgfast.config import Config
+from ecgfast.ingest import FORMATS
 from ecgfast.ingest.kinds import PASSED_OVER
-from ecgfast.records import NOT_KNOWN
+from ecgfast.ingest.vendor.record import Fields
+from ecgfast.labels.preview import UNMATCHED_COLUMNS
+from ecgfast.records import NOT_KNOWN, EcgRecord
+from ecgfast.runs import register
+from ecgfast.store.csv_files import PASSED_OVER_COLUMNS
+from ecgfast.store.format import (
+    ACQUISITION,
+    EF_GIVEN,
+    QUARANTINE_COLUMNS,
+    ROW_TYPES,
+    SHIFTED_DATE,
+    SOURCES_COLUMNS,
+)
+from ecgfast.store.patients import PSEUDONYM, retained
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,3 +109,49 @@ def test_the_kinds_and_the_words_for_nothing_are_those_of_the_code() -> None:
     assert listed == expected
     (words_for_nothing,) = re.findall(r"- Empty are: no text, (.*?), in capitals", text, re.DOTALL)
     assert {"", *re.findall(r"`(.+?)`", words_for_nothing.lower())} == NOT_KNOWN
+
+
+def listed(page: str, header: str) -> list[str]:
+    """The first cells of a table of docs/ethics.md, below a header line that begins so."""
+    lines = iter(page.splitlines())
+    assert any(line.startswith(f"| {header} |") for line in lines), header
+    next(lines)
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines)
+    return [line.split("|")[1].strip().strip("`") for line in rows]
+
+
+def test_the_page_for_ethics_boards_names_all_that_the_code_can_keep() -> None:
+    page = (ROOT / "docs" / "ethics.md").read_text(encoding="utf-8")
+    made = [*ACQUISITION, PSEUDONYM, EF_GIVEN, SHIFTED_DATE, "label columns"]
+    assert sorted(listed(page, "column")) == sorted([*ROW_TYPES, *made])
+    assert listed(page, "column of quarantine.csv") == list(QUARANTINE_COLUMNS)
+    assert listed(page, "column of sources.csv") == list(SOURCES_COLUMNS)
+    assert listed(page, "column of passed_over.csv") == list(PASSED_OVER_COLUMNS)
+    assert listed(page, "column of unmatched.csv") == list(UNMATCHED_COLUMNS)
+    assert listed(page, "field") == [each.name for each in dataclasses.fields(Fields)]
+    assert listed(page, "format") == [each.name for each in FORMATS]
+    for each in FORMATS:
+        assert f"| {each.name} | {each.keeps} |" in page
+    kept = retained([], sites=True, identifiers=False, ages_over_89=False)
+    assert listed(page, "entry of retained") == list(kept)
+    assert listed(page, "column of register.parquet") == list(register._SCHEMA.names)
+
+
+def test_the_page_names_every_file_beside_a_store() -> None:
+    page = (ROOT / "docs" / "ethics.md").read_text(encoding="utf-8")
+    suffixes: set[str] = set()
+    for path in (ROOT / "ecgfast").rglob("*.py"):
+        suffixes |= set(re.findall(r'beside\([\w.()]+, "(\.\w+(?:\.csv)?)"\)', path.read_text()))
+    assert {".key", ".sources.csv", ".passed_over.csv", ".unmatched.csv", ".lock"} <= suffixes
+    files = [name.rstrip("/") for name in listed(page, "file")]
+    assert suffixes == {name.removeprefix("STORE") for name in files if name.startswith("STORE.")}
+
+
+def test_the_page_names_every_field_of_a_record() -> None:
+    """What `EcgRecord` has and `Fields` lacks is of other formats, and known here."""
+    more = {each.name for each in dataclasses.fields(EcgRecord)}
+    more -= {each.name for each in dataclasses.fields(Fields)}
+    assert more == {
+        *("record_id", "signal", "scale_uv", "offset_adc", "sampling_rate_hz", "site", "labels"),
+        *("provenance", "segments"),
+    }
