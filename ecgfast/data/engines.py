@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ecgfast import log
 from ecgfast.data.batch import HostBuffers, Source, made_ahead, to_device
+from ecgfast.data.host_copy import Neighbours, host_copy, register
 from ecgfast.errors import BackendUnavailableError, CorruptStoreError
-from ecgfast.store.reader import StoreReader
+from ecgfast.store.reader import Chunks, StoreReader
 
 AHEAD = 2  # batches made in advance; one hides the decode, the second evens out a slow disk
 _SLICE = 512  # records decoded at a time while loading: 61 MB of int16
@@ -115,13 +116,19 @@ class ResidentEngine:
         index: (R,) store rows to hold.
         budget_gib: GPU memory that the records may take; beyond it they stay in pinned host memory
             and the kernel reads them over the bus. None: no limit.
+        neighbours: ranks of this machine, which share one copy in host memory.
     Raises:
         BackendUnavailableError: a GPU is requested, but the CUDA decoder was not built.
         CorruptStoreError: a record is damaged.
     """
 
     def __init__(
-        self, source: Source, *, index: NDArray[np.int64], budget_gib: float | None = None
+        self,
+        source: Source,
+        *,
+        index: NDArray[np.int64],
+        budget_gib: float | None = None,
+        neighbours: Neighbours | None = None,
     ) -> None:
         device = source.device
         if device.type == "cuda" and not codec_cuda.is_built():
@@ -134,7 +141,7 @@ class ResidentEngine:
         self._slot_of = np.full(len(source.store), -1, np.int64)
         self._slot_of[index] = np.arange(len(index))
         load = _load_chunks if source.store.codec == "ecgpack" else _load_signal
-        self._held: _Held = load(source, index, budget_gib)
+        self._held: _Held = load(source, index, budget_gib, neighbours)
         if device.type == "cuda":  # batches may be requested on another stream than this one
             torch.cuda.current_stream(device).synchronize()
 
@@ -234,15 +241,25 @@ class _HeldSignal:
         )
 
 
-def _load_chunks(source: Source, index: NDArray[np.int64], budget_gib: float | None) -> _HeldChunks:
+def _load_chunks(
+    source: Source,
+    index: NDArray[np.int64],
+    budget_gib: float | None,
+    neighbours: Neighbours | None,
+) -> _HeldChunks:
     store, device = source.store, source.device
-    buffer, offsets, lengths = store.load_chunks(index)
-    _check_chunks(source, index, buffer, offsets, lengths)
+
+    def load() -> Chunks:
+        chunks = store.load_chunks(index)
+        _check_chunks(source, index, *chunks)
+        return chunks
+
+    buffer, offsets, lengths = host_copy(load, neighbours)
     return _HeldChunks(
         chunks=codec_cuda.ResidentChunks(
-            bytes=_allocate(buffer.size, device, budget_gib).copy_(torch.from_numpy(buffer)),
-            offsets=to_device(offsets, device),
-            lengths=to_device(lengths, device),
+            bytes=_placed(buffer, device, budget_gib, is_shared=neighbours is not None),
+            offsets=offsets.to(device),
+            lengths=lengths.to(device),
             num_leads=store.num_leads,
             num_timesteps=store.num_timesteps,
         ),
@@ -280,27 +297,33 @@ def _check_chunks(
             ) from error
 
 
-def _load_signal(source: Source, index: NDArray[np.int64], budget_gib: float | None) -> _HeldSignal:
+def _load_signal(
+    source: Source,
+    index: NDArray[np.int64],
+    budget_gib: float | None,
+    neighbours: Neighbours | None,
+) -> _HeldSignal:
     store, device = source.store, source.device
-    shape = (len(index), store.num_leads, store.num_timesteps)
-    buffer = _allocate(int(np.prod(shape)) * 2, device, budget_gib)
-    signal_RCT = buffer.view(torch.int16).view(shape)
-    for start in range(0, len(index), _SLICE):
-        part = slice(start, start + _SLICE)
-        signal_RCT[part].copy_(torch.from_numpy(store.read(index[part])))
+
+    def load() -> tuple[NDArray[np.int16]]:
+        return (store.read(index),)
+
+    (signal_RCT,) = host_copy(load, neighbours)
     return _HeldSignal(
-        signal=signal_RCT,
+        signal=_placed(signal_RCT, device, budget_gib, is_shared=neighbours is not None),
         mean=to_device(source.mean[index], device),
         rstd=to_device(source.rstd[index], device),
     )
 
 
-def _allocate(num_bytes: int, device: torch.device, budget_gib: float | None) -> Tensor:
-    """Bytes on the device, or pinned on the host where they exceed the budget."""
-    if device.type == "cuda" and budget_gib is not None and num_bytes > budget_gib * 2**30:
+def _placed(
+    host: Tensor, device: torch.device, budget_gib: float | None, *, is_shared: bool
+) -> Tensor:
+    """Records on the device, or pinned on the host where they exceed the budget."""
+    if device.type == "cuda" and budget_gib is not None and host.nbytes > budget_gib * 2**30:
         log.warning(
-            f"engine resident: {num_bytes / 2**30:.1f} GiB exceed the budget of {budget_gib:.1f} "
+            f"engine resident: {host.nbytes / 2**30:.1f} GiB exceed the budget of {budget_gib:.1f} "
             "GiB of GPU memory, so they stay in pinned host memory, at the speed of the bus"
         )
-        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
-    return torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        return register(host) if is_shared else host.pin_memory()
+    return host.to(device)

@@ -22,6 +22,7 @@ from ecgfast.data.batch import Batch, Source
 from ecgfast.data.dali import DaliEngine
 from ecgfast.data.dali import build as dali_build
 from ecgfast.data.engines import CpuEngine, ResidentEngine, resident_bytes
+from ecgfast.data.host_copy import Neighbours
 from ecgfast.data.normalise import Normalisation
 from ecgfast.errors import BackendUnavailableError, ConfigError, ResumeError
 from ecgfast.labels.selection import selected
@@ -156,6 +157,7 @@ def build_loader(
     normalise: str | Normalisation = "record_lead",
     num_threads: int | None = None,
     resident_budget_gib: float | None = None,
+    neighbours: Neighbours | None = None,
 ) -> Loader:
     """Build a loader over the selected records of a store.
 
@@ -175,6 +177,8 @@ def build_loader(
         num_threads: decoding threads of this rank; by default this machine's cores divided by its
             ranks.
         resident_budget_gib: memory that the resident engine may take.
+        neighbours: ranks of this machine, which share what the resident engine keeps in host
+            memory; all of them call this.
     Raises:
         ConfigError: nothing is selected, or an epoch has no full batch.
         BackendUnavailableError: the device or the engine asked for cannot run here.
@@ -211,7 +215,7 @@ def build_loader(
     mean, rstd = normalise.mean_and_rstd(store)
     threads = num_threads or _default_threads(world_size)
     source = Source(store=store, mean=mean, rstd=rstd, device=device, num_threads=threads)
-    return Loader(_build_engine(source, engine, index, resident_budget_gib), order)
+    return Loader(_build_engine(source, engine, index, resident_budget_gib, neighbours), order)
 
 
 def selected_rows(store: StoreReader, select: str | NDArray[np.int64] | None) -> NDArray[np.int64]:
@@ -248,14 +252,18 @@ def _default_threads(world_size: int) -> int:
 
 
 def _build_engine(
-    source: Source, asked: EngineName, index: NDArray[np.int64], budget_gib: float | None
+    source: Source,
+    asked: EngineName,
+    index: NDArray[np.int64],
+    budget_gib: float | None,
+    neighbours: Neighbours | None,
 ) -> Engine:
     name, reason = asked, "as asked"
     if asked == "auto":
         name, reason = choose_engine(source.store, len(index), source.device, budget_gib)
     log.info(f"data engine: {name} ({reason})")
     if name == "resident":
-        return ResidentEngine(source, index=index, budget_gib=budget_gib)
+        return ResidentEngine(source, index=index, budget_gib=budget_gib, neighbours=neighbours)
     if name == "dali":
         try:
             return DaliEngine(source)
