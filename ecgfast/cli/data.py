@@ -75,7 +75,7 @@ def convert(
         str, typer.Option(metavar="I/N", help="With --stage units: every N-th unit, from I on.")
     ] = "0/1",
     labels: Annotated[
-        Path | None, typer.Option(metavar="CSV", help="Table to join, as label does.")
+        Path | None, typer.Option(metavar="TABLE", help="Table to join, as label does.")
     ] = None,
     columns: Columns = None,
     codec: Annotated[Codec, typer.Option(help="How chunks are compressed.")] = "ecgpack",

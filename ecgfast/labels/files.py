@@ -146,31 +146,33 @@ def _workbook(path: Path, sheet: str | None) -> pa.Table:
             openpyxl.load_workbook(BytesIO(data), read_only=True, data_only=values)
             for values in (True, False)
         ]
-    except Exception as error:  # openpyxl raises what zip, XML and its own checks raise
-        raise ConfigError(
-            f"labels {path}: no workbook that can be read: {error!s:.80}; save it as .xlsx or CSV"
-        ) from error
-    try:
         names = books[0].sheetnames
         if sheet is None and len(names) > 1:
             log.info(f"labels {path}: sheet {names[0]!r} of {len(names)}; {path}#SHEET takes one")
         name = names[0] if sheet is None else sheet
         if name not in names:
             raise ConfigError(f"labels {path}: no sheet {name!r}, it has {', '.join(names)}")
-        rows = _rows_of_sheet(path, [book[name] for book in books])
-        header = next(rows, [])
-        columns: list[list[str | None]] = [[] for _ in header]
-        for number, row in enumerate(rows, 2):
-            if any(cell is not None for cell in row[len(header) :]):
-                raise ConfigError(
-                    f"labels {path}: line {number} has more cells than the first line, which "
-                    "must name the columns; correct the sheet"
-                )
-            for column, cell in zip(columns, [*row, *[None] * len(header)], strict=False):
-                column.append(cell)
-    finally:
-        for book in books:
-            book.close()
+        return _table_of(path, _rows_of_sheet(path, [book[name] for book in books]))
+    except ConfigError:
+        raise
+    except Exception as error:  # openpyxl raises what zip, XML and its own checks raise
+        raise ConfigError(
+            f"labels {path}: no workbook that can be read: {error!s:.80}; save it as .xlsx or CSV"
+        ) from error
+
+
+def _table_of(path: Path, rows: Iterator[list[str | None]]) -> pa.Table:
+    """The rows of a sheet below its first, which names the columns."""
+    header = next(rows, [])
+    columns: list[list[str | None]] = [[] for _ in header]
+    for number, row in enumerate(rows, 2):
+        if any(cell is not None for cell in row[len(header) :]):
+            raise ConfigError(
+                f"labels {path}: line {number} has more cells than the first line, which "
+                "must name the columns; correct the sheet"
+            )
+        for column, cell in zip(columns, [*row, *[None] * len(header)], strict=False):
+            column.append(cell)
     # Behind the last cell that holds something, sheets have rows that were once formatted.
     used = max((n for c in columns for n, cell in enumerate(c, 1) if cell is not None), default=0)
     arrays = [pa.array(column[:used], pa.string()) for column in columns]

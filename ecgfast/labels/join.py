@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -66,12 +67,12 @@ class Join:
     matches: list[list[int]]
     chosen: NDArray[np.int64]
 
-    @property
+    @cached_property
     def is_named(self) -> NDArray[np.bool_]:
         """(N,) records that a line names."""
         return first_rows(self.matches) >= 0
 
-    @property
+    @cached_property
     def unused_lines(self) -> list[int]:
         """Lines that name no record, from 0."""
         used = {row for rows in self.matches for row in rows}

@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -172,3 +173,25 @@ def test_records_of_a_store_are_a_table(tmp_path: Path) -> None:
     table = read_labels(tmp_path / "records.parquet")
     assert table["ejection_fraction"].to_pylist() == [39, 50]
     assert table["ejection_fraction_given"].to_pylist() == ["<40", None]
+
+
+def test_damaged_workbooks_are_one_of_our_errors(tmp_path: Path) -> None:
+    """Cut, and with bytes changed: a table is read as it was, or refused with one line."""
+    rows = [["record_id", "x"], *([f"r{number}", number] for number in range(20))]
+    path = workbook(tmp_path / "echo.xlsx", Echo=rows)
+    whole = read_cells(path, IDS).table
+    data = path.read_bytes()
+    rng = np.random.default_rng(0)
+    cuts = [data[:length] for length in rng.integers(8, len(data), 10).tolist()]
+    cuts += [
+        data[:position] + bytes([data[position] ^ 0x55]) + data[position + 1 :]
+        for position in rng.integers(8, len(data), 40).tolist()
+    ]
+    refused = 0
+    for damaged in cuts:
+        path.write_bytes(damaged)
+        try:
+            assert read_cells(path, IDS).table.equals(whole)
+        except ConfigError:
+            refused += 1
+    assert refused > 25
