@@ -194,4 +194,17 @@ def verify(store: StorePath) -> None:
     show(f"{store}: every checksum is right")
 
 
-COMMANDS = (synth, convert, info, verify)
+def fetch(
+    url: Annotated[str, typer.Argument(metavar="URL", help="s3://, gs://, az:// or https://.")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the copy.")],
+) -> None:
+    """Copy a store from object storage; resumable."""
+    from ecgfast import log
+    from ecgfast.store.fetch import fetch_store
+
+    with log.progress("fetch", total=None, unit="bytes") as advance:
+        fetch_store(url, out, Steps(advance))
+    show(f"{out}: every file is what {url} lists")
+
+
+COMMANDS = (synth, convert, info, verify, fetch)

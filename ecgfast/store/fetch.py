@@ -1,0 +1,200 @@
+"""A copy of a store from object storage or a web server, whole shards at a time: `ecgfast fetch`.
+
+Training reads records in random order, for which a request each would be a thousand times as many
+as there are shards: a store is copied once to where it is read.
+"""
+
+import datetime
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ecgfast.errors import BackendUnavailableError, ConfigError, CorruptStoreError, EcgfastError
+from ecgfast.store.durable import DurableFile, explained, store_lock, sync_folder, write_durably
+from ecgfast.store.format import MANIFEST, beside
+from ecgfast.store.manifest import read_manifest
+from ecgfast.store.reader import open_store
+
+Progress = Callable[[int, int], None]
+
+SCHEMES = ("s3://", "gs://", "az://", "https://", "http://", "file://")
+AT_ONCE = 16  # files; a shard of 1024 records has some 25 MB
+_PART_BYTES = 1 << 20
+_ATTEMPTS = 2
+_CREDENTIALS = (
+    "give credentials as the provider's own tools take them, such as AWS_ACCESS_KEY_ID, "
+    "GOOGLE_APPLICATION_CREDENTIALS or AZURE_STORAGE_ACCOUNT_KEY"
+)
+
+
+def fetch_store(url: str, out: Path, progress: Progress | None = None) -> Path:
+    """Copy a finished store to this machine; an interrupted copy is completed by the next call.
+
+    Every file is compared with the size and sha256 that the store lists of it, and fetched a second
+    time where it differs. Until all are there, they lie in OUT.fetch.
+
+    Args:
+        url: of its folder: s3://, gs://, az://, https://, http:// or file://.
+        out: folder of the copy; where it holds the same store already, nothing is fetched.
+        progress: called with (bytes done, bytes in all).
+    Returns:
+        `out`.
+    Raises:
+        BackendUnavailableError: obstore is not installed.
+        ConfigError: no such kind of address, or `out` holds something else.
+        FormatError: there is no store at the address.
+        CorruptStoreError: a file is not what the store lists, or was not the second time either.
+        EcgfastError: no permission, no connection, no space.
+    """
+    source = _Source(url)
+    with store_lock(out):
+        sealed = source.read(MANIFEST)
+        if _holds(out, sealed, url):
+            return out
+        work = beside(out, ".fetch")
+        with explained(work):
+            work.mkdir(parents=True, exist_ok=True)
+        write_durably(work / MANIFEST, [sealed])
+        tables = read_manifest(work)["files"]
+        _fetch_all(source, work, tables, None)
+        shards = dict(open_store(work).shard_table.files())
+        _fetch_all(source, work, tables | shards, progress)
+        with explained(out):
+            if out.exists():
+                out.rmdir()
+            os.replace(work, out)
+            sync_folder(out.parent)
+    return out
+
+
+def _holds(out: Path, sealed: bytes, url: str) -> bool:
+    """Whether a folder holds the store that has this manifest; an empty one holds nothing."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if (out / MANIFEST).is_file() and (out / MANIFEST).read_bytes() == sealed:
+        return True
+    raise ConfigError(
+        f"{out} holds something else than the store at {url}, or another version of it; move it "
+        "away, or name another folder"
+    )
+
+
+def _fetch_all(
+    source: "_Source", work: Path, files: Mapping[str, Mapping[str, Any]], progress: Progress | None
+) -> None:
+    """Fetch what is missing of some files, several at a time."""
+    for name in files:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise CorruptStoreError(f"{source.url} lists a file outside of the store: {name!r}")
+    missing = {n: entry for n, entry in files.items() if not _is_there(work / n, entry)}
+    total = sum(entry["bytes"] for entry in files.values())
+    need, free = sum(entry["bytes"] for entry in missing.values()), shutil.disk_usage(work).free
+    if need > free:
+        raise EcgfastError(
+            f"{source.url} needs {need:,} bytes more at {work.parent}, which has {free:,}; free "
+            "some space and run the same command again, or name a folder on another disk"
+        )
+    done = total - need
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="ecgfast-fetch") as pool:
+        running = [pool.submit(source.fetch, n, work / n, entry) for n, entry in missing.items()]
+        try:
+            for future, entry in zip(running, missing.values(), strict=True):
+                future.result()
+                done += entry["bytes"]
+                if progress is not None:
+                    progress(done, total)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _is_there(path: Path, entry: Mapping[str, Any]) -> bool:
+    if not path.is_file() or path.stat().st_size != entry["bytes"]:
+        return False
+    with path.open("rb") as file:
+        return bool(hashlib.file_digest(file, "sha256").hexdigest() == entry["sha256"])
+
+
+class _BrokenError(EcgfastError):
+    """A connection that may be better the next time."""
+
+
+class _Source:
+    """A folder behind an address."""
+
+    def __init__(self, url: str) -> None:
+        if not url.startswith(SCHEMES):
+            raise ConfigError(
+                f"the address of a store begins with {', '.join(SCHEMES)}, got {url!r}"
+            )
+        try:
+            import obstore
+        except ImportError as error:
+            raise BackendUnavailableError(
+                f"{url} needs the package obstore; pip install 'ecgfast[cloud]'"
+            ) from error
+        self.url = url.rstrip("/")
+        self._obstore = obstore
+        with self._said(""):
+            self._store = obstore.store.from_url(
+                self.url,
+                client_options={"allow_http": True} if url.startswith("http://") else None,
+                retry_config={"max_retries": 5, "retry_timeout": datetime.timedelta(seconds=60)},
+            )
+
+    def read(self, name: str) -> bytes:
+        """A small file as a whole."""
+        with self._said(name):
+            return bytes(self._obstore.get(self._store, name).bytes())
+
+    def fetch(self, name: str, path: Path, entry: Mapping[str, Any]) -> None:
+        """Write a file whole or not at all, twice if its content is wrong the first time."""
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        for attempt in range(_ATTEMPTS):
+            file = DurableFile(path)
+            try:
+                with self._said(name):
+                    parts = self._obstore.get(self._store, name).stream(_PART_BYTES)
+                    for part in parts:
+                        file.write([memoryview(part)])
+                found = file.finish()
+            except _BrokenError:
+                file.discard()
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                continue
+            except BaseException:
+                file.discard()
+                raise
+            if found == entry:
+                return
+        path.unlink()
+        raise CorruptStoreError(
+            f"{self.url}/{name} has {found['bytes']:,} bytes and sha256 {found['sha256']}, its "
+            f"store lists {entry['bytes']:,} and {entry['sha256']}; copy the store there again"
+        )
+
+    @contextmanager
+    def _said(self, name: str) -> Iterator[None]:
+        """Turn errors of the connection into one line."""
+        errors, where = self._obstore.exceptions, f"{self.url}/{name}".rstrip("/")
+        try:
+            yield
+        except (errors.NotFoundError, FileNotFoundError) as error:
+            raise CorruptStoreError(
+                f"there is no {where}; a store's address is that of the folder with {MANIFEST}"
+            ) from error
+        except (errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
+            raise EcgfastError(f"{where} was refused; {_CREDENTIALS}") from error
+        except (errors.BaseError, ValueError) as error:
+            line = str(error).partition("\n")[0]
+            raise _BrokenError(
+                f"{where} cannot be read: {line}; run the same command again, it resumes where it "
+                "stopped"
+            ) from error

@@ -1,0 +1,98 @@
+"""A store in an S3 (of moto, on this machine): copied whole, and completed after a kill."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from recordings import convert_quietly, snapshot, write_cohort
+
+obstore = pytest.importorskip("obstore", reason="obstore is not installed")
+moto = pytest.importorskip("moto.server", reason="moto is not installed")
+pytestmark = pytest.mark.slow  # a server, and processes
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three shards, so that a kill can come between them."""
+    folder = tmp_path_factory.mktemp("cohort")
+    write_cohort(folder / "in", 2)
+    header = (folder / "in/r00000.hea").read_text()
+    for number in range(2, 2060):
+        (folder / f"in/r{number:05d}.hea").write_text(header)
+    convert_quietly([folder / "in"], folder / "store")
+    return folder / "store"
+
+
+@pytest.fixture(scope="module")
+def environment(store: Path) -> Iterator[dict[str, str]]:
+    """Variables that lead to the bucket ecg, which holds the store under cohorts/one."""
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    variables = {
+        **{"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "eu-west-1"},
+        **{"AWS_ENDPOINT": f"http://{host}:{port}", "AWS_ALLOW_HTTP": "true"},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        import boto3
+
+        client = boto3.client("s3", endpoint_url=variables["AWS_ENDPOINT"], region_name="eu-west-1")
+        where = {"LocationConstraint": "eu-west-1"}
+        client.create_bucket(Bucket="ecg", CreateBucketConfiguration=where)
+        bucket = obstore.store.from_url("s3://ecg/cohorts/one")
+        for path in store.rglob("*"):
+            if path.is_file():
+                obstore.put(bucket, path.relative_to(store).as_posix(), path)
+        yield os.environ | variables
+    server.stop()
+
+
+def fetch(url: str, out: Path) -> list[str]:
+    return [sys.executable, "-m", "ecgfast", "fetch", url, str(out)]
+
+
+def test_a_store_in_s3_is_copied(store: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    command = fetch("s3://ecg/cohorts/one", tmp_path / "copy")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "every file is what s3://ecg/cohorts/one lists" in done.stdout
+    assert snapshot(tmp_path / "copy") == snapshot(store)
+
+
+def test_a_copy_that_was_killed_is_completed(
+    store: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    out, work = tmp_path / "copy", tmp_path / "copy.fetch"
+    process = subprocess.Popen(fetch("s3://ecg/cohorts/one", out), env=environment)
+    while not (work / "shards.parquet").exists() and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not out.exists(), "it was done before it could be killed"
+    subprocess.run(fetch("s3://ecg/cohorts/one", out), env=environment, check=True)
+    assert snapshot(out) == snapshot(store)
+    assert not work.exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("s3://ecg/cohorts/two", "error: there is no s3://ecg/cohorts/two/manifest.json"),
+        ("s3://nobody/one", "error: (there is no )?s3://nobody/one/manifest.json"),
+    ],
+)
+def test_where_no_store_is(
+    url: str, text: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    command = fetch(url, tmp_path / "copy")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.search(text, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
