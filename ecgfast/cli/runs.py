@@ -131,13 +131,14 @@ def evaluate(
     ],
     store: StorePath,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report.")],
+    device: Device = None,
 ) -> None:
     """Compare runs site by site: metrics and a report."""
     from ecgfast.evaluate.report import evaluate as write_report
     from ecgfast.store.format import refuse_inside_store
 
     refuse_inside_store(out, "--out")
-    show(write_report(runs, store, out))
+    show(write_report(runs, store, out, device=device))
 
 
 def reproduce(

@@ -25,7 +25,7 @@ from ecgfast.evaluate.scores import SCORES, scores_file
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.records import LEADS
 from ecgfast.runs.ecg_paper import draw
-from ecgfast.runs.inference import fill_in
+from ecgfast.runs.inference import choose_device, fill_in
 from ecgfast.runs.loading import LoadedRun, load_run, name_runs
 from ecgfast.store.csv_files import csv_lines
 from ecgfast.store.durable import write_durably
@@ -42,7 +42,7 @@ _LATEX = str.maketrans(
 )
 
 
-def evaluate(runs: Sequence[Path], store: Path, out: Path) -> Path:
+def evaluate(runs: Sequence[Path], store: Path, out: Path, *, device: str | None = None) -> Path:
     """Test fine-tuned runs site by site, show what pretraining runs learned, write a report.
 
     Args:
@@ -52,14 +52,16 @@ def evaluate(runs: Sequence[Path], store: Path, out: Path) -> Path:
         out: folder for ``report.html``, ``metrics.json``, ``scores.parquet`` and
             ``table3.md``, ``.csv`` and ``.tex``; of runs on several fractions of the labels also
             for ``label_efficiency.csv``.
+        device: "cpu", "cuda" or "cuda:N", that scores records; by default a GPU where there is one.
     Returns:
         Path of ``report.html``.
     Raises:
-        ConfigError: different targets, nothing to test on, or signals preprocessed in another way
-            than in training.
+        ConfigError: different targets, nothing to test on, signals preprocessed in another way
+            than in training, or no such device.
+        BackendUnavailableError: a GPU was asked for and there is none.
     """
-    reader = open_store(store)
-    loaded = name_runs([load_run(run, reader) for run in runs])
+    chosen, reader = choose_device(device), open_store(store)
+    loaded = name_runs([load_run(run, reader, chosen) for run in runs])
     classifiers = [run for run in loaded if run.meta.target]
     if not loaded:
         raise ConfigError("evaluate needs at least one run, got none; name the folders of runs")
@@ -260,10 +262,11 @@ def reconstruct(
     reader = open_store(store)
     row = row_of(reader, record_id)
     loaded = load_run(run, reader)
-    if not isinstance(loaded.model, MaskedAutoencoder):
+    model = loaded.model()
+    if not isinstance(model, MaskedAutoencoder):
         raise ConfigError(f"{run} must be a pretraining run, got a classifier: it has no decoder")
     normalisation = loaded.meta.preprocessing.normalisation
-    (result,) = fill_in(loaded.model, loaded.config, normalisation, reader, np.array([row]))
+    (result,) = fill_in(model, loaded.config, normalisation, reader, np.array([row]))
     out.parent.mkdir(parents=True, exist_ok=True)
     draw(reader, result, leads).savefig(out, format="png")
     return out

@@ -194,13 +194,14 @@ def reconstruction(run: LoadedRun, store: StoreReader) -> View:
 
 def sample_of(run: LoadedRun, store: StoreReader) -> Sample:
     """Reconstruct up to `NUM_SAMPLED` records, of patients new to the run where there are any."""
-    assert isinstance(run.model, MaskedAutoencoder)
+    model = run.model()
+    assert isinstance(model, MaskedAutoencoder)
     pool, source = unread_records(run, store)
     step = max(1, len(pool) // NUM_SAMPLED)
     rows = pool[::step][:NUM_SAMPLED]
     normalisation = run.meta.preprocessing.normalisation
     with log.progress(f"reconstruct with {run.name}", total=len(rows)) as advance:
-        results = fill_in(run.model, run.config, normalisation, store, rows)
+        results = fill_in(model, run.config, normalisation, store, rows)
         advance(len(rows))
     return Sample(
         num_records=len(rows),

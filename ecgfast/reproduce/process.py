@@ -154,7 +154,7 @@ def _run(cell: Cell, place: Place) -> str:
 
 def _command(cell: Cell, place: Place) -> list[str]:
     words = [*cell.words, str(place.store)]
-    if cell.kind != "evaluate" and place.device is not None:
+    if place.device is not None:
         words += ["--device", place.device.partition(":")[0]]
     if place.strict:
         words.append("--strict")

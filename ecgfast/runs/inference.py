@@ -3,6 +3,7 @@
 Shapes: R records, B records of a batch, N patches, P patch length, C leads, T timesteps.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -17,11 +18,43 @@ from ecgfast import log
 from ecgfast.config import Config
 from ecgfast.data.loader import build_loader
 from ecgfast.data.normalise import LeadStatistics, Normalisation
+from ecgfast.errors import BackendUnavailableError, ConfigError
 from ecgfast.model.mae import EVALUATION_EPOCH, MaskedAutoencoder, num_kept
 from ecgfast.model.vit import unpatchify
 from ecgfast.store.reader import StoreReader
 
 _BATCH = 64
+
+
+def choose_device(device: str | None) -> torch.device:
+    """Resolve a device by its name, and make it PyTorch's current one.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:N"; None takes a GPU where there is one.
+    Raises:
+        ConfigError: no such device.
+        BackendUnavailableError: a GPU was asked for and there is none.
+    """
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or not (number.isdecimal() or name == kind):
+        raise ConfigError(f"device must be cpu, cuda or cuda:N, got {name!r}")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise BackendUnavailableError(
+            "device 'cuda' was asked for and this PyTorch sees no GPU; use device 'cpu', or "
+            "install a CUDA build of torch and check nvidia-smi"
+        )
+    index = int(number or os.environ.get("LOCAL_RANK", "0"))
+    if index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device cuda:{index} was asked for, there are {torch.cuda.device_count()}; start one "
+            "process per GPU"
+        )
+    chosen = torch.device("cuda", index)
+    torch.cuda.set_device(chosen)
+    return chosen
 
 
 @torch.no_grad()
@@ -56,8 +89,9 @@ def score_rows(
     normalisation: Normalisation,
     *,
     name: str,
+    device: torch.device | None = None,
 ) -> NDArray[np.float64]:
-    """Score records of a store, on a GPU where there is one.
+    """Score records of a store.
 
     Args:
         model: a classifier of a finished run, in fp32.
@@ -65,13 +99,14 @@ def score_rows(
         rows: (R,) int64 rows.
         normalisation: of the run.
         name: of the run, for the progress bar.
+        device: None takes a GPU where there is one.
     Returns:
         (R,) float64 in [0, 1].
     """
     if not len(rows):
         return np.zeros(0)
     store.check_digests(rows)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loader = build_loader(
         store,
         batch_size=_BATCH,

@@ -4,10 +4,12 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -16,7 +18,7 @@ from ecgfast.config import Config, config_from_dict
 from ecgfast.errors import ConfigError, EcgfastError, FormatError, ResumeError
 from ecgfast.model.build import build_classifier, build_model
 from ecgfast.model.cnn import NUM_FEATURES, SPATIAL_FILTERS, WANG_STRIDES
-from ecgfast.runs.checkpoint_reader import load_weights, newest
+from ecgfast.runs.checkpoint_reader import Checkpoint, load_weights, newest
 from ecgfast.runs.digests import (
     METRICS,
     RUN_FILES,
@@ -49,20 +51,23 @@ class LoadedRun:
     Attributes:
         name: unique in a report, such as "ViT, pretrained".
         path: its folder.
-        model: on the CPU, in evaluation mode.
+        model: loads its weights, on the CPU and in evaluation mode; a report has many runs, whose
+            weights are in memory one after the other.
         config: resolved settings.
         meta: what it says about its data and origin.
         register: whom it learned from and read; None for a pretraining run of an earlier version.
         scores: (N,) float64 that it gave the records of a store before; None: it is asked.
+        device: that scores records; None takes a GPU where there is one.
     """
 
     name: str
     path: Path
-    model: nn.Module
+    model: Callable[[], nn.Module]
     config: Config
     meta: RunMeta
     register: Register | None
     scores: NDArray[np.float64] | None = None
+    device: torch.device | None = None
 
     def probabilities(self, store: StoreReader, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Score records of a store with a classifier.
@@ -76,7 +81,9 @@ class LoadedRun:
         if self.scores is not None:
             return self.scores[rows]
         normalisation = self.meta.preprocessing.normalisation
-        return score_rows(self.model, store, rows, normalisation, name=self.name)
+        return score_rows(
+            self.model(), store, rows, normalisation, name=self.name, device=self.device
+        )
 
     def loss_curves(self) -> dict[str, Curve]:
         """Loss over steps, as ``metrics.jsonl`` has it.
@@ -98,15 +105,19 @@ class LoadedRun:
         return curves
 
 
-def load_run(path: Path, store: StoreReader) -> LoadedRun:
-    """Load a finished run for use on a store.
+def load_run(path: Path, store: StoreReader, device: torch.device | None = None) -> LoadedRun:
+    """Load a finished run for use on a store: all but its weights, whose digest is compared.
 
+    Args:
+        path: its folder.
+        store: that it will be used on.
+        device: that scores records; None takes a GPU where there is one.
     Raises:
         ConfigError: the store's signals were preprocessed in another way than the run's, or a
             classifier does not say whom it learned from.
         ResumeError: no finished run, or a damaged one.
     """
-    model, config, meta = load_model(path)
+    load, config, meta = _described(path)
     register = read_register(path)
     if meta.kind == "finetune" and register is None:
         raise ConfigError(
@@ -125,7 +136,13 @@ def load_run(path: Path, store: StoreReader) -> LoadedRun:
             "run's options"
         )
     return LoadedRun(
-        name=meta.name, path=path, model=model.eval(), config=config, meta=meta, register=register
+        name=meta.name,
+        path=path,
+        model=load,
+        config=config,
+        meta=meta,
+        register=register,
+        device=device,
     )
 
 
@@ -150,20 +167,31 @@ def load_model(run: Path) -> tuple[nn.Module, Config, RunMeta]:
         ResumeError: no run, one without a checkpoint, or a damaged one.
         EcgfastError: memory ran out.
     """
+    load, config, meta = _described(run)
+    return load(), config, meta
+
+
+def _described(run: Path) -> tuple[Callable[[], nn.Module], Config, RunMeta]:
+    """What loads the weights of a run, whose digests are compared here; settings and facts."""
     if not (run / "config.toml").is_file():
         raise ResumeError(
             f"{run} is not the folder of a run: it has no config.toml; check the path"
         )
-    try:
-        return _classifier(run) if (run / RESULT).exists() else _autoencoder(run)
-    except MemoryError as error:
-        raise EcgfastError(
-            f"memory ran out while loading {run}; close other programs, or take a larger machine"
-        ) from error
+    weights, config, meta = _classifier(run) if (run / RESULT).exists() else _autoencoder(run)
+
+    def load() -> nn.Module:
+        try:
+            return weights().eval()
+        except MemoryError as error:
+            raise EcgfastError(
+                f"memory ran out while loading {run}; close other programs, or take a larger "
+                "machine"
+            ) from error
+
+    return load, config, meta
 
 
-def _classifier(run: Path) -> tuple[nn.Module, Config, RunMeta]:
-    """The best weights of a finished fine-tuning."""
+def _classifier(run: Path) -> tuple[Callable[[], nn.Module], Config, RunMeta]:
     where = run / RESULT
     try:
         facts = read_facts(where)
@@ -179,6 +207,11 @@ def _classifier(run: Path) -> tuple[nn.Module, Config, RunMeta]:
         )
     config = _settings(run, meta, where)
     _require_written(run, facts, where, WEIGHTS)
+    return partial(_best_weights, run, config, where), config, meta
+
+
+def _best_weights(run: Path, config: Config, where: Path) -> nn.Module:
+    """The classifier of a finished fine-tuning."""
     _require_plausible_size(config, config.model.kind, (run / WEIGHTS).stat().st_size, where)
     model = _built(lambda: build_classifier(config), where)
     try:
@@ -189,25 +222,29 @@ def _classifier(run: Path) -> tuple[nn.Module, Config, RunMeta]:
         raise ResumeError(
             f"weights {run / WEIGHTS} do not fit the model of config.toml; restore both from a copy"
         ) from error
-    return model.eval(), config, meta
+    return model
 
 
-def _autoencoder(run: Path) -> tuple[nn.Module, Config, RunMeta]:
-    """The weights of a pretraining run's newest checkpoint."""
+def _autoencoder(run: Path) -> tuple[Callable[[], nn.Module], Config, RunMeta]:
     checkpoint = newest(run)
     if checkpoint is None or checkpoint.facts["kind"] != "pretrain":
         raise ResumeError(
             f"{run} has nothing to load: no finished fine-tuning and no pretraining checkpoint; "
             "run its command again with --resume"
         )
-    facts, where = checkpoint.facts, checkpoint.path / "meta.json"
+    where = checkpoint.path / "meta.json"
     config = _settings(run, checkpoint.meta, where)
-    num_bytes = sum(entry["bytes"] for entry in facts["files"].values())
+    _require_written(run, checkpoint.facts, where)
+    return partial(_newest_weights, checkpoint, config, where), config, checkpoint.meta
+
+
+def _newest_weights(checkpoint: Checkpoint, config: Config, where: Path) -> nn.Module:
+    """The autoencoder of a pretraining's newest checkpoint."""
+    num_bytes = sum(entry["bytes"] for entry in checkpoint.facts["files"].values())
     _require_plausible_size(config, "autoencoder", num_bytes, where)
-    _require_written(run, facts, where)
     model = _built(lambda: build_model(config), where)
     load_weights(checkpoint, model)
-    return model.eval(), config, checkpoint.meta
+    return model
 
 
 def _built(build: Callable[[], Model], where: Path) -> Model:

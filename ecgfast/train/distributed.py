@@ -18,7 +18,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from ecgfast.errors import BackendUnavailableError, ConfigError, EcgfastError
+from ecgfast.errors import ConfigError, EcgfastError
+from ecgfast.runs.inference import choose_device
 from ecgfast.train.replicas import GradientBuckets
 from ecgfast.vocabulary import Mesh, Parallel, Precision
 
@@ -129,7 +130,7 @@ def join(
         ConfigError: no such device, or a hybrid mesh of machines that are not alike.
         BackendUnavailableError: a GPU was asked for and there is none.
     """
-    chosen = _choose_device(device)
+    chosen = choose_device(device)
     launched = "WORLD_SIZE" in os.environ and "RANK" in os.environ
     world_size = int(os.environ["WORLD_SIZE"]) if launched else 1
     if world_size == 1 and not mesh_of_one:
@@ -305,26 +306,3 @@ def _shard(
     for module in (*blocks, model):
         # A model of this size fits: gathering once a step saves the backward's gather.
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-
-
-def _choose_device(device: str | None) -> torch.device:
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or not (number.isdecimal() or name == kind):
-        raise ConfigError(f"device must be cpu, cuda or cuda:N, got {name!r}")
-    if kind == "cpu":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise BackendUnavailableError(
-            "device 'cuda' was asked for and this PyTorch sees no GPU; use device 'cpu', or "
-            "install a CUDA build of torch and check nvidia-smi"
-        )
-    index = int(number or os.environ.get("LOCAL_RANK", "0"))
-    if index >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device cuda:{index} was asked for, there are {torch.cuda.device_count()}; start one "
-            "process per GPU"
-        )
-    chosen = torch.device("cuda", index)
-    torch.cuda.set_device(chosen)
-    return chosen

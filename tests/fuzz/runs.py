@@ -62,7 +62,7 @@ def values(run: Path) -> str:
     model, config, meta = load_model(run)
     register = read_register(run)
     loaded = LoadedRun(
-        name="run", path=run, model=model, config=config, meta=meta, register=register
+        name="run", path=run, model=lambda: model, config=config, meta=meta, register=register
     )
     digest = hashlib.sha256(repr(config).encode())
     digest.update(repr(meta).encode())

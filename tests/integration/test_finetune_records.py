@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import gc
 import json
 import os
 import re
@@ -20,6 +21,8 @@ from ecgfast.evaluate.planning import plan_tests
 from ecgfast.evaluate.report import evaluate
 from ecgfast.evaluate.views import unread_records
 from ecgfast.labels.commands import draw_again, label_store
+from ecgfast.model.classifier import Classifier
+from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.runs.loading import load_model, load_run
 from ecgfast.runs.register import read_register
 from ecgfast.store.reader import open_store
@@ -246,3 +249,37 @@ def test_a_selection_that_labels_changed_is_not_resumed(
     other = _relabel(store, tmp_path / "other", {"r000": ("60", "train")})
     with pytest.raises(ResumeError, match=r"another run: records \(now '"):
         pretrain(config, other, run, select="ejection_fraction<40", device="cpu", resume=True)
+
+
+def test_a_loaded_run_holds_no_weights(tuned: Path, pretrained: Path, store: Path) -> None:
+    """A report of many runs has those of one at a time in memory."""
+
+    def models() -> int:
+        gc.collect()
+        kinds = (Classifier, MaskedAutoencoder)  # isinstance would ask lazy modules too
+        return sum(issubclass(type(each), kinds) for each in gc.get_objects())
+
+    opened, before = open_store(store), models()
+    runs = [load_run(run, opened) for run in (tuned, pretrained, tuned)]
+    assert models() == before
+    for run in (runs[0], runs[2]):
+        assert len(run.probabilities(opened, np.arange(3))) == 3
+        assert models() == before
+    assert isinstance(runs[1].model(), MaskedAutoencoder)
+
+
+@pytest.mark.parametrize(
+    ("device", "error"),
+    [
+        ("gpu", "device must be cpu, cuda or cuda:N, got 'gpu'"),
+        ("cuda:99", "device 'cuda' was asked for and .* no GPU|device cuda:99 was asked for"),
+    ],
+)
+def test_a_report_is_made_on_a_device_that_exists(
+    device: str, error: str, tuned: Path, store: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "report"
+    with pytest.raises(EcgfastError, match=error):
+        evaluate([tuned], store, out, device=device)
+    assert not out.exists()
+    assert evaluate([tuned], store, out, device="cpu").exists()

@@ -41,7 +41,7 @@ def run(
     return LoadedRun(
         name=name,
         path=Path("runs") / name,
-        model=nn.Identity(),
+        model=nn.Identity,
         config=config,
         meta=meta,
         register=Register(rows=pa.table(rows), key_fingerprint="", patient_ids="site"),

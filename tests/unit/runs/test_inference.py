@@ -194,7 +194,12 @@ def test_a_report_takes_records_of_the_whole_store_and_draws_the_middle_one(
 ) -> None:
     model, config = tiny()
     run = LoadedRun(
-        name="MAE", path=Path("run"), model=model, config=config, meta=toy_meta(), register=None
+        name="MAE",
+        path=Path("run"),
+        model=lambda: model,
+        config=config,
+        meta=toy_meta(),
+        register=None,
     )
     drawn = []
 

@@ -13,7 +13,7 @@ def run(name: str, folder: str, **identity: object) -> LoadedRun:
     return LoadedRun(
         name=name,
         path=Path("runs") / folder,
-        model=nn.Identity(),
+        model=nn.Identity,
         config=load_config("demo"),
         meta=toy_meta(**identity),
         register=None,
