@@ -55,5 +55,6 @@ def model_card(meta: RunMeta, result: Facts, num_parameters: int) -> str:
         seed=identity["train.seed"],
         label_fraction=identity["finetune.label_fraction"],
         counts=result["counts"],
+        initial_tensors=result["initial_tensors"],
         thresholds=[(_THRESHOLDS[name], value) for name, value in result["thresholds"].items()],
     )

@@ -229,6 +229,7 @@ def _write_result(
         "val_auroc": progress.best_auroc,
         "batch_size": sweep.share * session.ranks.world_size,
         "counts": counts,
+        "initial_tensors": dict(sweep.initial.tensors),
         "thresholds": {
             "youden": youden_threshold(is_case, scores),
             "sensitivity_90": sensitivity_threshold(is_case, scores, 0.9),

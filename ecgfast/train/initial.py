@@ -2,9 +2,11 @@
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ecgfast import log
@@ -24,6 +26,9 @@ IMAGENET_VARIABLE = "ECGFAST_IMAGENET_MAE"
 # Another patch shape and another grid of positions: these start as our own model has them.
 NOT_FROM_IMAGENET = ("patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed")
 
+# What becomes of a tensor; nothing is resized or averaged.
+LOADED, NEW, LEFT_OUT = "loaded", "begun anew", "of the file left out"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Initial:
@@ -34,12 +39,14 @@ class Initial:
         preprocessing: how their records were prepared, None where nobody knows.
         register: whose records they were trained on, None where there were none or nobody knows.
         origin: which of the two, for the run's own register.
+        tensors: of ImageNet weights: what became of a tensor -> how many.
     """
 
     encoder: dict[str, Tensor] | None = None
     preprocessing: Preprocessing | None = None
     register: Register | None = None
     origin: Origin = "none"
+    tensors: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_initial(init: str, config: Config) -> Initial:
@@ -58,10 +65,7 @@ def read_initial(init: str, config: Config) -> Initial:
     if config.model.kind != "vit":
         raise ConfigError(f"--init of a {config.model.kind} must be 'random', got {init!r}")
     if init == "imagenet-mae":
-        state = encoder_state(read_weights(imagenet_file(config)))
-        log.info(f"ImageNet weights: {', '.join(NOT_FROM_IMAGENET)} start anew")
-        taken = {n: t for n, t in state.items() if n not in NOT_FROM_IMAGENET}
-        return Initial(encoder=taken, origin="imagenet")
+        return _from_imagenet(read_weights(imagenet_file(config)), config)
     path = Path(init)
     if path.is_dir():
         pretrained, _, meta = load_model(path)
@@ -83,6 +87,23 @@ def read_initial(init: str, config: Config) -> Initial:
             f"{init!r}, which does not exist"
         )
     return Initial(encoder=encoder_state(read_weights(path)), origin="unknown")
+
+
+def _from_imagenet(state: dict[str, Tensor], config: Config) -> Initial:
+    """Take the encoder's tensors of the public file, and log what becomes of each tensor."""
+    with torch.device("meta"):  # shapes alone
+        own = Encoder(config.model, kernels=config.kernels, fused=config.fused).state_dict()
+    taken = {n: t for n, t in encoder_state(state).items() if n not in NOT_FROM_IMAGENET}
+    became = {
+        name: LOADED if name in taken else NEW if name in own else LEFT_OUT
+        for name in {**own, **state}
+    }
+    counts = {word: list(became.values()).count(word) for word in (LOADED, NEW, LEFT_OUT)}
+    log.info("ImageNet weights: " + ", ".join(f"{n} tensors {word}" for word, n in counts.items()))
+    for name, word in became.items():
+        shapes = (tuple(some[name].shape) if name in some else "none" for some in (state, own))
+        log.info("  {}: {}; in the file {}, in the model {}".format(name, word, *shapes))
+    return Initial(encoder=taken, origin="imagenet", tensors=counts)
 
 
 def initial_name(init: str) -> str:

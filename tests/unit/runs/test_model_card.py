@@ -19,6 +19,7 @@ RESULT = {
         **{"unknown": 11, "no_patient": 12, "train_cases": 131, "train_controls": 1400},
         **{"valid_cases": 15, "valid_controls": 160, "train_patients": 1204},
     },
+    "initial_tensors": {},
     "thresholds": {"youden": 0.2345, "sensitivity_90": None},
 }
 
@@ -62,6 +63,14 @@ def test_what_differs_between_runs_differs_in_it() -> None:
     few = model_card(meta_of("finetune.label_fraction=0.03"), RESULT, 1)
     assert "1204 patients taught, a fraction of 0.03 of those with labels; 11 records" in few
     assert model_card(meta_of("model.kind=cnn"), RESULT, 1).startswith("# CNN for LVH=1\n")
+
+
+def test_tensors_of_imagenet_are_counted() -> None:
+    tensors = {"loaded": 147, "begun anew": 3, "of the file left out": 0}
+    card = model_card(meta_of(init="imagenet-mae"), RESULT | {"initial_tensors": tensors}, 1)
+    words = "147 tensors loaded, 3 tensors begun anew, 0 tensors of the file left out."
+    assert f"- First weights: imagenet-mae: {words}\n" in card
+    assert "- First weights: random.\n" in model_card(meta_of(), RESULT, 1)
 
 
 def test_a_path_of_the_first_weights_stays_out() -> None:

@@ -128,6 +128,48 @@ def test_an_absent_file_is_named(name: str) -> None:
         read_initial(name, toy_config())
 
 
+def test_each_tensor_of_imagenet_weights_is_shown_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file of the reference's names, as wide as ViT-Base, with two blocks, decoder and mask."""
+    monkeypatch.setattr("ecgfast.log.logger.propagate", True)
+    caplog.set_level("INFO")
+    config = load_config("vit_base", ["model.encoder_depth=2", "model.encoder_heads=12"])
+    blocks = {
+        **{"norm1": 768, "norm2": 768, "attn.proj": 768, "attn.qkv": 2304},
+        **{"mlp.fc1": 3072, "mlp.fc2": 768},
+    }
+    weights = {"cls_token": torch.ones(1, 1, 768), "pos_embed": torch.ones(1, 197, 768)}
+    weights |= {f"norm.{part}": torch.ones(768) for part in ("weight", "bias")}
+    weights["patch_embed.proj.weight"] = torch.ones(768, 3, 16, 16)
+    weights["patch_embed.proj.bias"] = torch.ones(768)
+    for name, size in blocks.items():
+        inner = {"attn.proj": 768, "attn.qkv": 768, "mlp.fc1": 768, "mlp.fc2": 3072}.get(name)
+        for block in range(2):
+            shape = (size,) if inner is None else (size, inner)
+            weights[f"blocks.{block}.{name}.weight"] = torch.full(shape, 0.5)
+            weights[f"blocks.{block}.{name}.bias"] = torch.full((size,), 0.5)
+    weights |= {"mask_token": torch.ones(1, 1, 512), "decoder_norm.bias": torch.ones(512)}
+    path = tmp_path / "mae.pth"
+    torch.save({"model": weights}, path)
+    monkeypatch.setenv("ECGFAST_IMAGENET_MAE", str(path))
+    initial = read_initial("imagenet-mae", config)
+    # class token, norm (2), two blocks of 12; patch projection (2) and positions; mask and decoder
+    assert initial.tensors == {"loaded": 27, "begun anew": 3, "of the file left out": 2}
+    lines = [record.getMessage().strip() for record in caplog.records]
+    assert "cls_token: loaded; in the file (1, 1, 768), in the model (1, 1, 768)" in lines
+    assert "pos_embed: begun anew; in the file (1, 197, 768), in the model (1, 241, 768)" in lines
+    assert "mask_token: of the file left out; in the file (1, 1, 512), in the model none" in lines
+    assert len(lines) == 33  # a line of counts, and one a tensor
+    model = build_classifier(config)
+    apply_initial(model, initial, source="imagenet-mae")
+    now = model.encoder.state_dict()
+    shown = {line.partition(":")[0] for line in lines if ": loaded;" in line}
+    assert shown == {
+        name for name in now if name in weights and torch.equal(now[name], weights[name])
+    }
+
+
 def test_imagenet_weights_lie_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ECGFAST_IMAGENET_MAE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
