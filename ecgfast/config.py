@@ -10,12 +10,13 @@ from typing import Any
 
 from ecgfast.bounds import nearest
 from ecgfast.errors import ConfigError
-from ecgfast.settings import SECTIONS, Config
+from ecgfast.settings import SECTIONS, Config, ignored_by
 
 __all__ = [
     "Config",
     "config_from_dict",
     "config_to_toml",
+    "ignored_settings",
     "load_config",
     "preset_names",
     "toml_line",
@@ -38,6 +39,7 @@ def load_config(preset: str, overrides: Iterable[str] = (), *, recipe: str | Non
         ConfigError: unknown preset, recipe or key, or a value of the wrong type; names the nearest.
     """
     tree = _read_toml("preset", preset)
+    kind = _kind(tree)
     if recipe is not None:
         for section, values in _read_toml("recipe", recipe).items():
             if isinstance(values, dict):
@@ -51,8 +53,30 @@ def load_config(preset: str, overrides: Iterable[str] = (), *, recipe: str | Non
         if key.strip() in ("preset", "recipe"):
             raise ConfigError(f"--set {override}: choose a {key.strip()} with --{key.strip()}")
         _put(tree, key.strip(), _parse_literal(text.strip()), override)
+    if kind != "vit" and _kind(tree) == "vit":
+        raise ConfigError(
+            f"preset {preset} describes a {kind} and has no sizes of a vision transformer, got "
+            "model.kind=vit; take such a preset, as --preset vit_base"
+        )
     # Not its folder: runs are shared, and paths name people and projects.
     return config_from_dict({**tree, "preset": Path(preset).name})
+
+
+def _kind(tree: Mapping[str, Any]) -> str:
+    model = tree.get("model")
+    return str(model.get("kind", "vit")) if isinstance(model, dict) else "vit"
+
+
+def ignored_settings(config: Config, overrides: Iterable[str]) -> str:
+    """Which overrides a config's kind of model ignores, as a sentence; empty where none.
+
+    Args:
+        config: made with them.
+        overrides: as of `load_config`.
+    """
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    ignored = [key for key in dict.fromkeys(keys) if key in ignored_by(config.model.kind)]
+    return f"a {config.model.kind} ignores {', '.join(ignored)}" if ignored else ""
 
 
 def config_from_dict(tree: Mapping[str, Any]) -> Config:
@@ -93,13 +117,19 @@ def _read_toml(kind: str, name: str) -> dict[str, Any]:
         names = preset_names(kind)
         if name not in names:
             raise ConfigError(
-                f"unknown {kind} {name!r}{nearest(name, names)}; allowed: {', '.join(names)}"
+                f"unknown {kind} {name!r}{nearest(name, names)}; allowed: {', '.join(names)}, or a "
+                "TOML file, whose name ends in .toml"
             )
         text = (_FOLDERS[kind] / f"{name}.toml").read_text(encoding="utf-8")
     try:
-        return tomllib.loads(text)
+        tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{kind} {name} is not valid TOML: {error}") from error
+    try:
+        config_from_dict(tree)
+    except ConfigError as error:
+        raise ConfigError(f"{kind} {name}: {error}") from error
+    return tree
 
 
 def _parse_literal(text: str) -> object:

@@ -48,7 +48,14 @@ Auto = Literal["auto"]
 _CLOSED = ConfigDict(extra="forbid")
 
 
-def _setting(default: T, meaning: str, *, free: bool = False, only: RunKind | None = None) -> T:
+def _setting(
+    default: T,
+    meaning: str,
+    *,
+    free: bool = False,
+    only: RunKind | None = None,
+    of: ModelKind | None = None,
+) -> T:
     """A field of a section.
 
     Args:
@@ -58,8 +65,9 @@ def _setting(default: T, meaning: str, *, free: bool = False, only: RunKind | No
             compared instead.
         only: the one kind of run that uses it, None for both or for that of its section; the other
             may change it.
+        of: the one kind of model that uses it, None for several.
     """
-    marks = {"meaning": meaning, "free": free, "only": only}
+    marks = {"meaning": meaning, "free": free, "only": only, "of": of}
     field: T = dataclasses.field(default=default, metadata=marks)
     return field
 
@@ -71,9 +79,9 @@ class ModelConfig:
 
     # Free: what is compared is the identity's `model`, which earlier versions took from elsewhere.
     kind: ModelKind = _setting("vit", "Transformer or convolutional network.", free=True)
-    encoder_width: Count = _setting(1024, "Channels of the encoder.")
-    encoder_depth: Count = _setting(24, "Blocks of the encoder.")
-    encoder_heads: Count = _setting(16, "Attention heads of each encoder block.")
+    encoder_width: Count = _setting(1024, "Channels of the encoder.", of="vit")
+    encoder_depth: Count = _setting(24, "Blocks of the encoder.", of="vit")
+    encoder_heads: Count = _setting(16, "Attention heads of each encoder block.", of="vit")
     decoder_width: Count = _setting(512, "Channels of the decoder.", only="pretrain")
     decoder_depth: Count = _setting(8, "Blocks of the decoder.", only="pretrain")
     decoder_heads: Count = _setting(16, "Attention heads of each decoder block.", only="pretrain")
@@ -81,16 +89,22 @@ class ModelConfig:
         "cls",
         "What a vit's head reads: class token, mean of the patches, or mean and max by lead.",
         only="finetune",
+        of="vit",
     )
     dense_norm: Flag = _setting(
-        False, "Of the cnn: batch norm behind its dense layers.", only="finetune"
+        False, "Of the cnn: batch norm behind its dense layers.", only="finetune", of="cnn"
     )
     dense_dropout: Fraction = _setting(
-        0.0, "Of the cnn: share of dense units left out.", only="finetune"
+        0.0, "Of the cnn: share of dense units left out.", only="finetune", of="cnn"
     )
-    filters: Count = _setting(128, "Of resnet1d_wang: of each convolution.", only="finetune")
+    filters: Count = _setting(
+        128, "Of resnet1d_wang: of each convolution.", only="finetune", of="resnet1d_wang"
+    )
     stem_stride: Count = _setting(
-        1, "Of resnet1d_wang: stride of the first convolution, at 100 Hz.", only="finetune"
+        1,
+        "Of resnet1d_wang: stride of the first convolution, at 100 Hz.",
+        only="finetune",
+        of="resnet1d_wang",
     )
     num_leads: Count = _setting(12, "Leads of a record.")
     num_timesteps: Timesteps = _setting(5000, "Timesteps of a record.")
@@ -123,7 +137,7 @@ class TrainConfig:
     )
     microbatch: Count | Auto = _setting("auto", "Records per rank and forward pass.", free=True)
     precision: Literal[Auto, Precision] = _setting(
-        "auto", "auto: fp32 on CPU, bf16 on GPU.", free=True
+        "auto", "auto: fp32 on CPU, bf16 on GPU.", free=True, of="vit"
     )
     compile: Flag | Auto = _setting("auto", "auto: where there is a GPU.", free=True)
     cuda_graph: Flag = _setting(False, "Replay forward and backward; bf16 on GPUs.", free=True)
@@ -188,10 +202,14 @@ class FinetuneConfig:
     patience: Count = _setting(5, "Epochs without a lower validation loss.")
     schedule: Schedule = _setting("constant", "Of the learning rate; cosine ends at 0.")
     warmup_epochs: NotNegative = _setting(0.0, "Epochs of linear warmup.")
-    layer_decay: Share = _setting(1.0, "Of a vit: rate of a block, as a share of the next one's.")
+    layer_decay: Share = _setting(
+        1.0, "Of a vit: rate of a block, as a share of the next one's.", of="vit"
+    )
     weight_decay: NotNegative = _setting(0.0, "Decoupled, of matrices only.")
     drop_path: Fraction = _setting(
-        0.0, "Of a vit: share of the last block's branches left out; linear over the blocks."
+        0.0,
+        "Of a vit: share of the last block's branches left out; linear over the blocks.",
+        of="vit",
     )
     head_init: HeadInit = _setting(
         "xavier", "First weights of the last layer; prior: 0, and the training prevalence as bias."
@@ -228,9 +246,15 @@ class Config:
 
     preset: Text = _setting("vit_large", "Name of the preset or of its file.", free=True)
     recipe: Text = _setting("paper", "Name of the fine-tuning recipe, or of its file.", free=True)
-    kernels: Kernels = _setting("auto", "Triton kernels or PyTorch's operators.", free=True)
-    attention: AttentionKernel = _setting("auto", "Attention kernel; auto: the fastest.", free=True)
-    fused: Fused = _setting("off", "What runs between a block's matrix products.", free=True)
+    kernels: Kernels = _setting(
+        "auto", "Triton kernels or PyTorch's operators.", free=True, of="vit"
+    )
+    attention: AttentionKernel = _setting(
+        "auto", "Attention kernel; auto: the fastest.", free=True, of="vit"
+    )
+    fused: Fused = _setting(
+        "off", "What runs between a block's matrix products.", free=True, of="vit"
+    )
     model: ModelConfig = ModelConfig()
     mask: MaskConfig = MaskConfig()
     train: TrainConfig = TrainConfig()
@@ -267,4 +291,14 @@ def free_on_resume(kind: RunKind | None = None) -> frozenset[str]:
         for section, cls in {"": Config, **SECTIONS}.items()
         for field in fields(cls)
         if is_free(section, field)
+    )
+
+
+def ignored_by(kind: ModelKind) -> frozenset[str]:
+    """Flat names of the settings that another kind of model uses alone."""
+    return frozenset(
+        f"{section}.{field.name}".lstrip(".")
+        for section, cls in {"": Config, **SECTIONS}.items()
+        for field in fields(cls)
+        if field.metadata.get("of") not in (None, kind)
     )

@@ -100,7 +100,8 @@ def finetune(
     device: Device = None,
 ) -> None:
     """Train a classifier at several learning rates; keep the best."""
-    from ecgfast.config import load_config
+    from ecgfast import log
+    from ecgfast.config import ignored_settings, load_config
     from ecgfast.store.format import refuse_inside_store
     from ecgfast.train.finetune import finetune as train
 
@@ -111,6 +112,8 @@ def finetune(
         preset = str(settings_of_run) if settings_of_run.is_file() else default
     kind = [] if model is None else [f"model.kind={model}"]
     config = load_config(preset, [*kind, *(settings or ())], recipe=recipe)
+    if ignored := ignored_settings(config, settings or ()):
+        log.warning(f"--set: {ignored}")
     out = train(
         config,
         store,

@@ -21,8 +21,9 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
+from ecgfast import log
 from ecgfast.bounds import nearest
-from ecgfast.config import Config, load_config, toml_line
+from ecgfast.config import Config, ignored_settings, load_config, toml_line
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate.cohort import text_column
 from ecgfast.store.reader import StoreReader
@@ -275,7 +276,10 @@ def check(plan: Plan, store: StoreReader) -> None:
     inits = [*WORDS, *(entry.name for entry in plan.pretraining)]
     for model in plan.model:
         with _named("model", model.name):
-            fraction = plan.of_finetuning(model).config().finetune.label_fraction
+            config = plan.of_finetuning(model).config()
+            if ignored := ignored_settings(config, model.settings):
+                log.warning(f"plan: model {model.name!r}: settings: {ignored}")
+            fraction = config.finetune.label_fraction
             if fraction < 1 and plan.fractions != (1.0,):
                 raise ConfigError(
                     f"fractions {list(plan.fractions)} and finetune.label_fraction={fraction:g} in "

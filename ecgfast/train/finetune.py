@@ -159,8 +159,13 @@ def _shares(config: Config, num_records: int, ranks: Ranks) -> tuple[int, int]:
 
 
 def _require_possible(config: Config, microbatch: int) -> None:
-    """Refuse settings that fine-tuning cannot have, or not together."""
-    model = config.model
+    """Refuse settings that fine-tuning cannot have, or not together; warn of a useless one."""
+    model, settings = config.model, config.finetune
+    if settings.warmup_epochs >= settings.epochs:
+        log.warning(
+            f"finetune.warmup_epochs {settings.warmup_epochs:g} takes all of the {settings.epochs} "
+            "epochs of finetune.epochs: the learning rate stays below its peak; lower it"
+        )
     if config.train.cuda_graph:
         raise ConfigError(
             "train.cuda_graph must be false for fine-tuning, got true; set train.cuda_graph=false"

@@ -117,3 +117,13 @@ def test_runs_of_several_fractions_have_a_curve(
     assert "Label efficiency" in (tmp_path / "report" / "report.html").read_text()
     evaluate([few], store, tmp_path / "report")
     assert not (tmp_path / "report" / "label_efficiency.csv").exists()
+
+
+def test_a_warm_up_without_end_is_warned_of(
+    store: Path, tiny: Path, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("ecgfast.log.logger.propagate", True)
+    config = _config(tiny, "finetune.warmup_epochs=1.0")
+    finetune(config, store, tmp_path / "r", init="random", target=TARGET, device="cpu")
+    assert "finetune.warmup_epochs 1 takes all of the 1 epochs" in caplog.text

@@ -11,6 +11,7 @@ from ecgfast.config import (
     Config,
     config_from_dict,
     config_to_toml,
+    ignored_settings,
     load_config,
     preset_names,
 )
@@ -149,6 +150,47 @@ def test_wrong_recipes_are_named() -> None:
         load_config("demo", recipe="none.toml")
     with pytest.raises(ConfigError, match=r"must be 0 with finetune.frozen.* got 3; set one"):
         FinetuneConfig(frozen=True, probe_epochs=3)
+
+
+@pytest.mark.parametrize("kind", ["preset", "recipe"])
+def test_a_wrong_key_names_its_file(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[finetune]\nepoch = 3\n")
+    chosen = {"preset": "demo", kind: str(path)}
+    with pytest.raises(ConfigError) as error:
+        load_config(chosen["preset"], recipe=chosen.get("recipe"))
+    assert str(error.value).startswith(f"{kind} {path}: unknown setting finetune.epoch, did you me")
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"paper, or a TOML file, whose name ends in \.toml$"):
+        load_config("demo", recipe=str(tmp_path))
+
+
+@pytest.mark.parametrize("preset", ["cnn", "resnet1d_wang"])
+def test_a_preset_of_a_cnn_has_no_transformer(preset: str) -> None:
+    with pytest.raises(ConfigError, match=f"preset {preset} describes a {preset} and has no sizes"):
+        load_config(preset, ["model.kind=vit"])
+    assert load_config("demo", ["model.kind=cnn", "model.kind=vit"]).model.kind == "vit"
+    assert load_config(preset, ["model.kind=cnn"]).model.kind == "cnn"
+
+
+def test_what_another_kind_of_model_uses_is_said_to_be_ignored() -> None:
+    given = [
+        "model.dense_dropout=0.1",
+        "model.filters=8",
+        "finetune.layer_decay=0.5",
+        "train.seed=1",
+        "fused=off",
+    ]
+    said = {kind: ignored_settings(load_config("demo", [f"model.kind={kind}"]), given)
+            for kind in ("vit", "cnn", "resnet1d_wang")}  # fmt: skip
+    assert said == {
+        "vit": "a vit ignores model.dense_dropout, model.filters",
+        "cnn": "a cnn ignores model.filters, finetune.layer_decay, fused",
+        "resnet1d_wang": "a resnet1d_wang ignores model.dense_dropout, finetune.layer_decay, fused",
+    }
+    assert ignored_settings(load_config("demo"), ["model.pool=mean", "train.seed=1"]) == ""
 
 
 def test_of_a_preset_file_the_name_alone_is_kept(tmp_path: Path) -> None:
