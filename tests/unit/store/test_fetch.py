@@ -146,7 +146,7 @@ def test_a_manifest_names_no_file_outside(store: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "stolen").exists()
 
 
-def test_a_disk_without_room_is_said_before_the_shards(
+def test_a_disk_without_space_is_said_before_the_shards(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = SimpleNamespace(free=100_000)
