@@ -110,3 +110,16 @@ def test_a_source_that_is_a_link_to_itself(
     (tmp_path / "in").symlink_to("in")
     assert main(["convert", str(tmp_path / "in"), "--out", str(tmp_path / "s")]) == 2
     assert "does not exist, allowed a file or a folder" in capsys.readouterr().err
+
+
+def test_a_workbook_of_labels(source: Path, tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl", reason="openpyxl is not installed")
+    book = openpyxl.Workbook()
+    for row in (["record_id", "ejection_fraction"], ["r00000", "35-40 %"], ["r00001", 55]):
+        book.active.append(row)
+    book.save(tmp_path / "echo.xlsx")
+    command = ["convert", source, "--out", tmp_path / "s", "--labels", tmp_path / "echo.xlsx"]
+    assert main([*map(str, command), "--workers", "1"]) == 0
+    records = open_store(tmp_path / "s").records
+    assert records["ejection_fraction"].to_pylist() == [37.5, 55]
+    assert records["ejection_fraction_given"].to_pylist() == ["35-40", None]

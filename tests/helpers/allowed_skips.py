@@ -23,7 +23,7 @@ ALLOWED = (
     "Cosmic Ray is not installed",
     "statsmodels is not installed",
     "timm is not installed",
-    "(pydicom|edfio|h5py) is not installed",
+    "(pydicom|edfio|h5py|openpyxl) is not installed",
     "Dask is not installed",
     "PyYAML is not installed",
 )
@@ -31,7 +31,7 @@ ALLOWED = (
 # `make setup` installs them and builds the library, and the recordings lie beside CI's checkout: a
 # green run without these tests would hide that they no longer run.
 PRESENT_IN_CI = (
-    "(pydicom|edfio|h5py) is not installed",
+    "(pydicom|edfio|h5py|openpyxl) is not installed",
     "Cosmic Ray is not installed",
     "DALI is not installed",
     "real recordings are not at .*",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +15,8 @@ import pytest
 from ecgfast.errors import BackendUnavailableError, ConfigError
 from ecgfast.labels.files import file_of, read_cells
 from ecgfast.labels.table import read_labels
+
+openpyxl = pytest.importorskip("openpyxl", reason="openpyxl is not installed")
 
 IDS = ("record_id",)
 

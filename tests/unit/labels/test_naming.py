@@ -82,3 +82,17 @@ def test_a_prefix_is_text_and_only_a_prefix(tmp_path: Path) -> None:
 def test_names_that_do_not_fit(tmp_path: Path, naming: Naming, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_labels(table(tmp_path, "record_id,x,y\nr,1,2\n"), naming)
+
+
+def test_the_published_table_of_ptb_xl(shared_data: Path) -> None:
+    """Against the hand-made table of the same recordings, which spells ids as a store does."""
+    folder = shared_data / "ptbxl500"
+    naming = Naming(id_column="filename_hr", id_prefix="records500/")
+    found = read_labels(folder / "ptbxl_database.csv", naming)
+    expected = read_labels(folder / "labels.csv")
+    assert found.num_rows == 500
+    for name in ("record_id", "age", "sex"):
+        assert found[name].to_pylist() == expected[name].to_pylist(), name
+    patients = [f"P{name}" for name in found["patient_id"].to_pylist()]
+    assert patients == expected["patient_id"].to_pylist()
+    assert len(set(patients)) == 466

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 from label_tables import column, join, labelled_later
-from recordings import snapshot
+from recordings import KEY, snapshot
 
 from ecgfast.errors import ConfigError
 from ecgfast.labels.commands import label_store
+from ecgfast.store.patients import Pseudonyms
 
 TEXT = (
     "record_id,label_date,ejection_fraction,lvh,note\n"
@@ -157,3 +158,13 @@ def test_names_may_be_in_one_of_several_tables(store: Path, tmp_path: Path) -> N
         label_store(store, paths, split="column")
     with pytest.raises(ConfigError, match="label needs a table, got none"):
         label_store(store, [])
+
+
+def test_a_later_table_knows_the_patients_of_an_earlier(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "people").write_text("record_id,patient_id\na/r0,p9\n")
+    (tmp_path / "sites").write_text("record_id,site\na/r0,south\n")
+    label_store(store, [tmp_path / "people", tmp_path / "sites"], split="patient")
+    ours = Pseudonyms(bytes.fromhex(KEY))
+    assert column(store, "patient_id")[0] == ours.of("patient", "south/p9")
+    with store.with_name("store.sources.csv").open() as file:
+        assert next(csv.DictReader(file))["patient"] == "south/p9"
