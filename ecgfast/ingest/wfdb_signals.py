@@ -77,7 +77,7 @@ def read_signals(path: Path, header: WfdbHeader) -> WfdbSignals:
         for spec in header.signals
     ):
         _check_for_package(path, header)
-        return _read_with_package(path)
+        return _read_with_package(path, header)
     return WfdbSignals(
         names=[spec.name for spec in header.signals],
         signal=_read_format16(path.parent, header),
@@ -182,17 +182,17 @@ def _check_for_package(path: Path, header: WfdbHeader) -> None:
         check_values(held, 1, path.name)  # no format has more samples than bytes
 
 
-def _read_with_package(path: Path) -> WfdbSignals:
+def _read_with_package(path: Path, header: WfdbHeader) -> WfdbSignals:
     """Read the signals that are leads through the wfdb package."""
     import wfdb  # brings pandas, half a second: only for records that need it
 
     name = str(path.with_suffix(""))
     try:
-        header = wfdb.rdheader(name)
-        channels = [i for i, lead in enumerate(header.sig_name) if lead_position(lead) is not None]
+        leads = [lead_position(spec.name) is not None for spec in header.signals]
+        channels = [row for row, is_lead in enumerate(leads) if is_lead]
         # Smoothing means the samples of a frame, where there are several. Without it, wfdb 4.3.1
         # fails on the big-endian samples of format 61.
-        plain = all(header.samps_per_frame[channel] == 1 for channel in channels)
+        plain = all(header.signals[channel].samples_per_frame == 1 for channel in channels)
         record = wfdb.rdrecord(name, physical=False, channels=channels, smooth_frames=plain)
     except Exception as error:  # the package raises plain Exception for files that it cannot read
         if isinstance(error, OSError) and not is_of_one_file(error):
