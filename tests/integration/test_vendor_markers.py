@@ -9,7 +9,6 @@ from markers import MARKER, Markers, search
 
 from ecgfast.cli import main
 
-
 pytestmark = pytest.mark.slow
 
 
