@@ -37,6 +37,14 @@ Reason = Literal[
     "signal check: saturated; --quality flag takes it",
     "signal check: amplitude; --quality flag takes it",
     "signal check: interpolated; --quality flag takes it",
+    "signal check: arm_leads; --quality flag takes it",
+    "signal check: factor_1000; --quality flag takes it",
+    "signal check: leads_i_ii; --quality flag takes it",
+    "signal check: mains; --quality flag takes it",
+    "signal check: noise; --quality flag takes it",
+    "signal check: off_scale; --quality flag takes it",
+    "signal check: precordial_order; --quality flag takes it",
+    "signal check: wander; --quality flag takes it",
 ]
 
 

@@ -14,11 +14,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from ecgfast_kernels.codec import lead_statistics, patches_from_int16
+from ecgfast_kernels.codec.signals import fingerprints
 from numpy.typing import NDArray
 
 from ecgfast import log
-from ecgfast.convert.measures import einthoven_uv, signal_flags
+from ecgfast.convert.measures import LEAST_TIMESTEPS
 from ecgfast.convert.preprocess import CutRecording, Samples, Window, check_source, read_windows
+from ecgfast.convert.quality import quality_of
 from ecgfast.data.normalise import LeadStatistics
 from ecgfast.errors import ConfigError, FormatError, ShapeError
 from ecgfast.ingest import InputFile
@@ -30,6 +32,7 @@ from ecgfast.runs.loading import load_model
 from ecgfast.runs.register import SeenFiles, read_register
 from ecgfast.store.csv_files import csv_lines
 from ecgfast.store.durable import DurableFile
+from ecgfast.store.quality import default_limits
 
 _BLOCK_WINDOWS = 64  # scored at once: a recording of hours has a thousand
 COLUMNS = ("file", "start_s", "target", "probability", "threshold", "finding", "note")
@@ -274,14 +277,15 @@ def _stacked(
 
 
 def _checks(samples: Samples, windows: Sequence[Window]) -> list[list[str]]:
-    """What the signal checks of convert find in each window."""
+    """What the signal checks of convert find in each window, by their default limits."""
     signal_nCT, valid_nCT = _stacked(windows)
-    mean_nC, std_nC = lead_statistics(signal_nCT, valid_nCT)
     scale_nC, offset_nC = (
-        np.broadcast_to(each, std_nC.shape) for each in (samples.scale_uv, samples.offset_adc)
+        np.broadcast_to(each, signal_nCT.shape[:2])
+        for each in (samples.scale_uv, samples.offset_adc)
     )
-    deviation_n = einthoven_uv(signal_nCT, scale_nC, offset_nC).tolist()
-    return signal_flags(signal_nCT, valid_nCT, mean_nC, std_nC, scale_nC, deviation_n)
+    correlation = fingerprints(signal_nCT, least_timesteps=LEAST_TIMESTEPS).correlation
+    rows = quality_of(signal_nCT, valid_nCT, scale_nC, offset_nC, correlation, default_limits())
+    return [[*filter(None, row["quality"].split(";"))] for row in rows]
 
 
 def _write(

@@ -1,4 +1,4 @@
-"""Commands that make and show stores: synth, convert, info, verify."""
+"""Commands that make and show stores: synth, convert, info, quality, verify."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,6 +89,10 @@ def convert(
     quality: Annotated[
         Quality, typer.Option(help="Records that fail a signal check: keep or quarantine.")
     ] = "flag",
+    quality_limits: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="TOML with limits of the signal checks: noise_uv = 50."),
+    ] = None,
     on_bad: Annotated[
         OnBad, typer.Option(help="With unreadable inputs: exit with 0 or with 1.")
     ] = "quarantine",
@@ -113,6 +117,7 @@ def convert(
     """Turn raw files into a store; run again, it resumes."""
     from ecgfast import convert as steps
     from ecgfast import log
+    from ecgfast.store.quality import read_limits
 
     _check_stage(context, stage)
     if stage == "units":
@@ -130,12 +135,15 @@ def convert(
     options |= {"columns": tuple(column_names(columns) or ()), "keep_ages_over_89": keep_ages}
     listed: dict[str, Any] = {"key_file": key_file, "listing": listing}
     if stage == "plan":
+        if quality_limits is not None:
+            options["quality_limits"] = read_limits(quality_limits)
         plan = steps.plan_convert(sources or [], out, steps.ConvertOptions(**options), **listed)
         if plan is not None:
             inputs, units = plan.num_inputs, plan.num_units
             show(f"{log.counted(inputs, 'input')}, {log.counted(units, 'unit')} in {out}")
         return
     options |= {"labels": labels, "target": target, "workers": workers}
+    options |= {"quality_limits": quality_limits}
     options |= {
         "columns": column_names(columns)
     }  # None, unlike (), takes the usual ones of the labels
@@ -180,6 +188,16 @@ def info(
     show(describe(open_store(store), target))
 
 
+def quality(
+    store: StorePath,
+    out: Annotated[Path, typer.Option(metavar="HTML", help="Page to write; it shows signals.")],
+) -> None:
+    """Draw what the signal checks found, by site and device."""
+    from ecgfast.evaluate.quality import write_page
+
+    show(write_page(store, out))
+
+
 def verify(store: StorePath) -> None:
     """Check every checksum; exit 1 on damage."""
     from ecgfast import log
@@ -207,4 +225,4 @@ def fetch(
     show(f"{out}: every file is what {url} lists")
 
 
-COMMANDS = (synth, convert, info, verify, fetch)
+COMMANDS = (synth, convert, info, quality, verify, fetch)

@@ -18,11 +18,12 @@ from ecgfast.ingest import InputFile
 from ecgfast.store.durable import explained, write_durably
 from ecgfast.store.format import MANIFEST, SHARD_RECORDS, beside, num_shards
 from ecgfast.store.patients import Pseudonyms, read_key
+from ecgfast.store.quality import Limits, default_limits
 from ecgfast.vocabulary import Codec, PatientIds, Quality, Short, WindowChoice
 
 _PLAN, INPUTS, OFFSETS = "plan.json", "inputs.jsonl", "offsets"
 _WRITTEN_AT_ONCE = 1024  # lines
-_LAYOUT = 6  # version of the work folder's layout; other versions cannot be resumed
+_LAYOUT = 7  # version of the work folder's layout; other versions cannot be resumed
 _SAME_EVERYWHERE = ("ecgfast", "numpy", "scipy", "wfdb")  # packages that decide a store's bytes
 
 Spec = dict[str, Any]
@@ -47,6 +48,7 @@ class ConvertOptions:
     split_seed: int = 0
     columns: tuple[str, ...] = ()
     keep_ages_over_89: bool = False
+    quality_limits: Limits = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check what came from outside.
@@ -57,6 +59,11 @@ class ConvertOptions:
         check_choices(codec=(self.codec, Codec), window=(self.window, WindowChoice))
         check_choices(short=(self.short, Short), quality=(self.quality, Quality))
         check_choices(patient_ids=(self.patient_ids, PatientIds))
+
+    @property
+    def limits(self) -> Limits:
+        """Every limit of the signal checks: the defaults, and over them `quality_limits`."""
+        return default_limits() | dict(self.quality_limits)
 
     def pseudonyms(self, key: bytes) -> Pseudonyms:
         """The pseudonyms that a key gives."""
@@ -122,7 +129,8 @@ class Plan:
     @property
     def options(self) -> ConvertOptions:
         """Those that the store was begun with."""
-        given = {each.name: self.spec[each.name] for each in fields(ConvertOptions)}
+        names = {each.name for each in fields(ConvertOptions)} & self.spec.keys()
+        given = {name: self.spec[name] for name in names}
         return ConvertOptions(**given | {"columns": tuple(given["columns"])})
 
     def pseudonyms(self) -> Pseudonyms:

@@ -28,6 +28,7 @@ from ecgfast.store.durable import store_lock
 from ecgfast.store.format import MANIFEST, passed_over_beside, sources_beside
 from ecgfast.store.info import kinds_in_words
 from ecgfast.store.manifest import read_manifest
+from ecgfast.store.quality import read_limits
 from ecgfast.store.reader import available_cores, open_store
 from ecgfast.vocabulary import Codec, OnBad, PatientIds, Quality, Short, WindowChoice
 
@@ -90,6 +91,7 @@ def convert(
     window: WindowChoice = "first",
     short: Short = "quarantine",
     quality: Quality = "flag",
+    quality_limits: str | Path | None = None,
     on_bad: OnBad = "quarantine",
     key_file: str | Path | None = None,
     keep_identifiers: bool = False,
@@ -122,6 +124,7 @@ def convert(
         short: "quarantine" records shorter than 5000 timesteps, or "pad" those of 2500 or
             more with 0 microvolt.
         quality: "flag" what the signal checks find, or "strict": quarantine it.
+        quality_limits: TOML file with limits of the signal checks, in place of the defaults.
         on_bad: "fail" marks the summary as failed when an input was quarantined.
         key_file: pseudonym key, made if it does not exist; None means STORE.key.
         keep_identifiers: keep readable ids instead of pseudonyms.
@@ -150,6 +153,7 @@ def convert(
         split_seed=split_seed,
         columns=tuple(columns or ()),
         keep_ages_over_89=keep_ages_over_89,
+        quality_limits={} if quality_limits is None else read_limits(Path(quality_limits)),
     )
     check_choices(on_bad=(on_bad, OnBad))
     if labels is None and target is not None:

@@ -36,6 +36,7 @@ from ecgfast.store.format import (
 )
 from ecgfast.store.manifest import Manifest, identity_of, write_manifest
 from ecgfast.store.patients import PSEUDONYM, Pseudonyms, retained, with_pseudonyms
+from ecgfast.store.quality import with_site_flags
 from ecgfast.store.reader import open_store
 from ecgfast.store.shards import Shards, ShardTable
 from ecgfast.store.table import (
@@ -50,13 +51,21 @@ from ecgfast.store.table import (
 _PATIENCE_S = 60.0  # for units that other machines finished: a share shows new files late
 _NO_FINGERPRINT = b"\xff" * FINGERPRINT_BYTES  # no beats
 _SHOWN_UNITS = 10
-_DRAWN = ("flags", "duplicate_of", "split", "fold")  # columns that no unit knows alone
+_DRAWN = ("flags", "quality", "duplicate_of", "split", "fold")  # columns that no unit knows alone
 _ASKED = (
     *("record_id", "patient_id", "site", "ejection_fraction", "content", "start_timestep"),
-    "position",
+    *("position", "amplitude_uv"),
 )
 _COPIED = (  # manifest entries of a store that is transcoded; earlier versions lack some
-    *("preprocessing", "quality", "counts", "synthetic", "identifiers", "key_fingerprint"),
+    *(
+        "preprocessing",
+        "quality",
+        "quality_limits",
+        "counts",
+        "synthetic",
+        "identifiers",
+        "key_fingerprint",
+    ),
     *("labels", "patients", "splits", "retained", "left_out", "source_files", "passed_over"),
 )
 
@@ -184,6 +193,7 @@ def _sealed_from_files(
         np.concatenate(found.beats),
         lambda numbers: decode_chunks(options.codec, *stored.read(numbers)),
     )
+    records = with_site_flags(records, options.limits)
     records, splits = assign_splits(
         records,
         found.patient_keys,
@@ -209,6 +219,7 @@ def _sealed_from_files(
             "resampling": "scipy.signal.resample_poly, padtype line",
         },
         "quality": options.quality,
+        "quality_limits": options.limits,
         "counts": {
             "inputs": plan.num_inputs,
             "converted": found.num_converted,

@@ -88,6 +88,8 @@ def _plan_of_files(
     # Not Path.resolve, which raises RuntimeError for a link to itself.
     spec: Spec = {"sources": [os.path.realpath(path) for path in paths], **asdict(options)}
     spec |= {"columns": list(options.columns), "format_version": FORMAT_VERSION}
+    if not options.quality_limits:  # as a request was before there were any
+        del spec["quality_limits"]
     if listing is not None:
         spec["list"] = os.path.realpath(listing)
     draft = None

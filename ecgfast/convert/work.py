@@ -8,16 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ecgfast_kernels.codec import lead_statistics
+from ecgfast_kernels.codec.signals import fingerprints
 from numpy.typing import NDArray
 
-from ecgfast.convert.measures import (
-    content_digests,
-    einthoven_uv,
-    packed_fingerprints,
-    signal_flags,
-)
+from ecgfast.convert.measures import LEAST_TIMESTEPS, content_digests, packed_fingerprints
 from ecgfast.convert.plan import ConvertOptions, PlannedInput
 from ecgfast.convert.preprocess import CutRecording, Window, check_source, read_windows
+from ecgfast.convert.quality import STRICT, quality_of
 from ecgfast.errors import FormatError, Reason, ShapeError
 from ecgfast.ingest import InputFile, unreadable
 from ecgfast.ingest.inventory import printable
@@ -39,13 +36,6 @@ Label = str | float | None
 # What stays out, in words that hold no name of a field: a sidecar's key can name a patient.
 FREE_TEXT, OTHERS = "diagnoses in free text", "other fields"
 
-_STRICT: dict[str, Reason] = {
-    "flat_lead": "signal check: flat_lead; --quality flag takes it",
-    "einthoven": "signal check: einthoven; --quality flag takes it",
-    "saturated": "signal check: saturated; --quality flag takes it",
-    "amplitude": "signal check: amplitude; --quality flag takes it",
-    "interpolated": "signal check: interpolated; --quality flag takes it",
-}
 _BLOCK_RECORDS = 16  # two megabytes: what one step writes, the next finds in the cache
 _BUFFERED_BYTES = 64 << 20  # of records whose windows are buffered: long ones are encoded at once
 _LONGEST_DETAIL = 500  # characters of an error: a damaged file can bring megabytes into it
@@ -184,20 +174,22 @@ def _encoded_block(
     mean_NC, std_NC = lead_statistics(signal_NCT, valid_NCT)
     scale_NC = np.stack([each.recording.samples.scale_uv for each in windows])
     offset_NC = np.stack([each.recording.samples.offset_adc for each in windows])
-    einthoven = einthoven_uv(signal_NCT, scale_NC, offset_NC).tolist()
-    checks = signal_flags(signal_NCT, valid_NCT, mean_NC, std_NC, scale_NC, einthoven)
+    found = fingerprints(signal_NCT, least_timesteps=LEAST_TIMESTEPS)
+    measured = (signal_NCT, valid_NCT, scale_NC, offset_NC, found.correlation)
+    quality = quality_of(*measured, options.limits)
     leads_N4C = np.stack([scale_NC, offset_NC, mean_NC, std_NC], axis=1)
     content = content_digests(signal_NCT, std_NC)
-    fingerprints = packed_fingerprints(signal_NCT)
+    packed = packed_fingerprints(found)
     chunks = encode_chunks(options.codec, signal_NCT)
     result: list[EncodedRecord | Refusal] = []
     for n, pending in enumerate(windows):
         item, record = pending.item, pending.recording.record
-        row = _row(pending, options, pseudonyms, checks[n], einthoven[n])
-        row |= {"content": content[n], "fingerprint": fingerprints[n]}
-        found = [flag for flag in _STRICT if flag in row["flags"].split(";")]
-        if options.quality == "strict" and found:
-            error = FormatError(f"signal check: {', '.join(found)}", reason=_STRICT[found[0]])
+        row = _row(pending, options, pseudonyms, quality[n])
+        row |= {"content": content[n], "fingerprint": packed[n]}
+        present = {*row["flags"].split(";"), *row["quality"].split(";")}
+        failed = [flag for flag in STRICT if flag in present]
+        if options.quality == "strict" and failed:
+            error = FormatError(f"signal check: {', '.join(failed)}", reason=STRICT[failed[0]])
             result.append(_refusal(item, error, pseudonyms))
             continue
         patient = row["patient_key"]
@@ -223,11 +215,10 @@ def _row(
     pending: _Pending,
     options: ConvertOptions,
     pseudonyms: Pseudonyms,
-    checks: list[str],
-    einthoven: float,
+    quality: dict[str, Any],
 ) -> dict[str, Any]:
     item, record, window = pending.item, pending.recording.record, pending.window
-    flags = [*window.flags, *checks]
+    flags = [*window.flags, *quality["flags"]]
     if record.patient_id is None:
         # Its pseudonym is its own; the flag keeps it out of splits unless the user says otherwise.
         flags.append(NO_PATIENT)
@@ -238,7 +229,7 @@ def _row(
         key = pseudonyms.patient_key(record.patient_id, record.site)
     record_id = pseudonyms.of("record", item.record_id)
     labels, left_out = stored_labels(record.labels, options.columns)
-    return {
+    return quality | {
         "record_id": f"{record_id}@{window.start}" if window.start else record_id,
         "patient_id": patient,
         "site": record.site,
@@ -251,7 +242,6 @@ def _row(
         "start_timestep": window.start,
         "invalid_share": window.invalid_share,
         "quantisation_error_uv": pending.recording.samples.error_uv,
-        "einthoven_uv": round(einthoven, 3),
         "flags": ";".join(sorted(set(flags))),
         "labels": labels | _acquisition(record),
         "left_out": ";".join(left_out),

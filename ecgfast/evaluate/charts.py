@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from ecgfast.evaluate.discrimination import Auroc
@@ -239,6 +240,40 @@ def decision_curves(panels: Mapping[str, Mapping[str, NetBenefit]]) -> Figure:
         axes.set(title=title, xlabel="risk at and above which one acts", ylabel="net benefit")
         axes.set(xlim=(0, 0.5), ylim=(-0.25 * top, 1.1 * top))
         axes.legend(loc="upper right", fontsize=7)
+    return figure
+
+
+@mpl.rc_context(_STYLE)
+def spreads(panels: Mapping[str, Mapping[str, NDArray[np.float64]]], *, x_label: str) -> Figure:
+    """Draw median, quartiles and the middle 90 % of each group, one panel a measure, two beside.
+
+    Args:
+        panels: title -> group -> values above 0; of all panels the same groups.
+        x_label: the unit, of a logarithmic axis.
+    """
+    groups = list(next(iter(panels.values())))
+    rows = -(-len(panels) // 2)
+    figure = Figure(figsize=(7.4, rows * (1.3 + 0.22 * len(groups))), layout="constrained")
+    axes_of = list(figure.subplots(rows, 2, squeeze=False, sharey=True).flat)
+    for axes, (title, values) in zip(axes_of[: len(panels)], panels.items(), strict=True):
+        for row, of in enumerate(values.values()):
+            if not len(of):
+                continue
+            low, left, middle, right, high = np.percentile(
+                np.maximum(of, 0.01), (5, 25, 50, 75, 95)
+            )
+            axes.plot([low, high], [row, row], color=_COLOURS[0], linewidth=1)
+            axes.plot([left, right], [row, row], color=_COLOURS[0], linewidth=4)
+            axes.plot([middle], [row], "o", color=_COLOURS[1], markersize=5)
+        axes.set(title=title, xlabel=x_label, xscale="log", ylim=(len(groups) - 0.4, -0.6))
+        axes.xaxis.set(
+            major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}",
+            minor_formatter=NullFormatter(),
+        )  # fmt: skip
+        axes.grid(visible=False, axis="y")
+    for axes in axes_of[len(panels) :]:
+        axes.set_visible(False)
+    axes_of[0].set_yticks(range(len(groups)), list(map(drawn, groups)))
     return figure
 
 

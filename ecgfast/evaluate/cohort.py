@@ -172,7 +172,10 @@ def describe(store: StoreReader, target: str | None = None) -> str:
         target = DEFAULT_TARGET
     rows = cohort_table(store.records, target)
     info = describe_store(store)
-    flags = ", ".join(f"{flag} {count}" for flag, count in info.flags.items())
+    flags, quality = (
+        ", ".join(f"{flag} {count}" for flag, count in found.items())
+        for found in (info.flags, info.quality or {})
+    )
     lines = [
         f"store     {store.path}" + ("   SYNTHETIC" if info.synthetic else ""),
         f"identity  {store.identity}",
@@ -183,6 +186,7 @@ def describe(store: StoreReader, target: str | None = None) -> str:
         f"records   {len(store)}, each {store.num_leads} leads x {store.num_timesteps} timesteps",
         *([] if info.num_duplicates is None else [f"          {info.num_duplicates} duplicates"]),
         f"flags     {flags or 'none'}",
+        *([] if info.quality is None else [f"quality   {quality or 'no check failed'}"]),
         f"codec     {info.codec}, {info.stored_bytes / 2**20:.1f} MiB, "
         f"ratio {info.ratio:.2f} to int16, all headers and indexes counted",
         f"target    {target or 'none: no record has an ejection fraction; name one with --target'}",

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from ecgfast import log
 from ecgfast.errors import ConfigError
@@ -179,23 +179,27 @@ def page(
     }
 
 
-def render(sections: views.View, *, synthetic: bool) -> str:
-    r"""Return report.html; characters that a page cannot hold are written as \x1b.
+def render(sections: views.View, *, synthetic: bool, template: str = "report.html.j2") -> str:
+    r"""Return a page; characters that it cannot hold are written as \x1b.
 
     Args:
-        sections: from `page`.
+        sections: what the template shows: for the report, from `page`.
         synthetic: mark the heading and every figure.
+        template: its file beside this one.
     """
     environment = Environment(
+        loader=FunctionLoader(_template),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         finalize=lambda value: log.plain(value) if type(value) is str else value,  # no Markup
     )
-    template = files("ecgfast.evaluate") / "report.html.j2"
-    return environment.from_string(template.read_text(encoding="utf-8")).render(
-        sections, synthetic=synthetic, data_uri=partial(charts.data_uri, synthetic=synthetic)
-    )
+    environment.globals["data_uri"] = partial(charts.data_uri, synthetic=synthetic)
+    return environment.get_template(template).render(sections, synthetic=synthetic)
+
+
+def _template(name: str) -> str:
+    return (files("ecgfast.evaluate") / name).read_text(encoding="utf-8")
 
 
 def markdown(table: views.Table, caption: str) -> str:

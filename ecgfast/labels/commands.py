@@ -34,6 +34,7 @@ from ecgfast.store.csv_files import csv_lines
 from ecgfast.store.durable import store_lock, write_durably
 from ecgfast.store.format import SHIFTED_DATE, refuse_to_replace, sources_beside
 from ecgfast.store.patients import patient_groups, retained, with_pseudonyms, with_shifted_dates
+from ecgfast.store.quality import with_site_flags
 from ecgfast.store.reader import open_store
 from ecgfast.store.table import replace_records
 from ecgfast.vocabulary import LabelPick, SplitMethod
@@ -131,6 +132,8 @@ def label_store(
             window=window, ages_over_89=bool(kept_ages) or keep_ages_over_89, store=path
         )
         records, patients, joins = join_tables(reader.records, found, names, pseudonyms, rule)
+        if "quality_limits" in reader.manifest:  # a site may have changed
+            records = with_site_flags(records, reader.manifest["quality_limits"])
         earlier = splits_of(reader)
         split_rule = SplitRule(
             split=split,

@@ -38,6 +38,8 @@ class StoreInfo:
         stored_bytes: the signals in the store, all headers and indexes counted.
         columns: of records.parquet.
         flags: records with each flag.
+        quality: records that fail each signal check; None in a store that was made before they had
+            a column.
         reasons: refused inputs by reason, digits replaced by #.
         num_files: files below the sources; None where an earlier version converted.
         passed_over: of them, those that nothing read, by kind.
@@ -58,6 +60,7 @@ class StoreInfo:
     stored_bytes: int
     columns: tuple[str, ...]
     flags: dict[str, int]
+    quality: dict[str, int] | None
     reasons: dict[str, int]
     num_files: int | None
     passed_over: dict[str, int]
@@ -73,7 +76,6 @@ def describe(store: StoreReader | str | Path) -> StoreInfo:
     """Count what a store holds; `ecgfast.evaluate.cohort` counts labels by site and split."""
     reader = as_store(store)
     table, counts = reader.records, reader.manifest["counts"]
-    flags = Counter(flag for text in table["flags"].to_pylist() for flag in text.split(";") if flag)
     return StoreInfo(
         path=reader.path,
         identity=reader.identity,
@@ -88,12 +90,19 @@ def describe(store: StoreReader | str | Path) -> StoreInfo:
         raw_bytes=len(reader) * RECORD_BYTES,
         stored_bytes=reader.num_bytes,
         columns=tuple(table.column_names),
-        flags=dict(flags.most_common()),
+        flags=_counted(table["flags"]),
+        quality=_counted(table["quality"]) if "quality" in table.column_names else None,
         reasons=_reasons(reader),
         num_files=reader.manifest.get("source_files"),
         passed_over=reader.manifest.get("passed_over", {}),
         examples=passed_over_examples(reader.path),
     )
+
+
+def _counted(column: pa.ChunkedArray) -> dict[str, int]:
+    """Records with each flag of a column, the most frequent first."""
+    found = Counter(flag for text in column.to_pylist() for flag in text.split(";") if flag)
+    return dict(found.most_common())
 
 
 def kinds_in_words(counts: Mapping[str, int]) -> str:

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 SCHEMA = pa.schema(list(ROW_TYPES.items()))
 _PENDING = pa.schema([*SCHEMA, *PENDING_TYPES.items()])
 _ROW_GROUP = 65536
-_LATER = {"fold", "content", "duplicate_of", "row"}  # columns that stores of earlier versions lack
+_LATER = {  # columns that stores of earlier versions lack
+    *("fold", "content", "duplicate_of", "row", "quality", "quality_leads"),
+    *("amplitude_uv", "noise_uv", "wander_uv", "mains_uv", "pacing_spikes"),
+}
 _NEVER_NULL = ("record_id", "patient_id", "flags")
 _TYPES = {"number": pa.float64(), "bool": pa.bool_(), "text": pa.string()}
 _KINDS = {bool: "bool", int: "number", float: "number"}  # of the values of a row, which is JSON

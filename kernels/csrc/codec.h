@@ -79,6 +79,13 @@ ECGFAST_API void ecgfast_fingerprints(const int16_t* signal, int64_t num_records
                                       int64_t num_timesteps, int64_t least_timesteps,
                                       float* correlation, uint16_t* beats);
 
+// signal and valid (N, 12, T) at 500 Hz, spike_limit (N, 12) -> measures (11, N, 12), spikes (N,);
+// valid may be null.
+ECGFAST_API void ecgfast_lead_measures(const int16_t* signal, const uint8_t* valid,
+                                       int64_t num_records, int64_t num_timesteps,
+                                       int64_t spike_leads, const float* spike_limit,
+                                       float* measures, int32_t* spikes);
+
 // frames (T, S) -> rows (S, T), and the sum of each row mod 2^16 in sums (S,).
 ECGFAST_API void ecgfast_deinterleave(const int16_t* frames, int64_t num_timesteps,
                                       int64_t num_signals, int16_t* rows, uint16_t* sums);

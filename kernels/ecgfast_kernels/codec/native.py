@@ -47,12 +47,15 @@ def _declare(library: ctypes.CDLL) -> None:
         "ecgfast_patches": (None, [pointer, i64, i32, i32, *[pointer] * 3, i32]),
         "ecgfast_lead_statistics": (None, [pointer, pointer, i64, i64, pointer, pointer]),
         "ecgfast_fingerprints": (None, [pointer, i64, i64, i64, pointer, pointer]),
+        "ecgfast_lead_measures": (None, [pointer, pointer, i64, i64, i64, *[pointer] * 3]),
         "ecgfast_deinterleave": (None, [pointer, i64, i64, pointer, pointer]),
         "ecgfast_crc32c": (u32, [pointer, i64]),
         "ecgfast_epoch_order": (i32, [u64, u32, i64, pointer]),
     }
     for name, (result, arguments) in signatures.items():
-        function = getattr(library, name)
+        function = getattr(library, name, None)
+        if function is None:
+            raise CodecError(f"{_NAME} is of another version, it lacks {name}; reinstall ecgfast")
         function.restype, function.argtypes = result, arguments
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
-from ecgfast_kernels.codec.signals import NO_BEAT
+from ecgfast_kernels.codec.signals import NO_BEAT, Fingerprints, fingerprints
 from numpy.typing import NDArray
 from recordings import convert_quietly, heart, irregular, recording, write_wfdb
 from scipy.signal import resample
@@ -21,7 +21,12 @@ from ecgfast.convert.duplicates import (
     join_same_content,
     join_same_signal,
 )
-from ecgfast.convert.measures import content_digests, packed_fingerprints, unpacked_fingerprints
+from ecgfast.convert.measures import (
+    LEAST_TIMESTEPS,
+    content_digests,
+    packed_fingerprints,
+    unpacked_fingerprints,
+)
 from ecgfast.errors import EcgfastError
 from ecgfast.store.info import describe
 
@@ -134,10 +139,14 @@ def test_no_content_joins_nothing() -> None:
     assert groups.firsts().tolist() == [0, 1, 2, 1, 4]
 
 
+def _found(signals: NDArray[np.int16]) -> Fingerprints:
+    return fingerprints(signals, least_timesteps=LEAST_TIMESTEPS)
+
+
 def test_many_copies_cost_no_comparison() -> None:
     groups = Groups(300)
     join_same_content(groups, np.zeros(300, np.int64))
-    one = unpacked_fingerprints(packed_fingerprints(WHOLE[None]))
+    one = unpacked_fingerprints(packed_fingerprints(_found(WHOLE[None])))
     correlation, beats = (np.repeat(each, 300, axis=0) for each in one)
 
     def read(records: NDArray[np.int64]) -> NDArray[np.int16]:
@@ -152,7 +161,7 @@ def test_forty_copies_behind_eight_neighbours() -> None:
     copies = np.stack([WHOLE * 4 + rng.integers(-2, 3, (12, 1)) for _ in range(40)])
     copies = copies.astype(np.int16)
     groups = Groups(40)
-    found = unpacked_fingerprints(packed_fingerprints(copies))
+    found = unpacked_fingerprints(packed_fingerprints(_found(copies)))
     join_same_signal(groups, *found, np.arange(40), lambda records: copies[records])
     assert not groups.firsts().any()
 
@@ -160,7 +169,7 @@ def test_forty_copies_behind_eight_neighbours() -> None:
 @pytest.mark.parametrize(("num_beats", "joined"), [(3, False), (4, True)])
 def test_two_records_of_four_beats_can_be_one_ecg(num_beats: int, joined: bool) -> None:
     signals = np.stack([WHOLE, WHOLE + np.int16(1)])
-    correlation, beats = unpacked_fingerprints(packed_fingerprints(signals))
+    correlation, beats = unpacked_fingerprints(packed_fingerprints(_found(signals)))
     beats[:, num_beats:] = NO_BEAT
     groups = Groups(2)
     join_same_signal(groups, correlation, beats, np.arange(2), lambda records: signals[records])

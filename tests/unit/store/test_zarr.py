@@ -67,7 +67,7 @@ def test_all_zero_record_survives(tmp_path: Path) -> None:
     store = ecgfast.open_store(tmp_path / "store")
     assert not store.read([0]).any()
     assert not store.lead_std.any()
-    assert "flat_lead" in store.records["flags"][0].as_py()
+    assert "flat_lead" in store.records["quality"][0].as_py()
 
 
 def test_a_chunk_of_several_records_is_refused(tmp_path: Path) -> None:
