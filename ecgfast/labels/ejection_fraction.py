@@ -160,10 +160,9 @@ def read_column(
             ) from None
     numbers = pa.array([each.percent for each in readings], pa.float64()).take(coded.indices)
     given = pa.array([each.given for each in readings], pa.string()).take(coded.indices)
-    counts = Counter(coded.indices.drop_null().to_pylist())
     words: Counter[str] = Counter()
     for code, reading in enumerate(readings):
         if reading.words:
-            words[reading.words] += counts[code]
+            words[reading.words] += pc.sum(pc.equal(coded.indices, code)).as_py()
     has_given = given.null_count < len(given)
     return pa.chunked_array([numbers]), pa.chunked_array([given]) if has_given else None, words
