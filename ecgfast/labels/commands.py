@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from ecgfast import log
 from ecgfast.errors import ConfigError
@@ -19,7 +20,14 @@ from ecgfast.labels.assign import (
     with_splits,
 )
 from ecgfast.labels.choice import parse_date, window_of
-from ecgfast.labels.join import JoinRule, digest_of_tables, join_tables, read_tables
+from ecgfast.labels.join import (
+    Join,
+    JoinRule,
+    columns_of,
+    digest_of_tables,
+    join_tables,
+    read_tables,
+)
 from ecgfast.labels.matching import Identities, patient_ids, recording_of, store_pseudonyms
 from ecgfast.labels.naming import Naming
 from ecgfast.labels.preview import (
@@ -145,10 +153,10 @@ def label_store(
         )
         records, splits = with_splits(records, patients, joins, earlier, split_rule)
         records = with_pseudonyms(records, patients, pseudonyms)
-        if shift_dates or SHIFTED_DATE in records.column_names:  # patients may have changed
-            dates = [parse_date(text) for text in names.recorded]
+        dates = [parse_date(text) for text in names.recorded]
+        # Patients may have changed; where the table of dates is gone, the column stays as it is.
+        if shift_dates or (SHIFTED_DATE in records.column_names and any(dates)):
             records = with_shifted_dates(records, dates, patients, pseudonyms)
-        taken = list(dict.fromkeys(name for each in found for name in each.columns))
         if before_write is not None:
             before_write(preview(records, joins, split_rule.target, path))
         changed = {
@@ -165,7 +173,7 @@ def label_store(
             changed["labels"] = {
                 # Keyed, so that guesses of a small table cannot be tested against it.
                 "csv_digest": pseudonyms.digest("labels", digest_of_tables(paths)).hex(),
-                "columns": taken,
+                "columns": columns_of(joins),
                 "window_days": window and window.text,
                 **({"pick": label_pick} if label_pick != "nearest" else {}),
             }
@@ -174,15 +182,19 @@ def label_store(
         if paths:
             write_unmatched(beside, joins, names)
         warn_of_unnamed(records, one_ecg_per_patient=split_rule.one_ecg_each)
+    return _summary_of(joins, records, beside)
+
+
+def _summary_of(joins: Sequence[Join], records: pa.Table, unmatched: Path) -> LabelSummary:
     is_named, has_label = named_and_labelled(joins, records.num_rows)
     return LabelSummary(
         num_records=records.num_rows,
         num_matched=int(is_named.sum()),
         num_outside_window=int((is_named & ~has_label).sum()),
         num_unused_lines=sum(len(each.unused_lines) for each in joins),
-        columns=tuple(taken),
+        columns=tuple(columns_of(joins)),
         splits=count_splits(records["split"].to_pylist()),
-        unmatched=beside,
+        unmatched=unmatched,
     )
 
 

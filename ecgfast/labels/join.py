@@ -127,6 +127,11 @@ def read_tables(
     return tables
 
 
+def columns_of(joins: Sequence[Join]) -> list[str]:
+    """The label columns that joins take, each once."""
+    return list(dict.fromkeys(name for each in joins for name in each.table.columns))
+
+
 def digest_of_tables(paths: Sequence[Path]) -> str:
     """SHA-256 of the file, or of the digests of several."""
     digests = [hashlib.sha256(file_of(path)[0].read_bytes()).hexdigest() for path in paths]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ecgfast import log
 from ecgfast.labels.columns import KEYS, holds_yes_no, is_number
-from ecgfast.labels.join import Join
+from ecgfast.labels.join import Join, columns_of
 from ecgfast.labels.matching import Identities
 from ecgfast.labels.selection import target_labels
 from ecgfast.store.csv_files import csv_lines
@@ -66,7 +66,7 @@ def preview(records: pa.Table, joins: Sequence[Join], target: str | None, store:
     )
     if outside := int((is_named & ~has_label).sum()):
         lines.append(f"  {outside:,} of the named without a label inside the window of days")
-    names = list(dict.fromkeys(name for join in joins for name in join.table.columns))
+    names = columns_of(joins)
     if names:
         lines += ["", *_columns(records, names)]
     if target is not None:

@@ -82,7 +82,12 @@ def test_shifted_dates_need_no_table(store: Path) -> None:
     assert (
         label(store, store.with_name("moved.csv"), "--split", "patient") == 0
     )  # r1 is an ECG of p2
-    assert column(store, "shifted_date") == [days[0], days[4], *days[2:]]
+    moved = [days[0], days[4], *days[2:]]
+    assert column(store, "shifted_date") == moved
+    store.with_name("store.sources.csv").unlink()
+    (store.with_name("lvh.csv")).write_text(f"record_id,lvh\n{column(store, 'record_id')[0]},1\n")
+    assert label(store, store.with_name("lvh.csv")) == 0  # without their true days
+    assert column(store, "shifted_date") == moved
 
 
 @pytest.mark.parametrize(
