@@ -34,15 +34,54 @@ def synth(
     records: Annotated[int, typer.Option(min=1, help="Number of records.")] = 1000,
     sites: Annotated[int, typer.Option(min=1, help="Number of hospitals.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="The same seed, the same files.")] = 0,
+    prevalence: Annotated[float, typer.Option(help="Share of patients below 40 %.")] = 0.2,
+    label_signal: Annotated[
+        float, typer.Option(help="Effect of the ejection fraction on the waves, times; 0: none.")
+    ] = 1.0,
+    site_shift: Annotated[
+        float, typer.Option(help="0: hospitals alike; 1: they differ, a cart tells labels at 1.")
+    ] = 1.0,
+    shuffle_labels: Annotated[
+        bool, typer.Option("--shuffle-labels", help="Permute the labels of each hospital.")
+    ] = False,
+    shares: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Of each hospital; default: 2,1,1,...")
+    ] = None,
+    unlabelled: Annotated[
+        str | None, typer.Option(metavar="SITE,...", help="Hospitals without ejection fractions.")
+    ] = None,
 ) -> None:
     """Write a synthetic cohort: WFDB files and labels.csv."""
     from ecgfast import log
     from ecgfast.ingest.synthetic import write_cohort
+    from ecgfast.ingest.synthetic_population import Design
 
+    design = Design(
+        prevalence=prevalence,
+        label_signal=label_signal,
+        site_shift=site_shift,
+        shuffled_labels=shuffle_labels,
+        unlabelled=tuple(unlabelled.split(",")) if unlabelled else (),
+        shares=_shares(shares),
+    )
     with log.progress("synth", total=records) as advance:
-        steps = Steps(advance)
-        write_cohort(out, num_records=records, num_sites=sites, seed=seed, progress=steps)
+        write_cohort(
+            out,
+            num_records=records,
+            num_sites=sites,
+            seed=seed,
+            design=design,
+            progress=Steps(advance),
+        )
     show(f"{records} SYNTHETIC records of {sites} sites in {out}")
+
+
+def _shares(text: str | None) -> tuple[int, ...]:
+    """The numbers of --shares."""
+    words = text.split(",") if text else []
+    if not all(word.strip().isdecimal() and int(word) for word in words):
+        raise ConfigError(f"--shares must be whole numbers from 1, such as 2,1,1, got {text!r}")
+    return tuple(map(int, words))
 
 
 def _list_formats(wanted: bool) -> None:

@@ -19,6 +19,7 @@ from ecgfast.runs.roc import checked, components, undefined
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 DELONG_T = "patient-clustered DeLong t"
+REPEATS_T = "t of patient-clustered DeLong and trainings"
 PERMUTATION = "permutation of patients"
 NUM_PERMUTATIONS = 999
 _PERMUTATION_SEED = 20050801
@@ -60,7 +61,7 @@ class PairedTest:
         high: upper end of the 95 % interval, or None.
         p_value: two-sided, of equal areas, above 0, or None.
         std_error: of the difference, or None.
-        method: of the p-value, `DELONG_T` or `PERMUTATION`; empty without one.
+        method: of the p-value, `DELONG_T`, `REPEATS_T` or `PERMUTATION`; empty without one.
         reason: why it is not defined; empty when it is.
     """
 
@@ -114,7 +115,7 @@ def delong_mean(
     result = Auroc(num_cases=int(is_case.sum()), num_controls=int((~is_case).sum()))
     if reason := undefined(is_case):
         return (), replace(result, reason=reason)
-    areas, influence = _areas(is_case, given)
+    areas, influence = areas_of_scores(is_case, given)
     each, value = tuple(areas.tolist()), float(areas.mean())
     if reason := no_variance(is_case, patients):
         return each, replace(result, value=value, reason=reason)
@@ -151,7 +152,7 @@ def delong_paired(
     patients = patients_of(groups, len(is_case))
     if reason := undefined(is_case) or no_variance(is_case, patients):
         return PairedTest(reason=reason)
-    areas, influence = _areas(is_case, scores)
+    areas, influence = areas_of_scores(is_case, scores)
     difference = float(areas[0] - areas[1])
     found = spread(influence[0] - influence[1], is_case, patients)
     result = PairedTest(difference=difference, std_error=found.std_error)
@@ -247,7 +248,7 @@ def average_precision(is_case: Flags, score: Floats, groups: ArrayLike | None = 
     return Interval(value=value, low=low, high=high, method=method)
 
 
-def _areas(is_case: Flags, scores: Floats) -> tuple[Floats, Floats]:
+def areas_of_scores(is_case: Flags, scores: Floats) -> tuple[Floats, Floats]:
     """(K,) areas, and the (K, n) influence of each record on them."""
     of_cases, of_controls = components(is_case, scores)
     areas = of_cases.mean(axis=1)
@@ -267,7 +268,7 @@ def _joined(
         return difference, difference  # two scores that rank alike are one
     ends = [
         limits(float(a), spread(i, is_case, patients))
-        for a, i in zip(*_areas(is_case, scores), strict=True)
+        for a, i in zip(*areas_of_scores(is_case, scores), strict=True)
     ]
     (low_1, high_1, _), (low_2, high_2, _) = ends
     below = np.hypot(areas[0] - low_1, high_2 - areas[1])

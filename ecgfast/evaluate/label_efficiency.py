@@ -158,8 +158,8 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def section(points: Sequence[Point]) -> View | None:
-    """Chart and table; None without points."""
+def section(points: Sequence[Point], claim: Sequence[str] = ()) -> View | None:
+    """Sentences on what the points show, chart and table; None without points."""
     if not points:
         return None
     header = (
@@ -182,6 +182,7 @@ def section(points: Sequence[Point]) -> View | None:
         for point in points
     ]
     return {
+        "claim": list(claim),
         "table": Table(header=header, rows=rows),
         "curves": charts.label_efficiency(drawn) if (drawn := _drawn(points)) else None,
     }

@@ -81,6 +81,7 @@ def write_report(
     runs: Sequence[LoadedRun],
     results: Results | None,
     points: Sequence[Point] = (),
+    claim: Sequence[str] = (),
 ) -> Path:
     """Write the files of a report; see `evaluate`.
 
@@ -90,12 +91,13 @@ def write_report(
         runs: all of the report, each with its own name.
         results: of the classifiers among them, None without any.
         points: of the label efficiency, also of classifiers that the report does not have.
+        claim: what these show, in sentences, the verdict first; it heads the report too.
     Returns:
         Path of ``report.html``.
     """
     out.mkdir(parents=True, exist_ok=True)
     log.info("drawing the report")
-    sections = page(store, runs, results, points)
+    sections = page(store, runs, results, points, claim)
     synthetic = store.manifest["synthetic"]
     html = render(sections, synthetic=synthetic)
     metrics = {
@@ -105,6 +107,7 @@ def write_report(
         "masked_mse": {view["name"]: view["error"] for view in sections["reconstructions"]},
         **(results.to_json() if results else {}),
         "label_efficiency": [asdict(point) for point in points],
+        **({"claim": list(claim)} if claim else {}),
     }
     for name in (
         "report.html",
@@ -147,6 +150,7 @@ def page(
     runs: Sequence[LoadedRun],
     results: Results | None,
     points: Sequence[Point],
+    claim: Sequence[str] = (),
 ) -> views.View:
     """Everything that the template shows, by section.
 
@@ -155,17 +159,18 @@ def page(
         runs: all of the report.
         results: of the classifiers among them, None without any.
         points: of the label efficiency.
+        claim: what these show.
     """
     return {
         "heading": views.heading(store, results),
         "made_with": views.made_with(),
         "disclosures": views.disclosures(store, runs, results),
-        "key_finding": findings.key_finding(results) if results else [],
+        "key_finding": [*claim[:1], *(findings.key_finding(results) if results else [])],
         "flow": views.flow(store, results),
         "cohort": views.cohort(store, results.plan.target if results else None),
         "detection": results and findings.detection(results),
         "comparison": results and findings.comparison(results),
-        "label_efficiency": section(points),
+        "label_efficiency": section(points, claim),
         "baselines": results and findings.baselines(results),
         "operating": results and findings.operating(results),
         "calibration": results and findings.calibration(results),

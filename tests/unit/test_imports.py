@@ -17,6 +17,7 @@ LAYERS: tuple[set[str], ...] = (
     {"__main__"},
     {"cli"},
     {"demo", "doctor", "estimate", "reproduce"},
+    {"demo_plan"},
     {"bench"},
     {"train", "evaluate", "predict"},
     {"runs"},
