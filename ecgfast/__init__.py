@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ecgfast.data.loader import build_loader
+    from ecgfast.embedding import embed
     from ecgfast.model import build_model
     from ecgfast.store import open_store
 
-__all__ = ["build_loader", "build_model", "open_store"]
+__all__ = ["build_loader", "build_model", "embed", "open_store"]
 
 
 def lazily(
@@ -40,6 +41,7 @@ __getattr__, __dir__ = lazily(
     {
         "build_loader": "ecgfast.data.loader",
         "build_model": "ecgfast.model",
+        "embed": "ecgfast.embedding",
         "open_store": "ecgfast.store",
     },
 )

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from ecgfast.cli import data, labels, runs
+from ecgfast.cli import data, labels, machine, runs
 from ecgfast.errors import ConfigError, EcgfastError
 
 GLOBAL_FLAGS = ("--debug", "--strict")
@@ -33,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (*data.COMMANDS, *labels.COMMANDS, *runs.COMMANDS):
+for command in (*data.COMMANDS, *labels.COMMANDS, *runs.COMMANDS, *machine.COMMANDS):
     app.command()(command)
 
 

@@ -165,7 +165,7 @@ def make_blocks(depth: int, width: int, num_heads: int, fused: Fused) -> nn.Modu
 
 def run_blocks(
     blocks: nn.ModuleList,
-    norm: nn.LayerNorm,
+    norm: nn.LayerNorm | None,
     tokens_BTD: Tensor,
     kept_L2B: Tensor | None = None,
 ) -> Tensor:
@@ -173,24 +173,26 @@ def run_blocks(
 
     Args:
         blocks: from `make_blocks`.
-        norm: behind the last one.
+        norm: behind the last one; None: as the last block leaves them.
         tokens_BTD: (B, T, D).
         kept_L2B: (L, 2, B) factors of the branches of each block, for blocks that are not fused;
             None takes 1.
     Returns:
-        (B, T, D) normalised tokens.
+        (B, T, D) tokens.
     """
     if isinstance(blocks[0], FirstFusedBlock):
         assert kept_L2B is None, "fused blocks leave out no branch"
         carried: Carried = blocks[0](tokens_BTD)
         for block in blocks[1:]:
             carried = block(*carried)
+        if norm is None:
+            stream_BTD, branch_BTD, bias_D = carried
+            return stream_BTD + branch_BTD + bias_D
         return _add_norm(*carried, norm)[1]
     kept = [None] * len(blocks) if kept_L2B is None else kept_L2B.to(tokens_BTD.dtype)
     for block, kept_2B in zip(blocks, kept, strict=True):
         tokens_BTD = block(tokens_BTD, kept_2B)
-    out: Tensor = norm(tokens_BTD)
-    return out
+    return tokens_BTD if norm is None else norm(tokens_BTD)
 
 
 def _add_norm(

@@ -79,7 +79,7 @@ class Classifier(nn.Module):
             assert draws is not None, "training with drop path needs draws"
             kept = kept_paths(draws, self.drop_path, len(encoder.blocks))
         tokens_BTD = encoder.encode(patches_BNP, kept)
-        return _pooled(tokens_BTD, self.pool, encoder.config.num_leads)
+        return pooled(tokens_BTD, self.pool, encoder.config.num_leads)
 
     def forward(self, patches_BNP: Tensor, draws: Draws | None = None) -> Tensor:
         """Score records.
@@ -99,7 +99,12 @@ def num_features(config: ModelConfig, pool: Pool) -> int:
     return config.encoder_width * (2 * config.num_leads if pool == "lead_mean_max" else 1)
 
 
-def _pooled(tokens_BTD: Tensor, pool: Pool, num_leads: int) -> Tensor:
+def pooled(tokens_BTD: Tensor, pool: Pool, num_leads: int) -> Tensor:
+    """Features of each record from its tokens (B, 1 + N, D), the class token first.
+
+    Returns:
+        (B, D); (B, 2 * num_leads * D) with "lead_mean_max".
+    """
     match pool:
         case "cls":
             return tokens_BTD[:, 0]

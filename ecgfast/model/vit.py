@@ -82,7 +82,12 @@ class Encoder(nn.Module):
                 block.attn.backend = kernel
 
     def encode_kept(
-        self, patches_BNP: Tensor, ids_keep_BK: Tensor, kept_L2B: Tensor | None = None
+        self,
+        patches_BNP: Tensor,
+        ids_keep_BK: Tensor,
+        kept_L2B: Tensor | None = None,
+        *,
+        depth: int | None = None,
     ) -> Tensor:
         """Encode the patches named in `ids_keep_BK` and nothing else.
 
@@ -90,8 +95,9 @@ class Encoder(nn.Module):
             patches_BNP: (B, N, 256) fp16, fp32 or fp64, z-scored units; last 6 columns zero.
             ids_keep_BK: (B, K) int64, ascending.
             kept_L2B: as for `run_blocks`.
+            depth: blocks that are run, without the norm behind the last; None: all, and the norm.
         Returns:
-            (B, 1 + K, D) normalised tokens in the weights' dtype; the class token comes first.
+            (B, 1 + K, D) tokens in the weights' dtype; the class token comes first.
         Raises:
             ShapeError: `patches_BNP` is not (B, N, 256).
         """
@@ -109,13 +115,21 @@ class Encoder(nn.Module):
             self.cls_token[0, 0],
             backend=self.kernels,
         )
+        if depth is not None:
+            return run_blocks(self.blocks[:depth], None, tokens, kept_L2B)
         return run_blocks(self.blocks, self.norm, tokens, kept_L2B)
 
-    def encode(self, patches_BNP: Tensor, kept_L2B: Tensor | None = None) -> Tensor:
-        """Encode all patches, for classification; (B, 1 + N, D) normalised tokens."""
+    def encode(
+        self,
+        patches_BNP: Tensor,
+        kept_L2B: Tensor | None = None,
+        *,
+        depth: int | None = None,
+    ) -> Tensor:
+        """Encode all patches: (B, 1 + N, D) tokens; arguments as for `encode_kept`."""
         ids_N = torch.arange(self.num_patches, device=patches_BNP.device)
         ids_BN = ids_N.expand(len(patches_BNP), -1).contiguous()
-        return self.encode_kept(patches_BNP, ids_BN, kept_L2B)
+        return self.encode_kept(patches_BNP, ids_BN, kept_L2B, depth=depth)
 
 
 def grid_positions(config: ModelConfig, width: int) -> Tensor:

@@ -17,8 +17,8 @@ from ecgfast.labels.selection import parse
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "synth", "convert", "label", "splits", "info", "quality", "verify", "fetch", "pretrain",
-    "finetune", "evaluate", "reproduce", "predict", "reconstruct", "bench", "estimate", "doctor",
-    "demo",
+    "finetune", "evaluate", "reproduce", "predict", "embed", "reconstruct", "bench", "estimate",
+    "doctor", "demo",
 )  # fmt: skip
 
 

@@ -16,12 +16,12 @@ PACKAGES = {"ecgfast": ROOT / "ecgfast", "ecgfast_kernels": ROOT / "kernels" / "
 LAYERS: tuple[set[str], ...] = (
     {"__main__"},
     {"cli"},
+    {"__init__"},  # of ecgfast: names that are imported on first use
     {"demo", "doctor", "estimate", "reproduce"},
     {"demo_plan"},
     {"bench"},
-    {"train", "evaluate", "predict"},
+    {"train", "embedding", "evaluate", "predict"},
     {"runs"},
-    {"__init__"},  # of ecgfast: names that are imported on first use
     {"data", "model"},
     {"convert"},
     {"ingest", "labels"},
