@@ -45,7 +45,9 @@ def label(
     label_window_days: Annotated[
         str | None,
         typer.Option(
-            metavar="N|A..B", help="Most days from the ECG to label_date: 14, or -7..30 (before 0)."
+            metavar="N|A..B",
+            help="Days from the ECG to label_date: 14 is up to 14 before or after, -7..30 from 7 "
+            "before to 30 after.",
         ),
     ] = None,
     label_pick: Annotated[

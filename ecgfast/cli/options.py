@@ -11,7 +11,7 @@ Columns = Annotated[
     list[str] | None,
     typer.Option(
         metavar="A,B",
-        help="Columns to take of the CSV (convert: fields of the files too); may be repeated. "
+        help="Columns to take of the table (convert: fields of the files too); may be repeated. "
         "Default: ejection_fraction and yes/no columns; all else only by name.",
     ),
 ]
