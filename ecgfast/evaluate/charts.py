@@ -1,10 +1,7 @@
 """Charts of a report: ROC curves, AUROC by site, losses, calibration, net benefit."""
 
-import base64
-import io
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -22,7 +19,7 @@ from ecgfast.runs.roc import roc_curve
 # in print, line styles those beyond the last colour.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#56b4e9", "#e69f00")
 _MARKERS, _LINES = "osD^vPX", ("-", "--", ":", "-.")
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -31,11 +28,9 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "ecgfast",  # the same figure gives the same bytes
+    "path.simplify_threshold": 0.4,  # points of 1/72 inch: half of a trace's width
 }
 _MARKED = 20  # losses of fewer steps have markers: a line needs two points
-_STRIP_PT = 14  # above a figure, for the word SYNTHETIC
-_SVG_SIZE = re.compile(r'width="([\d.]+)pt" height="([\d.]+)pt" viewBox="0 0 [\d.]+ [\d.]+"')
-
 Curve = tuple[Sequence[float], Sequence[float]]
 Efficiency = tuple[float, Auroc, Sequence[float]]  # patients, mean AUROC, that of each run
 Labelled = tuple[NDArray[np.bool_], NDArray[np.float64]]
@@ -50,44 +45,7 @@ def drawn(name: str) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def data_uri(figure: Figure, kind: Literal["png", "svg"], *, synthetic: bool = False) -> str:
-    """Render a figure for an ``<img>`` of a self-contained page.
-
-    Args:
-        figure: a chart, or an ECG.
-        kind: format of the picture.
-        synthetic: write SYNTHETIC over an SVG picture, so that a copy of it keeps the word, in a
-            strip of its own that covers nothing. PNG pictures are of ECGs, whose titles have it.
-    """
-    buffer = io.BytesIO()
-    with mpl.rc_context(_STYLE):
-        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
-    data = buffer.getvalue()
-    if kind == "svg" and synthetic:
-        data = _with_strip(data.decode()).encode()
-    mime = "image/png" if kind == "png" else "image/svg+xml"
-    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
-
-
-def _with_strip(svg: str) -> str:
-    size = _SVG_SIZE.search(svg)
-    assert size is not None, "matplotlib writes width, height and viewBox in this order"
-    width, height = float(size[1]), float(size[2])
-    root = (
-        f'width="{width:g}pt" height="{height + _STRIP_PT:g}pt" '
-        f'viewBox="0 {-_STRIP_PT} {width:g} {height + _STRIP_PT:g}"'
-    )
-    word = (
-        f'<rect y="{-_STRIP_PT}" width="{width:g}" height="{_STRIP_PT}" fill="#ffffff"/>'
-        f'<text x="4" y="-4" font-family="sans-serif" '
-        f'font-size="10" font-weight="bold" fill="#b00020">SYNTHETIC</text>'
-    )
-    head, tail = svg[: size.start()], svg[size.end() :]
-    body, end, rest = tail.rpartition("</svg>")
-    return head + root + body + word + end + rest
-
-
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def roc_curves(cohorts: Mapping[str, Mapping[str, Labelled]]) -> Figure:
     """Draw one panel per cohort with one curve per model.
 
@@ -114,7 +72,7 @@ def roc_curves(cohorts: Mapping[str, Mapping[str, Labelled]]) -> Figure:
     return figure
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def auroc_by_site(results: Mapping[str, Mapping[str, Auroc]]) -> Figure:
     """Draw point and 95 % interval of each model at each cohort, with their numbers beside them.
 
@@ -141,7 +99,7 @@ def auroc_by_site(results: Mapping[str, Mapping[str, Auroc]]) -> Figure:
     return figure
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def label_efficiency(cohorts: Mapping[str, Mapping[str, Sequence[Efficiency]]]) -> Figure:
     """Draw AUROC over the number of labelled patients: means with intervals, and each run's.
 
@@ -178,7 +136,7 @@ def label_efficiency(cohorts: Mapping[str, Mapping[str, Sequence[Efficiency]]]) 
     return figure
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def losses(curves: Mapping[str, Curve], *, y_label: str) -> Figure:
     """Draw losses over steps.
 
@@ -196,7 +154,7 @@ def losses(curves: Mapping[str, Curve], *, y_label: str) -> Figure:
     return figure
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def reliability(panels: Mapping[str, Mapping[str, Calibration]]) -> Figure:
     """Draw observed over predicted frequency of each model, with the intervals of its bins.
 
@@ -219,7 +177,7 @@ def reliability(panels: Mapping[str, Mapping[str, Calibration]]) -> Figure:
     return figure
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def decision_curves(panels: Mapping[str, Mapping[str, NetBenefit]]) -> Figure:
     """Draw net benefit over the risk at which one would act.
 
@@ -243,7 +201,7 @@ def decision_curves(panels: Mapping[str, Mapping[str, NetBenefit]]) -> Figure:
     return figure
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def spreads(panels: Mapping[str, Mapping[str, NDArray[np.float64]]], *, x_label: str) -> Figure:
     """Draw median, quartiles and the middle 90 % of each group, one panel a measure, two beside.
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate import charts, views
 from ecgfast.evaluate.cohort import natural_order, text_column
+from ecgfast.evaluate.figures import Pictures
 from ecgfast.evaluate.report import render
 from ecgfast.evaluate.views import Table, View
 from ecgfast.records import LEADS
@@ -71,7 +72,11 @@ def write_page(store: Path, out: Path) -> Path:
             f"{store} was made by an earlier version of ecgfast, which took no measures of "
             "quality; convert its sources again"
         )
-    html = render(page(reader), synthetic=reader.manifest["synthetic"], template="quality.html.j2")
+    html = render(
+        page(reader),
+        Pictures(synthetic=reader.manifest["synthetic"]),
+        template="quality.html.j2",
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_durably(out, [html.encode()])
     return out

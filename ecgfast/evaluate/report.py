@@ -7,7 +7,6 @@ block in report.html.j2.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,11 +15,15 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from ecgfast import log
 from ecgfast.errors import ConfigError
-from ecgfast.evaluate import charts, findings, views
+from ecgfast.evaluate import findings, views
+from ecgfast.evaluate.figures import Pictures, write_figures
+from ecgfast.evaluate.flow import flow
 from ecgfast.evaluate.label_efficiency import FILE as EFFICIENCY
 from ecgfast.evaluate.label_efficiency import Point, label_efficiency, lines_of, numbers, section
 from ecgfast.evaluate.planning import plan_tests
+from ecgfast.evaluate.reconstructions import reconstruction
 from ecgfast.evaluate.results import Results, compute
+from ecgfast.evaluate.saliency import saliencies
 from ecgfast.evaluate.scores import SCORES, scores_file
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.records import LEADS
@@ -49,9 +52,9 @@ def evaluate(runs: Sequence[Path], store: Path, out: Path, *, device: str | None
         runs: folders of finished runs. Classifiers are compared, the first with each other one;
             pretraining runs give loss curves and reconstructions.
         store: path of the store to test on.
-        out: folder for ``report.html``, ``metrics.json``, ``scores.parquet`` and
-            ``table3.md``, ``.csv`` and ``.tex``; of runs on several fractions of the labels also
-            for ``label_efficiency.csv``.
+        out: folder for ``report.html``, ``metrics.json``, ``scores.parquet``, ``table3.md``,
+            ``.csv`` and ``.tex``, and ``figures/`` as SVG and PDF; of runs on several fractions of
+            the labels also for ``label_efficiency.csv``.
         device: "cpu", "cuda" or "cuda:N", that scores records; by default a GPU where there is one.
     Returns:
         Path of ``report.html``.
@@ -99,7 +102,8 @@ def write_report(
     log.info("drawing the report")
     sections = page(store, runs, results, points, claim)
     synthetic = store.manifest["synthetic"]
-    html = render(sections, synthetic=synthetic)
+    pictures = Pictures(synthetic=synthetic)
+    html = render(sections, pictures)
     metrics = {
         "synthetic": synthetic,
         "store": {"name": store.path.name, "identity": store.identity},
@@ -123,6 +127,7 @@ def write_report(
         for name, written in TABLES.items():
             write_durably(out / name, [written(table, words).encode()])
         write_efficiency(out, points, words)
+    write_figures(out, sections, pictures)
     write_durably(out / "report.html", [html.encode()])
     return out / "report.html"
 
@@ -166,7 +171,7 @@ def page(
         "made_with": views.made_with(),
         "disclosures": views.disclosures(store, runs, results),
         "key_finding": [*claim[:1], *(findings.key_finding(results) if results else [])],
-        "flow": views.flow(store, results),
+        "flow": flow(store, runs, results),
         "cohort": views.cohort(store, results.plan.target if results else None),
         "detection": results and findings.detection(results),
         "comparison": results and findings.comparison(results),
@@ -177,19 +182,18 @@ def page(
         "net_benefit": results and findings.net_benefit(results),
         "groups": results and findings.groups(results),
         "training": views.training(runs),
-        "reconstructions": [
-            views.reconstruction(run, store) for run in runs if not run.meta.target
-        ],
+        "reconstructions": [reconstruction(run, store) for run in runs if not run.meta.target],
+        "saliencies": saliencies(runs, results, store) if results else [],
         "origin": views.origin(store, runs),
     }
 
 
-def render(sections: views.View, *, synthetic: bool, template: str = "report.html.j2") -> str:
+def render(sections: views.View, pictures: Pictures, *, template: str = "report.html.j2") -> str:
     r"""Return a page; characters that it cannot hold are written as \x1b.
 
     Args:
         sections: what the template shows: for the report, from `page`.
-        synthetic: mark the heading and every figure.
+        pictures: of the figures of these; they say whether the data are synthetic.
         template: its file beside this one.
     """
     environment = Environment(
@@ -199,8 +203,8 @@ def render(sections: views.View, *, synthetic: bool, template: str = "report.htm
         trim_blocks=True,
         finalize=lambda value: log.plain(value) if type(value) is str else value,  # no Markup
     )
-    environment.globals["data_uri"] = partial(charts.data_uri, synthetic=synthetic)
-    return environment.get_template(template).render(sections, synthetic=synthetic)
+    environment.globals["data_uri"] = pictures.data_uri
+    return environment.get_template(template).render(sections, synthetic=pictures.synthetic)
 
 
 def _template(name: str) -> str:

@@ -16,24 +16,17 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ecgfast import log
 from ecgfast.evaluate import charts
 from ecgfast.evaluate.cohort import cohort_table
 from ecgfast.evaluate.results import Results
 from ecgfast.labels.assign import one_ecg_each
-from ecgfast.labels.selection import target_labels
 from ecgfast.labels.splits import num_torn
-from ecgfast.model.mae import MaskedAutoencoder
-from ecgfast.runs.ecg_paper import draw, draw_overlaid
-from ecgfast.runs.inference import Reconstruction, fill_in
 from ecgfast.runs.loading import LoadedRun
 from ecgfast.runs.register import Register, seen
-from ecgfast.store.info import describe, kinds_in_words
 from ecgfast.store.patients import is_unnamed, patient_groups
 from ecgfast.store.reader import StoreReader
 
 View = dict[str, Any]
-NUM_SAMPLED = 64  # records whose error is measured
 _LIBRARIES = ("ecgfast", "torch", "numpy", "scipy", "scikit-learn")
 
 
@@ -50,23 +43,6 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     sums: Collection[int] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """What a pretraining run fills in, over some records of a store.
-
-    Attributes:
-        num_records: whose error was measured.
-        source: which records these are, in words.
-        error: their mean `Reconstruction.loss`.
-        middle: the record with the middle error, neither the best nor the worst.
-    """
-
-    num_records: int
-    source: str
-    error: float
-    middle: Reconstruction
 
 
 def heading(store: StoreReader, results: Results | None) -> str:
@@ -113,35 +89,6 @@ def disclosures(
     return [sentence for sentence in sentences if sentence]
 
 
-def flow(store: StoreReader, results: Results | None) -> Table:
-    """From files to tested records: what came in at each step, and what was left out."""
-    info = describe(store)
-    passed_over = kinds_in_words(info.passed_over)
-    refused = "; ".join(f"{count:,} {reason}" for reason, count in info.reasons.items())
-    rows = [
-        ("recordings", info.num_inputs, refused and f"refused: {refused}"),
-        ("records of ten seconds", info.num_records,
-         f"{info.num_duplicates:,} of them copies" if info.num_duplicates else ""),
-    ]  # fmt: skip
-    if info.num_files is not None:
-        note = passed_over and f"no recordings: {passed_over}"
-        rows.insert(0, ("files below the sources", info.num_files, note))
-    if results is not None:
-        labelled = int(target_labels(store.records, results.plan.target)[1].sum())
-        unknown = info.num_records - labelled
-        rows.append(("with a label", labelled, f"{unknown:,} without" if unknown else ""))
-        for name in results.names:
-            tested = results.plan.rows_of(name)
-            patients = len(np.unique(results.plan.patients[tested]))
-            note = (
-                f"of {patients:,} patients; the other {labelled - len(tested):,} are of patients "
-                "that it learned from, or outside the test split of its sites"
-            )
-            rows.append((f"that test {name}", len(tested), note))
-    cells = [(step, f"{number:,}", note) for step, number, note in rows]
-    return Table(header=("step", "number", ""), rows=cells)
-
-
 def cohort(store: StoreReader, target: str | None) -> Table:
     """Cases, controls, prevalence, patients, age and sex of each site and split."""
     counted = cohort_table(store.records, target)
@@ -176,59 +123,6 @@ def training(runs: Sequence[LoadedRun]) -> list[View]:
             label = "cross-entropy" if run.meta.target else "masked MSE (1.0 = each patch's mean)"
             shown.append({"name": run.name, "losses": charts.losses(curves, y_label=label)})
     return shown
-
-
-def reconstruction(run: LoadedRun, store: StoreReader) -> View:
-    """What a pretraining run fills in: the mean error of some records, and a picture of one."""
-    sample = sample_of(run, store)
-    return {
-        "name": run.name,
-        "num_records": sample.num_records,
-        "source": sample.source,
-        "error": sample.error,
-        "two_leads": draw(store, sample.middle, ("II", "V5")),
-        "overlaid": draw_overlaid(store, sample.middle),
-        "all_leads": draw(store, sample.middle),
-    }
-
-
-def sample_of(run: LoadedRun, store: StoreReader) -> Sample:
-    """Reconstruct up to `NUM_SAMPLED` records, of patients new to the run where there are any."""
-    model = run.model()
-    assert isinstance(model, MaskedAutoencoder)
-    pool, source = unread_records(run, store)
-    step = max(1, len(pool) // NUM_SAMPLED)
-    rows = pool[::step][:NUM_SAMPLED]
-    normalisation = run.meta.preprocessing.normalisation
-    with log.progress(f"reconstruct with {run.name}", total=len(rows)) as advance:
-        results = fill_in(model, run.config, normalisation, store, rows)
-        advance(len(rows))
-    return Sample(
-        num_records=len(rows),
-        source=source,
-        error=float(np.mean([result.loss for result in results])),
-        middle=sorted(results, key=lambda result: result.loss)[len(results) // 2],
-    )
-
-
-def unread_records(run: LoadedRun, store: StoreReader) -> tuple[NDArray[np.int64], str]:
-    """Rows whose patients pretraining has not read, where there are any, and what they are."""
-    everything = np.arange(len(store))
-    if run.register is None:
-        return everything, "of which nobody knows whether pretraining read them"
-    known = seen(run.register, store)
-    never = (
-        "of patients whom pretraining never read"
-        if known.by_patient
-        else "of a store under another key or kind of patient ids, none of them an ECG that it read"
-    )
-    for rows, words in (
-        (np.flatnonzero(~known.read & ~known.heldout), never),
-        (np.flatnonzero(known.heldout & ~known.read), "that were held out of pretraining"),
-    ):
-        if len(rows):
-            return rows, words
-    return everything, "all of patients whom pretraining read"
 
 
 def origin(store: StoreReader, runs: Sequence[LoadedRun]) -> View:

@@ -29,6 +29,7 @@ _MIN_GAP_MM, _MAX_GAP_MM = 15.0, 40.0
 _NEAR_TIMESTEPS = 51  # 0.1 s: traces keep clear of each other within it
 _PAPER, _FINE, _COARSE = "#fffafa", "#f8d9d9", "#e9a5a5"
 _INK, _ACCENT, _SHADE = "#101010", "#1450c8", "#dfe3ea"
+_FOR, _AGAINST, _WEIGHT_MM = "#d55e00", "#0072b2", 7.0  # told apart by colour, and by their side
 
 Floats = NDArray[np.floating]
 Flags = NDArray[np.bool_]
@@ -45,6 +46,8 @@ class Strip:
         accent: (T,) bool, timesteps drawn in the colour of predictions; None: none.
         over_mv: (T,) float, drawn over the signal in the colour of predictions where it is not
             NaN, from the same zero line; None: nothing.
+        weight: (T,) float in [-1, 1]: what stands behind the trace, above its zero line for
+            positive values and below it for negative ones, the fuller the larger; None: nothing.
         leads: timestep -> name of the lead that begins there, where a strip holds several.
     """
 
@@ -53,6 +56,7 @@ class Strip:
     hidden: Flags | None = None
     accent: Flags | None = None
     over_mv: Floats | None = None
+    weight: Floats | None = None
     leads: Mapping[int, str] = field(default_factory=dict)
 
 
@@ -71,43 +75,75 @@ def draw(store: StoreReader, result: Reconstruction, leads: Sequence[str] = LEAD
 
 
 def draw_overlaid(store: StoreReader, result: Reconstruction) -> Figure:
-    """Draw 12 leads in three rows of four, lead II below them, the predictions over the record.
-
-    Every lead has 2.5 s of its own, as on a printed ECG; removed timesteps are shaded.
+    """Draw 12 leads as they are printed, the predictions over the record.
 
     Args:
         store: of the record.
         result: what the model made of it, of 10 s.
     """
     centre = np.nanmedian(result.original_mv, axis=1, keepdims=True)
-    original = result.original_mv - centre
-    predicted = np.where(result.mask, result.filled_mv - centre, np.nan)
-    quarters = np.array_split(np.arange(original.shape[1]), 4)
+    return printed(
+        result.original_mv,
+        title=_title(store, result),
+        over_mv_CT=np.where(result.mask, result.filled_mv - centre, np.nan),
+        hidden_CT=result.mask,
+    )
+
+
+def printed(
+    signal_mv_CT: Floats,
+    *,
+    title: str,
+    over_mv_CT: Floats | None = None,
+    hidden_CT: Flags | None = None,
+    weight_CT: Floats | None = None,
+) -> Figure:
+    """Draw 12 leads in three rows of four, each with 2.5 s of its own, and lead II below them.
+
+    Args:
+        signal_mv_CT: (12, T) float, of 10 s; each lead is drawn about its median.
+        title: one line above the paper.
+        over_mv_CT: (12, T) float about the medians, as `Strip.over_mv`.
+        hidden_CT: (12, T) bool, shaded.
+        weight_CT: (12, T) float, as `Strip.weight`.
+    """
+    centred_CT = signal_mv_CT - np.nanmedian(signal_mv_CT, axis=1, keepdims=True)
     strips = []
-    for names in (LEADS[0::3], LEADS[1::3], LEADS[2::3], ("II",) * 4):
-        parts = [(LEADS.index(name), part) for name, part in zip(names, quarters, strict=True)]
-        signal, over, hidden = (
-            np.concatenate([of[lead, part] for lead, part in parts])
-            for of in (original, predicted, result.mask)
+    for spans in printed_spans(signal_mv_CT.shape[1]):
+        signal, over, hidden, weight = (
+            None if of is None else np.concatenate([of[lead, part] for lead, part in spans])
+            for of in (centred_CT, over_mv_CT, hidden_CT, weight_CT)
         )
-        marks = {int(part[0]): name for name, part in zip(names, quarters, strict=True)}
+        assert signal is not None
+        marks = {part.start: LEADS[lead] for lead, part in spans}
         strips.append(
             Strip(
-                name="", signal_mv=signal, hidden=hidden, over_mv=over,
-                leads={0: "II"} if len(set(names)) == 1 else marks,
+                name="", signal_mv=signal, over_mv=over, hidden=hidden, weight=weight, leads=marks
             )
-        )  # fmt: skip
-    return paper(strips, title=_title(store, result))
+        )
+    return paper(strips, title=title)
+
+
+def printed_spans(num_timesteps: int) -> list[list[tuple[int, slice]]]:
+    """Which timesteps of which lead each row of a printed ECG shows, from left to right."""
+    edges = np.linspace(0, num_timesteps, 5).astype(int).tolist()
+    quarters = [slice(start, stop) for start, stop in pairwise(edges)]
+    rows = [list(zip(range(row, 12, 3), quarters, strict=True)) for row in range(3)]
+    return [*rows, [(LEADS.index("II"), slice(0, num_timesteps))]]
 
 
 def _title(store: StoreReader, result: Reconstruction) -> str:
-    """Pseudonym, or row where ids are readable, loss, and whether the record is synthetic."""
-    is_readable = store.manifest["identifiers"] == "kept"
-    record_id = str(store.records["record_id"][result.row].as_py())
-    name = f"in row {result.row}" if is_readable else record_id[:16]
-    mark = "SYNTHETIC   " if store.manifest["synthetic"] else ""
+    """The record, and its loss."""
     share = result.mask.mean()
-    return f"{mark}record {name}   {share:.0%} masked, error {result.loss:.2f}"
+    return f"{name_of(store, result.row)}   {share:.0%} masked, error {result.loss:.2f}"
+
+
+def name_of(store: StoreReader, row: int) -> str:
+    """A record's pseudonym, or row where ids are readable, and whether it is synthetic."""
+    is_readable = store.manifest["identifiers"] == "kept"
+    record_id = str(store.records["record_id"][row].as_py())
+    mark = "SYNTHETIC   " if store.manifest["synthetic"] else ""
+    return f"{mark}record {f'in row {row}' if is_readable else record_id[:16]}"
 
 
 def reconstruction(result: Reconstruction, *, title: str, leads: Sequence[str] = LEADS) -> Figure:
@@ -223,6 +259,8 @@ def _strip(axes: Axes, strip: Strip, signal_mm: Floats, baseline: float) -> None
     for start, stop in _runs(hidden):
         corner, width = (x[start], baseline - 5), (stop - start) * (MM_PER_S / SAMPLING_RATE_HZ)
         axes.add_patch(Rectangle(corner, width, 10, facecolor=_SHADE, linewidth=0, zorder=8))
+    if strip.weight is not None:
+        _weights(axes, x, strip.weight, baseline)
     name, _, role = strip.name.partition("\n")
     axes.text(2, baseline + 1, name, fontsize=10, weight="bold", zorder=12)
     axes.text(2, baseline - 3, role, fontsize=7, zorder=12)
@@ -230,6 +268,19 @@ def _strip(axes: Axes, strip: Strip, signal_mm: Floats, baseline: float) -> None
     for start, lead in strip.leads.items():
         axes.text(x[start] + 1, baseline + 6, lead, fontsize=9, weight="bold", bbox=box, zorder=12)
         axes.plot([x[start]] * 2, [baseline - 4, baseline + 4], color=_INK, linewidth=1, zorder=12)
+
+
+def _weights(axes: Axes, x: Floats, weight: Floats, baseline: float) -> None:
+    """One rectangle for each run of one value, on the side of its sign."""
+    starts = [0, *(np.flatnonzero(np.diff(weight)) + 1).tolist(), len(weight)]
+    for start, stop in pairwise(starts):
+        value, width = float(weight[start]), (stop - start) * (MM_PER_S / SAMPLING_RATE_HZ)
+        axes.add_patch(
+            Rectangle(
+                (x[start], baseline), width, np.copysign(_WEIGHT_MM, value),
+                facecolor=_FOR if value > 0 else _AGAINST, alpha=abs(value), linewidth=0, zorder=8,
+            )
+        )  # fmt: skip
 
 
 def _runs(flags: Flags) -> list[tuple[int, int]]:

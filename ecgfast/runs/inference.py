@@ -215,7 +215,7 @@ def in_millivolt(
     mask_BCT = unpatchify(mask_BN[..., None].expand_as(target_BNP), num_leads=store.num_leads)
     leads = LeadStatistics.of(store, rows_B)
     mean_BC, rstd_BC = normalisation.mean_and_rstd(leads)
-    adc_BCT, losses_B = store.read(rows_B), losses.tolist()
+    original_BCT, losses_B = millivolt(store, rows_B), losses.tolist()
     results = []
     for n, row in enumerate(rows_B.tolist()):
         scale, offset = leads.scale_uv[n][:, None], leads.offset_adc[n][:, None]
@@ -226,13 +226,20 @@ def in_millivolt(
         results.append(
             Reconstruction(
                 row=row,
-                original_mv=((adc_BCT[n] - offset) * scale / 1000).astype(np.float32),
+                original_mv=original_BCT[n],
                 filled_mv=filled.astype(np.float32),
                 mask=mask_BCT[n].numpy(),
                 loss=losses_B[n],
             )
         )
     return results
+
+
+def millivolt(store: StoreReader, rows_B: NDArray[np.int64]) -> NDArray[np.float32]:
+    """(B, C, T) float32 millivolt of some rows of a store."""
+    scale_BC, offset_BC = store.scale_uv[rows_B], store.offset_adc[rows_B]
+    signal_BCT = (store.read(rows_B) - offset_BC[..., None]) * scale_BC[..., None] / 1000
+    return signal_BCT.astype(np.float32)
 
 
 def _denormalise(

@@ -2,6 +2,8 @@
 
 import pyarrow as pa
 
+from ecgfast.evaluate.figures import Pictures
+from ecgfast.evaluate.flow import Flow
 from ecgfast.evaluate.operating import Fixed, Recalibration
 from ecgfast.evaluate.report import render
 from ecgfast.evaluate.views import Table
@@ -15,7 +17,7 @@ def html_of(*, synthetic: bool = False, **views: object) -> str:
         "made_with": {"date": "", "commit": "", "versions": {"ecgfast": ""}},
         "disclosures": (),
         "key_finding": (),
-        "flow": nothing,
+        "flow": Flow(steps=(), branches=()),
         "cohort": nothing,
         **dict.fromkeys(
             ("detection", "comparison", "label_efficiency", "baselines", "operating", "calibration")
@@ -23,9 +25,10 @@ def html_of(*, synthetic: bool = False, **views: object) -> str:
         **dict.fromkeys(("net_benefit", "groups")),
         "training": (),
         "reconstructions": (),
+        "saliencies": (),
         "origin": {"table": nothing, "store": "", "identity": "", "codec": ""},
     }
-    return render({**page, **views}, synthetic=synthetic)
+    return render({**page, **views}, Pictures(synthetic=synthetic))
 
 
 def fixed(youden: float | None) -> Fixed:

@@ -18,8 +18,8 @@ from ecgfast.config import Config, load_config
 from ecgfast.data.loader import build_loader
 from ecgfast.errors import ConfigError, EcgfastError, ResumeError
 from ecgfast.evaluate.planning import plan_tests
+from ecgfast.evaluate.reconstructions import unread_records
 from ecgfast.evaluate.report import evaluate
-from ecgfast.evaluate.views import unread_records
 from ecgfast.labels.commands import draw_again, label_store
 from ecgfast.model.classifier import Classifier
 from ecgfast.model.mae import MaskedAutoencoder

@@ -10,7 +10,8 @@ from recordings import convert_quietly, ecg_like, write_wfdb
 from two_hospitals import TARGET, make, rows_of
 
 from ecgfast.evaluate import planning
-from ecgfast.evaluate.views import disclosures, unread_records
+from ecgfast.evaluate.reconstructions import unread_records
+from ecgfast.evaluate.views import disclosures
 from ecgfast.labels.commands import import_splits
 from ecgfast.runs.register import Register, with_encoder
 from ecgfast.store.reader import StoreReader, open_store

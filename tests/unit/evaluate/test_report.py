@@ -11,6 +11,7 @@ from report_pages import html_of
 
 from ecgfast.evaluate import charts
 from ecgfast.evaluate.discrimination import Auroc, delong
+from ecgfast.evaluate.figures import Kind, saved
 from ecgfast.evaluate.findings import _area, _why
 from ecgfast.evaluate.operating import calibration, net_benefit
 from ecgfast.evaluate.views import Table
@@ -51,9 +52,10 @@ def test_every_figure_says_synthetic(synthetic: bool) -> None:
         assert words.count("SYNTHETIC") == int(synthetic)
         width, height = (72 * inches for inches in chart.get_size_inches())
         left, top, *size = (float(number) for number in figure.attrib["viewBox"].split())
-        assert (left, top) == (0, -14 if synthetic else 0)
-        assert size == pytest.approx([width, height - top])
-        assert float(figure.attrib["height"].removesuffix("pt")) == pytest.approx(height - top)
+        strip = 14 if synthetic else 0
+        assert (left, top) == (0, 0)
+        assert size == pytest.approx([width, height + strip])
+        assert float(figure.attrib["height"].removesuffix("pt")) == pytest.approx(height + strip)
 
 
 def test_text_of_others_is_escaped() -> None:
@@ -73,11 +75,12 @@ def test_a_picture_has_its_size_on_paper() -> None:
     assert 'alt="lead &#34;II&#34;"' in text
 
 
-def test_the_same_chart_gives_the_same_bytes() -> None:
+@pytest.mark.parametrize("kind", ["svg", "pdf"])
+def test_the_same_chart_gives_the_same_bytes(kind: Kind) -> None:
     y, score = np.array([True, False, True]), np.array([0.9, 0.1, 0.4])
 
-    def chart() -> str:
-        return charts.data_uri(charts.roc_curves({"site 1": {"CNN": (y, score)}}), "svg")
+    def chart() -> bytes:
+        return saved(charts.roc_curves({"site 1": {"CNN": (y, score)}}), kind)
 
     assert chart() == chart()
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from report_pages import fixed, html_of, nobody
-from two_hospitals import TARGET, make
+from two_hospitals import TARGET
 
 from ecgfast.evaluate import findings, planning, report, views
 from ecgfast.evaluate.discrimination import PairedTest
@@ -192,31 +192,6 @@ def test_the_finding_names_cohort_difference_and_counts() -> None:
     assert "<td>not computed</td>" in html
     alone = replace(results, cohorts={**results.cohorts, planning.POOLED: {}})
     assert findings.key_finding(alone) == ["A is not tested on all external sites."]
-
-
-def test_the_flow_from_files_to_tested_records(tmp_path: Path) -> None:
-    store = make(tmp_path)
-    tested = np.flatnonzero(store.records["ejection_fraction"].is_valid().to_numpy())[:5]
-    results: Any = SimpleNamespace(
-        names=["A"],
-        plan=planning.TestPlan(
-            target=TARGET, is_case=np.zeros(16, bool), patients=np.arange(16), notes=(),
-            cohorts={"site 1": {"A": tested}},
-        ),
-    )  # fmt: skip
-    assert [tuple(row) for row in views.flow(store, results).rows] == [
-        ("files below the sources", "32", ""),
-        ("recordings", "16", ""),
-        ("records of ten seconds", "16", ""),
-        ("with a label", "15", "1 without"),
-        (
-            "that test A",
-            "5",
-            "of 5 patients; the other 10 are of patients that it learned from, or outside the test "
-            "split of its sites",
-        ),
-    ]
-    assert len(views.flow(store, None).rows) == 3
 
 
 def test_a_report_names_its_versions() -> None:

@@ -18,7 +18,7 @@ from ecgfast.convert import convert
 from ecgfast.data.loader import build_loader
 from ecgfast.data.normalise import Normalisation
 from ecgfast.errors import ConfigError
-from ecgfast.evaluate import views
+from ecgfast.evaluate import reconstructions
 from ecgfast.evaluate.report import reconstruct, row_of
 from ecgfast.ingest.synthetic import write_cohort
 from ecgfast.model.mae import MaskedAutoencoder
@@ -207,14 +207,18 @@ def test_a_report_takes_records_of_the_whole_store_and_draws_the_middle_one(
         drawn.append(result.row)
         return Figure()  # a real one takes seconds
 
-    monkeypatch.setattr(views, "NUM_SAMPLED", 3)
-    monkeypatch.setattr(views, "draw", remember)
-    view = views.reconstruction(run, store)
+    monkeypatch.setattr(reconstructions, "NUM_SAMPLED", 3)
+    monkeypatch.setattr(reconstructions, "draw", remember)
+    monkeypatch.setattr(reconstructions, "draw_overlaid", remember)
+    view = reconstructions.reconstruction(run, store)
     html, error = html_of(reconstructions=[view]), view["error"]
     again = fill_in(model, config, normalisation(config), store, np.array([0, 2, 4]))
     losses = {result.loss: result.row for result in again}
     assert error == pytest.approx(np.mean(list(losses)))
-    assert drawn == [losses[sorted(losses)[1]]] * 2
+    in_order = [losses[loss] for loss in sorted(losses)]  # of three, the deciles are the ends
+    assert drawn == [*in_order, in_order[1], in_order[1]]
+    assert [each["kind"] for each in view["overlaid"]] == ["best decile", "median", "worst decile"]
+    assert [each["error"] for each in view["overlaid"]] == sorted(losses)
     assert f"of 3 records of which nobody knows whether pretraining read them: {error:.3f}" in html
 
 
