@@ -215,7 +215,7 @@ def test_no_marker_leaves(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     run("predict", out / "runs/vit", source, "--out", scores)
     printed = "".join(capfd.readouterr()).encode()
 
-    ends = (".sources.csv", ".passed_over.csv", ".key")
+    ends = (".sources.csv", ".passed_over.csv", ".unmatched.csv", ".key")
     beside = {out / f"{name}{end}" for name in ("store", "copy") for end in ends}
     hits, searched = search(out, beside | {scores})
     assert hits == []

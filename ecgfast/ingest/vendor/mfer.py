@@ -34,7 +34,7 @@ from ecgfast.ingest.vendor.record import (
     sex_of,
     to_record,
 )
-from ecgfast.records import EcgRecord
+from ecgfast.records import INVALID, EcgRecord
 
 _MAX_BYTES = 1 << 26  # eleven minutes of 12 leads of 32 bits at 2000 Hz
 _RESTING_12_LEAD = 1
@@ -99,7 +99,7 @@ def _rhythm(frames: list[Frame], source: str) -> Signals:
         scale_uv=[_scale_uv(channel) for channel in channels],
         offset_adc=[0.0] * len(rows),
         rate_hz=rates.pop(),
-        invalid=np.stack([row == null for row, null in zip(samples_ST, nulls, strict=True)]),
+        invalid=_invalid(samples_ST, nulls),
     )
 
 
@@ -168,6 +168,13 @@ def _null(channel: Definitions, source: str) -> float:
         return math.nan
     value = channel[Tag.NULL]
     return float(np.frombuffer(value.content, _dtype(channel, value.big_endian, source))[0])
+
+
+def _invalid(samples_ST: NDArray[Any], nulls: list[float]) -> NDArray[np.bool_] | None:
+    """Which samples stand for none; nothing where they are marked already, or none can be."""
+    if samples_ST.dtype == np.int16 and all(math.isnan(null) or null == INVALID for null in nulls):
+        return None
+    return np.stack([row == null for row, null in zip(samples_ST, nulls, strict=True)])
 
 
 def _check_offset(channel: Definitions, source: str) -> None:
