@@ -219,9 +219,10 @@ def test_no_marker_leaves(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     beside = {out / f"{name}{end}" for name in ("store", "copy") for end in ends}
     hits, searched = search(out, beside | {scores})
     assert hits == []
-    # Columns of a CSV are listed on the console, so that the user can choose them.
-    header = next(private.glob("*.csv")).read_text().splitlines()[0]
-    assert set(MARKER.findall(printed)) == set(MARKER.findall(header.encode()))
+    # A table that the user named, and its columns, are shown on the console for him to choose.
+    table = next(private.glob("*.csv"))
+    shown = f"{table.name} {table.read_text().splitlines()[0]}".encode()
+    assert set(MARKER.findall(printed)) == set(MARKER.findall(shown))
     assert host_in(out) == []
     own = str(tmp_path).encode()
     files = [path for path in (out / "runs").rglob("*") if path.is_file()]
