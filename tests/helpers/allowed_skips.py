@@ -26,6 +26,7 @@ ALLOWED = (
     "(pydicom|edfio|h5py|openpyxl) is not installed",
     "Dask is not installed",
     "PyYAML is not installed",
+    "Chromium is not installed",
 )
 
 # `make setup` installs them and builds the library, and the recordings lie beside CI's checkout: a
