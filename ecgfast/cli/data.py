@@ -113,6 +113,12 @@ def convert(
     part: Annotated[
         str, typer.Option(metavar="I/N", help="With --stage units: every N-th unit, from I on.")
     ] = "0/1",
+    append: Annotated[
+        bool, typer.Option("--append", help="Add to a finished store what it does not know yet.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="With --append: also what has changed since.")
+    ] = False,
     labels: Annotated[
         Path | None, typer.Option(metavar="TABLE", help="Table to join, as label does.")
     ] = None,
@@ -173,19 +179,18 @@ def convert(
     options |= {"one_ecg_per_patient": one_ecg, "split_seed": split_seed or 0}
     options |= {"columns": tuple(column_names(columns) or ()), "keep_ages_over_89": keep_ages}
     listed: dict[str, Any] = {"key_file": key_file, "listing": listing}
+    listed |= {"append": append, "replace": replace}
     if stage == "plan":
         if quality_limits is not None:
             options["quality_limits"] = read_limits(quality_limits)
         plan = steps.plan_convert(sources or [], out, steps.ConvertOptions(**options), **listed)
         if plan is not None:
-            inputs, units = plan.num_inputs, plan.num_units
+            inputs, units = plan.num_inputs, len(plan.units)
             show(f"{log.counted(inputs, 'input')}, {log.counted(units, 'unit')} in {out}")
         return
     options |= {"labels": labels, "target": target, "workers": workers}
     options |= {"quality_limits": quality_limits}
-    options |= {
-        "columns": column_names(columns)
-    }  # None, unlike (), takes the usual ones of the labels
+    options["columns"] = column_names(columns)  # None, unlike (): the usual ones of the labels
     if stage == "seal":
         summary = steps.seal_convert(out, on_bad=on_bad)
     else:

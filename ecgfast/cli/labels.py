@@ -1,4 +1,4 @@
-"""Commands that label a finished store: label, splits."""
+"""Commands that change the tables of a finished store: label, splits, erase."""
 
 import sys
 from pathlib import Path
@@ -196,4 +196,20 @@ def splits(
     show(summary(store, target))
 
 
-COMMANDS = (label, splits)
+def erase(
+    store: StorePath,
+    patients: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Ids of patients, one a line.")
+    ] = None,
+    records: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Ids of recordings, refused ones too.")
+    ] = None,
+    key_file: KeyFile = None,
+) -> None:
+    """Erase the records of patients who withdraw their consent."""
+    from ecgfast.labels.consent import erase as erase_patients
+
+    show(erase_patients(store, patients=patients, records=records, key_file=key_file))
+
+
+COMMANDS = (label, splits, erase)

@@ -16,14 +16,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from ecgfast_kernels.codec.signals import NO_BEAT, NUM_CORRELATIONS
 from numpy.typing import NDArray
 
 from ecgfast.convert.measures import CORRELATION_STEPS
 from ecgfast.convert.same_signal import Smooth, likeness, smooth
-from ecgfast.labels.columns import set_column
 
 Read = Callable[[NDArray[np.int64]], NDArray[np.int16]]
 
@@ -83,6 +80,7 @@ def join_same_signal(
     beats: NDArray[np.uint16],
     recordings: NDArray[np.int64],
     read: Read,
+    first: int = 0,
 ) -> None:
     """Join records whose signals are one ECG.
 
@@ -92,15 +90,17 @@ def join_same_signal(
         beats: (N, 32) of the same.
         recordings: (N,) windows of one recording have one number, and are not compared.
         read: record numbers, ascending -> (n, 12, 5000) int16.
+        first: records before this one are not compared with each other.
     """
     compared: set[tuple[int, ...]] = set()
     enough = (beats != NO_BEAT).sum(axis=1) >= LEAST_BEATS
     while True:
         firsts = groups.firsts()
         alone = np.flatnonzero(enough & (firsts == np.arange(len(firsts))))
-        if len(alone) < 2:
+        asked = alone >= first
+        if len(alone) < 2 or not asked.any():
             return
-        near = alone[_near(correlation[alone])]
+        near = alone[_near(correlation[alone], asked)]
         near = near[recordings[near[:, 0]] != recordings[near[:, 1]]]
         agree = _beats_agree(beats[near[:, 0]], beats[near[:, 1]])
         new = [pair for pair in map(tuple, near[agree].tolist()) if pair not in compared]
@@ -109,14 +109,14 @@ def join_same_signal(
             return
 
 
-def _near(correlation: NDArray[np.int8]) -> NDArray[np.int64]:
-    """(P, 2) rows that lie near each other, each pair once, ascending."""
+def _near(correlation: NDArray[np.int8], asked: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """(P, 2) rows that lie near each other, one of them asked for, each pair once, ascending."""
     from scipy.spatial import cKDTree  # a quarter of a second, and workers import this module
 
     farthest = _FARTHEST * CORRELATION_STEPS * np.sqrt(NUM_CORRELATIONS)
     points = _directions(correlation)
     tree = cKDTree(points)
-    order = tree.indices  # neighbours one behind another: their branches are in the cache
+    order = tree.indices[asked[tree.indices]]  # neighbours one behind another share the cache
     pairs: list[NDArray[np.int64]] = []
     for start in range(0, len(order), _QUERY_RECORDS):
         some = order[start : start + _QUERY_RECORDS]
@@ -210,93 +210,3 @@ def _join_confirmed(
 
 def _apart(groups: Groups, pair: tuple[int, ...]) -> bool:
     return groups.first(pair[0]) != groups.first(pair[1])
-
-
-def mark_duplicates(
-    table: pa.Table,
-    segments_of: dict[int, list[str]],
-    correlation: NDArray[np.int8],
-    beats: NDArray[np.uint16],
-    read: Read,
-) -> pa.Table:
-    """Fill the column `duplicate_of`, and add the flags "duplicate" and "segment".
-
-    A segment belongs to the record that was joined from it, whatever their order; of all others,
-    the first record of a group is the one that the later ones name.
-
-    Args:
-        table: N rows of units, `duplicate_of` empty.
-        segments_of: number of a joined record -> the record ids of its segments.
-        correlation: (N, 28) of `unpacked_fingerprints`.
-        beats: (N, 32) of the same.
-        read: record numbers, ascending -> (n, 12, 5000) int16.
-    """
-    groups = Groups(table.num_rows)
-    recordings = _recordings(table)
-    segments = _segments(segments_of, table, recordings)
-    codes = table["content"].combine_chunks().dictionary_encode().indices
-    join_same_content(groups, pc.fill_null(codes, -1).to_numpy().astype(np.int64))
-    join_same_signal(groups, correlation, beats, recordings, read)
-    for number in np.flatnonzero(segments).tolist():  # not before: copies of segments are compared
-        groups.join(int(recordings[number]), number)
-    named = _named(groups.firsts(), segments, recordings)
-    return _with_columns(table, named, segments)
-
-
-def _bases(table: pa.Table) -> list[str]:
-    """The pseudonym of each record's recording: windows are called ID@START."""
-    record_ids = table["record_id"].to_pylist()
-    starts = table["start_timestep"].to_pylist()
-    return [
-        record_id.removesuffix(f"@{start}") if start else record_id
-        for record_id, start in zip(record_ids, starts, strict=True)
-    ]
-
-
-def _recordings(table: pa.Table) -> NDArray[np.int64]:
-    """(N,) the number of the first window of each recording, which lie one behind another."""
-    firsts = np.flatnonzero(np.diff(table["position"].to_numpy(), prepend=-1))
-    return np.repeat(firsts, np.diff(firsts, append=table.num_rows))
-
-
-def _segments(
-    segments: dict[int, list[str]], table: pa.Table, recordings: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """(N,) which rows are segments; in `recordings` they get the number of the joined record."""
-    is_segment = np.zeros(table.num_rows, bool)
-    joined = {name: int(recordings[number]) for number, names in segments.items() for name in names}
-    for number, base in enumerate(_bases(table) if joined else []):
-        whole = joined.get(base, number)
-        if whole != number:
-            is_segment[number] = True
-            recordings[number] = whole
-    return is_segment
-
-
-def _named(
-    firsts: NDArray[np.int64], segments: NDArray[np.bool_], recordings: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """(N,) the record that each one is a duplicate of; itself where it is none."""
-    numbers = np.arange(len(firsts))
-    # The first record of each group that is no segment.
-    named = np.full(len(firsts), len(firsts))
-    np.minimum.at(named, firsts[~segments], numbers[~segments])
-    named = named[firsts]
-    # Another window of the same recording is no duplicate, though a copy may join the two.
-    own = ~segments & (recordings[named] == recordings)
-    return np.where(own, numbers, named)
-
-
-def _with_columns(
-    table: pa.Table, named: NDArray[np.int64], segments: NDArray[np.bool_]
-) -> pa.Table:
-    later = np.flatnonzero(named != np.arange(len(named)))
-    if later.size == 0:
-        return table
-    take = pa.array(named, mask=named == np.arange(len(named)))
-    table = set_column(table, "duplicate_of", table["record_id"].take(take))
-    flags = table["flags"].to_pylist()
-    for number in later.tolist():
-        flag = "segment" if segments[number] else "duplicate"
-        flags[number] = ";".join(sorted({*filter(None, flags[number].split(";")), flag}))
-    return set_column(table, "flags", pa.array(flags, pa.string()))

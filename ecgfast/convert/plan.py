@@ -16,13 +16,13 @@ from typing import Any, NamedTuple, get_args
 from ecgfast.errors import ConfigError, ResumeError
 from ecgfast.ingest import InputFile
 from ecgfast.store.durable import explained, write_durably
-from ecgfast.store.format import MANIFEST, SHARD_RECORDS, beside, num_shards
+from ecgfast.store.format import MANIFEST, SHARD_RECORDS, num_shards, work_beside
+from ecgfast.store.manifest import read_manifest
 from ecgfast.store.patients import Pseudonyms, read_key
 from ecgfast.store.quality import Limits, default_limits
 from ecgfast.vocabulary import Codec, PatientIds, Quality, Short, WindowChoice
 
 _PLAN, INPUTS, OFFSETS = "plan.json", "inputs.jsonl", "offsets"
-_WRITTEN_AT_ONCE = 1024  # lines
 _LAYOUT = 7  # version of the work folder's layout; other versions cannot be resumed
 _SAME_EVERYWHERE = ("ecgfast", "numpy", "scipy", "wfdb")  # packages that decide a store's bytes
 
@@ -102,7 +102,8 @@ class Plan:
         spec: all that decides the store's bytes, sources included.
         key_file: of the pseudonyms; empty for a store that is transcoded.
         num_inputs: how many inputs there are; records, for a store that is transcoded.
-        num_slots: rows that they fill.
+        num_slots: rows of the arrays when these inputs are in them.
+        first_slot: of the first input; those below hold earlier generations of the store.
         num_files: files below the sources when the list was made; 0 for a store.
         passed_over: of them, those that nothing reads, by kind.
         examples: kind -> some of their paths.
@@ -115,6 +116,7 @@ class Plan:
     key_file: str = ""
     num_inputs: int
     num_slots: int
+    first_slot: int = 0
     num_files: int = 0
     passed_over: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -122,9 +124,14 @@ class Plan:
     versions: dict[str, str] = field(default_factory=_versions)
 
     @property
-    def num_units(self) -> int:
-        """Shards that the slots are divided into."""
-        return num_shards(self.num_slots)
+    def units(self) -> range:
+        """Numbers of the shards that the inputs are divided into."""
+        return range(self.first_slot // SHARD_RECORDS, num_shards(self.num_slots))
+
+    @property
+    def appends(self) -> bool:
+        """Whether the inputs are added to a finished store."""
+        return "append" in self.spec
 
     @property
     def options(self) -> ConvertOptions:
@@ -160,7 +167,7 @@ class Plan:
         """
         slots, work = self.slots(unit), work_folder(self.out)
         with (work / OFFSETS).open("rb") as file:
-            file.seek(8 * unit)
+            file.seek(8 * (unit - self.units.start))
             offset = int.from_bytes(file.read(8), "little")
         with (work / INPUTS).open("rb") as file:
             file.seek(offset)
@@ -173,12 +180,26 @@ class Plan:
 
 def work_folder(out: Path) -> Path:
     """The plan and the units of an unfinished store: beside it, they hold readable paths."""
-    return beside(out, ".convert")
+    return work_beside(out)
+
+
+def is_sealed(out: Path) -> bool:
+    """Whether the folder holds a finished store, perhaps one that is to grow."""
+    return (out / MANIFEST).exists()
+
+
+def is_growing(out: Path) -> bool:
+    """Whether a plan adds to a finished store; one that was sealed already adds nothing."""
+    try:
+        planned = json.loads((work_folder(out) / _PLAN).read_bytes())["spec"]["append"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(is_sealed(out) and planned == read_manifest(out)["identity"])
 
 
 def is_finished(out: Path) -> bool:
-    """Whether the folder holds a sealed store."""
-    return (out / MANIFEST).exists()
+    """Whether nothing is left to do for a store."""
+    return is_sealed(out) and not is_growing(out)
 
 
 def is_planned(out: Path) -> bool:
@@ -239,8 +260,7 @@ def _plan_of(out: Path, held: tuple[int, ...]) -> Plan:
     if layout != _LAYOUT:
         raise ResumeError(
             f"{out} was begun by another version of ecgfast: {path} has layout {layout}, "
-            f"allowed {_LAYOUT}; finish it with that version, or remove {out} and {path.parent} to "
-            "begin again"
+            f"allowed {_LAYOUT}; finish it with that version, or {anew(out)}"
         )
     model = vars(Plan(out=out, spec={}, num_inputs=0, num_slots=0))
     for name in model.keys() - {"out"}:
@@ -251,11 +271,10 @@ def _plan_of(out: Path, held: tuple[int, ...]) -> Plan:
         if plan.versions.get(name) != here:
             raise ResumeError(
                 f"{out} was begun with {name} {plan.versions.get(name)}, here is {here}, and "
-                f"another version may give other bytes; install that one, or remove {out} and "
-                f"{path.parent} to begin again"
+                f"another version may give other bytes; install that one, or {anew(out)}"
             )
     if "sources" in plan.spec:  # a store that is transcoded has no list
-        for name, size in ((INPUTS, plan.num_bytes), (OFFSETS, 8 * plan.num_units)):
+        for name, size in ((INPUTS, plan.num_bytes), (OFFSETS, 8 * len(plan.units))):
             found = path.with_name(name).stat().st_size if path.with_name(name).is_file() else 0
             if found != size:
                 raise damaged(out, path.with_name(name), f"it has {found:,} bytes of {size:,}")
@@ -276,9 +295,14 @@ def _parsed(out: Path, path: Path) -> dict[str, Any]:
 
 def damaged(out: Path, path: Path, why: str) -> ResumeError:
     """The error for a file of the work folder that cannot be used."""
-    return ResumeError(
-        f"{path} is damaged: {why}; remove {out} and {work_folder(out)} to begin again"
-    )
+    return ResumeError(f"{path} is damaged: {why}; {anew(out)}")
+
+
+def anew(out: Path) -> str:
+    """What to remove to begin again: never a store that is finished."""
+    if is_sealed(out):
+        return f"remove {work_folder(out)} to begin again; {out} stays as it is"
+    return f"remove {out} and {work_folder(out)} to begin again"
 
 
 def _compare(out: Path, earlier: Spec, now: Spec) -> None:
@@ -286,7 +310,7 @@ def _compare(out: Path, earlier: Spec, now: Spec) -> None:
         if earlier.get(key) != now.get(key):
             raise ResumeError(
                 f"{out} was begun with {key} = {earlier.get(key)}, got {now.get(key)}; "
-                f"give the earlier value, or remove {out} and {work_folder(out)} to begin again"
+                f"give the earlier value, or {anew(out)}"
             )
 
 
@@ -298,8 +322,9 @@ def _source(text: str) -> Path:
 
 def _parsed_input(out: Path, line: bytes) -> PlannedInput:
     try:
-        record_id, path, source, row, position, first, num_slots = json.loads(line)
-        item = InputFile(record_id=record_id, path=Path(path), source=_source(source), row=row)
+        record_id, path, source, row, size, mtime, position, first, num_slots = json.loads(line)
+        at = {"path": Path(path), "source": _source(source), "row": row}
+        item = InputFile(record_id=record_id, num_bytes=size, mtime_ns=mtime, **at)
         return PlannedInput(item, position, range(first, first + num_slots))
     except (ValueError, TypeError, RecursionError) as error:
         raise damaged(out, work_folder(out) / INPUTS, str(error)) from error

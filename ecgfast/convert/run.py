@@ -3,12 +3,13 @@
 import shlex
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.compute as pc
 
 from ecgfast import log
+from ecgfast.convert.append import make_append_plan
+from ecgfast.convert.growth import seal_append
 from ecgfast.convert.plan import (
     ConvertOptions,
     Plan,
@@ -18,64 +19,17 @@ from ecgfast.convert.plan import (
 )
 from ecgfast.convert.seal import seal
 from ecgfast.convert.sources import make_plan
+from ecgfast.convert.summary import ConvertSummary, summary_of
 from ecgfast.convert.units import remove_temporaries, run_units
 from ecgfast.errors import ConfigError, EcgfastError
 from ecgfast.labels.assign import warn_of_unnamed
 from ecgfast.labels.commands import label_store
 from ecgfast.labels.table import check_labels
-from ecgfast.store.csv_files import passed_over_examples
 from ecgfast.store.durable import store_lock
-from ecgfast.store.format import MANIFEST, passed_over_beside, sources_beside
-from ecgfast.store.info import kinds_in_words
-from ecgfast.store.manifest import read_manifest
+from ecgfast.store.format import MANIFEST, sources_beside
 from ecgfast.store.quality import read_limits
 from ecgfast.store.reader import available_cores, open_store
 from ecgfast.vocabulary import Codec, OnBad, PatientIds, Quality, Short, WindowChoice
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvertSummary:
-    """What a convert did; inputs = converted + quarantined, and every other file has its kind.
-
-    Attributes:
-        store: the finished store.
-        num_inputs: files (or rows of batch files) found.
-        num_converted: inputs with at least one record in the store.
-        num_quarantined: inputs without; quarantine.csv says why for each.
-        num_records: records in the store, more than inputs with `--window all`.
-        num_duplicates: records that are another record's ECG once more; None for a transcoded
-            store that was made before they were counted.
-        failed: True when `--on-bad fail` was asked for and an input was quarantined (exit code 1).
-        num_files: files below the sources; None where the store does not know.
-        passed_over: of them, those that nothing read, by kind; the others belong to inputs.
-        examples: kind -> some of their readable paths, where the table beside the store has them.
-    """
-
-    store: Path
-    num_inputs: int
-    num_converted: int
-    num_quarantined: int
-    num_records: int
-    num_duplicates: int | None
-    failed: bool
-    num_files: int | None = None
-    passed_over: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        """The counts in a line or two, without a path of a source: it ends in logs of clusters."""
-        found = self.num_duplicates
-        duplicates = "" if found is None else f" ({found} of them duplicates)"
-        text = (
-            f"{log.counted(self.num_inputs, 'input')} = {self.num_converted:,} converted + "
-            f"{self.num_quarantined:,} quarantined; {log.counted(self.num_records, 'record')}"
-            f"{duplicates} in {self.store}"
-        )
-        if not self.passed_over:
-            return text
-        number = log.counted(sum(self.passed_over.values()), "file")
-        shown = f"; {passed_over_beside(self.store)} names some" if self.examples else ""
-        return f"{text}\n{number} passed over: {kinds_in_words(self.passed_over)}{shown}"
 
 
 def convert(
@@ -100,6 +54,8 @@ def convert(
     split_seed: int = 0,
     target: str | None = None,
     keep_ages_over_89: bool = False,
+    append: bool = False,
+    replace: bool = False,
 ) -> ConvertSummary:
     """Convert files or folders, or transcode one store; the same call resumes after any crash.
 
@@ -135,6 +91,8 @@ def convert(
         split_seed: another seed is another division into train, valid and test.
         target: what a case is, such as "ejection_fraction<40": splits get equal shares of cases.
         keep_ages_over_89: keep these ages; else they are all 90.
+        append: add the inputs that a finished store does not know yet, with its options.
+        replace: with `append`, take inputs again whose files have changed.
     Raises:
         ConfigError, FormatError: a wrong option or source.
         ResumeError: `out` was begun with other options or sources.
@@ -161,20 +119,33 @@ def convert(
     if labels is not None:  # a wrong table is refused now, not after hours of converting
         check_labels(Path(labels), columns)
     processes = _processes(workers)
+    num_before = 0
     with store_lock(out):
-        plan = make_plan(sources, out, options, key_file, listing, is_labelled=labels is not None)
+        if _grows(append, replace):
+            listed = (sources, out, options, key_file, listing)
+            plan = make_append_plan(*listed, replace_changed=replace)
+            num_before = len(open_store(out))
+        else:
+            is_labelled = labels is not None
+            plan = make_plan(sources, out, options, key_file, listing, is_labelled=is_labelled)
         if plan is not None:
             remove_temporaries(out)
-            run_units(plan, range(plan.num_units), processes, executor)
-            seal(plan)
+            run_units(plan, plan.units, processes, executor)
+            _seal(plan)
     if labels is not None:
         given = None if key_file is None else Path(key_file)
         _label(out, Path(labels), columns, target, given, keep_ages_over_89)
     else:
         _warn(out, options)
     if not any((Path(source) / MANIFEST).exists() for source in sources):
-        _refuse_duplicates(out)
-    return _summary(out, on_bad)
+        _refuse_duplicates(out, num_before)
+    return summary_of(out, on_bad)
+
+
+def _grows(append: bool, replace: bool) -> bool:
+    if replace and not append:
+        raise ConfigError("--replace goes with --append, got it alone; give both")
+    return append
 
 
 def plan_convert(
@@ -184,9 +155,14 @@ def plan_convert(
     *,
     key_file: str | Path | None = None,
     listing: str | Path | None = None,
+    append: bool = False,
+    replace: bool = False,
 ) -> Plan | None:
-    """List the inputs of a store, the first step of `convert`; None where it is finished."""
+    """List the inputs of a store, the first step of `convert`; None where nothing is to be done."""
     with store_lock(Path(out)):
+        if _grows(append, replace):
+            listed = (sources, Path(out), options, key_file, listing)
+            return make_append_plan(*listed, replace_changed=replace)
         return make_plan(sources, Path(out), options, key_file, listing, is_labelled=False)
 
 
@@ -214,7 +190,7 @@ def convert_units(
         log.info(f"{out} is finished already")
         return 0
     plan = read_plan(Path(out))
-    units = range(index, plan.num_units, count)
+    units = plan.units[index::count]
     run_units(plan, units, _processes(workers), executor)
     return len(units)
 
@@ -231,11 +207,19 @@ def seal_convert(out: str | Path, *, on_bad: OnBad = "quarantine") -> ConvertSum
             log.info(f"{out} is finished already")
         else:
             plan = read_plan(out)
-            seal(plan)
+            num_before = len(open_store(out)) if plan.appends else 0
+            _seal(plan)
             _warn(out, plan.options if "sources" in plan.spec else ConvertOptions())
             if "sources" in plan.spec:
-                _refuse_duplicates(out)
-    return _summary(out, on_bad)
+                _refuse_duplicates(out, num_before)
+    return summary_of(out, on_bad)
+
+
+def _seal(plan: Plan) -> None:
+    if plan.appends:
+        seal_append(plan)
+    else:
+        seal(plan)
 
 
 def _processes(workers: int | None) -> int:
@@ -253,26 +237,9 @@ def _warn(out: Path, options: ConvertOptions) -> None:
         log.warning(f"--columns: no recording has a field {name!r}")
 
 
-def _summary(out: Path, on_bad: OnBad) -> ConvertSummary:
-    manifest = read_manifest(out)
-    counts = manifest["counts"]
-    return ConvertSummary(
-        store=out,
-        num_inputs=counts["inputs"],
-        num_converted=counts["converted"],
-        num_quarantined=counts["quarantined"],
-        num_records=counts["records"],
-        num_duplicates=counts.get("duplicates"),
-        failed=on_bad == "fail" and counts["quarantined"] > 0,
-        num_files=manifest.get("source_files"),
-        passed_over=manifest.get("passed_over", {}),
-        examples=passed_over_examples(out),
-    )
-
-
-def _refuse_duplicates(out: Path) -> None:
-    """Under --strict, say that a new store has them; one that was transcoded had them before."""
-    records = open_store(out).records
+def _refuse_duplicates(out: Path, first: int) -> None:
+    """Under --strict, say that new records have them; those before `first` were there before."""
+    records = open_store(out).records.slice(first)
     if not log.is_strict() or "duplicate_of" not in records.column_names:
         return
     num_duplicates = records.num_rows - records["duplicate_of"].null_count

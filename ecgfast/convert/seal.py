@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ecgfast import log
-from ecgfast.convert.duplicates import mark_duplicates
+from ecgfast.convert.marks import mark_duplicates
 from ecgfast.convert.measures import FINGERPRINT_BYTES, unpacked_fingerprints
 from ecgfast.convert.plan import Plan, damaged, request_of, work_folder
 from ecgfast.convert.preprocess import MAX_INVALID_SHARE
@@ -25,6 +25,7 @@ from ecgfast.labels.columns import set_column
 from ecgfast.records import NUM_TIMESTEPS, SAMPLING_RATE_HZ
 from ecgfast.store.csv_files import write_passed_over, write_quarantine, write_sources
 from ecgfast.store.durable import write_durably
+from ecgfast.store.fingerprints import write_fingerprints
 from ecgfast.store.format import (
     QUARANTINE,
     RECORDS,
@@ -38,7 +39,8 @@ from ecgfast.store.manifest import Manifest, identity_of, write_manifest
 from ecgfast.store.patients import PSEUDONYM, Pseudonyms, retained, with_pseudonyms
 from ecgfast.store.quality import with_site_flags
 from ecgfast.store.reader import open_store
-from ecgfast.store.shards import Shards, ShardTable
+from ecgfast.store.shard_table import ShardTable
+from ecgfast.store.shards import Shards
 from ecgfast.store.table import (
     joined_kinds,
     read_rows,
@@ -67,6 +69,7 @@ _COPIED = (  # manifest entries of a store that is transcoded; earlier versions 
         "key_fingerprint",
     ),
     *("labels", "patients", "splits", "retained", "left_out", "source_files", "passed_over"),
+    "columns",
 )
 
 
@@ -80,19 +83,14 @@ def seal(plan: Plan) -> Manifest:
         FormatError: not one input could be converted.
         ResumeError: the units are not those of the plan.
     """
-    units = _finished_units(plan)
-    num_inputs = sum(each.num_inputs for each in units)
-    if num_inputs != plan.num_inputs:
-        path = work_folder(plan.out)
-        raise damaged(plan.out, path, f"it has {num_inputs:,} inputs of {plan.num_inputs:,}")
-    shards = ShardTable.of(
-        (number, each.num_records, each.files) for number, each in enumerate(units) if each.files
-    )
+    units = finished_units(plan)
+    shards = shards_of(plan, units)
     pseudonyms = plan.pseudonyms() if "sources" in plan.spec else None
+    found = Collected()
     if pseudonyms is None:
         content = _sealed_from_store(plan)
     else:
-        content = _sealed_from_files(plan, pseudonyms, units, shards)
+        content = _sealed_from_files(plan, pseudonyms, units, shards, found)
     from ecgfast.store.zarr_codec import write_metadata  # zarr takes half a second to import
 
     num_records = sum(each.num_records for each in units)
@@ -100,19 +98,42 @@ def seal(plan: Plan) -> Manifest:
     content |= {"codec": plan.spec["codec"], "request": request_of(plan.spec, pseudonyms)}
     content |= counts
     content["files"][SHARDS] = write_table(plan.out, [shards.table], shards.table.schema, SHARDS)
-    content["files"] |= write_metadata(plan.out, plan.spec["codec"], **counts)
+    content["files"] |= write_metadata(
+        plan.out, plan.spec["codec"], num_slots=plan.num_slots, num_records=num_records
+    )
     content["identity"] = identity_of(content, shards.files())
     remove_temporaries(plan.out)
+    if pseudonyms is not None:
+        slots, packed = np.concatenate(found.slots), found.fingerprints()
+        write_fingerprints(plan.out, content["identity"], slots, packed)
     manifest = write_manifest(plan.out, content)
     shutil.rmtree(work_folder(plan.out))
     return manifest
 
 
-def _finished_units(plan: Plan) -> list[UnitFacts]:
-    """What every unit says; each is opened by its name, because shares list new files late."""
+def shards_of(plan: Plan, units: list[UnitFacts]) -> ShardTable:
+    """The shards that the units of a plan have made.
+
+    Raises:
+        ResumeError: the units are not those of the plan.
+    """
+    num_inputs = sum(each.num_inputs for each in units)
+    if num_inputs != plan.num_inputs:
+        path = work_folder(plan.out)
+        raise damaged(plan.out, path, f"it has {num_inputs:,} inputs of {plan.num_inputs:,}")
+    made = [pair for pair in zip(plan.units, units, strict=True) if pair[1].files]
+    return ShardTable.of((unit, each.num_records, each.files) for unit, each in made)
+
+
+def finished_units(plan: Plan) -> list[UnitFacts]:
+    """What every unit says; each is opened by its name, because shares list new files late.
+
+    Raises:
+        EcgfastError: some are missing.
+    """
     until, waits = time.monotonic() + _PATIENCE_S, False
     found: dict[int, UnitFacts] = {}
-    missing = list(range(plan.num_units))
+    missing = list(plan.units)
     while True:
         for unit in missing:
             try:
@@ -121,17 +142,17 @@ def _finished_units(plan: Plan) -> list[UnitFacts]:
                 continue
         missing = [unit for unit in missing if unit not in found]
         if not missing:
-            return [found[unit] for unit in range(plan.num_units)]
+            return [found[unit] for unit in plan.units]
         if time.monotonic() >= until:
             shown = ", ".join(map(str, missing[:_SHOWN_UNITS]))
             more = " ..." if len(missing) > _SHOWN_UNITS else ""
             raise EcgfastError(
-                f"{len(missing):,} of {plan.num_units:,} units are missing: {shown}{more}; run "
+                f"{len(missing):,} of {len(plan.units):,} units are missing: {shown}{more}; run "
                 f"ecgfast convert --out {plan.out} --stage units, then --stage seal again"
             )
         if not waits:
             log.info(
-                f"waiting up to {_PATIENCE_S:.0f} s for {len(missing):,} of {plan.num_units:,} "
+                f"waiting up to {_PATIENCE_S:.0f} s for {len(missing):,} of {len(plan.units):,} "
                 "units: shares show late what other machines wrote"
             )
             waits = True
@@ -139,20 +160,24 @@ def _finished_units(plan: Plan) -> list[UnitFacts]:
 
 
 @dataclass
-class _Collected:
+class Collected:
     """What one pass over the rows of all units collects: about 100 bytes a record."""
 
     num_converted: int = 0  # inputs: one can give many windows
     patient_keys: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     slots: list[NDArray[np.int64]] = field(default_factory=list)
-    correlations: list[NDArray[np.int8]] = field(default_factory=list)
-    beats: list[NDArray[np.uint16]] = field(default_factory=list)
+    packed: list[bytes] = field(default_factory=list)  # fingerprints of each unit
     segments: dict[int, list[str]] = field(default_factory=dict)  # by the joined record's number
 
+    def fingerprints(self) -> NDArray[np.uint8]:
+        """(N, bytes) uint8 of all records."""
+        return np.frombuffer(b"".join(self.packed), np.uint8).reshape(-1, FINGERPRINT_BYTES)
+
     def rows(self, plan: Plan) -> Iterator[pa.Table]:
+        """Yield what the seal asks of the rows of each unit, and collect the rest."""
         last = -1
-        for unit in range(plan.num_units):
+        for unit in plan.units:
             table = read_rows(plan.unit_file(unit))
             if table["segments"].null_count < table.num_rows:
                 names = enumerate(table["segments"].to_pylist(), len(self.patient_keys))
@@ -165,32 +190,32 @@ class _Collected:
                 self.left_out.update(words.split(";") if words else ())
             self.slots.append(table["row"].to_numpy())
             packed = pc.fill_null(table["fingerprint"], _NO_FINGERPRINT).to_pylist()
-            correlations, beats = unpacked_fingerprints(packed)
-            self.correlations.append(correlations)
-            self.beats.append(beats)
+            self.packed.append(b"".join(packed))
             yield table.select([*_ASKED, *_DRAWN])
 
 
 def _sealed_from_files(
-    plan: Plan, pseudonyms: Pseudonyms, units: list[UnitFacts], shards: ShardTable
+    plan: Plan,
+    pseudonyms: Pseudonyms,
+    units: list[UnitFacts],
+    shards: ShardTable,
+    found: Collected,
 ) -> Manifest:
     """Write the tables of a store that was made from files; returns entries of its manifest."""
     out, options = plan.out, plan.options
-    quarantine = write_quarantine(out, _texts(plan, "quarantine"))
-    write_sources(sources_beside(out), _texts(plan, "sources"))
+    quarantine = write_quarantine(out, texts(plan, "quarantine"))
+    write_sources(sources_beside(out), texts(plan, "sources"))
     if not shards.table.num_rows:
         raise FormatError(
             f"none of {plan.num_inputs} inputs could be converted; {sources_beside(out)} says why "
             f"for each: correct them, then remove {out} and {work_folder(out)} to begin again"
         )
-    found = _Collected()
     records = pa.concat_tables(found.rows(plan))
     stored = Shards(out, np.concatenate(found.slots), shards)  # the store has no manifest yet
     records = mark_duplicates(
         records,
         found.segments,
-        np.concatenate(found.correlations),
-        np.concatenate(found.beats),
+        *unpacked_fingerprints(found.packed),
         lambda numbers: decode_chunks(options.codec, *stored.read(numbers)),
     )
     records = with_site_flags(records, options.limits)
@@ -205,10 +230,10 @@ def _sealed_from_files(
     records = with_pseudonyms(records, found.patient_keys, pseudonyms)
     kinds = joined_kinds(each.kinds for each in units)
     schema = records_schema(kinds, [PSEUDONYM] if pseudonyms.keep else [])
-    table = write_table(out, _whole_rows(plan, records, kinds), schema)
+    table = write_table(out, whole_rows(plan, records, kinds), schema)
     if plan.passed_over:
         write_passed_over(out, plan.examples)
-    _log_left_out(found.left_out)
+    log_left_out(found.left_out)
     return {
         "preprocessing": {
             "sampling_rate_hz": SAMPLING_RATE_HZ,
@@ -227,7 +252,7 @@ def _sealed_from_files(
             "records": records.num_rows,
             "duplicates": records.num_rows - records["duplicate_of"].null_count,
         },
-        "synthetic": _any_synthetic(records["flags"]),
+        "synthetic": any_synthetic(records["flags"]),
         "identifiers": "kept" if pseudonyms.keep else "pseudonyms",
         "key_fingerprint": pseudonyms.fingerprint,
         "patients": {"ids": pseudonyms.patient_ids, "one_ecg_each": options.one_ecg_per_patient},
@@ -240,22 +265,24 @@ def _sealed_from_files(
             ages_over_89=options.keep_ages_over_89,
         ),
         "left_out": dict(found.left_out),
+        **({"columns": list(options.columns)} if options.columns else {}),
         "source_files": plan.num_files,
         "passed_over": plan.passed_over,
         "files": {QUARANTINE: quarantine, RECORDS: table},
     }
 
 
-def _texts(plan: Plan, name: str) -> Iterator[str]:
-    for unit in range(plan.num_units):
+def texts(plan: Plan, name: str) -> Iterator[str]:
+    """What the units have to say in a table, by its name."""
+    for unit in plan.units:
         yield read_text(plan.unit_file(unit))[name]
 
 
-def _whole_rows(plan: Plan, drawn: pa.Table, kinds: Mapping[str, str]) -> Iterator[pa.Table]:
+def whole_rows(plan: Plan, drawn: pa.Table, kinds: Mapping[str, str]) -> Iterator[pa.Table]:
     """The rows of records.parquet, a unit at a time."""
     first = 0
     names = [*_DRAWN, *(name for name in drawn.column_names if name == PSEUDONYM)]
-    for unit in range(plan.num_units):
+    for unit in plan.units:
         rows = with_labels(read_rows(plan.unit_file(unit)), kinds)
         for name in names:
             rows = set_column(rows, name, drawn[name].slice(first, rows.num_rows))
@@ -263,7 +290,7 @@ def _whole_rows(plan: Plan, drawn: pa.Table, kinds: Mapping[str, str]) -> Iterat
         yield rows
 
 
-def _log_left_out(left_out: Mapping[str, int]) -> None:
+def log_left_out(left_out: Mapping[str, int]) -> None:
     """Count what stays out; the names of fields are not logged, they can name patients."""
     if left_out:
         kinds = ", ".join(f"{kind} of {left_out[kind]:,} records" for kind in sorted(left_out))
@@ -273,7 +300,8 @@ def _log_left_out(left_out: Mapping[str, int]) -> None:
         )
 
 
-def _any_synthetic(flags: pa.ChunkedArray) -> bool:
+def any_synthetic(flags: pa.ChunkedArray) -> bool:
+    """Whether a record has the flag "synthetic"."""
     return bool(pc.any(pc.match_substring_regex(flags, r"(^|;)synthetic(;|$)")).as_py())
 
 

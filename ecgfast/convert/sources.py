@@ -20,8 +20,9 @@ from ecgfast.convert.plan import (
     Plan,
     Spec,
     check_spec,
-    is_finished,
+    is_growing,
     is_planned,
+    is_sealed,
     read_plan,
     request_of,
     work_folder,
@@ -30,6 +31,7 @@ from ecgfast.convert.plan import (
 from ecgfast.convert.preprocess import num_windows
 from ecgfast.errors import ConfigError, EcgfastError, FormatError
 from ecgfast.ingest import InputFile, read_record
+from ecgfast.ingest.files import size_and_mtime
 from ecgfast.ingest.inventory import Inventory, collision, walk, walk_list
 from ecgfast.ingest.wfdb_header import read_header
 from ecgfast.labels.columns import check_names
@@ -85,19 +87,12 @@ def _plan_of_files(
 ) -> Plan | None:
     """Order matters: a wrong key or path leaves nothing behind."""
     known = read_key(key) if key.exists() else None
-    # Not Path.resolve, which raises RuntimeError for a link to itself.
-    spec: Spec = {"sources": [os.path.realpath(path) for path in paths], **asdict(options)}
-    spec |= {"columns": list(options.columns), "format_version": FORMAT_VERSION}
-    if not options.quality_limits:  # as a request was before there were any
-        del spec["quality_limits"]
-    if listing is not None:
-        spec["list"] = os.path.realpath(listing)
+    spec = spec_of(paths, options, listing)
     draft = None
-    if not is_finished(out) and not is_planned(out):
+    if not is_sealed(out) and not is_planned(out):
         _check_free(out)
         inventory = Inventory()
-        items = _listed(paths, Path(listing), inventory) if listing else walk(paths, inventory)
-        draft = _write_inputs(out, items, inventory, options)
+        draft = write_inputs(out, listed(paths, listing, inventory), inventory, options)
     if known is None and draft is not None:
         log.info(f"made the pseudonym key {key}: keep it, and keep it apart from the store")
         known = read_or_create_key(key)
@@ -105,7 +100,7 @@ def _plan_of_files(
     spec["key"] = pseudonyms.fingerprint
     if draft is not None:
         return write_plan(replace(draft, spec=spec, key_file=str(key.resolve())))
-    if not is_finished(out):
+    if not is_sealed(out):
         plan = read_plan(out)
         check_spec(plan, spec)
         return plan
@@ -119,7 +114,27 @@ def _plan_of_files(
     return None
 
 
-def _listed(paths: list[Path], listing: Path, inventory: Inventory) -> Iterator[InputFile]:
+def spec_of(paths: list[Path], options: ConvertOptions, listing: str | Path | None) -> Spec:
+    """What a plan of files has to be the same in, without its key."""
+    # Not Path.resolve, which raises RuntimeError for a link to itself.
+    spec: Spec = {"sources": [os.path.realpath(path) for path in paths], **asdict(options)}
+    spec |= {"columns": list(options.columns), "format_version": FORMAT_VERSION}
+    if not options.quality_limits:  # as a request was before there were any
+        del spec["quality_limits"]
+    return spec if listing is None else spec | {"list": os.path.realpath(listing)}
+
+
+def listed(
+    paths: list[Path], listing: str | Path | None, inventory: Inventory
+) -> Iterator[InputFile]:
+    """The inputs below the sources, or those of a list.
+
+    Raises:
+        ConfigError: the list is no file, or goes with more than one folder.
+    """
+    if listing is None:
+        return walk(paths, inventory)
+    listing = Path(listing)
     if len(paths) != 1 or not paths[0].is_dir():
         raise ConfigError("--list needs one SOURCE, the folder that its paths are relative to")
     if not listing.is_file():
@@ -136,7 +151,7 @@ def _plan_of_store(source: Path, out: Path, codec: Codec) -> Plan | None:
     """
     reader = open_store(source)
     spec = {"store": str(source.resolve()), "identity": reader.identity, "codec": codec}
-    if is_finished(out):
+    if is_sealed(out):
         _refuse_other(out, request_of(spec, None), "another finished store")
         return None
     if is_planned(out):
@@ -152,8 +167,8 @@ def _refuse_other(out: Path, request: str, other: str) -> None:
     """Refuse a finished store that does not answer the same request."""
     if read_manifest(out)["request"] != request:
         raise ConfigError(f"--out {out} holds {other}; choose another folder")
-    # Left by a process that died after writing the manifest.
-    shutil.rmtree(work_folder(out), ignore_errors=True)
+    if not is_growing(out):  # left by a process that died after writing the manifest
+        shutil.rmtree(work_folder(out), ignore_errors=True)
 
 
 def _warn_of_changes(out: Path, before: int, paths: list[Path]) -> None:
@@ -168,7 +183,7 @@ def _warn_of_changes(out: Path, before: int, paths: list[Path]) -> None:
     if now != before:
         log.warning(
             f"the sources hold {now:,} inputs, {out} was made from {before:,} and stays as it is; "
-            "give another --out to convert them all"
+            "--append adds those that are new"
         )
 
 
@@ -195,16 +210,21 @@ def _check_free(out: Path) -> None:
         )
 
 
-def _write_inputs(
-    out: Path, items: Iterable[InputFile], inventory: Inventory, options: ConvertOptions
+def write_inputs(
+    out: Path,
+    items: Iterable[InputFile],
+    inventory: Inventory,
+    options: ConvertOptions,
+    first_slot: int = 0,
 ) -> Plan:
-    """Write the list of a new store's inputs as they are found; an error leaves nothing behind.
+    """Write the list of inputs as they are found; an error leaves nothing behind.
 
     Args:
         out: folder of the store.
         items: in the order of the store.
         inventory: counts of files, complete when the last item was taken.
         options: whose windows each input has.
+        first_slot: of the first input.
     Returns:
         the plan that `write_plan` makes durable, without a spec.
     Raises:
@@ -214,7 +234,7 @@ def _write_inputs(
     was_there = work.exists()
     with explained(work):
         work.mkdir(parents=True, exist_ok=True)
-    lines = _Lines(options)
+    lines = _Lines(options, first_slot)
     file = DurableFile(work / INPUTS, mode=0o600)
     try:
         found = lines.of(items)
@@ -233,6 +253,7 @@ def _write_inputs(
         spec={},
         num_inputs=len(lines.hashes),
         num_slots=lines.num_slots,
+        first_slot=first_slot,
         num_files=inventory.num_files,
         passed_over=dict(inventory.passed_over),
         examples=inventory.examples,
@@ -243,9 +264,9 @@ def _write_inputs(
 class _Lines:
     """Inputs on their way to a file: nothing of them stays but 8 bytes each."""
 
-    def __init__(self, options: ConvertOptions) -> None:
-        self._options = options
-        self.num_slots = 0
+    def __init__(self, options: ConvertOptions, first_slot: int) -> None:
+        self._options, self._first_shard = options, num_shards(first_slot)
+        self.num_slots = first_slot
         self.hashes = array("Q")  # of the record ids
         self.offsets: list[int] = []  # of the line that fills the first slot of each unit
 
@@ -254,9 +275,9 @@ class _Lines:
         num_bytes = 0
         for item in items:
             slots = num_slots(item, self._options)
-            begun = num_shards(self.num_slots + slots) - len(self.offsets)
+            begun = num_shards(self.num_slots + slots) - self._first_shard - len(self.offsets)
             self.offsets += [num_bytes] * begun
-            place = [str(item.path), str(item.source), item.row]
+            place = [str(item.path), str(item.source), item.row, *size_and_mtime(item.path)]
             line = [item.record_id, *place, len(self.hashes), self.num_slots, slots]
             data = json.dumps(line).encode() + b"\n"
             self.num_slots += slots

@@ -196,6 +196,7 @@ def _encoded_block(
         source = (
             *(row["record_id"], printable(str(item.path)), record.provenance.get("recorded", "")),
             *(item.record_id, "" if patient.startswith(UNNAMED) else patient, ""),
+            *(str(item.num_bytes), str(item.mtime_ns)),
         )
         result.append(EncodedRecord(chunk=chunks[n], leads=leads_N4C[n], row=row, source=source))
     return result
@@ -306,7 +307,7 @@ def _refusal(item: InputFile, error: FormatError | ShapeError, pseudonyms: Pseud
         # The date of what is refused is not kept.
         source=(
             *(record_id, printable(str(item.path)), "", item.record_id, ""),
-            _one_line(str(error)),
+            *(_one_line(str(error)), str(item.num_bytes), str(item.mtime_ns)),
         ),
     )
 
@@ -314,6 +315,5 @@ def _refusal(item: InputFile, error: FormatError | ShapeError, pseudonyms: Pseud
 def _one_line(text: str) -> str:
     """An error as one short line, in characters that a UTF-8 file can hold."""
     line = " ".join(text[: 2 * _LONGEST_DETAIL].split())
-    if len(line) > _LONGEST_DETAIL:
-        line = f"{line[:_LONGEST_DETAIL]} ..."
+    line = line if len(line) <= _LONGEST_DETAIL else f"{line[:_LONGEST_DETAIL]} ..."
     return line.encode("utf-8", errors="backslashreplace").decode()

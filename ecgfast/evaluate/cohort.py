@@ -178,7 +178,7 @@ def describe(store: StoreReader, target: str | None = None) -> str:
     )
     lines = [
         f"store     {store.path}" + ("   SYNTHETIC" if info.synthetic else ""),
-        f"identity  {store.identity}",
+        f"identity  {store.identity}" + _generation(store),
         f"inputs    {info.num_inputs} = {info.num_converted} converted + "
         f"{info.num_quarantined} quarantined",
         *(f"          {count} refused: {reason}" for reason, count in info.reasons.items()),
@@ -201,6 +201,16 @@ def describe(store: StoreReader, target: str | None = None) -> str:
             f"{row.num_cases:>8}{row.num_controls:>10}{row.num_unlabelled:>12}{share:>12}"
         )
     return "\n".join(lines)
+
+
+def _generation(store: StoreReader) -> str:
+    """Which generation this is, of a store that has grown."""
+    if store.generation == 1 and store.is_newest:
+        return ""
+    first = store.history[0]["generation"] if store.history else store.generation
+    return f", generation {store.generation}" + (
+        f" ({store.path.name}@{first} is the oldest)" if first < store.generation else ""
+    )
 
 
 def _has_values(records: pa.Table, name: str) -> bool:

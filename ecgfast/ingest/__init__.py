@@ -62,12 +62,16 @@ class InputFile:
         path: of the file that names the record.
         source: folder or file, as the user gave it.
         row: position in a file of several records, None for files of one record.
+        num_bytes: of `size_and_mtime` when a plan listed it, 0 before.
+        mtime_ns: likewise.
     """
 
     record_id: str
     path: Path
     source: Path
     row: int | None = None
+    num_bytes: int = 0
+    mtime_ns: int = 0
 
 
 def own_suffixes() -> tuple[str, ...]:

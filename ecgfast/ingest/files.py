@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 from os import PathLike
+from pathlib import Path
 from typing import BinaryIO
 
 from ecgfast.errors import FormatError
@@ -22,6 +23,29 @@ _OF_ONE_FILE = {
     *(errno.EINVAL, errno.EILSEQ, errno.ENXIO, errno.ENODEV, errno.EOVERFLOW, errno.EFBIG),
     errno.EAGAIN,  # it is locked
 }
+
+
+_WITH_HEADER, _WITH_ARRAY = (".dat", ".mat"), (".json",)  # files beside one that belong to it
+
+
+def size_and_mtime(path: Path) -> tuple[int, int]:
+    """Bytes of a file and of what belongs to it by name, and when the last of them changed.
+
+    That is the signal file beside a WFDB header, and the sidecar beside any other file.
+
+    Returns:
+        bytes and nanoseconds since 1970; zeros where there is no such file.
+    """
+    stem, suffix = os.path.splitext(path)
+    others = _WITH_HEADER if suffix.lower() == ".hea" else _WITH_ARRAY
+    size, mtime = 0, 0
+    for name in [str(path), *(stem + other for other in others)]:
+        try:
+            found = os.stat(name)
+        except (OSError, ValueError):  # most have one of them
+            continue
+        size, mtime = size + found.st_size, max(mtime, found.st_mtime_ns)
+    return size, mtime
 
 
 def is_of_one_file(error: OSError) -> bool:

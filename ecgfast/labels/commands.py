@@ -28,7 +28,7 @@ from ecgfast.labels.join import (
     join_tables,
     read_tables,
 )
-from ecgfast.labels.matching import Identities, patient_ids, recording_of, store_pseudonyms
+from ecgfast.labels.matching import Identities, patient_ids, store_pseudonyms
 from ecgfast.labels.naming import Naming
 from ecgfast.labels.preview import (
     named_and_labelled,
@@ -44,7 +44,7 @@ from ecgfast.store.format import SHIFTED_DATE, refuse_to_replace, sources_beside
 from ecgfast.store.patients import patient_groups, retained, with_pseudonyms, with_shifted_dates
 from ecgfast.store.quality import with_site_flags
 from ecgfast.store.reader import open_store
-from ecgfast.store.table import replace_records
+from ecgfast.store.table import recording_of, replace_records
 from ecgfast.vocabulary import LabelPick, SplitMethod
 
 COLUMNS = ("record_id", "split", "fold")  # of an exported table

@@ -19,6 +19,7 @@ from ecgfast.store.csv_files import read_sources, replace_patients
 from ecgfast.store.format import key_beside, sources_beside
 from ecgfast.store.patients import UNNAMED, Pseudonyms, is_unnamed, key_of_unnamed, read_key
 from ecgfast.store.reader import StoreReader
+from ecgfast.store.table import recordings_of
 from ecgfast.vocabulary import PatientIds
 
 
@@ -34,19 +35,13 @@ def match_rows(records: pa.Table, labels: pa.Table, pseudonyms: Pseudonyms) -> l
     if "record_id" not in labels.column_names:
         lines = _lines_by_patient(records, labels, pseudonyms)
         return [lines.get(name, []) for name in records["patient_id"].to_pylist()]
-    starts = records["start_timestep"].to_pylist()
-    ours = list(map(recording_of, records["record_id"].to_pylist(), starts))
+    ours = recordings_of(records)
     known = set(ours)
     lines = defaultdict(list)
     for number, name in enumerate(labels["record_id"].to_pylist()):
         if name is not None:
             lines[stored_id(name, known, pseudonyms)].append(number)
     return [lines.get(name, []) for name in ours]
-
-
-def recording_of(record_id: str, start_timestep: int) -> str:
-    """The id of the recording that a window is of: windows are ID, ID@5000, ID@10000 ..."""
-    return record_id.rsplit("@", 1)[0] if start_timestep else record_id
 
 
 def _lines_by_patient(

@@ -6,10 +6,13 @@ records to their files, STORE.passed_over.csv lists examples of files that nothi
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
 
 from ecgfast.errors import CorruptStoreError
 from ecgfast.store.durable import write_durably
@@ -17,6 +20,7 @@ from ecgfast.store.format import (
     QUARANTINE,
     QUARANTINE_COLUMNS,
     SOURCES_COLUMNS,
+    changed_beside,
     passed_over_beside,
     sources_beside,
 )
@@ -66,9 +70,19 @@ def read_lines(lines: Iterable[str]) -> Iterator[dict[str, str]]:
         yield {name: plain_text(cell) for name, cell in line.items() if name is not None}
 
 
-def write_quarantine(store: Path, lines: Iterable[str]) -> dict[str, int | str]:
+def write_quarantine(
+    store: Path, lines: Iterable[str], name: str = QUARANTINE
+) -> dict[str, int | str]:
     """Write quarantine.csv from its lines; returns its manifest entry."""
-    return _write(store / QUARANTINE, QUARANTINE_COLUMNS, lines, mode=0o644)
+    return _write(store / name, QUARANTINE_COLUMNS, lines, mode=0o644)
+
+
+def refused_ids(quarantine: bytes) -> set[str]:
+    """The record_ids of a quarantine.csv."""
+    here, lines = pacsv.ReadOptions(use_threads=False), pacsv.ParseOptions(newlines_in_values=True)
+    text = pacsv.ConvertOptions(column_types={"record_id": pa.string()})
+    table = pacsv.read_csv(pa.BufferReader(quarantine), here, lines, text)
+    return {plain_text(each) for each in table["record_id"].to_pylist()}
 
 
 def write_sources(path: Path, lines: Iterable[str]) -> None:
@@ -110,6 +124,71 @@ def replace_patients(store: Path, patients: dict[str, str]) -> None:
         line["patient"] = patients.get(line["record_id"], line.get("patient") or "")
     rows = ([line.get(name) or "" for name in SOURCES_COLUMNS] for line in lines)
     write_sources(path, [csv_lines(rows)])
+
+
+def add_sources(store: Path, text: str) -> None:
+    """Add lines to STORE.sources.csv, unless it ends with them because a crash came behind that.
+
+    Lines of an earlier version get empty cells in the columns that it did not have.
+    """
+    path = sources_beside(store)
+    added, header = text.encode(), csv_lines([SOURCES_COLUMNS]).encode()
+    before = path.read_bytes() if path.exists() else header
+    if not before.startswith(header):
+        with _lines_of(path, "restore it from a copy, or convert again") as lines:
+            rows = [[line.get(name) or "" for name in SOURCES_COLUMNS] for line in lines]
+        before = header + csv_lines(rows).encode()
+    if not before.endswith(added):
+        write_durably(path, [before, added], mode=0o600)
+
+
+def remove_sources(store: Path, recordings: Set[str]) -> None:
+    """Remove the lines of some recordings, and of all their windows, from STORE.sources.csv."""
+    path = sources_beside(store)
+    if not path.exists():
+        return
+    with _lines_of(path, "restore it from a copy, or convert again") as read:
+        lines = list(read)
+    names = {line.get("record") for line in lines if line["record_id"] in recordings} - {"", None}
+    rows = (
+        [line.get(name) or "" for name in SOURCES_COLUMNS]
+        for line in lines
+        if line["record_id"] not in recordings and line.get("record") not in names
+    )
+    write_sources(path, [csv_lines(rows)])
+
+
+def listed_sizes(store: Path) -> dict[str, tuple[int, int]]:
+    """Bytes and modification time of each input's files when it was listed, by record_id.
+
+    Inputs of a table that an earlier version wrote are not in it.
+    """
+    path = sources_beside(store)
+    wanted = ["record_id", "bytes", "mtime_ns"]
+    try:
+        table = pacsv.read_csv(
+            path,
+            pacsv.ReadOptions(use_threads=False),
+            pacsv.ParseOptions(newlines_in_values=True),
+            pacsv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, "str")),
+        )
+    except (FileNotFoundError, KeyError):
+        return {}
+    except pa.ArrowException as error:
+        raise CorruptStoreError(
+            f"{path} is damaged: {error}; restore it from a copy, or convert again"
+        ) from error
+    sizes: dict[str, tuple[int, int]] = {}
+    for name, size, mtime in zip(*(table[name].to_pylist() for name in wanted), strict=True):
+        if size.isdecimal() and mtime.isdecimal():
+            sizes.setdefault(plain_text(name), (int(size), int(mtime)))
+    return sizes
+
+
+def write_changed(store: Path, changed: Mapping[str, str]) -> None:
+    """Write STORE.changed.csv, mode 0600: record_id and readable path of changed inputs."""
+    rows = csv_lines(changed.items())
+    _write(changed_beside(store), ("record_id", "source"), [rows], mode=0o600)
 
 
 def write_passed_over(store: Path, examples: Mapping[str, Sequence[str]]) -> None:

@@ -73,14 +73,20 @@ PENDING_TYPES = {
 SOURCES_COLUMNS = (  # beside the store
     *("record_id", "source", "recorded", "record", "patient"),
     "detail",  # why an input was refused, in words that can hold names
+    *(
+        "bytes",
+        "mtime_ns",
+    ),  # of its files when they were listed: `--append` finds those that changed
 )
 QUARANTINE_COLUMNS = ("record_id", "format", "reason")
 
 MANIFEST = "manifest.json"
 RECORDS = "records.parquet"
-NEXT_RECORDS = "records.parquet.next"  # while labels are joined; counts if the manifest says so
+NEXT = ".next"  # ends the name of a file that is to replace one; counts if the manifest says so
+NEXT_RECORDS = RECORDS + NEXT
 QUARANTINE = "quarantine.csv"
 SHARDS = "shards.parquet"
+ERASING = "erasing.json"  # while records are erased; nothing else may open the store then
 SIGNALS = "signals.zarr"
 
 
@@ -173,6 +179,26 @@ def passed_over_beside(store: Path) -> Path:
 def unmatched_beside(store: Path) -> Path:
     """The table of labels and records without a partner: beside the store, never in it."""
     return beside(store, ".unmatched.csv")
+
+
+def work_beside(store: Path) -> Path:
+    """The folder beside a store that a convert works in."""
+    return beside(store, ".convert")
+
+
+def changed_beside(store: Path) -> Path:
+    """The table of inputs whose files changed since they were converted: beside the store."""
+    return beside(store, ".changed.csv")
+
+
+def erased_beside(store: Path) -> Path:
+    """Keyed digests of recordings that were erased: `--append` does not take them again."""
+    return beside(store, ".erased")
+
+
+def fingerprints_beside(store: Path) -> Path:
+    """What `--append` compares new ECGs with; made again from the signals where it is missing."""
+    return beside(store, ".fingerprints")
 
 
 def with_crc32c(data: bytes) -> bytes:

@@ -16,6 +16,7 @@ from ecgfast.errors import CorruptStoreError, FormatError
 from ecgfast.store.durable import write_durably
 from ecgfast.store.format import (
     CODECS,
+    ERASING,
     FORMAT,
     FORMAT_VERSION,
     MANIFEST,
@@ -40,6 +41,11 @@ _COUNTS = {"inputs": int, "converted": int, "quarantined": int}
 _LATER: dict[str, tuple[type, ...]] = {  # of entries that stores of earlier versions lack
     **{"labels": (dict, type(None)), "source_files": (int,), "quality": (str,)},
     **dict.fromkeys(("passed_over", "left_out", "patients", "splits", "retained"), (dict,)),
+    **{"generation": (int,), "history": (list,), "columns": (list,)},
+}
+_GENERATION = {  # an entry of the history
+    **{"generation": int, "identity": str, "num_records": int, "num_slots": int},
+    **{"counts": dict, "quarantine": dict},
 }
 _NO_FILE = (errno.ENXIO, errno.ENODEV, errno.ELOOP)  # a socket, a device, a link to itself
 _LARGEST = 1 << 30  # bytes; 3 million shards of format 1 have as many
@@ -59,14 +65,22 @@ def write_manifest(store: Path, content: Manifest) -> Manifest:
     return sealed
 
 
-def read_manifest(store: Path) -> Manifest:
+def read_manifest(store: Path, *, erasing: bool = False) -> Manifest:
     """Read and check the manifest of a finished store.
 
+    Args:
+        store: its folder.
+        erasing: also while records are erased from it.
     Raises:
         FormatError: no store, or one of another version.
         CorruptStoreError: the store is unfinished or the manifest is damaged.
     """
     path = store / MANIFEST
+    if not erasing and (store / ERASING).exists():
+        raise CorruptStoreError(
+            f"{store}: records are being erased; wait for ecgfast erase, or if it was interrupted "
+            f"run ecgfast erase {store} again, which finishes it"
+        )
     if not path.exists():
         if (store / SIGNALS).exists():
             raise CorruptStoreError(
@@ -110,6 +124,9 @@ def _problem(manifest: Manifest) -> str | None:
     for key in ("passed_over", "left_out"):
         if any(type(count) is not int for count in manifest.get(key, {}).values()):
             return f"{key!r} must hold counts, got {manifest[key]!r:.60}"
+    for each in manifest.get("history", []):
+        if not isinstance(each, dict) or {k: type(v) for k, v in each.items()} != _GENERATION:
+            return f"'history' must hold generations, got {each!r:.60}"
     if manifest["codec"] not in CODECS or manifest["num_records"] < 1:
         return f"codec {manifest['codec']!r:.40} with {manifest['num_records']} records"
     files = manifest["files"]
@@ -175,25 +192,26 @@ def open_regular(path: Path) -> int:
     return fd
 
 
-def read_file(path: Path, num_bytes: int, *, exactly: bool = True) -> bytes:
+def read_file(path: Path, num_bytes: int, *, exactly: bool = True, or_more: bool = False) -> bytes:
     """Read a whole file; its size is compared first, as it need not fit into the memory.
 
     Args:
         path: of the file.
         num_bytes: that it must have.
-        exactly: it may also have fewer.
+        exactly: False: it may also have fewer.
+        or_more: it may have more, which are not read.
     Raises:
         CorruptStoreError: it is no regular file, or has another size.
     """
     with open(open_regular(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if size > num_bytes or (exactly and size < num_bytes):
+        if (size > num_bytes and not or_more) or (exactly and size < num_bytes):
             allowed = f"{num_bytes:,}" if exactly else f"at most {num_bytes:,}"
             raise CorruptStoreError(
                 f"{path} has {size:,} bytes, expected {allowed}; the store is damaged, restore it "
                 "from a copy or convert again"
             )
-        return file.read()
+        return file.read(num_bytes)
 
 
 def _no_file(path: Path) -> CorruptStoreError:

@@ -88,6 +88,10 @@ class Pseudonyms:
         """The whole HMAC-SHA256 of a text in one domain, whether ids are kept or not."""
         return hmac.digest(self.key, f"{kind}\0{text}".encode(), hashlib.sha256)
 
+    def erased(self, record_id: str) -> str:
+        """By which a recording is known that was erased: of the id that the store had."""
+        return self.digest("erased", record_id).hex()[:32]
+
     @property
     def fingerprint(self) -> str:
         """Differs from key to key and does not reveal them."""

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from ecgfast.errors import CorruptStoreError
 from ecgfast.records import NUM_LEADS, NUM_TIMESTEPS
 from ecgfast.store.format import (
-    NEXT_RECORDS,
+    NEXT,
     QUARANTINE,
     RECORDS,
     SHARD_RECORDS,
@@ -27,8 +27,10 @@ from ecgfast.store.format import (
     shard_name,
     with_crc32c,
 )
+from ecgfast.store.generations import as_of, generation_of, history_of, split_generation
 from ecgfast.store.manifest import Manifest, read_file, read_manifest
-from ecgfast.store.shards import Shards, ShardTable, read_shards
+from ecgfast.store.shard_table import ShardTable, read_shards
+from ecgfast.store.shards import Shards
 from ecgfast.store.table import read_records
 from ecgfast.vocabulary import Codec
 
@@ -41,12 +43,13 @@ def open_store(path: str | Path) -> "StoreReader":
     """Open a finished store.
 
     Args:
-        path: folder of the store.
+        path: folder of the store; STORE@3 opens it as it was in generation 3.
     Raises:
         FormatError: no store, or one of another version.
         CorruptStoreError: the store is unfinished, or its manifest is damaged.
+        ConfigError: it does not have that generation.
     """
-    return StoreReader(Path(path))
+    return StoreReader(*split_generation(Path(path)))
 
 
 class StoreReader:
@@ -54,8 +57,11 @@ class StoreReader:
 
     Attributes:
         path: folder of the store.
-        manifest: content of manifest.json, checked.
+        manifest: content of manifest.json, checked, as it was in this generation.
         identity: digest of the signals and of how they were made; labels do not change it.
+        generation: 1 for the first convert; each that appends makes another one.
+        history: entries of the generations before, oldest first.
+        is_newest: whether no generation comes after it.
         num_slots: rows of the arrays in signals.zarr; those that hold no record are holes.
         codec: "ecgpack", "zstd" or "none".
         num_leads: 12.
@@ -65,16 +71,28 @@ class StoreReader:
     num_leads = NUM_LEADS
     num_timesteps = NUM_TIMESTEPS
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, generation: int | None = None, *, erasing: bool = False) -> None:
         self.path = path
-        self.manifest: Manifest = read_manifest(path)
+        newest = read_manifest(path, erasing=erasing)
+        self.manifest: Manifest = as_of(newest, generation, path)
+        self.generation = generation_of(self.manifest)
+        self.history = history_of(self.manifest)
+        self.is_newest = self.generation == generation_of(newest)
+        self._num_written: int = newest["num_records"]  # rows of records.parquet
         self.identity: str = self.manifest["identity"]
         self.codec: Codec = self.manifest["codec"]
         self._num_records: int = self.manifest["num_records"]
         self.num_slots: int = self.manifest.get("num_slots") or self._num_records
 
+    def at(self, identity: str) -> "StoreReader":
+        """The generation of an identity; this one where the store does not have it (any more)."""
+        for entry in self.history:
+            if entry["identity"] == identity:
+                return StoreReader(self.path, entry["generation"])
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return StoreReader, (self.path,)
+        return StoreReader, (self.path, self.generation)
 
     def __len__(self) -> int:
         return self._num_records
@@ -111,7 +129,9 @@ class StoreReader:
         """Sizes and digests of the files of every shard."""
         if self.manifest["version"] == 1:
             return ShardTable.of_format_1(self.manifest)
-        return read_shards(self._sealed(SHARDS, SHARDS), len(self), f"{self.path}: {SHARDS}")
+        where = f"{self.path}: {SHARDS}"
+        table = read_shards(self._sealed(SHARDS), self._num_written, where)
+        return table.up_to(self.num_slots)
 
     @cached_property
     def _shards(self) -> Shards:
@@ -120,8 +140,8 @@ class StoreReader:
     @cached_property
     def records(self) -> pa.Table:
         """records.parquet: one row per record, in the order of the signals."""
-        data = read_file(self.path / self.records_name, self._entry(RECORDS)["bytes"])
-        return read_records(data, len(self), f"{self.path}: {RECORDS}")
+        table = read_records(self._sealed(RECORDS), self._num_written, f"{self.path}: {RECORDS}")
+        return table.slice(0, len(self))
 
     @cached_property
     def scale_uv(self) -> NDArray[np.float32]:
@@ -247,36 +267,29 @@ class StoreReader:
         return leads
 
     @property
-    def records_name(self) -> str:
-        """The file that has the digest of records.parquet: that one, or the next, not yet renamed.
-
-        Raises:
-            CorruptStoreError: neither has it.
-        """
-        for name in (RECORDS, NEXT_RECORDS):
-            with suppress(CorruptStoreError):
-                self._sealed(name, RECORDS)
-                return name
-        raise CorruptStoreError(
-            f"{self.path}: {RECORDS} is missing or damaged; restore it from a copy or convert again"
-        )
-
-    @property
     def quarantine(self) -> bytes:
         """quarantine.csv, as it was written.
 
         Raises:
             CorruptStoreError: it is missing or damaged.
         """
-        return self._sealed(QUARANTINE, QUARANTINE)
+        return self._sealed(QUARANTINE)
 
-    def _sealed(self, name: str, entry: str) -> bytes:
-        """Read a file that must have the digest of `entry` in the manifest."""
-        expected = self._entry(entry)
-        data = read_file(self.path / name, expected["bytes"])
-        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
-            raise CorruptStoreError(f"{self.path}: {name} is damaged: its digest is wrong")
-        return data
+    def _sealed(self, name: str) -> bytes:
+        """Read a file that has its digest in the manifest: it, or the next, not yet renamed.
+
+        The quarantine.csv of an earlier generation is the first part of today's.
+        """
+        entry, grows = self._entry(name), name == QUARANTINE and not self.is_newest
+        for path in (self.path / name, self.path / f"{name}{NEXT}"):
+            with suppress(CorruptStoreError):
+                data = read_file(path, entry["bytes"], or_more=grows)
+                if hashlib.sha256(data).hexdigest() == entry["sha256"]:
+                    return data
+        raise CorruptStoreError(
+            f"{self.path}: {name} is missing or damaged: its digest is wrong; restore it from a "
+            "copy or convert again"
+        )
 
     def _entry(self, name: str) -> dict[str, Any]:
         entry: dict[str, Any] = self.manifest["files"][name]

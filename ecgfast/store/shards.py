@@ -1,35 +1,21 @@
-"""Shards: their table, their indexes, and reading many chunks with few calls."""
+"""Shards: their indexes, and reading many chunks with few calls."""
 
 import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from ecgfast.errors import CorruptStoreError
-from ecgfast.store.format import (
-    LEAD_ARRAYS,
-    SHARD_RECORDS,
-    num_shards,
-    shard_files,
-    shard_name,
-    with_crc32c,
-)
-from ecgfast.store.manifest import Manifest, open_regular
-from ecgfast.store.table import read_parquet
-
-_ENTRY = {"bytes": pa.int64(), "sha256": pa.string()}
-_ARRAYS = ("signal", *LEAD_ARRAYS)
-_FILES = {f"{array}_{key}": kind for array in _ARRAYS for key, kind in _ENTRY.items()}
-_SCHEMA = pa.schema({"shard": pa.int64(), "records": pa.int64(), **_FILES})
+from ecgfast.store.format import SHARD_RECORDS, shard_name, with_crc32c
+from ecgfast.store.manifest import open_regular
+from ecgfast.store.shard_table import ShardTable
 
 # Shard index: (offset u64, bytes u64) per chunk, then crc32c, at the end of the shard file.
 NOT_WRITTEN = np.uint64(2**64 - 1)
@@ -40,72 +26,6 @@ _GAP_BYTES = 4096
 _ALIGNMENT = 16  # of each range in the buffer, for vector loads
 _OPEN_FILES = 256
 _HASHING_THREADS = 4  # 1.5 GB/s each with SHA instructions, as fast as most disks
-
-
-Entry = Mapping[str, int | str]  # of a file: {"bytes", "sha256"}
-
-
-class ShardTable:
-    """Sizes and digests of the files of every shard that holds records, in ascending order.
-
-    Args:
-        table: as shards.parquet has it.
-    """
-
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table
-        self._row_of = {shard: row for row, shard in enumerate(table["shard"].to_pylist())}
-
-    @classmethod
-    def of(cls, shards: Iterable[tuple[int, int, Mapping[str, Entry]]]) -> "ShardTable":
-        """The table of shards given as number, records, path -> entry of each file."""
-        rows = []
-        for shard, records, files in shards:
-            row: dict[str, int | str] = {"shard": shard, "records": records}
-            for array, name in shard_files(shard).items():
-                row |= {f"{array}_{key}": value for key, value in files[name].items()}
-            rows.append(row)
-        return cls(pa.Table.from_pylist(rows, _SCHEMA))
-
-    @classmethod
-    def of_format_1(cls, manifest: Manifest) -> "ShardTable":
-        """The table of a store whose manifest lists the files itself, and which has no holes."""
-        total = manifest["num_records"]
-        return cls.of(
-            (shard, min(SHARD_RECORDS, total - shard * SHARD_RECORDS), manifest["files"])
-            for shard in range(num_shards(total))
-        )
-
-    def entry(self, shard: int, array: str = "signal") -> dict[str, Any]:
-        """{"bytes", "sha256"} of a shard's file of one array."""
-        row = self._row_of[shard]
-        return {key: self.table[f"{array}_{key}"][row].as_py() for key in _ENTRY}
-
-    def files(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Name and entry of every file."""
-        for shard in self._row_of:
-            for array, name in shard_files(shard).items():
-                yield name, self.entry(shard, array)
-
-    def holds(self, slots: NDArray[np.int64], num_slots: int) -> bool:
-        """Whether the rows of all records, (N,) int64, are as many in each shard, and ascend."""
-        if (np.diff(slots, prepend=-1) <= 0).any() or slots.max(initial=0) >= num_slots:
-            return False
-        shards, records = np.unique(slots // SHARD_RECORDS, return_counts=True)
-        ours = (self.table[name].to_pylist() for name in ("shard", "records"))
-        return [shards.tolist(), records.tolist()] == list(ours)
-
-
-def read_shards(data: bytes, num_records: int, where: str) -> ShardTable:
-    """Read shards.parquet of a store with so many records; `where` is named in errors.
-
-    Raises:
-        CorruptStoreError: it is no such table.
-    """
-    table = read_parquet(data, _SCHEMA, where, at_most=num_records)
-    if any(column.null_count for column in table.columns):
-        raise CorruptStoreError(f"{where} has an empty cell")
-    return ShardTable(table)
 
 
 def pack_shard_index(rows: Sequence[int], lengths: Sequence[int]) -> bytes:

@@ -1,7 +1,6 @@
 """records.parquet: its rows during a conversion, then written, read and replaced as one table."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from io import RawIOBase
 from itertools import chain
@@ -11,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ecgfast.errors import CorruptStoreError, ShapeError
-from ecgfast.store.durable import DurableFile, explained, sync_folder
+from ecgfast.errors import ConfigError, CorruptStoreError, ShapeError
+from ecgfast.store.durable import DurableFile
 from ecgfast.store.format import (
     NEXT_RECORDS,
     PENDING_TYPES,
     RECORDS,
     ROW_TYPES,
 )
-from ecgfast.store.manifest import write_manifest
+from ecgfast.store.generations import commit, settle
+from ecgfast.store.patients import PSEUDONYM
 
 if TYPE_CHECKING:
     from ecgfast.store.reader import StoreReader
@@ -97,6 +97,28 @@ def joined_kinds(parts: Iterable[Mapping[str, str]]) -> dict[str, str]:
         for name, kind in part.items():
             kinds[name] = kind if kinds.get(name, kind) == kind else "text"
     return kinds
+
+
+def recording_of(record_id: str, start_timestep: int) -> str:
+    """The id of the recording that a window is of: windows are ID, ID@5000, ID@10000 ..."""
+    return record_id.rsplit("@", 1)[0] if start_timestep else record_id
+
+
+def recordings_of(records: pa.Table) -> list[str]:
+    """(N,) the id of each record's recording."""
+    columns = (records[name].to_pylist() for name in ("record_id", "start_timestep"))
+    return list(map(recording_of, *columns))
+
+
+def kinds_of(schema: pa.Schema) -> dict[str, str]:
+    """Columns of records.parquet that can be labels: name -> "number", "bool" or "text"."""
+    kinds = {column: kind for kind, column in _TYPES.items()}
+    own = {*SCHEMA.names, PSEUDONYM}
+    return {
+        each.name: kinds[each.type]
+        for each in schema
+        if each.name not in own and each.type in kinds
+    }
 
 
 def records_schema(kinds: Mapping[str, str], more: Sequence[str] = ()) -> pa.Schema:
@@ -229,17 +251,12 @@ def replace_records(reader: "StoreReader", records: pa.Table, changed: dict[str,
         records: one row per record, in the same order.
         changed: entries of the manifest that change with it, such as what was joined.
     """
+    if not reader.is_newest:
+        raise ConfigError(f"{reader.path} is changed as a whole; give it without @")
     if records.num_rows != len(reader):
         raise ShapeError(f"records must have {len(reader)} rows, got {records.num_rows}")
     store = reader.path
+    settle(store)  # a crash after an earlier seal may have left the table that counts under NEXT
     content = {key: value for key, value in reader.manifest.items() if key != "digest"}
-    # A crash after an earlier seal may have left the table that counts under its second name.
-    if (store / NEXT_RECORDS).exists() and reader.records_name == NEXT_RECORDS:
-        os.replace(store / NEXT_RECORDS, store / RECORDS)
-    files = content["files"] | {
-        RECORDS: write_table(store, [records], records.schema, NEXT_RECORDS)
-    }
-    write_manifest(store, content | changed | {"files": files})
-    with explained(store):
-        os.replace(store / NEXT_RECORDS, store / RECORDS)
-        sync_folder(store)
+    entry = write_table(store, [records], records.schema, NEXT_RECORDS)
+    commit(store, content | changed | {"files": content["files"] | {RECORDS: entry}}, [RECORDS])

@@ -1,27 +1,33 @@
 """Every checksum, count and invariant of a store: `ecgfast verify`."""
 
 import hashlib
+import re
 from collections.abc import Callable, Collection, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
 from ecgfast.errors import CorruptStoreError
 from ecgfast.store.format import (
+    ERASING,
     MANIFEST,
-    NEXT_RECORDS,
+    NEXT,
     RECORDS,
     SHARD_RECORDS,
+    SIGNALS,
+    num_shards,
     shard_name,
+    work_beside,
 )
+from ecgfast.store.generations import counts_as_next
 from ecgfast.store.reader import StoreReader, open_store
 
 Progress = Callable[[int, int], None]
 
 _BATCH_RECORDS = 64
-# What a killed label leaves, and the next one removes.
-_LEFT = {f".{name}.tmp" for name in (MANIFEST, NEXT_RECORDS)}
+# Files of shards, finished or not.
+_ADDED = re.compile(rf"{re.escape(SIGNALS)}/\w+/\.?c\.(\d+)\.0(?:\.0)?(?:\.\w+\.tmp)?")
 _SPLITS = {"train", "valid", "test", None}
 
 
@@ -61,8 +67,8 @@ def _digests(
     total, done = sum(entry["bytes"] for entry in files.values()), 0
     for name, entry in sorted(files.items()):
         path = reader.path / name
-        if name == RECORDS and (reader.path / NEXT_RECORDS).exists():
-            continue  # labels were joined up to the last step; _table reads the one that counts
+        if counts_as_next(reader.path, name, entry):
+            continue  # it was killed in the last step: what comes next gives the file its name
         if not path.is_file():
             yield f"{name} is missing"
         elif path.stat().st_size != entry["bytes"]:
@@ -75,11 +81,21 @@ def _digests(
 
 
 def _foreign_files(reader: StoreReader, files: Collection[str]) -> Iterator[str]:
-    expected = {*files, MANIFEST, NEXT_RECORDS, *_LEFT}
+    tables = reader.manifest["files"]
+    expected = {*files, MANIFEST, f".{MANIFEST}.tmp", f".{ERASING}.tmp"}
+    # What a killed label or append leaves, and the next one removes.
+    expected |= {f"{name}{NEXT}" for name in tables} | {
+        str(PurePath(name).with_name(f".{PurePath(name).name}{NEXT}.tmp")) for name in tables
+    }
+    grows = work_beside(reader.path).exists()
     for path in sorted(reader.path.rglob("*")):
         name = path.relative_to(reader.path).as_posix()
-        if not path.is_dir() and name not in expected:
-            yield f"{name} does not belong to the store"
+        if path.is_dir() or name in expected:
+            continue
+        shard = _ADDED.fullmatch(name)
+        if grows and shard and int(shard[1]) >= num_shards(reader.num_slots):
+            continue
+        yield f"{name} does not belong to the store"
 
 
 def _records(reader: StoreReader, shard: int, inside: range) -> Iterator[str]:

@@ -84,12 +84,18 @@ register_codec(ECGPACK, EcgpackCodec)
 
 
 def write_metadata(
-    store: Path, codec: Codec, *, num_slots: int, num_records: int
+    store: Path, codec: Codec, *, num_slots: int, num_records: int, suffix: str = ""
 ) -> dict[str, dict[str, Any]]:
     """Write every zarr.json, atomically and synced.
 
     zarr-python writes into memory, because on disk it neither syncs nor replaces atomically.
 
+    Args:
+        store: its folder.
+        codec: of the chunks.
+        num_slots: rows of the arrays.
+        num_records: of them, records.
+        suffix: behind the names of the files, `NEXT` where they are to replace others.
     Returns:
         their manifest entries.
     """
@@ -131,7 +137,7 @@ def write_metadata(
             dimension_names=("record", "lead"),
         )
     return {
-        f"{SIGNALS}/{name}": write_durably(store / SIGNALS / name, [data.to_bytes()])
+        f"{SIGNALS}/{name}": write_durably(store / SIGNALS / f"{name}{suffix}", [data.to_bytes()])
         for name, data in sorted(content.items())
     }
 

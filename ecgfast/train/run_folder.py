@@ -86,10 +86,33 @@ def session(
     with join(device, mesh=config.train.mesh) as ranks, StopSignals(ranks) as stop:
         opened = open_matching_store(Path(store), config)
         with enter(run, ranks, resume=resume) as checkpoint:
+            if checkpoint is not None:
+                opened = as_of(opened, checkpoint)
             yield Session(
                 config=config, store=opened, run=run, ranks=ranks, stop=stop, checkpoint=checkpoint
             )
     stop.end_process()
+
+
+def as_of(store: StoreReader, checkpoint: Checkpoint) -> StoreReader:
+    """The store as it was when a run began: what was appended since is not in it.
+
+    Raises:
+        ResumeError: records of then were erased or replaced.
+    """
+    found = store.at(checkpoint.facts["identity"]["store"])
+    if found.identity != checkpoint.facts["identity"]["store"] and store.generation > 1:
+        raise ResumeError(
+            f"checkpoint {checkpoint.path} is of no generation of {store.path} that is left: it "
+            "was trained on records that were erased or replaced since, or on another store; "
+            "train a new run"
+        )
+    if found.generation != store.generation:
+        log.info(
+            f"{store.path}: resuming on generation {found.generation}, {len(found):,} records; "
+            f"{len(store) - len(found):,} that were appended since are left out"
+        )
+    return found
 
 
 def asked_to_resume(resume: bool) -> bool:

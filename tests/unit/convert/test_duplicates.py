@@ -181,7 +181,7 @@ def test_each_record_is_compared_with_the_eight_nearest() -> None:
     correlation = np.zeros((10, 28), np.int8)
     correlation[:, 5] = 3 * np.arange(10)
     expected = {(one, other) for one in range(10) for other in range(one + 1, 10)} - {(0, 9)}
-    assert set(map(tuple, _near(correlation).tolist())) == expected
+    assert set(map(tuple, _near(correlation, np.ones(len(correlation), bool)).tolist())) == expected
 
 
 def test_near_is_a_tenth_of_all_correlations() -> None:
@@ -190,12 +190,12 @@ def test_near_is_a_tenth_of_all_correlations() -> None:
     correlation = rng.integers(-60, 60, (80, 28)).astype(np.int8)
     for n, apart in enumerate((12, 13, 8, -8)):
         correlation[40 + n] = correlation[n] + np.int8(apart) * rng.choice([-1, 1], 28)
-    assert [3, 43] in _near(correlation).tolist()
+    assert [3, 43] in _near(correlation, np.ones(len(correlation), bool)).tolist()
     apart = correlation[:, None].astype(float) - correlation[None]
     near = np.argwhere(np.sqrt((apart**2).mean(axis=2)) <= 12.7)
     expected = near[near[:, 0] < near[:, 1]]
     assert expected.tolist() == [[0, 40], [2, 42], [3, 43]]
-    np.testing.assert_array_equal(_near(correlation), expected)
+    np.testing.assert_array_equal(_near(correlation, np.ones(len(correlation), bool)), expected)
 
 
 def test_directions_are_principal_components() -> None:

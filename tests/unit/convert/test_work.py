@@ -165,7 +165,7 @@ def test_a_recording_of_other_length_than_planned_is_refused_in_its_first_slot(
     ((refusal,),) = encode_inputs(inputs, range(4), options, Pseudonyms(bytes(32)))
     assert isinstance(refusal, Refusal)
     assert refusal.row[2] == "it has not as many windows as were planned"
-    assert "it has 3 windows, 4 when the inputs were listed" in refusal.source[-1]
+    assert "it has 3 windows, 4 when the inputs were listed" in refusal.source[5]
     assert [*encode_inputs(inputs, range(1, 4), options, Pseudonyms(bytes(32)))] == [[]]
 
 
@@ -203,7 +203,7 @@ def test_a_finished_convert_leaves_a_store_its_key_and_its_sources(
     (tmp_path / "out").mkdir()
     calls = recorded_calls(tmp_path / "out", monkeypatch)
     convert_quietly([tmp_path / "in"], tmp_path / "out/store")
-    names = ["store", "store.key", "store.sources.csv"]
+    names = ["store", "store.fingerprints", "store.key", "store.sources.csv"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     renamed = [call.split(" to ")[1] for call in calls if call.startswith("rename")]
     assert renamed[-1] == "store/manifest.json"
