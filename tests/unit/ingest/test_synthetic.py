@@ -257,6 +257,16 @@ def test_lead_statistics_do_not_give_the_answer_away(cohort: Cohort, normalised:
     assert _auroc(cohort, np.concatenate(statistics, 1)) < 0.88  # beats: 0.9 and more
 
 
+def test_noise_gives_the_answer_away_at_the_first_hospital_alone(cohort: Cohort) -> None:
+    low = np.array([person.ejection_fraction < LOW_EF for person in cohort.people])
+    site = np.array([person.site.name for person in cohort.people])
+    noise = np.abs(np.diff(cohort.signal[:, :, :1000], n=2)).mean((1, 2)) * cohort.scale_uv
+    areas = {name: roc_auc_score(low[site == name], noise[site == name]) for name in "123"}
+    assert areas["1"] > 0.65
+    assert areas["2"] < 0.6
+    assert areas["3"] < 0.6
+
+
 @pytest.mark.slow
 def test_the_shape_of_beats_does(cohort: Cohort) -> None:
     beats = np.stack([_mean_beat(signal) for signal in cohort.signal])[:, :, ::4]
