@@ -1,6 +1,6 @@
 """What learns the labels of real ECGs: a forest, probes of frozen encoders, a small network.
 
-Each takes a cohort, what teaches, what is tested, which labels and a seed, and gives scores. A
+Each takes a cohort, what teaches, what is tested, which labels and a seed, and gives log odds. A
 network learns all labels at once, one output for each: eight trainings would take eight times as
 long. Settings were fixed before the first score was seen; the strength of a probe's penalty is
 chosen by patients of the training folds. Shapes: n records, L labels, D features.
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from hand_features import hand_features
 from numpy.typing import NDArray
+from scipy.special import logit
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
@@ -28,6 +29,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ecgfast.config import Config, load_config
 from ecgfast.data.loader import Loader, build_loader
+from ecgfast.evaluate.median_beat import median_beats
 from ecgfast.labels.selection import Labelled
 from ecgfast.labels.subset import label_subset
 from ecgfast.model.build import build_classifier
@@ -44,9 +46,10 @@ Rows = NDArray[np.int64]
 
 LABELS = ("NORM", "MI", "STTC", "CD", "HYP", "AFIB", "LVH", "female")
 NETWORK = "resnet1d_small"
-COMPONENTS = 100  # principal ones, of a frozen encoder's features
+TREES = 300
+COMPONENTS = 100  # principal ones, that a regression sees
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # C of the logistic regression
-PRETRAINING = ("train.max_steps=1600", "train.val_fraction=0.0", "train.log_every=100")
+PRETRAINING = ("train.max_steps=600", "train.val_fraction=0.0", "train.log_every=100")
 TRAINING = (
     *("finetune.learning_rates=[3e-3]", "finetune.epochs=24", "finetune.batch_size=32"),
     *("augment.shift_timesteps=500", "augment.noise=0.0"),
@@ -118,24 +121,43 @@ class Cohort:
         microvolt = adc * store.scale_uv[rows][..., None]
         return np.stack([hand_features(signal_uv) for signal_uv in microvolt])
 
+    @cached_property
+    def beats(self) -> Floats:
+        """(n, D) median beats in microvolt; zeros where there are too few beats."""
+        store, rows = self.store, self.rows
+        return np.nan_to_num(median_beats(store.read(rows), store.scale_uv[rows])).astype(float)
+
 
 def forest(cohort: Cohort, train: Rows, test: Rows, labels: Rows, seed: int) -> Floats:
     features, scores = cohort.hand_made, []
     for label in labels:
-        model = RandomForestClassifier(300, min_samples_leaf=2, random_state=seed)
+        model = RandomForestClassifier(TREES, min_samples_leaf=2, random_state=seed)
         model.fit(features[train], cohort.is_case[train, label])
         scores.append(model.predict_proba(features[test])[:, 1])
-    return np.stack(scores, axis=1)
+    least = 0.5 / TREES  # of a probability that is 0 in all trees
+    return np.asarray(logit(np.clip(np.stack(scores, axis=1), least, 1 - least)))
+
+
+def beat_regression(cohort: Cohort, train: Rows, test: Rows, labels: Rows, seed: int) -> Floats:
+    """Logistic regression on the median beat, the baseline of every report."""
+    return _regression(cohort.beats, cohort, train, test, labels)
 
 
 def probe(
     mode: str, run: Path | None, cohort: Cohort, train: Rows, test: Rows, labels: Rows, seed: int
 ) -> Floats:
-    """Logistic regression on principal components of a frozen encoder's features."""
-    features, scores = encoded(cohort, mode, run, 0 if run else seed), []
-    reduce = make_pipeline(StandardScaler(), PCA(min(COMPONENTS, len(train) - 1)))
+    """Logistic regression on a frozen encoder's features."""
+    return _regression(encoded(cohort, mode, run, 0 if run else seed), cohort, train, test, labels)
+
+
+def _regression(features: Floats, cohort: Cohort, train: Rows, test: Rows, labels: Rows) -> Floats:
+    """Logistic regression on principal components of (n, D) features."""
+    reduce = make_pipeline(
+        StandardScaler(), PCA(min(COMPONENTS, len(train) - 1), svd_solver="full")
+    )
     reduce.fit(features[train])
     x_train, x_test = reduce.transform(features[train]), reduce.transform(features[test])
+    scores = []
     for label in labels:
         y = cohort.is_case[train, label]
         penalty = _best_penalty(x_train, y, cohort.patient[train])

@@ -23,7 +23,7 @@ Flags = NDArray[np.bool_]
 Patients = NDArray[np.int64]
 
 FOREST = "forest, hand-made features"
-_DRAWS = 1000  # of the bootstrap
+_DRAWS = 500  # of the bootstrap
 _SEED = 20221128
 
 
@@ -135,10 +135,11 @@ def read(folder: Path) -> list[Evidence]:
 
 
 def tables(rows: Sequence[Evidence]) -> str:
-    """Markdown of all rows: AUROCs, differences from the forest, fewer labels, and the counts."""
+    """Markdown of all rows: AUROCs, differences from the forest and their counts, fewer labels."""
     full = [row for row in rows if row.table == "labels"]
     fewer = [row for row in rows if row.table == "fewer labels"]
-    return "\n".join([*_areas(full), "", *_tests(full), "", *_curves(fewer), "", *_words(full)])
+    text = [*_areas(full), "", *_tests(full), "", *_words(full)]
+    return "\n".join([*text, "", "## Fewer labels", "", *_curves(fewer)])
 
 
 def _words(full: Sequence[Evidence]) -> list[str]:

@@ -9,11 +9,11 @@ model); rows go to benchmarks/evidence/DEVICE.jsonl, and `evidence_rows.py` make
 """
 
 import argparse
-import datetime
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from evidence_models import (
     Cohort,
     Floats,
     Rows,
+    beat_regression,
     encoder_settings,
     forest,
     network,
@@ -40,10 +41,15 @@ Fit = Callable[[Cohort, Rows, Rows, Rows, int], Floats]
 
 SOURCES = ("ptbxl500/records500", "ludb", "ptbxl/hr_gt", "cinc2020")
 RANDOM, PRETRAINED = "ViT, random, frozen", "ViT, pretrained, frozen"
-NORMALISATIONS = ("record_lead", "record", "none")
-PRETRAINED_ON = "record"  # keeps relative amplitudes
+PRETRAINED_ON = "record"  # normalisation that keeps relative amplitudes
 FRACTIONS = (0.1, 0.3, 1.0)
 FEWER = ("NORM", "STTC")  # labels of the curve
+BEAT = "regression on the median beat"
+AVERAGES = {  # of log odds
+    f"{NETWORK} and the regression, averaged": (f"{NETWORK}, none", BEAT),
+    f"forest and {NETWORK}, averaged": (FOREST, f"{NETWORK}, none"),
+}
+Scores = dict[tuple[str, float], list[Floats]]  # model and fraction -> (n, L) of each seed
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Model:
 
     Attributes:
         name: of the row.
-        seeds: trainings whose scores are averaged.
+        seeds: trainings whose scores are averaged; each draws another part of the patients.
         fit: cohort, what teaches, what is tested, which labels, seed -> (tested, labels) scores.
         has_curve: whether it is trained on fewer labels too.
     """
@@ -65,14 +71,12 @@ class Model:
 
 def models(work: Path) -> Iterator[Model]:
     yield Model(FOREST, 1, forest)
+    yield Model(BEAT, 1, beat_regression)
     run = work / f"pretrained-{PRETRAINED_ON}"
-    yield Model(f"{PRETRAINED}, {PRETRAINED_ON}", 1, partial(probe, PRETRAINED_ON, run), True)
-    for mode in NORMALISATIONS:
-        is_curve = mode == PRETRAINED_ON
-        yield Model(f"{RANDOM}, {mode}", 3 if is_curve else 1, partial(probe, mode, None), is_curve)
-    for mode in NORMALISATIONS:
-        is_curve = mode == "none"
-        yield Model(f"{NETWORK}, {mode}", 3 if is_curve else 1, partial(network, mode), is_curve)
+    yield Model(f"{PRETRAINED}, {PRETRAINED_ON}", 3, partial(probe, PRETRAINED_ON, run), True)
+    yield Model(f"{RANDOM}, {PRETRAINED_ON}", 3, partial(probe, PRETRAINED_ON, None), True)
+    yield Model(f"{RANDOM}, record_lead", 1, partial(probe, "record_lead", None))
+    yield Model(f"{NETWORK}, none", 2, partial(network, "none"), True)
 
 
 def scores_of(model: Model, cohort: Cohort, work: Path, fraction: float, seed: int) -> Floats:
@@ -91,44 +95,47 @@ def scores_of(model: Model, cohort: Cohort, work: Path, fraction: float, seed: i
 
 
 def evidence(cohort: Cohort, work: Path, only: Sequence[str] | None) -> Iterator[Evidence]:
-    """Score what is missing, and make every row."""
+    """Score what is missing, and make every row; none where only some models are asked for."""
     chosen = [m for m in models(work) if only is None or m.name in only]
-    fractions = {m.name: FRACTIONS if m.has_curve else (1.0,) for m in chosen}
-    found = {  # model and fraction -> scores of each seed
-        (m.name, fraction): [
-            scores_of(m, cohort, work, fraction, seed)
-            for seed in range(m.seeds if fraction == 1 else 3)
-        ]
-        for m in chosen
-        for fraction in fractions[m.name]
-    }
+    found: Scores = {}
+    for m in chosen:
+        for fraction in FRACTIONS if m.has_curve else (1.0,):
+            scores = [scores_of(m, cohort, work, fraction, seed) for seed in range(m.seeds)]
+            found[m.name, fraction] = scores
     if only is not None:
         return
-    counts = {"records": len(cohort.rows), "patients": len(np.unique(cohort.patient))}
     made = next(make_rows({("auroc", ""): [0.0]}, case="evidence", provider=""))
-    common = {**counts, **{name: getattr(made, name) for name in ("device", "torch", "commit")}}
-    common |= {"date": datetime.date.today().isoformat()}
-    forest_scores = found[FOREST, 1.0][0]
-    for m, (number, label) in ((m, each) for m in chosen for each in enumerate(LABELS)):
-        y, score = cohort.is_case[:, number], np.mean(found[m.name, 1.0], axis=0)[:, number]
-        numbers = on_all_labels(y, score, forest_scores[:, number], cohort.patient)
-        what = {"model": m.name, "label": label, "fraction": 1.0, "seeds": m.seeds}
-        what |= {
-            "table": "labels",
-            "cases": int(y.sum()),
-            "other": (m.name != FOREST and FOREST) or "",
-        }
-        yield Evidence(**what, **numbers, **common)
-    for m in (m for m in chosen if m.has_curve):
-        other = m.name.replace(PRETRAINED, RANDOM) if PRETRAINED in m.name else ""
-        for label, fraction in ((each, f) for each in FEWER for f in FRACTIONS):
-            number = LABELS.index(label)
-            ours = [s[:, number] for s in found[m.name, fraction]]
-            theirs = [s[:, number] for s in found[other, fraction]] if other else None
+    common = {name: getattr(made, name) for name in ("device", "torch", "commit", "date")}
+    common |= {"records": len(cohort.rows), "patients": len(np.unique(cohort.patient))}
+    for name, parts in AVERAGES.items():
+        means = [np.mean(found[part, 1.0], axis=0) for part in parts]
+        found[name, 1.0] = [np.mean(means, axis=0)]
+    yield from _on_all_labels(found, cohort, common)
+    yield from _on_fewer_labels(found, cohort, common)
+
+
+def _on_all_labels(found: Scores, cohort: Cohort, common: dict[str, Any]) -> Iterator[Evidence]:
+    (forest_scores,) = found[FOREST, 1.0]
+    for (model, _), scores in ((key, s) for key, s in found.items() if key[1] == 1):
+        for number, label in enumerate(LABELS):
+            y, score = cohort.is_case[:, number], np.mean(scores, axis=0)[:, number]
+            numbers = on_all_labels(y, score, forest_scores[:, number], cohort.patient)
+            what = {"table": "labels", "model": model, "label": label, "fraction": 1.0}
+            what |= {"seeds": len(scores), "cases": int(y.sum())}
+            yield Evidence(**what, other="" if model == FOREST else FOREST, **numbers, **common)
+
+
+def _on_fewer_labels(found: Scores, cohort: Cohort, common: dict[str, Any]) -> Iterator[Evidence]:
+    curves = {model for model, fraction in found if fraction < 1}
+    for (model, fraction), scores in ((key, s) for key, s in found.items() if key[0] in curves):
+        other = model.replace(PRETRAINED, RANDOM) if PRETRAINED in model else ""
+        for number, label in ((LABELS.index(each), each) for each in FEWER):
             y = cohort.is_case[:, number]
+            theirs = [each[:, number] for each in found[other, fraction]] if other else None
+            ours = [each[:, number] for each in scores]
             numbers = on_fewer_labels(y, ours, theirs, cohort.patient)
-            what = {"model": m.name, "label": label, "fraction": fraction, "seeds": len(ours)}
-            what |= {"table": "fewer labels", "cases": int(y.sum()), "other": other}
+            what = {"table": "fewer labels", "model": model, "label": label, "fraction": fraction}
+            what |= {"seeds": len(scores), "cases": int(y.sum()), "other": other}
             yield Evidence(**what, **numbers, **common)
 
 

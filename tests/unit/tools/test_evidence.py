@@ -1,5 +1,6 @@
 """Evidence on real labels: statistics, hand-made features, and the page made of its rows."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,14 @@ from scipy.signal import resample
 from sklearn.metrics import roc_auc_score
 
 from ecgfast.bench import peers_module
+from ecgfast.convert import convert
+from ecgfast.store import open_store
 
+ROOT = Path(__file__).resolve().parents[3]
 # Each after those that it imports: benchmarks/ is on no path of imports.
-_, ROWS, FEATURES = map(peers_module, ("plot", "evidence_rows", "hand_features"))
+PLOT, ROWS, FEATURES, MODELS = map(
+    peers_module, ("plot", "evidence_rows", "hand_features", "evidence_models")
+)
 
 
 def cohort(seed: int, *, num_patients: int = 60) -> tuple[Any, Any, Any]:
@@ -20,6 +26,12 @@ def cohort(seed: int, *, num_patients: int = 60) -> tuple[Any, Any, Any]:
     patient = np.repeat(np.arange(num_patients), rng.integers(1, 4, num_patients))
     is_case = rng.random(num_patients)[patient] < 0.4
     return is_case, rng.normal(size=len(patient)) + 1.5 * is_case, patient
+
+
+def test_the_page_holds_what_the_rows_say() -> None:
+    page = (ROOT / "docs/evidence.md").read_text(encoding="utf-8")
+    rows = ROWS.read(ROOT / "benchmarks/evidence")
+    assert PLOT.fill(page, ROWS.tables(rows) + "\n") == page
 
 
 def test_areas_and_differences_are_those_of_scikit_learn() -> None:
@@ -92,3 +104,54 @@ def test_hand_made_features_of_a_flat_or_noisy_record_are_numbers() -> None:
 def test_a_folder_without_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no rows in"):
         ROWS.read(tmp_path)
+
+
+def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
+    (row, *_) = ROWS.read(ROOT / "benchmarks/evidence")
+    ROWS.write(tmp_path / "here.jsonl", [row])
+    assert ROWS.read(tmp_path) == [row]
+
+
+@pytest.fixture(scope="module")
+def real(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The 500 labelled ECGs alone, as a cohort."""
+    store, source = tmp_path_factory.mktemp("evidence") / "cohort", shared_data / "ptbxl500"
+    convert(
+        [source / "records500"], store, labels=source / "labels.csv", target="NORM=1", workers=1,
+        columns=[*MODELS.LABELS[:-1], "sex"],
+    )  # fmt: skip
+    return MODELS.Cohort.of(open_store(store))
+
+
+@pytest.mark.slow
+def test_no_patient_and_no_copy_is_on_both_sides_of_a_fold(real: Any) -> None:
+    assert real.is_case.shape == (495, 8)  # five of the 500 are copies
+    assert real.is_case[:, 1:7].sum(axis=0).tolist() == [73, 96, 78, 39, 13, 34]
+    for fold in range(1, 6):
+        held = set(real.patient[real.fold == fold].tolist())
+        parts = [real.part(fold, fraction, 0) for fraction in (0.1, 0.3, 1.0)]
+        for part in parts:
+            assert not held & set(real.patient[part].tolist())
+            assert len(np.unique(real.is_case[part, 0])) == 2
+        assert set(parts[0].tolist()) < set(parts[1].tolist()) < set(parts[2].tolist())
+        assert len(parts[2]) == (real.fold != fold).sum()
+    assert real.part(1, 0.1, 0).tolist() != real.part(1, 0.1, 1).tolist()
+
+
+@pytest.mark.slow
+def test_models_score_records_that_they_did_not_learn_from(
+    real: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = (*MODELS.TRAINING, "finetune.epochs=1", "model.filters=8")
+    monkeypatch.setattr(MODELS, "TRAINING", short)
+    monkeypatch.setattr(MODELS, "FEWEST_UPDATES", 4)
+    train, test = real.part(1, 0.3, 0), np.flatnonzero(real.fold == 1)
+    labels = np.array([0, 2])
+    for fit in (MODELS.beat_regression, partial(MODELS.network, "none")):
+        scores = fit(real, train, test, labels, 0)
+        assert scores.shape == (len(test), 2)
+        assert np.isfinite(scores).all()
+        assert np.ptp(scores, axis=0).min() > 0
+        np.testing.assert_allclose(fit(real, train, test, labels, 0), scores, atol=1e-5)
+    norm = MODELS.beat_regression(real, train, test, labels, 0)[:, 0]
+    assert roc_auc_score(real.is_case[test, 0], norm) > 0.7
