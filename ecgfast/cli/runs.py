@@ -37,7 +37,9 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: 
 
 
 def pretrain(
-    store: StorePath,
+    stores: Annotated[
+        list[Path], typer.Argument(metavar="STORE", help="Stores made by convert, read as one.")
+    ],
     out: RunOption,
     preset: Preset = "vit_large",
     select: Select = None,
@@ -45,6 +47,13 @@ def pretrain(
         bool,
         typer.Option(
             "--include-test", help="Read test patients too, unlabelled, as the study did."
+        ),
+    ] = False,
+    distinct: Annotated[
+        bool,
+        typer.Option(
+            "--assume-distinct-patients",
+            help="Stores with different keys have no patient in common.",
         ),
     ] = False,
     settings: Settings = None,
@@ -60,10 +69,11 @@ def pretrain(
     config = load_config(preset, settings or ())
     out = train(
         config,
-        store,
+        stores,
         out,
         select=select,
         include_test=include_test,
+        assume_distinct_patients=distinct,
         resume=resume,
         device=device,
     )

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+import pyarrow.compute as pc
+
 from ecgfast import log
 from ecgfast.convert.plan import (
     ConvertOptions,
@@ -157,7 +159,8 @@ class _Found:
 
     def new(self, items: Iterator[InputFile]) -> Iterator[InputFile]:
         """Yield the inputs that are to be converted."""
-        known, sizes = known_ids(self.reader), listed_sizes(self.reader.path)
+        known = known_ids(self.reader)
+        sizes: dict[str, tuple[int, int]] | None = None
         erased = erased_digests(self.reader.path)
         for item in items:
             record_id = self.pseudonyms.of("record", item.record_id)
@@ -168,6 +171,8 @@ class _Found:
                 yield item
                 continue
             self.num_known += 1
+            if sizes is None:  # a listing of new files alone needs none of them
+                sizes = listed_sizes(self.reader.path)
             before = sizes.get(record_id)
             if before is not None and before != size_and_mtime(item.path):
                 self.changed[record_id] = printable(str(item.path))
@@ -177,7 +182,10 @@ class _Found:
 
 def known_ids(reader: StoreReader) -> set[str]:
     """The ids of all recordings that a store has or has refused, as it has them."""
-    return {*recordings_of(reader.records), *refused_ids(reader.quarantine)}
+    records = reader.records
+    later = records.filter(pc.field("start_timestep") > 0)  # windows, of which the first may lack
+    refused = refused_ids(reader.quarantine)
+    return {*records["record_id"].to_pylist(), *recordings_of(later), *refused}
 
 
 def _report(out: Path, found: _Found) -> None:

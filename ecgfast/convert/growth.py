@@ -32,6 +32,7 @@ from ecgfast.convert.seal import (
 )
 from ecgfast.convert.units import remove_temporaries
 from ecgfast.labels.appended import with_appended_splits
+from ecgfast.labels.assign import warn_of_unnamed
 from ecgfast.labels.columns import set_column
 from ecgfast.store.csv_files import add_sources, write_passed_over, write_quarantine
 from ecgfast.store.fingerprints import read_fingerprints, write_fingerprints
@@ -117,6 +118,7 @@ def seal_append(plan: Plan) -> Manifest:
     remove_temporaries(out)
     shutil.rmtree(work_folder(out))
     log_left_out(found.left_out)
+    warn_of_unnamed(new, one_ecg_per_patient=plan.options.one_ecg_per_patient)
     return manifest
 
 

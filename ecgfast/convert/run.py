@@ -135,7 +135,7 @@ def convert(
     if labels is not None:
         given = None if key_file is None else Path(key_file)
         _label(out, Path(labels), columns, target, given, keep_ages_over_89)
-    else:
+    elif not append:  # else its seal has warned
         _warn(out, options)
     if not any((Path(source) / MANIFEST).exists() for source in sources):
         _refuse_duplicates(out, num_before)
@@ -209,7 +209,8 @@ def seal_convert(out: str | Path, *, on_bad: OnBad = "quarantine") -> ConvertSum
             plan = read_plan(out)
             num_before = len(open_store(out)) if plan.appends else 0
             _seal(plan)
-            _warn(out, plan.options if "sources" in plan.spec else ConvertOptions())
+            if not plan.appends:
+                _warn(out, plan.options if "sources" in plan.spec else ConvertOptions())
             if "sources" in plan.spec:
                 _refuse_duplicates(out, num_before)
     return summary_of(out, on_bad)
@@ -239,8 +240,10 @@ def _warn(out: Path, options: ConvertOptions) -> None:
 
 def _refuse_duplicates(out: Path, first: int) -> None:
     """Under --strict, say that new records have them; those before `first` were there before."""
+    if not log.is_strict():
+        return
     records = open_store(out).records.slice(first)
-    if not log.is_strict() or "duplicate_of" not in records.column_names:
+    if "duplicate_of" not in records.column_names:
         return
     num_duplicates = records.num_rows - records["duplicate_of"].null_count
     if not num_duplicates:

@@ -50,7 +50,7 @@ def safe_cell(text: str) -> str:
 
 def plain_text(cell: str) -> str:
     """The text that `safe_cell` was given."""
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+    return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell
 
 
 def _quoted(cell: str) -> str:
@@ -165,12 +165,13 @@ def listed_sizes(store: Path) -> dict[str, tuple[int, int]]:
     """
     path = sources_beside(store)
     wanted = ["record_id", "bytes", "mtime_ns"]
+    types = dict(zip(wanted, (pa.string(), pa.int64(), pa.int64()), strict=True))
     try:
         table = pacsv.read_csv(
             path,
             pacsv.ReadOptions(use_threads=False),
             pacsv.ParseOptions(newlines_in_values=True),
-            pacsv.ConvertOptions(include_columns=wanted, column_types=dict.fromkeys(wanted, "str")),
+            pacsv.ConvertOptions(include_columns=wanted, column_types=types),
         )
     except (FileNotFoundError, KeyError):
         return {}
@@ -178,11 +179,11 @@ def listed_sizes(store: Path) -> dict[str, tuple[int, int]]:
         raise CorruptStoreError(
             f"{path} is damaged: {error}; restore it from a copy, or convert again"
         ) from error
-    sizes: dict[str, tuple[int, int]] = {}
-    for name, size, mtime in zip(*(table[name].to_pylist() for name in wanted), strict=True):
-        if size.isdecimal() and mtime.isdecimal():
-            sizes.setdefault(plain_text(name), (int(size), int(mtime)))
-    return sizes
+    table = table.drop_null()  # lines of an earlier version have empty cells
+    names, sizes, times = (table[name].to_pylist() for name in wanted)
+    first = list(zip(sizes, times, strict=True))
+    # Backwards, so that the first line of an id counts.
+    return dict(zip(map(plain_text, reversed(names)), reversed(first), strict=True))
 
 
 def write_changed(store: Path, changed: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +22,21 @@ from ecgfast.labels.selection import Labelled, labelled
 from ecgfast.labels.splits import warn_where_few
 from ecgfast.labels.subset import SETTING, label_subset
 from ecgfast.store.patients import patient_groups, patient_names
-from ecgfast.store.reader import StoreReader, open_store
+from ecgfast.store.reader import StoreReader
+from ecgfast.store.several import open_stores
 from ecgfast.train.distributed import Ranks
 
 
-def open_matching_store(path: Path, config: Config) -> StoreReader:
-    """Open a store whose records have the model's shape.
+def open_matching_store(
+    path: Path | Sequence[Path], config: Config, *, distinct_patients: bool = False
+) -> StoreReader:
+    """Open a store, or several as one, whose records have the model's shape.
 
     Raises:
-        ConfigError: they have another one.
+        ConfigError: they have another one, or the stores do not fit each other.
     """
-    store = open_store(path)
+    paths = [path] if isinstance(path, str | Path) else path
+    store = open_stores(paths, distinct_patients=distinct_patients)
     model = config.model
     shape, expected = (store.num_leads, store.num_timesteps), (model.num_leads, model.num_timesteps)
     if shape != expected:

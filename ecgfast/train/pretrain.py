@@ -1,6 +1,6 @@
 """Masked autoencoder pretraining, from a store to a run folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +45,12 @@ from ecgfast.train.validation import heldout_validation
 
 def pretrain(
     config: Config,
-    store: Path,
+    store: Path | Sequence[Path],
     out: Path,
     *,
     select: str | None = None,
     include_test: bool = False,
+    assume_distinct_patients: bool = False,
     resume: bool = False,
     device: str | None = None,
 ) -> Path:
@@ -57,10 +58,12 @@ def pretrain(
 
     Args:
         config: resolved settings.
-        store: a finished store.
+        store: a finished store, or several: their records are read as those of one, with the
+            column `store`, which selections may name.
         out: the run's folder, created.
         select: an expression such as ``site=1``; None takes every record.
         include_test: read the test patients too, without labels, as the study does; reports say so.
+        assume_distinct_patients: stores with different pseudonym keys have no patient in common.
         resume: resume the run in `out`; start it if there is none.
         device: "cpu" or "cuda"; by default a GPU where there is one.
     Returns:
@@ -72,8 +75,11 @@ def pretrain(
         EcgfastError: another process trains in `out`, memory or disk ran out, or the loss was lost
             for good.
     """
-    with run_folder.session(config, store, out, resume=resume, device=device) as session:
-        loop = _prepare(session, select=select, include_test=include_test)
+    distinct = assume_distinct_patients
+    with run_folder.session(
+        config, store, out, resume=resume, device=device, distinct_patients=distinct
+    ) as session:
+        loop = _prepare(session, select=select, include_test=include_test, distinct=distinct)
         with clear_errors(out, session.ranks, microbatch=loop.microbatch):
             if loop.run_to_end(session.stop):
                 weights = full_state(loop.model)
@@ -138,7 +144,7 @@ def microbatch_graph(
     )
 
 
-def _prepare(session: Session, *, select: str | None, include_test: bool) -> Loop:
+def _prepare(session: Session, *, select: str | None, include_test: bool, distinct: bool) -> Loop:
     config, store, out, ranks = session.config, session.store, session.run, session.ranks
     train, before = config.train, session.before
     share = rank_share(train.batch_size, ranks)
@@ -160,6 +166,7 @@ def _prepare(session: Session, *, select: str | None, include_test: bool) -> Loo
         "select": select,
         "records": digest_of(rows, held),  # new labels may have changed what `select` means
         **({"include_test": True} if include_test else {}),
+        **({"assume_distinct_patients": True} if distinct else {}),
     }
     if session.checkpoint is not None:
         run_folder.require_same(identity, session.checkpoint)

@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -71,20 +71,27 @@ class Session:
 
 @contextmanager
 def session(
-    config: Config, store: Path, run: Path, *, resume: bool, device: str | None
+    config: Config,
+    store: Path | Sequence[Path],
+    run: Path,
+    *,
+    resume: bool,
+    device: str | None,
+    distinct_patients: bool = False,
 ) -> Iterator[Session]:
     """Join the ranks, open the store and hold the run's folder; end by the signal that came.
 
     Args:
         config: resolved settings.
-        store: of a shape that fits them.
+        store: of a shape that fits them, or several that are read as one.
         run: as for `enter`, whose errors this raises too.
         resume: as for `enter`.
         device: as for `join`.
+        distinct_patients: stores of different keys have no patient in common.
     """
     make_repeatable(config.train.deterministic)
     with join(device, mesh=config.train.mesh) as ranks, StopSignals(ranks) as stop:
-        opened = open_matching_store(Path(store), config)
+        opened = open_matching_store(store, config, distinct_patients=distinct_patients)
         with enter(run, ranks, resume=resume) as checkpoint:
             if checkpoint is not None:
                 opened = as_of(opened, checkpoint)
