@@ -34,6 +34,7 @@ from ecgfast.store.format import (
     key_beside,
     num_shards,
 )
+from ecgfast.store.generations import settle
 from ecgfast.store.patients import Pseudonyms
 from ecgfast.store.reader import StoreReader, open_store
 from ecgfast.store.table import recordings_of
@@ -67,6 +68,7 @@ def make_append_plan(
             f"--append needs a finished store, got {out}; leave it out for the first convert"
         )
     finish_erasure(out)
+    settle(out)  # what a crash behind a manifest left
     reader = open_store(out)
     if reader.manifest["version"] == 1:
         raise ConfigError(

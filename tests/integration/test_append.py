@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -215,3 +216,59 @@ def test_changed_files_are_taken_again(source: Path, tmp_path: Path) -> None:
     assert [each["generation"] for each in reader.history] == [2]  # what held r1 is gone
     assert verify_store(store) == []
     assert convert_quietly([source], store, append=True, replace=True).generation == 3
+
+
+def died_at(step: int, source: Path, store: Path) -> bool:
+    """Append in a process that dies at its n-th fsync; whether it died."""
+    pid = os.fork()
+    if pid == 0:
+        left, fsync = step, os.fsync
+
+        def dying(fd: int) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os._exit(9)
+            fsync(fd)
+
+        os.fsync = dying
+        try:
+            convert_quietly([source], store, append=True)
+        except BaseException:  # pytest must not go on in here
+            os._exit(1)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status in (0, 9)
+    return status == 9
+
+
+def test_killed_at_any_step_the_store_is_the_old_or_the_new_one(
+    source: Path, tmp_path: Path
+) -> None:
+    old, whole = tmp_path / "old/store", tmp_path / "whole/store"
+    convert_quietly([source], old)
+    grow(source)
+    shutil.copytree(old.parent, whole.parent)
+    convert_quietly([source], whole, append=True)
+    step, numbers = 0, set()
+    while True:
+        step += 1
+        trial = tmp_path / f"trial{step}/store"
+        shutil.copytree(old.parent, trial.parent)
+        if not died_at(step, source, trial):
+            break
+        reader = ecgfast.open_store(trial)
+        numbers.add(reader.generation)
+        expected = [0, 1, 2, 3, 4, 5, *((7, 8, 9) if reader.generation == 2 else ())]
+        np.testing.assert_array_equal(reader.read(range(len(reader))), SIGNALS[expected])
+        assert reader.records.num_rows == len(expected)
+        assert [each for each in verify_store(trial) if "tmp" not in each] == []
+        convert_quietly([source], trial, append=True)
+        left = {n: d for n, d in snapshot(trial.parent).items() if not n.endswith(".lock")}
+        # A copy that is made again; names of files that were never finished count nothing.
+        left = {n: d for n, d in left.items() if n != "store.fingerprints" and ".tmp" not in n}
+        assert left.keys() == snapshot(whole.parent).keys() - {"store.fingerprints"}
+        assert {name: whole.parent.joinpath(name).read_bytes() for name in left} == left
+        shutil.rmtree(trial.parent)
+    assert step > 20
+    assert numbers == {1, 2}
