@@ -41,6 +41,7 @@ from ecgfast.labels.splits import SPLITS
 from ecgfast.store.csv_files import csv_lines
 from ecgfast.store.durable import store_lock, write_durably
 from ecgfast.store.format import SHIFTED_DATE, refuse_to_replace, sources_beside
+from ecgfast.store.generations import whole_store
 from ecgfast.store.patients import patient_groups, retained, with_pseudonyms, with_shifted_dates
 from ecgfast.store.quality import with_site_flags
 from ecgfast.store.reader import open_store
@@ -121,9 +122,9 @@ def label_store(
         unmatched: file for records and lines without a partner; None means STORE.unmatched.csv.
         before_write: is given a preview before anything is written; what it raises stops the join.
     Raises:
-        ConfigError: a table does not fit, or splits leak a patient.
+        ConfigError: a table does not fit, splits leak a patient, or one generation is named.
     """
-    path = Path(store)
+    path = whole_store(store)
     paths = [Path(tables)] if isinstance(tables, str | Path) else [*map(Path, tables)]
     if not paths and not shift_dates:
         raise ConfigError("label needs a table, got none; give a CSV, Parquet or .xlsx file")
@@ -219,7 +220,7 @@ def draw_again(
         ConfigError: `target` cannot be read, or names a column that is not there; a patient, or
             copies of one ECG, are in two of the kept splits.
     """
-    path = Path(store)
+    path = whole_store(store)
     with store_lock(path):
         reader = open_store(path)
         if one_ecg_per_patient is None:

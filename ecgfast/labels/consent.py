@@ -15,6 +15,7 @@ from ecgfast.store.csv_files import refused_ids
 from ecgfast.store.durable import store_lock
 from ecgfast.store.erase import Erased, add_erased, erase_records, finish_erasure, refuse_to_erase
 from ecgfast.store.format import ERASING, passed_over_beside, sources_beside
+from ecgfast.store.generations import whole_store
 from ecgfast.store.patients import Pseudonyms
 from ecgfast.store.reader import StoreReader, open_store
 from ecgfast.store.table import recordings_of
@@ -75,12 +76,13 @@ def erase(
         records: likewise of recordings, refused ones too.
         key_file: the store's pseudonym key, where it is not STORE.key.
     Raises:
-        ConfigError: no list, an empty one, an id that several patients have, or nothing would be
-            left of the store.
+        ConfigError: no list, an empty one, an id that several patients have, nothing would be
+            left of the store, or its path is a link or names one generation.
         ResumeError: an append of the store is not finished.
         CorruptStoreError: the store is damaged.
     """
-    path = Path(store)
+    path = whole_store(store)
+    _refuse_link(path)
     given = _given(patients, records, begun=(path / ERASING).exists())
     named = {name: _lines(each) for name, each in given.items()}
     with store_lock(path):
@@ -113,6 +115,17 @@ def erase(
         num_unknown=of_patients + of_records,
         erased=erased,
     )
+
+
+def _refuse_link(path: Path) -> None:
+    """Refuse a link to a store: tables with ids can lie beside the link and beside the store."""
+    if path.is_symlink():
+        real = path.resolve()
+        raise ConfigError(
+            f"{path} is a link to the store {real}, allowed the store itself: files with ids can "
+            f"lie beside both; move {path.name}.* there, where there are any, as {real.name}.*, "
+            f"and give {real}"
+        )
 
 
 def _given(patients: Path | None, records: Path | None, *, begun: bool) -> dict[str, Path]:

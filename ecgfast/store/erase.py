@@ -105,6 +105,8 @@ def refuse_to_erase(reader: StoreReader, recordings: Set[str]) -> None:
         ConfigError, ResumeError: as `erase_records`.
     """
     store = reader.path
+    if not reader.is_newest:  # the rows behind it would be lost
+        raise ConfigError(f"{store} is changed as a whole; give it without @")
     if (work_beside(store) / "plan.json").exists():
         raise ResumeError(
             f"{store} has a convert that is not finished, whose new records would be missed; run "

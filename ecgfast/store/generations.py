@@ -44,6 +44,21 @@ def split_generation(path: Path) -> tuple[Path, int | None]:
     return path.with_name(name), int(number)
 
 
+def whole_store(path: str | Path) -> Path:
+    """The folder of a store that is changed or checked, which reaches all its generations.
+
+    Raises:
+        ConfigError: the path names one of them.
+    """
+    store, generation = split_generation(Path(path))
+    if generation is not None:
+        raise ConfigError(
+            f"{path} names one generation, and a store is changed and checked as a whole; give "
+            f"{store}"
+        )
+    return store
+
+
 def as_of(manifest: Manifest, generation: int | None, store: Path) -> Manifest:
     """The manifest of one generation, the newest for None.
 

@@ -20,7 +20,7 @@ from ecgfast.store.format import (
     shard_name,
     work_beside,
 )
-from ecgfast.store.generations import counts_as_next
+from ecgfast.store.generations import counts_as_next, whole_store
 from ecgfast.store.reader import StoreReader, open_store
 
 Progress = Callable[[int, int], None]
@@ -41,8 +41,9 @@ def verify_store(path: str | Path, progress: Progress | None = None) -> list[str
         one line per problem, naming file, shard and record; empty for a sound store.
     Raises:
         FormatError: the folder is no store, or one of another version.
+        ConfigError: the path names one generation; all are checked at once.
     """
-    path = Path(path)
+    path = whole_store(path)
     try:
         reader = open_store(path)
     except CorruptStoreError as error:

@@ -12,6 +12,7 @@ from recordings import convert_quietly, ecg_like, snapshot, write_wfdb
 import ecgfast
 from ecgfast.errors import ConfigError, CorruptStoreError, ResumeError
 from ecgfast.labels.consent import erase
+from ecgfast.store.erase import erase_records
 from ecgfast.store.patients import Pseudonyms
 from ecgfast.store.verify import verify_store
 
@@ -160,6 +161,27 @@ def test_what_cannot_be_done_changes_nothing(store: Path, tmp_path: Path) -> Non
         erase(store, patients=empty)
     assert not erase(store, patients=ids(store, "nobody")).erased.num_records
     assert snapshot(store.parent) == before
+
+
+@pytest.mark.parametrize("name", ["store@1", "store@2", "link"])
+def test_the_store_is_given_by_its_own_path(store: Path, tmp_path: Path, name: str) -> None:
+    """Else rows of later generations were lost, or tables beside the store kept their ids."""
+    write_wfdb(tmp_path / "in/r7", SIGNALS[7], comments=["patient: p4"])
+    convert_quietly([tmp_path / "in"], store, append=True)
+    store.with_name("link").symlink_to(store)
+    before = snapshot(store.parent)
+    with pytest.raises(ConfigError, match=rf"give {store}$"):
+        erase(store.with_name(name), patients=ids(store, "p0"))
+    assert snapshot(store.parent) == before
+
+
+def test_rows_of_later_generations_are_not_lost(store: Path, tmp_path: Path) -> None:
+    write_wfdb(tmp_path / "in/r7", SIGNALS[7], comments=["patient: p4"])
+    convert_quietly([tmp_path / "in"], store, append=True)
+    first = ecgfast.open_store(f"{store}@1")
+    with pytest.raises(ConfigError, match="changed as a whole"):
+        erase_records(first, {first.records["record_id"][0].as_py()})
+    assert len(ecgfast.open_store(store)) == 8
 
 
 def test_it_waits_for_an_append(store: Path, tmp_path: Path) -> None:

@@ -3,9 +3,8 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from recordings import ecg_like, write_wfdb
+from recordings import ecg_like, snapshot, write_wfdb
 from training_runs import loss_trace, weights
 
 from ecgfast.cli import main
@@ -13,7 +12,6 @@ from ecgfast.config import Config, load_config
 from ecgfast.convert import convert
 from ecgfast.errors import ResumeError
 from ecgfast.labels.consent import erase
-from ecgfast.store.reader import open_store
 from ecgfast.train.finetune import finetune
 from ecgfast.train.pretrain import pretrain
 
@@ -89,7 +87,15 @@ def test_info_names_the_generation(grown: Path, capsys: pytest.CaptureFixture[st
     assert "records   64, each" in capsys.readouterr().out
 
 
-def test_only_the_whole_store_is_changed(grown: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["splits", f"{grown}@1", "--draw"]) == 2
-    assert "is changed as a whole; give it without @" in capsys.readouterr().err
-    np.testing.assert_array_equal(open_store(grown).read([3]), open_store(f"{grown}@1").read([3]))
+@pytest.mark.parametrize(
+    "command", [["label", "{}@1", "labels.csv"], ["splits", "{}@2", "--draw"], ["verify", "{}@1"]]
+)
+def test_one_generation_alone_is_neither_changed_nor_checked(
+    command: list[str], grown: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(grown.parent)
+    assert main([each.format(grown) for each in command]) == 2
+    captured = capsys.readouterr()
+    assert f"give {grown}\n" in captured.err
+    assert captured.out == ""  # no preview of what cannot be done
+    assert snapshot(grown.parent) == before
