@@ -211,7 +211,7 @@ def read_file(path: Path, num_bytes: int, *, exactly: bool = True, or_more: bool
                 f"{path} has {size:,} bytes, expected {allowed}; the store is damaged, restore it "
                 "from a copy or convert again"
             )
-        return file.read(num_bytes)
+        return file.read(min(size, num_bytes))  # not more: the buffer has that size at once
 
 
 def _no_file(path: Path) -> CorruptStoreError:
