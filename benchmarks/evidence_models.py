@@ -2,8 +2,9 @@
 
 Each takes a cohort, what teaches, what is tested, which labels and a seed, and gives log odds. A
 network learns all labels at once, one output for each: eight trainings would take eight times as
-long. Settings were fixed before the first score was seen; the strength of a probe's penalty is
-chosen by patients of the training folds. Shapes: n records, L labels, D features.
+long. No setting was chosen by scores out of fold, but those of an earlier network and of the forest
+were known when epochs were cut to fit the time; the strength of a probe's penalty is chosen by
+patients of the training folds. Shapes: n records, L labels, D features.
 """
 
 import itertools
