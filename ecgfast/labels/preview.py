@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ecgfast import log
+from ecgfast.errors import ConfigError
 from ecgfast.labels.columns import KEYS, holds_yes_no, is_number
 from ecgfast.labels.join import Join, columns_of
 from ecgfast.labels.matching import Identities
@@ -154,11 +155,15 @@ def unmatched_file(store: Path, asked: Path | None) -> Path:
     """Where the records and lines without a partner are listed: beside the store by default.
 
     Raises:
-        ConfigError: the file lies in a store, or is another one that exists.
+        ConfigError: the file lies in a store or in no folder, or is another one that exists.
     """
     path = unmatched_beside(store) if asked is None else asked
     if asked is not None:
         refuse_inside_store(path, "--unmatched")
+        if not path.parent.is_dir():  # it is written last, behind the labels
+            raise ConfigError(
+                f"--unmatched {path}: no folder {path.parent}; make it, or name another"
+            )
     refuse_to_replace(path, "--unmatched", _HEADER.encode(), "table of unmatched lines")
     return path
 

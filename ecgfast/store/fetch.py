@@ -40,7 +40,8 @@ def fetch_store(url: str, out: Path, progress: Progress | None = None) -> Path:
 
     Args:
         url: of its folder: s3://, gs://, az://, https://, http:// or file://.
-        out: folder of the copy; where it holds the same store already, nothing is fetched.
+        out: folder of the copy; where it holds the same store already, only damaged or missing
+            files are fetched.
         progress: called with (bytes done, bytes in all).
     Returns:
         `out`.
@@ -55,15 +56,13 @@ def fetch_store(url: str, out: Path, progress: Progress | None = None) -> Path:
     with store_lock(out):
         sealed = source.read(MANIFEST)
         if _holds(out, sealed, url):
+            _complete(source, out, progress)
             return out
         work = beside(out, ".fetch")
         with explained(work):
             work.mkdir(parents=True, exist_ok=True)
         write_durably(work / MANIFEST, [sealed])
-        tables = read_manifest(work)["files"]
-        _fetch_all(source, work, tables, None)
-        shards = dict(open_store(work).shard_table.files())
-        _fetch_all(source, work, tables | shards, progress)
+        _complete(source, work, progress)
         with explained(out):
             if out.exists():
                 out.rmdir()
@@ -82,6 +81,14 @@ def _holds(out: Path, sealed: bytes, url: str) -> bool:
         f"{out} holds something else than the store at {url}, or another version of it; move it "
         "away, or name another folder"
     )
+
+
+def _complete(source: "_Source", folder: Path, progress: Progress | None) -> None:
+    """Fetch what a folder with a manifest lacks, or has damaged."""
+    tables = read_manifest(folder)["files"]
+    _fetch_all(source, folder, tables, None)
+    shards = dict(open_store(folder).shard_table.files())
+    _fetch_all(source, folder, tables | shards, progress)
 
 
 def _fetch_all(

@@ -150,8 +150,10 @@ def refuse_to_replace(path: Path, option: str, begins: bytes, what: str) -> None
         begins: first bytes of what is written there.
         what: that is.
     Raises:
-        ConfigError: it is such a file.
+        ConfigError: it is such a file, or a folder.
     """
+    if path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder, allowed a file; name a {what} in it")
     if not path.is_file() or path.stat().st_size == 0:
         return
     with path.open("rb") as file:

@@ -113,6 +113,17 @@ def test_the_list_lies_where_it_is_asked_for(store: Path, tmp_path: Path) -> Non
     assert not store.with_name("store.unmatched.csv").exists()
 
 
+def test_no_label_is_written_where_the_list_cannot_be(store: Path) -> None:
+    before = snapshot(store)
+    for place, match in (
+        (store.parent, "is a folder"),
+        (store.parent / "no/list.csv", "no folder"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            join(store, "record_id,lvh\na/r0,1\n", unmatched=place)
+    assert snapshot(store) == before
+
+
 def test_the_list_replaces_nothing_else_and_enters_no_store(store: Path, tmp_path: Path) -> None:
     key = store.with_name("store.key")
     before = key.read_bytes(), snapshot(store)

@@ -62,6 +62,17 @@ def test_a_copy_has_the_same_bytes_and_says_how_far_it_is(store: Path, tmp_path:
     assert [path.name for path in out.parent.iterdir()] == ["copy"]
 
 
+def test_a_copy_that_was_damaged_later_is_mended(store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(store, out)
+    (out / SHARD).write_bytes(flipped((store / SHARD).read_bytes()))
+    (out / "records.parquet").unlink()
+    with served(store, sound) as (url, asked):
+        fetch_store(url, out)
+    assert set(asked) == {"manifest.json", "records.parquet", SHARD}
+    assert snapshot(out) == snapshot(store)
+
+
 def test_what_is_there_already_is_not_asked_for(store: Path, tmp_path: Path) -> None:
     out = tmp_path / "copy"
     shutil.copytree(store, tmp_path / "copy.fetch")  # as a copy that was killed before its end
