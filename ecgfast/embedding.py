@@ -105,6 +105,7 @@ def write_features(
     work = _Work(Path(run), Path(store), pool=pool, layer=layer, select=select, device=device)
     partial = out.with_name(f".{out.stem}.partial{out.suffix}")
     with explained(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
         try:
             write = _write_parquet if out.suffix == ".parquet" else _write_array
             write(partial, work)

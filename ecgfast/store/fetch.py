@@ -147,12 +147,15 @@ class _Source:
             ) from error
         self.url = url.rstrip("/")
         self._obstore = obstore
-        with self._said(""):
+        try:
             self._store = obstore.store.from_url(
                 self.url,
                 client_options={"allow_http": True} if url.startswith("http://") else None,
                 retry_config={"max_retries": 5, "retry_timeout": datetime.timedelta(seconds=60)},
             )
+        except (obstore.exceptions.BaseError, ValueError) as error:
+            line = str(error).partition("\n")[0]
+            raise ConfigError(f"{url} cannot be opened: {line}; check the address") from error
 
     def read(self, name: str) -> bytes:
         """A small file as a whole."""

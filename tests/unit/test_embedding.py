@@ -84,9 +84,9 @@ def test_files_hold_what_memory_does(store: Path, run: Path, tmp_path: Path) -> 
     found = embed(run, store, select="site=1", device="cpu")
     assert 0 < len(found.record_id) < 70
     for name in ("a.parquet", "a.npy"):
-        shape = write_features(tmp_path / name, run, store, select="site=1", device="cpu")
+        shape = write_features(tmp_path / "new" / name, run, store, select="site=1", device="cpu")
         assert shape == found.values.shape
-    table = pq.read_table(tmp_path / "a.parquet")
+    table = pq.read_table(tmp_path / "new/a.parquet")
     assert table["record_id"].to_pylist() == found.record_id
     values = np.array(table["features"].to_pylist(), np.float32)
     assert values.tobytes() == found.values.tobytes()
@@ -94,10 +94,10 @@ def test_files_hold_what_memory_does(store: Path, run: Path, tmp_path: Path) -> 
     ids = open_store(store).records["record_id"].take(rows).to_pylist()
     assert ids == found.record_id
     assert table.schema.metadata[b"pool"] == b"mean"
-    assert np.load(tmp_path / "a.npy").tobytes() == found.values.tobytes()
-    names = (tmp_path / "a.npy.records.csv").read_text().split()
+    assert np.load(tmp_path / "new/a.npy").tobytes() == found.values.tobytes()
+    names = (tmp_path / "new/a.npy.records.csv").read_text().split()
     assert names == ["record_id", *found.record_id]
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list((tmp_path / "new").iterdir())) == 3
 
 
 def test_a_classifier_gives_what_its_head_reads(
