@@ -96,8 +96,11 @@ def test_a_report_lies_beside_nothing_of_an_earlier_one(
     """Neither probabilities that it does not show, nor, after a full disk, its own page."""
     out = tmp_path / "report"
     assert evaluate([tuned], store, out).is_file()
+    before = {path.name for path in (out / "figures").iterdir()}
     evaluate([pretrained], store, out)
-    assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "report.html"]
+    assert sorted(path.name for path in out.iterdir()) == ["figures", "metrics.json", "report.html"]
+    figures = {path.name for path in (out / "figures").iterdir()}
+    assert any(name.startswith("roc") for name in before - figures)
 
     def full(fd: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
