@@ -279,10 +279,12 @@ class _Processes(ProcessPoolExecutor):
         with _one_start_at_a_time, _as_workers_begin():
             return super().submit(*args, **options)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:  # KeyboardInterrupt too: it would wait for the units that are begun
-            for process in list((self._processes or {}).values()):
-                process.kill()
+    def __exit__(self, *_: object) -> None:
+        # After an error, KeyboardInterrupt too, it would wait for the units that are begun. And
+        # after the last unit for ever, if a worker was killed while it waited for the next one: it
+        # took the lock of the queue with it, through which the others hear that they may end.
+        for process in list((self._processes or {}).values()):
+            process.kill()
         self.shutdown(cancel_futures=True)
 
 
