@@ -41,7 +41,7 @@ _FROZEN = ("finetune.frozen=true", "finetune.learning_rates=[3e-3]", "finetune.e
 
 @dataclass(frozen=True, kw_only=True)
 class DemoPlan:
-    """How much the demo does; the defaults fit two cores and ten minutes.
+    """How much the demo does; the defaults take two cores some fifteen minutes.
 
     Attributes:
         num_records: of the cohort; the first of its hospitals has two shares, every other one.
