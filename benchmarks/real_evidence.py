@@ -4,7 +4,7 @@
 
 Pretrains on the records of all folders without labels, then learns eight labels of the 500 ECGs of
 `ptbxl500` in the five folds of the store: no patient and no copy of an ECG is in two of them. What
-was scored stays in WORK, so that the command goes on where it was stopped (`--only` does one
+was scored stays in WORK, so that the command resumes where it stopped (`--only` does one
 model); rows go to benchmarks/evidence/DEVICE.jsonl, and `evidence_rows.py` makes tables of them.
 """
 

@@ -5,7 +5,6 @@ as there are shards: a store is copied once to where it is read.
 """
 
 import datetime
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,7 @@ from typing import Any
 from ecgfast.errors import BackendUnavailableError, ConfigError, CorruptStoreError, EcgfastError
 from ecgfast.store.durable import DurableFile, explained, store_lock, sync_folder, write_durably
 from ecgfast.store.format import MANIFEST, beside
-from ecgfast.store.manifest import read_manifest
+from ecgfast.store.manifest import digest_of_file, read_manifest
 from ecgfast.store.reader import open_store
 
 Progress = Callable[[int, int], None]
@@ -121,10 +120,8 @@ def _fetch_all(
 
 
 def _is_there(path: Path, entry: Mapping[str, Any]) -> bool:
-    if not path.is_file() or path.stat().st_size != entry["bytes"]:
-        return False
-    with path.open("rb") as file:
-        return bool(hashlib.file_digest(file, "sha256").hexdigest() == entry["sha256"])
+    has_size = path.is_file() and path.stat().st_size == entry["bytes"]
+    return has_size and digest_of_file(path) == str(entry["sha256"])
 
 
 class _BrokenError(EcgfastError):

@@ -4,7 +4,6 @@ Generation g is the rows before its `num_slots`: the manifest's `history` has th
 to the generation before its own. An erasure changes rows that earlier ones had, and cuts it.
 """
 
-import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from ecgfast.errors import ConfigError
 from ecgfast.store.durable import explained, sync_folder
 from ecgfast.store.format import NEXT, QUARANTINE
-from ecgfast.store.manifest import Manifest, read_manifest, write_manifest
+from ecgfast.store.manifest import Manifest, digest_of_file, read_manifest, write_manifest
 
 _SAME = ("identity", "num_records", "num_slots", "counts")  # in an entry as in a manifest
 
@@ -108,12 +107,7 @@ def settle(store: Path) -> None:
 def counts_as_next(store: Path, name: str, entry: dict[str, Any]) -> bool:
     """Whether NAME.next is the file that the manifest means, and NAME the one before it."""
     path = store / f"{name}{NEXT}"
-    return path.is_file() and _digest(path) == entry["sha256"]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return path.is_file() and digest_of_file(path) == entry["sha256"]
 
 
 def _replace(store: Path, names: Iterable[str]) -> None:

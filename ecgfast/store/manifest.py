@@ -214,5 +214,11 @@ def read_file(path: Path, num_bytes: int, *, exactly: bool = True, or_more: bool
         return file.read(min(size, num_bytes))  # not more: the buffer has that size at once
 
 
+def digest_of_file(path: Path) -> str:
+    """The sha256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _no_file(path: Path) -> CorruptStoreError:
     return CorruptStoreError(f"{path} is no regular file; the store is damaged")

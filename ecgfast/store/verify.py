@@ -1,6 +1,5 @@
 """Every checksum, count and invariant of a store: `ecgfast verify`."""
 
-import hashlib
 import re
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePath
@@ -21,6 +20,7 @@ from ecgfast.store.format import (
     work_beside,
 )
 from ecgfast.store.generations import counts_as_next, whole_store
+from ecgfast.store.manifest import digest_of_file
 from ecgfast.store.reader import StoreReader, open_store
 
 Progress = Callable[[int, int], None]
@@ -74,7 +74,7 @@ def _digests(
             yield f"{name} is missing"
         elif path.stat().st_size != entry["bytes"]:
             yield f"{name} has {path.stat().st_size} bytes, expected {entry['bytes']}"
-        elif _digest(path) != entry["sha256"]:
+        elif digest_of_file(path) != entry["sha256"]:
             yield f"{name}: the digest is wrong; the file is damaged"
         done += entry["bytes"]
         if progress is not None:
@@ -151,8 +151,3 @@ def _table(reader: StoreReader) -> Iterator[str]:
     pairs = {(p, s) for p, s in zip(patients, splits, strict=True) if s is not None}
     if len(pairs) != len({patient for patient, _ in pairs}):
         yield f"{RECORDS}: a patient is in more than one split"
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -124,7 +124,7 @@ def test_mistakes_are_one_error(
     store: Path, run: Path, tmp_path: Path, options: dict[str, object], text: str
 ) -> None:
     with pytest.raises(ConfigError, match=text):
-        write_features(tmp_path / "a.npy", run, store, device="cpu", **options)  # type: ignore[arg-type]
+        write_features(tmp_path / "a.npy", run, store, device="cpu", **options)  # type: ignore[arg-type]  # meant
     assert list(tmp_path.iterdir()) == []
 
 

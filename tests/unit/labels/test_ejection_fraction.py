@@ -127,7 +127,7 @@ def test_the_number_lies_in_its_bounds(given: str) -> None:
 
 
 def test_a_column() -> None:
-    cells = ["55", None, "<40", "normal", "35–40 %", "Normal", "reduced"]  # noqa: RUF001
+    cells = ["55", None, "<40", "normal", "35–40 %", "Normal", "reduced"]  # noqa: RUF001 (a dash of tables)
     text = pa.chunked_array([pa.array(cells, pa.string())])
     percent, given, words = read_column(text, Path("labels.csv"))
     assert percent.to_pylist() == [55, None, 39, None, 37.5, None, None]

@@ -41,7 +41,7 @@ def test_a_workbook(tmp_path: Path) -> None:
     rows = [
         ["record_id", "patient_id", "label_date", "ejection_fraction", "lvh", "qrs", "none"],
         ["a/r0", 15709.0, datetime.datetime(2020, 5, 31), ("0%", 0.55), True, 98.5, None],
-        ["a/r1", 7, datetime.date(2020, 6, 1), "35–40 %", False, 1e-5, None],  # noqa: RUF001
+        ["a/r1", 7, datetime.date(2020, 6, 1), "35–40 %", False, 1e-5, None],  # noqa: RUF001 (a dash of tables)
         ["a/r2", None, datetime.datetime(2020, 6, 1, 9, 30), ("0.0%", 0.335), None, "33,5", None],
         ["a/r3", "x", None, ("0%", 1), None, 0.1 + 0.2, None],
     ]
