@@ -48,6 +48,7 @@ class TestPlan:
         patients: (N,) number of each record's patient.
         cohorts: cohort -> run's name -> rows with known labels of patients that this run has not
             learned from. At a site that it learned from, a run is tested on the test split alone.
+            Sites without any label have none.
         notes: for the report, what was left out and what is not known.
         training: run's name -> labelled rows of this store that it was trained on.
         validation: run's name -> labelled rows of this store that chose its weights.
@@ -148,7 +149,7 @@ def plan_for(store: StoreReader, target: str, learners: Mapping[str, Learner]) -
     """
     is_case, is_known = labels_of(store.records, target)
     site = text_column(store.records, "site")
-    sites = natural_order(np.unique(site).tolist())
+    sites = natural_order(np.unique(site[is_known]).tolist())
     seen_by = {name: seen(learner.register, store) for name, learner in learners.items()}
     tests = {
         name: _test(store, learner, seen_by[name], site, is_known)
@@ -287,6 +288,8 @@ def _notes(
                 "on the test split"
             )
         notes += _doubts(run, by_run, _trained(learner), set(site.tolist()) - test.training_sites)
+    if unlabelled := natural_order(list(set(site.tolist()) - set(site[is_known].tolist()))):
+        notes.append(f"{listed(frozenset(unlabelled))}: no record has a label for {target}")
     if unknown := int((~is_known).sum()):
         notes.append(f"{unknown} records have no label for {target} and count nowhere")
     return tuple(notes)

@@ -1,5 +1,6 @@
 """Who is tested on what: no patient of a run's training, whatever the store and the company."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,6 +95,18 @@ def test_sites_that_all_runs_never_saw_are_pooled_by_themselves(store: StoreRead
         10,
         11,
     ]
+
+
+def test_a_site_without_labels_is_a_note_and_no_empty_row(tmp_path: Path) -> None:
+    path = make(tmp_path).path
+    table = (tmp_path / "labels.csv").read_text()
+    (tmp_path / "labels.csv").write_text(re.sub(r"^(r1[234],\w+),.*$", r"\1,", table, flags=re.M))
+    label_store(path, tmp_path / "labels.csv", split="column")
+    store = open_store(path)
+    plan = plan_for(store, TARGET, {"one": learner(store, "1")})
+    assert list(plan.cohorts) == ["site 1, test split", "site 2, external"]  # nothing to pool
+    assert plan.main_cohort == "site 2, external"
+    assert "site 3: no record has a label for ejection_fraction<40" in plan.notes
 
 
 @pytest.mark.parametrize("key", [None, "11" * 32])
