@@ -17,6 +17,7 @@ import typer
 from typer.main import get_command
 
 from ecgfast.cli import data, labels, machine, runs
+from ecgfast.cli.examples import EXAMPLES
 from ecgfast.errors import ConfigError, EcgfastError
 
 GLOBAL_FLAGS = ("--debug", "--strict")
@@ -29,12 +30,12 @@ app = typer.Typer(
     epilog="Anywhere on the line: --debug shows tracebacks and debug lines, --strict makes a "
     "slower path an error.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (*data.COMMANDS, *labels.COMMANDS, *runs.COMMANDS, *machine.COMMANDS):
-    app.command()(command)
+    # \b: a line that is not wrapped
+    app.command(epilog=f"Example:\n\n\b\n  {EXAMPLES[command.__name__]}")(command)
 
 
 def _print_version(asked: bool) -> None:

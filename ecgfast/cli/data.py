@@ -120,7 +120,12 @@ def convert(
         bool, typer.Option("--replace", help="With --append: also what has changed since.")
     ] = False,
     labels: Annotated[
-        Path | None, typer.Option(metavar="TABLE", help="Table to join, as label does.")
+        Path | None,
+        typer.Option(
+            metavar="TABLE",
+            help="Table to join, with record_id or patient_id. Several tables, other names of "
+            "columns, windows of days: ecgfast label, afterwards.",
+        ),
     ] = None,
     columns: Columns = None,
     codec: Annotated[Codec, typer.Option(help="How chunks are compressed.")] = "ecgpack",

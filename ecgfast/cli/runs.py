@@ -177,6 +177,12 @@ def reproduce(
         str | None, typer.Option(help="How to fine-tune, as finetune has it. Default: paper.")
     ] = None,
     settings: Settings = None,
+    fractions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="F,F,...", help="Of the labelled patients, such as 0.01,0.1,1. Default: 1."
+        ),
+    ] = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Fine-tunings of each model on each set. Default: 1.")
     ] = None,
@@ -202,6 +208,7 @@ def reproduce(
         preset=preset,
         recipe=recipe,
         settings=settings,
+        fractions=None if fractions is None else _fractions(fractions),
         seeds=seeds,
     )
     if plan_only:
@@ -211,6 +218,19 @@ def reproduce(
     show("\n".join([*summary.reasons, str(summary)]))
     if summary.failed or summary.left:
         raise typer.Exit(1 if summary.failed else NOT_READY)
+
+
+def _fractions(text: str) -> tuple[float, ...]:
+    """The numbers of --fractions."""
+    from ecgfast.reproduce.plan import check_fractions
+
+    try:
+        return check_fractions(tuple(map(float, text.split(","))))
+    except ValueError:
+        raise ConfigError(
+            "--fractions must be numbers above 0 and at most 1, each once, such as 0.1,1, got "
+            f"{text!r}"
+        ) from None
 
 
 def predict(

@@ -27,6 +27,7 @@ from ecgfast.labels.commands import label_store
 from ecgfast.labels.table import check_labels
 from ecgfast.store.durable import store_lock
 from ecgfast.store.format import MANIFEST, sources_beside
+from ecgfast.store.generations import refuse_generation_name
 from ecgfast.store.quality import read_limits
 from ecgfast.store.reader import available_cores, open_store
 from ecgfast.vocabulary import Codec, OnBad, PatientIds, Quality, Short, WindowChoice
@@ -100,6 +101,7 @@ def convert(
             `--strict` also: records are duplicates; the store is finished, labels joined.
     """
     out = Path(out)
+    refuse_generation_name(out)
     options = ConvertOptions(
         codec=codec,
         window=window,
@@ -159,6 +161,7 @@ def plan_convert(
     replace: bool = False,
 ) -> Plan | None:
     """List the inputs of a store, the first step of `convert`; None where nothing is to be done."""
+    refuse_generation_name(Path(out))
     with store_lock(Path(out)):
         if _grows(append, replace):
             listed = (sources, Path(out), options, key_file, listing)

@@ -84,7 +84,7 @@ def erase(
     path = whole_store(store)
     _refuse_link(path)
     given = _given(patients, records, begun=(path / ERASING).exists())
-    named = {name: _lines(each) for name, each in given.items()}
+    named = {name: _lines(f"--{name}", each) for name, each in given.items()}
     with store_lock(path):
         if finish_erasure(path):
             log.info(f"{path}: the erasure that was interrupted is finished")
@@ -136,18 +136,27 @@ def _given(patients: Path | None, records: Path | None, *, begun: bool) -> dict[
     return found
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
+def _lines(option: str, path: Path) -> list[tuple[int, str]]:
     """The ids of a list with the numbers of their lines."""
-    if not path.is_file() or path.stat().st_size > _LARGEST:
-        raise ConfigError(f"{path} is no list of ids; give a text file with one a line")
+
+    def refusal(got: str, cure: str) -> ConfigError:
+        return ConfigError(
+            f"{option} {path}: got {got}, allowed a text file (UTF-8) with one id a line; {cure}"
+        )
+
+    if not path.is_file():
+        got = "a folder or a device" if path.exists() else "no such file"
+        raise refusal(got, "check the path; ids are given in a file, as words are kept by shells")
+    if path.stat().st_size > _LARGEST:
+        raise refusal(f"{path.stat().st_size:,} bytes", f"divide it: at most {_LARGEST:,} bytes")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is no UTF-8 text; save it as such, one id a line") from error
+        raise refusal("a file that is no UTF-8 text", "save it as such") from error
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     lines = [(number, line) for number, line in lines if line]
     if not lines:
-        raise ConfigError(f"{path} is empty, allowed one id a line")
+        raise refusal("an empty file", "write the ids into it")
     return lines
 
 

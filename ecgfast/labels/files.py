@@ -63,7 +63,10 @@ def read_cells(path: Path, ids: Sequence[str]) -> Cells:
         with file.open("rb") as opened:
             start = opened.read(len(_OLD_EXCEL))
     except FileNotFoundError as error:
-        raise ConfigError(f"labels {path}: no such file") from error
+        raise ConfigError(
+            f"labels {path}: no such file, allowed a CSV, a Parquet file or FILE.xlsx#SHEET; "
+            "check the path"
+        ) from error
     except OSError as error:
         raise ConfigError(f"labels {path}: cannot be read: {error.strerror}") from error
     if start == _OLD_EXCEL:

@@ -180,11 +180,7 @@ def _join(
 ) -> Join:
     matches = match_rows(records, table.labels, pseudonyms)
     if not any(matches):
-        raise ConfigError(
-            f"labels {table.path}: no line names a record of {rule.store}; ids are paths below the "
-            "source without suffix, such as data/1; see the .sources.csv beside the store"
-            f"{_would_fit(names.record, table.labels)}"
-        )
+        raise _no_partner(table, names, rule)
     if rule.window is None:
         chosen = agreeing_rows(matches, table.labels, table.compared)
     else:
@@ -207,6 +203,23 @@ def _with_labels(records: pa.Table, join: Join) -> pa.Table:
         old = records[EF_GIVEN] if EF_GIVEN in records.column_names else nothing
         records = set_column(records, EF_GIVEN, pc.if_else(is_chosen, new, old))
     return records
+
+
+def _no_partner(table: LabelTable, names: Identities, rule: JoinRule) -> ConfigError:
+    """The refusal of a table whose lines are all of other records."""
+    listing = f"{rule.store.name}.sources.csv beside the store"
+    if "record_id" in table.labels.column_names:
+        return ConfigError(
+            f"labels {table.path}: no line names a record of {rule.store}; ids are paths below the "
+            f"source without suffix, such as data/1; see {listing}"
+            f"{_would_fit(names.record, table.labels)}"
+        )
+    return ConfigError(
+        f"labels {table.path}: no line names a patient of {rule.store}, got "
+        f"{table.labels.num_rows:,} lines; patient_id must be the id that the source files have, "
+        f"letter by letter, or a pseudonym of the store; see column patient of {listing}, or join "
+        "by recording with --id-column NAME"
+    )
 
 
 def _would_fit(names: Sequence[str | None], labels: pa.Table) -> str:

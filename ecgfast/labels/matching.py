@@ -88,9 +88,10 @@ def _sites_of_lines(
     if all(name is None or name in known for name in labels["patient_id"].to_pylist()):
         return [None] * labels.num_rows  # pseudonyms, which know their site
     raise ConfigError(
-        f"labels: joined by patient_id without a column site, and the store has {len(ours)} sites "
-        "that each number their own patients; add the column site, or convert with --patient-ids "
-        "global where one number is one person everywhere"
+        f"labels: joined by patient_id, got no column site, needed as the store has {len(ours)} "
+        "sites that each number their own patients; add the column site, or join by recording "
+        "with --id-column NAME, or convert with --patient-ids global where one number is one "
+        "person everywhere"
     )
 
 

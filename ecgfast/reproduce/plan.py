@@ -44,14 +44,19 @@ def _name(text: str) -> str:
     return text
 
 
-def _fractions(values: tuple[float, ...]) -> tuple[float, ...]:
+def check_fractions(values: tuple[float, ...]) -> tuple[float, ...]:
+    """Return fractions of the labels that make a curve.
+
+    Raises:
+        ValueError: one is not in (0, 1], or is there twice.
+    """
     if not values or not all(0 < value <= 1 for value in values) or len({*values}) < len(values):
         raise ValueError(f"numbers above 0 and at most 1, each once, got {list(values)}")
     return values
 
 
 Name = Annotated[StrictStr, AfterValidator(_name)]
-Fractions = Annotated[tuple[StrictFloat, ...], AfterValidator(_fractions)]
+Fractions = Annotated[tuple[StrictFloat, ...], AfterValidator(check_fractions)]
 Settings = tuple[StrictStr, ...]
 
 

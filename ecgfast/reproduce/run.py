@@ -72,6 +72,7 @@ def make_plan(
     preset: str | None = None,
     recipe: str | None = None,
     settings: Sequence[str] | None = None,
+    fractions: Sequence[float] | None = None,
     seeds: int | None = None,
 ) -> Plan:
     """Take a plan, or make the study's; check it, and keep it as OUT/plan.toml.
@@ -84,7 +85,8 @@ def make_plan(
         preset: of the vision transformers.
         recipe: of fine-tuning.
         settings: of all runs, as in ``--set``.
-        seeds: fine-tunings of each model on each set.
+        fractions: of the patients with labels, for each of which every model is fine-tuned.
+        seeds: fine-tunings of each model on each set and fraction.
     Raises:
         ConfigError: the plan cannot be carried out on the store.
     """
@@ -98,6 +100,7 @@ def make_plan(
         preset=preset or found.preset,
         recipe=recipe or found.recipe,
         settings=found.settings if settings is None else tuple(settings),
+        fractions=found.fractions if fractions is None else tuple(fractions),
         seeds=found.seeds if seeds is None else seeds,
     )
     check(changed, reader)

@@ -16,6 +16,7 @@ from typing import Any
 from ecgfast.errors import BackendUnavailableError, ConfigError, CorruptStoreError, EcgfastError
 from ecgfast.store.durable import DurableFile, explained, store_lock, sync_folder, write_durably
 from ecgfast.store.format import MANIFEST, beside
+from ecgfast.store.generations import refuse_generation_name
 from ecgfast.store.manifest import digest_of_file, read_manifest
 from ecgfast.store.reader import open_store
 
@@ -51,6 +52,7 @@ def fetch_store(url: str, out: Path, progress: Progress | None = None) -> Path:
         CorruptStoreError: a file is not what the store lists, or was not the second time either.
         EcgfastError: no permission, no connection, no space.
     """
+    refuse_generation_name(out)
     source = _Source(url)
     with store_lock(out):
         sealed = source.read(MANIFEST)

@@ -58,6 +58,20 @@ def whole_store(path: str | Path) -> Path:
     return store
 
 
+def refuse_generation_name(path: Path) -> None:
+    """Refuse a new store whose name would read as a generation of another.
+
+    Raises:
+        ConfigError: its name ends in @ and a number, and nothing of that name exists yet.
+    """
+    store, generation = split_generation(path)
+    if generation is not None:
+        raise ConfigError(
+            f"a new store cannot be named {path.name}, which means generation {generation} of "
+            f"{store.name}; names must not end in @ and a number: take {store.name}-{generation}"
+        )
+
+
 def as_of(manifest: Manifest, generation: int | None, store: Path) -> Manifest:
     """The manifest of one generation, the newest for None.
 

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -52,6 +54,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["pretrain", "x", "--out", "y", "--set", "mask.ratio=1.2"], "must be in [0, 1), got 1.2"),
         (["reproduce", "x", "--out", "y", "--part", "3/3"], "I/N with 0 <= I < N, got '3/3'"),
         (["reproduce", "x", "--out", "y", "--part", "1"], "I/N with 0 <= I < N, got '1'"),
+        (["reproduce", "x", "--out", "y", "--fractions", "0.1,2"], "at most 1, each once, such as"),
+        (["reproduce", "x", "--out", "y", "--fractions", "1,"], "numbers above 0 and at most 1"),
+        (["convert", "x", "--out", "y@2"], "cannot be named y@2, which means generation 2 of y;"),
+        (["convert", "x", "--out", "y@2", "--stage", "plan"], "take y-2"),
+        (["fetch", "https://x.org/y", "y@2"], "cannot be named y@2"),
         (["bench", "everything"], "unknown bench case 'everything'"),
         (["reconstruct", "r", "s", "--record", "1", "--out", "p", "--leads", "II,V9"], "got V9"),
     ],
@@ -60,6 +67,40 @@ def test_wrong_commands(
     capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     assert words in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [
+        (None, "no such file"),
+        (b"", "an empty file"),
+        (b"\xff\xfe1\x00", "a file that is no UTF-8 text"),
+    ],
+)
+def test_lists_of_patients_that_cannot_be_read(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    store: Path,
+    content: bytes | None,
+    got: str,
+) -> None:
+    listed = tmp_path / "ids.txt"
+    if content is not None:
+        listed.write_bytes(content)
+    line = refused(capsys, "erase", store, "--patients", listed)
+    assert f"--patients {listed}: got {got}, allowed a text file (UTF-8) with one id a line" in line
+
+
+def test_a_table_of_other_patients(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, store: Path
+) -> None:
+    table = tmp_path / "numbers.parquet"
+    pq.write_table(pa.table({"patient_id": [1, 2], "ejection_fraction": [30.0, 60.0]}), table)
+    line = refused(capsys, "label", store, table)
+    assert (
+        f"labels {table}: no line names a patient of {store}, got 2 lines; patient_id must" in line
+    )
+    assert f"see column patient of {store.name}.sources.csv beside the store" in line
 
 
 @pytest.mark.parametrize("command", ["info", "verify", "pretrain"])

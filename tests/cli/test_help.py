@@ -1,6 +1,8 @@
 """The help pages: complete, at once, and the commands that the documentation names."""
 
+import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -38,6 +40,39 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     assert main([name, "--help"]) == 0
     page = capsys.readouterr().out
     assert page.startswith(f"Usage: ecgfast {name}")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_page_ends_with_a_line_that_parses(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([name, "--help"]) == 0
+    program, word, *arguments = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert (program, word) == ("ecgfast", name)
+    command = get_command(app).commands[name]  # type: ignore[attr-defined]  # it is a group
+    command.make_context(name, arguments)  # refuses options and values that do not exist
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("ecgfast pre", {"pretrain", "predict"}),
+        ("ecgfast convert --quality-l", {"--quality-limits"}),
+        ("ecgfast convert --codec z", {"zstd"}),
+    ],
+)
+def test_a_shell_completes_what_was_typed(typed: str, words: set[str]) -> None:
+    """As the script does that `ecgfast --show-completion bash` prints."""
+    environment = os.environ | {
+        "_ECGFAST_COMPLETE": "complete_bash",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(typed.split()) - 1),
+    }
+    result = subprocess.run(
+        [sys.executable, "-m", "ecgfast"],
+        capture_output=True, text=True, check=True, env=environment,
+    )  # fmt: skip
+    assert set(result.stdout.split()) == words
 
 
 @pytest.mark.parametrize("command", [[], ["convert"]])

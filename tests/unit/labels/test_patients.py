@@ -58,7 +58,7 @@ def test_a_table_that_does_not_say_whose_numbers_it_has_is_refused(tmp_path: Pat
     echo = tmp_path / "echo.csv"
     echo.write_text("patient_id,ejection_fraction\n3,30\n")
     before = snapshot(tmp_path / "store")
-    with pytest.raises(ConfigError, match="without a column site, and the store has 2 sites"):
+    with pytest.raises(ConfigError, match="got no column site, needed as the store has 2 sites"):
         label_store(tmp_path / "store", echo)
     assert snapshot(tmp_path / "store") == before
     convert_quietly([tmp_path / "in"], tmp_path / "everybody", patient_ids="global")

@@ -227,12 +227,14 @@ def test_a_plan_that_was_edited_is_kept_as_it_is(store: StoreReader, tmp_path: P
 
 def test_options_replace_what_the_plan_has(store: StoreReader, tmp_path: Path) -> None:
     wanted = {"preset": "vit_tiny", "recipe": "best_practice", "settings": ["train.seed=3"]}
+    wanted |= {"fractions": (0.5, 1.0)}
     for _ in range(2):  # given again, they change nothing more
         plan = make_plan(store.path, tmp_path, **wanted, seeds=2, target="ejection_fraction<50")
         assert Plan.read(tmp_path / "plan.toml") == plan
         assert (plan.preset, plan.recipe, plan.settings, plan.seeds, plan.target) == (
             "vit_tiny", "best_practice", ("train.seed=3",), 2, "ejection_fraction<50",
         )  # fmt: skip
+        assert plan.fractions == (0.5, 1.0)
     assert make_plan(store.path, tmp_path) == plan
 
 
