@@ -149,7 +149,7 @@ def prepare(data: Path, work: Path) -> Cohort:
     out = work / f"pretrained-{PRETRAINED_ON}"
     if not (out / "model.safetensors").exists():
         settings = encoder_settings(PRETRAINED_ON)
-        pretrain(settings, work / "cohort", out, include_test=True, resume=True)
+        pretrain(work / "cohort", out, preset=settings, include_test=True, resume=True)
     return Cohort.of(open_store(work / "cohort"))
 
 

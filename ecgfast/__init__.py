@@ -3,15 +3,43 @@
 import importlib
 import sys
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ecgfast.convert import convert
     from ecgfast.data.loader import build_loader
+    from ecgfast.data.torch_view import EcgDataset, EcgStream
     from ecgfast.embedding import embed
+    from ecgfast.evaluate.report import evaluate, reconstruct
+    from ecgfast.ingest.synthetic import write_cohort as synth
+    from ecgfast.labels.commands import label_store as label
+    from ecgfast.labels.naming import Naming
     from ecgfast.model import build_model
+    from ecgfast.predict import predict
+    from ecgfast.runs.ecg_paper import plot_ecg
     from ecgfast.store import open_store
+    from ecgfast.train.finetune import finetune
+    from ecgfast.train.pretrain import pretrain
 
-__all__ = ["build_loader", "build_model", "embed", "open_store"]
+__all__ = [
+    "EcgDataset",
+    "EcgStream",
+    "Naming",
+    "build_loader",
+    "build_model",
+    "convert",
+    "embed",
+    "evaluate",
+    "finetune",
+    "label",
+    "open_store",
+    "plot_ecg",
+    "predict",
+    "pretrain",
+    "reconstruct",
+    "synth",
+]
 
 
 def lazily(
@@ -21,13 +49,14 @@ def lazily(
 
     Args:
         package: its `__name__`.
-        homes: name -> module that defines it.
+        homes: name -> module that defines it, with :NAME where it has another name there.
     """
 
     def getattr_(name: str) -> Any:  # noqa: ANN401 (whatever the home has under that name)
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(homes[name]), name)
+        module, _, there = homes[name].partition(":")
+        return getattr(importlib.import_module(module), there or name)
 
     def dir_() -> list[str]:
         return sorted({*vars(sys.modules[package]), *homes})
@@ -35,13 +64,34 @@ def lazily(
     return getattr_, dir_
 
 
+class _Package(ModuleType):
+    """A package whose submodules do not take the place of functions of the same name."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
 # Opening a store must not wait for torch.
 __getattr__, __dir__ = lazily(
     __name__,
     {
+        "EcgDataset": "ecgfast.data.torch_view",
+        "EcgStream": "ecgfast.data.torch_view",
+        "Naming": "ecgfast.labels.naming",
         "build_loader": "ecgfast.data.loader",
         "build_model": "ecgfast.model",
+        "convert": "ecgfast.convert",
         "embed": "ecgfast.embedding",
+        "evaluate": "ecgfast.evaluate.report",
+        "finetune": "ecgfast.train.finetune",
+        "label": "ecgfast.labels.commands:label_store",
         "open_store": "ecgfast.store",
+        "plot_ecg": "ecgfast.runs.ecg_paper",
+        "predict": "ecgfast.predict",
+        "pretrain": "ecgfast.train.pretrain",
+        "reconstruct": "ecgfast.evaluate.report",
+        "synth": "ecgfast.ingest.synthetic:write_cohort",
     },
 )
+sys.modules[__name__].__class__ = _Package  # else `import ecgfast.predict` would hide `predict`

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from ecgfast.settings import SECTIONS, Config, ignored_by
 
 __all__ = [
     "Config",
+    "Overrides",
     "config_from_dict",
     "config_to_toml",
     "ignored_settings",
@@ -22,44 +23,61 @@ __all__ = [
     "toml_line",
 ]
 
+Overrides = Mapping[str, Any] | Iterable[str]
+
 _FOLDERS = {
     "preset": files("ecgfast") / "presets",
     "recipe": files("ecgfast") / "presets" / "recipes",
 }
 
 
-def load_config(preset: str, overrides: Iterable[str] = (), *, recipe: str | None = None) -> Config:
-    """Resolve a preset, a recipe of fine-tuning over it, and ``section.name=value`` overrides.
+def load_config(
+    preset: str | Path | Config, overrides: Overrides = (), *, recipe: str | Path | None = None
+) -> Config:
+    """Resolve a preset, a recipe of fine-tuning over it, and overrides of single settings.
 
     Args:
-        preset: a name from `preset_names`, or the path of a TOML file.
-        overrides: values are TOML literals; a bare word is a string.
+        preset: a name from `preset_names`, the path of a TOML file, or settings to start from.
+        overrides: ``{"section.name": value}``, or ``section.name=value`` each, where values are
+            TOML literals and a bare word is a string.
         recipe: "paper", "best_practice" or the path of a TOML file; None keeps the preset's.
     Raises:
         ConfigError: unknown preset, recipe or key, or a value of the wrong type; names the nearest.
     """
-    tree = _read_toml("preset", preset)
+    if isinstance(preset, Config):
+        tree, name = dataclasses.asdict(preset), preset.preset
+    else:
+        tree, name = _read_toml("preset", str(preset)), Path(preset).name
     kind = _kind(tree)
     if recipe is not None:
-        for section, values in _read_toml("recipe", recipe).items():
+        for section, values in _read_toml("recipe", str(recipe)).items():
             if isinstance(values, dict):
                 values = {**tree.get(section, {}), **values}
             tree[section] = values
         tree["recipe"] = Path(recipe).name
+    for key, value, override in _pairs(overrides):
+        if key in ("preset", "recipe"):
+            raise ConfigError(f"--set {override}: choose a {key} with --{key}")
+        _put(tree, key, value, override)
+    if kind != "vit" and _kind(tree) == "vit":
+        raise ConfigError(
+            f"preset {name} describes a {kind} and has no sizes of a vision transformer, got "
+            "model.kind=vit; take such a preset, as --preset vit_base"
+        )
+    # Not its folder: runs are shared, and paths name people and projects.
+    return config_from_dict({**tree, "preset": name})
+
+
+def _pairs(overrides: Overrides) -> Iterator[tuple[str, object, str]]:
+    """Key and value of each override, and how it is called in an error."""
+    if isinstance(overrides, Mapping):
+        yield from ((key, value, f"{key}={value}") for key, value in overrides.items())
+        return
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
             raise ConfigError(f"--set needs section.name=value, got {override!r}")
-        if key.strip() in ("preset", "recipe"):
-            raise ConfigError(f"--set {override}: choose a {key.strip()} with --{key.strip()}")
-        _put(tree, key.strip(), _parse_literal(text.strip()), override)
-    if kind != "vit" and _kind(tree) == "vit":
-        raise ConfigError(
-            f"preset {preset} describes a {kind} and has no sizes of a vision transformer, got "
-            "model.kind=vit; take such a preset, as --preset vit_base"
-        )
-    # Not its folder: runs are shared, and paths name people and projects.
-    return config_from_dict({**tree, "preset": Path(preset).name})
+        yield key.strip(), _parse_literal(text.strip()), override
 
 
 def _kind(tree: Mapping[str, Any]) -> str:
@@ -67,7 +85,7 @@ def _kind(tree: Mapping[str, Any]) -> str:
     return str(model.get("kind", "vit")) if isinstance(model, dict) else "vit"
 
 
-def ignored_settings(config: Config, overrides: Iterable[str]) -> str:
+def ignored_settings(config: Config, overrides: Overrides) -> str:
     """Which overrides a config's kind of model ignores, as a sentence; empty where none.
 
     Args:

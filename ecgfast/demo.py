@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast import log
-from ecgfast.config import load_config
 from ecgfast.convert import convert
 from ecgfast.demo_plan import DemoPlan, Training, trainings
 from ecgfast.evaluate.baselines import Fitted
@@ -55,7 +54,7 @@ def demo(out: Path, plan: DemoPlan | None = None) -> Path:
     convert([out / "cohort"], store, labels=out / "cohort" / "labels.csv")
     _log_step(begin, "3 of 5: pretrain a masked autoencoder, without labels")
     pretrained = pretrain(
-        load_config("demo", (*plan.vit, *plan.pretraining)), store, runs / "pretrained",
+        store, runs / "pretrained", preset="demo", settings=(*plan.vit, *plan.pretraining),
         select=plan.unlabelled, resume=True,
     )  # fmt: skip
     found, _ = labelled_records(open_store(store), TARGET, TRAINING_SITE)
@@ -64,9 +63,9 @@ def demo(out: Path, plan: DemoPlan | None = None) -> Path:
     for number, training in enumerate(planned, 1):
         log.info(f"{number} of {len(planned)}: {training.name}")
         finetune(
-            load_config(training.line.preset, training.settings, recipe="best_practice"),
             store, runs / training.name,
-            init=str(pretrained) if training.line.init == "pretrained" else "random",
+            init=pretrained if training.line.init == "pretrained" else "random",
+            preset=training.line.preset, recipe="best_practice", settings=training.settings,
             target=TARGET, select=TRAINING_SITE, resume=True,
         )  # fmt: skip
     _log_step(begin, "5 of 5: test them on a hospital that they never saw")

@@ -21,6 +21,7 @@ from ecgfast.model.vit import Encoder
 from ecgfast.runs.inference import choose_device
 from ecgfast.runs.loading import LoadedRun, load_run
 from ecgfast.store.durable import explained
+from ecgfast.store.format import refuse_inside_store
 from ecgfast.store.reader import StoreReader, open_store
 from ecgfast.vocabulary import Pool
 
@@ -73,7 +74,7 @@ def embed(
 
 
 def write_features(
-    out: Path,
+    out: str | Path,
     run: str | Path,
     store: str | Path,
     *,
@@ -98,6 +99,8 @@ def write_features(
     Raises:
         ConfigError: as `embed`; or `out` has another suffix, or is there already.
     """
+    out = Path(out)
+    refuse_inside_store(out, "--out")
     if out.suffix not in SUFFIXES:
         raise ConfigError(f"--out must end with {' or '.join(SUFFIXES)}, got {str(out)!r}")
     if out.exists():

@@ -32,6 +32,7 @@ from ecgfast.runs.loading import load_model
 from ecgfast.runs.register import SeenFiles, read_register
 from ecgfast.store.csv_files import csv_lines
 from ecgfast.store.durable import DurableFile
+from ecgfast.store.format import refuse_inside_store, refuse_to_replace
 from ecgfast.store.quality import default_limits
 
 _BLOCK_WINDOWS = 64  # scored at once: a recording of hours has a thousand
@@ -69,7 +70,30 @@ class Predicted(NamedTuple):
 
 
 def predict(
-    run: Path, files: Sequence[Path], out: Path | None = None, *, key_file: Path | None = None
+    run: str | Path, files: Sequence[str | Path], *, key_file: str | Path | None = None
+) -> list[Prediction]:
+    """Return the probability of each window of each file, in memory.
+
+    Args:
+        run: folder of a finished fine-tuning.
+        files: raw ECGs or folders of them.
+        key_file: as for `write_predictions`.
+    Raises:
+        ConfigError: the run is no classifier, its weights are no numbers, or the key is not that
+            of its store.
+        FormatError: a file does not exist, or a folder holds no ECG.
+    """
+    predictor, items = Predictor(run, key_file), discover([*map(Path, files)])
+    groups = log.track(map(predictor, items), "predict", total=len(items), unit="files")
+    return [line for group in groups for line in group]
+
+
+def write_predictions(
+    run: str | Path,
+    files: Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    key_file: str | Path | None = None,
 ) -> Predicted:
     """Write a CSV with one line per window of each file.
 
@@ -86,11 +110,12 @@ def predict(
             its store, or `out` is an input or any other file that no predict wrote.
         FormatError: a file does not exist, or a folder holds no ECG.
     """
-    predictor = Predictor(run, key_file)
-    items = discover(files)
+    out = None if out is None else Path(out)
     if out is not None:
-        _check_out(out, items)
-    rows = log.track((predictor(item) for item in items), "predict", total=len(items), unit="files")
+        refuse_inside_store(out, "--out")
+        refuse_to_replace(out, "--out", _FIRST, "table of predict")
+    predictor, items = Predictor(run, key_file), discover([*map(Path, files)])
+    rows = log.track(map(predictor, items), "predict", total=len(items), unit="files")
     if out is None:
         return Predicted(len(items), _write(rows, _show, predictor, named=log.plain))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -108,25 +133,6 @@ def predict(
         raise
     file.finish()
     return Predicted(len(items), unusable)
-
-
-def _check_out(out: Path, items: Sequence[InputFile]) -> None:
-    """Refuse to write over an ECG, or over anything that is no table of an earlier predict.
-
-    Raises:
-        ConfigError: `out` is such a file, or a folder.
-    """
-    if out.is_dir():
-        raise ConfigError(f"--out {out} is a folder, allowed the name of a CSV; give one")
-    if not out.is_file() or out.stat().st_size == 0:
-        return
-    with out.open("rb") as file:
-        is_table = file.read(len(_FIRST)) == _FIRST
-    there = (each.path for each in items if os.path.exists(each.path))
-    if not is_table or any(os.path.samefile(out, path) for path in there):
-        raise ConfigError(
-            f"--out {out} exists and is no table of predict; choose another name, or remove it"
-        )
 
 
 def _show(lines: str) -> None:
@@ -152,7 +158,8 @@ class Predictor:
             of its store.
     """
 
-    def __init__(self, run: Path, key_file: Path | None = None) -> None:
+    def __init__(self, run: str | Path, key_file: str | Path | None = None) -> None:
+        run = Path(run)
         model, _, meta = load_model(run)
         if not isinstance(model, Classifier):
             raise ConfigError(
@@ -170,7 +177,7 @@ class Predictor:
         register = read_register(run)
         if register is None:
             log.warning(f"{run} does not say whom it learned from: an earlier version trained it")
-        self._seen = SeenFiles(register, key_file)
+        self._seen = SeenFiles(register, None if key_file is None else Path(key_file))
 
     def __call__(self, item: InputFile) -> list[Prediction]:
         """Score every window of one file; one that cannot be used gives a line that says why."""

@@ -165,8 +165,14 @@ def convert(
     ] = False,
 ) -> None:
     """Turn raw files into a store; run again, it resumes."""
-    from ecgfast import convert as steps
     from ecgfast import log
+    from ecgfast.convert import (
+        ConvertOptions,
+        convert_units,
+        plan_convert,
+        seal_convert,
+    )
+    from ecgfast.convert import convert as convert_all
     from ecgfast.store.quality import read_limits
 
     _check_stage(context, stage)
@@ -174,7 +180,7 @@ def convert(
         index, _, count = part.partition("/")
         if not (index.isdecimal() and count.isdecimal()):
             raise ConfigError(f"--part must be I/N with 0 <= I < N, got {part!r}")
-        done = steps.convert_units(out, part=(int(index), int(count)), workers=workers)
+        done = convert_units(out, part=(int(index), int(count)), workers=workers)
         show(f"{log.counted(done, 'unit')} of part {part} finished")
         return
     if not sources and stage != "seal":
@@ -188,7 +194,7 @@ def convert(
     if stage == "plan":
         if quality_limits is not None:
             options["quality_limits"] = read_limits(quality_limits)
-        plan = steps.plan_convert(sources or [], out, steps.ConvertOptions(**options), **listed)
+        plan = plan_convert(sources or [], out, ConvertOptions(**options), **listed)
         if plan is not None:
             inputs, units = plan.num_inputs, len(plan.units)
             show(f"{log.counted(inputs, 'input')}, {log.counted(units, 'unit')} in {out}")
@@ -197,9 +203,9 @@ def convert(
     options |= {"quality_limits": quality_limits}
     options["columns"] = column_names(columns)  # None, unlike (): the usual ones of the labels
     if stage == "seal":
-        summary = steps.seal_convert(out, on_bad=on_bad)
+        summary = seal_convert(out, on_bad=on_bad)
     else:
-        summary = steps.convert(sources or [], out, on_bad=on_bad, **listed, **options)
+        summary = convert_all(sources or [], out, on_bad=on_bad, **listed, **options)
     show(summary)
     if summary.failed:
         raise typer.Exit(1)

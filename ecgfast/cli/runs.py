@@ -61,16 +61,13 @@ def pretrain(
     device: Device = None,
 ) -> None:
     """Train a masked autoencoder (torchrun -m ecgfast too)."""
-    from ecgfast.config import load_config
-    from ecgfast.store.format import refuse_inside_store
     from ecgfast.train.pretrain import pretrain as train
 
-    refuse_inside_store(out, "--out")
-    config = load_config(preset, settings or ())
     out = train(
-        config,
         stores,
         out,
+        preset=preset,
+        settings=settings or (),
         select=select,
         include_test=include_test,
         assume_distinct_patients=distinct,
@@ -110,24 +107,15 @@ def finetune(
     device: Device = None,
 ) -> None:
     """Train a classifier at several learning rates; keep the best."""
-    from ecgfast import log
-    from ecgfast.config import ignored_settings, load_config
-    from ecgfast.store.format import refuse_inside_store
     from ecgfast.train.finetune import finetune as train
 
-    refuse_inside_store(out, "--out")
-    if preset is None:
-        settings_of_run = Path(init, "config.toml")
-        default = "vit_large" if model in (None, "vit") else model
-        preset = str(settings_of_run) if settings_of_run.is_file() else default
-    kind = [] if model is None else [f"model.kind={model}"]
-    config = load_config(preset, [*kind, *(settings or ())], recipe=recipe)
-    if ignored := ignored_settings(config, settings or ()):
-        log.warning(f"--set: {ignored}")
     out = train(
-        config,
         store,
         out,
+        preset=preset,
+        model=model,
+        recipe=recipe,
+        settings=settings or (),
         init=init,
         target=target,
         select=select,
@@ -148,9 +136,7 @@ def evaluate(
 ) -> None:
     """Compare runs site by site: metrics and a report."""
     from ecgfast.evaluate.report import evaluate as write_report
-    from ecgfast.store.format import refuse_inside_store
 
-    refuse_inside_store(out, "--out")
     show(write_report(runs, store, out, device=device))
 
 
@@ -244,12 +230,9 @@ def predict(
 ) -> None:
     """Write a probability for each raw ECG file."""
     from ecgfast import log
-    from ecgfast.predict import predict as predict_files
-    from ecgfast.store.format import refuse_inside_store
+    from ecgfast.predict import write_predictions
 
-    if out is not None:
-        refuse_inside_store(out, "--out")
-    done = predict_files(run, files, out, key_file=key_file)
+    done = write_predictions(run, files, out, key_file=key_file)
     if done.num_refused == done.num_files:
         log.warning("no file could be scored; the column note says why for each")
         raise typer.Exit(1)
@@ -268,9 +251,7 @@ def embed(
 ) -> None:
     """Write the features that an encoder gives each record."""
     from ecgfast.embedding import write_features
-    from ecgfast.store.format import refuse_inside_store
 
-    refuse_inside_store(out, "--out")
     count, width = write_features(
         out, run, store, pool=pool, layer=layer, select=select, device=device
     )
@@ -287,9 +268,7 @@ def reconstruct(
     """Draw a record: original, masked, reconstructed."""
     from ecgfast.evaluate.report import reconstruct as draw
     from ecgfast.records import LEADS
-    from ecgfast.store.format import refuse_inside_store
 
-    refuse_inside_store(out, "--out")
     names = LEADS if leads == "all" else tuple(leads.split(","))
     unknown = sorted(set(names) - set(LEADS))
     if unknown:

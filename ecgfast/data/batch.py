@@ -51,11 +51,14 @@ class Batch:
         patches: (B, N, 256) fp16, z-scored (or mV); columns 250 to 255 are zero.
         record_index: (B,) int64, row of each record in the store, on the device of `patches`.
         epoch: the epoch that the records belong to; masks are drawn from (seed, epoch, record).
+        labels: (B,) float32, 1 for a case and 0 for a control, on the same device; None where the
+            loader was given no target.
     """
 
     patches: Tensor
     record_index: Tensor
     epoch: int
+    labels: Tensor | None = None
 
 
 def made_ahead(

@@ -8,6 +8,7 @@ Shapes: R records of the epoch, B records of a rank's batch, W ranks.
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -18,15 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ecgfast import log
-from ecgfast.data.batch import Batch, Source
+from ecgfast.data.batch import Batch, Source, to_device
 from ecgfast.data.dali import DaliEngine
 from ecgfast.data.dali import build as dali_build
 from ecgfast.data.engines import CpuEngine, ResidentEngine, resident_bytes
 from ecgfast.data.host_copy import Neighbours
 from ecgfast.data.normalise import Normalisation
 from ecgfast.errors import BackendUnavailableError, ConfigError, ResumeError
-from ecgfast.labels.selection import selected
-from ecgfast.store.reader import StoreReader, available_cores
+from ecgfast.labels.selection import labels_of, selected
+from ecgfast.store.reader import StoreReader, as_store, available_cores
 from ecgfast.vocabulary import EngineName
 
 RESIDENT_SHARE = 0.4  # of the GPU's memory; ViT-Large at 256 records needs about 25 of 80 GB
@@ -104,11 +105,13 @@ class Loader:
     Args:
         engine: where batches come from.
         order: which records this rank visits.
+        labels: (N,) float32 of every row of the store, on the device of the batches; None: none.
     """
 
-    def __init__(self, engine: Engine, order: RankOrder) -> None:
+    def __init__(self, engine: Engine, order: RankOrder, labels: Tensor | None = None) -> None:
         self._engine = engine
         self._order = order
+        self._labels = labels
         self._epoch, self._position = 0, 0
 
     def __len__(self) -> int:
@@ -120,7 +123,8 @@ class Loader:
         for patches, record_index in self._engine.batches(order.batches(epoch, self._position)):
             # handed out = consumed; what is prefetched does not count
             self._position = min(self._position + order.global_batch, len(order.index))
-            yield Batch(patches=patches, record_index=record_index, epoch=epoch)
+            labels = None if self._labels is None else self._labels[record_index]
+            yield Batch(patches=patches, record_index=record_index, epoch=epoch, labels=labels)
         self._epoch, self._position = epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
@@ -143,9 +147,10 @@ class Loader:
 
 
 def build_loader(
-    store: StoreReader,
+    store: StoreReader | str | Path,
     *,
     batch_size: int,
+    labels: str | None = None,
     seed: int = 0,
     engine: EngineName = "auto",
     device: str | torch.device = "cpu",
@@ -162,8 +167,10 @@ def build_loader(
     """Build a loader over the selected records of a store.
 
     Args:
-        store: an open store.
+        store: an open store, or its path.
         batch_size: records per rank and batch.
+        labels: what a case is, such as ``ejection_fraction<40``: batches have labels, and records
+            of which this is not known are left out.
         seed: with the epoch, fixes the order.
         engine: `auto` takes `resident` on a GPU that holds the records, else `dali` where it is
             installed, else `cpu`; the log says which and why.
@@ -189,7 +196,11 @@ def build_loader(
             f"device {str(device)!r} was asked for and this PyTorch sees no GPU; use device='cpu', "
             "or install a CUDA build and check nvidia-smi"
         )
+    store = as_store(store)
     index = selected_rows(store, select)
+    values = None
+    if labels is not None:
+        index, values = labelled_rows(store, index, labels)
     if batch_size < 1 or not 0 <= rank < world_size:
         raise ConfigError(
             f"batch_size must be at least 1 and rank in [0, world_size), got batch_size "
@@ -215,7 +226,8 @@ def build_loader(
     mean, rstd = normalise.mean_and_rstd(store)
     threads = num_threads or _default_threads(world_size)
     source = Source(store=store, mean=mean, rstd=rstd, device=device, num_threads=threads)
-    return Loader(_build_engine(source, engine, index, resident_budget_gib, neighbours), order)
+    built = _build_engine(source, engine, index, resident_budget_gib, neighbours)
+    return Loader(built, order, None if values is None else to_device(values, device))
 
 
 def selected_rows(store: StoreReader, select: str | NDArray[np.int64] | None) -> NDArray[np.int64]:
@@ -225,6 +237,17 @@ def selected_rows(store: StoreReader, select: str | NDArray[np.int64] | None) ->
     if select is None:
         return np.arange(len(store), dtype=np.int64)
     return np.flatnonzero(selected(store.records, select)).astype(np.int64)
+
+
+def labelled_rows(
+    store: StoreReader, index: NDArray[np.int64], target: str
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Those of some rows whose label is known, and the labels (N,) of all rows, cases being 1."""
+    is_case, is_known = labels_of(store.records, target)
+    kept = index[is_known[index]]
+    if len(kept) < len(index):
+        log.info(f"{len(index) - len(kept)} of {len(index)} records without a label of {target}")
+    return kept, is_case.astype(np.float32)
 
 
 def choose_engine(

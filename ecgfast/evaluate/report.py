@@ -32,7 +32,7 @@ from ecgfast.runs.inference import choose_device, fill_in
 from ecgfast.runs.loading import LoadedRun, load_run, name_runs
 from ecgfast.store.csv_files import csv_lines
 from ecgfast.store.durable import write_durably
-from ecgfast.store.format import refuse_to_replace
+from ecgfast.store.format import refuse_inside_store, refuse_to_replace
 from ecgfast.store.patients import pseudonymous_patients
 from ecgfast.store.reader import StoreReader, open_store
 
@@ -45,7 +45,9 @@ _LATEX = str.maketrans(
 )
 
 
-def evaluate(runs: Sequence[Path], store: Path, out: Path, *, device: str | None = None) -> Path:
+def evaluate(
+    runs: Sequence[str | Path], store: str | Path, out: str | Path, *, device: str | None = None
+) -> Path:
     """Test fine-tuned runs site by site, show what pretraining runs learned, write a report.
 
     Args:
@@ -63,8 +65,10 @@ def evaluate(runs: Sequence[Path], store: Path, out: Path, *, device: str | None
             than in training, or no such device.
         BackendUnavailableError: a GPU was asked for and there is none.
     """
+    out = Path(out)
+    refuse_inside_store(out, "--out")
     chosen, reader = choose_device(device), open_store(store)
-    loaded = name_runs([load_run(run, reader, chosen) for run in runs])
+    loaded = name_runs([load_run(Path(run), reader, chosen) for run in runs])
     classifiers = [run for run in loaded if run.meta.target]
     if not loaded:
         raise ConfigError("evaluate needs at least one run, got none; name the folders of runs")
@@ -255,7 +259,12 @@ TABLES = {"table3.md": markdown, "table3.csv": csv_text, "table3.tex": latex}
 
 
 def reconstruct(
-    run: Path, store: Path, *, record_id: str, out: Path, leads: Sequence[str] = LEADS
+    run: str | Path,
+    store: str | Path,
+    *,
+    record_id: str,
+    out: str | Path,
+    leads: Sequence[str] = LEADS,
 ) -> Path:
     """Draw one record as original, masked and reconstructed.
 
@@ -271,10 +280,12 @@ def reconstruct(
         ConfigError: no such record, several of them, a run without a decoder, or `out` is a file
             that is no picture.
     """
+    out = Path(out)
+    refuse_inside_store(out, "--out")
     refuse_to_replace(out, "--out", b"\x89PNG", "picture")
     reader = open_store(store)
     row = row_of(reader, record_id)
-    loaded = load_run(run, reader)
+    loaded = load_run(Path(run), reader)
     model = loaded.model()
     if not isinstance(model, MaskedAutoencoder):
         raise ConfigError(f"{run} must be a pretraining run, got a classifier: it has no decoder")

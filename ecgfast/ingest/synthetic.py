@@ -55,11 +55,11 @@ def _twelve_leads(signal_8T: NDArray[np.float32]) -> NDArray[np.int16]:
 
 
 def write_cohort(
-    out: Path,
+    out: str | Path,
     *,
-    num_records: int,
-    num_sites: int,
-    seed: int,
+    num_records: int = 1000,
+    num_sites: int = 4,
+    seed: int = 0,
     design: Design | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -75,7 +75,7 @@ def write_cohort(
     Raises:
         ConfigError: `out` holds something, or a number is out of range.
     """
-    design = design or Design()
+    out, design = Path(out), design or Design()
     people = population(num_records, num_sites, seed, design)
     known = [site.name for site in sites(num_sites)]
     for name in design.unlabelled:

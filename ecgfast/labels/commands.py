@@ -86,10 +86,10 @@ def label_store(
     target: str | None = None,
     split_seed: int | None = None,
     one_ecg_per_patient: bool | None = None,
-    key_file: Path | None = None,
+    key_file: str | Path | None = None,
     keep_ages_over_89: bool = False,
     shift_dates: bool = False,
-    unmatched: Path | None = None,
+    unmatched: str | Path | None = None,
     before_write: Callable[[str], None] | None = None,
 ) -> LabelSummary:
     """Join labels and assign splits; the signals are not touched.

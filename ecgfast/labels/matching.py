@@ -150,14 +150,14 @@ class Identities:
             replace_patients(self.store, changed)
 
 
-def store_pseudonyms(reader: StoreReader, key_file: Path | None) -> Pseudonyms:
+def store_pseudonyms(reader: StoreReader, key_file: str | Path | None) -> Pseudonyms:
     """The key of a store, and whether its patient ids belong to sites.
 
     Raises:
         ConfigError: no key, or that of another store.
     """
     path, manifest = reader.path, reader.manifest
-    where = key_file or key_beside(path)
+    where = Path(key_file or key_beside(path))
     keep = manifest["identifiers"] == "kept"
     pseudonyms = Pseudonyms(read_key(where), keep, patient_ids(reader))
     if pseudonyms.fingerprint != manifest["key_fingerprint"]:

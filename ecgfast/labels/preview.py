@@ -151,13 +151,13 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def unmatched_file(store: Path, asked: Path | None) -> Path:
+def unmatched_file(store: Path, asked: str | Path | None) -> Path:
     """Where the records and lines without a partner are listed: beside the store by default.
 
     Raises:
         ConfigError: the file lies in a store or in no folder, or is another one that exists.
     """
-    path = unmatched_beside(store) if asked is None else asked
+    path = unmatched_beside(store) if asked is None else Path(asked)
     if asked is not None:
         refuse_inside_store(path, "--unmatched")
         if not path.parent.is_dir():  # it is written last, behind the labels

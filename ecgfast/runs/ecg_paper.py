@@ -6,6 +6,7 @@ Shapes: C leads, T timesteps. All drawing coordinates are millimetres of paper.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter1d, minimum_filter1d
 
 from ecgfast.records import LEADS, SAMPLING_RATE_HZ
-from ecgfast.runs.inference import Reconstruction
-from ecgfast.store.reader import StoreReader
+from ecgfast.runs.inference import Reconstruction, millivolt
+from ecgfast.store.reader import StoreReader, as_store
 
 MM_PER_S = 25.0
 MM_PER_MV = 10.0
@@ -58,6 +59,22 @@ class Strip:
     over_mv: Floats | None = None
     weight: Floats | None = None
     leads: Mapping[int, str] = field(default_factory=dict)
+
+
+def plot_ecg(store: StoreReader | str | Path, row: int) -> Figure:
+    """Draw a record of a store as it would be printed: 12 leads, 25 mm/s, 10 mm/mV.
+
+    Args:
+        store: an open store, or its path.
+        row: of the record in `store.records`.
+    Returns:
+        A figure of the size of the paper, which notebooks show; `savefig` writes it.
+    Raises:
+        IndexError: the store has no such row.
+    """
+    store = as_store(store)
+    (signal_mv_CT,) = millivolt(store, np.array([row]))
+    return printed(signal_mv_CT, title=name_of(store, row))
 
 
 def draw(store: StoreReader, result: Reconstruction, leads: Sequence[str] = LEADS) -> Figure:

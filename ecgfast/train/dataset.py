@@ -28,7 +28,7 @@ from ecgfast.train.distributed import Ranks
 
 
 def open_matching_store(
-    path: Path | Sequence[Path], config: Config, *, distinct_patients: bool = False
+    path: str | Path | Sequence[str | Path], config: Config, *, distinct_patients: bool = False
 ) -> StoreReader:
     """Open a store, or several as one, whose records have the model's shape.
 

@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, cast
@@ -25,6 +25,7 @@ from ecgfast.vocabulary import Mesh, Parallel, Precision
 
 T = TypeVar("T")
 USER_ERROR = 2  # exit status
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _MASTER = "_ecgfast_master"  # attribute of a bf16 parameter
 _BUCKETS = "_ecgfast_buckets"  # attribute of a model that every rank holds
 
@@ -175,22 +176,38 @@ def _mesh_shape(mesh: Mesh, world_size: int) -> tuple[int, ...]:
     return machines, local_size
 
 
-def make_repeatable(deterministic: bool) -> None:
-    """Choose algorithms that give the same bits every time, before the GPU is used.
+@contextmanager
+def repeatable(deterministic: bool) -> Iterator[None]:
+    """Choose algorithms that give the same bits every time; enter it before the GPU is used.
 
     Args:
         deterministic: the setting; nothing happens when it is off.
     """
     if not deterministic:
+        yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
     # Inductor otherwise times several kernels per reduction, and another one may win next time.
     import torch._inductor.config as inductor
 
-    if hasattr(inductor, "deterministic"):  # absent from older versions, which time fewer kernels
-        inductor.deterministic = True
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # missing in the stubs
+    memory = torch.utils.deterministic
+    before = torch.get_deterministic_debug_mode(), memory.fill_uninitialized_memory  # type: ignore[attr-defined]  # missing in the stubs
+    workspace = os.environ.get(_WORKSPACE)
+    os.environ.setdefault(_WORKSPACE, ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        # absent from older versions, which time fewer kernels
+        with (
+            inductor.patch(deterministic=True)
+            if hasattr(inductor, "deterministic")
+            else nullcontext()
+        ):
+            yield
+    finally:
+        torch.set_deterministic_debug_mode(before[0])
+        memory.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
+        if workspace is None:
+            del os.environ[_WORKSPACE]
 
 
 def spread(

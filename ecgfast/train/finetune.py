@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ecgfast import log
-from ecgfast.config import Config
+from ecgfast.config import Config, Overrides, ignored_settings, load_config
 from ecgfast.data.normalise import Normalisation, cohort_statistics
 from ecgfast.errors import ConfigError
 from ecgfast.labels.selection import Labelled
@@ -24,6 +24,7 @@ from ecgfast.runs.register import FILE as REGISTER
 from ecgfast.runs.register import Register, with_encoder, with_validation, write_register
 from ecgfast.runs.roc import sensitivity_threshold, youden_threshold
 from ecgfast.store.durable import RESUME, write_durably
+from ecgfast.store.format import refuse_inside_store
 from ecgfast.train import run_folder
 from ecgfast.train.dataset import labelled_records
 from ecgfast.train.distributed import Ranks
@@ -38,16 +39,19 @@ from ecgfast.train.microbatch import rank_share, require_divisor
 from ecgfast.train.run_folder import Session, resolve_attention, resolve_precision
 from ecgfast.train.schedule import Progress
 from ecgfast.train.sweep import Sweep
-from ecgfast.vocabulary import Precision
+from ecgfast.vocabulary import ModelKind, Precision
 
 
 def finetune(
-    config: Config,
-    store: Path,
-    out: Path,
+    store: str | Path,
+    out: str | Path,
     *,
-    init: str,
-    target: str,
+    init: str | Path,
+    target: str = "ejection_fraction<40",
+    preset: str | Path | Config | None = None,
+    model: ModelKind | None = None,
+    recipe: str | Path | None = None,
+    settings: Overrides = (),
     select: str | None = None,
     fold: int | None = None,
     resume: bool = False,
@@ -56,11 +60,15 @@ def finetune(
     """Train a classifier at each learning rate and keep the weights with the lowest loss.
 
     Args:
-        config: resolved settings; `finetune.*` holds the sweep, `model.kind` the architecture.
         store: a finished store with splits.
         out: the run's folder, created.
         init: a pretraining run, a weights file, "imagenet-mae" or "random".
         target: what a case is, such as ``ejection_fraction<40``.
+        preset: the name of a preset, a TOML file, or settings; None takes those of the pretraining
+            run, and without one the preset of `model`.
+        model: sets ``model.kind``: "vit", "cnn" or "resnet1d_wang"; None keeps the preset's.
+        recipe: how to fine-tune, over the preset: "paper", "best_practice" or a TOML file.
+        settings: changes of these, such as ``{"finetune.epochs": 5}``; see docs/training.md.
         select: an expression such as ``site=1``; splits apply within it.
         fold: of a cross-validation: this fold is held out, the next one validates; None takes the
             store's train and valid.
@@ -74,7 +82,10 @@ def finetune(
         ResumeError: `out` is not empty, or belongs to another run.
         EcgfastError: another process trains in `out`, or memory or disk ran out.
     """
-    task = _Task(init=init, target=target, select=select, fold=fold)
+    out = Path(out)
+    refuse_inside_store(out, "--out")
+    config = _config(str(init), preset, model, recipe, settings)
+    task = _Task(init=str(init), target=target, select=select, fold=fold)
     with run_folder.session(config, store, out, resume=resume, device=device) as session:
         sweep, register, counts = _prepare(task, session)
         with clear_errors(out, session.ranks, microbatch=sweep.microbatch):
@@ -84,6 +95,26 @@ def finetune(
                     _write_result(sweep, progress, register, counts)
                 session.ranks.barrier()
     return out
+
+
+def _config(
+    init: str,
+    preset: str | Path | Config | None,
+    model: ModelKind | None,
+    recipe: str | Path | None,
+    settings: Overrides,
+) -> Config:
+    """The settings of a fine-tuning; those that its kind of model ignores are named."""
+    if preset is None:
+        settings_of_run = Path(init, "config.toml")
+        default = "vit_large" if model in (None, "vit") else str(model)
+        preset = settings_of_run if settings_of_run.is_file() else default
+    if model is not None:
+        preset = load_config(preset, {"model.kind": model})
+    config = load_config(preset, settings, recipe=recipe)
+    if ignored := ignored_settings(config, settings):
+        log.warning(f"--set: {ignored}")
+    return config
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,5 @@
 """What watches a run: rates, non-finite steps, memory, starving loaders, and signals to stop."""
 
-import os
 import resource
 import signal
 import sys
@@ -143,8 +142,8 @@ STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 class StopSignals:
     """While entered, SIGTERM, SIGUSR1 and SIGINT ask for a stop instead of ending the process.
 
-    When the body has saved and left, the process ends by the same signal, so that SLURM and shells
-    see why. A second signal ends it at once.
+    When the body has saved and left, the signal does what it did before: it ends the process, so
+    that SLURM and shells see why, or is a KeyboardInterrupt. A second signal does so at once.
 
     Args:
         ranks: they agree on the step after which to stop, one step late, so that nobody waits.
@@ -189,16 +188,23 @@ class StopSignals:
         self._vote = (numbers, work)
         return self._agreed != 0
 
-    def end_process(self) -> None:
-        """End this process by the agreed signal, if there is one; call it when all is saved."""
+    def pass_on(self) -> None:
+        """Let the agreed signal, if there is one, take its usual way, when all is saved.
+
+        Raises:
+            KeyboardInterrupt: it was Ctrl-C, or a notebook's interrupt.
+            EcgfastError: the process goes on in spite of it.
+        """
         if self._agreed:
-            signal.signal(self._agreed, signal.SIG_DFL)
-            os.kill(os.getpid(), self._agreed)
+            signal.raise_signal(self._agreed)
+            name = signal.Signals(self._agreed).name
+            raise EcgfastError(f"{name} stopped the run before its end; resume it (--resume)")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            alone = self._ranks.world_size == 1  # else other ranks would wait for this one
+            signal.signal(number, self._before[signal.Signals(number)] if alone else signal.SIG_DFL)
+            signal.raise_signal(number)
         self._received = number
         log.warning(
             f"{signal.Signals(number).name}: stopping after this step; --resume continues the run"

@@ -10,7 +10,7 @@ from ecgfast_kernels.ops.masking import random_mask
 from torch import Tensor, nn
 
 from ecgfast import log
-from ecgfast.config import Config
+from ecgfast.config import Config, Overrides, load_config
 from ecgfast.data.batch import Batch
 from ecgfast.data.normalise import Normalisation, cohort_statistics
 from ecgfast.labels.selection import digest_of
@@ -21,6 +21,7 @@ from ecgfast.runs.digests import export_safetensors, problem
 from ecgfast.runs.meta import Preprocessing, RunMeta, flat
 from ecgfast.runs.register import FILE as REGISTER
 from ecgfast.runs.register import Register, write_register
+from ecgfast.store.format import refuse_inside_store
 from ecgfast.train import run_folder
 from ecgfast.train.dataset import open_loader, pretraining_rows, split_heldout, without_splits
 from ecgfast.train.distributed import Ranks, full_state, spread
@@ -44,10 +45,11 @@ from ecgfast.train.validation import heldout_validation
 
 
 def pretrain(
-    config: Config,
-    store: Path | Sequence[Path],
-    out: Path,
+    store: str | Path | Sequence[str | Path],
+    out: str | Path,
     *,
+    preset: str | Path | Config = "vit_large",
+    settings: Overrides = (),
     select: str | None = None,
     include_test: bool = False,
     assume_distinct_patients: bool = False,
@@ -57,10 +59,11 @@ def pretrain(
     """Train a masked autoencoder on the selected records; under torchrun, on all ranks.
 
     Args:
-        config: resolved settings.
         store: a finished store, or several: their records are read as those of one, with the
             column `store`, which selections may name.
         out: the run's folder, created.
+        preset: the name of a preset, a TOML file, or settings.
+        settings: changes of it, such as ``{"train.epochs": 2}``; see docs/training.md.
         select: an expression such as ``site=1``; None takes every record.
         include_test: read the test patients too, without labels, as the study does; reports say so.
         assume_distinct_patients: stores with different pseudonym keys have no patient in common.
@@ -75,7 +78,8 @@ def pretrain(
         EcgfastError: another process trains in `out`, memory or disk ran out, or the loss was lost
             for good.
     """
-    distinct = assume_distinct_patients
+    config, out, distinct = load_config(preset, settings), Path(out), assume_distinct_patients
+    refuse_inside_store(out, "--out")
     with run_folder.session(
         config, store, out, resume=resume, device=device, distinct_patients=distinct
     ) as session:

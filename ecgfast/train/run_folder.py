@@ -24,7 +24,7 @@ from ecgfast.store.durable import RESUME, exclusive, explained, write_durably
 from ecgfast.store.reader import StoreReader
 from ecgfast.train.checkpoint import remove
 from ecgfast.train.dataset import open_matching_store
-from ecgfast.train.distributed import Ranks, join, make_repeatable
+from ecgfast.train.distributed import Ranks, join, repeatable
 from ecgfast.train.guards import StopSignals
 from ecgfast.vocabulary import AttentionKernel, Precision
 
@@ -72,7 +72,7 @@ class Session:
 @contextmanager
 def session(
     config: Config,
-    store: Path | Sequence[Path],
+    store: str | Path | Sequence[str | Path],
     run: Path,
     *,
     resume: bool,
@@ -89,8 +89,11 @@ def session(
         device: as for `join`.
         distinct_patients: stores of different keys have no patient in common.
     """
-    make_repeatable(config.train.deterministic)
-    with join(device, mesh=config.train.mesh) as ranks, StopSignals(ranks) as stop:
+    with (
+        repeatable(config.train.deterministic),
+        join(device, mesh=config.train.mesh) as ranks,
+        StopSignals(ranks) as stop,
+    ):
         opened = open_matching_store(store, config, distinct_patients=distinct_patients)
         with enter(run, ranks, resume=resume) as checkpoint:
             if checkpoint is not None:
@@ -98,7 +101,7 @@ def session(
             yield Session(
                 config=config, store=opened, run=run, ranks=ranks, stop=stop, checkpoint=checkpoint
             )
-    stop.end_process()
+    stop.pass_on()
 
 
 def as_of(store: StoreReader, checkpoint: Checkpoint) -> StoreReader:

@@ -27,7 +27,7 @@ def config(tiny: Path) -> Config:
 
 @pytest.fixture(scope="module")
 def pretrained(store: Path, config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pretrain(config, store, tmp_path_factory.mktemp("pretrained"), device="cpu")
+    return pretrain(store, tmp_path_factory.mktemp("pretrained"), preset=config, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,9 @@ def tuned(
 ) -> Path:
     out = tmp_path_factory.mktemp("tuned")
     return finetune(
-        config,
         store,
         out,
+        preset=config,
         init=str(pretrained),
         target="ejection_fraction<40",
         device="cpu",

@@ -26,7 +26,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def alone(store: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[float, float]:
     config = load_config(str(tiny), [f"train.max_steps={STEPS}"])
-    return loss_trace(pretrain(config, store, tmp_path_factory.mktemp("alone"), device="cpu"))
+    return loss_trace(
+        pretrain(store, tmp_path_factory.mktemp("alone"), preset=config, device="cpu")
+    )
 
 
 def _command(store: Path, run: Path, tiny: Path, steps: int = STEPS) -> list[str]:

@@ -104,7 +104,7 @@ def test_every_trial_starts_from_the_pretrained_encoder(
         "random": "random",
     }.items():
         out = tmp_path / name
-        finetune(config, store, out, init=init, target=TARGET, device="cpu")
+        finetune(store, out, preset=config, init=init, target=TARGET, device="cpu")
         losses[name] = [row["loss"] for row in read_metrics(out)]
     assert losses["run"] == losses["file"]
     assert losses["run"] != losses["random"]
@@ -140,7 +140,7 @@ def test_weights_lost_between_checkpoint_and_export_come_back(
 
     def tune(*, resume: bool) -> dict[str, bytes]:
         finetune(
-            config, store, run, init="random", target=TARGET, resume=resume,
+            store, run, preset=config, init="random", target=TARGET, resume=resume,
             device="cpu",
         )  # fmt: skip
         return _best(run)
@@ -184,7 +184,7 @@ def test_weights_that_were_lost_are_not_those_that_are_validated(
 
 def _finetuned(store: Path, tiny: Path, run: Path, options: tuple[str, ...]) -> Path:
     config = load_config(str(tiny), options)
-    return finetune(config, store, run, init="random", target=TARGET, device="cpu")
+    return finetune(store, run, preset=config, init="random", target=TARGET, device="cpu")
 
 
 @pytest.mark.slow
@@ -219,7 +219,7 @@ def test_weights_of_another_width_are_refused(
 ) -> None:
     other = load_config(str(tiny), ["model.encoder_width=32"])
     with pytest.raises(FormatError, match=r"cls_token is \(1, 1, 16\), the model has \(1, 1, 32\)"):
-        finetune(other, store, tmp_path, init=str(pretrained), target=TARGET, device="cpu")
+        finetune(store, tmp_path, preset=other, init=str(pretrained), target=TARGET, device="cpu")
 
 
 def test_a_file_without_a_tensor_is_refused(
@@ -230,9 +230,9 @@ def test_a_file_without_a_tensor_is_refused(
     save_file(state, tmp_path / "cut.safetensors")
     with pytest.raises(FormatError, match=r"no blocks\.1\.mlp\.fc2\.bias"):
         finetune(
-            config,
             store,
             tmp_path / "run",
+            preset=config,
             init=str(tmp_path / "cut.safetensors"),
             target=TARGET,
             device="cpu",
@@ -244,15 +244,15 @@ def test_weights_of_another_normalisation_are_refused(
 ) -> None:
     other = load_config(str(tiny), ["data.normalise=record"])
     with pytest.raises(ConfigError, match=r"'normalise' is 'record' here, .* with 'record_lead'"):
-        finetune(other, store, tmp_path, init=str(pretrained), target=TARGET, device="cpu")
+        finetune(store, tmp_path, preset=other, init=str(pretrained), target=TARGET, device="cpu")
 
 
 def test_a_target_without_cases_is_refused(store: Path, config: Config, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="split 'train' must hold cases and controls"):
         finetune(
-            config,
             store,
             tmp_path,
+            preset=config,
             init="random",
             target="ejection_fraction<1",
             device="cpu",
@@ -264,4 +264,4 @@ def test_a_convolutional_baseline_starts_at_random(
 ) -> None:
     cnn = replace(config, model=replace(config.model, kind="cnn"))
     with pytest.raises(ConfigError, match="must be 'random'"):
-        finetune(cnn, store, tmp_path, init=str(pretrained), target=TARGET, device="cpu")
+        finetune(store, tmp_path, preset=cnn, init=str(pretrained), target=TARGET, device="cpu")

@@ -78,9 +78,9 @@ def test_a_store_labelled_otherwise_tests_no_patient_of_training(
             assert not {0, 1} & set(rows.tolist())
     with pytest.raises(ResumeError, match=r"labels \(now '[0-9a-f]{16}', in the checkpoint '"):
         finetune(
-            config,
             moved,
             shutil.copytree(tuned, tmp_path / "run"),
+            preset=config,
             init=str(pretrained),
             target=TARGET,
             resume=True,
@@ -155,11 +155,13 @@ def test_a_register_holds_what_the_encoder_read(tuned: Path, pretrained: Path, s
 def test_pretraining_reads_test_patients_only_when_asked(
     store: Path, config: Config, tmp_path: Path
 ) -> None:
-    run = pretrain(config, store, tmp_path / "run", include_test=True, device="cpu")
+    run = pretrain(store, tmp_path / "run", preset=config, include_test=True, device="cpu")
     register = read_register(run)
     assert register is not None
     assert len(register.select("pretrain")) == len(open_store(store))
-    tuned = finetune(config, store, tmp_path / "tuned", init=str(run), target=TARGET, device="cpu")
+    tuned = finetune(
+        store, tmp_path / "tuned", preset=config, init=str(run), target=TARGET, device="cpu"
+    )
     report = evaluate([tuned], store, tmp_path / "report").read_text()
     said = json.loads((tmp_path / "report/metrics.json").read_text())["disclosures"]
     assert len(said) == 1
@@ -178,9 +180,9 @@ def test_a_folder_that_holds_a_run_is_left_alone(
     pretrained: Path, tuned: Path, store: Path, config: Config
 ) -> None:
     with pytest.raises(ResumeError, match="is not empty; add --resume"):
-        pretrain(config, store, pretrained, device="cpu")
+        pretrain(store, pretrained, preset=config, device="cpu")
     with pytest.raises(ResumeError, match="is not empty; add --resume"):
-        finetune(config, store, tuned, init="random", target=TARGET, device="cpu")
+        finetune(store, tuned, preset=config, init="random", target=TARGET, device="cpu")
 
 
 def test_only_unread_records_are_called_unread(pretrained: Path, store: Path) -> None:
@@ -202,13 +204,13 @@ def test_cohort_statistics_are_those_of_the_training_split(
     signal_uv = opened.read(range(len(opened))) * opened.scale_uv[:, :, None].astype(float)
     runs = {
         "pretrained": (
-            pretrain(by_cohort, store, tmp_path / "pretrained", device="cpu"),
+            pretrain(store, tmp_path / "pretrained", preset=by_cohort, device="cpu"),
             splits == "train",
         ),
         "tuned": (
             finetune(
-                load_config(str(tiny), ["finetune.epochs=1", "data.normalise=cohort_lead"]),
-                store, tmp_path / "tuned", init="random", target=TARGET, device="cpu",
+                store, tmp_path / "tuned", init="random", target=TARGET, device="cpu", preset=tiny,
+                settings={"finetune.epochs": 1, "data.normalise": "cohort_lead"},
             ),
             (splits == "train") & ~np.isnan(fraction),
         ),
@@ -224,7 +226,7 @@ def test_a_fold_is_held_out(store: Path, config: Config, tmp_path: Path) -> None
     folded = _relabel(store, tmp_path / "folded", {})
     draw_again(folded)
     run = finetune(
-        config, folded, tmp_path / "run", init="random", target=TARGET, fold=2,
+        folded, tmp_path / "run", preset=config, init="random", target=TARGET, fold=2,
         device="cpu",
     )  # fmt: skip
     records = open_store(folded).records
@@ -248,10 +250,12 @@ def test_a_selection_that_labels_changed_is_not_resumed(
     store: Path, config: Config, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    pretrain(config, store, run, select="ejection_fraction<40", device="cpu")
+    pretrain(store, run, preset=config, select="ejection_fraction<40", device="cpu")
     other = _relabel(store, tmp_path / "other", {"r000": ("60", "train")})
     with pytest.raises(ResumeError, match=r"another run: records \(now '"):
-        pretrain(config, other, run, select="ejection_fraction<40", device="cpu", resume=True)
+        pretrain(
+            other, run, preset=config, select="ejection_fraction<40", device="cpu", resume=True
+        )
 
 
 def test_a_loaded_run_holds_no_weights(tuned: Path, pretrained: Path, store: Path) -> None:

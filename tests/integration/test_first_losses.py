@@ -134,7 +134,7 @@ def test_the_first_steps_are_those_of_a_plain_fp64_loop(tmp_path: Path) -> None:
     settings = [f"train.epochs={EPOCHS}", f"train.max_steps={STEPS}"]
     config = load_config(str(preset(tmp_path)), settings)
     store = make_store(tmp_path, num_records=NUM_RECORDS)
-    rows = read_metrics(pretrain(config, store, tmp_path / "run", device="cpu"))
+    rows = read_metrics(pretrain(store, tmp_path / "run", preset=config, device="cpu"))
     weights = {name: t.double() for name, t in build_model(config).state_dict().items()}
     expected = plain_loop(open_store(store), weights)
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))

@@ -28,8 +28,8 @@ def runs(store: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> l
     first = load_config(str(tiny), ["train.max_steps=14"])
     second = load_config(str(tiny), ["finetune.epochs=1"])
     return [
-        pretrain(first, store, folder / "pre", device="cpu"),
-        finetune(second, store, folder / "fine", init="random", target=target, device="cpu"),
+        pretrain(store, folder / "pre", preset=first, device="cpu"),
+        finetune(store, folder / "fine", preset=second, init="random", target=target, device="cpu"),
     ]
 
 

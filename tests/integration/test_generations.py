@@ -39,27 +39,38 @@ def config(tiny: Path, *settings: str) -> Config:
 def test_a_pretraining_is_resumed_in_the_same_bits(
     store: Path, grown: Path, tiny: Path, tmp_path: Path
 ) -> None:
-    whole = pretrain(config(tiny), store, tmp_path / "whole", device="cpu")
+    whole = pretrain(store, tmp_path / "whole", preset=config(tiny), device="cpu")
     run = tmp_path / "run"
-    pretrain(config(tiny, "train.max_steps=5"), store, run, device="cpu")
-    pretrain(config(tiny), grown, run, device="cpu", resume=True)
+    pretrain(store, run, preset=config(tiny, "train.max_steps=5"), device="cpu")
+    pretrain(grown, run, preset=config(tiny), device="cpu", resume=True)
     assert loss_trace(run) == loss_trace(whole)
     assert weights(run) == weights(whole)
-    before = pretrain(config(tiny), Path(f"{grown}@1"), tmp_path / "before", device="cpu")
+    before = pretrain(Path(f"{grown}@1"), tmp_path / "before", preset=config(tiny), device="cpu")
     assert weights(before) == weights(whole)
-    now = pretrain(config(tiny), grown, tmp_path / "now", device="cpu")
+    now = pretrain(grown, tmp_path / "now", preset=config(tiny), device="cpu")
     assert weights(now) != weights(whole)
 
 
 def test_a_fine_tuning_is_resumed_too(store: Path, grown: Path, tiny: Path, tmp_path: Path) -> None:
     few = load_config(str(tiny), ["finetune.epochs=1", "finetune.learning_rates=[1e-3]"])
     run = finetune(
-        few, store, tmp_path / "run", init="random", target="ejection_fraction<40", device="cpu"
+        store,
+        tmp_path / "run",
+        preset=few,
+        init="random",
+        target="ejection_fraction<40",
+        device="cpu",
     )
     best = (run / "best.safetensors").read_bytes()
     assert (
         finetune(
-            few, grown, run, init="random", target="ejection_fraction<40", device="cpu", resume=True
+            grown,
+            run,
+            preset=few,
+            init="random",
+            target="ejection_fraction<40",
+            device="cpu",
+            resume=True,
         )
         == run
     )
@@ -70,14 +81,14 @@ def test_after_an_erasure_it_cannot_be_resumed(
     store: Path, grown: Path, tiny: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    pretrain(config(tiny, "train.max_steps=2"), store, run, device="cpu")
+    pretrain(store, run, preset=config(tiny, "train.max_steps=2"), device="cpu")
     for path in (f"{grown}.key", f"{grown}.sources.csv"):
         shutil.copy(path, tmp_path)
     shutil.copytree(grown, tmp_path / "store")
     (tmp_path / "ids.txt").write_text("N3\n")
     erase(tmp_path / "store", patients=tmp_path / "ids.txt")
     with pytest.raises(ResumeError, match="records that were erased or replaced since"):
-        pretrain(config(tiny), tmp_path / "store", run, device="cpu", resume=True)
+        pretrain(tmp_path / "store", run, preset=config(tiny), device="cpu", resume=True)
 
 
 def test_info_names_the_generation(grown: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ def _config(tiny: Path, *settings: str) -> Config:
 def few(store: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With 2 of 13 case patients and 4 of 25 control patients of training, one ECG each."""
     out = tmp_path_factory.mktemp("few")
-    return finetune(_config(tiny), store, out, init="random", target=TARGET, device="cpu")
+    return finetune(store, out, preset=_config(tiny), init="random", target=TARGET, device="cpu")
 
 
 def test_the_run_says_what_it_learned_from(few: Path) -> None:
@@ -67,12 +67,14 @@ def test_another_fraction_is_another_run(
     with pytest.raises(
         ResumeError, match=r"finetune\.label_fraction \(now 0\.3, in the checkpoint 0\.15\)"
     ):
-        finetune(config, store, run, init="random", target=TARGET, resume=True, device="cpu")
+        finetune(store, run, preset=config, init="random", target=TARGET, resume=True, device="cpu")
 
 
 def test_other_seeds_learn_from_others(few: Path, store: Path, tiny: Path, tmp_path: Path) -> None:
     config = _config(tiny, "train.seed=1")
-    other = finetune(config, store, tmp_path / "r", init="random", target=TARGET, device="cpu")
+    other = finetune(
+        store, tmp_path / "r", preset=config, init="random", target=TARGET, device="cpu"
+    )
     registers = [read_register(run) for run in (few, other)]
     one, two = (set(r.select("train")["patient"].to_pylist()) for r in registers if r is not None)
     assert len(one) == len(two) == 6
@@ -84,7 +86,7 @@ def test_a_subset_without_cases_is_refused_before_anything_is_written(
 ) -> None:
     config = _config(tiny, "finetune.label_fraction=0.01")
     with pytest.raises(ConfigError, match=r"^finetune\.label_fraction=0\.01 leaves no case patien"):
-        finetune(config, store, tmp_path / "r", init="random", target=TARGET, device="cpu")
+        finetune(store, tmp_path / "r", preset=config, init="random", target=TARGET, device="cpu")
     assert not (tmp_path / "r" / "config.toml").exists()
 
 
@@ -95,7 +97,7 @@ def test_a_smaller_batch_is_a_multiple_of_the_microbatch(
     store: Path, tiny: Path, tmp_path: Path, microbatch: str, batch: int
 ) -> None:
     config = _config(tiny, f"train.microbatch={microbatch}")
-    run = finetune(config, store, tmp_path / "r", init="random", target=TARGET, device="cpu")
+    run = finetune(store, tmp_path / "r", preset=config, init="random", target=TARGET, device="cpu")
     assert json.loads((run / "result.json").read_text())["batch_size"] == batch
 
 
@@ -103,7 +105,9 @@ def test_runs_of_several_fractions_have_a_curve(
     few: Path, tuned: Path, store: Path, tiny: Path, tmp_path: Path
 ) -> None:
     config = _config(tiny, "finetune.label_fraction=1.0")
-    every = finetune(config, store, tmp_path / "r", init="random", target=TARGET, device="cpu")
+    every = finetune(
+        store, tmp_path / "r", preset=config, init="random", target=TARGET, device="cpu"
+    )
     evaluate([every, few, tuned], store, tmp_path / "report")
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
     points = [(p["line"], p["train_patients"]) for p in metrics["label_efficiency"]]
@@ -125,5 +129,5 @@ def test_a_warm_up_without_end_is_warned_of(
 ) -> None:  # fmt: skip
     monkeypatch.setattr("ecgfast.log.logger.propagate", True)
     config = _config(tiny, "finetune.warmup_epochs=1.0")
-    finetune(config, store, tmp_path / "r", init="random", target=TARGET, device="cpu")
+    finetune(store, tmp_path / "r", preset=config, init="random", target=TARGET, device="cpu")
     assert "finetune.warmup_epochs 1 takes all of the 1 epochs" in caplog.text

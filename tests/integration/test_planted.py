@@ -42,7 +42,7 @@ def areas_of(folder: Path, design: Design) -> dict[str, dict[str, Auroc]]:
     for preset, architecture in (("demo", VIT), ("resnet1d_wang", ())):
         config = load_config(preset, (*SETTINGS, *architecture), recipe="best_practice")
         target = {"target": "ejection_fraction<40", "select": "site=1"}
-        run = finetune(config, store.path, folder / preset, init="random", **target)
+        run = finetune(store.path, folder / preset, preset=config, init="random", **target)
         runs.append(load_run(run, store))
     named = name_runs(runs)
     return compute(plan_tests(store, named), named, store).each(lambda result: result.auroc)

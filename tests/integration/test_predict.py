@@ -16,7 +16,7 @@ from ecgfast.cli import main
 from ecgfast.config import load_config
 from ecgfast.errors import ConfigError, EcgfastError
 from ecgfast.labels.commands import label_store
-from ecgfast.predict import Predictor, check_weights, predict
+from ecgfast.predict import Predictor, check_weights, write_predictions
 from ecgfast.runs.loading import load_run
 from ecgfast.store.reader import open_store
 from ecgfast.train.finetune import finetune
@@ -57,7 +57,7 @@ def run(
     settings = [f"data.normalise={request.param}", "finetune.epochs=1", "finetune.batch_size=4"]
     config = load_config(str(tiny), [*settings, "finetune.learning_rates=[1e-2]"])
     out = tmp_path_factory.mktemp("run") / request.param
-    return finetune(config, store, out, init="random", target=TARGET, device="cpu")
+    return finetune(store, out, preset=config, init="random", target=TARGET, device="cpu")
 
 
 def table(path: Path) -> dict[tuple[str, float], dict[str, str]]:
@@ -73,7 +73,7 @@ def table(path: Path) -> dict[tuple[str, float], dict[str, str]]:
 def test_each_window_has_the_probability_that_the_store_gives_it(
     run: Path, store: Path, tmp_path: Path
 ) -> None:
-    predict(run, [store.with_name("in")], tmp_path / "out.csv")
+    write_predictions(run, [store.with_name("in")], tmp_path / "out.csv")
     lines = table(tmp_path / "out.csv")
     opened = open_store(store)
     loaded = load_run(run, opened)
@@ -102,14 +102,14 @@ def test_each_window_has_the_probability_that_the_store_gives_it(
 def test_a_file_with_one_bad_window_is_usable(run: Path, store: Path, tmp_path: Path) -> None:
     write_wfdb(tmp_path / "gap", np.full((12, 5000), -32768, np.int16))
     files = [store.with_name("in") / "r02.hea", tmp_path / "gap.hea"]
-    assert predict(run, files, tmp_path / "out.csv").num_refused == 1  # the gap alone
+    assert write_predictions(run, files, tmp_path / "out.csv").num_refused == 1  # the gap alone
     with (tmp_path / "out.csv").open() as file:
         shares = [line["probability"] for line in csv.DictReader(file)]
     assert [bool(share) for share in shares] == [False, True, False]
 
 
 def test_ecgs_of_training_are_said(run: Path, store: Path, tmp_path: Path) -> None:
-    predict(run, [store.with_name("in")], tmp_path / "out.csv")
+    write_predictions(run, [store.with_name("in")], tmp_path / "out.csv")
     for (name, _), line in table(tmp_path / "out.csv").items():
         taught = SPLITS[int(name[1:]) % 4] in {"train", "valid"}
         assert ("learned_from" in line["note"].split()) is taught
@@ -146,7 +146,7 @@ def test_signal_checks_are_in_the_note_as_convert_has_them(run: Path, tmp_path: 
     signals = {"good": good, "flat": flat, "wrong": wrong, "large": large}
     for name, values in signals.items():
         write_wfdb(tmp_path / "in" / name, values)
-    predict(run, [tmp_path / "in"], tmp_path / "out.csv")
+    write_predictions(run, [tmp_path / "in"], tmp_path / "out.csv")
     notes = {name: line["note"] for name, line in lines_of(tmp_path / "out.csv").items()}
     found = {"flat": "flat_lead", "wrong": "einthoven"}
     found["large"] = "amplitude noise off_scale"
@@ -158,7 +158,7 @@ def test_one_odd_file_is_one_line(run: Path, tmp_path: Path) -> None:
         write_wfdb(tmp_path / "in" / name, ecg_like(1, seed=77)[0])
     np.save(tmp_path / "in/b.npy", np.zeros((12, 5000), np.int16))
     (tmp_path / "in/b.json").write_text("[" * 100_000)
-    assert predict(run, [tmp_path / "in"], tmp_path / "out.csv").num_refused == 1
+    assert write_predictions(run, [tmp_path / "in"], tmp_path / "out.csv").num_refused == 1
     lines = lines_of(tmp_path / "out.csv")
     assert [bool(lines[name]["probability"]) for name in "abc"] == [True, False, True]
     assert "b.json: cannot be read as JSON" in lines["b"]["note"]
@@ -171,13 +171,13 @@ def test_no_input_is_written_over(run: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "ecg.json").write_text('{"sampling_rate_hz": 500, "scale_uv": 1}')
     before = (tmp_path / name).read_bytes()
     with pytest.raises(ConfigError, match="exists and is no table of predict"):
-        predict(run, [tmp_path], tmp_path / name)
+        write_predictions(run, [tmp_path], tmp_path / name)
     assert (tmp_path / name).read_bytes() == before
 
 
 def test_a_table_is_whole_or_the_one_before(run: Path, tmp_path: Path) -> None:
     write_wfdb(tmp_path / "in/r", ecg_like(1, seed=77)[0])
-    predict(run, [tmp_path / "in"], tmp_path / "out.csv")
+    write_predictions(run, [tmp_path / "in"], tmp_path / "out.csv")
     before = (tmp_path / "out.csv").read_bytes()
     for number in range(20):
         write_wfdb(tmp_path / f"in/s{number}", ecg_like(1, seed=number)[0])
@@ -186,13 +186,13 @@ def test_a_table_is_whole_or_the_one_before(run: Path, tmp_path: Path) -> None:
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, limits[1]))
         with pytest.raises(EcgfastError, match="disk full"):
-            predict(run, [tmp_path / "in"], tmp_path / "out.csv")
+            write_predictions(run, [tmp_path / "in"], tmp_path / "out.csv")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert (tmp_path / "out.csv").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out.csv"]
-    assert predict(run, [tmp_path / "in"], tmp_path / "out.csv").num_refused == 0
+    assert write_predictions(run, [tmp_path / "in"], tmp_path / "out.csv").num_refused == 0
     assert len(lines_of(tmp_path / "out.csv")) == 21
 
 
@@ -200,7 +200,7 @@ def test_names_on_the_screen_are_shown_and_not_obeyed(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_wfdb(tmp_path / "in/\x1b[2Ja\nb", ecg_like(1, seed=77)[0])
-    predict(run, [tmp_path / "in"])
+    write_predictions(run, [tmp_path / "in"])
     header, line = capsys.readouterr().out.splitlines()
     assert header.startswith("file,")
     assert r"/\x1b[2Ja\nb.hea," in line
@@ -221,7 +221,7 @@ def test_a_score_that_is_no_number_is_said_and_finds_nothing(
     monkeypatch.setattr(
         Predictor, "probabilities", lambda _, digits, windows: np.full(len(windows), np.nan)
     )
-    predict(run, [store.with_name("in") / "r00.hea"], tmp_path / "out.csv")
+    write_predictions(run, [store.with_name("in") / "r00.hea"], tmp_path / "out.csv")
     line = lines_of(tmp_path / "out.csv")["r00"]
     assert (line["probability"], line["finding"]) == ("", "")
     assert "no_number" in line["note"].split()
@@ -232,7 +232,7 @@ def test_a_closed_screen_takes_no_lines_and_is_no_error(
 ) -> None:
     """`ecgfast predict ... >&-`: Python then has no standard output at all."""
     monkeypatch.setattr(sys, "stdout", None)
-    assert predict(run, [store.with_name("in") / "r00.hea"]).num_refused == 0
+    assert write_predictions(run, [store.with_name("in") / "r00.hea"]).num_refused == 0
 
 
 def test_a_reader_that_has_enough_ends_predict_quietly(run: Path, store: Path) -> None:

@@ -49,7 +49,7 @@ def tune(store: Path, tiny: Path, tmp_path: Path) -> Callable[..., Path]:
         resume: bool = False,
     ) -> Path:  # fmt: skip
         return finetune(
-            load_config(str(tiny), [f"model.kind={model}", *settings]), store, tmp_path / name,
+            store, tmp_path / name, preset=tiny, model=model, settings=settings,
             init=init, target=TARGET, resume=resume, device="cpu",
         )  # fmt: skip
 
@@ -99,8 +99,8 @@ def test_the_defaults_are_plain_adam_at_a_constant_rate(
 def plain(store: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     def run(model: ModelKind) -> Path:
         return finetune(
-            load_config(str(tiny), [f"model.kind={model}", *SHORT]), store,
-            tmp_path_factory.mktemp("plain") / model, init="random", target=TARGET, device="cpu",
+            store, tmp_path_factory.mktemp("plain") / model, init="random", target=TARGET,
+            preset=tiny, model=model, settings=SHORT, device="cpu",
         )  # fmt: skip
 
     return {"vit": run("vit"), "cnn": run("cnn")}
@@ -237,7 +237,7 @@ def test_a_run_with_every_setting_resumes_in_the_same_bits(
 def test_a_run_of_an_earlier_version_resumes(store: Path, tiny: Path, tmp_path: Path) -> None:
     """Its checkpoint knows none of the settings that came later."""
     run, steps = tmp_path / "run", ["train.max_steps=7"]
-    pretrain(load_config(str(tiny), steps), store, run, device="cpu")
+    pretrain(store, run, preset=load_config(str(tiny), steps), device="cpu")
     checkpoint = newest(run)
     assert checkpoint is not None
     path = checkpoint.path / "meta.json"
@@ -249,8 +249,8 @@ def test_a_run_of_an_earlier_version_resumes(store: Path, tiny: Path, tmp_path: 
     assert len(known) < len(facts["identity"]) - 8
     path.write_bytes(sealed({**facts, "identity": known}))
     config = load_config(str(tiny), ["train.max_steps=14"])
-    resumed = pretrain(config, store, run, resume=True, device="cpu")
-    whole = pretrain(config, store, tmp_path / "whole", device="cpu")
+    resumed = pretrain(store, run, preset=config, resume=True, device="cpu")
+    whole = pretrain(store, tmp_path / "whole", preset=config, device="cpu")
     assert loss_trace(resumed) == loss_trace(whole)
     assert load_model(resumed)[1].augment == config.augment
 
@@ -259,7 +259,9 @@ def test_patches_may_be_predicted_as_they_are(store: Path, tiny: Path, tmp_path:
     traces = []
     for value in ("true", "false"):
         settings = ["train.max_steps=2", f"mask.norm_patch_loss={value}"]
-        run = pretrain(load_config(str(tiny), settings), store, tmp_path / value, device="cpu")
+        run = pretrain(
+            store, tmp_path / value, preset=load_config(str(tiny), settings), device="cpu"
+        )
         assert load_model(run)[0].norm_patch_loss is (value == "true")
         traces.append(loss_trace(run))
     assert traces[0][1] != traces[1][1]

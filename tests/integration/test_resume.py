@@ -29,7 +29,7 @@ STEPS = 40
 @pytest.fixture(scope="module")
 def unbroken(store: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("unbroken") / "run"
-    return pretrain(_config(tiny), store, run, device="cpu")
+    return pretrain(store, run, preset=_config(tiny), device="cpu")
 
 
 def _config(tiny: Path, *settings: str):  # noqa: ANN202 (a Config)
@@ -49,23 +49,23 @@ def test_a_bf16_run_resumes_in_the_same_bits(
 ) -> None:
     """The checkpoint holds fp32 weights only: the bf16 copies are made from them again."""
     bf16 = ("train.precision=bf16", "train.val_fraction=0.1", "train.max_steps=30")
-    whole = pretrain(_config(tiny, *bf16), store, tmp_path / "whole", device="cpu")
+    whole = pretrain(store, tmp_path / "whole", preset=_config(tiny, *bf16), device="cpu")
     run = tmp_path / "run"
-    pretrain(_config(tiny, *bf16, f"train.max_steps={broken_at}"), store, run, device="cpu")
-    pretrain(_config(tiny, *bf16), store, run, device="cpu", resume=True)
+    pretrain(store, run, preset=_config(tiny, *bf16, f"train.max_steps={broken_at}"), device="cpu")
+    pretrain(store, run, preset=_config(tiny, *bf16), device="cpu", resume=True)
     assert loss_trace(run) == loss_trace(whole)
     assert weights(run) == weights(whole)
 
 
 def test_bf16_training_gives_fp32_weights(store: Path, tiny: Path, tmp_path: Path) -> None:
     config = _config(tiny, "train.precision=bf16", "train.max_steps=3")
-    run = pretrain(config, store, tmp_path / "run", device="cpu")
+    run = pretrain(store, tmp_path / "run", preset=config, device="cpu")
     state = load_model(run)[0].state_dict()
     assert {t.dtype for t in state.values()} == {torch.float32}
     assert weights(run) == {name: t.numpy().tobytes() for name, t in state.items()}
     assert any(not torch.equal(t, t.bfloat16().float()) for t in state.values())
     with pytest.raises(ResumeError, match=r"precision \(now 'fp32', in the checkpoint 'bf16'\)"):
-        pretrain(_config(tiny), store, run, device="cpu", resume=True)
+        pretrain(store, run, preset=_config(tiny), device="cpu", resume=True)
 
 
 def test_killed_once(store: Path, tiny: Path, unbroken: Path, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_killed_once(store: Path, tiny: Path, unbroken: Path, tmp_path: Path) ->
     process = start(_command(store, run, tiny))
     wait_for_step(run, 16, process)
     kill(process)
-    pretrain(_config(tiny), store, run, device="cpu", resume=True)
+    pretrain(store, run, preset=_config(tiny), device="cpu", resume=True)
     assert loss_trace(run) == loss_trace(unbroken)
     assert weights(run) == weights(unbroken)
 
@@ -82,7 +82,7 @@ def test_killed_once(store: Path, tiny: Path, unbroken: Path, tmp_path: Path) ->
 def test_killed_at_twenty_random_moments(store: Path, tiny: Path, tmp_path: Path) -> None:
     """Ten steps a life, a checkpoint every seven; some lives end before their first step."""
     config = _config(tiny, "train.max_steps=200", "train.epochs=34")
-    run, whole = tmp_path / "run", pretrain(config, store, tmp_path / "whole", device="cpu")
+    run, whole = tmp_path / "run", pretrain(store, tmp_path / "whole", preset=config, device="cpu")
     more = ("--set", "train.max_steps=200", "--set", "train.epochs=34")
     moments = random.Random(0)
     for life in range(20):
@@ -93,7 +93,7 @@ def test_killed_at_twenty_random_moments(store: Path, tiny: Path, tmp_path: Path
             wait_for_step(run, 9 * life + moments.randint(1, 9), process)
             time.sleep(moments.uniform(0, 0.1))
         assert kill(process) == -signal.SIGKILL
-    pretrain(config, store, run, device="cpu", resume=True)
+    pretrain(store, run, preset=config, device="cpu", resume=True)
     assert loss_trace(run) == loss_trace(whole)
     assert weights(run) == weights(whole)
 
@@ -119,11 +119,11 @@ def test_a_half_written_checkpoint_is_ignored_and_removed(
     store: Path, tiny: Path, unbroken: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    pretrain(_config(tiny, "train.max_steps=21"), store, run, device="cpu")
+    pretrain(store, run, preset=_config(tiny, "train.max_steps=21"), device="cpu")
     half = run / "checkpoints" / "writing-step-00000099"
     half.mkdir()
     (half / "__0_0.distcp").write_bytes(b"half")
-    pretrain(_config(tiny), store, run, device="cpu", resume=True)
+    pretrain(store, run, preset=_config(tiny), device="cpu", resume=True)
     assert not half.exists()
     assert loss_trace(run) == loss_trace(unbroken)
     assert weights(run) == weights(unbroken)
@@ -131,25 +131,25 @@ def test_a_half_written_checkpoint_is_ignored_and_removed(
 
 def test_another_experiment_is_refused(store: Path, tiny: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    pretrain(_config(tiny, "train.max_steps=2"), store, run, device="cpu")
+    pretrain(store, run, preset=_config(tiny, "train.max_steps=2"), device="cpu")
     with pytest.raises(ResumeError, match=r"train.seed \(now 1, in the checkpoint 0\)"):
-        pretrain(_config(tiny, "train.seed=1"), store, run, device="cpu", resume=True)
+        pretrain(store, run, preset=_config(tiny, "train.seed=1"), device="cpu", resume=True)
     with pytest.raises(ResumeError, match=r"select \(now 'site=1', in the checkpoint None\)"):
-        pretrain(_config(tiny), store, run, select="site=1", device="cpu", resume=True)
+        pretrain(store, run, preset=_config(tiny), select="site=1", device="cpu", resume=True)
     with pytest.raises(ResumeError, match="not empty; add --resume"):
-        pretrain(_config(tiny), store, run, device="cpu")
+        pretrain(store, run, preset=_config(tiny), device="cpu")
 
 
 def test_resume_in_an_empty_folder_starts_afresh(store: Path, tiny: Path, tmp_path: Path) -> None:
     config = _config(tiny, "train.max_steps=1")
-    run = pretrain(config, store, tmp_path / "new", device="cpu", resume=True)
+    run = pretrain(store, tmp_path / "new", preset=config, device="cpu", resume=True)
     assert list(loss_trace(run)) == [1]
 
 
 def test_a_folder_that_is_no_run_is_refused(store: Path, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ResumeError, match=r"no config\.toml"):
-        pretrain(_config(tiny), store, tmp_path, device="cpu", resume=True)
+        pretrain(store, tmp_path, preset=_config(tiny), device="cpu", resume=True)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_damaged_checkpoint_is_named(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     run = tmp_path / "run"
-    pretrain(_config(tiny, "train.max_steps=2"), store, run, device="cpu")
+    pretrain(store, run, preset=_config(tiny, "train.max_steps=2"), device="cpu")
     file = run / "checkpoints" / "step-00000002" / name
     if damage == "cut":
         file.write_bytes(file.read_bytes()[:100])
@@ -179,7 +179,7 @@ def test_a_damaged_checkpoint_is_named(
     else:
         file.unlink()
     with pytest.raises(ResumeError, match=r"step-00000002 cannot be read"):
-        pretrain(_config(tiny), store, run, device="cpu", resume=True)
+        pretrain(store, run, preset=_config(tiny), device="cpu", resume=True)
     said = [r for r in caplog.records if r.name == "root" and r.levelno >= logging.WARNING]
     assert not said, "PyTorch shows a traceback beside our line"
 
@@ -189,5 +189,5 @@ def test_held_out_records_are_scored_however_few(
     fraction: float, scored: bool, store: Path, tiny: Path, tmp_path: Path
 ) -> None:
     config = _config(tiny, "train.max_steps=2", f"train.val_fraction={fraction}")
-    run = pretrain(config, store, tmp_path / "run", device="cpu")
+    run = pretrain(store, tmp_path / "run", preset=config, device="cpu")
     assert ("val_loss" in read_metrics(run)[-1]) is scored

@@ -52,7 +52,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(
     assert steps == list(range(1, len(steps) + 1))
     stopped_at = steps[-1] // 7 * 7
     config = load_config(str(tiny), ["train.epochs=100000", f"train.max_steps={stopped_at + 1}"])
-    pretrain(config, store, run, device="cpu", resume=True)
+    pretrain(store, run, preset=config, device="cpu", resume=True)
     assert max(loss_trace(run)) == stopped_at + 1
 
 
@@ -72,7 +72,7 @@ def test_ranks_are_refused_with_one_word(store: Path, tiny: Path, tmp_path: Path
 
 def test_a_disk_that_fills_up_costs_one_checkpoint(store: Path, tiny: Path, tmp_path: Path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
-    pretrain(load_config(str(tiny), ["train.max_steps=7"]), store, run, device="cpu")
+    pretrain(store, run, preset=load_config(str(tiny), ["train.max_steps=7"]), device="cpu")
     command = _command("pretrain", store, run, tiny, "--resume", "--set", "train.max_steps=20")
     process = start(command, largest_file=CHECKPOINT_BYTES // 2)
     output, _ = process.communicate(timeout=60)
@@ -87,8 +87,8 @@ def test_a_disk_that_fills_up_costs_one_checkpoint(store: Path, tiny: Path, tmp_
     assert found.step == 7
 
     config = load_config(str(tiny), ["train.max_steps=20"])
-    pretrain(config, store, run, device="cpu", resume=True)
-    pretrain(config, store, whole, device="cpu")
+    pretrain(store, run, preset=config, device="cpu", resume=True)
+    pretrain(store, whole, preset=config, device="cpu")
     assert loss_trace(run) == loss_trace(whole)
     assert weights(run) == weights(whole)
 

@@ -59,8 +59,8 @@ def test_it_reads_as_one_store(stores: list[Path]) -> None:
 def test_training_is_that_on_one_store(stores: list[Path], tiny: Path, tmp_path: Path) -> None:
     config = load_config(str(tiny), ["train.max_steps=3"])
     runs = [tmp_path / name for name in ("both", "whole")]
-    pretrain(config, stores[:2], runs[0], include_test=True, device="cpu")
-    pretrain(config, stores[2], runs[1], include_test=True, device="cpu")
+    pretrain(stores[:2], runs[0], preset=config, include_test=True, device="cpu")
+    pretrain(stores[2], runs[1], preset=config, include_test=True, device="cpu")
     assert loss_trace(runs[0]) == loss_trace(runs[1])
     assert weights(runs[0]) == weights(runs[1])
 
@@ -73,11 +73,11 @@ def test_it_is_resumed_after_one_of_them_has_grown(
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
     both, run = [tmp_path / "A", tmp_path / "B"], tmp_path / "run"
     config = load_config(str(tiny), ["train.max_steps=4"])
-    whole = pretrain(config, both, tmp_path / "unbroken", device="cpu")
-    pretrain(load_config(str(tiny), ["train.max_steps=2"]), both, run, device="cpu")
+    whole = pretrain(both, tmp_path / "unbroken", preset=config, device="cpu")
+    pretrain(both, run, preset=load_config(str(tiny), ["train.max_steps=2"]), device="cpu")
     write_wfdb(tmp_path / "new/n", SIGNALS[0][:, ::-1])
     convert_quietly([tmp_path / "new"], tmp_path / "A", append=True)
-    pretrain(config, both, run, resume=True, device="cpu")
+    pretrain(both, run, preset=config, resume=True, device="cpu")
     assert weights(run) == weights(whole)
 
 

@@ -16,7 +16,7 @@ from ecgfast.config import Config, load_config
 from ecgfast.data.loader import Loader, RankOrder
 from ecgfast.log import read_metrics
 from ecgfast.runs.checkpoint_reader import newest
-from ecgfast.train.distributed import Ranks, full_state, join, make_repeatable, master
+from ecgfast.train.distributed import Ranks, full_state, join, master, repeatable
 from ecgfast.train.guards import StopSignals
 from ecgfast.train.loop import Loop, train_step
 from ecgfast.train.microbatch import choose_microbatch
@@ -51,10 +51,8 @@ class WaveEngine:
 
 
 @pytest.fixture(autouse=True)
-def _default_algorithms() -> Iterator[None]:
+def _fresh_compiler() -> None:
     torch.compiler.reset()  # each test compiles for shapes of its own
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def _config(*settings: str) -> Config:
@@ -92,8 +90,7 @@ def _trace(run: Path) -> list[float]:
 
 def _train(config: Config, run: Path, num_steps: int) -> dict[str, bytes]:
     """Train from the run's checkpoint, if it has one; return the weights as bytes."""
-    make_repeatable(config.train.deterministic)
-    with join("cuda") as ranks, StopSignals(ranks) as stop:
+    with repeatable(config.train.deterministic), join("cuda") as ranks, StopSignals(ranks) as stop:
         loop = _loop(config, ranks, run, num_steps)
         if (checkpoint := newest(run)) is not None:
             loop.resume(checkpoint)
@@ -157,8 +154,7 @@ def test_a_recorded_one_pass_update_trains_as_the_usual_one(
             f"optim.one_pass={one_pass}".lower(),
         )
         run = tmp_path / str(one_pass)
-        make_repeatable(True)
-        with join("cuda") as ranks, StopSignals(ranks) as stop:
+        with repeatable(True), join("cuda") as ranks, StopSignals(ranks) as stop:
             loop = _loop(config, ranks, run, 40, microbatch=microbatch)
             loop.learning_rate_at = lambda step: 1e-3 * (1 + step % 3)
             assert loop.run_to_end(stop)
@@ -199,8 +195,7 @@ def test_nccl_on_one_rank_is_recorded_and_replayed(parallel: str) -> None:
             *("train.precision=bf16", "train.deterministic=true", "optim.one_pass=true"),
             *(f"train.parallel={parallel}", f"train.cuda_graph={graph}".lower()),
         )
-        make_repeatable(True)
-        with join("cuda", mesh_of_one=True) as ranks:
+        with repeatable(True), join("cuda", mesh_of_one=True) as ranks:
             model, _ = build_spread(config, ranks, None)
             optimizer = MasterAdamW(model, ranks, config.optim, recorded=graph)
             replayed = microbatch_graph(model, config, num_pieces=1)

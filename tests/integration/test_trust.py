@@ -29,7 +29,9 @@ TENSORS, INDEX = "__0_0.distcp", ".metadata"
 @pytest.fixture(scope="module")
 def pretrained(store: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = load_config(str(tiny), ["train.max_steps=14"])
-    return pretrain(config, store, tmp_path_factory.mktemp("pretrained") / "run", device="cpu")
+    return pretrain(
+        store, tmp_path_factory.mktemp("pretrained") / "run", preset=config, device="cpu"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def tuned(store: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def _tuned(store: Path, tiny: Path, run: Path, *settings: str) -> Path:
     config = load_config(str(tiny), ["finetune.epochs=1", *settings])
     target = "ejection_fraction<40"
-    return finetune(config, store, run, init="random", target=target, device="cpu")
+    return finetune(store, run, preset=config, init="random", target=target, device="cpu")
 
 
 def _copy(run: Path, tmp_path: Path) -> Path:
@@ -138,8 +140,8 @@ def test_a_run_goes_on_from_the_checkpoint_before_in_the_same_bits(
     _flip(run / NEWEST / TENSORS, -300)
     (run / "checkpoints" / "step-99999999").mkdir()
     (run / "checkpoints" / "writing-step-00000030").symlink_to(store)
-    pretrain(config, store, run, device="cpu", resume=True)
-    whole = pretrain(config, store, tmp_path / "whole", device="cpu")
+    pretrain(store, run, preset=config, device="cpu", resume=True)
+    whole = pretrain(store, tmp_path / "whole", preset=config, device="cpu")
     assert loss_trace(run) == loss_trace(whole)
     assert weights(run) == weights(whole)
     names = {path.name for path in (run / "checkpoints").iterdir()}
@@ -157,11 +159,11 @@ def test_a_checkpoint_of_the_version_before_is_resumed_with_a_warning(
     for name in (NEWEST, BEFORE):
         _reseal(run / name / "meta.json", _as_format_2)
         _without_digest(run / name / "meta.json")
-    pretrain(config, store, run, device="cpu", resume=True)
+    pretrain(store, run, preset=config, device="cpu", resume=True)
     said = [r.getMessage() for r in caplog.records if "earlier version" in r.getMessage()]
     assert len(said) == 1
     assert said[0].startswith(f"{run / NEWEST} was written by an earlier version and has no digest")
-    whole = pretrain(config, store, tmp_path / "whole", device="cpu")
+    whole = pretrain(store, tmp_path / "whole", preset=config, device="cpu")
     assert weights(run) == weights(whole)
     caplog.clear()
     load_model(run)  # its newest checkpoint has digests

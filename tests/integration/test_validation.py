@@ -30,7 +30,7 @@ DRAWN_AT = [10, 20, 23]
 @pytest.fixture(scope="module")
 def whole(store: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("whole") / "run"
-    return pretrain(load_config(str(tiny), SETTINGS), store, run, device="cpu")
+    return pretrain(store, run, preset=load_config(str(tiny), SETTINGS), device="cpu")
 
 
 def _pictures(run: Path) -> dict[int, bytes]:
@@ -60,7 +60,7 @@ def test_each_validation_leaves_a_picture(whole: Path) -> None:
 
 def test_pictures_change_no_number(whole: Path, store: Path, tiny: Path, tmp_path: Path) -> None:
     config = load_config(str(tiny), [*SETTINGS, "train.val_every=1000"])
-    run = pretrain(config, store, tmp_path / "run", device="cpu")
+    run = pretrain(store, tmp_path / "run", preset=config, device="cpu")
     assert list(_pictures(run)) == DRAWN_AT[-1:]
     assert loss_trace(run) == loss_trace(whole)
 
@@ -70,9 +70,9 @@ def test_a_resumed_run_draws_the_same_bytes_over_the_old_ones(
 ) -> None:
     run = tmp_path / "run"
     before = load_config(str(tiny), [*SETTINGS, "train.max_steps=14"])
-    pretrain(before, store, run, device="cpu")
+    pretrain(store, run, preset=before, device="cpu")
     (run / FOLDER / "step-00000020.png").write_bytes(b"of a life that was killed")
-    pretrain(load_config(str(tiny), SETTINGS), store, run, device="cpu", resume=True)
+    pretrain(store, run, preset=load_config(str(tiny), SETTINGS), device="cpu", resume=True)
     (run / FOLDER / "step-00000014.png").unlink()  # where the first life ended
     assert _pictures(run) == _pictures(whole)
 

@@ -35,7 +35,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 @pytest.fixture(scope="module")
 def run(store: Path, config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pretrain(config, store, tmp_path_factory.mktemp("run"), device="cpu")
+    return pretrain(store, tmp_path_factory.mktemp("run"), preset=config, device="cpu")
 
 
 def patches_of(store: Path) -> torch.Tensor:
@@ -104,7 +104,9 @@ def test_a_classifier_gives_what_its_head_reads(
     store: Path, config: Config, run: Path, tmp_path: Path
 ) -> None:
     target = "ejection_fraction<40"
-    tuned = finetune(config, store, tmp_path / "vit", init=str(run), target=target, device="cpu")
+    tuned = finetune(
+        store, tmp_path / "vit", preset=config, init=str(run), target=target, device="cpu"
+    )
     model, *_ = load_model(tuned)
     with torch.no_grad():
         expected = model.features(patches_of(store))
