@@ -21,8 +21,8 @@ from ecgfast.convert.plan import (
 from ecgfast.convert.sources import listed, spec_of, write_inputs
 from ecgfast.errors import ConfigError
 from ecgfast.ingest import InputFile
-from ecgfast.ingest.files import size_and_mtime
-from ecgfast.ingest.inventory import Inventory, printable
+from ecgfast.ingest.files import printable
+from ecgfast.ingest.inventory import Inventory
 from ecgfast.labels.columns import check_names
 from ecgfast.labels.matching import patient_ids, store_pseudonyms
 from ecgfast.store.csv_files import listed_sizes, refused_ids, write_changed
@@ -176,8 +176,8 @@ class _Found:
             if sizes is None:  # a listing of new files alone needs none of them
                 sizes = listed_sizes(self.reader.path)
             before = sizes.get(record_id)
-            if before is not None and before != size_and_mtime(item.path):
-                self.changed[record_id] = printable(str(item.path))
+            if before is not None and before != item.size_and_mtime():
+                self.changed[record_id] = printable(item.place)
                 if self.replace_changed:
                     yield item
 

@@ -323,8 +323,8 @@ def _source(text: str) -> Path:
 def _parsed_input(out: Path, line: bytes) -> PlannedInput:
     try:
         record_id, path, source, row, size, mtime, position, first, num_slots = json.loads(line)
-        at = {"path": Path(path), "source": _source(source), "row": row}
-        item = InputFile(record_id=record_id, num_bytes=size, mtime_ns=mtime, **at)
+        at = {"source": _source(source), "row": row, "url": path if "://" in path else ""}
+        item = InputFile(record_id=record_id, path=Path(path), num_bytes=size, mtime_ns=mtime, **at)
         return PlannedInput(item, position, range(first, first + num_slots))
     except (ValueError, TypeError, RecursionError) as error:
         raise damaged(out, work_folder(out) / INPUTS, str(error)) from error

@@ -19,6 +19,7 @@ from ecgfast.ingest import InputFile, read_record, unreadable
 from ecgfast.ingest.files import check_values
 from ecgfast.ingest.leads import SCALE_UV
 from ecgfast.records import INVALID, NUM_LEADS, NUM_TIMESTEPS, SAMPLING_RATE_HZ, EcgRecord
+from ecgfast.store.objects import address_of
 from ecgfast.vocabulary import Short, WindowChoice
 
 MAX_INVALID_SHARE = 0.01
@@ -117,7 +118,7 @@ def check_source(source: Path, *, again: str) -> None:
         EcgfastError: it has gone, so that every further file would be refused.
         OSError: the share fails.
     """
-    if not source.exists():
+    if address_of(source) is None and not source.exists():
         raise EcgfastError(f"source {source} has gone while it was read; bring it back and {again}")
 
 

@@ -1,7 +1,6 @@
 """From sources on a command line to the plan of a store: what is refused leaves nothing behind."""
 
 import json
-import os
 import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,8 +30,8 @@ from ecgfast.convert.plan import (
 from ecgfast.convert.preprocess import num_windows
 from ecgfast.errors import ConfigError, EcgfastError, FormatError
 from ecgfast.ingest import InputFile, read_record
-from ecgfast.ingest.files import size_and_mtime
 from ecgfast.ingest.inventory import Inventory, collision, walk, walk_list
+from ecgfast.ingest.staging import staged
 from ecgfast.ingest.wfdb_header import read_header
 from ecgfast.labels.columns import check_names
 from ecgfast.store.durable import DurableFile, explained, write_durably
@@ -45,6 +44,7 @@ from ecgfast.store.format import (
     refuse_inside_store,
 )
 from ecgfast.store.manifest import read_manifest
+from ecgfast.store.objects import absolute
 from ecgfast.store.patients import read_key, read_or_create_key
 from ecgfast.store.reader import open_store
 from ecgfast.vocabulary import Codec
@@ -116,12 +116,14 @@ def _plan_of_files(
 
 def spec_of(paths: list[Path], options: ConvertOptions, listing: str | Path | None) -> Spec:
     """What a plan of files has to be the same in, without its key."""
-    # Not Path.resolve, which raises RuntimeError for a link to itself.
-    spec: Spec = {"sources": [os.path.realpath(path) for path in paths], **asdict(options)}
+    spec: Spec = {
+        "sources": [absolute(path) for path in paths],
+        **asdict(options),
+    }
     spec |= {"columns": list(options.columns), "format_version": FORMAT_VERSION}
     if not options.quality_limits:  # as a request was before there were any
         del spec["quality_limits"]
-    return spec if listing is None else spec | {"list": os.path.realpath(listing)}
+    return spec if listing is None else spec | {"list": absolute(listing)}
 
 
 def listed(
@@ -273,11 +275,12 @@ class _Lines:
     def of(self, items: Iterable[InputFile]) -> Iterator[bytes]:
         """Yield the line of each input."""
         num_bytes = 0
+        items = items if self._options.window == "first" else staged(items)  # they are read
         for item in items:
             slots = num_slots(item, self._options)
             begun = num_shards(self.num_slots + slots) - self._first_shard - len(self.offsets)
             self.offsets += [num_bytes] * begun
-            place = [str(item.path), str(item.source), item.row, *size_and_mtime(item.path)]
+            place = [item.place, str(item.source), item.row, *item.size_and_mtime()]
             line = [item.record_id, *place, len(self.hashes), self.num_slots, slots]
             data = json.dumps(line).encode() + b"\n"
             self.num_slots += slots

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from ecgfast.convert.plan import Plan, read_plan
 from ecgfast.convert.work import EncodedRecord, Refusal, encode_inputs
 from ecgfast.errors import EcgfastError
+from ecgfast.ingest.staging import staged
 from ecgfast.records import NUM_LEADS
 from ecgfast.store.csv_files import csv_lines
 from ecgfast.store.durable import DurableFile, explained, write_durably
@@ -107,7 +108,9 @@ def read_unit(plan: Plan, unit: int) -> UnitFacts:
 def _convert(plan: Plan, unit: int, shard: "_Shard") -> None:
     slots, inputs = plan.slots(unit), list(plan.inputs(unit))
     rows, quarantine, sources = PendingRows(), "", ""
-    for block in encode_inputs(inputs, slots, plan.options, plan.pseudonyms()):
+    items = staged(each.item for each in inputs)
+    here = (each._replace(item=item) for item, each in zip(items, inputs, strict=True))
+    for block in encode_inputs(here, slots, plan.options, plan.pseudonyms()):
         records = [each for each in block if isinstance(each, EncodedRecord)]
         shard.add(
             [each.row["row"] for each in records],

@@ -17,7 +17,7 @@ from ecgfast.convert.preprocess import CutRecording, Window, check_source, read_
 from ecgfast.convert.quality import STRICT, quality_of
 from ecgfast.errors import FormatError, Reason, ShapeError
 from ecgfast.ingest import InputFile, unreadable
-from ecgfast.ingest.inventory import printable
+from ecgfast.ingest.files import printable
 from ecgfast.ingest.kinds import known_suffix
 from ecgfast.records import (
     NO_PATIENT,
@@ -194,7 +194,7 @@ def _encoded_block(
             continue
         patient = row["patient_key"]
         source = (
-            *(row["record_id"], printable(str(item.path)), record.provenance.get("recorded", "")),
+            *(row["record_id"], printable(item.place), record.provenance.get("recorded", "")),
             *(item.record_id, "" if patient.startswith(UNNAMED) else patient, ""),
             *(str(item.num_bytes), str(item.mtime_ns)),
         )
@@ -306,7 +306,7 @@ def _refusal(item: InputFile, error: FormatError | ShapeError, pseudonyms: Pseud
         row=(record_id, known_suffix(item.path.name), reason),
         # The date of what is refused is not kept.
         source=(
-            *(record_id, printable(str(item.path)), "", item.record_id, ""),
+            *(record_id, printable(item.place), "", item.record_id, ""),
             *(_one_line(str(error)), str(item.num_bytes), str(item.mtime_ns)),
         ),
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from ecgfast.errors import EcgfastError, FormatError
 from ecgfast.ingest import numpy_arrays, wfdb_records
-from ecgfast.ingest.files import is_of_one_file
+from ecgfast.ingest.files import is_of_one_file, size_and_mtime
 from ecgfast.ingest.format import Format, Head, read_head
 from ecgfast.ingest.vendor import (
     aecg_xml,
@@ -64,6 +64,7 @@ class InputFile:
         row: position in a file of several records, None for files of one record.
         num_bytes: of `size_and_mtime` when a plan listed it, 0 before.
         mtime_ns: likewise.
+        url: address of the object that `path` is, or will be, a copy of; "" for a local file.
     """
 
     record_id: str
@@ -72,6 +73,16 @@ class InputFile:
     row: int | None = None
     num_bytes: int = 0
     mtime_ns: int = 0
+    url: str = ""
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people."""
+        return self.url or str(self.path)
+
+    def size_and_mtime(self) -> tuple[int, int]:
+        """Bytes and time of its files (`files.size_and_mtime`), or of its objects when listed."""
+        return (self.num_bytes, self.mtime_ns) if self.url else size_and_mtime(self.path)
 
 
 def own_suffixes() -> tuple[str, ...]:

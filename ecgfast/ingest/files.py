@@ -48,6 +48,11 @@ def size_and_mtime(path: Path) -> tuple[int, int]:
     return size, mtime
 
 
+def printable(name: str) -> str:
+    """Return a name as text that can be written: old shares have bytes that are no UTF-8."""
+    return os.fsencode(name).decode("utf-8", errors="backslashreplace")
+
+
 def is_of_one_file(error: OSError) -> bool:
     """Whether an error concerns one file, not the share or the machine."""
     return error.errno in _OF_ONE_FILE or error.errno is None  # None: a library's own

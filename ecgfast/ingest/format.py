@@ -70,6 +70,7 @@ class Format:
         suffixes: in lower case with dot, of formats without a signature whose files no other
             format has: such a file is of this format without a look, so that a damaged one is
             refused when it is read, with a reason.
+        has_sidecar: whether `read` opens the file that `sidecar` describes.
         companions: path of a folder and names of its files -> those that belong to records of
             this format, or are parts of them, by kind.
     """
@@ -81,4 +82,5 @@ class Format:
     read: Callable[[Path, str, int | None], EcgRecord]
     num_rows: Callable[[Path], int | None] = _one_record
     suffixes: tuple[str, ...] = ()
+    has_sidecar: bool = False
     companions: Callable[[str, NamesBySuffix], dict[str, list[str]]] = _no_companions

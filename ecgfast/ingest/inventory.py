@@ -6,14 +6,25 @@ from codecs import BOM_UTF8
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 from ecgfast.errors import FormatError
 from ecgfast.ingest import FORMATS, InputFile, kinds, own_suffixes, owner_of
+from ecgfast.ingest.files import printable
 from ecgfast.ingest.format import Format
-from ecgfast.ingest.kinds import recognise, recognise_all, suffix_of, suffixes_in_words
+from ecgfast.ingest.kinds import (
+    kind_of_special,
+    recognise,
+    recognise_all,
+    suffix_of,
+    suffixes_in_words,
+    without_suffix,
+)
+from ecgfast.ingest.staging import StagedFolders, walk_staged
+from ecgfast.store.objects import address_of
 
 NUM_EXAMPLES = 3  # of each kind of file that is passed over
 
@@ -102,7 +113,7 @@ def walk_list(listing: Path, source: Path, inventory: Inventory) -> Iterator[Inp
     """
     root = os.path.join(source, "")
     files = _listed_files(listing, source, inventory)
-    for _, same_stem in groupby(files, key=lambda item: _without_suffix(item[0])):
+    for _, same_stem in groupby(files, key=lambda item: without_suffix(item[0])):
         for file in _with_suffixes(root, dict(same_stem)):
             yield from _records_of(file, file.path[len(root) :], source, inventory)
     if not inventory.num_record_files:
@@ -146,11 +157,6 @@ def collision(record_id: str, first: Path, second: Path) -> FormatError:
     )
 
 
-def printable(name: str) -> str:
-    """Return a name as text that can be written: old shares have bytes that are no UTF-8."""
-    return os.fsencode(name).decode("utf-8", errors="backslashreplace")
-
-
 def _refuse_overlap(sources: Sequence[Path]) -> None:
     """Refuse sources that would bring the same file twice under two names."""
     resolved = [Path(os.path.realpath(source)) for source in sources]
@@ -189,6 +195,9 @@ def _of_source(source: Path, inventory: Inventory) -> Iterator[InputFile]:
         if file_format is None:
             _pass_over(inventory, kind, os.path.join(source.parent, ""), [source.name])
         items = _records_of(_File(str(source), file_format), source.name, source, inventory)
+    elif url := address_of(source):
+        below = partial(_below, inventory=inventory, found=found)
+        items = walk_staged(source, url, below, inventory.examples)
     elif source.exists():
         raise FormatError(f"source {source} is a pipe or a device, allowed a file or a folder")
     else:
@@ -208,11 +217,14 @@ def _of_source(source: Path, inventory: Inventory) -> Iterator[InputFile]:
 
 def _place(item: InputFile) -> bytes:
     """The bytes by which records of several sources are sorted."""
-    path, source = os.fsencode(item.path), os.fsencode(item.source)
+    path = os.fsencode(item.url or item.path)
+    source = os.fsencode(address_of(item.source) or item.source)
     return path.removeprefix(source).lstrip(b"/") or os.fsencode(item.path.name)
 
 
-def _below(source: Path, inventory: Inventory, found: Counter[str]) -> Iterator[InputFile]:
+def _below(
+    source: Path, inventory: Inventory, found: Counter[str], staged: StagedFolders | None = None
+) -> Iterator[InputFile]:
     """Yield everything below a folder; `found` counts its files by suffix, for a refusal."""
     root = os.path.join(source, "")
     waiting = [iter([_File(root)])]  # what is still to come of each open folder
@@ -221,8 +233,12 @@ def _below(source: Path, inventory: Inventory, found: Counter[str]) -> Iterator[
         if file is None:
             waiting.pop()
         elif file.file_format is None:
+            if staged is not None and (odd := staged.bring(file.path)):
+                _pass_over(inventory, kinds.UNREADABLE, file.path, odd)
             waiting.append(iter(_content_of(file.path, inventory, found)))
         else:
+            if staged is not None:
+                staged.complete(file.path, file.file_format)
             yield from _records_of(file, file.path[len(root) :], source, inventory)
 
 
@@ -253,7 +269,7 @@ def _content_of(prefix: str, inventory: Inventory, found: Counter[str]) -> list[
                 content.append(_File(f"{prefix}{name}/"))
                 if name.lower().endswith(own_suffixes()):
                     odd[kinds.NAMED_FOLDERS].append(name)
-            elif kind := _kind_of_special(entry):
+            elif kind := kind_of_special(entry):
                 odd[kind].append(name)
             else:
                 names[suffix_of(name)].append(name)
@@ -278,24 +294,15 @@ def _content_of(prefix: str, inventory: Inventory, found: Counter[str]) -> list[
 
 def _with_suffixes(prefix: str, files: dict[str, Format]) -> list[_File]:
     """Files of a folder (name -> format); one ECG in several of one stem keeps their suffixes."""
-    stems = Counter(map(_without_suffix, files))
+    stems = Counter(map(without_suffix, files))
     shared = {
-        name: (_without_suffix(name), file_format.num_rows(Path(prefix + name)) is None)
+        name: (without_suffix(name), file_format.num_rows(Path(prefix + name)) is None)
         for name, file_format in files.items()
-        if stems[_without_suffix(name)] > 1
+        if stems[without_suffix(name)] > 1
     }
     times = Counter(shared.values())  # a record and rows of a batch have other ids in any case
     keeps = {name for name, key in shared.items() if times[key] > 1 and owner_of(name) is None}
     return [_File(prefix + name, each, name in keeps) for name, each in files.items()]
-
-
-def _kind_of_special(entry: os.DirEntry[str]) -> str | None:
-    """The kind of what is neither file nor folder; None for a link that is read as a file."""
-    if not os.path.exists(entry.path):  # a link to nothing or to itself, or a lost recording
-        return None if entry.name.lower().endswith(own_suffixes()) else kinds.BROKEN_LINKS
-    if entry.is_dir():
-        return kinds.LINKS
-    return None if entry.is_file() else kinds.SPECIAL
 
 
 def _pass_over(inventory: Inventory, kind: str, prefix: str, names: list[str]) -> None:
@@ -313,7 +320,7 @@ def _records_of(
         return
     path = Path(file.path)
     inventory.num_record_files += 1
-    stem = relative if file.keeps_suffix else _without_suffix(relative)
+    stem = relative if file.keeps_suffix else without_suffix(relative)
     record_id = printable(stem.replace(os.sep, "/"))
     rows = file.file_format.num_rows(path)
     if rows is None:
@@ -321,9 +328,3 @@ def _records_of(
         return
     for row in range(rows):
         yield InputFile(record_id=f"{record_id}/{row}", path=path, source=source, row=row)
-
-
-def _without_suffix(relative: str) -> str:
-    """A path without its suffix; the numbers of 1.2.840.113619 and IM.0001 are none."""
-    stem, suffix = os.path.splitext(relative)
-    return relative if suffix[1:].isdecimal() else stem

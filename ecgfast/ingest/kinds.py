@@ -1,5 +1,6 @@
 """What a file is: of a format, or of a kind that is passed over, by its first bytes or its name."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -65,6 +66,12 @@ def suffix_of(name: str) -> str:
     return name[dot + 1 :].lower() if dot > 0 else ""
 
 
+def without_suffix(path: str) -> str:
+    """Return a path without its suffix; the numbers of 1.2.840.113619 and IM.0001 are none."""
+    stem, suffix = os.path.splitext(path)
+    return path if suffix[1:].isdecimal() else stem
+
+
 def known_suffix(name: str) -> str:
     """Return the suffix of a file name if it is a common one: others can hold names of people."""
     suffix = suffix_of(name)
@@ -86,6 +93,15 @@ def kind_of(name: str, content: bytes) -> str:
     if suffix in _KIND_OF:
         return _KIND_OF[suffix]
     return LOST_ANNOTATIONS if suffix in ANNOTATOR_SUFFIXES else _KIND_OF_NAME.get(name, OTHER)
+
+
+def kind_of_special(entry: os.DirEntry[str]) -> str | None:
+    """The kind of what is neither file nor folder; None for a link that is read as a file."""
+    if not os.path.exists(entry.path):  # a link to nothing or to itself, or a lost recording
+        return None if entry.name.lower().endswith(own_suffixes()) else BROKEN_LINKS
+    if entry.is_dir():
+        return LINKS
+    return None if entry.is_file() else SPECIAL
 
 
 def recognise(path: Path) -> tuple[Format | None, str]:

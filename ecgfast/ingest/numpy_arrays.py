@@ -43,6 +43,7 @@ FORMAT = Format(
     keeps="ADC units, rate; age, sex, site, patient, ejection fraction; other keys by --columns",
     recognises=lambda head: head.content.startswith(b"\x93NUMPY"),
     read=read,
+    has_sidecar=True,
     num_rows=_num_rows,
     suffixes=(".npy", ".npz"),
     companions=companions,

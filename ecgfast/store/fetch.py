@@ -4,32 +4,25 @@ Training reads records in random order, for which a request each would be a thou
 as there are shards: a store is copied once to where it is read.
 """
 
-import datetime
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ecgfast.errors import BackendUnavailableError, ConfigError, CorruptStoreError, EcgfastError
-from ecgfast.store.durable import DurableFile, explained, store_lock, sync_folder, write_durably
+from ecgfast.errors import ConfigError, CorruptStoreError, EcgfastError
+from ecgfast.store.durable import explained, store_lock, sync_folder, write_durably
 from ecgfast.store.format import MANIFEST, beside
 from ecgfast.store.generations import refuse_generation_name
 from ecgfast.store.manifest import digest_of_file, read_manifest
+from ecgfast.store.objects import BrokenConnectionError, Objects
 from ecgfast.store.reader import open_store
 
 Progress = Callable[[int, int], None]
 
-SCHEMES = ("s3://", "gs://", "az://", "https://", "http://", "file://")
 AT_ONCE = 16  # files; a shard of 1024 records has some 25 MB
-_PART_BYTES = 1 << 20
 _ATTEMPTS = 2
-_CREDENTIALS = (
-    "give credentials as the provider's own tools take them, such as AWS_ACCESS_KEY_ID, "
-    "GOOGLE_APPLICATION_CREDENTIALS or AZURE_STORAGE_ACCOUNT_KEY"
-)
 
 
 def fetch_store(url: str, out: Path, progress: Progress | None = None) -> Path:
@@ -53,7 +46,7 @@ def fetch_store(url: str, out: Path, progress: Progress | None = None) -> Path:
         EcgfastError: no permission, no connection, no space.
     """
     refuse_generation_name(out)
-    source = _Source(url)
+    source = Objects(url)
     with store_lock(out):
         sealed = source.read(MANIFEST)
         if _holds(out, sealed, url):
@@ -84,7 +77,7 @@ def _holds(out: Path, sealed: bytes, url: str) -> bool:
     )
 
 
-def _complete(source: "_Source", folder: Path, progress: Progress | None) -> None:
+def _complete(source: Objects, folder: Path, progress: Progress | None) -> None:
     """Fetch what a folder with a manifest lacks, or has damaged."""
     tables = read_manifest(folder)["files"]
     _fetch_all(source, folder, tables, None)
@@ -93,7 +86,7 @@ def _complete(source: "_Source", folder: Path, progress: Progress | None) -> Non
 
 
 def _fetch_all(
-    source: "_Source", work: Path, files: Mapping[str, Mapping[str, Any]], progress: Progress | None
+    source: Objects, work: Path, files: Mapping[str, Mapping[str, Any]], progress: Progress | None
 ) -> None:
     """Fetch what is missing of some files, several at a time."""
     for name in files:
@@ -109,7 +102,7 @@ def _fetch_all(
         )
     done = total - need
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="ecgfast-fetch") as pool:
-        running = [pool.submit(source.fetch, n, work / n, entry) for n, entry in missing.items()]
+        running = [pool.submit(_fetch, source, n, work / n, entry) for n, entry in missing.items()]
         try:
             for future, entry in zip(running, missing.values(), strict=True):
                 future.result()
@@ -126,84 +119,19 @@ def _is_there(path: Path, entry: Mapping[str, Any]) -> bool:
     return has_size and digest_of_file(path) == str(entry["sha256"])
 
 
-class _BrokenError(EcgfastError):
-    """A connection that may be better the next time."""
-
-
-class _Source:
-    """A folder behind an address."""
-
-    def __init__(self, url: str) -> None:
-        if not url.startswith(SCHEMES):
-            raise ConfigError(
-                f"the address of a store begins with {', '.join(SCHEMES)}, got {url!r}"
-            )
+def _fetch(source: Objects, name: str, path: Path, entry: Mapping[str, Any]) -> None:
+    """Write a file whole or not at all, twice if its content is wrong the first time."""
+    for attempt in range(_ATTEMPTS):
         try:
-            import obstore
-        except ImportError as error:
-            raise BackendUnavailableError(
-                f"{url} needs the package obstore; pip install 'ecgfast[cloud]'"
-            ) from error
-        self.url = url.rstrip("/")
-        self._obstore = obstore
-        try:
-            self._store = obstore.store.from_url(
-                self.url,
-                client_options={"allow_http": True} if url.startswith("http://") else None,
-                retry_config={"max_retries": 5, "retry_timeout": datetime.timedelta(seconds=60)},
-            )
-        except (obstore.exceptions.BaseError, ValueError) as error:
-            line = str(error).partition("\n")[0]
-            raise ConfigError(f"{url} cannot be opened: {line}; check the address") from error
-
-    def read(self, name: str) -> bytes:
-        """A small file as a whole."""
-        with self._said(name):
-            return bytes(self._obstore.get(self._store, name).bytes())
-
-    def fetch(self, name: str, path: Path, entry: Mapping[str, Any]) -> None:
-        """Write a file whole or not at all, twice if its content is wrong the first time."""
-        with explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        for attempt in range(_ATTEMPTS):
-            file = DurableFile(path)
-            try:
-                with self._said(name):
-                    parts = self._obstore.get(self._store, name).stream(_PART_BYTES)
-                    for part in parts:
-                        file.write([memoryview(part)])
-                found = file.finish()
-            except _BrokenError:
-                file.discard()
-                if attempt == _ATTEMPTS - 1:
-                    raise
-                continue
-            except BaseException:
-                file.discard()
+            found = source.copy(name, path)
+        except BrokenConnectionError:
+            if attempt == _ATTEMPTS - 1:
                 raise
-            if found == entry:
-                return
-        path.unlink()
-        raise CorruptStoreError(
-            f"{self.url}/{name} has {found['bytes']:,} bytes and sha256 {found['sha256']}, its "
-            f"store lists {entry['bytes']:,} and {entry['sha256']}; copy the store there again"
-        )
-
-    @contextmanager
-    def _said(self, name: str) -> Iterator[None]:
-        """Turn errors of the connection into one line."""
-        errors, where = self._obstore.exceptions, f"{self.url}/{name}".rstrip("/")
-        try:
-            yield
-        except (errors.NotFoundError, FileNotFoundError) as error:
-            raise CorruptStoreError(
-                f"there is no {where}; a store's address is that of the folder with {MANIFEST}"
-            ) from error
-        except (errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
-            raise EcgfastError(f"{where} was refused; {_CREDENTIALS}") from error
-        except (errors.BaseError, ValueError) as error:
-            line = str(error).partition("\n")[0]
-            raise _BrokenError(
-                f"{where} cannot be read: {line}; run the same command again, it resumes where it "
-                "stopped"
-            ) from error
+            continue
+        if found == entry:
+            return
+    path.unlink()
+    raise CorruptStoreError(
+        f"{source.url}/{name} has {found['bytes']:,} bytes and sha256 {found['sha256']}, its "
+        f"store lists {entry['bytes']:,} and {entry['sha256']}; copy the store there again"
+    )

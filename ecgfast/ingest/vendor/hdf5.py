@@ -206,5 +206,6 @@ FORMAT = Format(
     keeps="numbers; of the sidecar what NumPy arrays keep",
     recognises=lambda head: _is_hdf5(head.content),
     read=read,
+    has_sidecar=True,
     num_rows=_num_rows,
 )

@@ -185,4 +185,5 @@ FORMAT = Format(
     keeps="numbers; of the sidecar what NumPy arrays keep",
     recognises=lambda head: _is_matlab(head.content),
     read=read,
+    has_sidecar=True,
 )

@@ -87,4 +87,5 @@ FORMAT = Format(
     keeps="numbers; of the sidecar what NumPy arrays keep",
     recognises=lambda head: _is_text(head.content),
     read=read,
+    has_sidecar=True,
 )

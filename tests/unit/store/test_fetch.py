@@ -136,13 +136,13 @@ def test_other_addresses_are_refused(url: str, tmp_path: Path) -> None:
         fetch_store(url, tmp_path / "copy")
 
 
-def test_a_folder_that_does_not_exist_is_no_address(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere cannot be opened: .*; check the address$"):
-        fetch_store((tmp_path / "nowhere").as_uri(), tmp_path / "copy")
+def test_an_address_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(ConfigError, match=r"az://box/one cannot be opened: .*; check the address$"):
+        fetch_store("az://box/one", tmp_path / "copy")
 
 
 def test_where_no_store_is(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
     with pytest.raises(CorruptStoreError, match=r"there is no .*manifest.json; a store's address"):
         fetch_store((tmp_path / "empty").as_uri(), tmp_path / "copy")
 
