@@ -30,5 +30,8 @@ PatientIds = Literal["site", "global"]
 SplitMethod = Literal["patient", "column"]
 LabelPick = Literal["nearest", "first"]
 
+# Open data sets of `ecgfast recipe`, each a section of recipes/catalogue.toml.
+RecipeName = Literal["ptb-xl", "chapman", "code-15", "mimic-iv-ecg", "echonext", "cinc2021"]
+
 # What `ecgfast estimate` answers for.
 EstimateOf = Literal["pretrain", "convert"]

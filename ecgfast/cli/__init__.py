@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from ecgfast.cli import data, labels, machine, runs
+from ecgfast.cli import data, labels, machine, recipes, runs
 from ecgfast.cli.examples import EXAMPLES
 from ecgfast.errors import ConfigError, EcgfastError
 
@@ -33,7 +33,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (*data.COMMANDS, *labels.COMMANDS, *runs.COMMANDS, *machine.COMMANDS):
+for command in (
+    *data.COMMANDS,
+    *labels.COMMANDS,
+    *runs.COMMANDS,
+    *recipes.COMMANDS,
+    *machine.COMMANDS,
+):
     # \b: a line that is not wrapped
     app.command(epilog=f"Example:\n\n\b\n  {EXAMPLES[command.__name__]}")(command)
 

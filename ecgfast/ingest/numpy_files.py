@@ -199,6 +199,8 @@ def _parsed(head: bytes, name: str) -> _Header:
             raise ValueError("it holds Python objects, which are never loaded")
     except Exception as error:  # the header is a Python literal: damage can raise anything
         raise _damaged(f"{name}: not a NumPy array file: {_one_line(error)}") from error
+    if len(shape) == 4 and shape[1] == 1:  # a batch of pictures of one channel, as EchoNext has it
+        shape = (shape[0], *shape[2:])
     return _Header(shape, fortran, dtype, file.tell())
 
 

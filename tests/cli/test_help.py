@@ -19,8 +19,8 @@ from ecgfast.labels.selection import parse
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "synth", "convert", "label", "splits", "erase", "info", "quality", "verify", "fetch",
-    "pretrain", "finetune", "evaluate", "reproduce", "predict", "embed", "reconstruct", "bench",
-    "estimate", "doctor", "demo",
+    "pretrain", "finetune", "evaluate", "reproduce", "predict", "embed", "reconstruct", "recipe",
+    "bench", "estimate", "doctor", "demo",
 )  # fmt: skip
 
 

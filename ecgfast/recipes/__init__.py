@@ -1,0 +1,1 @@
+"""Open data sets with their published labels and folds: `ecgfast recipe`."""
