@@ -193,9 +193,9 @@ def train(
     """
     for target in prepared.targets:
         finetune(
-            config,
             prepared.store,
             prepared.run_of(target),
+            preset=config,
             init=init,
             target=target,
             resume=True,
