@@ -92,8 +92,7 @@ def auroc_by_site(results: Mapping[str, Mapping[str, Auroc]]) -> Figure:
         axes.plot([], [], markersize=4, label=drawn(model), **style)
     axes.axvline(0.5, color="#b0b0b0", linestyle=":")
     axes.set_yticks(range(len(results)), list(map(drawn, results)))
-    axes.invert_yaxis()
-    axes.set(xlabel="AUROC, 95 % interval", xlim=(None, 1.01))
+    axes.set(xlabel="AUROC, 95 % interval", xlim=(None, 1.01), ylim=(len(results) - 0.5, -0.5))
     axes.grid(visible=False, axis="y")
     figure.legend(loc="outside upper center", ncols=min(3, len(models)), fontsize=8)
     return figure

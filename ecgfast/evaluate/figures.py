@@ -19,7 +19,7 @@ FOLDER = "figures"
 SYNTHETIC = "SYNTHETIC"
 Kind = Literal["png", "svg", "pdf"]
 KINDS: tuple[Kind, ...] = ("svg", "pdf")  # of the files
-_STRIP_PT = 14  # above a figure, for the word SYNTHETIC
+_STRIP_PT = 14  # below a figure, for the word SYNTHETIC: legends move to the top of what is saved
 # A date would make other bytes of the same figure.
 _NO_DATE = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 _PATH, _LONG = re.compile(r' d="[^"]+"'), re.compile(r"(\.\d\d)\d+")
@@ -42,10 +42,10 @@ def saved(figure: Figure, kind: Kind, *, synthetic: bool = False) -> bytes:
             width, height = figure.get_size_inches()
             strip = _STRIP_PT / 72
             mark = figure.text(
-                0.05 / width, 1 + 0.3 * strip / height, SYNTHETIC,
+                0.05 / width, -0.7 * strip / height, SYNTHETIC,
                 color="#b00020", weight="bold", fontsize=10,
             )  # fmt: skip
-            whole = Bbox([[0, 0], [width, height + strip]])
+            whole = Bbox([[0, -strip], [width, height]])
             figure.savefig(buffer, format=kind, metadata=_NO_DATE[kind], bbox_inches=whole)
             mark.remove()
     return _shortened(buffer.getvalue()) if kind == "svg" else buffer.getvalue()
