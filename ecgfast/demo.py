@@ -20,6 +20,7 @@ from ecgfast.evaluate.report import write_report
 from ecgfast.evaluate.results import compute
 from ecgfast.ingest.synthetic import write_cohort
 from ecgfast.runs.loading import LoadedRun, load_run
+from ecgfast.runs.task import task_of
 from ecgfast.store.durable import write_durably
 from ecgfast.store.format import key_beside
 from ecgfast.store.reader import StoreReader, open_store
@@ -57,7 +58,8 @@ def demo(out: Path, plan: DemoPlan | None = None) -> Path:
         store, runs / "pretrained", preset="demo", settings=(*plan.vit, *plan.pretraining),
         select=plan.unlabelled, resume=True,
     )  # fmt: skip
-    found, _ = labelled_records(open_store(store), TARGET, TRAINING_SITE)
+    task = task_of("binary", [TARGET])
+    found = labelled_records(open_store(store), task, TRAINING_SITE).records
     planned = list(trainings(plan, len(found.train)))
     _log_step(begin, f"4 of 5: {len(planned)} fine-tunings, from few labels to many")
     for number, training in enumerate(planned, 1):

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ from ecgfast.ingest import InputFile
 from ecgfast.ingest.inventory import discover
 from ecgfast.model.classifier import Classifier
 from ecgfast.records import SAMPLING_RATE_HZ
-from ecgfast.runs.inference import probabilities
+from ecgfast.runs.inference import check_weights, predictions
 from ecgfast.runs.loading import load_model
 from ecgfast.runs.register import SeenFiles, read_register
 from ecgfast.store.csv_files import csv_lines
@@ -43,21 +44,25 @@ _FIRST = f"{COLUMNS[0]},".encode()
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One window of one file.
+    """One target of one window of one file.
 
     Attributes:
         file: as it was given or found.
+        target: what a case is, or what is measured.
         start_s: where the window begins, seconds.
-        probability: of the run's target, in [0, 1]; None where the file cannot be used.
-        finding: whether it reaches the run's threshold; None without either.
+        probability: of the target, in [0, 1]; None where the file cannot be used.
+        threshold: of the run for this target, None where it has none.
+        finding: whether the probability reaches it; None without either.
         note: why not, or what was done to the signal, what the signal checks of convert find in
             it, and whether the run has seen this ECG or patient in training; empty for a signal
             used as it was.
     """
 
     file: Path
+    target: str
     start_s: float
     probability: float | None
+    threshold: float | None
     finding: bool | None = None
     note: str
 
@@ -95,7 +100,7 @@ def write_predictions(
     *,
     key_file: str | Path | None = None,
 ) -> Predicted:
-    """Write a CSV with one line per window of each file.
+    """Write a CSV with one line per window of each file and target of the run.
 
     Args:
         run: folder of a finished fine-tuning.
@@ -117,17 +122,15 @@ def write_predictions(
     predictor, items = Predictor(run, key_file), discover([*map(Path, files)])
     rows = log.track(map(predictor, items), "predict", total=len(items), unit="files")
     if out is None:
-        return Predicted(len(items), _write(rows, _show, predictor, named=log.plain))
+        return Predicted(len(items), _write(rows, _show, named=log.plain))
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists() and not out.is_file():  # a pipe, /dev/stdout: nothing that could be half a file
         with out.open("w", newline="", encoding="utf-8", errors="backslashreplace") as pipe:
-            unusable = _write(rows, lambda lines: print(lines, end="", file=pipe), predictor)
+            unusable = _write(rows, lambda lines: print(lines, end="", file=pipe))
         return Predicted(len(items), unusable)
     file = DurableFile(Path(os.path.realpath(out)))  # a link stays, what it leads to is replaced
     try:
-        unusable = _write(
-            rows, lambda lines: file.write([lines.encode(errors="backslashreplace")]), predictor
-        )
+        unusable = _write(rows, lambda lines: file.write([lines.encode(errors="backslashreplace")]))
     except BaseException:  # Ctrl-C too
         file.discard()
         raise
@@ -150,8 +153,8 @@ class Predictor:
         key_file: pseudonym key of its store, None where it is not at hand.
 
     Attributes:
-        target: what a case is.
-        threshold: with the highest Youden index on the run's validation records, or None.
+        thresholds: name of each target of the run -> its threshold with the highest Youden index
+            on the run's validation records, or None.
 
     Raises:
         ConfigError: the run is no classifier, its weights are no numbers, or the key is not that
@@ -172,8 +175,9 @@ class Predictor:
         self._normalisation = meta.preprocessing.normalisation
         made = meta.preprocessing.store
         self._window, self._short = made["window"], made["short"]
-        self.target = meta.target
-        self.threshold = meta.threshold
+        self._task = meta.task
+        outputs = [meta.of_output(number) for number in range(len(self._task.outputs))]
+        self.thresholds = {output.target: output.threshold for output in outputs}
         register = read_register(run)
         if register is None:
             log.warning(f"{run} does not say whom it learned from: an earlier version trained it")
@@ -185,52 +189,59 @@ class Predictor:
             found = read_windows(item, window=self._window, short=self._short)
         except (FormatError, ShapeError) as error:
             check_source(item.source, again="run the same command again")
-            return [self._unusable(item, str(error))]
+            return self._unusable(item, str(error))
         try:
             return self._scored(item, found)
         except (MemoryError, torch.OutOfMemoryError) as error:
-            return [self._unusable(item, f"{item.path.name}: cannot be scored: {error!r}")]
+            return self._unusable(item, f"{item.path.name}: cannot be scored: {error!r}")
 
-    def _unusable(self, item: InputFile, why: str) -> Prediction:
-        return Prediction(file=item.path, start_s=0.0, probability=None, note=why)
+    def _unusable(self, item: InputFile, why: str) -> list[Prediction]:
+        line = partial(Prediction, file=item.path, start_s=0.0, probability=None, note=why)
+        return [line(target=name, threshold=value) for name, value in self.thresholds.items()]
 
     def _scored(self, item: InputFile, found: CutRecording) -> list[Prediction]:
-        """One line for each window, in order of time."""
+        """One line for each window and target, in order of time."""
         usable = [each for each in found.windows if isinstance(each, Window)]
-        scores: list[float] = []
+        scores: list[list[float]] = []
         checks: list[list[str]] = []
         for first in range(0, len(usable), _BLOCK_WINDOWS):
             block = usable[first : first + _BLOCK_WINDOWS]
-            scores += self.probabilities(found.samples, block).tolist()
+            scores += self.probabilities(found.samples, block).reshape(len(block), -1).tolist()
             checks += _checks(found.samples, block)
         seen = self._seen.words(item.record_id, found.record, [each.signal for each in usable])
         lines = iter(zip(usable, scores, checks, seen, strict=True))
         return [
-            self._line(item, *next(lines))
-            if isinstance(each, Window)
-            else self._unusable(item, str(each))
+            line
             for each in found.windows
+            for line in (
+                self._lines(item, *next(lines))
+                if isinstance(each, Window)
+                else self._unusable(item, str(each))
+            )
         ]
 
-    def _line(
+    def _lines(
         self,
         item: InputFile,
         window: Window,
-        probability: float,
+        scores: list[float],
         checks: list[str],
         seen: tuple[str, ...],
-    ) -> Prediction:
-        words = {*window.flags, *checks, *seen}
-        is_number = math.isfinite(probability)
-        return Prediction(
-            file=item.path,
-            start_s=window.start / SAMPLING_RATE_HZ,
-            probability=probability if is_number else None,
-            finding=probability >= self.threshold
-            if is_number and self.threshold is not None
-            else None,
-            note=" ".join(sorted(words if is_number else {*words, "no_number"})),
-        )
+    ) -> list[Prediction]:
+        words, found = {*window.flags, *checks, *seen}, []
+        for (target, threshold), score in zip(self.thresholds.items(), scores, strict=True):
+            is_number = math.isfinite(score)
+            line = Prediction(
+                file=item.path,
+                target=target,
+                start_s=window.start / SAMPLING_RATE_HZ,
+                probability=score if is_number else None,
+                threshold=threshold,
+                finding=score >= threshold if is_number and threshold is not None else None,
+                note=" ".join(sorted(words if is_number else {*words, "no_number"})),
+            )
+            found.append(line)
+        return found
 
     def probabilities(self, samples: Samples, windows: Sequence[Window]) -> NDArray[np.float64]:
         """Score windows of one record.
@@ -239,7 +250,7 @@ class Predictor:
             samples: the record; gives the windows their units.
             windows: n windows of it.
         Returns:
-            (n,) float64 in [0, 1].
+            (n,) float64 in [0, 1], or (n, K) of a run of several targets.
         """
         signal_nCT, valid_nCT = _stacked(windows)
         mean_nC, std_nC = lead_statistics(signal_nCT, valid_nCT)
@@ -252,24 +263,9 @@ class Predictor:
         )
         mean, rstd = self._normalisation.mean_and_rstd(statistics)
         patches_nNP = torch.from_numpy(patches_from_int16(signal_nCT, mean, rstd))
-        (scores_n,) = probabilities(self._model, [patches_nNP.to(self._device).float()])
+        batches, meaning = [patches_nNP.to(self._device).float()], self._task.predictions
+        (scores_n,) = predictions(self._model, batches, meaning)
         return scores_n
-
-
-def check_weights(model: torch.nn.Module, run: Path) -> None:
-    """Refuse a model that gives no numbers.
-
-    Args:
-        model: the loaded one.
-        run: its folder, named in the error.
-    Raises:
-        ConfigError: a weight is NaN or infinite.
-    """
-    if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
-        raise ConfigError(
-            f"{run} has weights that are not finite (NaN or infinite), allowed numbers; take "
-            "another run, or train this one again"
-        )
 
 
 def _stacked(
@@ -298,7 +294,6 @@ def _checks(samples: Samples, windows: Sequence[Window]) -> list[list[str]]:
 def _write(
     groups: Iterator[list[Prediction]],
     write: Callable[[str], None],
-    predictor: Predictor,
     *,
     named: Callable[[str], str] = str,
 ) -> int:
@@ -307,16 +302,18 @@ def _write(
     `named` is what becomes of the name of a file.
     """
     write(csv_lines([COLUMNS]))
-    threshold = "" if predictor.threshold is None else f"{predictor.threshold:.6f}"
     unusable = 0
     for group in groups:
         rows: list[tuple[str, ...]] = []
         for line in group:
-            share = "" if line.probability is None else f"{line.probability:.6f}"
+            share, threshold = (
+                "" if number is None else f"{number:.6f}"
+                for number in (line.probability, line.threshold)
+            )
             finding = "" if line.finding is None else ("yes" if line.finding else "no")
             start = f"{line.start_s:g}"
             name, note = named(str(line.file)), log.plain(line.note)
-            rows.append((name, start, predictor.target, share, threshold, finding, note))
+            rows.append((name, start, line.target, share, threshold, finding, note))
         write(csv_lines(rows))
         unusable += all(line.probability is None for line in group)
     return unusable

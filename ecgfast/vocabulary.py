@@ -7,6 +7,7 @@ RunKind = Literal["pretrain", "finetune"]
 ModelKind = Literal["vit", "cnn", "resnet1d_wang"]
 Pool = Literal["cls", "mean", "lead_mean_max"]
 HeadInit = Literal["xavier", "prior"]
+TaskKind = Literal["binary"]
 Schedule = Literal["constant", "cosine"]
 Kernels = Literal["auto", "triton", "reference"]
 AttentionKernel = Literal[

@@ -9,6 +9,7 @@ from ecgfast.cli.options import StorePath, show
 from ecgfast.errors import ConfigError
 from ecgfast.vocabulary import ModelKind, Pool
 
+DEFAULT_TARGET = "ejection_fraction<40"
 NOT_READY = 3  # exit status of reproduce: nothing failed, other processes have cells to do
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
 RunOption = Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder of the run.")]
@@ -87,8 +88,13 @@ def finetune(
         ModelKind | None, typer.Option(help="Sets model.kind. Default: that of the preset.")
     ] = None,
     target: Annotated[
-        str, typer.Option(help="What a case is, as in --select.")
-    ] = "ejection_fraction<40",
+        list[str] | None,
+        typer.Option(
+            metavar="EXPR",
+            help="What a case is, as in --select; repeatable, one model learns all. Default: "
+            "ejection_fraction<40.",
+        ),
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="Default: that of the initial weights.")
     ] = None,
@@ -117,7 +123,7 @@ def finetune(
         recipe=recipe,
         settings=settings or (),
         init=init,
-        target=target,
+        target=target or DEFAULT_TARGET,
         select=select,
         fold=fold,
         resume=resume,

@@ -231,7 +231,7 @@ def average_precision(is_case: Flags, score: Floats, groups: ArrayLike | None = 
     Raises:
         ShapeError: the lengths differ.
     Source: Boyd et al. 2013 for the estimator and the logit interval; the variance is the
-        infinitesimal jackknife, see `_precision_influence`.
+        infinitesimal jackknife, see `precision_influence`.
     """
     if is_case.shape != score.shape:
         raise ShapeError(
@@ -241,7 +241,7 @@ def average_precision(is_case: Flags, score: Floats, groups: ArrayLike | None = 
     patients = patients_of(groups, len(is_case))
     if reason := undefined(is_case):
         return Interval(reason=reason)
-    value, influence = _precision_influence(is_case, score)
+    value, influence = precision_influence(is_case, score)
     if reason := no_variance(is_case, patients):
         return Interval(value=value, reason=reason)
     low, high, method = limits(value, spread(influence, is_case, patients))
@@ -276,8 +276,8 @@ def _joined(
     return max(-1.0, difference - float(below)), min(1.0, difference + float(above))
 
 
-def _precision_influence(is_case: Flags, score: Floats) -> tuple[float, Floats]:
-    """Average precision, and its derivative by the weight of each record at equal weights.
+def precision_influence(is_case: Flags, score: Floats) -> tuple[float, Floats]:
+    """Average precision, and the (n,) derivative by the weight of each record at equal weights.
 
     With c(t) cases at score t, C(t) cases and N(t) controls at t or above, average precision is
     sum c C / (C + N) / m. One more case at score s adds its own precision and raises that of every

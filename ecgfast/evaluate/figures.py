@@ -87,6 +87,7 @@ def named(sections: View) -> dict[str, Figure]:
     """
     found: dict[str, Figure | None] = {}
     for section, parts in (
+        ("several", {"areas": "auroc-by-target"}),
         ("detection", {"areas": "auroc", "curves": "roc"}),
         ("label_efficiency", {"curves": "label-efficiency"}),
         ("calibration", {"curves": "calibration"}),

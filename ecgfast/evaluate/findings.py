@@ -1,6 +1,7 @@
 """What a report says of its numbers: one function per section, which returns text and tables."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 from ecgfast.evaluate import charts
 from ecgfast.evaluate.baselines import areas_of
@@ -49,7 +50,7 @@ def key_finding(results: Results) -> list[str]:
     if area.value is None:
         return [f"{what}: AUROC of {first} is not defined, {area.reason}."]
     sentences = [
-        f"{what}: AUROC of {first} {_with_interval(area, digits=3)}, "
+        f"{what}: AUROC of {first} {with_interval(area, digits=3)}, "
         f"{area.num_cases:,} cases among {area.num_cases + area.num_controls:,} ECGs."
     ]
     for name in others:
@@ -63,13 +64,13 @@ def key_finding(results: Results) -> list[str]:
     for name, baseline in results.baselines.items():
         if against := baseline.cohorts.get(cohort, {}).get(first):
             sentences.append(
-                f"{name[:1].upper()}{name[1:]} alone: {_with_interval(against.auroc, digits=3)}; "
+                f"{name[:1].upper()}{name[1:]} alone: {with_interval(against.auroc, digits=3)}; "
                 f"{first} minus that: {_difference(against.run_minus)[0]}."
             )
     if point := result.operating:
         sentences.append(
             f"At the threshold that validation fixed: sensitivity "
-            f"{_with_interval(point.sensitivity)}, specificity {_with_interval(point.specificity)}."
+            f"{with_interval(point.sensitivity)}, specificity {with_interval(point.specificity)}."
         )
     return sentences
 
@@ -90,7 +91,7 @@ def detection(results: Results) -> View:
             cohort,
             "; ".join(dict.fromkeys(_prevalence(result) for result in by_run.values())),
             *(
-                _with_interval(by_run[name].average_precision) if name in by_run else "-"
+                with_interval(by_run[name].average_precision) if name in by_run else "-"
                 for name in results.names
             ),
         )
@@ -253,7 +254,7 @@ def groups(results: Results) -> View:
 
 
 def _area(area: Auroc) -> str:
-    return _with_interval(area, digits=3) if area.value is not None else "not defined"
+    return with_interval(area, digits=3) if area.value is not None else "not defined"
 
 
 def _why(area: Auroc) -> str:
@@ -282,16 +283,16 @@ def _p(value: float | None) -> str:
 
 def _shares(point: OperatingPoint) -> tuple[str, ...]:
     shares = (point.sensitivity, point.specificity, point.ppv, point.npv)
-    return tuple(_with_interval(share) for share in shares)
+    return tuple(with_interval(share) for share in shares)
 
 
 def _calibration(found: Calibration) -> tuple[str, ...]:
     return (
         f"{100 * found.mean_predicted:.1f} % / {100 * found.observed:.1f} %",
-        _with_interval(found.brier, digits=3),
+        with_interval(found.brier, digits=3),
         f"{found.expected_calibration_error:.3f}",
-        _with_interval(found.slope),
-        _with_interval(found.intercept),
+        with_interval(found.slope),
+        with_interval(found.intercept),
     )
 
 
@@ -304,7 +305,10 @@ def _fit(fitted: Recalibration) -> str:
     )
 
 
-def _with_interval(share: Auroc | Interval, *, digits: int = 2) -> str:
+Part = Callable[[Any], Auroc | Interval]
+
+
+def with_interval(share: Auroc | Interval, *, digits: int = 2) -> str:
     """Such as "0.83 (0.71 to 0.92)"; "-" where the value is not defined."""
     if share.value is None:
         return "-"

@@ -5,6 +5,7 @@ block in report.html.j2.
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.resources import files
@@ -24,25 +25,19 @@ from ecgfast.evaluate.planning import plan_tests
 from ecgfast.evaluate.reconstructions import reconstruction
 from ecgfast.evaluate.results import Results, compute
 from ecgfast.evaluate.saliency import saliencies
-from ecgfast.evaluate.scores import SCORES, scores_file
+from ecgfast.evaluate.scores import SCORES, parquet, scores_of
+from ecgfast.evaluate.several import FOLDER as TARGETS
+from ecgfast.evaluate.several import Several, several
+from ecgfast.evaluate.tables import TABLES, csv_text
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.records import LEADS
 from ecgfast.runs.ecg_paper import draw
 from ecgfast.runs.inference import choose_device, fill_in
 from ecgfast.runs.loading import LoadedRun, load_run, name_runs
-from ecgfast.store.csv_files import csv_lines
 from ecgfast.store.durable import write_durably
 from ecgfast.store.format import refuse_inside_store, refuse_to_replace
 from ecgfast.store.patients import pseudonymous_patients
 from ecgfast.store.reader import StoreReader, open_store
-
-_LATEX = str.maketrans(
-    {
-        **{sign: rf"\{sign}" for sign in "&%$#_{}"},
-        **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-        **{"<": r"\textless{}", ">": r"\textgreater{}"},
-    }
-)
 
 
 def evaluate(
@@ -72,21 +67,39 @@ def evaluate(
     classifiers = [run for run in loaded if run.meta.target]
     if not loaded:
         raise ConfigError("evaluate needs at least one run, got none; name the folders of runs")
-    results, points = None, []
-    if classifiers:
-        plan = plan_tests(reader, classifiers)
-        pseudonymous_patients(reader)  # this and the next line fail now, not after hours of scoring
+    if not classifiers:
+        return write_report(out, reader, loaded, None)
+    pseudonymous_patients(reader)  # this and the next line fail now, not after hours of scoring
+    if not classifiers[0].meta.task.is_single:
         out.mkdir(parents=True, exist_ok=True)
-        results = compute(plan, classifiers, reader)
-        points = label_efficiency(plan, reader.records, lines_of(classifiers), results.scores)
-    return write_report(out, reader, loaded, results, points)
+        return _write_several(out, reader, loaded, several(reader, classifiers))
+    plan = plan_tests(reader, classifiers)
+    out.mkdir(parents=True, exist_ok=True)
+    results = compute(plan, classifiers, reader)
+    return write_report(out, reader, loaded, results, _points(reader, classifiers, results))
+
+
+def _points(store: StoreReader, runs: Sequence[LoadedRun], results: Results) -> Sequence[Point]:
+    return label_efficiency(results.plan, store.records, lines_of(runs), results.scores)
+
+
+def _write_several(
+    out: Path, store: StoreReader, runs: Sequence[LoadedRun], found: Several
+) -> Path:
+    """A report of each target in a folder of its own, and one of all."""
+    for old in (out / TARGETS).glob("*/report.html"):  # of an earlier call
+        shutil.rmtree(old.parent)
+    for name, folder in found.folders.items():
+        own, results = found.runs[name], found.results[name]
+        write_report(out / TARGETS / folder, store, own, results, _points(store, own, results))
+    return write_report(out, store, runs, found)
 
 
 def write_report(
     out: Path,
     store: StoreReader,
     runs: Sequence[LoadedRun],
-    results: Results | None,
+    results: Results | Several | None,
     points: Sequence[Point] = (),
     claim: Sequence[str] = (),
 ) -> Path:
@@ -117,17 +130,16 @@ def write_report(
         "label_efficiency": [asdict(point) for point in points],
         **({"claim": list(claim)} if claim else {}),
     }
-    for name in (
-        "report.html",
-        SCORES,
-        EFFICIENCY,
-        *TABLES,
-    ):  # of an earlier call: of other numbers
+    for name in ("report.html", SCORES, EFFICIENCY, *TABLES):  # of an earlier call
         (out / name).unlink(missing_ok=True)
     write_durably(out / "metrics.json", [json.dumps(metrics, indent=1).encode() + b"\n"])
     if results is not None:
-        write_durably(out / SCORES, [scores_file(store, results)])
-        table, words = findings.table3(results), caption_of(store, results)
+        if isinstance(results, Several):
+            scores, table = results.score_table(store), results.table()
+        else:
+            scores, table = scores_of(store, results), findings.table3(results)
+        write_durably(out / SCORES, [parquet(scores)])
+        words = caption_of(store, results)
         for name, written in TABLES.items():
             write_durably(out / name, [written(table, words).encode()])
         write_efficiency(out, points, words)
@@ -148,7 +160,7 @@ def write_efficiency(out: Path, points: Sequence[Point], caption: str) -> None:
         write_durably(out / EFFICIENCY, [csv_text(numbers(points), caption).encode()])
 
 
-def caption_of(store: StoreReader, results: Results) -> str:
+def caption_of(store: StoreReader, results: Results | Several) -> str:
     """What the data of a table are, synthetic ones first."""
     mark = "SYNTHETIC " if store.manifest["synthetic"] else ""
     return log.plain(f"{mark}{views.heading(store, results)}")
@@ -157,7 +169,7 @@ def caption_of(store: StoreReader, results: Results) -> str:
 def page(
     store: StoreReader,
     runs: Sequence[LoadedRun],
-    results: Results | None,
+    found: Results | Several | None,
     points: Sequence[Point],
     claim: Sequence[str] = (),
 ) -> views.View:
@@ -166,17 +178,19 @@ def page(
     Args:
         store: that was tested on.
         runs: all of the report.
-        results: of the classifiers among them, None without any.
+        found: of the classifiers among them, None without any.
         points: of the label efficiency.
         claim: what these show.
     """
+    results = found if isinstance(found, Results) else None
     return {
-        "heading": views.heading(store, results),
+        "heading": views.heading(store, found),
         "made_with": views.made_with(),
-        "disclosures": views.disclosures(store, runs, results),
+        "disclosures": views.disclosures(store, runs, found),
         "key_finding": [*claim[:1], *(findings.key_finding(results) if results else [])],
         "flow": flow(store, runs, results),
         "cohort": views.cohort(store, results.plan.target if results else None),
+        "several": found.view() if isinstance(found, Several) else None,
         "detection": results and findings.detection(results),
         "comparison": results and findings.comparison(results),
         "label_efficiency": section(points, claim),
@@ -213,49 +227,6 @@ def render(sections: views.View, pictures: Pictures, *, template: str = "report.
 
 def _template(name: str) -> str:
     return (files("ecgfast.evaluate") / name).read_text(encoding="utf-8")
-
-
-def markdown(table: views.Table, caption: str) -> str:
-    """Return a table as Markdown, what the data are in its first line."""
-
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(log.plain(cell).replace('|', chr(92) + '|') for cell in cells)} |"
-
-    rule = ["---", *["---:"] * (len(table.header) - 1)]
-    lines = [line(table.header), line(rule), *map(line, table.rows)]
-    return f"{caption}\n\n" + "\n".join(lines) + "\n"
-
-
-def csv_text(table: views.Table, caption: str) -> str:
-    """Return a table as CSV, what the data are in its first column."""
-    rows = [("data", *table.header), *((caption, *row) for row in table.rows)]
-    return csv_lines([[log.plain(cell) for cell in row] for row in rows])
-
-
-def latex(table: views.Table, caption: str) -> str:
-    """Return a table as LaTeX (package booktabs), what the data are in its caption."""
-
-    def line(cells: Sequence[str]) -> str:
-        return " & ".join(log.plain(cell).translate(_LATEX) for cell in cells) + r" \\"
-
-    return "\n".join(
-        (
-            r"\begin{table}",
-            rf"\caption{{{caption.translate(_LATEX)}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
-            r"\toprule",
-            line(table.header),
-            r"\midrule",
-            *map(line, table.rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        )
-    )
-
-
-TABLES = {"table3.md": markdown, "table3.csv": csv_text, "table3.tex": latex}
 
 
 def reconstruct(

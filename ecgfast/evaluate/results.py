@@ -109,6 +109,15 @@ class Results:
     median_beat: Baseline = field(default_factory=Baseline)
 
     @property
+    def target(self) -> str:
+        """What is tested, in one line."""
+        return self.plan.target
+
+    def rows_of(self, run: str | None) -> Rows:
+        """Rows that test a run; see `TestPlan.rows_of`."""
+        return self.plan.rows_of(run)
+
+    @property
     def names(self) -> list[str]:
         """Names of the runs, the first one first."""
         return list(self.fixed)

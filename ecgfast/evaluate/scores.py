@@ -28,8 +28,8 @@ SCHEMA = pa.schema(
 )
 
 
-def scores_file(store: StoreReader, results: Results) -> bytes:
-    """Bytes of scores.parquet: every probability behind a report, under pseudonyms."""
+def scores_of(store: StoreReader, results: Results) -> pa.Table:
+    """Rows of scores.parquet: every probability behind a report, under pseudonyms."""
     columns = {name: store.records[name].to_pylist() for name in ("site", "split")}
     columns["record_id"] = _record_names(store)
     columns["patient_id"] = pseudonymous_patients(store).to_pylist()
@@ -37,8 +37,13 @@ def scores_file(store: StoreReader, results: Results) -> bytes:
     for run, probability in results.scores.items():
         own = {name: by_run[run] for name, by_run in plan.cohorts.items() if run in by_run}
         tables.append(scores_table(columns, plan.is_case, own, {run: probability}))
+    return pa.concat_tables(tables)
+
+
+def parquet(table: pa.Table) -> bytes:
+    """Bytes of a table as a Parquet file."""
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.concat_tables(tables), sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd")
     data: bytes = sink.getvalue().to_pybytes()
     return data
 

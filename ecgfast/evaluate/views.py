@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -25,6 +25,9 @@ from ecgfast.runs.loading import LoadedRun
 from ecgfast.runs.register import Register, seen
 from ecgfast.store.patients import is_unnamed, patient_groups
 from ecgfast.store.reader import StoreReader
+
+if TYPE_CHECKING:
+    from ecgfast.evaluate.several import Several
 
 View = dict[str, Any]
 _LIBRARIES = ("ecgfast", "torch", "numpy", "scipy", "scikit-learn")
@@ -45,10 +48,10 @@ class Table:
     sums: Collection[int] = ()
 
 
-def heading(store: StoreReader, results: Results | None) -> str:
+def heading(store: StoreReader, results: "Results | Several | None") -> str:
     """Name the data: the page's title and first line."""
     sites = len(set(store.records["site"].to_pylist()))
-    task = f", {results.plan.target}" if results else ""
+    task = f", {results.target}" if results else ""
     unnamed = int(is_unnamed(store.records).sum())
     doubt = f"; {unnamed:,} ECGs name no patient" if unnamed else ""
     return (
@@ -74,7 +77,7 @@ def made_with() -> View:
 
 
 def disclosures(
-    store: StoreReader, runs: Sequence[LoadedRun], results: Results | None
+    store: StoreReader, runs: Sequence[LoadedRun], results: "Results | Several | None"
 ) -> list[str]:
     """What a reader must know before the first number, the gravest first; for `page`'s arguments.
 
@@ -83,7 +86,7 @@ def disclosures(
     sentences = [_unnamed(store), _copies(store)]
     if results is not None:
         sentences += [
-            _read(run, store, results.plan.rows_of(run.name if run.meta.target else None))
+            _read(run, store, results.rows_of(run.name if run.meta.target else None))
             for run in runs
         ]
     return [sentence for sentence in sentences if sentence]

@@ -206,28 +206,40 @@ class Labelled:
     """Records of a selection, by what they are for.
 
     Attributes:
-        is_case: (N,) bool, one per row of the store; False where no label is known.
+        truth: (N, K) float64 labels of the K outputs, NaN where unknown.
         train: (n,) int64 rows to learn from.
         valid: (n,) int64 rows that choose the weights.
         num_unknown: selected records without a label; they teach nothing.
     """
 
-    is_case: NDArray[np.bool_]
+    truth: NDArray[np.float64]
     train: NDArray[np.int64]
     valid: NDArray[np.int64]
     num_unknown: int
 
     @property
+    def splits(self) -> dict[str, NDArray[np.int64]]:
+        """Rows by the name of their split."""
+        return {"train": self.train, "valid": self.valid}
+
+    @property
+    def is_case(self) -> NDArray[np.bool_]:
+        """(N,) whether a record is a case of any output."""
+        return np.asarray((self.truth > 0).any(axis=1))
+
+    @property
     def digest(self) -> str:
         """16 hex digits, the same as long as the same records teach the same."""
-        labels = (self.is_case[self.train], self.is_case[self.valid])
-        return digest_of(self.train, self.valid, *labels)
+        cases = [self.is_case[rows] for rows in self.splits.values()]
+        truths = [self.truth[rows] for rows in self.splits.values()]
+        same = all(np.array_equal(t, c[:, None]) for t, c in zip(truths, cases, strict=True))
+        return digest_of(self.train, self.valid, *cases, *([] if same else truths))
 
 
 def labelled(
     records: pa.Table, rows: NDArray[np.int64], target: str, fold: int | None = None
 ) -> Labelled:
-    """Sort selected records by split, those without a label left out.
+    """Sort selected records by split, those without a label left out; see `labelled_by`.
 
     Args:
         records: `StoreReader.records`.
@@ -238,13 +250,32 @@ def labelled(
         ConfigError: `target` cannot be read, or names a column that is not there; no such fold.
     """
     is_case, is_known = labels_of(records, target)
+    return labelled_by(records, rows, np.where(is_known, is_case, np.nan)[:, None], fold)
+
+
+def labelled_by(
+    records: pa.Table,
+    rows: NDArray[np.int64],
+    truth: NDArray[np.float64],
+    fold: int | None = None,
+) -> Labelled:
+    """Sort selected records by split, those without any label left out.
+
+    Args:
+        records: `StoreReader.records`, N rows.
+        rows: (R,) selected rows.
+        truth: (N, K) labels, NaN where unknown.
+        fold: of a cross-validation, which is held out; None takes the store's splits.
+    Raises:
+        ConfigError: no such fold.
+    """
     names = records.column("split").to_pylist()
     if fold is not None:
         names = splits_of_fold(folds_of(records), fold)
     split = np.array(names, dtype=object)[rows]
-    known = is_known[rows]
+    known = ~np.isnan(truth[rows]).all(axis=1)
     return Labelled(
-        is_case=is_case,
+        truth=truth,
         train=rows[known & (split == "train")],
         valid=rows[known & (split == "valid")],
         num_unknown=int((~known).sum()),
@@ -258,7 +289,7 @@ def folds_of(records: pa.Table) -> list[int | None]:
     return folds or [None] * records.num_rows
 
 
-def digest_of(*parts: NDArray[np.int64] | NDArray[np.bool_]) -> str:
+def digest_of(*parts: NDArray[np.int64] | NDArray[np.bool_] | NDArray[np.float64]) -> str:
     """16 hex digits of a SHA-256 over arrays of rows or labels, their types and shapes."""
     digest = hashlib.sha256()
     for part in parts:

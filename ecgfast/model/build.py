@@ -43,12 +43,13 @@ def build_model(preset_or_config: str | Config) -> MaskedAutoencoder:
     return model
 
 
-def build_classifier(preset_or_config: str | Config) -> Classifier:
+def build_classifier(preset_or_config: str | Config, *, num_outputs: int = 1) -> Classifier:
     """Build a classifier on the CPU in fp32, its weights drawn from `train.seed`.
 
     Args:
         preset_or_config: as in `build_model`; `model.kind` chooses the architecture, `model.pool`
             the ViT's features.
+        num_outputs: of the head.
     """
     config = _resolve(preset_or_config)
     encoder: Encoder | EcgCnn | ResNet1dWang
@@ -59,7 +60,12 @@ def build_classifier(preset_or_config: str | Config) -> Classifier:
             encoder = EcgCnn(config.model)
         case "resnet1d_wang":
             encoder = ResNet1dWang(config.model)
-    model = Classifier(encoder, pool=config.model.pool, drop_path=config.finetune.drop_path)
+    model = Classifier(
+        encoder,
+        pool=config.model.pool,
+        drop_path=config.finetune.drop_path,
+        num_outputs=num_outputs,
+    )
     initialise(model, config.train.seed)
     return model
 

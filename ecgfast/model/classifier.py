@@ -1,6 +1,6 @@
-"""One logit per record: an encoder, what is read of its tokens, and a head."""
+"""Logits of a record: an encoder, what is read of its tokens, and a head."""
 
-# B records, N patches, P padded patch length, C leads, D width
+# B records, N patches, P padded patch length, C leads, D width, K outputs
 
 from typing import Self
 
@@ -16,13 +16,14 @@ from ecgfast.vocabulary import Pool
 
 
 class Classifier(nn.Module):
-    """Binary classifier; a probability is the logit's sigmoid.
+    """Encoder and head; what its outputs mean is a `runs.task.Task`.
 
     Args:
         encoder: a ViT gets normalisation + one linear layer, a CNN its own head.
         pool: which ViT tokens are the record's features: the class token, the patches' mean, or
             the mean and the maximum of each lead's patches, side by side.
         drop_path: share of branches that training leaves out in a ViT's last block.
+        num_outputs: K.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Classifier(nn.Module):
         *,
         pool: Pool = "cls",
         drop_path: float = 0.0,
+        num_outputs: int = 1,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -39,9 +41,9 @@ class Classifier(nn.Module):
         self.is_frozen = False
         if isinstance(encoder, Encoder):
             width = num_features(encoder.config, pool)
-            self.head = Head(nn.LayerNorm(width, eps=NORM_EPS), nn.Linear(width, 1))
+            self.head = Head(nn.LayerNorm(width, eps=NORM_EPS), nn.Linear(width, num_outputs))
         else:
-            self.head = encoder.head()
+            self.head = encoder.head(num_outputs)
 
     def freeze(self) -> None:
         """Let the head alone learn, from features as they are in evaluation; before spreading."""
@@ -57,16 +59,12 @@ class Classifier(nn.Module):
         return self
 
     @torch.no_grad()
-    def begin_at(self, prevalence: float) -> None:
-        """Let every record have one probability: no weights in the last layer, and its bias.
-
-        Args:
-            prevalence: share of cases, between 0 and 1.
-        """
+    def begin_at(self, logits_K: Tensor) -> None:
+        """Let every record have the same logits: no weights in the last layer, and its bias."""
         last = self.head[-1]
         assert isinstance(last, nn.Linear)
         last.weight.zero_()
-        last.bias.fill_(torch.logit(torch.tensor(prevalence, dtype=torch.float64)))
+        last.bias.copy_(logits_K)
 
     def features(self, patches_BNP: Tensor, draws: Draws | None = None) -> Tensor:
         """Features of each record: (B, D), D = 1024 for ViT-Large and 128 for the CNN."""
@@ -88,7 +86,7 @@ class Classifier(nn.Module):
             patches_BNP: (B, N, 256), z-scored units; the last 6 columns are zero.
             draws: of these records, for what training leaves out; None in evaluation.
         Returns:
-            (B,) logits in the weights' dtype.
+            (B,) logits of a single output, or (B, K) of several, in the weights' dtype.
         """
         logits: Tensor = self.head(self.features(patches_BNP, draws), draws).squeeze(-1)
         return logits

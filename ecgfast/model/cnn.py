@@ -33,7 +33,7 @@ class Head(nn.Sequential):
 
 
 class EcgCnn(nn.Module):
-    """12-lead convolutional network; `forward` gives features, `head` a logit.
+    """12-lead convolutional network; `forward` gives features, `head` logits.
 
     Args:
         config: the record's shape, and what lies between the dense layers; widths are those of the
@@ -70,10 +70,10 @@ class EcgCnn(nn.Module):
         out: Tensor = self.after_fc(self.fc(features_BF1T.flatten(1)), draws)
         return out
 
-    def head(self) -> Head:
+    def head(self, num_outputs: int) -> Head:
         """The two last dense layers."""
         after = _after_dense(self.config, HIDDEN, number=1)
-        return Head(nn.Linear(NUM_FEATURES, HIDDEN), *after, nn.Linear(HIDDEN, 1))
+        return Head(nn.Linear(NUM_FEATURES, HIDDEN), *after, nn.Linear(HIDDEN, num_outputs))
 
 
 def _temporal_block(filters_in: int, filters: int, kernel: int, pooling: int) -> list[nn.Module]:
@@ -92,7 +92,7 @@ def _after_dense(config: ModelConfig, width: int, *, number: int) -> list[nn.Mod
 
 
 class ResNet1dWang(nn.Module):
-    """Residual network on all leads together; `forward` gives features, `head` a logit.
+    """Residual network on all leads together; `forward` gives features, `head` logits.
 
     Its records have 100 Hz: timesteps are averaged by fives.
 
@@ -124,10 +124,10 @@ class ResNet1dWang(nn.Module):
         features_BFT = self.stages(self.stem(signal_BCT))
         return torch.cat([features_BFT.amax(-1), features_BFT.mean(-1)], dim=1)
 
-    def head(self) -> Head:
+    def head(self, num_outputs: int) -> Head:
         """Batch normalisation, dropout and a dense layer."""
         width = self.num_features
-        return Head(nn.BatchNorm1d(width), Dropout(WANG_DROPOUT, 0), nn.Linear(width, 1))
+        return Head(nn.BatchNorm1d(width), Dropout(WANG_DROPOUT, 0), nn.Linear(width, num_outputs))
 
 
 class ResidualBlock(nn.Module):

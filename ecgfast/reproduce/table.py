@@ -9,9 +9,10 @@ import numpy as np
 from ecgfast.evaluate.findings import table3
 from ecgfast.evaluate.label_efficiency import Point, label_efficiency
 from ecgfast.evaluate.planning import plan_tests
-from ecgfast.evaluate.report import TABLES, caption_of, write_efficiency, write_report
+from ecgfast.evaluate.report import caption_of, write_efficiency, write_report
 from ecgfast.evaluate.results import Results, compute
 from ecgfast.evaluate.scores import SCORES, read_scores
+from ecgfast.evaluate.tables import TABLES
 from ecgfast.evaluate.views import Table
 from ecgfast.reproduce.cells import Cell, is_finished, outcome_of
 from ecgfast.reproduce.plan import Plan

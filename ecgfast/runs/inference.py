@@ -4,8 +4,9 @@ Shapes: R records, B records of a batch, N patches, P patch length, C leads, T t
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -57,6 +58,22 @@ def choose_device(device: str | None) -> torch.device:
     return chosen
 
 
+def check_weights(model: nn.Module, run: Path) -> None:
+    """Refuse a model that gives no numbers.
+
+    Args:
+        model: the loaded one.
+        run: its folder, named in the error.
+    Raises:
+        ConfigError: a weight is NaN or infinite.
+    """
+    if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+        raise ConfigError(
+            f"{run} has weights that are not finite (NaN or infinite), allowed numbers; take "
+            "another run, or train this one again"
+        )
+
+
 @torch.no_grad()
 def logits(model: nn.Module, batches: Iterable[Tensor]) -> Iterator[Tensor]:
     """Score batches of records; the model is left in evaluation mode.
@@ -65,21 +82,26 @@ def logits(model: nn.Module, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         model: a classifier.
         batches: (B, N, P) patches each, on the model's device.
     Yields:
-        (B,) fp32 logits of each batch.
+        (B,) fp32 logits of each batch, or (B, K) of several outputs.
     """
     model.eval()
     for patches_BNP in batches:
         yield model(patches_BNP).float()
 
 
-def probabilities(model: nn.Module, batches: Iterable[Tensor]) -> Iterator[NDArray[np.float64]]:
+Meaning = Callable[[Tensor], Tensor]  # of logits, in their shape; `Task.predictions`
+
+
+def predictions(
+    model: nn.Module, batches: Iterable[Tensor], meaning: Meaning
+) -> Iterator[NDArray[np.float64]]:
     """Score batches of records; see `logits`.
 
     Yields:
-        (B,) float64 in [0, 1] of each batch.
+        float64 of each batch, what its logits mean.
     """
     for logits_B in logits(model, batches):
-        yield torch.sigmoid(logits_B.double()).cpu().numpy()
+        yield meaning(logits_B).cpu().numpy()
 
 
 def score_rows(
@@ -88,6 +110,7 @@ def score_rows(
     rows: NDArray[np.int64],
     normalisation: Normalisation,
     *,
+    meaning: Meaning,
     name: str,
     device: torch.device | None = None,
 ) -> NDArray[np.float64]:
@@ -98,10 +121,11 @@ def score_rows(
         store: an open store.
         rows: (R,) int64 rows.
         normalisation: of the run.
+        meaning: of its logits.
         name: of the run, for the progress bar.
         device: None takes a GPU where there is one.
     Returns:
-        (R,) float64 in [0, 1].
+        (R,) float64, or (R, K) of several outputs; (0,) without rows.
     """
     if not len(rows):
         return np.zeros(0)
@@ -120,7 +144,7 @@ def score_rows(
     parts = []
     batches = (batch.patches.float() for batch in loader)
     with log.progress(f"score {name}", total=len(rows)) as advance:
-        for part in probabilities(model.to(device), batches):
+        for part in predictions(model.to(device), batches, meaning):
             parts.append(part)
             advance(len(part))
     return np.concatenate(parts)

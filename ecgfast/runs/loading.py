@@ -70,19 +70,26 @@ class LoadedRun:
     device: torch.device | None = None
 
     def probabilities(self, store: StoreReader, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Score records of a store with a classifier.
+        """Predict what a classifier's task has of records of a store.
 
         Args:
             store: an open store, preprocessed as the run's.
             rows: (n,) int64 rows.
         Returns:
-            (n,) float64 in [0, 1].
+            (n,) float64, or (n, K) of several outputs: probabilities, or numbers in the unit of
+            the target.
         """
         if self.scores is not None:
             return self.scores[rows]
         normalisation = self.meta.preprocessing.normalisation
         return score_rows(
-            self.model(), store, rows, normalisation, name=self.name, device=self.device
+            self.model(),
+            store,
+            rows,
+            normalisation,
+            meaning=self.meta.task.predictions,
+            name=self.name,
+            device=self.device,
         )
 
     def loss_curves(self) -> dict[str, Curve]:
@@ -207,13 +214,13 @@ def _classifier(run: Path) -> tuple[Callable[[], nn.Module], Config, RunMeta]:
         )
     config = _settings(run, meta, where)
     _require_written(run, facts, where, WEIGHTS)
-    return partial(_best_weights, run, config, where), config, meta
+    return partial(_best_weights, run, config, len(meta.task.outputs), where), config, meta
 
 
-def _best_weights(run: Path, config: Config, where: Path) -> nn.Module:
+def _best_weights(run: Path, config: Config, num_outputs: int, where: Path) -> nn.Module:
     """The classifier of a finished fine-tuning."""
     _require_plausible_size(config, config.model.kind, (run / WEIGHTS).stat().st_size, where)
-    model = _built(lambda: build_classifier(config), where)
+    model = _built(lambda: build_classifier(config, num_outputs=num_outputs), where)
     try:
         model.load_state_dict(read_weights(run / WEIGHTS))
     except FormatError as error:

@@ -6,7 +6,7 @@ checked and parsed here and nowhere else.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self, cast, get_args
 
@@ -15,13 +15,14 @@ from ecgfast.data.normalise import CohortStatistics, Normalisation
 from ecgfast.errors import ConfigError, ResumeError
 from ecgfast.records import NUM_LEADS
 from ecgfast.runs.digests import RUN_FILES, Facts
+from ecgfast.runs.task import Task, task_from
 from ecgfast.settings import free_on_resume
 from ecgfast.store.reader import StoreReader
 from ecgfast.vocabulary import ModelKind, RunKind
 
 _IDENTITY = {"store": (str,), "select": (str, type(None))}
 _OF_CLASSIFIER = {
-    **{"target": (str,), "init": (str,), "model": (str,)},
+    **{"target": (str, list), "init": (str,), "model": (str,)},
     "fold": (int, type(None)),
 }
 
@@ -75,6 +76,8 @@ class RunMeta:
         microbatch: records per rank and forward pass; None where a run does not say.
         thresholds: of a finished fine-tuning, set on its validation records; None without one.
         counts: of a finished fine-tuning: "train_patients", "train_cases" and others.
+        outputs: of one of several outputs: name of an output -> its labels, its AUROC on validation
+            and its thresholds.
         run_files: sizes and digests of the run's other files, as `digests.entries` gives them.
     """
 
@@ -84,6 +87,7 @@ class RunMeta:
     microbatch: int | None = None
     thresholds: Mapping[str, float | None] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
+    outputs: Mapping[str, Facts] = field(default_factory=dict)
     run_files: Mapping[str, Facts] = field(default_factory=dict)
 
     @classmethod
@@ -106,6 +110,7 @@ class RunMeta:
             microbatch=facts.get("microbatch"),
             thresholds=facts.get("thresholds", {}),
             counts=facts.get("counts", {}),
+            outputs=facts.get("outputs", {}),
             run_files=facts.get(RUN_FILES, {}),
         )
 
@@ -119,9 +124,29 @@ class RunMeta:
         }
 
     @property
+    def task(self) -> Task:
+        """What a classifier learned."""
+        return task_from(self.identity)
+
+    @property
     def target(self) -> str:
-        """What a case is; empty for pretraining runs."""
-        return str(self.identity.get("target") or "")
+        """What a classifier learned, in one line; empty for pretraining runs."""
+        return self.task.name if self.identity.get("target") else ""
+
+    def of_output(self, number: int) -> Self:
+        """What the run says of one output: as if it were yes or no of that alone."""
+        task = self.task
+        if task.is_single:
+            return self
+        name = task.outputs[number]
+        facts = self.outputs.get(name, {})
+        return replace(
+            self,
+            identity={**self.identity, "target": name},
+            thresholds=facts.get("thresholds", {}),
+            counts={**self.counts, **{k: v for k, v in facts.items() if type(v) is int}},
+            outputs={},
+        )
 
     @property
     def init(self) -> str:
@@ -260,16 +285,25 @@ def _missing(facts: Facts) -> str | None:
         return "its preprocessing and its settings disagree about normalise"
     if cohort is not None and not _is_cohort(cohort):
         return "its preprocessing has no right cohort statistics"
-    thresholds = facts.get("thresholds", {})
-    numbers = (int, float, type(None))
-    if not isinstance(thresholds, dict) or any(
-        type(each) not in numbers for each in thresholds.values()
-    ):
-        return "its thresholds are no numbers"
+    outputs = facts.get("outputs", {})
+    if not isinstance(outputs, dict) or not all(isinstance(one, dict) for one in outputs.values()):
+        return "its outputs are no tables"
+    if kind == "finetune" and not _is_target(identity["target"]):
+        return f"its target is {identity['target']!r:.40}"
+    for thresholds in (one.get("thresholds", {}) for one in (facts, *outputs.values())):
+        if not isinstance(thresholds, dict) or any(
+            type(each) not in (int, float, type(None)) for each in thresholds.values()
+        ):
+            return "its thresholds are no numbers"
     counts = facts.get("counts", {})
     if not isinstance(counts, dict) or any(type(each) is not int for each in counts.values()):
         return "its counts are no numbers"
     return None
+
+
+def _is_target(value: object) -> bool:
+    several = value if isinstance(value, list) else [value]
+    return all(isinstance(each, str) for each in several) and 0 < len(several) == len({*several})
 
 
 def _is_cohort(value: object) -> bool:

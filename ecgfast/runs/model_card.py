@@ -35,6 +35,7 @@ def model_card(meta: RunMeta, result: Facts, num_parameters: int) -> str:
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
+    environment.filters["number"] = lambda value: "none" if value is None else f"{value:.3g}"
     return environment.from_string(template).render(
         **{name: result[name] for name in ("learning_rate", "epoch", "batch_size", "val_loss")},
         val_auroc=result["val_auroc"],
@@ -56,5 +57,8 @@ def model_card(meta: RunMeta, result: Facts, num_parameters: int) -> str:
         label_fraction=identity["finetune.label_fraction"],
         counts=result["counts"],
         initial_tensors=result["initial_tensors"],
-        thresholds=[(_THRESHOLDS[name], value) for name, value in result["thresholds"].items()],
+        outputs=[{"name": name, **facts} for name, facts in (result.get("outputs") or {}).items()],
+        thresholds=[
+            (_THRESHOLDS[name], value) for name, value in result.get("thresholds", {}).items()
+        ],
     )

@@ -48,6 +48,11 @@ _SCHEMA = pa.schema(
         "probability": pa.float64(),
     }
 )
+# Of a run that is more than yes or no of one target, instead of the last two.
+OUTPUTS = (
+    pa.field("truth", pa.list_(pa.float64())),
+    pa.field("predicted", pa.list_(pa.float64())),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +63,8 @@ class Register:
         rows: one per record and role: patient (pseudonym), content (digest of the signal, null
             where it has none), site, role ("train" and "valid" taught a classifier, "pretrain"
             and "heldout" were read without labels, the latter only to watch), and for "valid"
-            is_case and probability.
+            is_case and probability, or of other tasks truth and predicted, a number for each
+            output.
         key_fingerprint: of the pseudonym key of the store that it was trained on.
         patient_ids: whose the patient ids of that store are, "site" or "global".
         encoder: where a classifier's first weights come from; "unknown" when nobody can say what
@@ -112,8 +118,9 @@ class Register:
 
     @property
     def validation(self) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-        """Labels and probabilities of the validation records."""
+        """Labels and probabilities of the validation records that have a label."""
         rows = self.select("valid")
+        rows = rows.filter(pc.is_valid(rows["is_case"]))
         return (
             rows["is_case"].to_numpy().astype(bool),
             rows["probability"].to_numpy().astype(np.float64),
@@ -186,7 +193,8 @@ def read_register(run: Path) -> Register | None:
             raise ResumeError(
                 f"{path} has version {version}, this ecgfast reads {VERSION}; update ecgfast"
             )
-        return Register(rows=rows.replace_schema_metadata().cast(_SCHEMA), **facts)
+        schema = pa.schema([*_SCHEMA, *(f for f in OUTPUTS if f.name in rows.column_names)])
+        return Register(rows=rows.replace_schema_metadata().cast(schema), **facts)
     except _DAMAGED as error:
         raise ResumeError(
             f"{path} is damaged: whom the run learned from is not known; restore it from a copy, "

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ from ecgfast.data.loader import Loader, build_loader, selected_rows
 from ecgfast.data.normalise import Normalisation
 from ecgfast.errors import ConfigError
 from ecgfast.labels.assign import ONE_ECG_OPTION, one_ecg_each, warn_of_unnamed
-from ecgfast.labels.selection import Labelled, labelled
+from ecgfast.labels.selection import Labelled, labelled_by
 from ecgfast.labels.splits import warn_where_few
 from ecgfast.labels.subset import SETTING, label_subset
+from ecgfast.runs.task import Task
 from ecgfast.store.patients import patient_groups, patient_names
 from ecgfast.store.reader import StoreReader
 from ecgfast.store.several import open_stores
@@ -104,62 +106,98 @@ def _uniform(seed: int, name: str) -> float:
     return int.from_bytes(digest[:8], "little") / 2**64
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What a fine-tuning learns, and from which records.
+
+    Attributes:
+        task: with the classes or the scale of the training records.
+        records: labelled ones of training and validation.
+        counts: of a single target patients, cases and controls of both splits, of others patients
+            and records; how many have no label, and how many of the store name no patient.
+        outputs: of other tasks: name of an output -> labels of both splits.
+    """
+
+    task: Task
+    records: Labelled
+    counts: dict[str, int]
+    outputs: dict[str, dict[str, int]]
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """(N, K) weight of each label in the loss, 0 where unknown.
+
+        A label of an output that few training records have weighs more: the mean over records and
+        outputs is then the mean over the outputs of the mean over their labels.
+        """
+        known = ~np.isnan(self.records.truth)
+        weights: NDArray[np.float64] = known / known[self.records.train].mean(axis=0)
+        return weights
+
+
 def labelled_records(
     store: StoreReader,
-    target: str,
+    task: Task,
     select: str | None,
     fold: int | None = None,
     *,
     fraction: float = 1.0,
     seed: int = 0,
-) -> tuple[Labelled, dict[str, int]]:
+) -> Lesson:
     """Find the labelled training and validation records of a selection.
 
     Args:
         store: with splits.
-        target: what a case is; records where it is null are dropped and counted.
+        task: to be learned; records without a label of any output are dropped and counted.
         select: an expression, None for all records.
         fold: that is held out, None for the store's splits.
         fraction: of the patients of both splits, see `label_subset`.
         seed: that draws them.
-    Returns:
-        the records; patients, cases and controls of both splits, how many have no label, and how
-        many of the store name no patient.
     Raises:
         ConfigError: no splits, or a split, or the fraction of it, has no cases or no controls.
     """
     rows = selected_rows(store, select)
-    found = labelled(store.records, rows, target, fold)
+    found = labelled_by(store.records, rows, task.truth(store.records), fold)
     groups = patient_groups(store.records)
     unnamed = warn_of_unnamed(store.records, one_ecg_per_patient=one_ecg_each(store))
-    for split, chosen in (("train", found.train), ("valid", found.valid)):
-        cases = int(found.is_case[chosen].sum())
-        if not 0 < cases < len(chosen):
+    for split, chosen in found.splits.items():
+        if why := task.lacking(found.truth[chosen], split):
             without = int(pc.is_null(store.records["split"]).to_numpy()[rows].sum())
             cure = f", or say {ONE_ECG_OPTION} there" if unnamed else ""
             raise ConfigError(
-                f"split {split!r} must hold cases and controls of {target!r}, got {cases} cases "
-                f"and {len(chosen) - cases} controls, {without} of {len(rows)} selected records "
+                f"{why}, {without} of {len(rows)} selected records "
                 f"being in no split; label the store with `ecgfast label`{cure}, or widen --select"
             )
     everybody = np.unique(groups[found.train]).size
     found = label_subset(store.records, found, fraction=fraction, seed=seed)
     counts = {"unknown": found.num_unknown, "no_patient": unnamed}
-    names = np.full(len(store), None, dtype=object)
-    for split, chosen in (("train", found.train), ("valid", found.valid)):
-        names[chosen] = split
-        cases = int(found.is_case[chosen].sum())
-        counts |= {f"{split}_cases": cases, f"{split}_controls": len(chosen) - cases}
+    outputs: dict[str, dict[str, int]] = {name: {} for name in task.outputs}
+    for split, chosen in found.splits.items():
+        of_outputs = task.counts(found.truth[chosen])
+        for count, labels in zip(outputs.values(), of_outputs, strict=True):
+            count |= {f"{split}_{name}": number for name, number in labels.items()}
+        of_split = of_outputs[0] if task.is_single else {"records": len(chosen)}
+        counts |= {f"{split}_{name}": number for name, number in of_split.items()}
         counts[f"{split}_patients"] = np.unique(groups[chosen]).size
-    is_known = names != None  # noqa: E711 (element by element)
-    warn_where_few(target, names.tolist(), found.is_case, is_known)
-    log.info(", ".join(f"{name} {count}" for name, count in counts.items()) + f" for {target}")
+    _warn_where_few(task, found)
+    log.info(", ".join(f"{name} {count}" for name, count in counts.items()) + f" for {task.name}")
     if fraction < 1:
         log.info(
             f"{SETTING} {fraction:g}: {counts['train_patients']} of {everybody} patients with "
             f"labels teach, drawn with seed {seed}"
         )
-    return found, counts
+    return Lesson(
+        task=task, records=found, counts=counts, outputs={} if task.is_single else outputs
+    )
+
+
+def _warn_where_few(task: Task, found: Labelled) -> None:
+    names = np.full(len(found.truth), None, dtype=object)
+    for split, chosen in found.splits.items():
+        names[chosen] = split
+    taken = names != None  # noqa: E711 (element by element)
+    for name, truth in zip(task.outputs, found.truth.T, strict=True):
+        warn_where_few(name, names.tolist(), truth > 0, taken & ~np.isnan(truth))
 
 
 def open_loader(

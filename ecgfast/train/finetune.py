@@ -1,17 +1,18 @@
 """Supervised training of a classifier, from a store to a run folder."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ecgfast import log
 from ecgfast.config import Config, Overrides, ignored_settings, load_config
 from ecgfast.data.normalise import Normalisation, cohort_statistics
 from ecgfast.errors import ConfigError
-from ecgfast.labels.selection import Labelled
 from ecgfast.model.attention_choice import Shape, shapes_of
 from ecgfast.model.build import build_classifier
 from ecgfast.runs.digests import METRICS, RUN_FILES, entries, read_weights, sealed
@@ -20,13 +21,20 @@ from ecgfast.runs.loading import RESULT, WEIGHTS
 from ecgfast.runs.meta import Preprocessing, RunMeta, flat
 from ecgfast.runs.model_card import FILE as CARD
 from ecgfast.runs.model_card import model_card
+from ecgfast.runs.outputs import with_outputs
 from ecgfast.runs.register import FILE as REGISTER
-from ecgfast.runs.register import Register, with_encoder, with_validation, write_register
-from ecgfast.runs.roc import sensitivity_threshold, youden_threshold
+from ecgfast.runs.register import (
+    Register,
+    with_encoder,
+    with_validation,
+    write_register,
+)
+from ecgfast.runs.roc import auroc, sensitivity_threshold, youden_threshold
+from ecgfast.runs.task import Task, task_of
 from ecgfast.store.durable import RESUME, write_durably
 from ecgfast.store.format import refuse_inside_store
 from ecgfast.train import run_folder
-from ecgfast.train.dataset import labelled_records
+from ecgfast.train.dataset import Lesson, labelled_records
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.guards import clear_errors
 from ecgfast.train.initial import (
@@ -47,7 +55,7 @@ def finetune(
     out: str | Path,
     *,
     init: str | Path,
-    target: str = "ejection_fraction<40",
+    target: str | Sequence[str] = "ejection_fraction<40",
     preset: str | Path | Config | None = None,
     model: ModelKind | None = None,
     recipe: str | Path | None = None,
@@ -63,7 +71,8 @@ def finetune(
         store: a finished store with splits.
         out: the run's folder, created.
         init: a pretraining run, a weights file, "imagenet-mae" or "random".
-        target: what a case is, such as ``ejection_fraction<40``.
+        target: what a case is, such as ``ejection_fraction<40``; of several targets one model
+            learns all, and a record teaches those of which it has a label.
         preset: the name of a preset, a TOML file, or settings; None takes those of the pretraining
             run, and without one the preset of `model`.
         model: sets ``model.kind``: "vit", "cnn" or "resnet1d_wang"; None keeps the preset's.
@@ -85,14 +94,15 @@ def finetune(
     out = Path(out)
     refuse_inside_store(out, "--out")
     config = _config(str(init), preset, model, recipe, settings)
-    task = _Task(init=str(init), target=target, select=select, fold=fold)
+    task = task_of("binary", [target] if isinstance(target, str) else target)
+    asked = _Asked(init=str(init), task=task, select=select, fold=fold)
     with run_folder.session(config, store, out, resume=resume, device=device) as session:
-        sweep, register, counts = _prepare(task, session)
+        sweep, register = _prepare(asked, session)
         with clear_errors(out, session.ranks, microbatch=sweep.microbatch):
             progress = sweep.run()
             if progress is not None:
                 if session.ranks.is_main:
-                    _write_result(sweep, progress, register, counts)
+                    _write_result(sweep, progress, register)
                 session.ranks.barrier()
     return out
 
@@ -118,33 +128,34 @@ def _config(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Task:
+class _Asked:
     """What `finetune` was asked to learn, beside its settings."""
 
     init: str
-    target: str
+    task: Task
     select: str | None
     fold: int | None
 
 
-def _prepare(task: _Task, session: Session) -> tuple[Sweep, Register, dict[str, int]]:
-    """Return the sweep, whose ECGs teach it, and how many cases and controls these are."""
+def _prepare(asked: _Asked, session: Session) -> tuple[Sweep, Register]:
+    """Return the sweep, and whose ECGs teach it."""
     config, store, ranks = session.config, session.store, session.ranks
-    records, counts = labelled_records(
+    lesson = labelled_records(
         store,
-        task.target,
-        task.select,
-        task.fold,
+        asked.task,
+        asked.select,
+        asked.fold,
         fraction=config.finetune.label_fraction,
         seed=config.train.seed,
     )
+    records = lesson.records
     share, microbatch = _shares(config, len(records.train), ranks)
     _require_possible(config, microbatch)
     ranks.ask_main(lambda: store.check_digests(np.concatenate([records.train, records.valid])))
-    initial = read_initial(task.init, config)
-    preprocessing = Preprocessing.of(store, _normalisation(session, records, initial))
-    require_same_preprocessing(initial, preprocessing, task.init)
-    identity = _identity(task, session, records)
+    initial = read_initial(asked.init, config)
+    preprocessing = Preprocessing.of(store, _normalisation(session, lesson, initial))
+    require_same_preprocessing(initial, preprocessing, asked.init)
+    identity = _identity(asked, session, lesson)
     if session.checkpoint is not None:
         run_folder.require_same(identity, session.checkpoint)
     if ranks.is_main:
@@ -152,7 +163,7 @@ def _prepare(task: _Task, session: Session) -> tuple[Sweep, Register, dict[str, 
         run_folder.write_settings(session.run, config, {**chosen, "microbatch": microbatch})
     sweep = Sweep(
         session=session,
-        records=records,
+        lesson=lesson,
         initial=initial,
         meta=RunMeta(
             kind="finetune", identity=identity, microbatch=microbatch, preprocessing=preprocessing
@@ -161,7 +172,7 @@ def _prepare(task: _Task, session: Session) -> tuple[Sweep, Register, dict[str, 
         microbatch=microbatch,
     )
     taught = Register.of(store, {"train": records.train, "valid": records.valid})
-    return sweep, with_encoder(taught, initial.register, initial.origin), counts
+    return sweep, with_encoder(taught, initial.register, initial.origin)
 
 
 def _shares(config: Config, num_records: int, ranks: Ranks) -> tuple[int, int]:
@@ -214,7 +225,7 @@ def _require_possible(config: Config, microbatch: int) -> None:
         )
 
 
-def _identity(task: _Task, session: Session, records: Labelled) -> dict[str, Any]:
+def _identity(asked: _Asked, session: Session, lesson: Lesson) -> dict[str, Any]:
     """What a resumed run must have in common with this one."""
     config, ranks = session.config, session.ranks
     shapes: dict[str, Shape] = {}
@@ -226,37 +237,44 @@ def _identity(task: _Task, session: Session, records: Labelled) -> dict[str, Any
         shapes = {"encoder": both["encoder"]}
     return {
         **flat(config),
-        **asdict(task),
-        "init": initial_name(task.init),
+        "init": initial_name(asked.init),
+        **lesson.task.identity(),
+        "select": asked.select,
+        "fold": asked.fold,
         "model": config.model.kind,
         "store": session.store.identity,
-        "labels": records.digest,
+        "labels": lesson.records.digest,
         "precision": precision,
         "attention_kernels": resolve_attention(config, shapes, ranks, session.before),
     }
 
 
-def _normalisation(session: Session, records: Labelled, initial: Initial) -> Normalisation:
+def _normalisation(session: Session, lesson: Lesson, initial: Initial) -> Normalisation:
     """With the statistics of the pretraining, where there was one: the weights know no others."""
     mode = session.config.data.normalise
     if mode != "cohort_lead":
         return Normalisation(mode=mode)
     kept = None if initial.preprocessing is None else initial.preprocessing.normalisation.cohort
-    cohort = kept or cohort_statistics(session.store, records.train)
+    cohort = kept or cohort_statistics(session.store, lesson.records.train)
     return Normalisation(mode=mode, cohort=cohort)
 
 
-def _write_result(
-    sweep: Sweep, progress: Progress, register: Register, counts: dict[str, int]
-) -> None:
+def _write_result(sweep: Sweep, progress: Progress, register: Register) -> None:
     """Score the validation records with the kept weights, as any later test will."""
-    session, out, valid = sweep.session, sweep.session.run, sweep.records.valid
-    model = build_classifier(session.config)
+    session, out, lesson = sweep.session, sweep.session.run, sweep.lesson
+    task, valid = lesson.task, lesson.records.valid
+    model = build_classifier(session.config, num_outputs=len(task.outputs))
     model.load_state_dict(read_weights(out / WEIGHTS))
     normalisation = sweep.meta.preprocessing.normalisation
-    scores = score_rows(model, session.store, valid, normalisation, name="validation")
-    is_case = sweep.records.is_case[valid]
-    write_register(out, with_validation(register, is_case.tolist(), scores))
+    scores = score_rows(
+        model, session.store, valid, normalisation, meaning=task.predictions, name="validation"
+    )
+    truth = lesson.records.truth[valid]
+    if task.is_single:
+        register = with_validation(register, (truth[:, 0] > 0).tolist(), scores)
+    else:
+        register = with_outputs(register, truth, scores.reshape(truth.shape))
+    write_register(out, register)
     result = {
         **sweep.meta.as_facts(),
         "learning_rate": session.config.finetune.learning_rates[progress.best_trial],
@@ -264,14 +282,32 @@ def _write_result(
         "val_loss": progress.best_loss,
         "val_auroc": progress.best_auroc,
         "batch_size": sweep.share * session.ranks.world_size,
-        "counts": counts,
+        "counts": lesson.counts,
         "initial_tensors": dict(sweep.initial.tensors),
-        "thresholds": {
-            "youden": youden_threshold(is_case, scores),
-            "sensitivity_90": sensitivity_threshold(is_case, scores, 0.9),
-        },
+        **_validated(lesson, truth, scores.reshape(truth.shape)),
     }
     card = model_card(sweep.meta, result, sum(each.numel() for each in model.parameters()))
     write_durably(out / CARD, [card.encode()], again=RESUME)
     files = entries(out, (WEIGHTS, REGISTER, METRICS))
     write_durably(out / RESULT, [sealed({**result, RUN_FILES: files})], again=RESUME)
+
+
+def _validated(
+    lesson: Lesson, truth_RK: NDArray[np.float64], scores_RK: NDArray[np.float64]
+) -> dict[str, Any]:
+    """What the validation records say: thresholds of a single target, or a table of each output."""
+    found = []
+    for truth, scores in zip(truth_RK.T, scores_RK.T, strict=True):
+        known = ~np.isnan(truth)
+        is_case, own = truth[known] > 0, scores[known]
+        thresholds = {
+            "youden": youden_threshold(is_case, own),
+            "sensitivity_90": sensitivity_threshold(is_case, own, 0.9),
+        }
+        found.append({"val_auroc": auroc(is_case, own), "thresholds": thresholds})
+    if lesson.task.is_single:
+        return {"thresholds": found[0]["thresholds"]}
+    outputs = lesson.outputs.items()
+    return {
+        "outputs": {n: {**counts, **own} for (n, counts), own in zip(outputs, found, strict=True)}
+    }

@@ -9,14 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ecgfast import log
 from ecgfast.config import Config
 from ecgfast.data.batch import Batch
-from ecgfast.labels.selection import Labelled
 from ecgfast.model.build import build_classifier
 from ecgfast.model.classifier import Classifier, layer_scale
 from ecgfast.model.draws import Draws, augmented
@@ -24,10 +21,10 @@ from ecgfast.model.vit import Encoder
 from ecgfast.runs.digests import export_safetensors
 from ecgfast.runs.loading import WEIGHTS
 from ecgfast.runs.meta import RunMeta
-from ecgfast.runs.roc import auroc
+from ecgfast.runs.task import Task
 from ecgfast.settings import OptimConfig
 from ecgfast.train.checkpoint import CheckpointWriter
-from ecgfast.train.dataset import open_loader
+from ecgfast.train.dataset import Lesson, open_loader
 from ecgfast.train.distributed import full_state, spread
 from ecgfast.train.initial import Initial, apply_initial
 from ecgfast.train.loop import Loop, Reading, frozen_garbage_collector
@@ -45,7 +42,7 @@ class Sweep:
 
     Attributes:
         session: settings, store, folder and ranks of the run.
-        records: which ones it learns from, and their labels.
+        lesson: what it learns, and from which records.
         initial: weights that every trial starts from.
         meta: what checkpoints and result.json say about the run.
         share: records per rank and update.
@@ -53,7 +50,7 @@ class Sweep:
     """
 
     session: Session
-    records: Labelled
+    lesson: Lesson
     initial: Initial
     meta: RunMeta
     share: int
@@ -66,7 +63,7 @@ class Sweep:
             session.store,
             config,
             ranks,
-            self.records.valid,
+            self.lesson.records.valid,
             batch_size=self.microbatch,
             normalisation=normalisation,
         )
@@ -74,7 +71,7 @@ class Sweep:
             session.store,
             config,
             ranks,
-            self.records.train,
+            self.lesson.records.train,
             batch_size=self.share,
             seed=config.train.seed,
             normalisation=normalisation,
@@ -143,11 +140,12 @@ class Sweep:
         """The loop of a stage; without weights, from those that every trial begins with."""
         config, ranks = self.session.config, self.session.ranks
         settings, steps_per_epoch = config.finetune, len(self._loader)
-        model = build_classifier(config)
+        records, task = self.lesson.records, self.lesson.task
+        model = build_classifier(config, num_outputs=len(task.outputs))
         if weights is None:
             apply_initial(model, self.initial, source=self.meta.identity["init"])
             if settings.head_init == "prior":
-                model.begin_at(float(self.records.is_case[self.records.train].mean()))
+                model.begin_at(task.first_logits(records.truth[records.train]))
         else:
             model.load_state_dict(weights)
         if stage.frozen:
@@ -163,7 +161,10 @@ class Sweep:
             compile_blocks=resolve_compile(config, ranks),
             parallel=config.train.parallel,
         )
-        is_case = torch.from_numpy(self.records.is_case).to(ranks.device, torch.float32)
+        truth_NK, weight_NK = (
+            torch.from_numpy(table).to(ranks.device, torch.float32)
+            for table in (np.nan_to_num(records.truth), self.lesson.weights)
+        )
         self._loader.load_state_dict({"epoch": progress.epoch, "position": 0})
         begin = progress.step - (progress.epoch - stage.begin) * steps_per_epoch
         epochs_left = settings.probe_epochs + settings.epochs - progress.epoch
@@ -179,7 +180,7 @@ class Sweep:
                 scale_of=lambda name: layer_scale(name, depth, settings),
             ),
             loader=self._loader,
-            loss_of=classification_loss(model, is_case, config),
+            loss_of=classification_loss(model, task, truth_NK, weight_NK, config),
             learning_rate_at=lambda step: stage.learning_rate_at(step - begin, steps_per_epoch),
             microbatch=self.microbatch,
             steps_per_epoch=steps_per_epoch,
@@ -192,10 +193,11 @@ class Sweep:
         return loop
 
     def _validate(self, model: nn.Module) -> tuple[float, float | None]:
-        """Cross-entropy and AUROC of the validation records."""
-        logits = self._scorer.logits(model)
-        is_case = self.records.is_case[self.records.valid]
-        return cross_entropy(logits, is_case), auroc(is_case, logits)
+        """Loss and AUROC of the validation records."""
+        logits, rows = self._scorer.logits(model), self.lesson.records.valid
+        task, truth = self.lesson.task, self.lesson.records.truth[rows]
+        weights = np.ones_like(truth)
+        return task.validation_loss(logits, truth, weights), task.area(logits, truth)
 
     def _keep_weights(self, loop: Loop, progress: Progress) -> None:
         """Export weights that were the best of all, once their checkpoint says that they are."""
@@ -226,13 +228,15 @@ class Sweep:
 
 
 def classification_loss(
-    model: Classifier, is_case_R: Tensor, config: Config
+    model: Classifier, task: Task, truth_NK: Tensor, weight_NK: Tensor, config: Config
 ) -> Callable[[Batch], Tensor]:
-    """Return the mean binary cross-entropy of some records, as training changes them.
+    """Return the mean loss of some records, as training changes them.
 
     Args:
         model: gives logits.
-        is_case_R: (R,) fp32 on the model's device, one value per row of the store.
+        task: that they are of.
+        truth_NK: fp32 labels on the model's device, one line per row of the store.
+        weight_NK: fp32 weight of each, 0 where it is not known.
         config: its seed, and how records are changed.
     """
     seed, num_leads = config.train.seed, config.model.num_leads
@@ -241,11 +245,6 @@ def classification_loss(
         draws = Draws(seed=seed, record_index=batch.record_index, epoch=batch.epoch)
         patches = augmented(batch.patches, draws, config.augment, num_leads=num_leads)
         logits = model(patches, draws).float()
-        return binary_cross_entropy_with_logits(logits, is_case_R[batch.record_index])
+        return task.loss(logits, truth_NK[batch.record_index], weight_NK[batch.record_index])
 
     return loss_of
-
-
-def cross_entropy(logits_R: NDArray[np.float64], is_case_R: NDArray[np.bool_]) -> float:
-    """Mean binary cross-entropy in fp64."""
-    return float(np.mean(np.logaddexp(0.0, logits_R) - logits_R * is_case_R))

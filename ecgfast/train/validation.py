@@ -197,7 +197,7 @@ class Scorer:
 
     @torch.no_grad()
     def logits(self, model: nn.Module) -> NDArray[np.float64]:
-        """Score every row; (R,) float64, in the order of the rows, on every rank."""
+        """Score every row; (R,) or (R, K) float64, in the order of the rows, on every rank."""
         average_norm_statistics(model, self._ranks)
         own_GB = torch.stack(list(logits(model, (batch.patches for batch in self._loader))))
         release(model)
@@ -206,9 +206,9 @@ class Scorer:
 
 
 def _gather(own_GB: Tensor, ranks: Ranks) -> Tensor:
-    """From (batch, record) on each rank to all records in order."""
+    """From (batch, record) on each rank, with any outputs, to all records in order."""
     if ranks.world_size == 1:
-        return own_GB.flatten()
+        return own_GB.flatten(0, 1)
     parts = [torch.empty_like(own_GB) for _ in range(ranks.world_size)]
     dist.all_gather(parts, own_GB)
-    return torch.stack(parts, dim=1).flatten()
+    return torch.stack(parts, dim=1).flatten(0, 2)

@@ -16,7 +16,8 @@ from ecgfast.cli import main
 from ecgfast.config import load_config
 from ecgfast.errors import ConfigError, EcgfastError
 from ecgfast.labels.commands import label_store
-from ecgfast.predict import Predictor, check_weights, write_predictions
+from ecgfast.predict import Predictor, write_predictions
+from ecgfast.runs.inference import check_weights
 from ecgfast.runs.loading import load_run
 from ecgfast.store.reader import open_store
 from ecgfast.train.finetune import finetune

@@ -17,7 +17,7 @@ from ecgfast.config import load_config
 from ecgfast.evaluate import planning
 from ecgfast.evaluate.discrimination import delong
 from ecgfast.evaluate.label_efficiency import Point, label_efficiency, lines_of, numbers, section
-from ecgfast.evaluate.report import csv_text
+from ecgfast.evaluate.tables import csv_text
 from ecgfast.runs.loading import LoadedRun
 from ecgfast.runs.meta import flat
 from ecgfast.runs.register import Register

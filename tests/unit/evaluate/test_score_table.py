@@ -12,7 +12,7 @@ from two_hospitals import make
 
 from ecgfast.errors import ShapeError
 from ecgfast.evaluate import planning
-from ecgfast.evaluate.scores import SCHEMA, read_scores, scores_file, scores_table
+from ecgfast.evaluate.scores import SCHEMA, parquet, read_scores, scores_of, scores_table
 
 RECORDS = {
     "record_id": ["r0", "r1", "r2", "r3"],
@@ -61,7 +61,7 @@ def test_no_readable_id_leaves_a_store(tmp_path: Path, kept: bool) -> None:
         cohorts={"site 1": {"A": np.array([0, 4])}},
     )  # fmt: skip
     results: Any = SimpleNamespace(plan=plan, scores={"A": np.arange(16) / 16})
-    written = scores_file(store, results)
+    written = parquet(scores_of(store, results))
     table = pq.read_table(pa.BufferReader(written))
     readable = ("A", "E") if kept else (None, None)
     if kept:

@@ -27,7 +27,8 @@ def found(num_valid: int = 40) -> Labelled:
     patient, which = rows % NUM_PATIENTS, rows // NUM_PATIENTS
     is_valid = patient >= NUM_PATIENTS - num_valid
     is_case = (which == 1) & ((patient < 20) | (patient >= 90))
-    return Labelled(is_case=is_case, train=rows[~is_valid], valid=rows[is_valid], num_unknown=5)
+    truth = is_case[:, None].astype(np.float64)
+    return Labelled(truth=truth, train=rows[~is_valid], valid=rows[is_valid], num_unknown=5)
 
 
 def patients(rows: NDArray[np.int64]) -> set[int]:
@@ -75,7 +76,7 @@ def replace_rows(labels: Labelled) -> Labelled:
     rows = np.arange(NUM_PATIENTS * ECGS)
     place = rows // NUM_PATIENTS * NUM_PATIENTS + (NUM_PATIENTS - 1 - rows % NUM_PATIENTS)
     return Labelled(
-        is_case=labels.is_case[place],
+        truth=labels.truth[place],
         train=place[labels.train],
         valid=place[labels.valid],
         num_unknown=labels.num_unknown,

@@ -150,7 +150,7 @@ def test_a_frozen_encoder_learns_nothing_and_leaves_nothing_out() -> None:
 
 def test_every_record_begins_at_the_prevalence() -> None:
     model = build_classifier("demo")
-    model.begin_at(0.08)
+    model.begin_at(torch.logit(torch.tensor([0.08])))
     probability = torch.sigmoid(model(torch.randn(3, 240, 256)))
     assert probability.tolist() == pytest.approx([0.08] * 3)
     assert model.head[-1].bias.item() == pytest.approx(math.log(0.08 / 0.92))

@@ -236,5 +236,7 @@ def test_a_picture_replaces_nothing_but_a_picture(store: StoreReader, tmp_path: 
 def test_no_record_has_no_probability() -> None:
     """Not even the store is looked at."""
     rows, store = np.zeros(0, np.int64), cast(StoreReader, None)
-    found = score_rows(torch.nn.Identity(), store, rows, Normalisation(), name="a")
+    found = score_rows(
+        torch.nn.Identity(), store, rows, Normalisation(), meaning=torch.sigmoid, name="a"
+    )
     assert found.shape == (0,)
