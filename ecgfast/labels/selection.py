@@ -1,8 +1,8 @@
 """`COLUMN OP VALUE and ...`: which records to use, what a case is, and which records teach.
 
-Operators: < <= > >= = != ~ (contains, case ignored) and in, as in ``site in (1, 2)``. Text may
-stand in quotes. A null cell satisfies nothing, not even !=; nor does an ejection fraction that was
-given as a range or limit which does not decide the comparison, such as <40 for < 35.
+Operators: < <= > >= = (or ==) != ~ (contains, case ignored) and in, as in ``site in (1, 2)``. Text
+may stand in quotes. A null cell satisfies nothing, not even !=; nor does an ejection fraction that
+was given as a range or limit which does not decide the comparison, such as <40 for < 35.
 """
 
 import difflib
@@ -24,7 +24,7 @@ from ecgfast.store.format import EF_GIVEN
 _CLAUSE = re.compile(
     r"""\s*(?P<column>[^<>=!~'"]+?)\s*
         (?:(?<=\s)in\s*\((?P<list>(?:"[^"]*"|'[^']*'|[^<>=!~'"()])+)\)
-        |(?P<op><=|>=|!=|<|>|=|~)\s*
+        |(?P<op><=|>=|!=|==|<|>|=|~)\s*
         (?:"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<bare>[^<>=!~'"\s][^<>=!~'"]*?)))
         \s*(?:\s+and\s+|\s*$)""",
     re.VERBOSE,
@@ -178,7 +178,8 @@ def parse(expression: str) -> tuple[Clause, ...]:
             )
         values = (match["list"], match["double"], match["single"], match["bare"])
         value = next(text for text in values if text is not None)
-        clauses.append(Clause(column=match["column"], op=match["op"] or "in", value=value))
+        op = "=" if match["op"] == "==" else match["op"] or "in"
+        clauses.append(Clause(column=match["column"], op=op, value=value))
         position = match.end()
     if expression.rstrip().endswith(" and"):
         raise ConfigError(f"expression: got {expression!r}, which ends in 'and'; add what follows")

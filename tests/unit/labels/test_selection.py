@@ -22,6 +22,8 @@ TABLE = pa.table(
     ("expression", "expected"),
     [
         ("site=1", [1, 0, 0, 0]),
+        ("site==1", [1, 0, 0, 0]),
+        ("lvh == true and age==50", [1, 0, 0, 0]),
         ("site!=1", [0, 1, 0, 1]),
         ("ejection_fraction<40", [1, 0, 0, 0]),
         ("ejection_fraction <= 40", [1, 1, 0, 0]),
@@ -70,7 +72,7 @@ def test_target_drops_nulls() -> None:
         "site",
         "site=",
         "=1",
-        "site==1",
+        "site===1",
         "site=1 and",
         "site=1 or age<3",
         "a<<3",
