@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 SOURCES := ecgfast kernels/ecgfast_kernels tools benchmarks examples tests
 NATIVE := $(wildcard kernels/csrc/*) CMakeLists.txt kernels/csrc/CMakeLists.txt
 
-.PHONY: setup demo test test-slow test-gpu mutation lint type kernels bench ci clean
+.PHONY: setup demo test test-slow test-gpu mutation lint type kernels bench docs ci clean
 
 ## setup: .venv with everything for development
 setup: $(VENV)/.dev
@@ -47,6 +47,11 @@ kernels: $(VENV)/.dev
 ## bench: every measured rate on this machine
 bench: $(VENV)/.dev
 	$(BIN)/ecgfast bench all
+
+## docs: the documentation site, in build/site; a broken link is an error
+docs: $(VENV)/.dev
+	$(PIP) 'mkdocs-material>=9.6' 'mkdocstrings[python]>=0.29'
+	$(BIN)/python -m mkdocs build --strict
 
 ci: lint type test test-slow
 

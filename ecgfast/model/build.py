@@ -16,6 +16,7 @@ from ecgfast.model.vit import Encoder
 TOKEN_STD = 0.02
 
 
+@torch.random.fork_rng(devices=[])  # PyTorch's layers draw, and `initialise` draws anew
 def build_model(preset_or_config: str | Config) -> MaskedAutoencoder:
     """Build a masked autoencoder on the CPU in fp32, its weights drawn from `train.seed`.
 
@@ -43,6 +44,7 @@ def build_model(preset_or_config: str | Config) -> MaskedAutoencoder:
     return model
 
 
+@torch.random.fork_rng(devices=[])  # PyTorch's layers draw, and `initialise` draws anew
 def build_classifier(preset_or_config: str | Config, *, num_outputs: int = 1) -> Classifier:
     """Build a classifier on the CPU in fp32, its weights drawn from `train.seed`.
 

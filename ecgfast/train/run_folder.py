@@ -91,6 +91,7 @@ def session(
     """
     with (
         repeatable(config.train.deterministic),
+        torch.random.fork_rng(devices=[]),  # which layers draw from before `initialise`
         join(device, mesh=config.train.mesh) as ranks,
         StopSignals(ranks) as stop,
     ):

@@ -24,7 +24,7 @@ ALLOWED = (
     "statsmodels is not installed",
     "timm is not installed",
     "(pydicom|edfio|h5py|openpyxl) is not installed",
-    "Dask is not installed",
+    "(Dask|xarray) is not installed",
     "PyYAML is not installed",
     "Chromium is not installed",
 )
