@@ -52,6 +52,7 @@ class Prices:
     """In euros; list prices of a large cloud, rounded, to be replaced by one's own."""
 
     core_hour: float = 0.05
+    gpu_hour: float = 2.5
     terabyte_month: float = 23.0
     million_reads: float = 0.4
     million_writes: float = 5.0

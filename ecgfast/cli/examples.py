@@ -19,6 +19,7 @@ EXAMPLES = {
     "reconstruct": "ecgfast reconstruct runs/mae cohort --record 1998/77 --out ecg.png",
     "bench": "ecgfast bench step --preset vit_base --json rows.jsonl",
     "estimate": "ecgfast estimate --preset vit_base --gpu A100 --gpus 1 --records 50000",
+    "plan": "ecgfast plan cohort --out plan.toml --hours 48",
     "recipe": "ecgfast recipe ptb-xl /data/ptb-xl --out ptb-xl-ecgfast --run",
     "doctor": "ecgfast doctor",
     "demo": "ecgfast demo --out demo",

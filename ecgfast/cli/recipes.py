@@ -1,4 +1,4 @@
-"""Commands on open data sets: recipe."""
+"""Commands before a training: what a machine can do with a store, and open data sets."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +9,34 @@ from ecgfast.cli.options import show
 from ecgfast.cli.runs import Device, Settings
 from ecgfast.errors import ConfigError
 from ecgfast.vocabulary import RecipeName
+
+
+def plan(
+    stores: Annotated[
+        list[Path], typer.Argument(metavar="STORE", help="Stores made by convert, read as one.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="TOML", help="Preset to write.")] = Path("plan.toml"),
+    preset: Annotated[
+        str | None, typer.Option(help="Default: the largest that fits and ends in time.")
+    ] = None,
+    hours: Annotated[float, typer.Option(min=0.0, help="That the run may take.")] = 168.0,
+    rows: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Rows of ecgfast bench step.")
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Write a preset for a store and this machine: size, hours, cost."""
+    from ecgfast.bench.measuring import read_rows
+    from ecgfast.planning import Machine
+    from ecgfast.planning import plan as plan_run
+    from ecgfast.store.durable import write_durably
+    from ecgfast.store.format import refuse_inside_store
+
+    refuse_inside_store(out, "--out")
+    measured = [row for file in rows or () for row in read_rows(file)]
+    planned = plan_run(stores, Machine.here(device), preset=preset, hours=hours, rows=measured)
+    write_durably(out, [planned.to_toml().encode()])
+    show("\n".join([*planned.lines(), str(out)]))
 
 
 def recipe(
@@ -52,4 +80,4 @@ def recipe(
         show(steps.table_of(chosen, found))
 
 
-COMMANDS = (recipe,)
+COMMANDS = (plan, recipe)

@@ -1,13 +1,16 @@
 """Commands on runs: pretrain, finetune, evaluate, reproduce, predict, embed, reconstruct."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ecgfast.cli.options import StorePath, show
 from ecgfast.errors import ConfigError
 from ecgfast.vocabulary import ModelKind, Pool
+
+if TYPE_CHECKING:
+    from ecgfast.config import Config
 
 DEFAULT_TARGET = "ejection_fraction<40"
 NOT_READY = 3  # exit status of reproduce: nothing failed, other processes have cells to do
@@ -42,7 +45,13 @@ def pretrain(
         list[Path], typer.Argument(metavar="STORE", help="Stores made by convert, read as one.")
     ],
     out: RunOption,
-    preset: Preset = "vit_large",
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of a preset, a TOML file, or auto: that of ecgfast plan. Default: vit_large "
+            "on a GPU, demo on a CPU."
+        ),
+    ] = None,
     select: Select = None,
     include_test: Annotated[
         bool,
@@ -67,7 +76,7 @@ def pretrain(
     out = train(
         stores,
         out,
-        preset=preset,
+        preset=_planned(stores, device) if preset == "auto" else preset,
         settings=settings or (),
         select=select,
         include_test=include_test,
@@ -76,6 +85,17 @@ def pretrain(
         device=device,
     )
     show(out)
+
+
+def _planned(stores: list[Path], device: str | None) -> "Config":
+    """The settings that `ecgfast plan` would write."""
+    from ecgfast import log
+    from ecgfast.planning import Machine, plan
+
+    planned = plan(stores, Machine.here(device))
+    for line in planned.lines():
+        log.info(line)
+    return planned.config
 
 
 def finetune(

@@ -74,7 +74,8 @@ def finetune(
         target: what a case is, such as ``ejection_fraction<40``; of several targets one model
             learns all, and a record teaches those of which it has a label.
         preset: the name of a preset, a TOML file, or settings; None takes those of the pretraining
-            run, and without one the preset of `model`.
+            run, and without one the preset of `model`: of a new transformer "vit_large" on a GPU
+            and "demo" on a CPU.
         model: sets ``model.kind``: "vit", "cnn" or "resnet1d_wang"; None keeps the preset's.
         recipe: how to fine-tune, over the preset: "paper", "best_practice" or a TOML file.
         settings: changes of these, such as ``{"finetune.epochs": 5}``; see docs/training.md.
@@ -93,7 +94,7 @@ def finetune(
     """
     out = Path(out)
     refuse_inside_store(out, "--out")
-    config = _config(str(init), preset, model, recipe, settings)
+    config = _config(str(init), preset, model, recipe, settings, device)
     task = task_of("binary", [target] if isinstance(target, str) else target)
     asked = _Asked(init=str(init), task=task, select=select, fold=fold)
     with run_folder.session(config, store, out, resume=resume, device=device) as session:
@@ -113,12 +114,18 @@ def _config(
     model: ModelKind | None,
     recipe: str | Path | None,
     settings: Overrides,
+    device: str | None,
 ) -> Config:
     """The settings of a fine-tuning; those that its kind of model ignores are named."""
     if preset is None:
         settings_of_run = Path(init, "config.toml")
-        default = "vit_large" if model in (None, "vit") else str(model)
-        preset = settings_of_run if settings_of_run.is_file() else default
+        if settings_of_run.is_file():
+            preset = settings_of_run
+        elif model not in (None, "vit"):
+            preset = str(model)
+        else:  # weights of others are ViT-Large, as the study's are
+            is_new = init == "random"
+            preset = run_folder.default_preset(device) if is_new else run_folder.GPU_PRESET
     if model is not None:
         preset = load_config(preset, {"model.kind": model})
     config = load_config(preset, settings, recipe=recipe)

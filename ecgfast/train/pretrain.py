@@ -48,7 +48,7 @@ def pretrain(
     store: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
-    preset: str | Path | Config = "vit_large",
+    preset: str | Path | Config | None = None,
     settings: Overrides = (),
     select: str | None = None,
     include_test: bool = False,
@@ -62,7 +62,8 @@ def pretrain(
         store: a finished store, or several: their records are read as those of one, with the
             column `store`, which selections may name.
         out: the run's folder, created.
-        preset: the name of a preset, a TOML file, or settings.
+        preset: the name of a preset, a TOML file, or settings; None is "vit_large" on a GPU and
+            "demo" on a CPU.
         settings: changes of it, such as ``{"train.epochs": 2}``; see docs/training.md.
         select: an expression such as ``site=1``; None takes every record.
         include_test: read the test patients too, without labels, as the study does; reports say so.
@@ -78,6 +79,7 @@ def pretrain(
         EcgfastError: another process trains in `out`, memory or disk ran out, or the loss was lost
             for good.
     """
+    preset = run_folder.default_preset(device) if preset is None else preset
     config, out, distinct = load_config(preset, settings), Path(out), assume_distinct_patients
     refuse_inside_store(out, "--out")
     with run_folder.session(

@@ -19,6 +19,7 @@ from ecgfast.errors import BackendUnavailableError, ResumeError
 from ecgfast.log import read_metrics
 from ecgfast.model.attention_choice import Choice, Shape, choose_attention, probe
 from ecgfast.runs.checkpoint_reader import Checkpoint, checkpoint_steps, newest
+from ecgfast.runs.inference import choose_device
 from ecgfast.runs.meta import RunMeta, contradictions
 from ecgfast.store.durable import RESUME, exclusive, explained, write_durably
 from ecgfast.store.reader import StoreReader
@@ -29,6 +30,7 @@ from ecgfast.train.guards import StopSignals
 from ecgfast.vocabulary import AttentionKernel, Precision
 
 _OF_THE_STORE = ("records (", "labels (")  # what labels and splits alone decide
+GPU_PRESET, CPU_PRESET = "vit_large", "demo"  # of runs that name none
 LOCK = ".lock"  # held by rank 0 while a run is trained
 # Kernels whose gradient is the same every time, in the order of their usual speed.
 REPEATABLE: tuple[AttentionKernel, ...] = ("triton", "sdpa_flash", "math")
@@ -41,6 +43,17 @@ _PACKAGES = (
     "nvidia-dali-cuda130",
     "safetensors",
 )
+
+
+def default_preset(device: str | None) -> str:
+    """The preset of a run that names none: on a CPU a small one, and a line that says so."""
+    if choose_device(device).type == "cuda":
+        return GPU_PRESET
+    log.info(
+        f"no GPU here and no preset given: {CPU_PRESET}, not {GPU_PRESET}; --preset names another, "
+        "ecgfast plan STORE says what this machine can do"
+    )
+    return CPU_PRESET
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ LAYERS: tuple[set[str], ...] = (
     {"__main__"},
     {"cli"},
     {"__init__"},  # of ecgfast: names that are imported on first use
-    {"recipes"},
+    {"planning", "recipes"},
     {"demo", "doctor", "estimate", "reproduce"},
     {"demo_plan"},
     {"bench"},
