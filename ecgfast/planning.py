@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ecgfast import log
 from ecgfast.bench.measuring import Row, device_name
 from ecgfast.bench.step import measure_step
 from ecgfast.config import Config, config_to_toml, load_config
@@ -123,6 +124,14 @@ def plan(
         )
     late = f"it takes longer than {hours:g} h: fewer epochs (--set train.epochs=N), or more GPUs"
     return replace(found, notes=(*found.notes, late))
+
+
+def planned(stores: Iterable[str | Path], device: str | None) -> Config:
+    """The settings of `plan` on this machine, which the log describes."""
+    found = plan(stores, Machine.here(device))
+    for line in found.lines():
+        log.info(line)
+    return found.config
 
 
 def _on_a_cpu(records: int, preset: str, rows: list[Row]) -> Planned:

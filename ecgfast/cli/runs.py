@@ -1,16 +1,13 @@
 """Commands on runs: pretrain, finetune, evaluate, reproduce, predict, embed, reconstruct."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ecgfast.cli.options import StorePath, show
 from ecgfast.errors import ConfigError
 from ecgfast.vocabulary import ModelKind, Pool
-
-if TYPE_CHECKING:
-    from ecgfast.config import Config
 
 DEFAULT_TARGET = "ejection_fraction<40"
 NOT_READY = 3  # exit status of reproduce: nothing failed, other processes have cells to do
@@ -71,12 +68,13 @@ def pretrain(
     device: Device = None,
 ) -> None:
     """Train a masked autoencoder (torchrun -m ecgfast too)."""
+    from ecgfast.planning import planned
     from ecgfast.train.pretrain import pretrain as train
 
     out = train(
         stores,
         out,
-        preset=_planned(stores, device) if preset == "auto" else preset,
+        preset=planned(stores, device) if preset == "auto" else preset,
         settings=settings or (),
         select=select,
         include_test=include_test,
@@ -85,17 +83,6 @@ def pretrain(
         device=device,
     )
     show(out)
-
-
-def _planned(stores: list[Path], device: str | None) -> "Config":
-    """The settings that `ecgfast plan` would write."""
-    from ecgfast import log
-    from ecgfast.planning import Machine, plan
-
-    planned = plan(stores, Machine.here(device))
-    for line in planned.lines():
-        log.info(line)
-    return planned.config
 
 
 def finetune(
