@@ -189,6 +189,9 @@ class DataConfig:
     normalise: Normalise = _setting("record_lead", "What mean and variance are taken over.")
     resident_budget_gib: Memory | Auto = _setting("auto", "GPU memory for the store.", free=True)
     num_threads: Count | Auto = _setting("auto", "Threads that read and decode.", free=True)
+    cache_dir: Text | None = _setting(
+        None, "Folder for copies of stores that are given by address.", free=True
+    )
 
 
 @errors_in_words("finetune.")

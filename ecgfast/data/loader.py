@@ -27,6 +27,7 @@ from ecgfast.data.host_copy import Neighbours
 from ecgfast.data.normalise import Normalisation
 from ecgfast.errors import BackendUnavailableError, ConfigError, ResumeError
 from ecgfast.labels.selection import labels_of, selected
+from ecgfast.store.objects import address_of
 from ecgfast.store.reader import StoreReader, as_store, available_cores
 from ecgfast.vocabulary import EngineName
 
@@ -197,6 +198,12 @@ def build_loader(
             "or install a CUDA build and check nvidia-smi"
         )
     store = as_store(store)
+    for each in getattr(store, "stores", [store]):
+        if url := address_of(each.path):
+            raise ConfigError(
+                f"training reads {url} in random order, a request for each record in every epoch; "
+                "give --set data.cache_dir=FOLDER, or copy it with ecgfast fetch"
+            )
     index = selected_rows(store, select)
     values = None
     if labels is not None:

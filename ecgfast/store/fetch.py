@@ -4,6 +4,7 @@ Training reads records in random order, for which a request each would be a thou
 as there are shards: a store is copied once to where it is read.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -14,9 +15,9 @@ from typing import Any
 from ecgfast.errors import ConfigError, CorruptStoreError, EcgfastError
 from ecgfast.store.durable import explained, store_lock, sync_folder, write_durably
 from ecgfast.store.format import MANIFEST, beside
-from ecgfast.store.generations import refuse_generation_name
+from ecgfast.store.generations import refuse_generation_name, split_generation
 from ecgfast.store.manifest import digest_of_file, read_manifest
-from ecgfast.store.objects import BrokenConnectionError, Objects
+from ecgfast.store.objects import BrokenConnectionError, Objects, address_of
 from ecgfast.store.reader import open_store
 
 Progress = Callable[[int, int], None]
@@ -63,6 +64,26 @@ def fetch_store(url: str, out: Path, progress: Progress | None = None) -> Path:
             os.replace(work, out)
             sync_folder(out.parent)
     return out
+
+
+def cached_store(path: Path, cache: Path) -> Path:
+    """The copy of a store in a folder of copies: made, completed or found there.
+
+    A store whose labels have changed is another one: a run that reads the earlier copy keeps it.
+
+    Args:
+        path: a store's address, perhaps with @GENERATION; that of a folder is returned as it is.
+        cache: folder of all copies.
+    Raises:
+        as `fetch_store`.
+    """
+    store, generation = split_generation(path)
+    url = address_of(store)
+    if url is None:
+        return path
+    digest = hashlib.sha256(Objects(url).read(MANIFEST)).hexdigest()
+    copy = fetch_store(url, cache / digest[:32] / store.name)
+    return copy if generation is None else copy.with_name(path.name)
 
 
 def _holds(out: Path, sealed: bytes, url: str) -> bool:

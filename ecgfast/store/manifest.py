@@ -28,6 +28,7 @@ from ecgfast.store.format import (
     num_shards,
     shard_files,
 )
+from ecgfast.store.objects import at, exists, size_of
 
 Manifest = dict[str, Any]
 
@@ -76,12 +77,12 @@ def read_manifest(store: Path, *, erasing: bool = False) -> Manifest:
         CorruptStoreError: the store is unfinished or the manifest is damaged.
     """
     path = store / MANIFEST
-    if not erasing and (store / ERASING).exists():
+    if not erasing and exists(store / ERASING):
         raise CorruptStoreError(
             f"{store}: records are being erased; wait for ecgfast erase, or if it was interrupted "
             f"run ecgfast erase {store} again, which finishes it"
         )
-    if not path.exists():
+    if not exists(path):
         if (store / SIGNALS).exists():
             raise CorruptStoreError(
                 f"{store} is an unfinished store: it has no {MANIFEST}; run the convert command "
@@ -203,19 +204,33 @@ def read_file(path: Path, num_bytes: int, *, exactly: bool = True, or_more: bool
     Raises:
         CorruptStoreError: it is no regular file, or has another size.
     """
+    if there := at(path):
+        objects, name = there
+        size = size_of(path)
+        if size is None:
+            raise CorruptStoreError(f"{path} is missing; the store is damaged")
+        _check_size(path, size, num_bytes, exactly=exactly, or_more=or_more)
+        return objects.read(name)[:num_bytes]
     with open(open_regular(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if (size > num_bytes and not or_more) or (exactly and size < num_bytes):
-            allowed = f"{num_bytes:,}" if exactly else f"at most {num_bytes:,}"
-            raise CorruptStoreError(
-                f"{path} has {size:,} bytes, expected {allowed}; the store is damaged, restore it "
-                "from a copy or convert again"
-            )
+        _check_size(path, size, num_bytes, exactly=exactly, or_more=or_more)
         return file.read(min(size, num_bytes))  # not more: the buffer has that size at once
+
+
+def _check_size(path: Path, size: int, num_bytes: int, *, exactly: bool, or_more: bool) -> None:
+    """Refuse a file of another size; as `read_file`."""
+    if (size > num_bytes and not or_more) or (exactly and size < num_bytes):
+        allowed = f"{num_bytes:,}" if exactly else f"at most {num_bytes:,}"
+        raise CorruptStoreError(
+            f"{path} has {size:,} bytes, expected {allowed}; the store is damaged, restore it "
+            "from a copy or convert again"
+        )
 
 
 def digest_of_file(path: Path) -> str:
     """The sha256 of a file's content, in hex."""
+    if there := at(path):
+        return there[0].sha256(there[1])
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

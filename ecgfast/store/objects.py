@@ -44,8 +44,8 @@ class ObjectFacts(NamedTuple):
 
 def address_of(path: str | Path) -> str | None:
     """The address that a path was made of; None for a folder or file of this machine."""
-    scheme, _, rest = str(path).partition(":/")
-    if f"{scheme}://" not in SCHEMES:
+    scheme, colon, rest = str(path).partition(":/")
+    if not colon or f"{scheme}://" not in SCHEMES:
         return None
     return f"{scheme}://{'/' if scheme == 'file' else ''}{rest.strip('/')}"
 
@@ -63,6 +63,26 @@ def at(path: str | Path) -> "tuple[Objects, str] | None":
         return None
     folder, _, name = url.rpartition("/")
     return objects_at(folder), name
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file, a folder or an object."""
+    return path.exists() if address_of(path) is None else size_of(path) is not None
+
+
+def size_of(path: Path) -> int | None:
+    """Bytes of a file or object, None where there is none."""
+    if there := at(path):
+        return there[0].size(there[1])
+    return path.stat().st_size if path.is_file() else None
+
+
+def names_below(folder: Path) -> list[str]:
+    """The names of all files or objects below a folder, with those of their folders, sorted."""
+    if url := address_of(folder):
+        return sorted(objects_at(url).names())
+    files = (path for path in folder.rglob("*") if not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in files)
 
 
 @lru_cache

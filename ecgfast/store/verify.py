@@ -21,6 +21,7 @@ from ecgfast.store.format import (
 )
 from ecgfast.store.generations import counts_as_next, whole_store
 from ecgfast.store.manifest import digest_of_file
+from ecgfast.store.objects import names_below, size_of
 from ecgfast.store.reader import StoreReader, open_store
 
 Progress = Callable[[int, int], None]
@@ -70,10 +71,11 @@ def _digests(
         path = reader.path / name
         if counts_as_next(reader.path, name, entry):
             continue  # it was killed in the last step: what comes next gives the file its name
-        if not path.is_file():
+        size = size_of(path)
+        if size is None:
             yield f"{name} is missing"
-        elif path.stat().st_size != entry["bytes"]:
-            yield f"{name} has {path.stat().st_size} bytes, expected {entry['bytes']}"
+        elif size != entry["bytes"]:
+            yield f"{name} has {size} bytes, expected {entry['bytes']}"
         elif digest_of_file(path) != entry["sha256"]:
             yield f"{name}: the digest is wrong; the file is damaged"
         done += entry["bytes"]
@@ -89,9 +91,8 @@ def _foreign_files(reader: StoreReader, files: Collection[str]) -> Iterator[str]
         str(PurePath(name).with_name(f".{PurePath(name).name}{NEXT}.tmp")) for name in tables
     }
     grows = work_beside(reader.path).exists()
-    for path in sorted(reader.path.rglob("*")):
-        name = path.relative_to(reader.path).as_posix()
-        if path.is_dir() or name in expected:
+    for name in names_below(reader.path):
+        if name in expected:
             continue
         shard = _ADDED.fullmatch(name)
         if grows and shard and int(shard[1]) >= num_shards(reader.num_slots):

@@ -17,27 +17,37 @@ from ecgfast.config import Config
 from ecgfast.data.host_copy import Neighbours
 from ecgfast.data.loader import Loader, build_loader, selected_rows
 from ecgfast.data.normalise import Normalisation
-from ecgfast.errors import ConfigError
+from ecgfast.errors import ConfigError, EcgfastError
 from ecgfast.labels.assign import ONE_ECG_OPTION, one_ecg_each, warn_of_unnamed
 from ecgfast.labels.selection import Labelled, labelled_by
 from ecgfast.labels.splits import warn_where_few
 from ecgfast.labels.subset import SETTING, label_subset
 from ecgfast.runs.task import Task
+from ecgfast.store.fetch import cached_store
+from ecgfast.store.objects import address_of
 from ecgfast.store.patients import patient_groups, patient_names
 from ecgfast.store.reader import StoreReader
 from ecgfast.store.several import open_stores
-from ecgfast.train.distributed import Ranks
+from ecgfast.train.distributed import USER_ERROR, Ranks
 
 
 def open_matching_store(
-    path: str | Path | Sequence[str | Path], config: Config, *, distinct_patients: bool = False
+    path: str | Path | Sequence[str | Path],
+    config: Config,
+    ranks: Ranks,
+    *,
+    distinct_patients: bool = False,
 ) -> StoreReader:
-    """Open a store, or several as one, whose records have the model's shape.
+    """Open a store, or several as one, whose records have the model's shape; collective.
+
+    With `data.cache_dir`, one rank of each machine copies those that are given by address.
 
     Raises:
         ConfigError: they have another one, or the stores do not fit each other.
     """
     paths = [path] if isinstance(path, str | Path) else path
+    if config.data.cache_dir is not None and any(map(address_of, paths)):
+        paths = _cached(paths, Path(config.data.cache_dir), _neighbours(ranks))
     store = open_stores(paths, distinct_patients=distinct_patients)
     model = config.model
     shape, expected = (store.num_leads, store.num_timesteps), (model.num_leads, model.num_timesteps)
@@ -47,6 +57,23 @@ def open_matching_store(
             "model.num_leads and model.num_timesteps, or convert again"
         )
     return store
+
+
+def _cached(paths: Sequence[str | Path], cache: Path, neighbours: Neighbours | None) -> list[Path]:
+    """Copies of stores, which the first rank of a machine makes while the others wait."""
+    if neighbours is None or neighbours.is_first:
+        said: list[Path] | EcgfastError
+        try:
+            said = [cached_store(Path(path), cache) for path in paths]
+        except EcgfastError as error:
+            said = error
+    if neighbours is not None:
+        said = neighbours.hear(said if neighbours.is_first else None)
+        if isinstance(said, EcgfastError) and not neighbours.is_first:
+            raise SystemExit(USER_ERROR)  # the first one says why
+    if isinstance(said, EcgfastError):
+        raise said
+    return said
 
 
 def pretraining_rows(

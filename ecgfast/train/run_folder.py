@@ -108,7 +108,7 @@ def session(
         join(device, mesh=config.train.mesh) as ranks,
         StopSignals(ranks) as stop,
     ):
-        opened = open_matching_store(store, config, distinct_patients=distinct_patients)
+        opened = open_matching_store(store, config, ranks, distinct_patients=distinct_patients)
         with enter(run, ranks, resume=resume) as checkpoint:
             if checkpoint is not None:
                 opened = as_of(opened, checkpoint)

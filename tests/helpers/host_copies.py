@@ -1,6 +1,6 @@
 """Run by test_host_copy.py on several ranks: prints each rank's batches and its part of the memory.
 
-torchrun --standalone --nproc-per-node 2 tests/helpers/host_copies.py STORE ENGINE
+torchrun --standalone --nproc-per-node 2 tests/helpers/host_copies.py STORE ENGINE [CACHE]
 """
 
 import hashlib
@@ -14,8 +14,7 @@ import torch.distributed as dist
 from ecgfast.config import load_config
 from ecgfast.data.loader import selected_rows
 from ecgfast.data.normalise import Normalisation
-from ecgfast.store.reader import open_store
-from ecgfast.train.dataset import open_loader
+from ecgfast.train.dataset import open_loader, open_matching_store
 from ecgfast.train.distributed import join
 
 
@@ -28,11 +27,13 @@ def shared_bytes() -> tuple[int, int]:
     return sum(sizes), sum(held)
 
 
-def main(path: Path, engine: str) -> None:
+def main(path: str, engine: str, *cache: str) -> None:
     """Read an epoch; rank 0 prints what all saw."""
-    config = load_config("demo", [f"data.engine={engine}"])
+    config = load_config(
+        "demo", [f"data.engine={engine}", *(f"data.cache_dir={each}" for each in cache)]
+    )
     with join("cpu") as ranks:
-        store = open_store(path)
+        store = open_matching_store(path, config, ranks)
         loader = open_loader(
             store,
             config,
@@ -53,4 +54,4 @@ def main(path: Path, engine: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(*sys.argv[1:])

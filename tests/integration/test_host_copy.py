@@ -4,21 +4,24 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty_server import served, whole
+from recordings import snapshot
 
 from ecgfast.store import open_store
 
 pytestmark = pytest.mark.slow  # ranks
 
 
-def on_two_ranks(store: Path, engine: str) -> subprocess.CompletedProcess[str]:
+def on_two_ranks(store: Path | str, engine: str, *cache: Path) -> subprocess.CompletedProcess[str]:
     script = Path(__file__).parents[1] / "helpers" / "host_copies.py"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     return subprocess.run(
-        [sys.executable, *launcher, script, store, engine],
+        [sys.executable, *launcher, script, store, engine, *cache],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -27,8 +30,8 @@ def on_two_ranks(store: Path, engine: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def copies(store: Path, engine: str) -> list[list[Any]]:
-    done = on_two_ranks(store, engine)
+def copies(store: Path | str, engine: str, *cache: Path) -> list[list[Any]]:
+    done = on_two_ranks(store, engine, *cache)
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith("COPIES"))
     found: list[list[Any]] = json.loads(line.removeprefix("COPIES"))
@@ -44,6 +47,23 @@ def test_two_ranks_hold_one_copy(store: Path) -> None:
         assert mapped >= need
     assert 0.9 * need <= sum(held for *_, held in resident) <= 1.1 * need + 8192
     assert all(mapped == 0 for _, mapped, _ in alone)
+
+
+def test_two_ranks_copy_a_store_once(store: Path, tmp_path: Path) -> None:
+    def sound(name: str, before: int) -> tuple[int, Callable[[bytes], bytes]]:
+        return 200, whole
+
+    with served(store, sound) as (url, asked):
+        found = copies(url, "cpu", tmp_path)
+        assert [each[0] for each in found] == [each[0] for each in copies(store, "cpu")]
+        assert {name: asked[name] for name in asked if name.startswith("signals")} == {
+            name: 1 for name in snapshot(store) if name.startswith("signals")
+        }
+        (copied,) = tmp_path.glob("*/*")
+        assert snapshot(copied) == snapshot(store)
+    done = on_two_ranks(store.as_uri(), "cpu")
+    assert done.returncode != 0
+    assert "--set data.cache_dir=FOLDER" in done.stderr
 
 
 def test_a_damaged_record_ends_both_and_is_said_once(store: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,8 +10,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import good_inputs
 import pytest
 from recordings import convert_quietly, snapshot, write_cohort
+
+import ecgfast
 
 obstore = pytest.importorskip("obstore", reason="obstore is not installed")
 moto = pytest.importorskip("moto.server", reason="moto is not installed")
@@ -79,6 +83,57 @@ def test_a_copy_that_was_killed_is_completed(
     subprocess.run(fetch("s3://ecg/cohorts/one", out), env=environment, check=True)
     assert snapshot(out) == snapshot(store)
     assert not work.exists()
+
+
+CACHED = """
+import sys
+from pathlib import Path
+from ecgfast.store.fetch import cached_store
+print(cached_store(Path("s3://ecg/cohorts/one"), Path(sys.argv[1])))
+"""
+
+
+def test_a_cache_that_was_killed_is_completed(
+    store: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", CACHED, str(tmp_path)]
+    process = subprocess.Popen(command, env=environment)
+    while not list(tmp_path.glob("*/*.fetch/shards.parquet")) and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not list(tmp_path.glob("*/one")), "it was done before it could be killed"
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert snapshot(Path(done.stdout.strip())) == snapshot(store)
+    assert [path.name for path in tmp_path.glob("*/*")] == ["one"]
+
+
+def test_records_are_read_from_s3(store: Path, environment: dict[str, str]) -> None:
+    code = "import ecgfast; print(ecgfast.open_store('s3://ecg/cohorts/one').read([1, 0]).sum())"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == ecgfast.open_store(store).read([0, 1]).sum()
+
+
+def test_a_convert_reads_s3(environment: dict[str, str], tmp_path: Path) -> None:
+    """Recordings of one, two and more files: XML, an array and its sidecar, WFDB, its segments."""
+    for write in (good_inputs.segments, good_inputs.npy, good_inputs.muse_xml):
+        (tmp_path / "in" / write.__name__).mkdir(parents=True)
+        write(tmp_path / "in" / write.__name__)
+    write_cohort(tmp_path / "in/deep/er", 3)
+    bucket = obstore.store.from_url("s3://ecg/exports")
+    for path in (tmp_path / "in").rglob("*"):
+        if path.is_file():
+            obstore.put(bucket, path.relative_to(tmp_path / "in").as_posix(), path)
+    convert_quietly([tmp_path / "in"], tmp_path / "local")
+    shutil.copy(tmp_path / "local.key", tmp_path / "cloud.key")
+    words = ["convert", "s3://ecg/exports", "--out", str(tmp_path / "cloud"), "--workers", "2"]
+    subprocess.run([sys.executable, "-m", "ecgfast", *words], env=environment, check=True)
+    local, cloud = snapshot(tmp_path / "local"), snapshot(tmp_path / "cloud")
+    assert {name for name in local if local[name] != cloud.get(name)} == {"manifest.json"}
+    assert local.keys() == cloud.keys()
+    sources = (tmp_path / "cloud.sources.csv").read_text()
+    assert "s3://ecg/exports/deep/er/r00000.hea" in sources
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,7 @@ def test_what_a_resumed_run_may_change() -> None:
         *("train.cuda_graph", "train.parallel", "train.mesh", "train.log_every", "train.val_every"),
         *("train.checkpoint_every", "train.checkpoint_keep", "train.milestone_every"),
         *("optim.one_pass", "data.engine", "data.resident_budget_gib", "data.num_threads"),
+        "data.cache_dir",
     }
 
 

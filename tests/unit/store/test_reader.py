@@ -252,10 +252,10 @@ def test_a_file_is_read_in_parts_and_not_beyond_its_end(
     assert file.sha256() == file.sha256() == hashlib.sha256(bytes(range(100))).hexdigest()
     monkeypatch.setattr(os, "preadv", lambda fd, into, at: preadv(fd, [into[0][:7]], at))
     target = bytearray(90)
-    file.read_into(memoryview(target), 10)
+    file.read_parts([(memoryview(target), 10)])
     assert target == bytes(range(10, 100))
     with pytest.raises(CorruptStoreError, match="ends too early"):
-        file.read_into(memoryview(target), 11)
+        file.read_parts([(memoryview(target), 11)])
 
 
 def test_chunks_far_apart_are_aligned_and_nothing_between_is_read(
