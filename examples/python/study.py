@@ -2,6 +2,8 @@
 
 python examples/python/study.py study
 python examples/python/study.py study --source /share/ecg --labels echo.csv --target "lvh=1"
+
+Of several targets (`--target` repeated) each model learns all at once.
 """
 
 import argparse
@@ -25,14 +27,14 @@ def study(
     num_records: int = 1500,
     settings: dict[str, object] | None = None,
     workers: int | None = None,
-) -> list[Path]:
-    """Return the report of each target.
+) -> Path:
+    """Return the path of the report.
 
     Args:
         out: folder of everything that is written.
         source: raw ECGs; None makes synthetic hospitals.
         labels: table with the targets' columns; None: that of the synthetic hospitals.
-        targets: what a case is.
+        targets: what a case is; of several, one model learns all.
         columns: of `labels` to take, beside the ejection fraction and those of 0 and 1.
         select: the records that teach, such as those of one hospital.
         num_records: of the synthetic hospitals.
@@ -43,27 +45,23 @@ def study(
         source = out / "cohort"
         ecgfast.synth(source, num_records=num_records)
     store, runs, more = out / "store", out / "runs", settings or {}
-    ecgfast.convert([source], store, one_ecg_per_patient=True, workers=workers)
+    ecgfast.convert([source], store, workers=workers)
     ecgfast.label(store, labels or source / "labels.csv", columns=columns or None)
     pretrained = ecgfast.pretrain(
         store, runs / "pretrained", preset="demo", settings={**PRETRAINING, **more}, select=select
     )
-    reports = []
-    for number, target in enumerate(targets):
-        fine = {**FINETUNING, **more}
-        tuned = [
-            ecgfast.finetune(
-                store, runs / f"{name}-{number}", init=init, target=target, select=select,
-                preset=preset, settings=fine,
-            )
-            for name, init, preset in (
-                ("pretrained", pretrained, None),
-                ("random", "random", "demo"),
-                ("cnn", "random", "cnn"),
-            )
-        ]  # fmt: skip
-        reports.append(ecgfast.evaluate([*tuned, pretrained], store, out / f"report-{number}"))
-    return reports
+    tuned = [
+        ecgfast.finetune(
+            store, runs / name, init=init, target=targets, select=select, preset=preset,
+            settings={**FINETUNING, **more},
+        )
+        for name, init, preset in (
+            ("transformer", pretrained, None),
+            ("random", "random", "demo"),
+            ("cnn", "random", "cnn"),
+        )
+    ]  # fmt: skip
+    return ecgfast.evaluate([*tuned, pretrained], store, out / "report")
 
 
 def main() -> None:
@@ -77,10 +75,10 @@ def main() -> None:
     given = parser.parse_args()
     select = given.select or (None if given.source else "site=1")
     targets = tuple(given.target or ["ejection_fraction<40"])
-    for report in study(
+    report = study(
         given.out, source=given.source, labels=given.labels, targets=targets, select=select
-    ):
-        print(report)
+    )
+    print(report)
 
 
 if __name__ == "__main__":

@@ -181,25 +181,30 @@ def test_signals_open_in_xarray_and_dask(store: Path) -> None:
     np.testing.assert_array_equal(opened["signal"][rows][:3].values, reader.read([0, 1, 2]))
 
 
-@pytest.mark.slow  # seven trainings
+@pytest.mark.slow  # four trainings
 def test_the_example_study(tmp_path: Path) -> None:
     study = runpy.run_path(str(ROOT / "examples/python/study.py"))["study"]
     small = {"train.max_steps": 2, "finetune.epochs": 1}
-    (report,) = study(tmp_path, num_records=300, settings=small, workers=1)
+    report = study(tmp_path, num_records=300, settings=small, workers=1)
     assert "SYNTHETIC" in report.read_text()
     assert set(json.loads((report.parent / "metrics.json").read_text())["masked_mse"])
 
 
-@pytest.mark.slow  # seven trainings
+@pytest.mark.slow  # four trainings
 def test_the_example_study_of_two_labels_on_real_records(tmp_path: Path) -> None:
     data = ROOT.parent / "shared/data/ptbxl500"
     if not data.exists():
         pytest.skip(f"real recordings are not at {data}")
+    labels = data / "labels.csv"
     study = runpy.run_path(str(ROOT / "examples/python/study.py"))["study"]
-    reports = study(
-        tmp_path, source=data, labels=data / "labels.csv", targets=("MI=1", "NORM=1"),
+    report = study(
+        tmp_path, source=data / "records500", labels=labels, targets=("MI=1", "NORM=1"),
         columns=("MI", "NORM"), select=None, workers=1,
         settings={"train.max_steps": 2, "finetune.epochs": 1},
     )  # fmt: skip
-    targets = [json.loads((r.parent / "metrics.json").read_text())["target"] for r in reports]
-    assert targets == ["MI=1", "NORM=1"]
+    metrics = json.loads((report.parent / "metrics.json").read_text())
+    assert metrics["synthetic"] is False
+    assert list(metrics["targets"]) == ["MI=1", "NORM=1"]
+    (means,) = metrics["mean"].values()
+    assert set(means) == {"ViT, pretrained", "ViT, random init", "CNN"}
+    assert all(0 <= each["auroc"]["value"] <= 1 for each in means.values())
