@@ -97,20 +97,6 @@ def test_the_commands_are_those_of_this_list() -> None:
     )
 
 
-def test_the_readme_names_only_commands_and_options_that_exist(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^ecgfast (\w+)(.*)$", text, re.MULTILINE)
-    assert len(lines) >= 6
-    for command, rest in lines:
-        assert command in COMMANDS
-        assert main([command, "--help"]) == 0
-        page = capsys.readouterr().out
-        for option in re.findall(r"--[a-z-]+", rest):
-            assert option in page, f"ecgfast {command} has no {option}"
-
-
 def test_every_option_and_argument_has_a_line_of_help() -> None:
     for name in COMMANDS:
         command = get_command(app).commands[name]  # type: ignore[attr-defined]  # it is a group
