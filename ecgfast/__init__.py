@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ecgfast.labels.naming import Naming
     from ecgfast.model import build_model
     from ecgfast.predict import predict
+    from ecgfast.predictor import load_model
     from ecgfast.runs.ecg_paper import plot_ecg
     from ecgfast.store import open_store
     from ecgfast.train.finetune import finetune
@@ -33,6 +34,7 @@ __all__ = [
     "evaluate",
     "finetune",
     "label",
+    "load_model",
     "open_store",
     "plot_ecg",
     "predict",
@@ -86,6 +88,7 @@ __getattr__, __dir__ = lazily(
         "evaluate": "ecgfast.evaluate.report",
         "finetune": "ecgfast.train.finetune",
         "label": "ecgfast.labels.commands:label_store",
+        "load_model": "ecgfast.predictor",
         "open_store": "ecgfast.store",
         "plot_ecg": "ecgfast.runs.ecg_paper",
         "predict": "ecgfast.predict",

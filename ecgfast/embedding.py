@@ -18,6 +18,7 @@ from ecgfast.data.loader import build_loader, selected_rows
 from ecgfast.errors import ConfigError
 from ecgfast.model.classifier import Classifier, num_features, pooled
 from ecgfast.model.vit import Encoder
+from ecgfast.runs.export import located
 from ecgfast.runs.inference import choose_device
 from ecgfast.runs.loading import LoadedRun, load_run
 from ecgfast.store.durable import explained
@@ -58,7 +59,8 @@ def embed(
     """Return the features of a store's records, in memory.
 
     Args:
-        run: folder of a pretraining, or of a finished fine-tuning.
+        run: folder of a pretraining, of a finished fine-tuning, or what else
+            `ecgfast.load_model` takes.
         store: preprocessed as the run's.
         pool: of a ViT's tokens: the class token, the mean of the patches, or the mean and the
             maximum of each lead's patches.
@@ -68,7 +70,7 @@ def embed(
     Raises:
         ConfigError: no such layer, or the store was preprocessed in another way than the run's.
     """
-    work = _Work(Path(run), Path(store), pool=pool, layer=layer, select=select, device=device)
+    work = _Work(located(run), Path(store), pool=pool, layer=layer, select=select, device=device)
     parts = [values for _, values in work.parts()]
     return Features(record_id=work.record_id, values=np.concatenate(parts), facts=work.facts)
 
@@ -105,7 +107,7 @@ def write_features(
         raise ConfigError(f"--out must end with {' or '.join(SUFFIXES)}, got {str(out)!r}")
     if out.exists():
         raise ConfigError(f"{out} is there already; move it away, or name another file")
-    work = _Work(Path(run), Path(store), pool=pool, layer=layer, select=select, device=device)
+    work = _Work(located(run), Path(store), pool=pool, layer=layer, select=select, device=device)
     partial = out.with_name(f".{out.stem}.partial{out.suffix}")
     with explained(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +137,7 @@ class _Work:
         device: str | None,
     ) -> None:
         self._store: StoreReader = open_store(store)
-        self._run: LoadedRun = load_run(run, self._store)
+        self._run: LoadedRun = load_run(run, self._store, for_tests=False)
         self.rows = selected_rows(self._store, select)
         if not len(self.rows):
             raise ConfigError(f"select {select!r} has no record; widen it")

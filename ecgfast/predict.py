@@ -14,22 +14,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from ecgfast_kernels.codec import lead_statistics, patches_from_int16
 from ecgfast_kernels.codec.signals import fingerprints
-from numpy.typing import NDArray
 
 from ecgfast import log
 from ecgfast.convert.measures import LEAST_TIMESTEPS
 from ecgfast.convert.preprocess import CutRecording, Samples, Window, check_source, read_windows
 from ecgfast.convert.quality import quality_of
-from ecgfast.data.normalise import LeadStatistics
 from ecgfast.errors import ConfigError, FormatError, ShapeError
 from ecgfast.ingest import InputFile
 from ecgfast.ingest.inventory import discover
-from ecgfast.model.classifier import Classifier
+from ecgfast.predictor import load_model, stacked
 from ecgfast.records import SAMPLING_RATE_HZ
-from ecgfast.runs.inference import check_weights, predictions
-from ecgfast.runs.loading import load_model
+from ecgfast.runs.export import located
 from ecgfast.runs.register import SeenFiles, read_register
 from ecgfast.store.csv_files import csv_lines
 from ecgfast.store.durable import DurableFile
@@ -80,7 +76,7 @@ def predict(
     """Return the probability of each window of each file, in memory.
 
     Args:
-        run: folder of a finished fine-tuning.
+        run: folder of a finished fine-tuning, or what else `ecgfast.load_model` takes.
         files: raw ECGs or folders of them.
         key_file: as for `write_predictions`.
     Raises:
@@ -103,7 +99,7 @@ def write_predictions(
     """Write a CSV with one line per window of each file and target of the run.
 
     Args:
-        run: folder of a finished fine-tuning.
+        run: folder of a finished fine-tuning, or what else `ecgfast.load_model` takes.
         files: raw ECGs or folders of them.
         out: CSV to write, whole or not at all; None writes to the standard output.
         key_file: pseudonym key of the run's store, by which other ECGs of its patients are
@@ -149,7 +145,7 @@ class Predictor:
     """A fine-tuned run, ready to score raw files.
 
     Args:
-        run: folder of a finished fine-tuning.
+        run: as for `predict`.
         key_file: pseudonym key of its store, None where it is not at hand.
 
     Attributes:
@@ -162,25 +158,23 @@ class Predictor:
     """
 
     def __init__(self, run: str | Path, key_file: str | Path | None = None) -> None:
-        run = Path(run)
-        model, _, meta = load_model(run)
-        if not isinstance(model, Classifier):
+        folder = located(run)
+        model = load_model(folder)
+        if not model.thresholds:
             raise ConfigError(
-                f"{run} must be a fine-tuned run, got a {meta.kind} run; make one with "
+                f"{run} must be a fine-tuned run, got a {model.meta.kind} run; make one with "
                 "ecgfast finetune --init RUN"
             )
-        check_weights(model, run)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = model.to(self._device).eval()
-        self._normalisation = meta.preprocessing.normalisation
-        made = meta.preprocessing.store
+        self._model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+        made = model.meta.preprocessing.store
         self._window, self._short = made["window"], made["short"]
-        self._task = meta.task
-        outputs = [meta.of_output(number) for number in range(len(self._task.outputs))]
-        self.thresholds = {output.target: output.threshold for output in outputs}
-        register = read_register(run)
+        self.thresholds = model.thresholds
+        register = read_register(folder)
         if register is None:
-            log.warning(f"{run} does not say whom it learned from: an earlier version trained it")
+            log.warning(
+                f"{run} does not say whom it learned from: it was exported, or an earlier version "
+                "trained it"
+            )
         self._seen = SeenFiles(register, None if key_file is None else Path(key_file))
 
     def __call__(self, item: InputFile) -> list[Prediction]:
@@ -206,7 +200,8 @@ class Predictor:
         checks: list[list[str]] = []
         for first in range(0, len(usable), _BLOCK_WINDOWS):
             block = usable[first : first + _BLOCK_WINDOWS]
-            scores += self.probabilities(found.samples, block).reshape(len(block), -1).tolist()
+            patches_nNP = self._model.prepare(found.samples, block)
+            scores += self._model.scores(patches_nNP).reshape(len(block), -1).tolist()
             checks += _checks(found.samples, block)
         seen = self._seen.words(item.record_id, found.record, [each.signal for each in usable])
         lines = iter(zip(usable, scores, checks, seen, strict=True))
@@ -243,45 +238,10 @@ class Predictor:
             found.append(line)
         return found
 
-    def probabilities(self, samples: Samples, windows: Sequence[Window]) -> NDArray[np.float64]:
-        """Score windows of one record.
-
-        Args:
-            samples: the record; gives the windows their units.
-            windows: n windows of it.
-        Returns:
-            (n,) float64 in [0, 1], or (n, K) of a run of several targets.
-        """
-        signal_nCT, valid_nCT = _stacked(windows)
-        mean_nC, std_nC = lead_statistics(signal_nCT, valid_nCT)
-        shape = mean_nC.shape
-        statistics = LeadStatistics(
-            scale_uv=np.broadcast_to(samples.scale_uv, shape).astype(np.float32),
-            offset_adc=np.broadcast_to(samples.offset_adc, shape).astype(np.float32),
-            lead_mean=mean_nC,
-            lead_std=std_nC,
-        )
-        mean, rstd = self._normalisation.mean_and_rstd(statistics)
-        patches_nNP = torch.from_numpy(patches_from_int16(signal_nCT, mean, rstd))
-        batches, meaning = [patches_nNP.to(self._device).float()], self._task.predictions
-        (scores_n,) = predictions(self._model, batches, meaning)
-        return scores_n
-
-
-def _stacked(
-    windows: Sequence[Window],
-) -> tuple[NDArray[np.int16], NDArray[np.bool_] | None]:
-    """Signals (n, 12, T) in ADC units, and which timesteps are valid; None where all are."""
-    signal_nCT = np.stack([window.signal for window in windows])
-    if all(window.valid is None for window in windows):
-        return signal_nCT, None
-    full = np.ones(signal_nCT.shape[1:], dtype=bool)
-    return signal_nCT, np.stack([full if w.valid is None else w.valid for w in windows])
-
 
 def _checks(samples: Samples, windows: Sequence[Window]) -> list[list[str]]:
     """What the signal checks of convert find in each window, by their default limits."""
-    signal_nCT, valid_nCT = _stacked(windows)
+    signal_nCT, valid_nCT = stacked(windows)
     scale_nC, offset_nC = (
         np.broadcast_to(each, signal_nCT.shape[:2])
         for each in (samples.scale_uv, samples.offset_adc)

@@ -15,6 +15,7 @@ EXAMPLES = {
     "evaluate": "ecgfast evaluate runs/lvsd runs/cnn cohort --out report",
     "reproduce": "ecgfast reproduce cohort --out experiment --fractions 0.1,1 --seeds 3",
     "predict": "ecgfast predict runs/lvsd new_ecg.hea --out probabilities.csv",
+    "export": "ecgfast export runs/lvsd --out lvsd-model",
     "embed": "ecgfast embed runs/mae cohort --out features.parquet --pool mean",
     "reconstruct": "ecgfast reconstruct runs/mae cohort --record 1998/77 --out ecg.png",
     "bench": "ecgfast bench step --preset vit_base --json rows.jsonl",

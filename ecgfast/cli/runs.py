@@ -1,4 +1,4 @@
-"""Commands on runs: pretrain, finetune, evaluate, reproduce, predict, embed, reconstruct."""
+"""Commands on runs: training, evaluation, and what a trained model gives."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +12,12 @@ from ecgfast.vocabulary import ModelKind, Pool
 DEFAULT_TARGET = "ejection_fraction<40"
 NOT_READY = 3  # exit status of reproduce: nothing failed, other processes have cells to do
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="A run, a folder of export, or hf://OWNER/NAME of the Hugging Face hub."
+    ),
+]
 RunOption = Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder of the run.")]
 Preset = Annotated[str, typer.Option(help="Name of a preset, or a TOML file.")]
 Select = Annotated[
@@ -233,7 +239,7 @@ def _fractions(text: str) -> tuple[float, ...]:
 
 
 def predict(
-    run: RunPath,
+    run: ModelName,
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Raw ECGs or folders.")],
     out: Annotated[Path | None, typer.Option(metavar="CSV", help="Default: the screen.")] = None,
     key_file: Annotated[
@@ -251,8 +257,20 @@ def predict(
         raise typer.Exit(1)
 
 
-def embed(
+def export(
     run: RunPath,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the model, created.")],
+) -> None:
+    """Write a model that can be passed on: weights, config.json, card."""
+    from ecgfast.runs.export import export as write
+    from ecgfast.store.format import refuse_inside_store
+
+    refuse_inside_store(out, "--out")
+    show(write(run, out))
+
+
+def embed(
+    run: ModelName,
     store: StorePath,
     out: Annotated[Path, typer.Option(metavar="FILE", help="A .parquet or .npy file.")],
     pool: Annotated[Pool, typer.Option(help="How a ViT's tokens become features.")] = "mean",
@@ -289,4 +307,4 @@ def reconstruct(
     show(draw(run, store, record_id=record, out=out, leads=names))
 
 
-COMMANDS = (pretrain, finetune, evaluate, reproduce, predict, embed, reconstruct)
+COMMANDS = (pretrain, finetune, evaluate, reproduce, predict, export, embed, reconstruct)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,10 +14,8 @@ from torch import nn
 
 from ecgfast import log
 from ecgfast.config import Config, config_from_dict
-from ecgfast.errors import ConfigError, EcgfastError, FormatError, ResumeError
-from ecgfast.model.build import build_classifier, build_model
-from ecgfast.model.cnn import NUM_FEATURES, SPATIAL_FILTERS, WANG_STRIDES
-from ecgfast.runs.checkpoint_reader import Checkpoint, load_weights, newest
+from ecgfast.errors import ConfigError, EcgfastError, ResumeError
+from ecgfast.runs.checkpoint_reader import newest
 from ecgfast.runs.digests import (
     METRICS,
     RUN_FILES,
@@ -28,19 +25,18 @@ from ecgfast.runs.digests import (
     problem,
     read_facts,
     read_small,
-    read_weights,
 )
 from ecgfast.runs.inference import score_rows
 from ecgfast.runs.meta import RunMeta, contradictions, flat
 from ecgfast.runs.register import FILE as REGISTER
 from ecgfast.runs.register import Register, read_register
-from ecgfast.settings import ModelConfig
+from ecgfast.runs.weights import weights_of_checkpoint, weights_of_file
 from ecgfast.store.reader import StoreReader
 
-Model = TypeVar("Model", bound=nn.Module)
 Curve = tuple[list[float], list[float]]  # steps and values
 WEIGHTS = "best.safetensors"
 RESULT = "result.json"
+EXPORTED, EXPORTED_WEIGHTS, LIBRARY = "config.json", "model.safetensors", "library_name"
 _LOSS_NAMES = {"loss": "training", "val_loss": "held out"}
 
 
@@ -112,21 +108,33 @@ class LoadedRun:
         return curves
 
 
-def load_run(path: Path, store: StoreReader, device: torch.device | None = None) -> LoadedRun:
+def load_run(
+    path: Path,
+    store: StoreReader,
+    device: torch.device | None = None,
+    *,
+    for_tests: bool = True,
+) -> LoadedRun:
     """Load a finished run for use on a store: all but its weights, whose digest is compared.
 
     Args:
-        path: its folder.
+        path: its folder, or that of an exported model where nothing is tested.
         store: that it will be used on.
         device: that scores records; None takes a GPU where there is one.
+        for_tests: whether its answers are tested, so that it must say whom it learned from.
     Raises:
         ConfigError: the store's signals were preprocessed in another way than the run's, or a
-            classifier does not say whom it learned from.
+            classifier that is tested does not say whom it learned from.
         ResumeError: no finished run, or a damaged one.
     """
     load, config, meta = _described(path)
     register = read_register(path)
-    if meta.kind == "finetune" and register is None:
+    if for_tests and is_exported(path):
+        raise ConfigError(
+            f"{path} is an exported model, which does not say whom it learned from, so that "
+            "nothing can be tested; name the folder of the run"
+        )
+    if for_tests and meta.kind == "finetune" and register is None:
         raise ConfigError(
             f"run {path} has no {REGISTER}: an earlier version trained it and did not record which "
             "patients it learned from, so that these could be tested; fine-tune again"
@@ -162,11 +170,16 @@ def name_runs(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
     ]
 
 
+def is_exported(folder: Path) -> bool:
+    """Whether a folder is that of an exported model, and not of a run."""
+    return (folder / EXPORTED).is_file()
+
+
 def load_model(run: Path) -> tuple[nn.Module, Config, RunMeta]:
     """Load what a run has learned, on the CPU in fp32.
 
     Args:
-        run: of `pretrain`, finished or not, or of a finished `finetune`.
+        run: of `pretrain`, finished or not, of a finished `finetune`, or an exported model.
     Returns:
         the model (`MaskedAutoencoder` or `Classifier`) in evaluation mode; the run's settings;
         what the run says about itself.
@@ -180,11 +193,14 @@ def load_model(run: Path) -> tuple[nn.Module, Config, RunMeta]:
 
 def _described(run: Path) -> tuple[Callable[[], nn.Module], Config, RunMeta]:
     """What loads the weights of a run, whose digests are compared here; settings and facts."""
-    if not (run / "config.toml").is_file():
+    if is_exported(run):
+        weights, config, meta = _exported(run)
+    elif not (run / "config.toml").is_file():
         raise ResumeError(
             f"{run} is not the folder of a run: it has no config.toml; check the path"
         )
-    weights, config, meta = _classifier(run) if (run / RESULT).exists() else _autoencoder(run)
+    else:
+        weights, config, meta = _classifier(run) if (run / RESULT).exists() else _autoencoder(run)
 
     def load() -> nn.Module:
         try:
@@ -198,14 +214,33 @@ def _described(run: Path) -> tuple[Callable[[], nn.Module], Config, RunMeta]:
     return load, config, meta
 
 
-def _classifier(run: Path) -> tuple[Callable[[], nn.Module], Config, RunMeta]:
-    where = run / RESULT
+def _exported(folder: Path) -> tuple[Callable[[], nn.Module], Config, RunMeta]:
+    where = folder / EXPORTED
+    facts = _facts(where, again="export it again")
+    if facts.get(LIBRARY) != "ecgfast" or not is_sealed(facts):
+        raise ResumeError(
+            f"{where} describes no model that ecgfast exported, got {LIBRARY} "
+            f"{facts.get(LIBRARY)!r:.40}; take a folder of ecgfast export"
+        )
+    meta = RunMeta.from_facts(facts, where)
+    config = _settings(folder, meta, where)
+    _require_written(folder, facts, where, EXPORTED_WEIGHTS)
+    load = partial(weights_of_file, folder / EXPORTED_WEIGHTS, meta, config, where)
+    return load, config, meta
+
+
+def _facts(where: Path, *, again: str) -> Facts:
     try:
-        facts = read_facts(where)
+        return read_facts(where)
     except LaterFormatError:
         raise
     except ResumeError as error:
-        raise ResumeError(f"{error}; restore it from a copy, or fine-tune again") from error
+        raise ResumeError(f"{error}; restore it from a copy, or {again}") from error
+
+
+def _classifier(run: Path) -> tuple[Callable[[], nn.Module], Config, RunMeta]:
+    where = run / RESULT
+    facts = _facts(where, again="fine-tune again")
     meta = RunMeta.from_facts(facts, where)
     if not is_sealed(facts):
         log.warning(
@@ -214,22 +249,7 @@ def _classifier(run: Path) -> tuple[Callable[[], nn.Module], Config, RunMeta]:
         )
     config = _settings(run, meta, where)
     _require_written(run, facts, where, WEIGHTS)
-    return partial(_best_weights, run, config, len(meta.task.outputs), where), config, meta
-
-
-def _best_weights(run: Path, config: Config, num_outputs: int, where: Path) -> nn.Module:
-    """The classifier of a finished fine-tuning."""
-    _require_plausible_size(config, config.model.kind, (run / WEIGHTS).stat().st_size, where)
-    model = _built(lambda: build_classifier(config, num_outputs=num_outputs), where)
-    try:
-        model.load_state_dict(read_weights(run / WEIGHTS))
-    except FormatError as error:
-        raise ResumeError(str(error)) from error
-    except RuntimeError as error:  # other names or shapes than the model's
-        raise ResumeError(
-            f"weights {run / WEIGHTS} do not fit the model of config.toml; restore both from a copy"
-        ) from error
-    return model
+    return partial(weights_of_file, run / WEIGHTS, meta, config, where), config, meta
 
 
 def _autoencoder(run: Path) -> tuple[Callable[[], nn.Module], Config, RunMeta]:
@@ -242,23 +262,7 @@ def _autoencoder(run: Path) -> tuple[Callable[[], nn.Module], Config, RunMeta]:
     where = checkpoint.path / "meta.json"
     config = _settings(run, checkpoint.meta, where)
     _require_written(run, checkpoint.facts, where)
-    return partial(_newest_weights, checkpoint, config, where), config, checkpoint.meta
-
-
-def _newest_weights(checkpoint: Checkpoint, config: Config, where: Path) -> nn.Module:
-    """The autoencoder of a pretraining's newest checkpoint."""
-    num_bytes = sum(entry["bytes"] for entry in checkpoint.facts["files"].values())
-    _require_plausible_size(config, "autoencoder", num_bytes, where)
-    model = _built(lambda: build_model(config), where)
-    load_weights(checkpoint, model)
-    return model
-
-
-def _built(build: Callable[[], Model], where: Path) -> Model:
-    try:
-        return build()
-    except (ValueError, ArithmeticError, RuntimeError) as error:  # heads that no width holds ...
-        raise ResumeError(f"{where} describes no model: {error}; restore it from a copy") from error
+    return partial(weights_of_checkpoint, checkpoint, config, where), config, checkpoint.meta
 
 
 def _require_written(run: Path, facts: Facts, where: Path, *needed: str) -> None:
@@ -298,32 +302,3 @@ def _settings(run: Path, meta: RunMeta, where: Path) -> Config:
             "from a copy"
         )
     return config
-
-
-def _require_plausible_size(config: Config, kind: str, num_bytes: int, where: Path) -> None:
-    """Refuse settings whose model has more weights than the run's files could hold.
-
-    A model is built before its weights are read: a width of a billion would take all memory.
-    """
-    least = 4 * _least_weights(config.model, kind)
-    if least > num_bytes:
-        raise ResumeError(
-            f"{where} describes a model of at least {least:,} bytes, its weights have "
-            f"{num_bytes:,}; restore both from a copy"
-        )
-
-
-def _least_weights(model: ModelConfig, kind: str) -> int:
-    """Lower bound of a model's weights: its largest matrices and its positions."""
-    if kind == "cnn":
-        return SPATIAL_FILTERS * (NUM_FEATURES * (model.num_timesteps // 256) + model.num_leads)
-    if kind == "resnet1d_wang":
-        return len(WANG_STRIDES) * 8 * model.filters**2  # kernels of 5 and 3 in each block
-
-    def transformer(depth: int, width: int) -> int:
-        return (12 * depth * width + model.num_patches) * width
-
-    encoder = transformer(model.encoder_depth, model.encoder_width)
-    if kind == "vit":
-        return encoder
-    return encoder + transformer(model.decoder_depth, model.decoder_width)

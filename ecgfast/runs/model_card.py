@@ -30,21 +30,47 @@ def model_card(meta: RunMeta, result: Facts, num_parameters: int) -> str:
         result: content of its result.json.
         num_parameters: of the classifier.
     """
+    return _filled(meta, result, num_parameters, weights="best.safetensors", settings="config.toml")
+
+
+def exported_card(meta: RunMeta, learned: Facts, num_parameters: int) -> str:
+    """Fill the card of an exported model, with the front matter that the hub reads.
+
+    Args:
+        meta: as it is passed on.
+        learned: of a classifier the content of its result.json; of a pretraining its `step`, and
+            `num_records`, None where the run does not say.
+        num_parameters: of the model.
+    """
+    tags = ["ecg", "electrocardiography", "medical"]
+    front = ["---", "library_name: ecgfast", "tags:", *(f"- {tag}" for tag in tags), "---", ""]
+    card = _filled(
+        meta, learned, num_parameters, weights="model.safetensors", settings="config.json"
+    )
+    return "\n".join(front) + "\n" + card
+
+
+def _filled(
+    meta: RunMeta, learned: Facts, num_parameters: int, *, weights: str, settings: str
+) -> str:
     identity: Mapping[str, Any] = meta.identity
     template = files("ecgfast.runs").joinpath("model_card.md.j2").read_text("utf-8")
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
     environment.filters["number"] = lambda value: "none" if value is None else f"{value:.3g}"
+    is_classifier = meta.kind == "finetune"
     return environment.from_string(template).render(
-        **{name: result[name] for name in ("learning_rate", "epoch", "batch_size", "val_loss")},
-        val_auroc=result["val_auroc"],
+        learned=learned,
+        is_classifier=is_classifier,
+        weights=weights,
+        settings=settings,
         **{name: identity.get(name) for name in ("preset", "store", "fold")},
         **{name: meta.preprocessing.store[name] for name in ("window", "short")},
         name=meta.name,
         target=meta.target,
         version=version("ecgfast"),
-        architecture=_ARCHITECTURES[meta.model],
+        architecture=_ARCHITECTURES[meta.model if is_classifier else "vit"],
         num_parameters=num_parameters,
         recipe=identity.get("recipe") or "none",
         init=meta.init,
@@ -55,10 +81,10 @@ def model_card(meta: RunMeta, result: Facts, num_parameters: int) -> str:
         select=meta.select or "all",
         seed=identity["train.seed"],
         label_fraction=identity["finetune.label_fraction"],
-        counts=result["counts"],
-        initial_tensors=result["initial_tensors"],
-        outputs=[{"name": name, **facts} for name, facts in (result.get("outputs") or {}).items()],
+        mask_ratio=identity["mask.ratio"],
+        batch_size=identity["train.batch_size"],
+        outputs=[{"name": name, **facts} for name, facts in learned.get("outputs", {}).items()],
         thresholds=[
-            (_THRESHOLDS[name], value) for name, value in result.get("thresholds", {}).items()
+            (_THRESHOLDS[name], value) for name, value in learned.get("thresholds", {}).items()
         ],
     )

@@ -16,6 +16,7 @@ from ecgfast.errors import ConfigError
 from ecgfast.model.attention_choice import Shape, shapes_of
 from ecgfast.model.build import build_classifier
 from ecgfast.runs.digests import METRICS, RUN_FILES, entries, read_weights, sealed
+from ecgfast.runs.export import located
 from ecgfast.runs.inference import score_rows
 from ecgfast.runs.loading import RESULT, WEIGHTS
 from ecgfast.runs.meta import Preprocessing, RunMeta, flat
@@ -118,7 +119,7 @@ def _config(
 ) -> Config:
     """The settings of a fine-tuning; those that its kind of model ignores are named."""
     if preset is None:
-        settings_of_run = Path(init, "config.toml")
+        settings_of_run = located(init) / "config.toml"
         if settings_of_run.is_file():
             preset = settings_of_run
         elif model not in (None, "vit"):

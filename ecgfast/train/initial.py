@@ -15,6 +15,7 @@ from ecgfast.errors import ConfigError, FormatError
 from ecgfast.model.classifier import Classifier, encoder_state
 from ecgfast.model.vit import Encoder
 from ecgfast.runs.digests import read_weights
+from ecgfast.runs.export import located
 from ecgfast.runs.loading import load_model
 from ecgfast.runs.meta import Preprocessing
 from ecgfast.runs.register import Origin, Register, read_register
@@ -53,8 +54,8 @@ def read_initial(init: str, config: Config) -> Initial:
     """Read the weights that `--init` names.
 
     Args:
-        init: a pretraining run's folder, a .safetensors or .pth file with the reference names,
-            "imagenet-mae", or "random".
+        init: a pretraining run, exported or not, as `located` names it; a .safetensors or .pth
+            file with the reference names, "imagenet-mae", or "random".
         config: of the classifier; convolutional baselines start at random only.
     Raises:
         ConfigError: no such run or file, or the weights do not fit what is asked for.
@@ -66,7 +67,7 @@ def read_initial(init: str, config: Config) -> Initial:
         raise ConfigError(f"--init of a {config.model.kind} must be 'random', got {init!r}")
     if init == "imagenet-mae":
         return _from_imagenet(read_weights(imagenet_file(config)), config)
-    path = Path(init)
+    path = located(init)
     if path.is_dir():
         pretrained, _, meta = load_model(path)
         if meta.kind != "pretrain":
@@ -74,7 +75,10 @@ def read_initial(init: str, config: Config) -> Initial:
         state = encoder_state(pretrained.state_dict())
         register = read_register(path)
         if register is None:
-            log.warning(f"{path} does not say whose ECGs it read: an earlier version trained it")
+            log.warning(
+                f"{path} does not say whose ECGs it read: it was exported, or an earlier version "
+                "trained it"
+            )
         return Initial(
             encoder=state,
             preprocessing=meta.preprocessing,
@@ -83,8 +87,8 @@ def read_initial(init: str, config: Config) -> Initial:
         )
     if not path.is_file():
         raise ConfigError(
-            f"--init must be a run, a .safetensors or .pth file, imagenet-mae or random, got "
-            f"{init!r}, which does not exist"
+            f"--init must be a run, a .safetensors or .pth file, hf://OWNER/NAME, imagenet-mae or "
+            f"random, got {init!r}, which does not exist"
         )
     return Initial(encoder=encoder_state(read_weights(path)), origin="unknown")
 

@@ -17,6 +17,7 @@ from ecgfast.config import load_config
 from ecgfast.errors import ConfigError, EcgfastError
 from ecgfast.labels.commands import label_store
 from ecgfast.predict import Predictor, write_predictions
+from ecgfast.predictor import EcgModel
 from ecgfast.runs.inference import check_weights
 from ecgfast.runs.loading import load_run
 from ecgfast.store.reader import open_store
@@ -219,9 +220,7 @@ def test_weights_that_are_no_numbers_are_refused() -> None:
 def test_a_score_that_is_no_number_is_said_and_finds_nothing(
     run: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        Predictor, "probabilities", lambda _, digits, windows: np.full(len(windows), np.nan)
-    )
+    monkeypatch.setattr(EcgModel, "scores", lambda _, patches: np.full(len(patches), np.nan))
     write_predictions(run, [store.with_name("in") / "r00.hea"], tmp_path / "out.csv")
     line = lines_of(tmp_path / "out.csv")["r00"]
     assert (line["probability"], line["finding"]) == ("", "")

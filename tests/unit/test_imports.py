@@ -22,6 +22,7 @@ LAYERS: tuple[set[str], ...] = (
     {"demo_plan"},
     {"bench"},
     {"train", "embedding", "evaluate", "predict"},
+    {"predictor"},
     {"runs"},
     {"data", "model"},
     {"convert"},

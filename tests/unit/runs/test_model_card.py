@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from jinja2 import UndefinedError
 
 from ecgfast.config import load_config
 from ecgfast.data.normalise import Normalisation
@@ -80,5 +81,5 @@ def test_a_path_of_the_first_weights_stays_out() -> None:
 
 
 def test_what_the_run_does_not_know_is_an_error_and_no_gap() -> None:
-    with pytest.raises(KeyError, match="val_loss"):
+    with pytest.raises(UndefinedError, match="val_loss"):
         model_card(meta_of(), {k: v for k, v in RESULT.items() if k != "val_loss"}, 1)
