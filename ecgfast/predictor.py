@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from ecgfast_kernels.codec import lead_statistics, patches_from_int16
+from ecgfast_kernels.codec.signals import fingerprints
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from ecgfast.config import Config
+from ecgfast.convert.measures import LEAST_TIMESTEPS
 from ecgfast.convert.preprocess import Samples, Window, cut, to_samples
+from ecgfast.convert.quality import quality_of
 from ecgfast.data.normalise import LeadStatistics
 from ecgfast.errors import ConfigError, FormatError
 from ecgfast.model.classifier import Classifier
@@ -22,6 +25,7 @@ from ecgfast.runs.export import located
 from ecgfast.runs.inference import check_weights, predictions
 from ecgfast.runs.loading import load_model as load_run_model
 from ecgfast.runs.meta import RunMeta
+from ecgfast.store.quality import default_limits
 
 
 class EcgModel(nn.Module):
@@ -79,7 +83,7 @@ class EcgModel(nn.Module):
         Returns:
             (n, 240, 256) fp16 on the CPU, normalised as the run's training records were.
         """
-        signal_nCT, valid_nCT = stacked(windows)
+        signal_nCT, valid_nCT = _stacked(windows)
         mean_nC, std_nC = lead_statistics(signal_nCT, valid_nCT)
         shape = mean_nC.shape
         statistics = LeadStatistics(
@@ -167,10 +171,27 @@ def load_model(name: str | Path) -> EcgModel:
     return EcgModel(model, config, meta).eval()
 
 
-def stacked(windows: Sequence[Window]) -> tuple[NDArray[np.int16], NDArray[np.bool_] | None]:
+def _stacked(windows: Sequence[Window]) -> tuple[NDArray[np.int16], NDArray[np.bool_] | None]:
     """Signals (n, 12, T) in ADC units, and which timesteps are valid; None where all are."""
     signal_nCT = np.stack([window.signal for window in windows])
     if all(window.valid is None for window in windows):
         return signal_nCT, None
     full = np.ones(signal_nCT.shape[1:], dtype=bool)
     return signal_nCT, np.stack([full if w.valid is None else w.valid for w in windows])
+
+
+def signal_checks(samples: Samples, windows: Sequence[Window]) -> list[list[str]]:
+    """What the signal checks of convert find in each window, by their default limits.
+
+    Args:
+        samples: a recording.
+        windows: of it.
+    """
+    signal_nCT, valid_nCT = _stacked(windows)
+    scale_nC, offset_nC = (
+        np.broadcast_to(each, signal_nCT.shape[:2])
+        for each in (samples.scale_uv, samples.offset_adc)
+    )
+    correlation = fingerprints(signal_nCT, least_timesteps=LEAST_TIMESTEPS).correlation
+    rows = quality_of(signal_nCT, valid_nCT, scale_nC, offset_nC, correlation, default_limits())
+    return [[*filter(None, row["quality"].split(";"))] for row in rows]

@@ -246,12 +246,18 @@ def predict(
         Path | None,
         typer.Option(help="Pseudonym key of the run's store: recognises its patients."),
     ] = None,
+    average: Annotated[
+        bool,
+        typer.Option(
+            "--average", help="One line a file: the mean of all its windows, and their spread."
+        ),
+    ] = False,
 ) -> None:
     """Write a probability for each raw ECG file."""
     from ecgfast import log
     from ecgfast.predict import write_predictions
 
-    done = write_predictions(run, files, out, key_file=key_file)
+    done = write_predictions(run, files, out, key_file=key_file, average=average)
     if done.num_refused == done.num_files:
         log.warning("no file could be scored; the column note says why for each")
         raise typer.Exit(1)

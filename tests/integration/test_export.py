@@ -270,6 +270,7 @@ def hub(folder: Path) -> Iterator[str]:
         thread.join()
 
 
+@pytest.mark.slow  # five processes that import torch
 def test_a_model_of_the_hub_is_fetched_once(shared: Path, tmp_path: Path) -> None:
     code = """
 import sys, torch, ecgfast

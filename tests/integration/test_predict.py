@@ -12,6 +12,7 @@ import pytest
 import torch
 from recordings import KEY, convert_quietly, ecg_like, write_wfdb
 
+import ecgfast
 from ecgfast.cli import main
 from ecgfast.config import load_config
 from ecgfast.errors import ConfigError, EcgfastError
@@ -245,3 +246,55 @@ def test_a_reader_that_has_enough_ends_predict_quietly(run: Path, store: Path) -
         said = process.stderr.read().decode()
     assert "error" not in said.lower()
     assert "Traceback" not in said
+
+
+def test_windows_of_a_recording_are_averaged_and_their_spread_is_shown(
+    run: Path, store: Path, tmp_path: Path
+) -> None:
+    source = store.with_name("in")
+    files = [source / f"r0{number}.hea" for number in (0, 2, 6)]  # 10 s; 25 s, one with a gap
+    write_wfdb(tmp_path / "gap", np.full((12, 5000), -32768, np.int16))
+    files.append(tmp_path / "gap.hea")
+    write_predictions(run, files, tmp_path / "windows.csv")
+    single = table(tmp_path / "windows.csv")
+    command = ["predict", str(run), *map(str, files), "--average"]
+    assert main([*command, "--out", str(tmp_path / "mean.csv")]) == 0
+    lines = lines_of(tmp_path / "mean.csv")
+    assert sorted(lines) == ["gap", "r00", "r02", "r06"]
+    first, second = (float(single["r06", start]["probability"]) for start in (0.0, 10.0))
+    assert first != second
+    mean = lines["r06"]
+    assert mean["windows"] == "2"
+    assert float(mean["probability"]) == pytest.approx((first + second) / 2, abs=2e-6)
+    assert float(mean["sd"]) == pytest.approx(abs(first - second) / 2**0.5, abs=2e-6)
+    assert [float(mean[name]) for name in ("lowest", "highest")] == sorted([first, second])
+    found = float(mean["probability"]) >= float(mean["threshold"])
+    assert mean["finding"] == ("yes" if found else "no")
+    assert "windows_left_out" not in mean["note"].split()
+    for name, words in (("r00", False), ("r02", True)):  # one window each
+        line = lines[name]
+        assert (line["windows"], line["sd"]) == ("1", "")
+        assert line["probability"] == single[name, 0.0]["probability"] == line["lowest"]
+        assert ("windows_left_out" in line["note"].split()) is words
+    gap = lines["gap"]
+    assert [gap[name] for name in ("probability", "windows", "lowest")] == ["", "0", ""]
+    assert "marked invalid" in gap["note"]
+
+
+@pytest.mark.parametrize("rate_hz", [250, 1000])
+def test_other_rates_are_resampled_as_in_the_store(run: Path, tmp_path: Path, rate_hz: int) -> None:
+    """The same smooth ECG at another rate, and the store that convert makes of it."""
+    seconds = np.arange(10 * rate_hz) / rate_hz
+    waves = [np.sin(2 * np.pi * (1 + lead / 4) * seconds + lead) for lead in range(12)]
+    write_wfdb(tmp_path / "in/r", np.rint(1000 * np.array(waves)).astype(np.int16), rate=rate_hz)
+    convert_quietly([tmp_path / "in"], tmp_path / "store", short="pad", window="all")
+    opened = open_store(tmp_path / "store")
+    (expected,) = load_run(run, opened).probabilities(opened, np.arange(1))
+    write_predictions(run, [tmp_path / "in"], tmp_path / "out.csv")
+    line = lines_of(tmp_path / "out.csv")["r"]
+    assert float(line["probability"]) == pytest.approx(expected, abs=2e-5)
+    assert "resampled" in line["note"].split()
+    at_500 = np.arange(5000) / 500
+    same = [1000 * np.sin(2 * np.pi * (1 + lead / 4) * at_500 + lead) for lead in range(12)]
+    (of_500,) = EcgModel.predict(ecgfast.load_model(run), np.array(same) * 4.88)
+    assert float(line["probability"]) == pytest.approx(of_500, abs=5e-3)

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,15 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ecgfast.config import load_config
 from ecgfast.convert import convert
+from ecgfast.convert.preprocess import read_windows
+from ecgfast.data.loader import build_loader
 from ecgfast.errors import ConfigError, ResumeError
 from ecgfast.evaluate.report import evaluate
+from ecgfast.ingest.inventory import discover
 from ecgfast.labels.commands import label_store
-from ecgfast.predict import write_predictions
+from ecgfast.predict import predict, write_predictions
+from ecgfast.predictor import load_model
+from ecgfast.runs.export import export
 from ecgfast.runs.loading import load_run
 from ecgfast.runs.outputs import register_of_output
 from ecgfast.runs.register import read_register
@@ -104,6 +110,59 @@ def test_predict_has_a_line_of_each_target(both: Path, store: Path, tmp_path: Pa
     outputs = json.loads((both / "result.json").read_text())["outputs"]
     youden = [outputs[name]["thresholds"]["youden"] for name in TARGETS]
     assert [float(line["threshold"]) for line in lines] == pytest.approx(youden, abs=1e-6)
+
+
+def test_an_exported_model_has_each_target_bit_for_bit(
+    both: Path, store: Path, tmp_path: Path
+) -> None:
+    shared = export(both, tmp_path / "shared")
+    opened = open_store(store)
+    rows = np.arange(len(opened))
+    ours, theirs = (
+        load_run(each, opened, for_tests=False).probabilities(opened, rows)
+        for each in (both, shared)
+    )
+    assert ours.shape == (len(rows), 2)
+    assert np.array_equal(ours, theirs)
+    assert len(np.unique(ours)) > 30  # a model that tells records and targets apart
+    model = load_model(shared)
+    outputs = json.loads((both / "result.json").read_text())["outputs"]
+    assert list(model.thresholds.items()) == [
+        (name, outputs[name]["thresholds"]["youden"]) for name in TARGETS
+    ]
+    (first,) = build_loader(opened, batch_size=8, select=rows[:8], shuffle=False, drop_last=False)
+    assert np.array_equal(model.scores(first.patches), load_model(both).scores(first.patches))
+    card = (shared / "README.md").read_text()
+    assert all(f"| {name} | " in card for name in TARGETS)
+    files = [store.with_name("source") / f"r00{number}.npy" for number in (0, 1)]
+    assert [replace(each, note="") for each in predict(shared, files)] == [
+        replace(each, note="") for each in predict(both, files)
+    ]  # but for the note: whom the run learned from is not known
+
+
+def test_windows_are_averaged_target_by_target(both: Path, tmp_path: Path) -> None:
+    at = np.arange(10_000) / 500
+    waves = [1000 * (1 + at / 10) * np.sin(2 * np.pi * (1 + at / 9) * at + n) for n in range(12)]
+    np.save(tmp_path / "long.npy", np.rint(waves).astype(np.int16))
+    (tmp_path / "long.json").write_text('{"sampling_rate_hz": 500, "scale_uv": 1.0}')
+    model, out = load_model(both), tmp_path / "out.csv"
+    write_predictions(both, [tmp_path / "long.npy"], out, average=True)
+    with out.open() as file:
+        lines = list(csv.DictReader(file))
+    (item,) = discover([tmp_path / "long.npy"])
+    found = read_windows(item, window="all", short="quarantine")
+    scores = model.scores(model.prepare(found.samples, found.windows))
+    assert scores.shape == (2, 2)
+    assert [line["target"] for line in lines] == TARGETS
+    assert [line["windows"] for line in lines] == ["2", "2"]
+    for number, line in enumerate(lines):
+        mine = scores[:, number]
+        assert float(line["probability"]) == pytest.approx(mean := mine.mean(), abs=1e-6)
+        assert float(line["sd"]) == pytest.approx(mine.std(ddof=1), abs=1e-6)
+        assert float(line["lowest"]) == pytest.approx(mine.min(), abs=1e-6)
+        threshold = model.thresholds[TARGETS[number]]
+        assert float(line["threshold"]) == pytest.approx(threshold, abs=1e-6)
+        assert line["finding"] == ("yes" if mean >= threshold else "no")
 
 
 def test_other_targets_are_another_run(both: Path, store: Path, tiny: Path, tmp_path: Path) -> None:
