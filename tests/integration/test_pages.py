@@ -57,6 +57,7 @@ NOT_RUN = {
         "[finetune]": "settings, which tests/unit/test_docs.py compares with the code",
         "--standalone": GPU,
         "--nnodes": CLUSTER,
+        "load_model": "needs a model; tests/integration/test_export.py makes one and asks it",
     },
 }
 # Paths of a page, and what the prepared folder has for them.
