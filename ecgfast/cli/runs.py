@@ -25,7 +25,7 @@ Select = Annotated[
     typer.Option(
         metavar="EXPR",
         help="Records to use, such as 'site=1 and age>=18'; comparisons < <= > >= = != and ~ "
-        "(contains), or 'site in (1, 2)', joined by 'and'. Default: all.",
+        "(contains), or 'site in (1, 2)', joined by and, or, not and brackets. Default: all.",
     ),
 ]
 Settings = Annotated[

@@ -12,7 +12,7 @@ from ecgfast.evaluate.operating import Calibration, OperatingPoint, Recalibratio
 from ecgfast.evaluate.planning import POOLED
 from ecgfast.evaluate.results import CohortResult, Results
 from ecgfast.evaluate.views import Table, View
-from ecgfast.labels.selection import parse
+from ecgfast.labels.expression import Clause, Expression, Junction, Negation, parse
 
 _AS_GIVEN, _CORRECTED = "as the network gives them", "recalibrated on validation"
 _COMPARED = {
@@ -31,10 +31,17 @@ _UNITS = {"ejection_fraction": " %"}
 
 def in_words(target: str) -> str:
     """A target as a reader says it, such as "ejection fraction below 40 %"."""
-    return " and ".join(
-        f"{clause.column.replace('_', ' ')} {_COMPARED[clause.op]} {clause.value}"
-        f"{_UNITS.get(clause.column, '')}"
-        for clause in parse(target)
+    return _said(parse(target))
+
+
+def _said(part: Expression) -> str:
+    match part:
+        case Clause(column=column, op=op, value=value):
+            return f"{column.replace('_', ' ')} {_COMPARED[op]} {value}{_UNITS.get(column, '')}"
+        case Negation(part=inner):
+            return f"not ({_said(inner)})"
+    return f" {part.word} ".join(
+        f"({_said(inner)})" if isinstance(inner, Junction) else _said(inner) for inner in part.parts
     )
 
 

@@ -14,7 +14,7 @@ from typer.main import get_command
 
 from ecgfast.cli import app, main
 from ecgfast.config import load_config
-from ecgfast.labels.selection import parse
+from ecgfast.labels.expression import Clause, parse
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
@@ -110,10 +110,10 @@ def test_select_names_its_operators_and_set_a_setting(capsys: pytest.CaptureFixt
         assert main([name, "--help"]) == 0
         page = " ".join(capsys.readouterr().out.split())
         (example,) = re.findall(r"Records to use, such as '(.+?)'", page)
-        assert " and ".join(map(str, parse(example))) == example
+        assert str(parse(example)) == example
         (operators,) = re.findall(r"comparisons (.+?) \(contains\)", page)
         for operator in operators.replace(" and", "").split():
-            assert parse(f"age{operator}18")[0].op == operator
+            assert parse(f"age{operator}18") == Clause(column="age", op=operator, value="18")
         assert operators.replace(" and", "").split() == ["<", "<=", ">", ">=", "=", "!=", "~"]
         (setting,) = re.findall(r"Change a setting of the preset, such as (\S+);", page)
         assert load_config("demo", [setting]).train.batch_size == 64

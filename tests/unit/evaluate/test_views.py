@@ -156,6 +156,8 @@ def test_a_target_in_words() -> None:
     assert findings.in_words("ejection_fraction<40") == "ejection fraction below 40 %"
     assert findings.in_words("nyha in (3, 4)") == "nyha one of 3, 4"
     assert findings.in_words("lvh=1 and age>=60") == "lvh = 1 and age of at least 60"
+    words = findings.in_words("(lvh=1 or hf=1) and not (age<18 or nyha=4)")
+    assert words == "(lvh = 1 or hf = 1) and not (age below 18 or nyha = 4)"
 
 
 def test_the_finding_names_cohort_difference_and_counts() -> None:
