@@ -44,6 +44,7 @@ NOT_RUN = {
         "--run 3": GPU,
         "--run 4": GPU,
     },
+    "quickstart.md": {"docker run": "needs Docker"},
     "reproduce.md": {
         "reproduce cohort": GPU,
         "[[pretraining]]": "a plan, which `test_the_plan_of_the_page_is_one` reads",

@@ -52,6 +52,15 @@ def test_every_page_of_the_docs_is_linked_from_the_readme() -> None:
         assert f"(docs/{page.name}" in text, f"README.md does not lead to {page.name}"
 
 
+def test_the_image_is_made_of_files_that_are_there() -> None:
+    copied = re.findall(r"^COPY (.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    names = " ".join(copied).split()
+    assert {"pyproject.toml", "ecgfast", "kernels"} < set(names)
+    assert all((ROOT / name).exists() for name in names)
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert sorted(line[1:] for line in ignored if line.startswith("!")) == sorted(names)
+
+
 def test_the_python_of_the_readme_runs_without_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
