@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from ecgfast.cli import main
 from ecgfast.convert import convert
+from ecgfast.evaluate import cohort
 from ecgfast.ingest.synthetic import write_cohort
 from ecgfast.runs.digests import RUN_FILES, entries, sealed
 
@@ -316,7 +317,7 @@ def test_ctrl_c_says_how_to_go_on(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ecgfast.evaluate.cohort.describe", interrupted)
+    monkeypatch.setattr(cohort, "describe", interrupted)
     assert main(["info", str(store)]) == 130
     (line,) = capsys.readouterr().err.splitlines()
     assert "the same command" in line

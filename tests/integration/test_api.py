@@ -8,6 +8,7 @@ import runpy
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,15 @@ def test_a_study_by_functions_equals_the_commands_and_leaves_the_process_alone(
     assert (tmp_path / "ecg.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As a notebook has it: a shell's background jobs ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_of_a_notebook_saves_and_is_a_keyboard_interrupt(
     store: Path, tiny: Path, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from recordings import convert_quietly, ecg_like, snapshot, write_wfdb
 
 import ecgfast
+from ecgfast.convert import run
 from ecgfast.convert.work import FREE_TEXT, OTHERS, stored_labels
 from ecgfast.errors import ResumeError
 
@@ -94,7 +95,7 @@ def test_another_choice_is_another_store(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ecgfast.convert.run.run_units", stop)
+        patch.setattr(run, "run_units", stop)
         with pytest.raises(KeyboardInterrupt):
             convert_quietly([source], tmp_path / "store")
     with pytest.raises(ResumeError, match=r"begun with columns = \[\], got \['qrs_ms'\]"):

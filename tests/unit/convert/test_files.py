@@ -9,7 +9,7 @@ from recordings import convert_quietly, ecg_like, snapshot, write_cohort, write_
 
 import ecgfast
 from ecgfast.cli import main
-from ecgfast.convert import convert
+from ecgfast.convert import convert, run
 from ecgfast.errors import ConfigError, CorruptStoreError
 from ecgfast.evaluate.cohort import describe
 from ecgfast.labels.commands import label_store
@@ -98,7 +98,7 @@ def test_counts_are_those_of_the_first_start(
         raise ConfigError("stopped here")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ecgfast.convert.run.run_units", full)
+        patch.setattr(run, "run_units", full)
         with pytest.raises(ConfigError, match="stopped here"):
             convert_quietly([source], broken)
     (source / "later.xml").write_bytes(b"")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from recordings import convert_quietly, ecg_like, write_wfdb
 
+from ecgfast.convert import run
 from ecgfast.errors import ConfigError, ResumeError
 
 
@@ -20,7 +21,7 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise ConfigError("stopped here")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ecgfast.convert.run.run_units", stop)
+        patch.setattr(run, "run_units", stop)
         with pytest.raises(ConfigError, match="stopped here"):
             convert_quietly([tmp_path / "in"], tmp_path / "store")
     return tmp_path / "store.convert"

@@ -64,7 +64,7 @@ def meta_of(target: str) -> SimpleNamespace:
 
 def said_of(register: Register, store: StoreReader, tested: list[int]) -> list[str]:
     run: Any = SimpleNamespace(name="ViT", meta=meta_of("ejection_fraction<40"), register=register)
-    results: Any = SimpleNamespace(plan=plan_of({"ViT": np.array(tested)}))
+    results: Any = plan_of({"ViT": np.array(tested)})
     return disclosures(store, [run], results)
 
 
@@ -101,7 +101,7 @@ def test_a_run_is_told_of_the_records_that_test_it(tmp_path: Path) -> None:
     two = SimpleNamespace(name="CNN", meta=meta_of("x=1"), register=Register.of(store, taught))
     pretraining = SimpleNamespace(name="Pretraining", meta=meta_of(""), register=encoder)
     rows = {"ViT": np.array([4, 5]), "CNN": np.array([4, 5, 13, 14])}
-    results: Any = SimpleNamespace(plan=plan_of(rows))
+    results: Any = plan_of(rows)
     runs: Any = [one, two, pretraining]
     assert disclosures(store, runs, results) == [
         "Pretraining read, without labels, ECGs of the patients of 2 of the 4 tested records."

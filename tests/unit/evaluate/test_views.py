@@ -11,7 +11,7 @@ import pytest
 from report_pages import fixed, html_of, nobody
 from two_hospitals import TARGET
 
-from ecgfast.evaluate import findings, planning, report, views
+from ecgfast.evaluate import findings, planning, tables, views
 from ecgfast.evaluate.discrimination import PairedTest
 from ecgfast.evaluate.results import Results, summarise
 
@@ -204,12 +204,12 @@ def test_a_report_names_its_versions() -> None:
 
 def test_table_3_in_three_formats_says_what_its_data_are() -> None:
     table = views.Table(header=("cohort", "A|B"), rows=[("site_1 50 %", "0.9"), ("=x, y", "-")])
-    text = report.markdown(table, "SYNTHETIC data")
+    text = tables.markdown(table, "SYNTHETIC data")
     assert text == (
         "SYNTHETIC data\n\n| cohort | A\\|B |\n| --- | ---: |\n| site_1 50 % | 0.9 |\n"
         "| =x, y | - |\n"
     )
-    assert report.csv_text(table, "d") == ("data,cohort,A|B\nd,site_1 50 %,0.9\nd,\"'=x, y\",'-\n")
-    lines = report.latex(table, "a_b").split("\n")
+    assert tables.csv_text(table, "d") == ("data,cohort,A|B\nd,site_1 50 %,0.9\nd,\"'=x, y\",'-\n")
+    lines = tables.latex(table, "a_b").split("\n")
     assert lines[1] == r"\caption{a\_b}"
     assert r"site\_1 50 \% & 0.9 \\" in lines
