@@ -99,11 +99,9 @@ class Cohort:
         The part is drawn by NORM, is the same for every model, and the smaller within the larger.
         """
         train = np.flatnonzero(self.fold != fold)
-        is_case = np.zeros(len(self.store), dtype=bool)
-        is_case[self.rows] = self.is_case[:, 0]
-        everyone = Labelled(
-            is_case=is_case, train=self.rows[train], valid=self.rows[:0], num_unknown=0
-        )
+        truth = np.zeros((len(self.store), 1))
+        truth[self.rows, 0] = self.is_case[:, 0]
+        everyone = Labelled(truth=truth, train=self.rows[train], valid=self.rows[:0], num_unknown=0)
         kept = label_subset(self.store.records, everyone, fraction=fraction, seed=seed).train
         return np.flatnonzero(np.isin(self.rows, kept))
 

@@ -36,12 +36,12 @@ class Line:
     settings: tuple[str, ...] = ()
 
 
-_FROZEN = ("finetune.frozen=true", "finetune.learning_rates=[3e-3]", "finetune.epochs=10")
+_FROZEN = ("finetune.frozen=true", "finetune.learning_rates=[3e-3]", "finetune.epochs=8")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoPlan:
-    """How much the demo does; the defaults take two cores some fifteen minutes.
+    """How much the demo does; the defaults take two cores some ten minutes.
 
     Attributes:
         num_records: of the cohort; the first of its hospitals has two shares, every other one.
@@ -77,7 +77,7 @@ class DemoPlan:
     num_seeds: int = 3
     pretraining: tuple[str, ...] = (
         "train.batch_size=8",
-        "train.epochs=14",
+        "train.epochs=12",
         "mask.norm_patch_loss=false",  # flat patches, most of a record, would else weigh as QRS do
         "optim.base_lr=0.064",  # 2e-3
         "optim.warmup_epochs=0.5",
@@ -98,7 +98,7 @@ class DemoPlan:
             folder="vit-pretrained",
             preset="demo",
             init="pretrained",
-            settings=("finetune.probe_epochs=10", "finetune.probe_lr=3e-3"),
+            settings=("finetune.probe_epochs=5", "finetune.probe_lr=3e-3"),
         ),
         Line(
             name="ViT, random init",
@@ -106,7 +106,7 @@ class DemoPlan:
             preset="demo",
             init="random",
         ),
-        Line(name="CNN", folder="cnn", preset="resnet1d_wang", init="random"),
+        Line(name="CNN", folder="cnn", preset="resnet1d_small", init="random"),
     )
     frozen: tuple[Line, ...] = (
         Line(

@@ -46,6 +46,7 @@ def main(path: str, engine: str, *cache: str) -> None:
         digest = hashlib.sha256()
         for batch in loader:
             digest.update(batch.record_index.numpy().tobytes() + batch.patches.numpy().tobytes())
+        dist.barrier()  # a share is half of a page only while both have read it
         own = (digest.hexdigest(), *shared_bytes())
         every = [own] * ranks.world_size
         dist.all_gather_object(every, own)
