@@ -1,49 +1,25 @@
 """Supervised training of a classifier, from a store to a run folder."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ecgfast import log
 from ecgfast.config import Config, Overrides, ignored_settings, load_config
-from ecgfast.data.normalise import Normalisation, cohort_statistics
 from ecgfast.errors import ConfigError
 from ecgfast.model.attention_choice import Shape, shapes_of
-from ecgfast.model.build import build_classifier
-from ecgfast.runs.digests import METRICS, RUN_FILES, entries, read_weights, sealed
+from ecgfast.runs.digests import Facts
 from ecgfast.runs.export import located
-from ecgfast.runs.inference import score_rows
-from ecgfast.runs.loading import RESULT, WEIGHTS
-from ecgfast.runs.meta import Preprocessing, RunMeta, flat
-from ecgfast.runs.model_card import FILE as CARD
-from ecgfast.runs.model_card import model_card
-from ecgfast.runs.outputs import with_outputs
-from ecgfast.runs.register import FILE as REGISTER
-from ecgfast.runs.register import (
-    Register,
-    with_encoder,
-    with_validation,
-    write_register,
-)
-from ecgfast.runs.roc import auroc, sensitivity_threshold, youden_threshold
-from ecgfast.runs.task import Task, task_of
-from ecgfast.store.durable import RESUME, write_durably
+from ecgfast.runs.task import task_of
 from ecgfast.store.format import refuse_inside_store
 from ecgfast.train import run_folder
-from ecgfast.train.dataset import Lesson, labelled_records
+from ecgfast.train.classify import Asked, Start, begin, write_result
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.guards import clear_errors
-from ecgfast.train.initial import (
-    Initial,
-    initial_name,
-    read_initial,
-    require_same_preprocessing,
-)
 from ecgfast.train.microbatch import rank_share, require_divisor
 from ecgfast.train.run_folder import Session, resolve_attention, resolve_precision
 from ecgfast.train.schedule import Progress
@@ -95,21 +71,21 @@ def finetune(
     """
     out = Path(out)
     refuse_inside_store(out, "--out")
-    config = _config(str(init), preset, model, recipe, settings, device)
+    config = settings_of(str(init), preset, model, recipe, settings, device)
     task = task_of("binary", [target] if isinstance(target, str) else target)
-    asked = _Asked(init=str(init), task=task, select=select, fold=fold)
+    asked = Asked(init=str(init), task=task, select=select, fold=fold)
     with run_folder.session(config, store, out, resume=resume, device=device) as session:
-        sweep, register = _prepare(asked, session)
+        sweep, start = _prepare(asked, session)
         with clear_errors(out, session.ranks, microbatch=sweep.microbatch):
             progress = sweep.run()
             if progress is not None:
                 if session.ranks.is_main:
-                    _write_result(sweep, progress, register)
+                    write_result(session, start, _chosen(sweep, progress))
                 session.ranks.barrier()
     return out
 
 
-def _config(
+def settings_of(
     init: str,
     preset: str | Path | Config | None,
     model: ModelKind | None,
@@ -135,52 +111,31 @@ def _config(
     return config
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """What `finetune` was asked to learn, beside its settings."""
-
-    init: str
-    task: Task
-    select: str | None
-    fold: int | None
-
-
-def _prepare(asked: _Asked, session: Session) -> tuple[Sweep, Register]:
-    """Return the sweep, and whose ECGs teach it."""
-    config, store, ranks = session.config, session.store, session.ranks
-    lesson = labelled_records(
-        store,
-        asked.task,
-        asked.select,
-        asked.fold,
-        fraction=config.finetune.label_fraction,
-        seed=config.train.seed,
-    )
-    records = lesson.records
+def _prepare(asked: Asked, session: Session) -> tuple[Sweep, Start]:
+    config, ranks = session.config, session.ranks
+    start = begin(asked, session)
+    records = start.lesson.records
     share, microbatch = _shares(config, len(records.train), ranks)
     _require_possible(config, microbatch)
-    ranks.ask_main(lambda: store.check_digests(np.concatenate([records.train, records.valid])))
-    initial = read_initial(asked.init, config)
-    preprocessing = Preprocessing.of(store, _normalisation(session, lesson, initial))
-    require_same_preprocessing(initial, preprocessing, asked.init)
-    identity = _identity(asked, session, lesson)
+    ranks.ask_main(
+        lambda: session.store.check_digests(np.concatenate([records.train, records.valid]))
+    )
+    identity = {**start.meta.identity, **_resolved(session)}
     if session.checkpoint is not None:
         run_folder.require_same(identity, session.checkpoint)
     if ranks.is_main:
         chosen = {k: identity[k] for k in ("precision", "attention_kernels", "model", "init")}
         run_folder.write_settings(session.run, config, {**chosen, "microbatch": microbatch})
+    start = replace(start, meta=replace(start.meta, identity=identity, microbatch=microbatch))
     sweep = Sweep(
         session=session,
-        lesson=lesson,
-        initial=initial,
-        meta=RunMeta(
-            kind="finetune", identity=identity, microbatch=microbatch, preprocessing=preprocessing
-        ),
+        lesson=start.lesson,
+        initial=start.initial,
+        meta=start.meta,
         share=share,
         microbatch=microbatch,
     )
-    taught = Register.of(store, {"train": records.train, "valid": records.valid})
-    return sweep, with_encoder(taught, initial.register, initial.origin)
+    return sweep, start
 
 
 def _shares(config: Config, num_records: int, ranks: Ranks) -> tuple[int, int]:
@@ -233,8 +188,8 @@ def _require_possible(config: Config, microbatch: int) -> None:
         )
 
 
-def _identity(asked: _Asked, session: Session, lesson: Lesson) -> dict[str, Any]:
-    """What a resumed run must have in common with this one."""
+def _resolved(session: Session) -> dict[str, Any]:
+    """Precision and kernels of the training, which a resumed run keeps."""
     config, ranks = session.config, session.ranks
     shapes: dict[str, Shape] = {}
     precision: Precision = "fp32"  # of a CNN: batch normalisation has no bf16 form
@@ -244,78 +199,18 @@ def _identity(asked: _Asked, session: Session, lesson: Lesson) -> dict[str, Any]
         both = shapes_of(config.model, num_keep=config.model.num_patches, dtype=dtype)
         shapes = {"encoder": both["encoder"]}
     return {
-        **flat(config),
-        "init": initial_name(asked.init),
-        **lesson.task.identity(),
-        "select": asked.select,
-        "fold": asked.fold,
-        "model": config.model.kind,
-        "store": session.store.identity,
-        "labels": lesson.records.digest,
         "precision": precision,
         "attention_kernels": resolve_attention(config, shapes, ranks, session.before),
     }
 
 
-def _normalisation(session: Session, lesson: Lesson, initial: Initial) -> Normalisation:
-    """With the statistics of the pretraining, where there was one: the weights know no others."""
-    mode = session.config.data.normalise
-    if mode != "cohort_lead":
-        return Normalisation(mode=mode)
-    kept = None if initial.preprocessing is None else initial.preprocessing.normalisation.cohort
-    cohort = kept or cohort_statistics(session.store, lesson.records.train)
-    return Normalisation(mode=mode, cohort=cohort)
-
-
-def _write_result(sweep: Sweep, progress: Progress, register: Register) -> None:
-    """Score the validation records with the kept weights, as any later test will."""
-    session, out, lesson = sweep.session, sweep.session.run, sweep.lesson
-    task, valid = lesson.task, lesson.records.valid
-    model = build_classifier(session.config, num_outputs=len(task.outputs))
-    model.load_state_dict(read_weights(out / WEIGHTS))
-    normalisation = sweep.meta.preprocessing.normalisation
-    scores = score_rows(
-        model, session.store, valid, normalisation, meaning=task.predictions, name="validation"
-    )
-    truth = lesson.records.truth[valid]
-    if task.is_single:
-        register = with_validation(register, (truth[:, 0] > 0).tolist(), scores)
-    else:
-        register = with_outputs(register, truth, scores.reshape(truth.shape))
-    write_register(out, register)
-    result = {
-        **sweep.meta.as_facts(),
+def _chosen(sweep: Sweep, progress: Progress) -> Facts:
+    """Which of the weights are kept."""
+    session = sweep.session
+    return {
         "learning_rate": session.config.finetune.learning_rates[progress.best_trial],
         "epoch": progress.best_epoch,
         "val_loss": progress.best_loss,
         "val_auroc": progress.best_auroc,
         "batch_size": sweep.share * session.ranks.world_size,
-        "counts": lesson.counts,
-        "initial_tensors": dict(sweep.initial.tensors),
-        **_validated(lesson, truth, scores.reshape(truth.shape)),
-    }
-    card = model_card(sweep.meta, result, sum(each.numel() for each in model.parameters()))
-    write_durably(out / CARD, [card.encode()], again=RESUME)
-    files = entries(out, (WEIGHTS, REGISTER, METRICS))
-    write_durably(out / RESULT, [sealed({**result, RUN_FILES: files})], again=RESUME)
-
-
-def _validated(
-    lesson: Lesson, truth_RK: NDArray[np.float64], scores_RK: NDArray[np.float64]
-) -> dict[str, Any]:
-    """What the validation records say: thresholds of a single target, or a table of each output."""
-    found = []
-    for truth, scores in zip(truth_RK.T, scores_RK.T, strict=True):
-        known = ~np.isnan(truth)
-        is_case, own = truth[known] > 0, scores[known]
-        thresholds = {
-            "youden": youden_threshold(is_case, own),
-            "sensitivity_90": sensitivity_threshold(is_case, own, 0.9),
-        }
-        found.append({"val_auroc": auroc(is_case, own), "thresholds": thresholds})
-    if lesson.task.is_single:
-        return {"thresholds": found[0]["thresholds"]}
-    outputs = lesson.outputs.items()
-    return {
-        "outputs": {n: {**counts, **own} for (n, counts), own in zip(outputs, found, strict=True)}
     }

@@ -1,0 +1,166 @@
+"""What training of a classifier begins with, and the files that it ends in."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ecgfast.data.normalise import Normalisation, cohort_statistics
+from ecgfast.model.build import build_classifier
+from ecgfast.runs.digests import METRICS, RUN_FILES, Facts, entries, read_weights, sealed
+from ecgfast.runs.inference import score_rows
+from ecgfast.runs.loading import RESULT, WEIGHTS
+from ecgfast.runs.meta import Preprocessing, RunMeta, flat
+from ecgfast.runs.model_card import FILE as CARD
+from ecgfast.runs.model_card import model_card
+from ecgfast.runs.outputs import with_outputs
+from ecgfast.runs.register import FILE as REGISTER
+from ecgfast.runs.register import (
+    Register,
+    with_encoder,
+    with_validation,
+    write_register,
+)
+from ecgfast.runs.roc import auroc, sensitivity_threshold, youden_threshold
+from ecgfast.runs.task import Task
+from ecgfast.store.durable import RESUME, write_durably
+from ecgfast.train.dataset import Lesson, labelled_records
+from ecgfast.train.initial import (
+    Initial,
+    initial_name,
+    read_initial,
+    require_same_preprocessing,
+)
+from ecgfast.train.run_folder import Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a classifier is to learn, beside its settings."""
+
+    init: str
+    task: Task
+    select: str | None
+    fold: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What the training of a classifier begins with.
+
+    Attributes:
+        lesson: what it learns, and from which records.
+        initial: its first weights.
+        meta: what the run says about itself.
+        register: whose ECGs teach it.
+    """
+
+    lesson: Lesson
+    initial: Initial
+    meta: RunMeta
+    register: Register
+
+
+def begin(asked: Asked, session: Session) -> Start:
+    """Find what a classifier learns from; all that does not fit is refused."""
+    config, store = session.config, session.store
+    lesson = labelled_records(
+        store,
+        asked.task,
+        asked.select,
+        asked.fold,
+        fraction=config.finetune.label_fraction,
+        seed=config.train.seed,
+    )
+    records = lesson.records
+    initial = read_initial(asked.init, config)
+    preprocessing = Preprocessing.of(store, _normalisation(session, lesson, initial))
+    require_same_preprocessing(initial, preprocessing, asked.init)
+    identity = {
+        **flat(config),
+        "init": initial_name(asked.init),
+        **lesson.task.identity(),
+        "select": asked.select,
+        "fold": asked.fold,
+        "model": config.model.kind,
+        "store": store.identity,
+        "labels": records.digest,
+    }
+    taught = Register.of(store, {"train": records.train, "valid": records.valid})
+    return Start(
+        lesson=lesson,
+        initial=initial,
+        meta=RunMeta(kind="finetune", identity=identity, preprocessing=preprocessing),
+        register=with_encoder(taught, initial.register, initial.origin),
+    )
+
+
+def _normalisation(session: Session, lesson: Lesson, initial: Initial) -> Normalisation:
+    """With the statistics of the pretraining, where there was one: the weights know no others."""
+    mode = session.config.data.normalise
+    if mode != "cohort_lead":
+        return Normalisation(mode=mode)
+    kept = None if initial.preprocessing is None else initial.preprocessing.normalisation.cohort
+    cohort = kept or cohort_statistics(session.store, lesson.records.train)
+    return Normalisation(mode=mode, cohort=cohort)
+
+
+def write_result(session: Session, start: Start, chosen: Facts) -> None:
+    """Score the validation records with the kept weights, as any later test will.
+
+    Args:
+        session: of the run, whose weights are written.
+        start: what it began with.
+        chosen: how the weights were chosen, with their "val_loss" and "val_auroc".
+    """
+    out, lesson, meta = session.run, start.lesson, start.meta
+    task, valid = lesson.task, lesson.records.valid
+    model = build_classifier(session.config, num_outputs=len(task.outputs))
+    model.load_state_dict(read_weights(out / WEIGHTS))
+    scores = score_rows(
+        model,
+        session.store,
+        valid,
+        meta.preprocessing.normalisation,
+        meaning=task.predictions,
+        name="validation",
+    )
+    truth = lesson.records.truth[valid]
+    if task.is_single:
+        register = with_validation(start.register, (truth[:, 0] > 0).tolist(), scores)
+    else:
+        register = with_outputs(start.register, truth, scores.reshape(truth.shape))
+    write_register(out, register)
+    result = {
+        **meta.as_facts(),
+        **chosen,
+        "counts": lesson.counts,
+        "initial_tensors": dict(start.initial.tensors),
+        **_validated(lesson, truth, scores.reshape(truth.shape)),
+    }
+    card = model_card(meta, result, sum(each.numel() for each in model.parameters()))
+    write_durably(out / CARD, [card.encode()], again=RESUME)
+    files = entries(out, (WEIGHTS, REGISTER, METRICS))
+    write_durably(out / RESULT, [sealed({**result, RUN_FILES: files})], again=RESUME)
+
+
+def _validated(
+    lesson: Lesson, truth_RK: NDArray[np.float64], scores_RK: NDArray[np.float64]
+) -> dict[str, Any]:
+    """What the validation records say: thresholds of a single target, or a table of each output."""
+    found = []
+    for truth, scores in zip(truth_RK.T, scores_RK.T, strict=True):
+        known = ~np.isnan(truth)
+        is_case, own = truth[known] > 0, scores[known]
+        thresholds = {
+            "youden": youden_threshold(is_case, own),
+            "sensitivity_90": sensitivity_threshold(is_case, own, 0.9),
+        }
+        found.append({"val_auroc": auroc(is_case, own), "thresholds": thresholds})
+    if lesson.task.is_single:
+        return {"thresholds": found[0]["thresholds"]}
+    outputs = lesson.outputs.items()
+    return {
+        "outputs": {n: {**counts, **own} for (n, counts), own in zip(outputs, found, strict=True)}
+    }
