@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ecgfast.store import open_store
     from ecgfast.train.finetune import finetune
     from ecgfast.train.pretrain import pretrain
+    from ecgfast.train.probe import probe
 
 __all__ = [
     "EcgDataset",
@@ -39,6 +40,7 @@ __all__ = [
     "plot_ecg",
     "predict",
     "pretrain",
+    "probe",
     "reconstruct",
     "synth",
 ]
@@ -93,6 +95,7 @@ __getattr__, __dir__ = lazily(
         "plot_ecg": "ecgfast.runs.ecg_paper",
         "predict": "ecgfast.predict",
         "pretrain": "ecgfast.train.pretrain",
+        "probe": "ecgfast.train.probe",
         "reconstruct": "ecgfast.evaluate.report",
         "synth": "ecgfast.ingest.synthetic:write_cohort",
     },

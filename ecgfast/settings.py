@@ -91,6 +91,12 @@ class ModelConfig:
         only="finetune",
         of="vit",
     )
+    head_norm: Flag = _setting(
+        True,
+        "Of a vit: normalise a record's features before the last layer.",
+        only="finetune",
+        of="vit",
+    )
     dense_norm: Flag = _setting(
         False, "Of the cnn: batch norm behind its dense layers.", only="finetune", of="cnn"
     )
@@ -220,6 +226,11 @@ class FinetuneConfig:
     frozen: Flag = _setting(False, "Train the head alone: a linear probe.")
     probe_epochs: NotNegativeCount = _setting(0, "Epochs of the head alone, before all weights.")
     probe_lr: Positive = _setting(1e-3, "Constant learning rate of these epochs.")
+    probe_c: Rates = _setting(
+        (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
+        "Of ecgfast probe: C that are tried, the inverse strength of the L2 penalty.",
+        of="vit",
+    )
     label_fraction: Share = _setting(
         1.0, "Of the patients with labels, in training and validation; train.seed draws them."
     )

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from ecgfast.cli import data, labels, machine, recipes, runs
+from ecgfast.cli import data, labels, machine, models, recipes, runs
 from ecgfast.cli.examples import EXAMPLES
 from ecgfast.errors import ConfigError, EcgfastError
 
@@ -37,6 +37,7 @@ for command in (
     *data.COMMANDS,
     *labels.COMMANDS,
     *runs.COMMANDS,
+    *models.COMMANDS,
     *recipes.COMMANDS,
     *machine.COMMANDS,
 ):

@@ -12,6 +12,7 @@ EXAMPLES = {
     "fetch": "ecgfast fetch s3://bucket/cohort /nvme/cohort",
     "pretrain": "ecgfast pretrain cohort --out runs/mae --preset vit_base --select 'site=1'",
     "finetune": "ecgfast finetune cohort --out runs/lvsd --init runs/mae",
+    "probe": "ecgfast probe runs/mae cohort --out runs/probe --target 'NORM=1' --pool mean",
     "evaluate": "ecgfast evaluate runs/lvsd runs/cnn cohort --out report",
     "reproduce": "ecgfast reproduce cohort --out experiment --fractions 0.1,1 --seeds 3",
     "predict": "ecgfast predict runs/lvsd new_ecg.hea --out probabilities.csv",

@@ -1,4 +1,4 @@
-"""Commands on runs: training, evaluation, and what a trained model gives."""
+"""Commands that train and test models."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,13 +11,6 @@ from ecgfast.vocabulary import ModelKind, Pool
 
 DEFAULT_TARGET = "ejection_fraction<40"
 NOT_READY = 3  # exit status of reproduce: nothing failed, other processes have cells to do
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
-ModelName = Annotated[
-    str,
-    typer.Argument(
-        metavar="RUN", help="A run, a folder of export, or hf://OWNER/NAME of the Hugging Face hub."
-    ),
-]
 RunOption = Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder of the run.")]
 Preset = Annotated[str, typer.Option(help="Name of a preset, or a TOML file.")]
 Select = Annotated[
@@ -39,6 +32,18 @@ Settings = Annotated[
 ]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Resume the run in --out; start it if there is none.")
+]
+Target = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="EXPR",
+        help="What a case is, as in --select; repeatable, one model learns all. Default: "
+        "ejection_fraction<40.",
+    ),
+]
+FinetunePreset = Annotated[str | None, typer.Option(help="Default: that of the initial weights.")]
+Fold = Annotated[
+    int | None, typer.Option(min=1, help="Hold out this fold instead of the test split.")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: the best.")]
 
@@ -100,17 +105,8 @@ def finetune(
     model: Annotated[
         ModelKind | None, typer.Option(help="Sets model.kind. Default: that of the preset.")
     ] = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="EXPR",
-            help="What a case is, as in --select; repeatable, one model learns all. Default: "
-            "ejection_fraction<40.",
-        ),
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="Default: that of the initial weights.")
-    ] = None,
+    target: Target = None,
+    preset: FinetunePreset = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -118,9 +114,7 @@ def finetune(
         ),
     ] = None,
     select: Select = None,
-    fold: Annotated[
-        int | None, typer.Option(min=1, help="Hold out this fold instead of the test split.")
-    ] = None,
+    fold: Fold = None,
     settings: Settings = None,
     resume: Resume = False,
     device: Device = None,
@@ -140,6 +134,40 @@ def finetune(
         select=select,
         fold=fold,
         resume=resume,
+        device=device,
+    )
+    show(out)
+
+
+def probe(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN|FILE|imagenet-mae|random", help="Encoder, as of --init.")
+    ],
+    store: StorePath,
+    out: RunOption,
+    target: Target = None,
+    pool: Annotated[
+        Pool | None, typer.Option(help="What is read of the tokens. Default: model.pool.")
+    ] = None,
+    preset: FinetunePreset = None,
+    select: Select = None,
+    fold: Fold = None,
+    settings: Settings = None,
+    device: Device = None,
+) -> None:
+    """Fit a logistic regression on a frozen encoder's features."""
+    from ecgfast.train.probe import probe as fit
+
+    out = fit(
+        run,
+        store,
+        out,
+        target=target or DEFAULT_TARGET,
+        pool=pool,
+        preset=preset,
+        settings=settings or (),
+        select=select,
+        fold=fold,
         device=device,
     )
     show(out)
@@ -238,79 +266,4 @@ def _fractions(text: str) -> tuple[float, ...]:
         ) from None
 
 
-def predict(
-    run: ModelName,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Raw ECGs or folders.")],
-    out: Annotated[Path | None, typer.Option(metavar="CSV", help="Default: the screen.")] = None,
-    key_file: Annotated[
-        Path | None,
-        typer.Option(help="Pseudonym key of the run's store: recognises its patients."),
-    ] = None,
-    average: Annotated[
-        bool,
-        typer.Option(
-            "--average", help="One line a file: the mean of all its windows, and their spread."
-        ),
-    ] = False,
-) -> None:
-    """Write a probability for each raw ECG file."""
-    from ecgfast import log
-    from ecgfast.predict import write_predictions
-
-    done = write_predictions(run, files, out, key_file=key_file, average=average)
-    if done.num_refused == done.num_files:
-        log.warning("no file could be scored; the column note says why for each")
-        raise typer.Exit(1)
-
-
-def export(
-    run: RunPath,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the model, created.")],
-) -> None:
-    """Write a model that can be passed on: weights, config.json, card."""
-    from ecgfast.runs.export import export as write
-    from ecgfast.store.format import refuse_inside_store
-
-    refuse_inside_store(out, "--out")
-    show(write(run, out))
-
-
-def embed(
-    run: ModelName,
-    store: StorePath,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="A .parquet or .npy file.")],
-    pool: Annotated[Pool, typer.Option(help="How a ViT's tokens become features.")] = "mean",
-    layer: Annotated[
-        int | None, typer.Option(help="Block of a ViT, from 1. Default: the last, and its norm.")
-    ] = None,
-    select: Select = None,
-    device: Device = None,
-) -> None:
-    """Write the features that an encoder gives each record."""
-    from ecgfast.embedding import write_features
-
-    count, width = write_features(
-        out, run, store, pool=pool, layer=layer, select=select, device=device
-    )
-    show(f"{out}: {width} features of {count:,} records")
-
-
-def reconstruct(
-    run: RunPath,
-    store: StorePath,
-    record: Annotated[str, typer.Option(metavar="ID", help="A record_id, or its beginning.")],
-    out: Annotated[Path, typer.Option(metavar="PNG", help="Picture to write.")],
-    leads: Annotated[str, typer.Option(metavar="II,V5|all", help="Which leads.")] = "all",
-) -> None:
-    """Draw a record: original, masked, reconstructed."""
-    from ecgfast.evaluate.report import reconstruct as draw
-    from ecgfast.records import LEADS
-
-    names = LEADS if leads == "all" else tuple(leads.split(","))
-    unknown = sorted(set(names) - set(LEADS))
-    if unknown:
-        raise ConfigError(f"--leads: got {', '.join(unknown)}; allowed: all, {', '.join(LEADS)}")
-    show(draw(run, store, record_id=record, out=out, leads=names))
-
-
-COMMANDS = (pretrain, finetune, evaluate, reproduce, predict, export, embed, reconstruct)
+COMMANDS = (pretrain, finetune, probe, evaluate, reproduce)

@@ -67,6 +67,7 @@ def build_classifier(preset_or_config: str | Config, *, num_outputs: int = 1) ->
         pool=config.model.pool,
         drop_path=config.finetune.drop_path,
         num_outputs=num_outputs,
+        head_norm=config.model.head_norm,
     )
     initialise(model, config.train.seed)
     return model

@@ -24,6 +24,7 @@ class Classifier(nn.Module):
             the mean and the maximum of each lead's patches, side by side.
         drop_path: share of branches that training leaves out in a ViT's last block.
         num_outputs: K.
+        head_norm: whether a ViT's head normalises the features of each record.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Classifier(nn.Module):
         pool: Pool = "cls",
         drop_path: float = 0.0,
         num_outputs: int = 1,
+        head_norm: bool = True,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -41,7 +43,8 @@ class Classifier(nn.Module):
         self.is_frozen = False
         if isinstance(encoder, Encoder):
             width = num_features(encoder.config, pool)
-            self.head = Head(nn.LayerNorm(width, eps=NORM_EPS), nn.Linear(width, num_outputs))
+            norm = [nn.LayerNorm(width, eps=NORM_EPS)] if head_norm else []
+            self.head = Head(*norm, nn.Linear(width, num_outputs))
         else:
             self.head = encoder.head(num_outputs)
 

@@ -80,6 +80,7 @@ def _shared(meta: RunMeta, config: Config) -> RunMeta:
     identity = {**flat(config), "store": meta.identity["store"], "select": meta.select and _KEPT}
     if meta.kind == "finetune":
         identity |= {name: meta.identity.get(name) for name in _OF_CLASSIFIER}
+        identity |= {"probe": True} if meta.identity.get("probe") else {}
         known = meta.init in ("random", "imagenet-mae")
         identity["init"] = meta.init if known else "pretrained"  # the name of a folder, else
     return replace(meta, identity=identity, microbatch=None, run_files={})

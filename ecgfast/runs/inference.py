@@ -23,6 +23,7 @@ from ecgfast.errors import BackendUnavailableError, ConfigError
 from ecgfast.model.mae import EVALUATION_EPOCH, MaskedAutoencoder, num_kept
 from ecgfast.model.vit import unpatchify
 from ecgfast.store.reader import StoreReader
+from ecgfast.vocabulary import EngineName
 
 _BATCH = 64
 
@@ -129,25 +130,47 @@ def score_rows(
     """
     if not len(rows):
         return np.zeros(0)
-    store.check_digests(rows)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    batches = patches_of(store, rows, normalisation, what=f"score {name}", device=device)
+    return np.concatenate([*predictions(model.to(device), batches, meaning)])
+
+
+def patches_of(
+    store: StoreReader,
+    rows: NDArray[np.int64],
+    normalisation: Normalisation,
+    *,
+    what: str,
+    device: torch.device,
+    engine: EngineName = "cpu",
+) -> Iterator[Tensor]:
+    """Read records of a store for a model in fp32, ahead of their use.
+
+    Args:
+        store: an open store, whose digests are checked first.
+        rows: (R,) int64 rows, one at least.
+        normalisation: of the run.
+        what: is done with them, for the progress bar.
+        device: where batches go.
+        engine: as for `build_loader`.
+    Yields:
+        (B, N, P) fp32 patches, in the order of the rows.
+    """
+    store.check_digests(rows)
     loader = build_loader(
         store,
         batch_size=_BATCH,
-        engine="cpu",
+        engine=engine,
         device=device,
         select=rows,
         drop_last=False,
         shuffle=False,
         normalise=normalisation,
     )
-    parts = []
-    batches = (batch.patches.float() for batch in loader)
-    with log.progress(f"score {name}", total=len(rows)) as advance:
-        for part in predictions(model.to(device), batches, meaning):
-            parts.append(part)
-            advance(len(part))
-    return np.concatenate(parts)
+    with log.progress(what, total=len(rows)) as advance:
+        for batch in loader:
+            yield batch.patches.float()
+            advance(len(batch.record_index))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -182,7 +182,8 @@ class RunMeta:
         if self.model != "vit":
             return {"cnn": "CNN"}.get(self.model, self.model)
         words = {"random": "random init", "imagenet-mae": "ImageNet"}
-        return f"ViT, {words.get(init, 'pretrained')}"
+        probe = ", probe" if self.identity.get("probe") else ""
+        return f"ViT, {words.get(init, 'pretrained')}{probe}"
 
     def config(self, where: Path) -> Config:
         """Build the settings from their flat names; the rest of the identity is left out.

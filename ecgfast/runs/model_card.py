@@ -80,6 +80,7 @@ def _filled(
         normalise=meta.preprocessing.normalisation.mode,
         select=meta.select or "all",
         seed=identity["train.seed"],
+        pool=identity["model.pool"],
         label_fraction=identity["finetune.label_fraction"],
         mask_ratio=identity["mask.ratio"],
         batch_size=identity["train.batch_size"],

@@ -1,11 +1,13 @@
 """What training of a classifier begins with, and the files that it ends in."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ecgfast.config import Config
 from ecgfast.data.normalise import Normalisation, cohort_statistics
 from ecgfast.model.build import build_classifier
 from ecgfast.runs.digests import METRICS, RUN_FILES, Facts, entries, read_weights, sealed
@@ -25,6 +27,7 @@ from ecgfast.runs.register import (
 from ecgfast.runs.roc import auroc, sensitivity_threshold, youden_threshold
 from ecgfast.runs.task import Task
 from ecgfast.store.durable import RESUME, write_durably
+from ecgfast.store.reader import StoreReader
 from ecgfast.train.dataset import Lesson, labelled_records
 from ecgfast.train.initial import (
     Initial,
@@ -32,7 +35,6 @@ from ecgfast.train.initial import (
     read_initial,
     require_same_preprocessing,
 )
-from ecgfast.train.run_folder import Session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +64,8 @@ class Start:
     register: Register
 
 
-def begin(asked: Asked, session: Session) -> Start:
+def begin(asked: Asked, config: Config, store: StoreReader) -> Start:
     """Find what a classifier learns from; all that does not fit is refused."""
-    config, store = session.config, session.store
     lesson = labelled_records(
         store,
         asked.task,
@@ -75,7 +76,7 @@ def begin(asked: Asked, session: Session) -> Start:
     )
     records = lesson.records
     initial = read_initial(asked.init, config)
-    preprocessing = Preprocessing.of(store, _normalisation(session, lesson, initial))
+    preprocessing = Preprocessing.of(store, _normalisation(config, store, lesson, initial))
     require_same_preprocessing(initial, preprocessing, asked.init)
     identity = {
         **flat(config),
@@ -96,31 +97,37 @@ def begin(asked: Asked, session: Session) -> Start:
     )
 
 
-def _normalisation(session: Session, lesson: Lesson, initial: Initial) -> Normalisation:
+def _normalisation(
+    config: Config, store: StoreReader, lesson: Lesson, initial: Initial
+) -> Normalisation:
     """With the statistics of the pretraining, where there was one: the weights know no others."""
-    mode = session.config.data.normalise
+    mode = config.data.normalise
     if mode != "cohort_lead":
         return Normalisation(mode=mode)
     kept = None if initial.preprocessing is None else initial.preprocessing.normalisation.cohort
-    cohort = kept or cohort_statistics(session.store, lesson.records.train)
+    cohort = kept or cohort_statistics(store, lesson.records.train)
     return Normalisation(mode=mode, cohort=cohort)
 
 
-def write_result(session: Session, start: Start, chosen: Facts) -> None:
+def write_result(
+    out: Path, config: Config, store: StoreReader, start: Start, chosen: Facts
+) -> None:
     """Score the validation records with the kept weights, as any later test will.
 
     Args:
-        session: of the run, whose weights are written.
+        out: folder of the run, which has its weights.
+        config: its settings.
+        store: that it learned from.
         start: what it began with.
         chosen: how the weights were chosen, with their "val_loss" and "val_auroc".
     """
-    out, lesson, meta = session.run, start.lesson, start.meta
+    lesson, meta = start.lesson, start.meta
     task, valid = lesson.task, lesson.records.valid
-    model = build_classifier(session.config, num_outputs=len(task.outputs))
+    model = build_classifier(config, num_outputs=len(task.outputs))
     model.load_state_dict(read_weights(out / WEIGHTS))
     scores = score_rows(
         model,
-        session.store,
+        store,
         valid,
         meta.preprocessing.normalisation,
         meaning=task.predictions,

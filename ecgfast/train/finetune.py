@@ -80,7 +80,8 @@ def finetune(
             progress = sweep.run()
             if progress is not None:
                 if session.ranks.is_main:
-                    write_result(session, start, _chosen(sweep, progress))
+                    chosen = _chosen(sweep, progress)
+                    write_result(out, config, session.store, start, chosen)
                 session.ranks.barrier()
     return out
 
@@ -113,7 +114,7 @@ def settings_of(
 
 def _prepare(asked: Asked, session: Session) -> tuple[Sweep, Start]:
     config, ranks = session.config, session.ranks
-    start = begin(asked, session)
+    start = begin(asked, config, session.store)
     records = start.lesson.records
     share, microbatch = _shares(config, len(records.train), ranks)
     _require_possible(config, microbatch)

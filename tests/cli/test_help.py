@@ -19,7 +19,8 @@ from ecgfast.labels.expression import Clause, parse
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "synth", "convert", "label", "splits", "erase", "info", "quality", "verify", "fetch",
-    "pretrain", "finetune", "evaluate", "reproduce", "predict", "export", "embed", "reconstruct",
+    "pretrain", "finetune", "probe", "evaluate", "reproduce", "predict", "export",
+    "embed", "reconstruct",
     "plan", "recipe",
     "bench", "estimate", "doctor", "demo",
 )  # fmt: skip

@@ -1,0 +1,146 @@
+"""Linear probes: scikit-learn's own on the same features, and a run like any other."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import ecgfast
+from ecgfast.cli import main
+from ecgfast.errors import ConfigError
+from ecgfast.evaluate.report import evaluate
+from ecgfast.predict import predict
+from ecgfast.runs.export import export
+from ecgfast.runs.loading import load_run
+from ecgfast.store.reader import open_store
+from ecgfast.train.probe import probe
+
+TARGET = "ejection_fraction<40"
+STRENGTHS = (1e-3, 1e-1, 1.0)
+SETTINGS = {"finetune.probe_c": list(STRENGTHS)}
+
+
+@pytest.fixture(scope="module")
+def probed(store: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("probed") / "run"
+    targets = [TARGET, "site=1"]
+    return probe(
+        pretrained, store, out, target=targets, pool="mean", settings=SETTINGS, device="cpu"
+    )
+
+
+def columns(store: Path) -> tuple[NDArray[np.str_], NDArray[np.float64], NDArray[np.bool_]]:
+    records = open_store(store).records
+    split, fraction, site = (records[n].to_pylist() for n in ("split", "ejection_fraction", "site"))
+    return np.array(split), np.array(fraction, dtype=float), np.array(site) == "1"
+
+
+def test_it_is_scikit_learns_regression_on_the_features_of_embed(
+    store: Path, pretrained: Path, probed: Path
+) -> None:
+    features = ecgfast.embed(pretrained, store, pool="mean", device="cpu").values.astype(float)
+    split, fraction, site = columns(store)
+    opened = open_store(store)
+    found = load_run(probed, opened).probabilities(opened, np.arange(len(opened)))
+    result = json.loads((probed / "result.json").read_text())
+    truths = (np.where(np.isnan(fraction), np.nan, fraction < 40), site.astype(float))
+    areas = []
+    for number, truth in enumerate(truths):
+        train, valid = (np.flatnonzero((split == s) & ~np.isnan(truth)) for s in ("train", "valid"))
+        fits = [
+            make_pipeline(StandardScaler(), LogisticRegression(C=c, tol=1e-8, max_iter=10_000)).fit(
+                features[train], truth[train]
+            )
+            for c in STRENGTHS
+        ]
+        losses = [log_loss(truth[valid], fit.predict_proba(features[valid])) for fit in fits]
+        best = int(np.argmin(losses))
+        expected = fits[best].predict_proba(features)[:, 1]
+        np.testing.assert_allclose(found[:, number], expected, atol=1e-4)
+        assert np.ptp(expected) > 0.01
+        assert result["c"][number] == STRENGTHS[best]
+        tried = [row["val_loss"][number] for row in result["tried"]]
+        np.testing.assert_allclose(tried, losses, rtol=1e-4)
+        areas.append(roc_auc_score(truth[valid], expected[valid]))
+    assert result["val_auroc"] == pytest.approx(np.mean(areas))
+    assert set(result["outputs"]) == {TARGET, "site=1"}
+
+
+def test_it_stands_beside_fine_tuned_runs_and_is_used_as_they_are(
+    store: Path, pretrained: Path, tuned: Path, tmp_path: Path
+) -> None:
+    run = ecgfast.probe(pretrained, store, tmp_path / "run", settings=SETTINGS, device="cpu")
+    metrics = json.loads(
+        evaluate([tuned, run], store, tmp_path / "report", device="cpu")
+        .with_name("metrics.json")
+        .read_text()
+    )
+    names = ["ViT, pretrained", "ViT, pretrained, probe"]
+    assert all(list(cohort)[:2] == names for cohort in metrics["cohorts"].values())
+    files = [store.with_name("source") / f"r00{number}.npy" for number in range(3)]
+    shares = [line.probability for line in predict(run, files)]
+    shared = export(run, tmp_path / "shared")
+    assert shares == [line.probability for line in predict(shared, files)]
+    assert len(set(shares)) == 3
+    card = (run / "MODEL_CARD.md").read_text()
+    assert "A linear probe: logistic regression" in card
+    assert "which chose C and thresholds" in card
+    assert "Learning rate" not in card
+    assert "ViT, pretrained, probe" in (shared / "README.md").read_text()
+    weights = [load_run(each, open_store(store)).model().state_dict() for each in (run, tuned)]
+    assert {n for n in weights[0] if n.startswith("head")} == {"head.0.weight", "head.0.bias"}
+    moved = [n for n in weights[1] if n.startswith("encoder.blocks")]
+    first = ecgfast.load_model(pretrained).model.state_dict()
+    assert all(weights[0][n].equal(first[n.removeprefix("encoder.")]) for n in moved)
+
+
+def test_the_command_does_the_same(store: Path, pretrained: Path, tmp_path: Path) -> None:
+    logger = logging.getLogger("ecgfast")
+    kept = logger.handlers[:], logger.propagate, logger.level
+    few = ["--set", "finetune.label_fraction=0.5", "--set", "train.seed=3", "--pool", "mean"]
+    words = ["probe", str(pretrained), str(store), "--out", str(tmp_path / "cli"), *few]
+    try:
+        assert main([*words, "--target", TARGET, "--device", "cpu"]) == 0
+    finally:
+        logger.handlers[:], logger.propagate = kept[:2]
+        logger.setLevel(kept[2])
+    settings = {"finetune.label_fraction": 0.5, "train.seed": 3}
+    out = probe(
+        pretrained, store, tmp_path / "api", pool="mean", settings=settings, device="cpu"
+    )  # fmt: skip
+    for name in ("best.safetensors", "register.parquet"):
+        assert (tmp_path / "cli" / name).read_bytes() == (out / name).read_bytes()
+    counts = json.loads((out / "result.json").read_text())["counts"]
+    split, fraction, _ = columns(store)
+    everybody = int(((split == "train") & ~np.isnan(fraction)).sum())
+    assert 0 < counts["train_cases"] + counts["train_controls"] < 0.7 * everybody
+
+
+def test_what_it_refuses(
+    store: Path, pretrained: Path, tuned: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(text: str, run: str | Path = pretrained, **options: object) -> None:
+        out = {"out": tmp_path / "run", "device": "cpu", **options}
+        with pytest.raises(ConfigError, match=text):
+            probe(run, store, **out)  # type: ignore[arg-type]  # options of any kind
+
+    refused(r"must be a new or empty folder; name another one", out=tuned)
+    refused("a probe is of a ViT, got model.kind=cnn", "random", preset="cnn")
+    refused("must be a pretraining run, got a finetune run", tuned)
+    refused("split 'train' must hold cases and controls", target="ejection_fraction<10")
+    refused("label_fraction=0.01 leaves no", settings={"finetune.label_fraction": 0.01})
+    refused("probe_c must be one or more numbers above 0", settings={"finetune.probe_c": []})
+    assert list((tmp_path / "run").iterdir()) == []
+    with caplog.at_level("WARNING", logger="ecgfast"):
+        probe(
+            pretrained, store, tmp_path / "run", device="cpu",
+            settings=["finetune.epochs=3", "finetune.probe_c=[0.1]"],
+        )  # fmt: skip
+    assert "--set: a probe ignores finetune.epochs" in caplog.text
