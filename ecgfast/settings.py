@@ -29,6 +29,7 @@ from ecgfast.bounds import (
 from ecgfast.errors import ConfigError
 from ecgfast.vocabulary import (
     AttentionKernel,
+    ClassWeights,
     EngineName,
     Fused,
     HeadInit,
@@ -234,12 +235,23 @@ class FinetuneConfig:
     label_fraction: Share = _setting(
         1.0, "Of the patients with labels, in training and validation; train.seed draws them."
     )
+    labels_per_class: Count | None = _setting(
+        None, "Patients of each class who teach, drawn likewise; null: all of label_fraction."
+    )
+    class_weights: ClassWeights = _setting(
+        "none", "balanced: every class weighs alike in the loss, however rare it is."
+    )
 
     def __post_init__(self) -> None:
         if self.frozen and self.probe_epochs:
             raise ConfigError(
                 "finetune.probe_epochs must be 0 with finetune.frozen, which trains the head alone "
                 f"in all epochs, got {self.probe_epochs}; set one of the two"
+            )
+        if self.labels_per_class is not None and self.label_fraction != 1:
+            raise ConfigError(
+                "finetune.labels_per_class must be unset with a finetune.label_fraction, got "
+                f"{self.labels_per_class} and {self.label_fraction:g}; set one of the two"
             )
 
 

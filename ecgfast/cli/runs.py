@@ -115,6 +115,14 @@ def finetune(
     ] = None,
     select: Select = None,
     fold: Fold = None,
+    labels_per_class: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Patients of each class who teach: sets finetune.labels_per_class.",
+        ),
+    ] = None,
     settings: Settings = None,
     resume: Resume = False,
     device: Device = None,
@@ -122,13 +130,14 @@ def finetune(
     """Train a classifier at several learning rates; keep the best."""
     from ecgfast.train.finetune import finetune as train
 
+    few = [] if labels_per_class is None else [f"finetune.labels_per_class={labels_per_class}"]
     out = train(
         store,
         out,
         preset=preset,
         model=model,
         recipe=recipe,
-        settings=settings or (),
+        settings=[*(settings or ()), *few],
         init=init,
         target=target or DEFAULT_TARGET,
         select=select,

@@ -6,6 +6,7 @@ the patients who test, the standard deviation is between seeds.
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,10 @@ from ecgfast.runs.register import Register
 from ecgfast.settings import free_on_resume
 
 FILE = "label_efficiency.csv"
-_NOT_OF_A_LINE = {"finetune.label_fraction", "train.seed", "labels", "attention_kernels"}
+_NOT_OF_A_LINE = {
+    *("finetune.label_fraction", "finetune.labels_per_class"),
+    *("train.seed", "labels", "attention_kernels"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,7 @@ class Point:
         cohort: that tests them; the same records for all lines of a cohort.
         line: name of the model.
         fraction: of the patients with labels.
+        per_class: patients of each class instead; None: the fraction.
         train_patients: who taught, mean over the runs.
         train_records: mean over the runs.
         train_cases: records, mean over the runs; None where a run does not say.
@@ -49,6 +54,7 @@ class Point:
     cohort: str
     line: str
     fraction: float
+    per_class: int | None
     train_patients: float
     train_records: float
     train_cases: float | None
@@ -73,7 +79,7 @@ def lines_of(runs: Sequence[LoadedRun]) -> dict[str, list[LoadedRun]]:
     lines: dict[str, list[LoadedRun]] = {}
     names = [found[0].meta.name for found in alike.values()]
     for name, found in zip(names, alike.values(), strict=True):
-        largest = max(found, key=lambda run: run.config.finetune.label_fraction)
+        largest = max(found, key=_part)
         lines[name if names.count(name) == 1 else f"{name} ({largest.path.name})"] = found
     return lines
 
@@ -95,7 +101,7 @@ def label_efficiency(
         lines: name -> its runs.
         scores: run's name -> (N,) probabilities of the records that test it.
     """
-    if len({run.config.finetune.label_fraction for runs in lines.values() for run in runs}) < 2:
+    if len({_part(run) for runs in lines.values() for run in runs}) < 2:
         return []
     site = text_column(records, "site")
     at_sites: dict[frozenset[str], dict[str, Sequence[LoadedRun]]] = defaultdict(dict)
@@ -125,8 +131,8 @@ def _points(
 ) -> Iterator[Point]:
     is_case, patients = plan.is_case[rows], plan.patients[rows]
     for line, runs in lines.items():
-        for fraction in sorted({run.config.finetune.label_fraction for run in runs}):
-            alike = [run for run in runs if run.config.finetune.label_fraction == fraction]
+        for part in sorted({_part(run) for run in runs}):
+            alike = [run for run in runs if _part(run) == part]
             given = np.stack([scores[run.name][rows] for run in alike])
             areas, mean = delong_mean(is_case, given, patients)
             taught = [_taught(run) for run in alike]
@@ -134,7 +140,8 @@ def _points(
             yield Point(
                 cohort=cohort,
                 line=line,
-                fraction=fraction,
+                fraction=part[1],
+                per_class=alike[0].config.finetune.labels_per_class,
                 train_patients=_mean([each[0] for each in taught]),
                 train_records=_mean([each[1] for each in taught]),
                 train_cases=None if None in cases else _mean([each or 0 for each in cases]),
@@ -144,6 +151,12 @@ def _points(
                 mean=mean,
                 seed_sd=float(np.std(areas, ddof=1)) if len(areas) > 1 else None,
             )
+
+
+def _part(run: LoadedRun) -> tuple[float, float]:
+    """What part of the labels taught a run: smaller ones first, as tuples sort."""
+    settings = run.config.finetune
+    return settings.labels_per_class or math.inf, settings.label_fraction
 
 
 def _taught(run: LoadedRun) -> tuple[int, int, int]:
@@ -170,7 +183,7 @@ def section(points: Sequence[Point], claim: Sequence[str] = ()) -> View | None:
         (
             point.cohort,
             point.line,
-            f"{point.fraction:g}",
+            f"{point.fraction:g}" if point.per_class is None else f"{point.per_class} per class",
             _count(point.train_patients),
             _count(point.train_records),
             _count(point.train_cases),
@@ -191,9 +204,9 @@ def section(points: Sequence[Point], claim: Sequence[str] = ()) -> View | None:
 def numbers(points: Sequence[Point]) -> Table:
     """What `FILE` holds: a number in each cell, empty where there is none."""
     header = (
-        "cohort", "model", "fraction", "train_patients", "train_records", "train_cases",
-        "valid_patients", "test_cases", "test_controls", "auroc_mean", "low", "high", "num_runs",
-        "sd_between_seeds", "auroc_of_runs",
+        "cohort", "model", "fraction", "labels_per_class", "train_patients", "train_records",
+        "train_cases", "valid_patients", "test_cases", "test_controls", "auroc_mean", "low", "high",
+        "num_runs", "sd_between_seeds", "auroc_of_runs",
     )  # fmt: skip
     rows = []
     for point in points:
@@ -204,7 +217,8 @@ def numbers(points: Sequence[Point]) -> Table:
             (
                 point.cohort,
                 point.line,
-                repr(point.fraction),
+                repr(point.fraction) if point.per_class is None else "",
+                str(point.per_class or ""),
                 *(_count(count, missing="") for count in (*counts, point.valid_patients)),
                 str(mean.num_cases),
                 str(mean.num_controls),

@@ -1,11 +1,12 @@
 """Fewer labels: a part of the patients who teach, the smaller part within the larger one.
 
 Each patient draws a number from a hash of seed and id. Of the cases, and of the controls, those
-with the lowest numbers are the subset, so that it depends on no order and grows with the fraction.
+with the lowest numbers are the subset, so that it depends on no order and grows with what is asked.
 """
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -16,38 +17,50 @@ from ecgfast.errors import ConfigError
 from ecgfast.labels.selection import Labelled
 from ecgfast.store.patients import patient_groups, patient_names
 
-SETTING = "finetune.label_fraction"
+FRACTION, PER_CLASS = "finetune.label_fraction", "finetune.labels_per_class"
 
 
-def label_subset(records: pa.Table, found: Labelled, *, fraction: float, seed: int) -> Labelled:
-    """Keep a fraction of the case patients and of the control patients of both splits.
+def label_subset(
+    records: pa.Table,
+    found: Labelled,
+    *,
+    seed: int,
+    fraction: float = 1.0,
+    per_class: int | None = None,
+) -> Labelled:
+    """Keep a part of the case patients and of the control patients of both splits.
 
     Args:
         records: `StoreReader.records`.
         found: what all labels teach, with cases and controls in both splits.
-        fraction: above 0; 1 keeps everybody. Of validation at least one patient of each class
-            stays.
         seed: of the run; another one draws another subset.
+        fraction: of each class, above 0; 1 keeps everybody. Of validation at least one patient of
+            each class stays.
+        per_class: patients of each class of training instead; of validation the share of the class
+            that these are.
     Returns:
         whole patients of `found`, rows in its order.
     Raises:
-        ConfigError: of training no case patient or no control patient would stay.
+        ConfigError: of training no case patient or no control patient would stay, or fewer than
+            `per_class`.
     """
-    if fraction == 1:
+    if fraction == 1 and per_class is None:
         return found
     train = _patients(records, found.train, found.is_case, seed)
-    for name, patients in train.items():
-        if patients and _share(fraction, patients) == 0:
-            counts = " and ".join(f"{len(each)} {kind}" for kind, each in train.items())
-            raise ConfigError(
-                f"{SETTING}={fraction:g} leaves no {name} patient to learn from, of {counts} "
-                f"patients with labels in training; take at least {0.5 / len(patients):.2g}"
-            )
     valid = _patients(records, found.valid, found.is_case, seed)
+    shares = dict.fromkeys(train, fraction)
+    if per_class is not None:
+        _require_enough(train, per_class)
+        shares = {kind: per_class / len(patients) for kind, patients in train.items()}
+    for kind, patients in train.items():
+        if patients and _number(shares[kind], patients) == 0:
+            raise ConfigError(
+                f"{FRACTION}={fraction:g} leaves no {kind} patient to learn from, of "
+                f"{_counted(train)} with labels in training; take at least "
+                f"{0.5 / len(patients):.2g}"
+            )
     return replace(
-        found,
-        train=_first(train, fraction, least=0),
-        valid=_first(valid, fraction, least=1),
+        found, train=_first(train, shares, least=0), valid=_first(valid, shares, least=1)
     )
 
 
@@ -75,16 +88,31 @@ def _draw(seed: int, name: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _share(fraction: float, patients: Patients) -> int:
-    return int(fraction * len(patients) + 0.5)
+def _require_enough(train: Mapping[str, Patients], per_class: int) -> None:
+    fewest = min(map(len, train.values()))
+    if fewest < per_class:
+        raise ConfigError(
+            f"{PER_CLASS}={per_class} needs so many patients of each class, got {_counted(train)} "
+            f"with labels in training; take at most {fewest}"
+        )
 
 
-def _first(patients: dict[str, Patients], fraction: float, *, least: int) -> NDArray[np.int64]:
+def _counted(train: Mapping[str, Patients]) -> str:
+    return f"{' and '.join(f'{len(each)} {kind}' for kind, each in train.items())} patients"
+
+
+def _number(share: float, patients: Patients) -> int:
+    return int(share * len(patients) + 0.5)
+
+
+def _first(
+    patients: Mapping[str, Patients], shares: Mapping[str, float], *, least: int
+) -> NDArray[np.int64]:
     """Rows, ascending, of the first patients of each class."""
     rows = [
         row
-        for members in patients.values()
-        for _, _, own in members[: max(least, _share(fraction, members))]
+        for kind, members in patients.items()
+        for _, _, own in members[: max(least, _number(shares[kind], members))]
         for row in own
     ]
     return np.array(sorted(rows), dtype=np.int64)

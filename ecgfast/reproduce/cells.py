@@ -116,7 +116,8 @@ def cells_of(plan: Plan, store: StoreReader, out: Path) -> list[Cell]:
             model = plan.model_named(name)
             chosen = plan.of_finetuning(model, repeat, fraction)
             settings = chosen.config()
-            if settings.finetune.label_fraction == 1:
+            few = settings.finetune
+            if few.label_fraction == 1 and few.labels_per_class is None:
                 what = f"model {name!r} on finetuning {training.name!r}"
                 batch_size = settings.finetune.batch_size
                 _fill_a_batch(what, len(found.train), batch_size, "finetune.batch_size")
@@ -140,24 +141,27 @@ class _Subsets:
 
     def __init__(self, store: StoreReader, found: Labelled, what: str) -> None:
         self._store, self._found, self._what = store, found, what
-        self._digests: dict[tuple[float, int], str | None] = {}
-        self._refused: set[float] = set()
+        self._digests: dict[tuple[float, int | None, int], str | None] = {}
+        self._refused: set[tuple[float, int | None]] = set()
 
     def digest(self, config: Config) -> str | None:
         """Digest of what a fine-tuning learns from; None, with a warning, where it cannot."""
-        fraction, seed = config.finetune.label_fraction, config.train.seed
-        if (fraction, seed) not in self._digests:
-            self._digests[fraction, seed] = self._draw(fraction, seed)
-        return self._digests[fraction, seed]
+        settings, seed = config.finetune, config.train.seed
+        part = (settings.label_fraction, settings.labels_per_class, seed)
+        if part not in self._digests:
+            self._digests[part] = self._draw(*part)
+        return self._digests[part]
 
-    def _draw(self, fraction: float, seed: int) -> str | None:
-        records = self._store.records
+    def _draw(self, fraction: float, per_class: int | None, seed: int) -> str | None:
         try:
-            return label_subset(records, self._found, fraction=fraction, seed=seed).digest
+            return label_subset(
+                self._store.records, self._found, fraction=fraction, per_class=per_class, seed=seed
+            ).digest
         except ConfigError as error:
-            if fraction not in self._refused:  # of every seed: it is a matter of numbers
+            part = fraction, per_class
+            if part not in self._refused:  # of every seed: it is a matter of numbers
                 log.warning(f"plan: {self._what}: left out: {error}")
-            self._refused.add(fraction)
+            self._refused.add(part)
             return None
 
 

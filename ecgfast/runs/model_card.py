@@ -82,6 +82,8 @@ def _filled(
         seed=identity["train.seed"],
         pool=identity["model.pool"],
         label_fraction=identity["finetune.label_fraction"],
+        labels_per_class=identity.get("finetune.labels_per_class"),
+        balanced=identity.get("finetune.class_weights") == "balanced",
         mask_ratio=identity["mask.ratio"],
         batch_size=identity["train.batch_size"],
         outputs=[{"name": name, **facts} for name, facts in learned.get("outputs", {}).items()],

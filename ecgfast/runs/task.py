@@ -125,7 +125,10 @@ class Task(ABC):
         return float(np.mean(defined)) if defined else None
 
     def class_weights(self, truth_RK: Floats) -> Floats:
-        """(K, 2) weights of controls and cases by which both weigh alike in training."""
+        """(K, 2) weights of controls and cases by which both weigh alike in training.
+
+        Source: King and Zeng 2001; scikit-learn's "balanced".
+        """
         cases, known = np.nansum(truth_RK, axis=0), (~np.isnan(truth_RK)).sum(axis=0)
         return np.stack([known / (2 * (known - cases)), known / (2 * cases)], axis=1)
 
@@ -138,8 +141,13 @@ class Task(ABC):
         return logits_B
 
     @abstractmethod
-    def first_logits(self, truth_RK: Floats) -> Tensor:
-        """(K,) fp64 logits of a model that knows nothing but the labels of training."""
+    def first_logits(self, truth_RK: Floats, weight_RK: Floats) -> Tensor:
+        """(K,) fp64 logits of a model that knows nothing but the labels of training.
+
+        Args:
+            truth_RK: NaN where unknown.
+            weight_RK: of each label, by its class.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,9 +179,11 @@ class Binary(Task):
         """Probabilities, each by itself."""
         return torch.sigmoid(logits_B.double())
 
-    def first_logits(self, truth_RK: Floats) -> Tensor:
+    def first_logits(self, truth_RK: Floats, weight_RK: Floats) -> Tensor:
         """Those of the prevalence."""
-        return torch.logit(torch.from_numpy(np.nanmean(truth_RK, axis=0)))
+        weights = np.where(np.isnan(truth_RK), 0.0, weight_RK)
+        cases = np.nansum(weights * truth_RK, axis=0)
+        return torch.logit(torch.from_numpy(cases / weights.sum(axis=0)))
 
 
 def task_of(kind: TaskKind, targets: Sequence[str]) -> Task:

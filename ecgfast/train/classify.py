@@ -71,7 +71,7 @@ def begin(asked: Asked, config: Config, store: StoreReader) -> Start:
         asked.task,
         asked.select,
         asked.fold,
-        fraction=config.finetune.label_fraction,
+        settings=config.finetune,
         seed=config.train.seed,
     )
     records = lesson.records

@@ -21,8 +21,9 @@ from ecgfast.errors import ConfigError, EcgfastError
 from ecgfast.labels.assign import ONE_ECG_OPTION, one_ecg_each, warn_of_unnamed
 from ecgfast.labels.selection import Labelled, labelled_by
 from ecgfast.labels.splits import warn_where_few
-from ecgfast.labels.subset import SETTING, label_subset
+from ecgfast.labels.subset import PER_CLASS, label_subset
 from ecgfast.runs.task import Task
+from ecgfast.settings import FinetuneConfig
 from ecgfast.store.fetch import cached_store
 from ecgfast.store.objects import address_of
 from ecgfast.store.patients import patient_groups, patient_names
@@ -143,12 +144,14 @@ class Lesson:
         counts: of a single target patients, cases and controls of both splits, of others patients
             and records; how many have no label, and how many of the store name no patient.
         outputs: of other tasks: name of an output -> labels of both splits.
+        balanced: whether each class weighs alike in the loss.
     """
 
     task: Task
     records: Labelled
     counts: dict[str, int]
     outputs: dict[str, dict[str, int]]
+    balanced: bool = False
 
     @property
     def weights(self) -> NDArray[np.float64]:
@@ -159,6 +162,17 @@ class Lesson:
         """
         known = ~np.isnan(self.records.truth)
         weights: NDArray[np.float64] = known / known[self.records.train].mean(axis=0)
+        weights *= self.class_weights
+        return weights
+
+    @property
+    def class_weights(self) -> NDArray[np.float64]:
+        """(N, K) weight of each label by its class: 1, or that of the classes of training."""
+        truth = self.records.truth
+        if not self.balanced:
+            return np.ones_like(truth)
+        of_control, of_case = self.task.class_weights(truth[self.records.train]).T
+        weights: NDArray[np.float64] = np.where(truth > 0, of_case, of_control)
         return weights
 
 
@@ -168,7 +182,7 @@ def labelled_records(
     select: str | None,
     fold: int | None = None,
     *,
-    fraction: float = 1.0,
+    settings: FinetuneConfig | None = None,
     seed: int = 0,
 ) -> Lesson:
     """Find the labelled training and validation records of a selection.
@@ -178,11 +192,20 @@ def labelled_records(
         task: to be learned; records without a label of any output are dropped and counted.
         select: an expression, None for all records.
         fold: that is held out, None for the store's splits.
-        fraction: of the patients of both splits, see `label_subset`.
+        settings: how many of the labels teach, see `label_subset`, and how they weigh; None: all,
+            alike.
         seed: that draws them.
     Raises:
-        ConfigError: no splits, or a split, or the fraction of it, has no cases or no controls.
+        ConfigError: no splits, or a split, or the part of it that is asked for, has no cases or no
+            controls.
     """
+    settings = settings or FinetuneConfig()
+    fraction, per_class = settings.label_fraction, settings.labels_per_class
+    if per_class is not None and len(task.outputs) > 1:
+        raise ConfigError(
+            f"{PER_CLASS} must be unset for several targets, whose classes overlap, got "
+            f"{per_class}; set finetune.label_fraction"
+        )
     rows = selected_rows(store, select)
     found = labelled_by(store.records, rows, task.truth(store.records), fold)
     groups = patient_groups(store.records)
@@ -196,7 +219,10 @@ def labelled_records(
                 f"being in no split; label the store with `ecgfast label`{cure}, or widen --select"
             )
     everybody = np.unique(groups[found.train]).size
-    found = label_subset(store.records, found, fraction=fraction, seed=seed)
+    found = label_subset(store.records, found, fraction=fraction, per_class=per_class, seed=seed)
+    balanced = settings.class_weights == "balanced"
+    if balanced and (why := task.lacking(found.truth[found.train], "train")):
+        raise ConfigError(f"finetune.class_weights=balanced: {why}; take more labels, or none")
     counts = {"unknown": found.num_unknown, "no_patient": unnamed}
     outputs: dict[str, dict[str, int]] = {name: {} for name in task.outputs}
     for split, chosen in found.splits.items():
@@ -208,13 +234,17 @@ def labelled_records(
         counts[f"{split}_patients"] = np.unique(groups[chosen]).size
     _warn_where_few(task, found)
     log.info(", ".join(f"{name} {count}" for name, count in counts.items()) + f" for {task.name}")
-    if fraction < 1:
+    if fraction < 1 or per_class is not None:
         log.info(
-            f"{SETTING} {fraction:g}: {counts['train_patients']} of {everybody} patients with "
-            f"labels teach, drawn with seed {seed}"
+            f"{counts['train_patients']} of {everybody} patients with labels teach, drawn with "
+            f"seed {seed}"
         )
     return Lesson(
-        task=task, records=found, counts=counts, outputs={} if task.is_single else outputs
+        task=task,
+        records=found,
+        counts=counts,
+        outputs={} if task.is_single else outputs,
+        balanced=balanced,
     )
 
 

@@ -147,13 +147,15 @@ def _shares(config: Config, num_records: int, ranks: Ranks) -> tuple[int, int]:
     settings, asked = config.finetune, config.train.microbatch
     share = rank_share(settings.batch_size, ranks, key="finetune.batch_size")
     microbatch = share if asked == "auto" else require_divisor(asked, share)
-    if settings.label_fraction == 1 or num_records >= settings.batch_size:
+    few = settings.label_fraction < 1 or settings.labels_per_class is not None
+    if not few or num_records >= settings.batch_size:
         return share, microbatch
     most = num_records // ranks.world_size
     if not most:
         raise ConfigError(
-            f"finetune.label_fraction={settings.label_fraction:g} leaves {num_records} records for "
-            f"{ranks.world_size} ranks; raise it, or train on fewer ranks"
+            f"finetune.label_fraction={settings.label_fraction:g} and finetune.labels_per_class="
+            f"{settings.labels_per_class or 'null'} leave {num_records} records for "
+            f"{ranks.world_size} ranks; take more labels, or train on fewer ranks"
         )
     microbatch = min(microbatch, most)
     share = most - most % microbatch

@@ -43,7 +43,8 @@ Floats = NDArray[np.float64]
 
 # What makes settings those of a probe: standardisation takes the place of the head's own norm.
 _PROBE = {"finetune.frozen": True, "finetune.probe_epochs": 0, "model.head_norm": False}
-_USED = ("finetune.probe_c", "finetune.label_fraction")  # of what else fine-tuning has
+# Of what else fine-tuning has.
+_USED = ("finetune.probe_c", "finetune.label_fraction", "finetune.labels_per_class")
 _TOLERANCE, _MOST_ITERATIONS = 1e-6, 5000  # of the largest gradient; a fit takes a few hundred
 _UNFINISHED = {LOCK, "config.toml", "versions.json", WEIGHTS, REGISTER, CARD}
 
@@ -115,6 +116,11 @@ def _config(
     if config.model.kind != "vit":
         raise ConfigError(
             f"a probe is of a ViT, got model.kind={config.model.kind}; fine-tune that with --set "
+            "finetune.frozen=true"
+        )
+    if config.finetune.class_weights != "none":
+        raise ConfigError(
+            "finetune.class_weights must be none for a probe, got balanced; fine-tune with --set "
             "finetune.frozen=true"
         )
     keys = dict.fromkeys(override.partition("=")[0].strip() for override in settings)

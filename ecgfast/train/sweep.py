@@ -145,7 +145,8 @@ class Sweep:
         if weights is None:
             apply_initial(model, self.initial, source=self.meta.identity["init"])
             if settings.head_init == "prior":
-                model.begin_at(task.first_logits(records.truth[records.train]))
+                truth, by_class = records.truth, self.lesson.class_weights
+                model.begin_at(task.first_logits(truth[records.train], by_class[records.train]))
         else:
             model.load_state_dict(weights)
         if stage.frozen:
@@ -196,7 +197,7 @@ class Sweep:
         """Loss and AUROC of the validation records."""
         logits, rows = self._scorer.logits(model), self.lesson.records.valid
         task, truth = self.lesson.task, self.lesson.records.truth[rows]
-        weights = np.ones_like(truth)
+        weights = self.lesson.class_weights[rows]
         return task.validation_loss(logits, truth, weights), task.area(logits, truth)
 
     def _keep_weights(self, loop: Loop, progress: Progress) -> None:

@@ -101,6 +101,67 @@ def test_a_smaller_batch_is_a_multiple_of_the_microbatch(
     assert json.loads((run / "result.json").read_text())["batch_size"] == batch
 
 
+def test_so_many_patients_of_each_class_teach_any_model(
+    store: Path, tiny: Path, tmp_path: Path
+) -> None:
+    settings = ["finetune.epochs=1", "finetune.learning_rates=[1e-3]"]
+
+    def run(name: str, number: int, *others: str) -> Path:
+        few = f"finetune.labels_per_class={number}"
+        config = load_config(str(tiny), [*settings, few, *others])
+        out = tmp_path / name
+        return finetune(store, out, preset=config, init="random", target=TARGET, device="cpu")
+
+    runs = [run("two", 2), run("cnn", 2, "model.kind=cnn"), run("five", 5)]
+    two, cnn, five = (json.loads((each / "result.json").read_text()) for each in runs)
+    assert (two["counts"]["train_cases"], two["counts"]["train_controls"]) == (2, 2)
+    assert two["batch_size"] == 4
+    assert two["identity"]["labels"] == cnn["identity"]["labels"] != five["identity"]["labels"]
+    taught = [set(found.select("train")["content"].to_pylist())
+              for found in map(read_register, runs) if found is not None]  # fmt: skip
+    assert taught[0] == taught[1] < taught[2]
+    other = load_config(str(tiny), [*settings, "finetune.labels_per_class=3"])
+    with pytest.raises(ResumeError, match=r"labels_per_class \(now 3, in the checkpoint 2\)"):
+        finetune(
+            store, runs[0], preset=other, init="random", target=TARGET, resume=True, device="cpu"
+        )
+    evaluate([runs[2], runs[0]], store, tmp_path / "report", device="cpu")
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    points = [(p["per_class"], p["train_patients"]) for p in metrics["label_efficiency"]]
+    assert points == [(2, 4), (5, 10)]
+    assert "2 per class" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_more_of_each_class_than_there_are_is_refused_before_anything_is_written(
+    store: Path, tiny: Path, tmp_path: Path
+) -> None:
+    config = load_config(str(tiny), ["finetune.labels_per_class=99"])
+    with pytest.raises(ConfigError, match=r"^finetune.labels_per_class=99 needs .* at most 13$"):
+        finetune(store, tmp_path / "r", preset=config, init="random", target=TARGET, device="cpu")
+    several = [TARGET, "site=1"]
+    with pytest.raises(ConfigError, match=r"^finetune.labels_per_class must be unset for several"):
+        finetune(store, tmp_path / "r", preset=config, init="random", target=several, device="cpu")
+    assert not (tmp_path / "r" / "config.toml").exists()
+
+
+def test_balanced_classes_weigh_alike(store: Path, tiny: Path, tmp_path: Path) -> None:
+    """A model that says 1/2 of everything, and hardly learns: its loss, by hand."""
+    still = ["finetune.epochs=1", "finetune.learning_rates=[1e-12]", "finetune.head_init=prior"]
+    config = load_config(str(tiny), [*still, "finetune.class_weights=balanced"])
+    run = finetune(store, tmp_path / "r", preset=config, init="random", target=TARGET, device="cpu")
+    result = json.loads((run / "result.json").read_text())
+    n = result["counts"]
+    both = n["train_cases"] + n["train_controls"]
+    cases = n["valid_cases"] * both / (2 * n["train_cases"])
+    controls = n["valid_controls"] * both / (2 * n["train_controls"])
+    weight = (cases + controls) / (n["valid_cases"] + n["valid_controls"])
+    assert result["val_loss"] == pytest.approx(weight * np.log(2), rel=1e-5)
+    (row,) = read_metrics(run)
+    assert row["loss"] != pytest.approx(np.log(2))  # the last batch is not balanced
+    card = (run / "MODEL_CARD.md").read_text()
+    assert "Classes weighed alike in the loss" in card
+
+
 def test_runs_of_several_fractions_have_a_curve(
     few: Path, tuned: Path, store: Path, tiny: Path, tmp_path: Path
 ) -> None:

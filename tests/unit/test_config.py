@@ -95,6 +95,8 @@ def test_the_last_override_wins() -> None:
         ("train.seed=1\nx=2", "train.seed must be an integer"),
         ("finetune.label_fraction=0", "label_fraction must be above 0 and at most 1, got 0.0"),
         ("finetune.label_fraction=1.5", "label_fraction must be above 0 and at most 1, got 1.5"),
+        ("finetune.labels_per_class=0", "finetune.labels_per_class must be at least 1, got 0"),
+        ("finetune.class_weights=sqrt", "must be one of 'none', 'balanced', got 'sqrt'"),
         ("finetune.layer_decay=0", "layer_decay must be above 0 and at most 1, got 0.0"),
         ("finetune.layer_decay=1.1", "layer_decay must be above 0 and at most 1, got 1.1"),
         ("finetune.drop_path=1", r"finetune.drop_path must be in \[0, 1\), got 1.0"),
@@ -150,6 +152,8 @@ def test_wrong_recipes_are_named() -> None:
         load_config("demo", recipe="none.toml")
     with pytest.raises(ConfigError, match=r"must be 0 with finetune.frozen.* got 3; set one"):
         FinetuneConfig(frozen=True, probe_epochs=3)
+    with pytest.raises(ConfigError, match=r"labels_per_class must be unset with .* got 5 and 0.1"):
+        load_config("demo", ["finetune.labels_per_class=5", "finetune.label_fraction=0.1"])
 
 
 @pytest.mark.parametrize("kind", ["preset", "recipe"])

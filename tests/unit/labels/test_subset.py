@@ -101,3 +101,34 @@ def test_a_subset_without_a_case_is_refused_with_the_fraction_that_has_one() -> 
         "control patients with labels in training; take at least 0.025"
     )
     assert len(label_subset(records(), found(), fraction=0.025, seed=0).train) == 2 * ECGS
+
+
+@pytest.mark.parametrize("number", [1, 5, 20])
+def test_so_many_patients_of_each_class_teach(number: int) -> None:
+    """Of 20 case and 40 control patients; of 10 and 30 in validation the same shares."""
+    kept = label_subset(records(), found(), per_class=number, seed=0)
+    cases = {p for p in patients(kept.train) if p < 20}
+    assert len(cases) == len(patients(kept.train) - cases) == number
+    assert len(kept.train) == 2 * number * ECGS
+    watching = {p for p in patients(kept.valid) if p >= 90}
+    assert len(watching) == max(1, int(number / 20 * 10 + 0.5))
+    assert len(patients(kept.valid) - watching) == max(1, int(number / 40 * 30 + 0.5))
+
+
+def test_fewer_per_class_are_within_more_and_within_a_fraction() -> None:
+    asked = [{"per_class": 2}, {"per_class": 8}, {"fraction": 0.4}, {"fraction": 1.0}]
+    subsets = [label_subset(records(), found(), **each, seed=7) for each in asked]
+    cases = [{p for p in patients(kept.train) if p < 20} for kept in subsets]
+    assert cases[1] == cases[2]  # 8 of 20
+    for smaller, larger in pairwise(subsets):
+        assert set(smaller.train.tolist()) < set(larger.train.tolist())
+        assert set(smaller.valid.tolist()) < set(larger.valid.tolist())
+
+
+def test_more_per_class_than_there_are_is_refused_with_how_many_there_are() -> None:
+    with pytest.raises(ConfigError) as error:
+        label_subset(records(), found(), per_class=21, seed=0)
+    assert str(error.value) == (
+        "finetune.labels_per_class=21 needs so many patients of each class, got 20 case and 40 "
+        "control patients with labels in training; take at most 20"
+    )

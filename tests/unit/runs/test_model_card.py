@@ -63,6 +63,11 @@ def test_what_differs_between_runs_differs_in_it() -> None:
     assert "filled up from five seconds on" in fold
     few = model_card(meta_of("finetune.label_fraction=0.03"), RESULT, 1)
     assert "1204 patients taught, a fraction of 0.03 of those with labels; 11 records" in few
+    few = model_card(meta_of("finetune.labels_per_class=30"), RESULT, 1)
+    assert "1204 patients taught, 30 patients of each class; 11 records" in few
+    assert "Classes weighed alike" not in few
+    balanced = model_card(meta_of("finetune.class_weights=balanced"), RESULT, 1)
+    assert "Classes weighed alike in the loss" in balanced
     assert model_card(meta_of("model.kind=cnn"), RESULT, 1).startswith("# CNN for LVH=1\n")
 
 

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ecgfast.errors import ConfigError
@@ -82,3 +83,19 @@ def test_a_split_must_have_both_classes_of_each_target() -> None:
 def test_targets_are_named_once(targets: list[str]) -> None:
     with pytest.raises(ConfigError, match="--target must name"):
         task_of("binary", targets)
+
+
+def test_balanced_weights_are_scikit_learns() -> None:
+    truth = np.array([[1, 0], [0, 1], [0, 1], [0, np.nan], [0, 1]])
+    for found, column in zip(BOTH.class_weights(truth), truth.T, strict=True):
+        y = column[~np.isnan(column)]
+        expected = compute_class_weight("balanced", classes=np.array([0.0, 1.0]), y=y)
+        np.testing.assert_allclose(found, expected)
+
+
+def test_a_head_begins_at_the_prevalence_as_the_loss_weighs_it() -> None:
+    truth = np.array([[1, 0], [0, 1], [0, 1], [0, np.nan]])
+    plain = BOTH.first_logits(truth, np.ones_like(truth))
+    np.testing.assert_allclose(plain.sigmoid(), [1 / 4, 2 / 3])
+    weighted = np.array([[3.0, 2.0], [1.0, 1.0], [1.0, 1.0], [1.0, 9.0]])
+    np.testing.assert_allclose(BOTH.first_logits(truth, weighted).sigmoid(), [1 / 2, 1 / 2])
