@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ecgfast.embedding import embed
     from ecgfast.evaluate.report import evaluate, reconstruct
     from ecgfast.ingest.synthetic import write_cohort as synth
+    from ecgfast.ingest.synthetic_population import Design
     from ecgfast.labels.commands import label_store as label
     from ecgfast.labels.naming import Naming
     from ecgfast.model import build_model
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ecgfast.train.probe import probe
 
 __all__ = [
+    "Design",
     "EcgDataset",
     "EcgStream",
     "Naming",
@@ -80,6 +82,7 @@ class _Package(ModuleType):
 __getattr__, __dir__ = lazily(
     __name__,
     {
+        "Design": "ecgfast.ingest.synthetic_population",
         "EcgDataset": "ecgfast.data.torch_view",
         "EcgStream": "ecgfast.data.torch_view",
         "Naming": "ecgfast.labels.naming",

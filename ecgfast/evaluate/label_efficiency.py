@@ -8,7 +8,7 @@ the patients who test, the standard deviation is between seeds.
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import reduce
 
@@ -68,20 +68,32 @@ class Point:
 def lines_of(runs: Sequence[LoadedRun]) -> dict[str, list[LoadedRun]]:
     """Runs that differ in nothing but fraction and seed, by the name of their line.
 
+    Epochs may go with the fraction, as few labels are seen more often: these runs are one line.
+
     Args:
         runs: classifiers.
     """
     ignored = free_on_resume("finetune") | _NOT_OF_A_LINE
+    parts: list[list[LoadedRun]] = []
+    for found in _alike(runs, ignored | {"finetune.epochs"}):
+        pairs = {(_part(run), run.config.finetune.epochs) for run in found}
+        is_line = len(pairs) == len({part for part, _ in pairs})
+        parts += [found] if is_line else _alike(found, ignored)
+    lines: dict[str, list[LoadedRun]] = {}
+    names = [found[0].meta.name for found in parts]
+    for name, found in zip(names, parts, strict=True):
+        largest = max(found, key=_part)
+        lines[name if names.count(name) == 1 else f"{name} ({largest.path.name})"] = found
+    return lines
+
+
+def _alike(runs: Sequence[LoadedRun], ignored: Set[str]) -> list[list[LoadedRun]]:
+    """Runs whose identities differ in nothing else."""
     alike: dict[str, list[LoadedRun]] = defaultdict(list)
     for run in runs:
         shared = {k: v for k, v in run.meta.identity.items() if k not in ignored}
         alike[json.dumps(shared, sort_keys=True)].append(run)
-    lines: dict[str, list[LoadedRun]] = {}
-    names = [found[0].meta.name for found in alike.values()]
-    for name, found in zip(names, alike.values(), strict=True):
-        largest = max(found, key=_part)
-        lines[name if names.count(name) == 1 else f"{name} ({largest.path.name})"] = found
-    return lines
+    return list(alike.values())
 
 
 def label_efficiency(

@@ -1,5 +1,6 @@
 """The public Python functions: as the commands do it, and nothing of the process changes."""
 
+import csv
 import json
 import logging
 import os
@@ -20,6 +21,8 @@ from torch.utils.data import DataLoader
 
 import ecgfast
 from ecgfast.cli import main
+from ecgfast.config import load_config
+from ecgfast.demo_plan import DemoPlan, trainings
 from ecgfast.log import read_metrics
 from ecgfast.model.vit import unpatchify
 
@@ -191,13 +194,37 @@ def test_signals_open_in_xarray_and_dask(store: Path) -> None:
     np.testing.assert_array_equal(opened["signal"][rows][:3].values, reader.read([0, 1, 2]))
 
 
-@pytest.mark.slow  # four trainings
+STUDY = ROOT / "examples/python/study.py"
+
+
+def test_the_example_study_has_the_plan_of_the_demo() -> None:
+    study, plan = runpy.run_path(str(STUDY)), DemoPlan()
+    assert load_config("demo", study["PRETRAINING"]) == load_config(
+        "demo", [*plan.vit, *plan.pretraining]
+    )
+    assert study["EPOCHS"] == dict(plan.labels)
+    ours = {each.name: each for each in study["trainings"](800, study["EPOCHS"], plan.num_seeds)}
+    theirs = {each.name: each for each in trainings(plan, 800)}
+    assert set(ours) == set(theirs)
+    for name, each in theirs.items():
+        made = load_config(ours[name].preset, ours[name].settings, recipe="best_practice")
+        assert made == load_config(each.line.preset, each.settings, recipe="best_practice")
+        assert ours[name].is_pretrained == (each.line.init == "pretrained")
+
+
+@pytest.mark.slow  # nine trainings
 def test_the_example_study(tmp_path: Path) -> None:
-    study = runpy.run_path(str(ROOT / "examples/python/study.py"))["study"]
-    small = {"train.max_steps": 2, "finetune.epochs": 1}
-    report = study(tmp_path, num_records=300, settings=small, workers=1)
+    study = runpy.run_path(str(STUDY))["synthetic_study"]
+    report = study(
+        tmp_path, num_records=360, epochs={20: 2, 40: 1}, seeds=1, workers=1,
+        settings={"train.epochs": 1, "train.log_every": 1},
+    )  # fmt: skip
     assert "SYNTHETIC" in report.read_text()
     assert set(json.loads((report.parent / "metrics.json").read_text())["masked_mse"])
+    with (tmp_path / "curve/label_efficiency.csv").open() as file:
+        external = [row[1] for row in csv.reader(file) if row[0] == "external test, site 5"]
+    assert sorted(external) == sorted(2 * [*set(external)])  # two numbers of labels
+    assert len(set(external)) == 3
 
 
 @pytest.mark.slow  # four trainings
@@ -205,16 +232,15 @@ def test_the_example_study_of_two_labels_on_real_records(tmp_path: Path) -> None
     data = ROOT.parent / "shared/data/ptbxl500"
     if not data.exists():
         pytest.skip(f"real recordings are not at {data}")
-    labels = data / "labels.csv"
-    study = runpy.run_path(str(ROOT / "examples/python/study.py"))["study"]
+    study = runpy.run_path(str(STUDY))["own_study"]
     report = study(
-        tmp_path, source=data / "records500", labels=labels, targets=("MI=1", "NORM=1"),
-        columns=("MI", "NORM"), select=None, workers=1,
-        settings={"train.max_steps": 2, "finetune.epochs": 1},
+        tmp_path, data / "records500", data / "labels.csv", ("MI=1", "NORM=1"),
+        columns=("MI", "NORM"), workers=1,
+        settings={"train.max_steps": 2, "finetune.epochs": 1, "finetune.probe_epochs": 0},
     )  # fmt: skip
     metrics = json.loads((report.parent / "metrics.json").read_text())
     assert metrics["synthetic"] is False
     assert list(metrics["targets"]) == ["MI=1", "NORM=1"]
     (means,) = metrics["mean"].values()
-    assert set(means) == {"ViT, pretrained", "ViT, random init", "CNN"}
+    assert set(means) == {"ViT, pretrained", "ViT, random init", "resnet1d_wang"}
     assert all(0 <= each["auroc"]["value"] <= 1 for each in means.values())

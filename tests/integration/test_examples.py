@@ -111,6 +111,20 @@ def test_a_pretraining_out_of_time_is_queued_again(store: Path, tiny: Path, tmp_
     assert (run / "model.safetensors").exists()
 
 
+@pytest.mark.slow  # two processes that train
+def test_fine_tunings_of_several_seeds(store: Path, pretrained: Path, tmp_path: Path) -> None:
+    env = environment(tmp_path)
+    (tmp_path / "bin/srun").write_text('#!/bin/sh\nexec "$@"\n')
+    (tmp_path / "bin/srun").chmod(0o755)
+    script = ["bash", str(EXAMPLES / "slurm/finetune.sbatch"), str(store), str(tmp_path / "tuned")]
+    options = ["--init", str(pretrained), "--device", "cpu", "--set", "finetune.epochs=1"]
+    for seed in "01":
+        task = env | {"SLURM_ARRAY_TASK_ID": seed}
+        subprocess.run([*script, *options], env=task, check=True, timeout=300)
+        assert f"\nseed = {seed}\n" in (tmp_path / f"tuned-seed{seed}/config.toml").read_text()
+        assert (tmp_path / f"tuned-seed{seed}/best.safetensors").exists()
+
+
 def test_kubernetes(source: Path, tmp_path: Path) -> None:
     """The commands of the Jobs, each with its index."""
     yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")

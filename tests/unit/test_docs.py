@@ -40,7 +40,7 @@ def test_the_map_of_files_is_current() -> None:
 
 
 def test_links_of_the_pages_lead_somewhere() -> None:
-    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
@@ -48,8 +48,9 @@ def test_links_of_the_pages_lead_somewhere() -> None:
 
 def test_every_page_of_the_docs_is_linked_from_the_readme() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for page in (ROOT / "docs").glob("*.md"):
-        assert f"(docs/{page.name}" in text, f"README.md does not lead to {page.name}"
+    for page in (ROOT / "docs").rglob("*.md"):
+        name = page.relative_to(ROOT).as_posix()
+        assert f"({name}" in text, f"README.md does not lead to {name}"
 
 
 def test_the_image_is_made_of_files_that_are_there() -> None:

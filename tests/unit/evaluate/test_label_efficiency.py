@@ -30,10 +30,17 @@ RECORDS = pa.table({"site": SITE.tolist()})
 
 
 def run(
-    name: str, fraction: float, seed: int, *, patients: int = 10, init: str = "random"
+    name: str,
+    fraction: float,
+    seed: int,
+    *,
+    patients: int = 10,
+    init: str = "random",
+    epochs: int = 30,
 ) -> LoadedRun:
     """A run that `patients` taught with two ECGs each, and one validated."""
-    config = load_config("demo", [f"finetune.label_fraction={fraction}", f"train.seed={seed}"])
+    settings = [f"finetune.label_fraction={fraction}", f"train.seed={seed}"]
+    config = load_config("demo", [*settings, f"finetune.epochs={epochs}"])
     names = [f"p{number // 2}" for number in range(2 * patients)]
     rows = {"patient": [*names, "v"], "role": ["train"] * len(names) + ["valid"]}
     identity = {**json.loads(json.dumps(flat(config))), "target": "age<40", "model": "vit"}
@@ -95,6 +102,14 @@ def test_lines_of_one_name_get_the_folder_of_their_largest_run(runs: list[Loaded
         [*runs[:3], run("small", 0.1, 0, init="other"), run("big", 0.3, 0, init="other")]
     )
     assert list(lines) == ["ViT, pretrained (all)", "ViT, pretrained (big)"]
+
+
+def test_epochs_that_go_with_the_fraction_make_no_other_line() -> None:
+    few = [run("few", 0.1, 0, epochs=9), run("few1", 0.1, 1, epochs=9)]
+    more = [run("more", 1.0, 0, epochs=3)]
+    assert [*lines_of([*few, *more]).values()] == [[*few, *more]]
+    longer = run("longer", 0.1, 2, epochs=3)
+    assert [*lines_of([*few, *more, longer]).values()] == [few, [*more, longer]]
 
 
 def test_all_lines_are_tested_on_the_same_records(points: list[Point]) -> None:
