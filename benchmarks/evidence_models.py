@@ -25,16 +25,16 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ecgfast.config import Config, load_config
 from ecgfast.data.loader import Loader, build_loader
+from ecgfast.demo_plan import DemoPlan
 from ecgfast.evaluate.median_beat import median_beats
 from ecgfast.labels.selection import Labelled
 from ecgfast.labels.subset import label_subset
 from ecgfast.model.build import build_classifier
-from ecgfast.model.classifier import Classifier, encoder_state
+from ecgfast.model.classifier import Classifier, encoder_state, layer_scale
 from ecgfast.model.draws import Draws, augmented
 from ecgfast.runs.inference import logits
 from ecgfast.runs.loading import load_model
@@ -50,7 +50,14 @@ NETWORK = "resnet1d_small"
 TREES = 300
 COMPONENTS = 100  # principal ones, that a regression sees
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)  # C of the logistic regression
-PRETRAINING = ("train.max_steps=600", "train.val_fraction=0.0", "train.log_every=100")
+PRETRAINING = (
+    *DemoPlan().vit, *DemoPlan().pretraining,
+    *("train.epochs=120", "train.val_fraction=0.0", "train.log_every=500"),
+)  # fmt: skip
+FINE_TUNING = (
+    *("finetune.learning_rates=[1e-3]", "finetune.epochs=16", "finetune.batch_size=16"),
+    "finetune.warmup_epochs=1",
+)
 TRAINING = (
     *("finetune.learning_rates=[3e-3]", "finetune.epochs=24", "finetune.batch_size=32"),
     *("augment.shift_timesteps=500", "augment.noise=0.0"),
@@ -192,34 +199,52 @@ def encoded(cohort: Cohort, mode: str, run: Path | None, seed: int) -> Floats:
     if key not in _ENCODED:
         config = encoder_settings(mode)
         config = replace(config, train=replace(config.train, seed=seed))
-        model = build_classifier(config).eval()
-        if run is not None:
-            model.encoder.load_state_dict(encoder_state(load_model(run)[0].state_dict()))
+        model = _transformer(config, run).eval()
         batches = cohort.in_order(cohort.rows, mode)
         parts = [model.features(batch.patches.float()) for batch in batches]
         _ENCODED[key] = torch.cat(parts).double().numpy()
     return _ENCODED[key]
 
 
+def _transformer(config: Config, run: Path | None, num_outputs: int = 1) -> Classifier:
+    """A ViT with the encoder of a pretraining; without one, of random weights."""
+    model = build_classifier(config, num_outputs=num_outputs)
+    if run is not None:
+        model.encoder.load_state_dict(encoder_state(load_model(run)[0].state_dict()))
+    return model
+
+
+def fine_tuned(
+    mode: str, run: Path | None, cohort: Cohort, train: Rows, test: Rows, labels: Rows, seed: int
+) -> Floats:
+    """A ViT of which all weights learn, after a pretraining or from random ones."""
+    sets = (*PRETRAINING, *FINE_TUNING, f"data.normalise={mode}", f"train.seed={seed}")
+    config = load_config("demo", sets, recipe="best_practice")
+    model = _transformer(config, run, len(labels))
+    return _learned(model, cohort, train, test, labels, config)
+
+
 def network(mode: str, cohort: Cohort, train: Rows, test: Rows, labels: Rows, seed: int) -> Floats:
-    """A network with an output for each label, trained for all of its epochs."""
+    """A convolutional network."""
     sets = (*TRAINING, f"data.normalise={mode}", f"train.seed={seed}")
     config = load_config(NETWORK, sets, recipe="best_practice")
-    model = build_classifier(config)
-    last = model.head[-1]
-    assert isinstance(last, nn.Linear)
+    model = build_classifier(config, num_outputs=len(labels))
+    return _learned(model, cohort, train, test, labels, config)
+
+
+def _learned(
+    model: Classifier, cohort: Cohort, train: Rows, test: Rows, labels: Rows, config: Config
+) -> Floats:
+    """Log odds of a model with an output for each label, trained for all of its epochs."""
     y = torch.from_numpy(cohort.is_case[:, labels]).float()
-    outputs = nn.Linear(last.in_features, len(labels))
-    nn.init.zeros_(outputs.weight)
-    with torch.no_grad():
-        outputs.bias.copy_(torch.logit(y[train].mean(0), eps=1e-3))
-    model.head[-1] = outputs
+    model.begin_at(torch.logit(y[train].mean(0), eps=1e-3))
     of_row = torch.zeros(len(cohort.store), len(labels))
     of_row[cohort.rows] = y
     _train(model, cohort, train, of_row, config)
-    batches = (batch.patches.float() for batch in cohort.in_order(cohort.rows[test], mode))
+    tested = cohort.in_order(cohort.rows[test], config.data.normalise)
     with torch.no_grad():
-        return torch.cat(list(logits(model, batches))).double().numpy()
+        scores = list(logits(model, (batch.patches.float() for batch in tested)))
+    return torch.cat(scores).double().numpy()
 
 
 def _train(
@@ -228,7 +253,10 @@ def _train(
     settings, seed = config.finetune, config.train.seed
     (peak,) = settings.learning_rates
     torch.manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=settings.weight_decay)
+    depth = config.model.encoder_depth if config.model.kind == "vit" else 0
+    scales = [layer_scale(name, depth, settings) for name, _ in model.named_parameters()]
+    groups = [{"params": [weights]} for weights in model.parameters()]
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
     loader = build_loader(
         cohort.store, batch_size=min(settings.batch_size, len(train)), seed=seed, engine="cpu",
         select=cohort.rows[train], normalise=config.data.normalise,
@@ -245,8 +273,10 @@ def _train(
         loss = binary_cross_entropy_with_logits(outputs.float(), of_row[batch.record_index])
         optimizer.zero_grad()
         loss.backward()
-        optimizer.param_groups[0]["lr"] = learning_rate(
+        rate = learning_rate(
             step, peak=peak, warmup_epochs=settings.warmup_epochs, epochs=epochs,
             steps_per_epoch=len(loader),
         )  # fmt: skip
+        for group, scale in zip(optimizer.param_groups, scales, strict=True):
+            group["lr"] = rate * scale
         optimizer.step()

@@ -25,6 +25,7 @@ from evidence_models import (
     Rows,
     beat_regression,
     encoder_settings,
+    fine_tuned,
     forest,
     network,
     probe,
@@ -40,7 +41,7 @@ from ecgfast.train.pretrain import pretrain
 Fit = Callable[[Cohort, Rows, Rows, Rows, int], Floats]
 
 SOURCES = ("ptbxl500/records500", "ludb", "ptbxl/hr_gt", "cinc2020")
-RANDOM, PRETRAINED = "ViT, random, frozen", "ViT, pretrained, frozen"
+RANDOM, PRETRAINED = "ViT, random", "ViT, pretrained"
 PRETRAINED_ON = "record"  # normalisation that keeps relative amplitudes
 FRACTIONS = (0.1, 0.3, 1.0)
 FEWER = ("NORM", "STTC")  # labels of the curve
@@ -73,9 +74,11 @@ def models(work: Path) -> Iterator[Model]:
     yield Model(FOREST, 1, forest)
     yield Model(BEAT, 1, beat_regression)
     run = work / f"pretrained-{PRETRAINED_ON}"
-    yield Model(f"{PRETRAINED}, {PRETRAINED_ON}", 3, partial(probe, PRETRAINED_ON, run), True)
-    yield Model(f"{RANDOM}, {PRETRAINED_ON}", 3, partial(probe, PRETRAINED_ON, None), True)
-    yield Model(f"{RANDOM}, record_lead", 1, partial(probe, "record_lead", None))
+    for how, learn in (("frozen", probe), ("fine-tuned", fine_tuned)):
+        what = f"{how}, {PRETRAINED_ON}"
+        yield Model(f"{PRETRAINED}, {what}", 3, partial(learn, PRETRAINED_ON, run), True)
+        yield Model(f"{RANDOM}, {what}", 3, partial(learn, PRETRAINED_ON, None), True)
+    yield Model(f"{RANDOM}, frozen, record_lead", 1, partial(probe, "record_lead", None))
     yield Model(f"{NETWORK}, none", 2, partial(network, "none"), True)
 
 
