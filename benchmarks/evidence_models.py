@@ -8,6 +8,7 @@ patients of the training folds. Shapes: n records, L labels, D features.
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -55,12 +56,12 @@ PRETRAINING = (
     *("train.epochs=120", "train.val_fraction=0.0", "train.log_every=500"),
 )  # fmt: skip
 FINE_TUNING = (
-    *("finetune.learning_rates=[1e-3]", "finetune.epochs=16", "finetune.batch_size=16"),
-    "finetune.warmup_epochs=1",
-)
+    *PRETRAINING, "finetune.learning_rates=[1e-3]", "finetune.epochs=16",
+    "finetune.batch_size=16", "finetune.warmup_epochs=1",
+)  # fmt: skip
 TRAINING = (
     *("finetune.learning_rates=[3e-3]", "finetune.epochs=24", "finetune.batch_size=32"),
-    *("augment.shift_timesteps=500", "augment.noise=0.0"),
+    *("augment.shift_timesteps=500", "augment.noise=0.0", "data.normalise=none"),
 )
 FEWEST_UPDATES = 60  # of a network: few records have more epochs
 
@@ -199,43 +200,28 @@ def encoded(cohort: Cohort, mode: str, run: Path | None, seed: int) -> Floats:
     if key not in _ENCODED:
         config = encoder_settings(mode)
         config = replace(config, train=replace(config.train, seed=seed))
-        model = _transformer(config, run).eval()
+        model = _model(config, run).eval()
         batches = cohort.in_order(cohort.rows, mode)
         parts = [model.features(batch.patches.float()) for batch in batches]
         _ENCODED[key] = torch.cat(parts).double().numpy()
     return _ENCODED[key]
 
 
-def _transformer(config: Config, run: Path | None, num_outputs: int = 1) -> Classifier:
-    """A ViT with the encoder of a pretraining; without one, of random weights."""
+def _model(config: Config, run: Path | None, num_outputs: int = 1) -> Classifier:
+    """A classifier with the encoder of a pretraining; without one, of random weights."""
     model = build_classifier(config, num_outputs=num_outputs)
     if run is not None:
         model.encoder.load_state_dict(encoder_state(load_model(run)[0].state_dict()))
     return model
 
 
-def fine_tuned(
-    mode: str, run: Path | None, cohort: Cohort, train: Rows, test: Rows, labels: Rows, seed: int
-) -> Floats:
-    """A ViT of which all weights learn, after a pretraining or from random ones."""
-    sets = (*PRETRAINING, *FINE_TUNING, f"data.normalise={mode}", f"train.seed={seed}")
-    config = load_config("demo", sets, recipe="best_practice")
-    model = _transformer(config, run, len(labels))
-    return _learned(model, cohort, train, test, labels, config)
-
-
-def network(mode: str, cohort: Cohort, train: Rows, test: Rows, labels: Rows, seed: int) -> Floats:
-    """A convolutional network."""
-    sets = (*TRAINING, f"data.normalise={mode}", f"train.seed={seed}")
-    config = load_config(NETWORK, sets, recipe="best_practice")
-    model = build_classifier(config, num_outputs=len(labels))
-    return _learned(model, cohort, train, test, labels, config)
-
-
-def _learned(
-    model: Classifier, cohort: Cohort, train: Rows, test: Rows, labels: Rows, config: Config
-) -> Floats:
-    """Log odds of a model with an output for each label, trained for all of its epochs."""
+def trained(
+    preset: str, sets: Sequence[str], run: Path | None,
+    cohort: Cohort, train: Rows, test: Rows, labels: Rows, seed: int,
+) -> Floats:  # fmt: skip
+    """A model of which all weights learn, with an output for each label, for all of its epochs."""
+    config = load_config(preset, [*sets, f"train.seed={seed}"], recipe="best_practice")
+    model = _model(config, run, len(labels))
     y = torch.from_numpy(cohort.is_case[:, labels]).float()
     model.begin_at(torch.logit(y[train].mean(0), eps=1e-3))
     of_row = torch.zeros(len(cohort.store), len(labels))

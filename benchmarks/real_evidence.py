@@ -18,17 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 from evidence_models import (
+    FINE_TUNING,
     LABELS,
     NETWORK,
+    TRAINING,
     Cohort,
     Floats,
     Rows,
     beat_regression,
     encoder_settings,
-    fine_tuned,
     forest,
-    network,
     probe,
+    trained,
 )
 from evidence_rows import FOREST, Evidence, on_all_labels, on_fewer_labels, write
 
@@ -74,12 +75,13 @@ def models(work: Path) -> Iterator[Model]:
     yield Model(FOREST, 1, forest)
     yield Model(BEAT, 1, beat_regression)
     run = work / f"pretrained-{PRETRAINED_ON}"
-    for how, learn in (("frozen", probe), ("fine-tuned", fine_tuned)):
-        what = f"{how}, {PRETRAINED_ON}"
-        yield Model(f"{PRETRAINED}, {what}", 3, partial(learn, PRETRAINED_ON, run), True)
-        yield Model(f"{RANDOM}, {what}", 3, partial(learn, PRETRAINED_ON, None), True)
+    tuning = (*FINE_TUNING, f"data.normalise={PRETRAINED_ON}")
+    for init, of in ((PRETRAINED, run), (RANDOM, None)):
+        frozen, tuned = partial(probe, PRETRAINED_ON, of), partial(trained, "demo", tuning, of)
+        yield Model(f"{init}, frozen, {PRETRAINED_ON}", 3, frozen, True)
+        yield Model(f"{init}, fine-tuned, {PRETRAINED_ON}", 2, tuned, True)
     yield Model(f"{RANDOM}, frozen, record_lead", 1, partial(probe, "record_lead", None))
-    yield Model(f"{NETWORK}, none", 2, partial(network, "none"), True)
+    yield Model(f"{NETWORK}, none", 2, partial(trained, NETWORK, TRAINING, None), True)
 
 
 def scores_of(model: Model, cohort: Cohort, work: Path, fraction: float, seed: int) -> Floats:

@@ -45,10 +45,10 @@ def recipe(
         Path | None, typer.Argument(metavar="FOLDER", help="As published; none: how to get it.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of store and runs.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of store and run.")
     ] = None,
     run: Annotated[
-        bool, typer.Option("--run", help="Train a run for each target too; print the table.")
+        bool, typer.Option("--run", help="Train a model of all targets too; print the table.")
     ] = False,
     init: Annotated[
         str, typer.Option(metavar="RUN|FILE|random", help="Initial weights, with --run.")

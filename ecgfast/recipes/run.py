@@ -38,7 +38,7 @@ class Prepared:
     """A store with labels.
 
     Attributes:
-        out: folder that holds it as ``store``, and its runs as ``runs``.
+        out: folder that holds it as ``store``, and the model that learns all targets as ``run``.
         targets: what is to be learned.
     """
 
@@ -50,9 +50,10 @@ class Prepared:
         """The store."""
         return self.out / "store"
 
-    def run_of(self, target: str) -> Path:
-        """The folder of a fine-tuning."""
-        return self.out / "runs" / "".join(c if c.isalnum() else "_" for c in target)
+    @property
+    def run(self) -> Path:
+        """The folder of the fine-tuning."""
+        return self.out / "run"
 
 
 def describe(recipe: Recipe) -> str:
@@ -148,18 +149,12 @@ def _linked(recipe: Recipe, folder: Path, source: Path) -> Path:
 
 
 def commands(prepared: Prepared, *, preset: str | None, init: str) -> str:
-    """The commands that train and evaluate, one run for each target."""
-    of_preset = ["--preset", preset] if preset else []
-    runs = [prepared.run_of(target) for target in prepared.targets]
-    lines = [
-        ["finetune", prepared.store, "--out", run, "--init", init, "--target", target, *of_preset]
-        for run, target in zip(runs, prepared.targets, strict=True)
-    ]
-    lines += [
-        ["evaluate", run, prepared.store, "--out", prepared.out / "reports" / run.name]
-        for run in runs
-    ]
-    return "\n".join(shlex.join(["ecgfast", *map(str, words)]) for words in lines)
+    """The commands that train one model on all targets, and evaluate it."""
+    learn = ["finetune", prepared.store, "--out", prepared.run, "--init", init]
+    learn += [word for target in prepared.targets for word in ("--target", target)]
+    learn += ["--preset", preset] if preset else []
+    test = ["evaluate", prepared.run, prepared.store, "--out", prepared.out / "report"]
+    return "\n".join(shlex.join(["ecgfast", *map(str, words)]) for words in (learn, test))
 
 
 def config_for(
@@ -181,37 +176,30 @@ def config_for(
 def train(
     prepared: Prepared, config: Config, *, init: str, device: str | None = None
 ) -> dict[str, Auroc]:
-    """Fine-tune a run for each target, and score it on the test split.
+    """Fine-tune one model on all targets, and score it on the test split.
 
     Args:
         prepared: from `prepare`.
-        config: of the runs.
-        init: their initial weights: a run, a file, "imagenet-mae" or "random".
+        config: of the run.
+        init: its initial weights: a run, a file, "imagenet-mae" or "random".
         device: "cpu", "cuda" or "cuda:N"; by default a GPU where there is one.
     Returns:
-        the AUROC of each target.
+        the AUROC of each target, on the records whose label is known.
     """
-    for target in prepared.targets:
-        finetune(
-            prepared.store,
-            prepared.run_of(target),
-            preset=config,
-            init=init,
-            target=target,
-            resume=True,
-            device=device,
-        )
-    return {target: auroc_of(prepared, target) for target in prepared.targets}
-
-
-def auroc_of(prepared: Prepared, target: str) -> Auroc:
-    """AUROC of a run on the records of the test split whose label is known."""
-    store = open_store(prepared.store)
-    is_case, is_known = target_labels(store.records, target)
-    is_test = np.array([split == "test" for split in store.records["split"].to_pylist()])
-    rows = np.flatnonzero(is_test & is_known)
-    scores = load_run(prepared.run_of(target), store).probabilities(store, rows)
-    return delong(is_case[rows], scores, patient_groups(store.records)[rows])
+    targets = prepared.targets
+    finetune(
+        prepared.store, prepared.run, preset=config, init=init, target=targets, resume=True,
+        device=device,
+    )  # fmt: skip
+    reader = open_store(prepared.store)
+    test = np.flatnonzero([split == "test" for split in reader.records["split"].to_pylist()])
+    scores = load_run(prepared.run, reader).probabilities(reader, test).reshape(len(test), -1)
+    patients = patient_groups(reader.records)[test]
+    found = {}
+    for target, score in zip(targets, scores.T, strict=True):
+        is_case, is_known = (flags[test] for flags in target_labels(reader.records, target))
+        found[target] = delong(is_case[is_known], score[is_known], patients[is_known])
+    return found
 
 
 def macro(found: dict[str, Auroc]) -> float:

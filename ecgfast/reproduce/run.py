@@ -17,6 +17,7 @@ from ecgfast.reproduce.study import default_plan
 from ecgfast.reproduce.table import write_table
 from ecgfast.store.durable import exclusive, write_durably
 from ecgfast.store.reader import open_store
+from ecgfast.train.run_folder import warn_of_a_cpu
 
 PLAN = "plan.toml"
 _POLL_S = 0.5
@@ -138,6 +139,8 @@ def reproduce(
         ResumeError: a finished cell is of another plan.
     """
     reader = open_store(store)
+    if executor is None:
+        warn_of_a_cpu(plan.preset, device)
     place = Place(store=store.resolve(), device=device, ranks=ranks, strict=log.is_strict())
     cells = cells_of(plan, reader, out.resolve())
     done = sum(map(is_finished, cells))  # refuses those of another plan before anything is begun

@@ -101,9 +101,11 @@ def settings_of(
             preset = settings_of_run
         elif model not in (None, "vit"):
             preset = str(model)
+        elif init == "random":
+            preset = run_folder.default_preset(device)
         else:  # weights of others are ViT-Large, as the study's are
-            is_new = init == "random"
-            preset = run_folder.default_preset(device) if is_new else run_folder.GPU_PRESET
+            preset = run_folder.GPU_PRESET
+            run_folder.warn_of_a_cpu(preset, device)
     if model is not None:
         preset = load_config(preset, {"model.kind": model})
     config = load_config(preset, settings, recipe=recipe)

@@ -56,6 +56,15 @@ def default_preset(device: str | None) -> str:
     return CPU_PRESET
 
 
+def warn_of_a_cpu(preset: str, device: str | None) -> None:
+    """Say so where nobody asked for a large model and there is no GPU to train it on."""
+    if preset == GPU_PRESET and choose_device(device).type != "cuda":
+        log.warning(
+            f"no GPU here, where {GPU_PRESET} takes weeks; --preset names a smaller one, ecgfast "
+            "plan STORE says what this machine can do"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Session:
     """One process's part in a run, from its lock to its last file.

@@ -16,6 +16,7 @@ from ecgfast.estimate import memory_gib
 from ecgfast.labels.commands import draw_again
 from ecgfast.planning import Machine, _fitted, plan
 from ecgfast.store.reader import open_store
+from ecgfast.train.finetune import settings_of
 
 NUM = 40
 H100 = Machine(gpu="NVIDIA H100 80GB HBM3", gpus=1, memory_gib=79.6)
@@ -124,6 +125,14 @@ def test_a_pretraining_on_a_cpu_is_small(
     assert written["train"]["batch_size"] == (2 if preset else 8)
     said = "no GPU here: demo" if preset else "no GPU here and no preset given: demo, not vit_large"
     assert capfd.readouterr().err.count(said) == 1
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_a_large_model_on_a_cpu_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    assert settings_of("imagenet-mae", "vit_base", None, None, (), None).preset == "vit_base"
+    assert not caplog.messages
+    assert settings_of("imagenet-mae", None, None, None, (), None).preset == "vit_large"
+    assert caplog.messages[0].startswith("no GPU here, where vit_large takes weeks; --preset names")
 
 
 def test_a_store_of_test_patients_teaches_nothing(store: Path, tmp_path: Path) -> None:

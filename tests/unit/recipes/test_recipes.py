@@ -171,11 +171,11 @@ def test_echonext_trains_and_its_table_is_that_of_scikit_learn(tmp_path: Path) -
     assert [(splits == name).sum() for name in ("train", "valid", "test")] == [14, 5, 5]
     rows = np.flatnonzero(splits == "test")
     expected = []
-    for target in found.targets:
+    scores = load_run(found.run, store).probabilities(store, rows)
+    for number, target in enumerate(found.targets):
         labels = np.array(store.records[target.removesuffix("=1")].to_pylist())[rows]
         assert sorted(labels) == [0, 0, 0, 1, 1]
-        scores = load_run(found.run_of(target), store).probabilities(store, rows)
-        expected.append(roc_auc_score(labels, scores))
+        expected.append(roc_auc_score(labels, scores[:, number]))
     assert [areas[target].value for target in found.targets] == pytest.approx(expected)
     page = table_of(recipe, areas)
     assert f"| macro | | | {np.mean(expected):.3f} |" in page
@@ -195,5 +195,6 @@ def test_the_command_prints_how_to_get_a_data_set_and_how_to_train(
         assert main([*words, "--workers", "1"]) == 0
         lines = capsys.readouterr().out.splitlines()
         store = tmp_path / "out/store"
-        assert f"ecgfast finetune {store} --out {tmp_path / 'out/runs/MI_1'}" in lines[1]
-        assert lines[5].startswith(f"ecgfast evaluate {tmp_path / 'out/runs/NORM_1'} {store} --out")
+        assert lines[0].startswith(f"ecgfast finetune {store} --out {tmp_path / 'out/run'} --init")
+        assert "--target NORM=1 --target MI=1 --target STTC=1" in lines[0]
+        assert lines[1].startswith(f"ecgfast evaluate {tmp_path / 'out/run'} {store} --out")

@@ -143,11 +143,11 @@ def test_models_score_records_that_they_did_not_learn_from(
     real: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = (*MODELS.TRAINING, "finetune.epochs=1", "model.filters=8")
-    monkeypatch.setattr(MODELS, "TRAINING", short)
+    network = partial(MODELS.trained, MODELS.NETWORK, short, None)
     monkeypatch.setattr(MODELS, "FEWEST_UPDATES", 4)
     train, test = real.part(1, 0.3, 0), np.flatnonzero(real.fold == 1)
     labels = np.array([0, 2])
-    for fit in (MODELS.beat_regression, partial(MODELS.network, "none")):
+    for fit in (MODELS.beat_regression, network):
         scores = fit(real, train, test, labels, 0)
         assert scores.shape == (len(test), 2)
         assert np.isfinite(scores).all()
