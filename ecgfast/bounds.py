@@ -15,6 +15,7 @@ from pydantic import StrictFloat as Real
 from pydantic import StrictInt as Int
 
 from ecgfast.errors import ConfigError
+from ecgfast.vocabulary import leads_in_order
 
 __all__ = ["Flag", "errors_in_words", "nearest"]
 
@@ -68,6 +69,7 @@ Rates = Annotated[
     tuple[Real, ...],
     _bound("one or more numbers above 0", lambda rates: bool(rates) and all(map(_positive, rates))),
 ]
+Leads = Annotated[tuple[Text, ...], AfterValidator(leads_in_order)]
 
 
 def errors_in_words(prefix: str) -> Callable[[type[T]], type[T]]:
@@ -124,7 +126,7 @@ def _describe(hint: object) -> str:
     if origin is Literal:
         return "one of " + ", ".join(repr(option) for option in options)
     if origin is tuple:
-        return "a list of numbers"
+        return "a list of numbers" if float in options else "a list of names"
     assert isinstance(hint, type)
     words = {float: "a number", int: "an integer", str: "a text", type(None): "unset"}
     return words.get(hint, hint.__name__)

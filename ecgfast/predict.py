@@ -6,13 +6,11 @@ Shapes: n windows, C leads, N patches, P padded patch length.
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from ecgfast import log
@@ -20,64 +18,18 @@ from ecgfast.convert.preprocess import CutRecording, Window, check_source, read_
 from ecgfast.errors import ConfigError, FormatError, ShapeError
 from ecgfast.ingest import InputFile
 from ecgfast.ingest.inventory import discover
-from ecgfast.predictor import load_model, signal_checks
-from ecgfast.records import SAMPLING_RATE_HZ
+from ecgfast.prediction import COLUMNS, Prediction, averaged, write_lines
+from ecgfast.predictor import EcgModel, load_model, signal_checks
+from ecgfast.records import LEADS, SAMPLING_RATE_HZ
 from ecgfast.runs.export import located
+from ecgfast.runs.leads import require_fewer_possible
 from ecgfast.runs.register import SeenFiles, read_register
-from ecgfast.store.csv_files import csv_lines
 from ecgfast.store.durable import DurableFile
 from ecgfast.store.format import refuse_inside_store, refuse_to_replace
 from ecgfast.vocabulary import Short, WindowChoice
 
 _BLOCK_WINDOWS = 64  # scored at once: a recording of hours has a thousand
-COLUMNS = ("file", "start_s", "target", "probability", "threshold", "finding", "note")
-# With the windows of each file averaged: how far they lie apart, instead of where one begins.
-SPREAD = ("windows", "sd", "lowest", "highest")
-AVERAGED_COLUMNS = ("file", *COLUMNS[2:4], *SPREAD, *COLUMNS[4:])
-
 _FIRST = f"{COLUMNS[0]},".encode()
-
-
-class Spread(NamedTuple):
-    """Probabilities of the windows of a file.
-
-    Attributes:
-        windows: how many have one.
-        sd: their standard deviation (n - 1), None of one window.
-        lowest, highest: probability.
-    """
-
-    windows: int
-    sd: float | None
-    lowest: float
-    highest: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """One target of one window of one file, or of all its windows averaged.
-
-    Attributes:
-        file: as it was given or found.
-        target: what a case is, or what is measured.
-        start_s: where the window begins, seconds.
-        probability: of the target, in [0, 1]; None where the file cannot be used.
-        threshold: of the run for this target, None where it has none.
-        finding: whether the probability reaches it; None without either.
-        note: why not, or what was done to the signal, what the signal checks of convert find in
-            it, and whether the run has seen this ECG or patient in training; empty for a signal
-            used as it was.
-        spread: of the windows that were averaged, None of a single window.
-    """
-
-    file: Path
-    target: str
-    start_s: float
-    probability: float | None
-    threshold: float | None
-    finding: bool | None = None
-    note: str
-    spread: Spread | None = None
 
 
 class Predicted(NamedTuple):
@@ -93,6 +45,8 @@ def predict(
     *,
     key_file: str | Path | None = None,
     average: bool = False,
+    leads: Sequence[str] | None = None,
+    allow_missing: bool = False,
 ) -> list[Prediction]:
     """Return the probability of each window of each file, in memory.
 
@@ -101,12 +55,15 @@ def predict(
         files: raw ECGs or folders of them.
         key_file: as for `write_predictions`.
         average: as for `write_predictions`.
+        leads: as for `write_predictions`.
+        allow_missing: as for `write_predictions`.
     Raises:
-        ConfigError: the run is no classifier, its weights are no numbers, or the key is not that
-            of its store.
+        ConfigError: the run is no classifier, its weights are no numbers, the key is not that of
+            its store, or it does not take such leads.
         FormatError: a file does not exist, or a folder holds no ECG.
     """
-    predictor, items = Predictor(run, key_file, average=average), discover([*map(Path, files)])
+    predictor = Predictor(run, key_file, average=average, leads=leads, allow_missing=allow_missing)
+    items = discover([*map(Path, files)])
     groups = log.track(map(predictor, items), "predict", total=len(items), unit="files")
     return [line for group in groups for line in group]
 
@@ -118,6 +75,8 @@ def write_predictions(
     *,
     key_file: str | Path | None = None,
     average: bool = False,
+    leads: Sequence[str] | None = None,
+    allow_missing: bool = False,
 ) -> Predicted:
     """Write a CSV with one line per window of each file, or per file, and target of the run.
 
@@ -129,20 +88,26 @@ def write_predictions(
             recognised; without it, only the ECGs themselves are.
         average: one line per file and target, the mean probability of all whole windows with
             their spread, whether or not the run's store took more than the first one.
+        leads: names of some of the leads that the run learned from: no others are looked at, as if
+            masked. A file without one of them is refused. With this or `allow_missing`, and of a
+            run on fewer than twelve, the column "leads" says which were used.
+        allow_missing: take files that lack leads with those that they have.
     Returns:
         how many files there were, and how many could not be used; their lines say why.
     Raises:
         ConfigError: the run is no classifier, its weights are no numbers, the key is not that of
-            its store, or `out` is an input or any other file that no predict wrote.
+            its store, it does not take such leads, or `out` is an input or any other file that no
+            predict wrote.
         FormatError: a file does not exist, or a folder holds no ECG.
     """
     out = None if out is None else Path(out)
     if out is not None:
         refuse_inside_store(out, "--out")
         refuse_to_replace(out, "--out", _FIRST, "table of predict")
-    predictor, items = Predictor(run, key_file, average=average), discover([*map(Path, files)])
+    predictor = Predictor(run, key_file, average=average, leads=leads, allow_missing=allow_missing)
+    items = discover([*map(Path, files)])
     rows = log.track(map(predictor, items), "predict", total=len(items), unit="files")
-    write = partial(_write, rows, average=average)
+    write = partial(write_lines, rows, average=average, leads=predictor.says_leads)
     if out is None:
         return Predicted(len(items), write(_show, named=log.plain))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -173,27 +138,41 @@ class Predictor:
         run: as for `predict`.
         key_file: pseudonym key of its store, None where it is not at hand.
         average: as for `write_predictions`.
+        leads: as for `write_predictions`.
+        allow_missing: as for `write_predictions`.
 
     Attributes:
+        says_leads: whether not every line is of all twelve leads.
         thresholds: name of each target of the run -> its threshold with the highest Youden index
             on the run's validation records, or None.
 
     Raises:
-        ConfigError: the run is no classifier, its weights are no numbers, or the key is not that
-            of its store.
+        ConfigError: the run is no classifier, its weights are no numbers, the key is not that of
+            its store, or it does not take such leads.
     """
 
     def __init__(
-        self, run: str | Path, key_file: str | Path | None = None, *, average: bool = False
+        self,
+        run: str | Path,
+        key_file: str | Path | None = None,
+        *,
+        average: bool = False,
+        leads: Sequence[str] | None = None,
+        allow_missing: bool = False,
     ) -> None:
         folder = located(run)
-        model = load_model(folder)
+        model = load_model(folder, leads=leads)
         if not model.thresholds:
             raise ConfigError(
                 f"{run} must be a fine-tuned run, got a {model.meta.kind} run; make one with "
                 "ecgfast finetune --init RUN"
             )
-        self._model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+        if allow_missing:
+            require_fewer_possible(model.meta)
+        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self._model_of = {model.leads: model}
+        self._leads, self._allow_missing = model.leads, allow_missing
+        self.says_leads = allow_missing or leads is not None or model.leads != LEADS
         made = model.meta.preprocessing.store
         self._average = average
         self._window: WindowChoice = "all" if average else made["window"]
@@ -210,7 +189,13 @@ class Predictor:
     def __call__(self, item: InputFile) -> list[Prediction]:
         """Score every window of one file; one that cannot be used gives a line that says why."""
         try:
-            found = read_windows(item, window=self._window, short=self._short)
+            found = read_windows(
+                item,
+                window=self._window,
+                short=self._short,
+                leads=[LEADS.index(lead) for lead in self._leads],
+                allow_missing=self._allow_missing,
+            )
         except (FormatError, ShapeError) as error:
             check_source(item.source, again="run the same command again")
             return self._unusable(item, str(error))
@@ -222,6 +207,13 @@ class Predictor:
         except (MemoryError, torch.OutOfMemoryError) as error:
             return self._unusable(item, f"{item.path.name}: cannot be scored: {error!r}")
 
+    def _model_on(self, missing: set[str]) -> EcgModel:
+        """The run's model on the leads that are left; each is made once."""
+        leads = tuple(lead for lead in self._leads if lead not in missing)
+        if leads not in self._model_of:
+            self._model_of[leads] = self._model_of[self._leads].on_leads(leads)
+        return self._model_of[leads]
+
     def _unusable(self, item: InputFile, why: str) -> list[Prediction]:
         line = partial(Prediction, file=item.path, start_s=0.0, probability=None, note=why)
         return [line(target=name, threshold=value) for name, value in self.thresholds.items()]
@@ -229,20 +221,24 @@ class Predictor:
     def _scored(self, item: InputFile, found: CutRecording) -> list[Prediction]:
         """One line for each window and target, in order of time."""
         usable = [each for each in found.windows if isinstance(each, Window)]
+        model = self._model_on({LEADS[number] for number in found.record.missing})
         scores: list[list[float]] = []
         checks: list[list[str]] = []
         for first in range(0, len(usable), _BLOCK_WINDOWS):
             block = usable[first : first + _BLOCK_WINDOWS]
-            patches_nNP = self._model.prepare(found.samples, block)
-            scores += self._model.scores(patches_nNP).reshape(len(block), -1).tolist()
-            checks += signal_checks(found.samples, block)
+            patches_nNP = model.prepare(found.samples, block)
+            scores += model.scores(patches_nNP).reshape(len(block), -1).tolist()
+            if found.record.missing:  # they compare the leads with each other
+                checks += [["unchecked"]] * len(block)
+            else:
+                checks += signal_checks(found.samples, block)
         seen = self._seen.words(item.record_id, found.record, [each.signal for each in usable])
         lines = iter(zip(usable, scores, checks, seen, strict=True))
         return [
             line
             for each in found.windows
             for line in (
-                self._lines(item, *next(lines))
+                self._lines(item, model.leads, *next(lines))
                 if isinstance(each, Window)
                 else self._unusable(item, str(each))
             )
@@ -251,6 +247,7 @@ class Predictor:
     def _lines(
         self,
         item: InputFile,
+        leads: tuple[str, ...],
         window: Window,
         scores: list[float],
         checks: list[str],
@@ -267,64 +264,6 @@ class Predictor:
                 threshold=threshold,
                 finding=score >= threshold if is_number and threshold is not None else None,
                 note=" ".join(sorted(words if is_number else {*words, "no_number"})),
+                leads=leads,
             )]  # fmt: skip
         return found
-
-
-def averaged(lines: Sequence[Prediction]) -> Prediction:
-    """The windows of a file as one line: the mean of their probabilities.
-
-    Args:
-        lines: of one file and target, in order of time; the mean is compared with their threshold.
-    Returns:
-        its note has the words of all windows, and "windows_left_out" where some have no
-        probability; of a file without any, its first line.
-    """
-    threshold, scored = lines[0].threshold, [e for e in lines if e.probability is not None]
-    if not scored:
-        return lines[0]
-    shares = np.array([line.probability for line in scored])
-    mean, sd = float(shares.mean()), float(shares.std(ddof=1)) if len(shares) > 1 else None
-    words = {word for line in scored for word in line.note.split()}
-    if len(scored) < len(lines):
-        words.add("windows_left_out")
-    return replace(
-        scored[0],
-        probability=mean,
-        finding=None if threshold is None else mean >= threshold,
-        note=" ".join(sorted(words)),
-        spread=Spread(len(scored), sd, float(shares.min()), float(shares.max())),
-    )
-
-
-def _write(
-    groups: Iterator[list[Prediction]],
-    write: Callable[[str], None],
-    *,
-    average: bool,
-    named: Callable[[str], str] = str,
-) -> int:
-    """Write lines as they come; return how many files have none with a probability.
-
-    `named` is what becomes of the name of a file.
-    """
-    write(csv_lines([AVERAGED_COLUMNS if average else COLUMNS]))
-    unusable = 0
-    for group in groups:
-        rows: list[tuple[str, ...]] = []
-        for line in group:
-            share, threshold = _share(line.probability), _share(line.threshold)
-            finding = "" if line.finding is None else ("yes" if line.finding else "no")
-            cells = [f"{line.start_s:g}", line.target, share]
-            if average:
-                count, *numbers = line.spread or (0, None, None, None)
-                cells = [line.target, share, str(count), *map(_share, numbers)]
-            rows.append((named(str(line.file)), *cells, threshold, finding, log.plain(line.note)))
-        write(csv_lines(rows))
-        unusable += all(line.probability is None for line in group)
-    return unusable
-
-
-def _share(value: float | None) -> str:
-    """A number in [0, 1] as a table has it; empty where there is none."""
-    return "" if value is None else f"{value:.6f}"

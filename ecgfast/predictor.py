@@ -2,7 +2,7 @@
 
 # n windows, C leads, T timesteps, N patches, P padded patch length, D width, K targets
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from ecgfast.config import Config
 from ecgfast.convert.measures import LEAST_TIMESTEPS
 from ecgfast.convert.preprocess import Samples, Window, cut, to_samples
 from ecgfast.convert.quality import quality_of
+from ecgfast.data.batch import patches_of_leads
 from ecgfast.data.normalise import LeadStatistics
 from ecgfast.errors import ConfigError, FormatError
 from ecgfast.model.classifier import Classifier
@@ -23,6 +24,7 @@ from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.records import NUM_LEADS, SAMPLING_RATE_HZ, EcgRecord
 from ecgfast.runs.export import located
 from ecgfast.runs.inference import check_weights, predictions
+from ecgfast.runs.leads import leads_of, model_on_leads, on_leads
 from ecgfast.runs.loading import load_model as load_run_model
 from ecgfast.runs.meta import RunMeta
 from ecgfast.store.quality import default_limits
@@ -40,6 +42,7 @@ class EcgModel(nn.Module):
         model: as trained; `parameters()` are its.
         config: settings of its run.
         meta: what the run says about itself.
+        leads: names of the leads that it takes, in the order of `ecgfast.records.LEADS`.
         thresholds: name of each target of the run -> its threshold with the highest Youden index
             on the run's validation records, or None; empty for an autoencoder.
     """
@@ -50,6 +53,7 @@ class EcgModel(nn.Module):
         super().__init__()
         self.model = model
         self.config, self.meta = config, meta
+        self.leads = leads_of(meta)
         numbers = range(len(meta.task.outputs) if meta.target else 0)
         outputs = [meta.of_output(number) for number in numbers]
         self.thresholds = {output.target: output.threshold for output in outputs}
@@ -59,11 +63,27 @@ class EcgModel(nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
+    def on_leads(self, leads: Iterable[str]) -> "EcgModel":
+        """The same weights on fewer leads: patches of the others are left out, as masks do.
+
+        Args:
+            leads: names of some of `leads`, in any order.
+        Raises:
+            ConfigError: others, or a model that needs all that it was trained on.
+        """
+        meta = on_leads(self.meta, leads)
+        if meta is self.meta:
+            return self
+        model = model_on_leads(self.model, meta)
+        assert isinstance(model, Classifier | MaskedAutoencoder)
+        return EcgModel(model, self.config, meta).eval()
+
     def forward(self, patches_nNP: Tensor) -> Tensor:
         """Score or encode records.
 
         Args:
-            patches_nNP: (n, 240, 256) of `prepare`, or of `ecgfast.build_loader`.
+            patches_nNP: (n, N, 256) of `prepare`; or of `ecgfast.build_loader`, where the model
+                takes fewer leads with its `Normalisation`. N is 20 for each lead.
         Returns:
             (n,) logits of a classifier, or (n, K) of several targets; (n, 1 + N, D) tokens of an
             autoencoder's encoder, the class token first.
@@ -81,7 +101,8 @@ class EcgModel(nn.Module):
             samples: the recording; gives the windows their units.
             windows: n windows of it.
         Returns:
-            (n, 240, 256) fp16 on the CPU, normalised as the run's training records were.
+            (n, N, 256) fp16 on the CPU, normalised as the run's training records were; N is 20
+            for each of `leads`.
         """
         signal_nCT, valid_nCT = _stacked(windows)
         mean_nC, std_nC = lead_statistics(signal_nCT, valid_nCT)
@@ -92,8 +113,12 @@ class EcgModel(nn.Module):
             lead_mean=mean_nC,
             lead_std=std_nC,
         )
-        mean, rstd = self.meta.preprocessing.normalisation.mean_and_rstd(statistics)
-        return torch.from_numpy(patches_from_int16(signal_nCT, mean, rstd))
+        normalisation = self.meta.preprocessing.normalisation
+        mean, rstd = normalisation.mean_and_rstd(statistics)
+        patches_nNP = torch.from_numpy(patches_from_int16(signal_nCT, mean, rstd))
+        if normalisation.leads is None:
+            return patches_nNP
+        return patches_of_leads(patches_nNP, torch.tensor(normalisation.lead_numbers))
 
     def patches(
         self, signal_uv_CT: ArrayLike, sampling_rate_hz: float = SAMPLING_RATE_HZ
@@ -101,17 +126,17 @@ class EcgModel(nn.Module):
         """Cut a recording into windows, and prepare them as `convert` and the loader would.
 
         Args:
-            signal_uv_CT: (12, T) microvolt, leads in the order of `ecgfast.records.LEADS`; NaN
-                where there is no measurement.
+            signal_uv_CT: (12, T) microvolt, leads in the order of `ecgfast.records.LEADS`, or
+                those of `leads` alone; NaN where there is no measurement.
             sampling_rate_hz: of the signal; another one than 500 is resampled.
         Returns:
-            (n, 240, 256) fp16: a window for a recording of ten seconds, more for longer ones
+            (n, N, 256) fp16: a window for a recording of ten seconds, more for longer ones
             where the run's store has them all.
         Raises:
             FormatError: the recording is too short, too much of it is missing, or impossible.
-            ShapeError: it has not 12 leads.
+            ShapeError: it has not 12 leads, nor as many as the model takes.
         """
-        signal = np.asarray(signal_uv_CT, dtype=np.float32)
+        signal = self._twelve_leads(np.asarray(signal_uv_CT, dtype=np.float32))
         ones = np.ones(NUM_LEADS, np.float32)
         record = EcgRecord(
             record_id="the signal", signal=signal, scale_uv=ones, offset_adc=0 * ones,
@@ -125,6 +150,15 @@ class EcgModel(nn.Module):
                 raise each
             windows.append(each)
         return self.prepare(samples, windows)
+
+    def _twelve_leads(self, signal: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A signal of the model's leads, or of all, with zeros in those that it does not take."""
+        if len(self.leads) == NUM_LEADS or len(signal) not in (NUM_LEADS, len(self.leads)):
+            return signal
+        numbers = self.meta.preprocessing.normalisation.lead_numbers
+        whole = np.zeros((NUM_LEADS, *signal.shape[1:]), np.float32)
+        whole[numbers] = signal if len(signal) < NUM_LEADS else signal[numbers]
+        return whole
 
     def scores(self, patches_nNP: Tensor) -> NDArray[np.float64]:
         """Probabilities of the target, (n,) float64, or (n, K) of several.
@@ -153,14 +187,17 @@ class EcgModel(nn.Module):
         return self.scores(self.patches(signal_uv_CT, sampling_rate_hz))
 
 
-def load_model(name: str | Path) -> EcgModel:
+def load_model(name: str | Path, *, leads: Iterable[str] | None = None) -> EcgModel:
     """Load a trained model with its preprocessing, on the CPU in fp32 and in evaluation mode.
 
     Args:
         name: folder of a run or of an exported model; or ``hf://OWNER/NAME[@REVISION]``, a model
             of the Hugging Face hub. Nothing else is looked for on the hub.
+        leads: names of some of the leads that it was trained on, as for `EcgModel.on_leads`; None
+            takes all of these.
     Raises:
-        ConfigError: a weight is NaN or infinite, or no such model on the hub.
+        ConfigError: a weight is NaN or infinite, no such model on the hub, or leads that it does
+            not take.
         ResumeError: no such folder, or a damaged one.
         BackendUnavailableError: the hub cannot be reached, or its package is not installed.
     """
@@ -168,7 +205,8 @@ def load_model(name: str | Path) -> EcgModel:
     model, config, meta = load_run_model(folder)
     assert isinstance(model, Classifier | MaskedAutoencoder)
     check_weights(model, folder)
-    return EcgModel(model, config, meta).eval()
+    whole = EcgModel(model, config, meta).eval()
+    return whole if leads is None else whole.on_leads(leads)
 
 
 def _stacked(windows: Sequence[Window]) -> tuple[NDArray[np.int16], NDArray[np.bool_] | None]:

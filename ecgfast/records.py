@@ -4,14 +4,15 @@ import math
 import re
 import unicodedata
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.errors import ShapeError
+from ecgfast.vocabulary import Lead
 
-LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
+LEADS: tuple[str, ...] = get_args(Lead)
 NUM_LEADS = len(LEADS)
 NUM_TIMESTEPS = 5000
 SAMPLING_RATE_HZ = 500
@@ -179,6 +180,8 @@ class EcgRecord:
         high_pass_hz: cut-off of the device's high-pass filter, None where the source has none.
         low_pass_hz: cut-off of its low-pass filter.
         notch_hz: mains frequency that it removed; 0 where the source says that none was removed.
+        missing: numbers in `LEADS` of leads that the source lacks, at 0 microvolt in `signal`; only
+            where `ingest.leads.required_leads` allows it.
     """
 
     record_id: str
@@ -198,6 +201,7 @@ class EcgRecord:
     high_pass_hz: float | None = None
     low_pass_hz: float | None = None
     notch_hz: float | None = None
+    missing: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.signal.ndim != 2 or self.signal.shape[0] != NUM_LEADS:

@@ -1,7 +1,7 @@
 """Every setting of a run: type, bounds, default, meaning, and whether a resume may change it."""
 
 import dataclasses
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict
@@ -12,6 +12,7 @@ from ecgfast.bounds import (
     Count,
     Flag,
     Fraction,
+    Leads,
     MaskRatio,
     Memory,
     NotNegative,
@@ -113,7 +114,7 @@ class ModelConfig:
         only="finetune",
         of="resnet1d_wang",
     )
-    num_leads: Count = _setting(12, "Leads of a record.")
+    num_leads: Count = _setting(12, "Leads of a record; with data.leads their number.")
     num_timesteps: Timesteps = _setting(5000, "Timesteps of a record.")
     patch_timesteps: PatchTimesteps = _setting(250, "Timesteps of a patch: the codec's column.")
 
@@ -194,6 +195,7 @@ class DataConfig:
 
     engine: EngineName = _setting("auto", "Who decodes the records, and where.", free=True)
     normalise: Normalise = _setting("record_lead", "What mean and variance are taken over.")
+    leads: Leads | None = _setting(None, "Leads that the model takes; unset: all twelve.")
     resident_budget_gib: Memory | Auto = _setting("auto", "GPU memory for the store.", free=True)
     num_threads: Count | Auto = _setting("auto", "Threads that read and decode.", free=True)
     cache_dir: Text | None = _setting(
@@ -289,6 +291,11 @@ class Config:
     finetune: FinetuneConfig = FinetuneConfig()
     augment: AugmentConfig = AugmentConfig()
 
+    def __post_init__(self) -> None:
+        leads = self.data.leads
+        if leads is not None and self.model.num_leads != len(leads):
+            object.__setattr__(self, "model", replace(self.model, num_leads=len(leads)))
+
 
 SECTIONS: dict[str, Any] = {f.name: f.type for f in fields(Config) if is_dataclass(f.type)}
 
@@ -301,30 +308,28 @@ OF_ONE_KIND: dict[str, RunKind] = {
 }
 
 
+_EVERY = {  # flat name, such as "train.log_every" -> section and marks
+    f"{section}.{field.name}".lstrip("."): (section, field.metadata)
+    for section, cls in {"": Config, **SECTIONS}.items()
+    for field in fields(cls)
+}
+
+
 def free_on_resume(kind: RunKind | None = None) -> frozenset[str]:
-    """Flat names, such as "train.log_every", of the settings that a resumed run may change.
+    """Flat names of the settings that a resumed run may change.
 
     Args:
         kind: of the run, which may also change what only the other kind uses; None: neither.
     """
-
-    def is_free(section: str, field: Any) -> bool:  # noqa: ANN401 - of any type
-        only = field.metadata.get("only") or OF_ONE_KIND.get(section)
-        return bool(field.metadata.get("free") or (kind and only not in (None, kind)))
-
     return frozenset(
-        f"{section}.{field.name}".lstrip(".")
-        for section, cls in {"": Config, **SECTIONS}.items()
-        for field in fields(cls)
-        if is_free(section, field)
+        name
+        for name, (section, marks) in _EVERY.items()
+        if marks.get("free")
+        or (kind and (marks.get("only") or OF_ONE_KIND.get(section)) not in (None, kind))
     )
 
 
 def ignored_by(kind: ModelKind) -> frozenset[str]:
     """Flat names of the settings that another kind of model uses alone."""
-    return frozenset(
-        f"{section}.{field.name}".lstrip(".")
-        for section, cls in {"": Config, **SECTIONS}.items()
-        for field in fields(cls)
-        if field.metadata.get("of") not in (None, kind)
-    )
+    of_others = (name for name, (_, marks) in _EVERY.items() if marks.get("of") not in (None, kind))
+    return frozenset(of_others)

@@ -1,6 +1,9 @@
 """The values that options and settings may have: each list once, for command line and engines."""
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+Lead = Literal["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
 
 # Settings of a run.
 RunKind = Literal["pretrain", "finetune"]
@@ -37,3 +40,16 @@ RecipeName = Literal["ptb-xl", "chapman", "code-15", "mimic-iv-ecg", "echonext",
 
 # What `ecgfast estimate` answers for.
 EstimateOf = Literal["pretrain", "convert"]
+
+
+def leads_in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Some of the twelve leads, in the order in which every record has them.
+
+    Raises:
+        ValueError: there is none, an unknown one, or one twice; says what is allowed.
+    """
+    every, given = get_args(Lead), list(names)
+    if not given or len({*given}) < len(given) or not {*given} <= {*every}:
+        got = ", ".join(map(str, given)) or "none"
+        raise ValueError(f"one or more of {', '.join(every)}, each once, got {got}")
+    return tuple(lead for lead in every if lead in given)

@@ -33,12 +33,30 @@ def predict(
             "--average", help="One line a file: the mean of all its windows, and their spread."
         ),
     ] = False,
+    leads: Annotated[
+        str | None,
+        typer.Option(metavar="I,II,V1", help="Use these leads alone. Default: those of the run."),
+    ] = None,
+    allow_missing: Annotated[
+        bool,
+        typer.Option(
+            "--allow-missing-leads", help="Take files that lack leads, with those that they have."
+        ),
+    ] = False,
 ) -> None:
     """Write a probability for each raw ECG file."""
     from ecgfast import log
     from ecgfast.predict import write_predictions
 
-    done = write_predictions(run, files, out, key_file=key_file, average=average)
+    done = write_predictions(
+        run,
+        files,
+        out,
+        key_file=key_file,
+        average=average,
+        leads=None if leads is None else leads.split(","),
+        allow_missing=allow_missing,
+    )
     if done.num_refused == done.num_files:
         log.warning("no file could be scored; the column note says why for each")
         raise typer.Exit(1)

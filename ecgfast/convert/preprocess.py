@@ -5,6 +5,7 @@ All that is done to others has a flag: resampled, cut, window, padded, interpola
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.errors import EcgfastError, FormatError
-from ecgfast.ingest import InputFile, read_record, unreadable
+from ecgfast.ingest import ALL_LEADS, InputFile, read_record, unreadable
 from ecgfast.ingest.files import check_values
 from ecgfast.ingest.leads import SCALE_UV
 from ecgfast.records import INVALID, NUM_LEADS, NUM_TIMESTEPS, SAMPLING_RATE_HZ, EcgRecord
@@ -84,19 +85,28 @@ class CutRecording:
     windows: list[Window | FormatError]
 
 
-def read_windows(item: InputFile, *, window: WindowChoice, short: Short) -> CutRecording:
+def read_windows(
+    item: InputFile,
+    *,
+    window: WindowChoice,
+    short: Short,
+    leads: Sequence[int] = ALL_LEADS,
+    allow_missing: bool = False,
+) -> CutRecording:
     """Read a file and cut its windows.
 
     Args:
         item: of `discover`'s list.
         window: which windows of a longer record.
         short: what happens to a shorter one.
+        leads: as for `read_record`.
+        allow_missing: likewise.
     Raises:
         FormatError, ShapeError: whatever is wrong with this one file, an array that the memory
             cannot hold too.
         OSError: the share fails.
     """
-    record = read_record(item)
+    record = read_record(item, leads=leads, allow_missing=allow_missing)
     try:
         with np.errstate(all="ignore"):  # what overflows is refused below
             samples = to_samples(record)

@@ -13,6 +13,7 @@ from ecgfast_kernels import codec
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ecgfast.records import NUM_LEADS
 from ecgfast.store.reader import StoreReader
 
 Entry = TypeVar("Entry")
@@ -48,7 +49,8 @@ class Batch:
     """Normalised patches of B records; the same bits from every engine.
 
     Attributes:
-        patches: (B, N, 256) fp16, z-scored (or mV); columns 250 to 255 are zero.
+        patches: (B, N, 256) fp16, z-scored (or mV); columns 250 to 255 are zero. Of all twelve
+            leads, or of those of the `Normalisation`.
         record_index: (B,) int64, row of each record in the store, on the device of `patches`.
         epoch: the epoch that the records belong to; masks are drawn from (seed, epoch, record).
         labels: (B,) float32, 1 for a case and 0 for a control, on the same device; None where the
@@ -108,6 +110,17 @@ class HostBuffers:
         view = np.frombuffer(memory.data, np.float16)
         weakref.finalize(view, free.append, memory).atexit = False
         return view.reshape(shape)
+
+
+def patches_of_leads(patches_BNP: Tensor, lead_C: Tensor) -> Tensor:
+    """Keep the patches of some leads.
+
+    Args:
+        patches_BNP: (B, N, P) of all twelve leads.
+        lead_C: (C,) int64 numbers in `LEADS`, on the same device.
+    """
+    by_lead_BCNP: Tensor = patches_BNP.unflatten(1, (NUM_LEADS, -1))
+    return by_lead_BCNP.index_select(1, lead_C).flatten(1, 2)
 
 
 def to_device(array: NDArray[np.generic], device: torch.device) -> Tensor:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ecgfast import log
-from ecgfast.data.batch import Batch, Source, to_device
+from ecgfast.data.batch import Batch, Source, patches_of_leads, to_device
 from ecgfast.data.dali import DaliEngine
 from ecgfast.data.dali import build as dali_build
 from ecgfast.data.engines import CpuEngine, ResidentEngine, resident_bytes
@@ -107,12 +107,20 @@ class Loader:
         engine: where batches come from.
         order: which records this rank visits.
         labels: (N,) float32 of every row of the store, on the device of the batches; None: none.
+        lead_C: (C,) numbers of the leads whose patches are kept, on that device; None: all.
     """
 
-    def __init__(self, engine: Engine, order: RankOrder, labels: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        order: RankOrder,
+        labels: Tensor | None = None,
+        lead_C: Tensor | None = None,
+    ) -> None:
         self._engine = engine
         self._order = order
         self._labels = labels
+        self._lead_C = lead_C
         self._epoch, self._position = 0, 0
 
     def __len__(self) -> int:
@@ -125,6 +133,8 @@ class Loader:
             # handed out = consumed; what is prefetched does not count
             self._position = min(self._position + order.global_batch, len(order.index))
             labels = None if self._labels is None else self._labels[record_index]
+            if self._lead_C is not None:
+                patches = patches_of_leads(patches, self._lead_C)
             yield Batch(patches=patches, record_index=record_index, epoch=epoch, labels=labels)
         self._epoch, self._position = epoch + 1, 0
 
@@ -181,7 +191,8 @@ def build_loader(
         world_size: number of ranks.
         drop_last: leave out the last global batch when it is not full.
         shuffle: random order, new in each epoch.
-        normalise: a mode of `Normalisation`, or one with the statistics that it needs.
+        normalise: a mode of `Normalisation`, or one with the statistics that it needs and, for a
+            model of fewer leads, with these.
         num_threads: decoding threads of this rank; by default this machine's cores divided by its
             ranks.
         resident_budget_gib: memory that the resident engine may take.
@@ -234,7 +245,9 @@ def build_loader(
     threads = num_threads or _default_threads(world_size)
     source = Source(store=store, mean=mean, rstd=rstd, device=device, num_threads=threads)
     built = _build_engine(source, engine, index, resident_budget_gib, neighbours)
-    return Loader(built, order, None if values is None else to_device(values, device))
+    leads = None if normalise.leads is None else np.array(normalise.lead_numbers)
+    on_device = [None if each is None else to_device(each, device) for each in (values, leads)]
+    return Loader(built, order, *on_device)
 
 
 def selected_rows(store: StoreReader, select: str | NDArray[np.int64] | None) -> NDArray[np.int64]:

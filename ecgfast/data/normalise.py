@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ecgfast import log
 from ecgfast.errors import ConfigError
-from ecgfast.records import NUM_TIMESTEPS
+from ecgfast.records import LEADS, NUM_TIMESTEPS
 from ecgfast.store.reader import StoreReader
 from ecgfast.vocabulary import Normalise
 
@@ -108,10 +108,18 @@ class Normalisation:
             deviation, so that relative amplitudes stay; `cohort_lead` uses microvolt statistics of
             training records; `none` gives millivolt.
         cohort: statistics for `cohort_lead`; by default those of a store's training split.
+        leads: names of the leads that a model takes, in the order of `LEADS`: batches have the
+            patches of these alone, and `record` knows no others. None: all twelve.
     """
 
     mode: str = "record_lead"
     cohort: CohortStatistics | None = None
+    leads: tuple[str, ...] | None = None
+
+    @property
+    def lead_numbers(self) -> list[int]:
+        """Numbers in `LEADS` of the leads that a model takes."""
+        return [LEADS.index(lead) for lead in self.leads or LEADS]
 
     def mean_and_rstd(
         self, records: StoreReader | LeadStatistics
@@ -133,7 +141,8 @@ class Normalisation:
             return records.lead_mean, np.copysign(inverse_RC, records.scale_uv)
         if self.mode == "record":
             _, std_RC = _microvolt_statistics(records)
-            pooled_R1 = np.sqrt((std_RC**2).mean(axis=1, keepdims=True))
+            taken_RC = std_RC if self.leads is None else std_RC[:, self.lead_numbers]
+            pooled_R1 = np.sqrt((taken_RC**2).mean(axis=1, keepdims=True))
             return records.lead_mean, (scale_RC * _reciprocal(pooled_R1)).astype(np.float32)
         if self.mode == "cohort_lead":
             cohort = self.cohort or _of_training_split(records)

@@ -25,7 +25,8 @@ class Item(TypedDict, total=False):
     """One record.
 
     Attributes:
-        signal: (C, T) float32, normalised; 0 where nothing was recorded.
+        signal: (C, T) float32, normalised; 0 where nothing was recorded. Of the leads that the
+            `Normalisation` names.
         row: its row in the store.
         label: 1.0 for a case, 0.0 for a control; only where the data set has labels.
     """
@@ -66,6 +67,9 @@ class EcgDataset(Dataset[Item]):
         if isinstance(normalise, str):
             normalise = Normalisation(mode=normalise)
         self._mean_NC, self._rstd_NC = normalise.mean_and_rstd(self._store)
+        self._leads: slice | list[int] = slice(None)
+        if normalise.leads is not None:
+            self._leads = normalise.lead_numbers
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -85,7 +89,8 @@ class EcgDataset(Dataset[Item]):
         signal_BCT *= self._rstd_NC[rows][..., None]
         signal_BCT[adc_BCT == INVALID] = 0
         items = []
-        for row, signal_CT in zip(rows.tolist(), torch.from_numpy(signal_BCT), strict=True):
+        taken_BCT = torch.from_numpy(signal_BCT)[:, self._leads]
+        for row, signal_CT in zip(rows.tolist(), taken_BCT, strict=True):
             item = Item(signal=signal_CT, row=row)
             if self._labels is not None:
                 item["label"] = float(self._labels[row])

@@ -125,11 +125,14 @@ def _weights(run: LoadedRun, store: StoreReader, rows_R: Rows) -> list[Floats]:
         store, batch_size=1, engine="cpu", device=device, select=rows_R, shuffle=False,
         drop_last=False, normalise=run.meta.preprocessing.normalisation,
     )  # fmt: skip
-    places, model, weights = drawn_patches(), run.model().to(device), []
+    model, weights = run.model().to(device), []
+    taken = run.meta.preprocessing.normalisation.lead_numbers
+    drawn = [number for number in drawn_patches() if number // _COLUMNS in taken]
+    places = [taken.index(n // _COLUMNS) * _COLUMNS + n % _COLUMNS for n in drawn]
     with log.progress(f"occlude for {run.name}", total=len(rows_R)) as advance:
         for batch in loader:
             weight_N = np.zeros(NUM_LEADS * _COLUMNS)
-            weight_N[places] = occlusion(model, batch.patches[0].float(), places)
+            weight_N[drawn] = occlusion(model, batch.patches[0].float(), places)
             by_patch_CW = weight_N.reshape(NUM_LEADS, _COLUMNS)
             weights.append(np.repeat(by_patch_CW, COLUMN_TIMESTEPS, axis=1))
             advance(1)

@@ -6,7 +6,8 @@ file is a `FormatError`.
 """
 
 import traceback
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from ecgfast.errors import EcgfastError, FormatError
 from ecgfast.ingest import numpy_arrays, wfdb_records
 from ecgfast.ingest.files import is_of_one_file, size_and_mtime
 from ecgfast.ingest.format import Format, Head, read_head
+from ecgfast.ingest.leads import required_leads
 from ecgfast.ingest.vendor import (
     aecg_xml,
     cardiosoft_xml,
@@ -30,7 +32,9 @@ from ecgfast.ingest.vendor import (
     scp_ecg,
     text_columns,
 )
-from ecgfast.records import EcgRecord
+from ecgfast.records import INVALID, LEADS, EcgRecord
+
+ALL_LEADS = tuple(range(len(LEADS)))
 
 # The first one that recognises a file reads it.
 FORMATS: tuple[Format, ...] = (
@@ -101,11 +105,16 @@ def format_of(head: Head) -> Format | None:
     return next((each for each in FORMATS if each.recognises(head)), None)
 
 
-def read_record(item: InputFile) -> EcgRecord:
+def read_record(
+    item: InputFile, *, leads: Sequence[int] = ALL_LEADS, allow_missing: bool = False
+) -> EcgRecord:
     """Read one record of `discover`'s list.
 
     Args:
         item: what to read.
+        leads: numbers in `LEADS` of those that are wanted. A file may lack others, and others that
+            hold invalid values are left out.
+        allow_missing: take what there is of these leads; one without a valid value is not there.
     Returns:
         The record with every timestep of the source, 12 leads in the order of `LEADS`.
     Raises:
@@ -118,7 +127,11 @@ def read_record(item: InputFile) -> EcgRecord:
             found = owner_of(item.path.name) or format_of(read_head(item.path))
             if found is None:
                 raise FormatError(f"{item.path.name}: is of no format that is read")
-            return found.read(item.path, item.record_id, item.row)
+            with required_leads(() if allow_missing else leads):
+                record = found.read(item.path, item.record_id, item.row)
+            if tuple(leads) == ALL_LEADS and not allow_missing:
+                return record
+            return _of_leads(record, {*leads}, allow_missing=allow_missing)
     except EcgfastError:
         raise
     except OSError as error:
@@ -132,6 +145,27 @@ def read_record(item: InputFile) -> EcgRecord:
         raise
     except Exception as error:  # MemoryError too: one odd file must not end a run over millions
         raise unreadable(item, error) from error
+
+
+def _of_leads(record: EcgRecord, leads: set[int], *, allow_missing: bool) -> EcgRecord:
+    """A record without the leads that are not wanted and invalid in parts, or not there.
+
+    Raises:
+        FormatError: no lead is left that is wanted.
+    """
+    is_integer = record.signal.dtype == np.int16
+    valid = record.signal != INVALID if is_integer else np.isfinite(record.signal)
+    unwanted = {*np.flatnonzero(~valid.all(axis=1)).tolist()} - leads
+    empty = {*np.flatnonzero(~valid.any(axis=1)).tolist()} if allow_missing else set()
+    missing = sorted({*record.missing} | unwanted | empty)
+    if leads <= {*missing}:
+        wanted = ", ".join(LEADS[i] for i in sorted(leads))
+        raise FormatError(
+            f"{record.record_id}: holds none of the leads {wanted}", reason="a lead is missing"
+        )
+    signal, offset_adc = record.signal.copy(), record.offset_adc.copy()
+    signal[missing], offset_adc[missing] = 0, 0
+    return replace(record, signal=signal, offset_adc=offset_adc, missing=tuple(missing))
 
 
 def unreadable(item: InputFile, error: Exception) -> FormatError:

@@ -5,7 +5,9 @@ Position is never trusted: MIMIC-IV-ECG stores aVF before aVL.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -35,6 +37,7 @@ SCALE_UV = (1e-6, 1e6)
 _PLAUSIBLE_SCALE_UV = (0.01, 100.0)  # devices resolve 0.1 to 10 microvolt per ADC unit
 _LARGEST_OFFSET = float(1 << 31)  # ADC units
 _FILE_ORDER = tuple(range(NUM_LEADS))
+_required: ContextVar[Collection[int]] = ContextVar("required_leads", default=_FILE_ORDER)
 
 
 class TwelveLeads(NamedTuple):
@@ -46,12 +49,31 @@ class TwelveLeads(NamedTuple):
         offset_adc: (12,) float32 ADC units at 0 microvolt.
         flags: "leads_derived" when III, aVR, aVL or aVF was computed from I and II,
             "gain_implausible" for a scale that no device has.
+        missing: numbers of the leads that the file lacks, at 0 microvolt.
     """
 
     signal: NDArray[Any]
     scale_uv: NDArray[np.float32]
     offset_adc: NDArray[np.float32]
     flags: tuple[str, ...]
+    missing: tuple[int, ...] = ()
+
+
+@contextmanager
+def required_leads(leads: Collection[int]) -> Iterator[None]:
+    """Read files that lack some leads, while the context lasts, in this thread.
+
+    A context as of `numpy.errstate`: readers of every format come to `plan_leads`, and none of them
+    has to hand on what only `ecgfast predict` asks for.
+
+    Args:
+        leads: numbers of those that a file must hold all the same; it must hold one in any case.
+    """
+    before = _required.set(leads)
+    try:
+        yield
+    finally:
+        _required.reset(before)
 
 
 @lru_cache(maxsize=1024)
@@ -74,21 +96,31 @@ def plan_leads(names: Sequence[str], source: str) -> tuple[int, ...]:
         names: names in file order; further signals (VCG, pleth ...) are passed over.
         source: named in errors.
     Returns:
-        For each lead of `LEADS` its row in `names`, -1 where it will be derived from I and II.
+        For each lead of `LEADS` its row in `names`, -1 where it will be derived from I and II, or
+        is missing and not required.
     Raises:
-        FormatError: a lead occurs twice, or is missing and cannot be derived.
+        FormatError: a lead occurs twice, or is missing, required, and cannot be derived.
     """
     rows = [_ABSENT] * NUM_LEADS
     for position, row in lead_rows(names, source).items():
         rows[position] = row
-    lost = [LEADS[i] for i in range(NUM_LEADS) if rows[i] == _ABSENT and i not in _DERIVABLE]
-    if lost:
+    required = _required.get()
+    absent = [i for i in required if rows[i] == _ABSENT]
+    lost = [i for i in absent if i not in _DERIVABLE] or [*set(absent) - set(_derivable(rows))]
+    if lost or max(rows) == _ABSENT:
+        needed = "all 12 standard leads" if len(required) == NUM_LEADS else "those asked for"
         raise FormatError(
-            f"{source}: no lead {', '.join(lost)}, got {', '.join(names) or 'no signals'}; all 12 "
-            "standard leads are needed (only III, aVR, aVL and aVF can be derived)",
+            f"{source}: no lead {', '.join(LEADS[i] for i in sorted(lost)) or 'at all'}, got "
+            f"{', '.join(names) or 'no signals'}; {needed} are needed (only III, aVR, aVL and aVF "
+            "can be derived)",
             reason="a lead is missing",
         )
     return tuple(rows)
+
+
+def _derivable(plan: Sequence[int]) -> tuple[int, ...]:
+    """Leads that follow from others of a plan: those that are linear in I and II, or none."""
+    return () if _ABSENT in plan[:2] else _DERIVABLE
 
 
 def lead_rows(names: Sequence[str], source: str) -> dict[int, int]:
@@ -134,7 +166,8 @@ def arrange_leads(
         FormatError: a lead is not measured in volts, a scale or offset is absurd, or a derived
             lead exceeds 16 bits.
     """
-    rows = [plan[0] if row == _ABSENT else row for row in plan]  # a derived lead has I's scale
+    first = next(row for row in plan if row != _ABSENT)  # a derived lead has the scale of lead I
+    rows = [first if row == _ABSENT else row for row in plan]
     scale = np.array([scale_uv[row] for row in rows], np.float32)
     offset = np.array([offset_adc[row] for row in rows], np.float32)
     size = np.abs(scale)
@@ -146,16 +179,20 @@ def arrange_leads(
     flags = () if plausible else ("gain_implausible",)
     in_order = tuple(plan) == _FILE_ORDER and len(signal_ST) == NUM_LEADS
     signal = signal_ST if in_order else signal_ST[rows]
-    missing = [position for position, row in enumerate(plan) if row == _ABSENT]
-    if not missing:
+    absent = [position for position, row in enumerate(plan) if row == _ABSENT]
+    if not absent:
         return TwelveLeads(signal, scale, offset, flags)
-    same = scale[0] == scale[1] and offset[0] == offset[1]
+    derived = [position for position in absent if position in _derivable(plan)]
+    missing = tuple(position for position in absent if position not in derived)
+    same = not derived or (scale[0] == scale[1] and offset[0] == offset[1])
     if signal.dtype == np.int16 and not same:
         signal = to_microvolt(signal, scale, offset)
         scale, offset = np.ones(NUM_LEADS, np.float32), np.zeros(NUM_LEADS, np.float32)
-    for position in missing:
+    for position in derived:
         signal[position] = _derive(position, signal, int(offset[0]), source)
-    return TwelveLeads(signal, scale, offset, ("leads_derived", *flags))
+    signal[list(missing)], offset[list(missing)] = 0, 0
+    flags = ("leads_derived", *flags) if derived else flags
+    return TwelveLeads(signal, scale, offset, flags, missing)
 
 
 def _unusable(scale: NDArray[np.float32], offset: NDArray[np.float32], source: str) -> FormatError:

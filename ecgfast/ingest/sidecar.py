@@ -111,6 +111,7 @@ def record_of(
         signal=leads.signal,
         scale_uv=leads.scale_uv,
         offset_adc=leads.offset_adc,
+        missing=leads.missing,
         sampling_rate_hz=rate,
         patient_id=patient,
         site=site,

@@ -61,6 +61,7 @@ def read(path: Path, record_id: str, row: int | None) -> EcgRecord:
         signal=leads.signal,
         scale_uv=leads.scale_uv,
         offset_adc=leads.offset_adc,
+        missing=leads.missing,
         sampling_rate_hz=signals.sampling_rate_hz,
         patient_id=comments.patient_id,
         site=comments.site,

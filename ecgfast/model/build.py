@@ -12,6 +12,7 @@ from ecgfast.model.classifier import Classifier
 from ecgfast.model.cnn import EcgCnn, ResNet1dWang
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.model.vit import Encoder
+from ecgfast.records import LEADS
 
 TOKEN_STD = 0.02
 
@@ -39,6 +40,7 @@ def build_model(preset_or_config: str | Config) -> MaskedAutoencoder:
         norm_patch_loss=config.mask.norm_patch_loss,
         kernels=config.kernels,
         fused=config.fused,
+        leads=lead_numbers(config),
     )
     initialise(model, config.train.seed)
     return model
@@ -57,7 +59,12 @@ def build_classifier(preset_or_config: str | Config, *, num_outputs: int = 1) ->
     encoder: Encoder | EcgCnn | ResNet1dWang
     match config.model.kind:
         case "vit":
-            encoder = Encoder(config.model, kernels=config.kernels, fused=config.fused)
+            encoder = Encoder(
+                config.model,
+                kernels=config.kernels,
+                fused=config.fused,
+                leads=lead_numbers(config),
+            )
         case "cnn":
             encoder = EcgCnn(config.model)
         case "resnet1d_wang":
@@ -71,6 +78,12 @@ def build_classifier(preset_or_config: str | Config, *, num_outputs: int = 1) ->
     )
     initialise(model, config.train.seed)
     return model
+
+
+def lead_numbers(config: Config) -> tuple[int, ...] | None:
+    """Numbers in `LEADS` of the leads that a model takes; None: all."""
+    leads = config.data.leads
+    return None if leads is None else tuple(map(LEADS.index, leads))
 
 
 def _resolve(preset_or_config: str | Config) -> Config:

@@ -2,6 +2,8 @@
 
 # B records, N patches, K kept patches, P padded patch length, D encoder width, E decoder width
 
+from collections.abc import Sequence
+
 from ecgfast_kernels.codec import PATCH_WIDTH
 from ecgfast_kernels.ops.masked_loss import masked_mse
 from ecgfast_kernels.ops.masking import unshuffle
@@ -29,6 +31,7 @@ class MaskedAutoencoder(Encoder):
         norm_patch_loss: predict patches normalised to zero mean and unit variance.
         kernels: implementation of masking, embedding, unshuffling and the loss.
         fused: kernels between a block's matrix products.
+        leads: as for `Encoder`; the decoder predicts their patches alone.
 
     Source: He et al. 2022, sections 3 and 4.
     """
@@ -42,13 +45,14 @@ class MaskedAutoencoder(Encoder):
         norm_patch_loss: bool = True,
         kernels: Kernels = "auto",
         fused: Fused = "off",
+        leads: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(config, kernels=kernels, fused=fused)
+        super().__init__(config, kernels=kernels, fused=fused, leads=leads)
         self.norm_patch_loss = norm_patch_loss
         width = config.decoder_width
         self.decoder_embed = nn.Linear(config.encoder_width, width)
         self.mask_token = Parameter(self.cls_token.new_zeros(1, 1, width))
-        self.register_buffer("decoder_pos_embed", grid_positions(config, width))
+        self.register_buffer("decoder_pos_embed", grid_positions(self.grid, width))
         self.decoder_blocks = make_blocks(config.decoder_depth, width, config.decoder_heads, fused)
         self.decoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.decoder_pred = nn.Linear(width, config.patch_timesteps)
@@ -90,7 +94,7 @@ class MaskedAutoencoder(Encoder):
             self.decoder_embed(latent_BTD),
             ids_restore_BN,
             self.mask_token[0, 0],
-            self.decoder_pos_embed[0],
+            self.positions(self.decoder_pos_embed),
             backend=self.kernels,
         )
         tokens = run_blocks(self.decoder_blocks, self.decoder_norm, tokens)

@@ -2,6 +2,9 @@
 
 # B records, N patches, K kept patches, P padded patch length (256), C leads, T timesteps, D width
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import torch
 from ecgfast_kernels.codec import COLUMN_TIMESTEPS, PATCH_WIDTH
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 
 from ecgfast.errors import ConfigError, ShapeError
 from ecgfast.model.block import NORM_EPS, Block, make_blocks, run_blocks
+from ecgfast.records import NUM_LEADS
 from ecgfast.settings import ModelConfig
 from ecgfast.vocabulary import AttentionKernel, Fused, Kernels
 
@@ -43,12 +47,20 @@ class Encoder(nn.Module):
         config: architecture.
         kernels: implementation of the operators around the blocks.
         fused: kernels between a block's matrix products.
+        leads: numbers of the twelve leads that it takes, ascending; their tokens have the
+            positions that they have among all. None: all of `config`.
     """
 
     pos_embed: Tensor
+    token_rows: Tensor | None  # (1 + N,) their rows in tables of positions; None: all
 
     def __init__(
-        self, config: ModelConfig, *, kernels: Kernels = "auto", fused: Fused = "off"
+        self,
+        config: ModelConfig,
+        *,
+        kernels: Kernels = "auto",
+        fused: Fused = "off",
+        leads: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -56,13 +68,29 @@ class Encoder(nn.Module):
         width = config.encoder_width
         self.patch_embed = PatchEmbed(config.patch_timesteps, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("pos_embed", grid_positions(config, width))
+        self.grid = config if leads is None else replace(config, num_leads=NUM_LEADS)
+        self.register_buffer("pos_embed", grid_positions(self.grid, width))
+        self.register_buffer("token_rows", None, persistent=False)
+        if leads is not None:
+            self.set_leads(leads)
         self.blocks = make_blocks(config.encoder_depth, width, config.encoder_heads, fused)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
 
+    def set_leads(self, leads: Sequence[int]) -> None:
+        """Take the patches of these leads of the grid alone; see `Encoder`."""
+        self.config = replace(self.grid, num_leads=len(leads))
+        columns = self.grid.num_timesteps // self.grid.patch_timesteps
+        row_CN = torch.arange(self.grid.num_patches).view(-1, columns)
+        row_N = 1 + row_CN[list(leads)].flatten().to(self.pos_embed.device)
+        self.token_rows = torch.cat([row_N.new_zeros(1), row_N])
+
+    def positions(self, table_1ND: Tensor) -> Tensor:
+        """The rows of a table of the whole grid (1, 1 + N, D) for the tokens that there are."""
+        return table_1ND[0] if self.token_rows is None else table_1ND[0, self.token_rows]
+
     @property
     def num_patches(self) -> int:
-        """N, patches per record."""
+        """N, patches of a record that the encoder takes."""
         return self.config.num_patches
 
     @property
@@ -111,7 +139,7 @@ class Encoder(nn.Module):
             ids_keep_BK,
             self.patch_embed.weight(),
             self.patch_embed.bias(),
-            self.pos_embed[0],
+            self.positions(self.pos_embed),
             self.cls_token[0, 0],
             backend=self.kernels,
         )

@@ -59,7 +59,7 @@ def export(run: Path, out: Path) -> Path:
         "thresholds": dict(meta.thresholds),
         "counts": dict(meta.counts),
         "outputs": dict(meta.outputs),
-        "leads": list(LEADS),
+        "leads": list(meta.preprocessing.normalisation.leads or LEADS),
         "num_timesteps": NUM_TIMESTEPS,
         "sampling_rate_hz": SAMPLING_RATE_HZ,
     }

@@ -180,7 +180,8 @@ class Reconstruction:
     Attributes:
         row: of the record in the store.
         original_mv: (C, T) float32, millivolt.
-        filled_mv: (C, T) float32, millivolt, every patch as predicted.
+        filled_mv: (C, T) float32, millivolt, every patch as predicted; leads that the model does
+            not take are at their mean.
         mask: (C, T) bool, True = removed.
         loss: mean squared error over the removed patches; 1.0 = each patch's mean, when targets
             are normalised.
@@ -258,8 +259,10 @@ def in_millivolt(
     pred_BNP, mask_BN = pred_BNP.float().cpu(), mask_BN.cpu()
     target_BNP = patches_BNP[..., : pred_BNP.shape[-1]].float().cpu()
     losses, filled_BNP = _denormalise(pred_BNP, target_BNP, mask_BN, norm_patch)
-    filled_BCT = unpatchify(filled_BNP, num_leads=store.num_leads).numpy()
-    mask_BCT = unpatchify(mask_BN[..., None].expand_as(target_BNP), num_leads=store.num_leads)
+    filled_BCT, mask_BCT = (
+        _on_all_leads(each, normalisation, store.num_leads)
+        for each in (filled_BNP, mask_BN[..., None].expand_as(target_BNP))
+    )
     leads = LeadStatistics.of(store, rows_B)
     mean_BC, rstd_BC = normalisation.mean_and_rstd(leads)
     original_BCT, losses_B = millivolt(store, rows_B), losses.tolist()
@@ -267,7 +270,7 @@ def in_millivolt(
     for n, row in enumerate(rows_B.tolist()):
         scale, offset = leads.scale_uv[n][:, None], leads.offset_adc[n][:, None]
         factor = rstd_BC[n][:, None]
-        z = filled_BCT[n]
+        z = filled_BCT[n].numpy()
         adc = np.divide(z, factor, out=np.zeros_like(z), where=factor != 0)
         filled = (adc + mean_BC[n][:, None] - offset) * scale / 1000
         results.append(
@@ -280,6 +283,15 @@ def in_millivolt(
             )
         )
     return results
+
+
+def _on_all_leads(patches_BNP: Tensor, normalisation: Normalisation, num_leads: int) -> Tensor:
+    """(B, 12, T) signals of the leads that a model took, 0 in the others."""
+    taken = normalisation.lead_numbers if normalisation.leads else range(num_leads)
+    signal_BCT = unpatchify(patches_BNP, num_leads=len(taken))
+    whole_BCT = signal_BCT.new_zeros(len(signal_BCT), num_leads, signal_BCT.shape[-1])
+    whole_BCT[:, list(taken)] = signal_BCT
+    return whole_BCT
 
 
 def millivolt(store: StoreReader, rows_B: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -2,10 +2,11 @@
 
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from ecgfast.runs.digests import (
     read_small,
 )
 from ecgfast.runs.inference import score_rows
+from ecgfast.runs.leads import leads_of, model_on_leads, on_leads
 from ecgfast.runs.meta import RunMeta, contradictions, flat
 from ecgfast.runs.register import FILE as REGISTER
 from ecgfast.runs.register import Register, read_register
@@ -54,6 +56,7 @@ class LoadedRun:
         register: whom it learned from and read; None for a pretraining run of an earlier version.
         scores: (N,) float64 that it gave the records of a store before; None: it is asked.
         device: that scores records; None takes a GPU where there is one.
+        leads: names of those that it is asked about; none: all that it learned from.
     """
 
     name: str
@@ -64,6 +67,19 @@ class LoadedRun:
     register: Register | None
     scores: NDArray[np.float64] | None = None
     device: torch.device | None = None
+    leads: tuple[str, ...] = ()
+
+    def on_leads(self, names: Iterable[str]) -> Self:
+        """The run as if records had some of its leads alone; see `runs.leads`."""
+        meta = on_leads(self.meta, names, option="--leads")
+        leads, load = leads_of(meta), self.model
+        return replace(
+            self,
+            name=f"{self.name}, leads {' '.join(leads)}",
+            model=load if meta is self.meta else lambda: model_on_leads(load(), meta),
+            meta=meta,
+            leads=leads,
+        )
 
     def probabilities(self, store: StoreReader, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Predict what a classifier's task has of records of a store.

@@ -13,7 +13,7 @@ from typing import Any, Self, cast, get_args
 from ecgfast.config import Config, config_from_dict
 from ecgfast.data.normalise import CohortStatistics, Normalisation
 from ecgfast.errors import ConfigError, ResumeError
-from ecgfast.records import NUM_LEADS
+from ecgfast.records import LEADS, NUM_LEADS
 from ecgfast.runs.digests import RUN_FILES, Facts
 from ecgfast.runs.task import Task, task_from
 from ecgfast.settings import free_on_resume
@@ -52,15 +52,18 @@ class Preprocessing:
             mean_uv, std_uv = tuple(cohort["mean_uv"]), tuple(cohort["std_uv"])
             cohort = CohortStatistics(mean_uv=mean_uv, std_uv=std_uv)
         mode = facts.get("normalise", Normalisation().mode)  # the settings' default, if unset
-        return cls(store=facts["store"], normalisation=Normalisation(mode=mode, cohort=cohort))
+        leads = tuple(facts["leads"]) if facts.get("leads") else None
+        normalisation = Normalisation(mode=mode, cohort=cohort, leads=leads)
+        return cls(store=facts["store"], normalisation=normalisation)
 
     def as_facts(self) -> Facts:
         """Plain values for JSON."""
-        cohort = self.normalisation.cohort
+        cohort, leads = self.normalisation.cohort, self.normalisation.leads
         return {
             "store": self.store,
             "normalise": self.normalisation.mode,
             "cohort": None if cohort is None else asdict(cohort),
+            **({} if leads is None else {"leads": list(leads)}),
         }
 
 
@@ -282,8 +285,13 @@ def _missing(facts: Facts) -> str | None:
     store, cohort = preprocessing.get("store"), preprocessing.get("cohort", "none given")
     if not isinstance(store, dict) or not {"window", "short"} <= store.keys():
         return "its preprocessing does not say how the store was made"
-    if preprocessing.get("normalise") != identity.get("data.normalise"):
-        return "its preprocessing and its settings disagree about normalise"
+    for name in ("normalise", "leads"):
+        if preprocessing.get(name) != identity.get(f"data.{name}"):
+            return f"its preprocessing and its settings disagree about {name}"
+    leads = preprocessing.get("leads")
+    in_order = [lead for lead in LEADS if isinstance(leads, list) and lead in leads]
+    if leads is not None and (not leads or leads != in_order):
+        return "its preprocessing has no right leads"
     if cohort is not None and not _is_cohort(cohort):
         return "its preprocessing has no right cohort statistics"
     outputs = facts.get("outputs", {})

@@ -74,7 +74,7 @@ def _filled(
         num_parameters=num_parameters,
         recipe=identity.get("recipe") or "none",
         init=meta.init,
-        leads=LEADS,
+        leads=meta.preprocessing.normalisation.leads or LEADS,
         num_timesteps=NUM_TIMESTEPS,
         rate_hz=SAMPLING_RATE_HZ,
         normalise=meta.preprocessing.normalisation.mode,

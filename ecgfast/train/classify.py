@@ -101,12 +101,12 @@ def _normalisation(
     config: Config, store: StoreReader, lesson: Lesson, initial: Initial
 ) -> Normalisation:
     """With the statistics of the pretraining, where there was one: the weights know no others."""
-    mode = config.data.normalise
-    if mode != "cohort_lead":
-        return Normalisation(mode=mode)
+    data = config.data
+    if data.normalise != "cohort_lead":
+        return Normalisation(mode=data.normalise, leads=data.leads)
     kept = None if initial.preprocessing is None else initial.preprocessing.normalisation.cohort
     cohort = kept or cohort_statistics(store, lesson.records.train)
-    return Normalisation(mode=mode, cohort=cohort)
+    return Normalisation(mode=data.normalise, cohort=cohort, leads=data.leads)
 
 
 def write_result(

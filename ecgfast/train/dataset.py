@@ -22,6 +22,7 @@ from ecgfast.labels.assign import ONE_ECG_OPTION, one_ecg_each, warn_of_unnamed
 from ecgfast.labels.selection import Labelled, labelled_by
 from ecgfast.labels.splits import warn_where_few
 from ecgfast.labels.subset import PER_CLASS, label_subset
+from ecgfast.records import NUM_LEADS
 from ecgfast.runs.task import Task
 from ecgfast.settings import FinetuneConfig
 from ecgfast.store.fetch import cached_store
@@ -50,12 +51,13 @@ def open_matching_store(
     if config.data.cache_dir is not None and any(map(address_of, paths)):
         paths = _cached(paths, Path(config.data.cache_dir), _neighbours(ranks))
     store = open_stores(paths, distinct_patients=distinct_patients)
-    model = config.model
-    shape, expected = (store.num_leads, store.num_timesteps), (model.num_leads, model.num_timesteps)
+    num_leads = config.model.num_leads if config.data.leads is None else NUM_LEADS
+    shape = (store.num_leads, store.num_timesteps)
+    expected = (num_leads, config.model.num_timesteps)
     if shape != expected:
         raise ConfigError(
             f"records of {path} have leads x timesteps {shape}, the model takes {expected}; set "
-            "model.num_leads and model.num_timesteps, or convert again"
+            "model.num_leads and model.num_timesteps, or data.leads for fewer leads of a record"
         )
     return store
 

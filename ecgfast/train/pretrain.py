@@ -160,7 +160,8 @@ def _prepare(session: Session, *, select: str | None, include_test: bool, distin
     cohort = None
     if config.data.normalise == "cohort_lead":
         cohort = cohort_statistics(store, without_splits(store, rows, "valid", "test"))
-    normalisation = Normalisation(mode=config.data.normalise, cohort=cohort)
+    data = config.data
+    normalisation = Normalisation(mode=data.normalise, cohort=cohort, leads=data.leads)
     loader = open_loader(
         store, config, ranks, rows, batch_size=share, seed=train.seed, normalisation=normalisation
     )

@@ -58,6 +58,16 @@ def test_defaults_are_the_studys() -> None:
     assert Config() == load_config("vit_large")
 
 
+def test_leads_are_in_the_order_of_a_record_and_counted(tmp_path: Path) -> None:
+    config = load_config("demo", ["data.leads=['V1', 'aVF', 'I']"])
+    assert config.data.leads == ("I", "aVF", "V1")
+    assert (config.model.num_leads, config.model.num_patches) == (3, 60)
+    assert config_from_dict(tomllib.loads(config_to_toml(config))) == config
+    (tmp_path / "run.toml").write_text(config_to_toml(config))
+    other = load_config(str(tmp_path / "run.toml"), ["data.leads=['V5']"])
+    assert (other.data.leads, other.model.num_leads) == (("V5",), 1)
+
+
 def test_the_last_override_wins() -> None:
     config = load_config("demo", ["train.seed=1", "optim.base_lr=2", "train.seed=3"])
     assert config.train.seed == 3
@@ -84,6 +94,10 @@ def test_the_last_override_wins() -> None:
         ("optim.warmup_epochs=inf", "optim.warmup_epochs must be at least 0, got inf"),
         ("data.num_threads=0", "data.num_threads must be at least 1, got 0"),
         ("data.resident_budget_gib=-1", "data.resident_budget_gib must be 'auto' or at least 0"),
+        ("data.leads=I", "data.leads must be a list of names or unset, got 'I'"),
+        ("data.leads=['I', 'V7']", "data.leads must be one or more of I, II, .*, got I, V7"),
+        ("data.leads=['I', 'I']", "V6, each once, got I, I"),
+        ("data.leads=[]", "each once, got none"),
         ("model.encoder_heads=0", "model.encoder_heads must be at least 1, got 0"),
         ("model.patch_timesteps=125", "must be 250, as long .* columns, got 125; leave it out"),
         (

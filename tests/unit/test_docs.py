@@ -163,5 +163,5 @@ def test_the_page_names_every_field_of_a_record() -> None:
     more -= {each.name for each in dataclasses.fields(Fields)}
     assert more == {
         *("record_id", "signal", "scale_uv", "offset_adc", "sampling_rate_hz", "site", "labels"),
-        *("provenance", "segments"),
+        *("provenance", "segments", "missing"),
     }

@@ -22,7 +22,7 @@ LAYERS: tuple[set[str], ...] = (
     {"demo_plan"},
     {"bench"},
     {"train", "embedding", "evaluate", "predict"},
-    {"predictor"},
+    {"prediction", "predictor"},
     {"runs"},
     {"data", "model"},
     {"convert"},

@@ -143,6 +143,7 @@ def to_record(
         signal=leads.signal,
         scale_uv=leads.scale_uv,
         offset_adc=leads.offset_adc,
+        missing=leads.missing,
         sampling_rate_hz=signals.rate_hz,
         patient_id=patient,
         age=fields.age,

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def microvolt(small_store: StoreReader) -> NDArray[np.float64]:
     return (signal - offset) * scale
 
 
-def _apply(store: StoreReader, mode: str, **options: CohortStatistics) -> NDArray[np.float64]:
+def _apply(store: StoreReader, mode: str, **options: Any) -> NDArray[np.float64]:
     mean, rstd = Normalisation(mode=mode, **options).mean_and_rstd(store)
     signal = store.read(np.arange(len(store))).astype(np.float64)
     return (signal - mean[..., None]) * rstd[..., None]
@@ -88,6 +89,15 @@ def test_an_inverted_gain_changes_nothing_in_microvolt(mode: str) -> None:
         "none": microvolt_NCT / 1000,
     }
     np.testing.assert_allclose(z_NCT, expected[mode], rtol=1e-5, atol=1e-5)
+
+
+def test_a_record_of_some_leads_has_their_deviation(
+    small_store: StoreReader, microvolt: NDArray[np.float64]
+) -> None:
+    z = _apply(small_store, "record", leads=("II", "V1"))[:, [1, 6]]
+    centred = (microvolt - microvolt.mean(2, keepdims=True))[:, [1, 6]]
+    expected = centred / np.sqrt((centred**2).mean((1, 2), keepdims=True))
+    np.testing.assert_allclose(z, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_cohort_statistics_of_an_inverted_gain(tmp_path: Path) -> None:

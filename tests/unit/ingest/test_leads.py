@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ecgfast.errors import FormatError
-from ecgfast.ingest.leads import arrange_leads, lead_position, plan_leads
+from ecgfast.ingest.leads import arrange_leads, lead_position, plan_leads, required_leads
 from ecgfast.records import INVALID, LEADS
 
 
@@ -101,6 +101,41 @@ def test_limb_leads_from_i_and_ii_with_baseline() -> None:
     assert leads.signal[4].tolist() == [85, 99, 102, INVALID]  # I - floor(II / 2) + 100
     assert leads.signal[5].tolist() == [145, 104, 97, INVALID]  # II - floor(I / 2) + 100
     assert leads.signal[6:].tolist() == signal[2:].tolist()
+
+
+def test_a_file_may_lack_leads_where_others_are_asked_for() -> None:
+    names = ("V1", "II", "aVF")
+    with required_leads([1, 5]):
+        plan = plan_leads(names, "f")
+    assert plan == (-1, 1, -1, -1, -1, 2, 0, -1, -1, -1, -1, -1)
+    signal = np.array([[7, 8], [5, 6], [3, 4]], np.int16)
+    leads = arrange_leads(plan, signal, [1.0, 2.0, 3.0], [9.0, 8.0, 7.0], "f")
+    assert leads.missing == (0, 2, 3, 4, 7, 8, 9, 10, 11)  # without I, III does not follow
+    assert leads.flags == ()
+    assert leads.signal[[1, 5, 6]].tolist() == [[5, 6], [3, 4], [7, 8]]
+    assert leads.scale_uv[[1, 5, 6]].tolist() == [2.0, 3.0, 1.0]
+    assert leads.offset_adc[[1, 5, 6]].tolist() == [8.0, 7.0, 9.0]
+    microvolt = (leads.signal - leads.offset_adc[:, None]) * leads.scale_uv[:, None]
+    assert not microvolt[list(leads.missing)].any()
+    with pytest.raises(FormatError, match=r"no lead I, V2, .* all 12 standard leads are needed"):
+        plan_leads(names, "f")
+
+
+@pytest.mark.parametrize(
+    ("required", "names", "lost"),
+    [
+        ([1, 6], ("I", "II"), "no lead V1, got I, II; those asked for are needed"),
+        ([2], ("II", "V1"), "no lead III, got II, V1"),
+        ([], ("Pleth",), "no lead at all, got Pleth"),
+    ],
+)
+def test_what_is_asked_for_must_be_there(
+    required: list[int], names: tuple[str, ...], lost: str
+) -> None:
+    with required_leads(required), pytest.raises(FormatError, match=lost):
+        plan_leads(names, "f")
+    with required_leads([2]):
+        assert plan_leads(("I", "II"), "f") == (0, 1, *[-1] * 10)
 
 
 def test_different_gains_are_derived_in_microvolt() -> None:

@@ -83,6 +83,7 @@ def changed(changes: dict[str, Any]) -> dict[str, Any]:
         ("preprocessing.store", {"window": "all"}, "does not say how the store was made"),
         ("preprocessing.normalise", "a", "disagree about normalise"),
         ("preprocessing.normalise", "z", "disagree about normalise"),
+        ("preprocessing.leads", ["I"], "disagree about leads"),
         ("preprocessing.cohort", 5, "no right cohort statistics"),
         ("preprocessing.cohort", {"mean_uv": LEADS}, "no right cohort statistics"),
         (
@@ -106,6 +107,13 @@ def test_facts_that_are_wrong_are_named(
 ) -> None:
     with pytest.raises(ResumeError, match=message):
         load_model(classifier_run(tmp_path, toy_config(), changed({path: value})))
+
+
+@pytest.mark.parametrize("leads", [5, "I", [], ["II", "I"], ["I", "V7"], [["I"]], {"I": 1}])
+def test_leads_that_are_none_are_named(tmp_path: Path, leads: object) -> None:
+    facts = changed({"preprocessing.leads": leads, "identity.data.leads": leads})
+    with pytest.raises(ResumeError, match="its preprocessing has no right leads"):
+        load_model(classifier_run(tmp_path, toy_config(), facts))
 
 
 def test_preprocessing_must_say_whether_there_is_a_cohort(tmp_path: Path) -> None:
