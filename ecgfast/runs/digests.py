@@ -4,6 +4,7 @@ A digest reveals damage and files that were mixed up. It is no signature: who ca
 folder can write the digest too.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -257,7 +258,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
         _check_archive(path)
-        tree = torch.load(path, map_location="cpu", weights_only=True)
+        # checkpoints of the reference keep their options: a class of names and values, no code
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            tree = torch.load(path, map_location="cpu", weights_only=True)
     except FormatError:
         raise
     except pickle.UnpicklingError as error:

@@ -12,12 +12,15 @@ from torch import Tensor
 from ecgfast import log
 from ecgfast.config import Config
 from ecgfast.errors import ConfigError, FormatError
+from ecgfast.model.build import lead_numbers
 from ecgfast.model.classifier import Classifier, encoder_state
 from ecgfast.model.vit import Encoder
+from ecgfast.records import LEADS
 from ecgfast.runs.digests import read_weights
 from ecgfast.runs.export import located
 from ecgfast.runs.loading import load_model
 from ecgfast.runs.meta import Preprocessing
+from ecgfast.runs.public_encoders import LEFT_OUT, LOADED, NEW, adopt, is_public, report
 from ecgfast.runs.register import Origin, Register, read_register
 
 WORDS = ("random", "imagenet-mae")  # of --init, beside paths
@@ -26,9 +29,6 @@ IMAGENET_URL = "https://dl.fbaipublicfiles.com/mae/pretrain/"
 IMAGENET_VARIABLE = "ECGFAST_IMAGENET_MAE"
 # Another patch shape and another grid of positions: these start as our own model has them.
 NOT_FROM_IMAGENET = ("patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed")
-
-# What becomes of a tensor; nothing is resized or averaged.
-LOADED, NEW, LEFT_OUT = "loaded", "begun anew", "of the file left out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,8 @@ class Initial:
         preprocessing: how their records were prepared, None where nobody knows.
         register: whose records they were trained on, None where there were none or nobody knows.
         origin: which of the two, for the run's own register.
-        tensors: of ImageNet weights: what became of a tensor -> how many.
+        tensors: of weights of others: what became of a tensor -> how many.
+        new: names of tensors that the weights may lack: they begin as our own.
     """
 
     encoder: dict[str, Tensor] | None = None
@@ -48,6 +49,7 @@ class Initial:
     register: Register | None = None
     origin: Origin = "none"
     tensors: Mapping[str, int] = field(default_factory=dict)
+    new: frozenset[str] = frozenset({"pos_embed"})
 
 
 def read_initial(init: str, config: Config) -> Initial:
@@ -55,7 +57,7 @@ def read_initial(init: str, config: Config) -> Initial:
 
     Args:
         init: a pretraining run, exported or not, as `located` names it; a .safetensors or .pth
-            file with the reference names, "imagenet-mae", or "random".
+            file with the reference names, or of a public ECG encoder; "imagenet-mae", or "random".
         config: of the classifier; convolutional baselines start at random only.
     Raises:
         ConfigError: no such run or file, or the weights do not fit what is asked for.
@@ -90,23 +92,31 @@ def read_initial(init: str, config: Config) -> Initial:
             f"--init must be a run, a .safetensors or .pth file, hf://OWNER/NAME, imagenet-mae or "
             f"random, got {init!r}, which does not exist"
         )
-    return Initial(encoder=encoder_state(read_weights(path)), origin="unknown")
+    state = read_weights(path)
+    if not is_public(state):
+        return Initial(encoder=encoder_state(state), origin="unknown")
+    found = adopt(state, _own(config), config.model, path)
+    return Initial(encoder=found.encoder, origin="unknown", tensors=found.counts, new=found.new)
+
+
+def _own(config: Config) -> dict[str, Tensor]:
+    """The state of an encoder of these settings, of shapes alone."""
+    with torch.device("meta"):
+        return Encoder(config.model, leads=lead_numbers(config)).state_dict()
 
 
 def _from_imagenet(state: dict[str, Tensor], config: Config) -> Initial:
     """Take the encoder's tensors of the public file, and log what becomes of each tensor."""
-    with torch.device("meta"):  # shapes alone
-        own = Encoder(config.model, kernels=config.kernels, fused=config.fused).state_dict()
+    own = _own(config)
     taken = {n: t for n, t in encoder_state(state).items() if n not in NOT_FROM_IMAGENET}
-    became = {
-        name: LOADED if name in taken else NEW if name in own else LEFT_OUT
-        for name in {**own, **state}
-    }
-    counts = {word: list(became.values()).count(word) for word in (LOADED, NEW, LEFT_OUT)}
-    log.info("ImageNet weights: " + ", ".join(f"{n} tensors {word}" for word, n in counts.items()))
-    for name, word in became.items():
-        shapes = (tuple(some[name].shape) if name in some else "none" for some in (state, own))
-        log.info("  {}: {}; in the file {}, in the model {}".format(name, word, *shapes))
+    counts = report(
+        "ImageNet weights",
+        (
+            (name, LOADED if name in taken else NEW if name in own else LEFT_OUT, *both)
+            for name in {**own, **state}
+            for both in [(state.get(name), own.get(name))]
+        ),
+    )
     return Initial(encoder=taken, origin="imagenet", tensors=counts)
 
 
@@ -151,7 +161,7 @@ def apply_initial(model: Classifier, initial: Initial, *, source: str) -> None:
         return
     assert isinstance(model.encoder, Encoder)
     own = model.encoder.state_dict()
-    may_miss = set(NOT_FROM_IMAGENET) if source == "imagenet-mae" else {"pos_embed"}
+    may_miss = set(NOT_FROM_IMAGENET) if source == "imagenet-mae" else initial.new
     problems = [f"no {n}" for n in own if n not in initial.encoder and n not in may_miss]
     problems += [f"unknown {n}" for n in initial.encoder if n not in own]
     problems += [
@@ -169,15 +179,23 @@ def apply_initial(model: Classifier, initial: Initial, *, source: str) -> None:
 
 
 def require_same_preprocessing(initial: Initial, now: Preprocessing, init: str) -> None:
-    """Refuse weights whose records were prepared in another way.
+    """Refuse weights whose records were prepared in another way; fewer leads are none.
 
     Raises:
         ConfigError: names the first difference, with both values.
     """
     if initial.preprocessing is None:
         return
+    known = initial.preprocessing.normalisation.leads or LEADS
+    if unknown := [lead for lead in now.normalisation.leads or LEADS if lead not in known]:
+        raise ConfigError(
+            f"the weights of {init} know the leads {', '.join(known)}, got {', '.join(unknown)} "
+            "besides; set data.leads to some of these"
+        )
     then = initial.preprocessing.as_facts()
     for name, value in now.as_facts().items():
+        if name == "leads":
+            continue
         before = then[name]
         if json.dumps(value, sort_keys=True) != json.dumps(before, sort_keys=True):
             raise ConfigError(
