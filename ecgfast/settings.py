@@ -301,35 +301,28 @@ SECTIONS: dict[str, Any] = {f.name: f.type for f in fields(Config) if is_datacla
 
 # Sections that one kind of run uses.
 OF_ONE_KIND: dict[str, RunKind] = {
-    "mask": "pretrain",
-    "optim": "pretrain",
-    "finetune": "finetune",
-    "augment": "finetune",
-}
+    "mask": "pretrain", "optim": "pretrain", "finetune": "finetune", "augment": "finetune",
+}  # fmt: skip
 
-
-_EVERY = {  # flat name, such as "train.log_every" -> section and marks
-    f"{section}.{field.name}".lstrip("."): (section, field.metadata)
+_EVERY = {  # flat name, such as "train.log_every" -> the one kind of run that uses it, marks
+    f"{section}.{field.name}".lstrip("."): (
+        field.metadata.get("only") or OF_ONE_KIND.get(section),
+        field.metadata,
+    )
     for section, cls in {"": Config, **SECTIONS}.items()
     for field in fields(cls)
 }
 
 
 def free_on_resume(kind: RunKind | None = None) -> frozenset[str]:
-    """Flat names of the settings that a resumed run may change.
-
-    Args:
-        kind: of the run, which may also change what only the other kind uses; None: neither.
-    """
+    """Flat names of settings that a resumed run may change, those of other kinds of run too."""
     return frozenset(
         name
-        for name, (section, marks) in _EVERY.items()
-        if marks.get("free")
-        or (kind and (marks.get("only") or OF_ONE_KIND.get(section)) not in (None, kind))
+        for name, (only, marks) in _EVERY.items()
+        if marks.get("free") or (kind and only not in (None, kind))
     )
 
 
 def ignored_by(kind: ModelKind) -> frozenset[str]:
     """Flat names of the settings that another kind of model uses alone."""
-    of_others = (name for name, (_, marks) in _EVERY.items() if marks.get("of") not in (None, kind))
-    return frozenset(of_others)
+    return frozenset(n for n, (_, marks) in _EVERY.items() if marks.get("of") not in (None, kind))

@@ -188,12 +188,23 @@ def evaluate(
     ],
     store: StorePath,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report.")],
+    leads: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="I,II", help="Test each classifier on these leads alone too; repeatable."
+        ),
+    ] = None,
+    average: Annotated[
+        bool,
+        typer.Option("--average", help="Test recordings: the mean of all windows of each."),
+    ] = False,
     device: Device = None,
 ) -> None:
     """Compare runs site by site: metrics and a report."""
     from ecgfast.evaluate.report import evaluate as write_report
 
-    show(write_report(runs, store, out, device=device))
+    sets = [names.split(",") for names in leads or ()]
+    show(write_report(runs, store, out, device=device, leads=sets, average=average))
 
 
 def reproduce(

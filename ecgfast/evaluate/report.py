@@ -41,7 +41,13 @@ from ecgfast.store.reader import StoreReader, open_store
 
 
 def evaluate(
-    runs: Sequence[str | Path], store: str | Path, out: str | Path, *, device: str | None = None
+    runs: Sequence[str | Path],
+    store: str | Path,
+    out: str | Path,
+    *,
+    device: str | None = None,
+    leads: Sequence[Sequence[str]] = (),
+    average: bool = False,
 ) -> Path:
     """Test fine-tuned runs site by site, show what pretraining runs learned, write a report.
 
@@ -53,17 +59,22 @@ def evaluate(
             ``.csv`` and ``.tex``, and ``figures/`` as SVG and PDF; of runs on several fractions of
             the labels also for ``label_efficiency.csv``.
         device: "cpu", "cuda" or "cuda:N", that scores records; by default a GPU where there is one.
+        leads: sets of names of leads. Each classifier is also tested on each of them, as if records
+            had no others: what fewer leads cost.
+        average: test recordings instead of records: the mean probability of their windows, whose
+            spread stands in scores.parquet and in the notes.
     Returns:
         Path of ``report.html``.
     Raises:
         ConfigError: different targets, nothing to test on, signals preprocessed in another way
-            than in training, or no such device.
+            than in training, leads that a run cannot do with, or no such device.
         BackendUnavailableError: a GPU was asked for and there is none.
     """
     out = Path(out)
     refuse_inside_store(out, "--out")
     chosen, reader = choose_device(device), open_store(store)
     loaded = name_runs([load_run(Path(run), reader, chosen) for run in runs])
+    loaded += [run.on_leads(names) for run in loaded if run.meta.target for names in leads]
     classifiers = [run for run in loaded if run.meta.target]
     if not loaded:
         raise ConfigError("evaluate needs at least one run, got none; name the folders of runs")
@@ -72,10 +83,10 @@ def evaluate(
     pseudonymous_patients(reader)  # this and the next line fail now, not after hours of scoring
     if not classifiers[0].meta.task.is_single:
         out.mkdir(parents=True, exist_ok=True)
-        return _write_several(out, reader, loaded, several(reader, classifiers))
+        return _write_several(out, reader, loaded, several(reader, classifiers, average=average))
     plan = plan_tests(reader, classifiers)
     out.mkdir(parents=True, exist_ok=True)
-    results = compute(plan, classifiers, reader)
+    results = compute(plan, classifiers, reader, average=average)
     return write_report(out, reader, loaded, results, _points(reader, classifiers, results))
 
 

@@ -1,7 +1,7 @@
 """Every number of a report: discrimination, operating points, calibration, net benefit, groups."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,6 +31,7 @@ from ecgfast.evaluate.operating import (
     recalibration,
 )
 from ecgfast.evaluate.planning import TestPlan
+from ecgfast.evaluate.recordings import Windows, averaged
 from ecgfast.runs.loading import LoadedRun
 from ecgfast.store.reader import StoreReader
 
@@ -97,6 +98,7 @@ class Results:
         groups: column -> group -> run's name -> result in the plan's main cohort.
         age_and_sex: what a model of these reaches.
         median_beat: what a logistic regression on the median beat reaches.
+        windows: run's name -> those of each recording, where they are averaged.
     """
 
     plan: TestPlan
@@ -107,6 +109,7 @@ class Results:
     groups: dict[str, dict[str, dict[str, Subgroup]]] = field(default_factory=dict)
     age_and_sex: Baseline = field(default_factory=Baseline)
     median_beat: Baseline = field(default_factory=Baseline)
+    windows: Mapping[str, Windows] = field(default_factory=dict)
 
     @property
     def target(self) -> str:
@@ -164,13 +167,16 @@ class Results:
         }
 
 
-def compute(plan: TestPlan, classifiers: Sequence[LoadedRun], store: StoreReader) -> Results:
+def compute(
+    plan: TestPlan, classifiers: Sequence[LoadedRun], store: StoreReader, *, average: bool = False
+) -> Results:
     """Score every run on its cohorts of a plan.
 
     Args:
         plan: from `plan_tests`.
         classifiers: the runs; the first is the one that the others are tested against.
         store: an open store.
+        average: take the windows of each recording together.
     """
     scores: dict[str, Floats] = {}
     fixed = {}
@@ -182,7 +188,11 @@ def compute(plan: TestPlan, classifiers: Sequence[LoadedRun], store: StoreReader
         fixed[run.name] = Fixed(
             thresholds=run.meta.thresholds, recalibration=recalibration(*run.register.validation)
         )
-    return summarise(plan, scores, fixed, store.records, median_beat(plan, store))
+    windows: dict[str, Windows] = {}
+    if average:
+        plan, scores, windows = averaged(plan, scores, store.records)
+    found = summarise(plan, scores, fixed, store.records, median_beat(plan, store))
+    return replace(found, windows=windows)
 
 
 def summarise(

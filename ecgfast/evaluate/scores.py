@@ -29,14 +29,22 @@ SCHEMA = pa.schema(
 
 
 def scores_of(store: StoreReader, results: Results) -> pa.Table:
-    """Rows of scores.parquet: every probability behind a report, under pseudonyms."""
+    """Rows of scores.parquet: every probability behind a report, under pseudonyms.
+
+    Where the windows of each recording are averaged, its spread is in further columns.
+    """
     columns = {name: store.records[name].to_pylist() for name in ("site", "split")}
     columns["record_id"] = _record_names(store)
     columns["patient_id"] = pseudonymous_patients(store).to_pylist()
     plan, tables = results.plan, []
     for run, probability in results.scores.items():
         own = {name: by_run[run] for name, by_run in plan.cohorts.items() if run in by_run}
-        tables.append(scores_table(columns, plan.is_case, own, {run: probability}))
+        table = scores_table(columns, plan.is_case, own, {run: probability})
+        if run in results.windows:
+            rows = plan.rows_of(run)
+            for name, values in vars(results.windows[run]).items():
+                table = table.append_column(f"windows_{name}", pa.array(values[rows]))
+        tables.append(table)
     return pa.concat_tables(tables)
 
 

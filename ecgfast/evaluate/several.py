@@ -165,12 +165,15 @@ class Several:
         return Table(header=header, rows=rows, sums=sums)
 
 
-def several(store: StoreReader, classifiers: Sequence[LoadedRun]) -> Several:
+def several(
+    store: StoreReader, classifiers: Sequence[LoadedRun], *, average: bool = False
+) -> Several:
     """Score runs of several outputs, once, and test each output by itself.
 
     Args:
         store: an open store.
         classifiers: the runs; the first is the one that the others are tested against.
+        average: take the windows of each recording together.
     Raises:
         ConfigError: the runs learned different things, or no record is left to test a target.
     """
@@ -195,7 +198,7 @@ def several(store: StoreReader, classifiers: Sequence[LoadedRun]) -> Several:
         for number, name in enumerate(task.outputs)
     }
     results = {
-        name: compute(plan, own, store)
+        name: compute(plan, own, store, average=average)
         for plan, (name, own) in zip(plans, runs.items(), strict=True)
     }
     return Several(task=task, results=results, runs=runs)

@@ -122,7 +122,7 @@ def training(runs: Sequence[LoadedRun]) -> list[View]:
     """Loss curves of every run that has any."""
     shown = []
     for run in runs:
-        if curves := run.loss_curves():
+        if not run.leads and (curves := run.loss_curves()):  # a run on fewer leads is there twice
             label = "cross-entropy" if run.meta.target else "masked MSE (1.0 = each patch's mean)"
             shown.append({"name": run.name, "losses": charts.losses(curves, y_label=label)})
     return shown

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from recordings import KEY, convert_quietly, ecg_like, write_wfdb
@@ -281,7 +282,24 @@ def test_windows_of_a_recording_are_averaged_and_their_spread_is_shown(
     assert "marked invalid" in gap["note"]
 
 
-@pytest.mark.parametrize("rate_hz", [250, 1000])
+def test_a_report_takes_the_windows_of_a_recording_together(
+    run: Path, store: Path, tmp_path: Path
+) -> None:
+    command = ["evaluate", str(run), str(store), "--out"]
+    assert main([*command, str(tmp_path / "windows")]) == 0
+    assert main([*command, str(tmp_path / "recordings"), "--average"]) == 0
+    windows, recordings = (
+        pq.read_table(tmp_path / name / "scores.parquet").to_pylist()
+        for name in ("windows", "recordings")
+    )
+    assert {line["split"] for line in windows} == {"test"}  # of 10 s each, so that each is one
+    assert [line["probability"] for line in recordings] == [line["probability"] for line in windows]
+    assert {line["windows_count"] for line in recordings} == {1}
+    assert "windows_count" not in windows[0]
+    assert "windows averaged in" in (tmp_path / "recordings" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("rate_hz", [250, 360, 1000])
 def test_other_rates_are_resampled_as_in_the_store(run: Path, tmp_path: Path, rate_hz: int) -> None:
     """The same smooth ECG at another rate, and the store that convert makes of it."""
     seconds = np.arange(10 * rate_hz) / rate_hz
@@ -296,5 +314,8 @@ def test_other_rates_are_resampled_as_in_the_store(run: Path, tmp_path: Path, ra
     assert "resampled" in line["note"].split()
     at_500 = np.arange(5000) / 500
     same = [1000 * np.sin(2 * np.pi * (1 + lead / 4) * at_500 + lead) for lead in range(12)]
+    microvolt = np.rint(1000 * np.array(waves)) * 5
+    (of_array,) = ecgfast.load_model(run).predict(microvolt, sampling_rate_hz=rate_hz)
+    assert of_array == pytest.approx(expected, abs=2e-4)
     (of_500,) = EcgModel.predict(ecgfast.load_model(run), np.array(same) * 4.88)
     assert float(line["probability"]) == pytest.approx(of_500, abs=5e-3)
