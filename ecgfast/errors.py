@@ -1,5 +1,6 @@
 """The error tree: every message says what, got, allowed, cure, in one line."""
 
+import re
 from typing import Literal
 
 # Why an input is refused, as a store records it. The text of a file, and its name, can identify a
@@ -48,8 +49,19 @@ Reason = Literal[
 ]
 
 
+_WITHOUT_SLASH = re.compile(r"\b(s3|gs|az|https?|file):/(?!/)")
+
+
+def with_addresses(text: str) -> str:
+    """A text in which a `Path` was made of an address, s3:/bucket, with the slash that it lost."""
+    return _WITHOUT_SLASH.sub(lambda m: f"{m[1]}://{'/' if m[1] == 'file' else ''}", text)
+
+
 class EcgfastError(Exception):
     """A mistake that the user can correct; the CLI prints it as one line and exits with 2."""
+
+    def __str__(self) -> str:
+        return with_addresses(super().__str__())
 
 
 class ConfigError(EcgfastError, ValueError):

@@ -23,7 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ecgfast.errors import BackendUnavailableError, FormatError
+from ecgfast.errors import BackendUnavailableError, FormatError, with_addresses
 
 T = TypeVar("T")
 Advance = Callable[[int], None]
@@ -49,9 +49,10 @@ _ESCAPES = {
 def plain(text: str) -> str:
     r"""Return a text as one line without control characters, which names of files can hold.
 
-    They are written as Python writes them, such as \x1b.
+    They are written as Python writes them, such as \x1b; addresses get back the slash that a `Path`
+    takes from them.
     """
-    return text.translate(_ESCAPES)
+    return with_addresses(text).translate(_ESCAPES)
 
 
 def show(text: object) -> None:

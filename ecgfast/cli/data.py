@@ -98,7 +98,9 @@ def _list_formats(wanted: bool) -> None:
 
 def convert(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(metavar="STORE", help="Store to write.")],
+    out: Annotated[
+        Path, typer.Option(metavar="STORE", help="Store to write: a folder, s3://, gs:// or az://.")
+    ],
     sources: Annotated[
         list[Path] | None,
         typer.Argument(metavar="SOURCE", help="Files or folders; none with --stage units or seal."),

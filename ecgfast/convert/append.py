@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 
 from ecgfast import log
+from ecgfast.convert.inputs import write_inputs
 from ecgfast.convert.plan import (
     ConvertOptions,
     Plan,
@@ -18,7 +19,7 @@ from ecgfast.convert.plan import (
     work_folder,
     write_plan,
 )
-from ecgfast.convert.sources import listed, spec_of, write_inputs
+from ecgfast.convert.sources import listed, spec_of
 from ecgfast.errors import ConfigError
 from ecgfast.ingest import InputFile
 from ecgfast.ingest.files import printable

@@ -18,12 +18,13 @@ from ecgfast.ingest import InputFile
 from ecgfast.store.durable import explained, write_durably
 from ecgfast.store.format import MANIFEST, SHARD_RECORDS, num_shards, work_beside
 from ecgfast.store.manifest import read_manifest
+from ecgfast.store.objects import exists
 from ecgfast.store.patients import Pseudonyms, read_key
 from ecgfast.store.quality import Limits, default_limits
 from ecgfast.vocabulary import Codec, PatientIds, Quality, Short, WindowChoice
 
 _PLAN, INPUTS, OFFSETS = "plan.json", "inputs.jsonl", "offsets"
-_LAYOUT = 7  # version of the work folder's layout; other versions cannot be resumed
+_LAYOUT = 8  # version of the work folder's layout; other versions cannot be resumed
 _SAME_EVERYWHERE = ("ecgfast", "numpy", "scipy", "wfdb")  # packages that decide a store's bytes
 
 Spec = dict[str, Any]
@@ -71,13 +72,7 @@ class ConvertOptions:
 
 
 def check_choices(**options: tuple[str, object]) -> None:
-    """Refuse an option that is none of the values of its Literal.
-
-    Args:
-        options: name -> value and Literal.
-    Raises:
-        ConfigError: names the option.
-    """
+    """Refuse options, name -> value and Literal, with none of the values of their Literal."""
     for name, (value, kind) in options.items():
         allowed = get_args(kind)
         if value not in allowed:
@@ -98,7 +93,7 @@ class Plan:
     """A frozen list of inputs, in a folder beside the store.
 
     Attributes:
-        out: folder of the store.
+        out: folder of the store; of one in object storage, what it has on this machine.
         spec: all that decides the store's bytes, sources included.
         key_file: of the pseudonyms; empty for a store that is transcoded.
         num_inputs: how many inputs there are; records, for a store that is transcoded.
@@ -108,6 +103,7 @@ class Plan:
         passed_over: of them, those that nothing reads, by kind.
         examples: kind -> some of their paths.
         num_bytes: size of the list.
+        url: address of a store in object storage, else empty.
         versions: of the packages that decide the store's bytes.
     """
 
@@ -121,6 +117,7 @@ class Plan:
     passed_over: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
     num_bytes: int = 0
+    url: str = ""
     versions: dict[str, str] = field(default_factory=_versions)
 
     @property
@@ -185,7 +182,7 @@ def work_folder(out: Path) -> Path:
 
 def is_sealed(out: Path) -> bool:
     """Whether the folder holds a finished store, perhaps one that is to grow."""
-    return (out / MANIFEST).exists()
+    return exists(out / MANIFEST)
 
 
 def is_growing(out: Path) -> bool:
@@ -218,13 +215,13 @@ def write_plan(plan: Plan) -> Plan:
     return plan
 
 
-def check_spec(plan: Plan, spec: Spec) -> None:
+def check_spec(plan: Plan, spec: Spec, url: str = "") -> None:
     """See that a plan was made by the same command.
 
     Raises:
         ResumeError: it had other sources or options, named with both values.
     """
-    _compare(plan.out, plan.spec, spec)
+    _compare(plan.out, {"url": plan.url, **plan.spec}, {"url": url, **spec})
 
 
 def request_of(spec: Spec, pseudonyms: Pseudonyms | None) -> str:

@@ -15,8 +15,10 @@ from ecgfast.convert.plan import (
     Plan,
     check_choices,
     is_finished,
+    is_sealed,
     read_plan,
 )
+from ecgfast.convert.remote import claim, place_of, prepared, put_store
 from ecgfast.convert.seal import seal
 from ecgfast.convert.sources import make_plan
 from ecgfast.convert.summary import ConvertSummary, summary_of
@@ -66,7 +68,8 @@ def convert(
 
     Args:
         sources: files and folders, or one store.
-        out: folder of the new store; STORE.key and STORE.sources.csv appear beside it.
+        out: folder of the new store; STORE.key and STORE.sources.csv appear beside it. Or its
+            address in object storage; these files then lie in the current folder.
         labels: CSV to join afterwards, as `ecgfast label` does.
         columns: what to take beside the ejection fraction: columns of that CSV, as `ecgfast label
             --columns` does, and fields of the recordings (sidecar keys, "diagnosis" as free text).
@@ -100,7 +103,8 @@ def convert(
         EcgfastError: the disk is full or read-only, or another process writes this store. Under
             `--strict` also: records are duplicates; the store is finished, labels joined.
     """
-    out = Path(out)
+    place = place_of(out)
+    out = place.here
     refuse_generation_name(out)
     options = ConvertOptions(
         codec=codec,
@@ -122,31 +126,46 @@ def convert(
         check_labels(Path(labels), columns)
     processes = _processes(workers)
     num_before = 0
-    with store_lock(out):
-        if _grows(append, replace):
-            listed = (sources, out, options, key_file, listing)
-            plan = make_append_plan(*listed, replace_changed=replace)
-            num_before = len(open_store(out))
-        else:
-            is_labelled = labels is not None
-            plan = make_plan(sources, out, options, key_file, listing, is_labelled=is_labelled)
+    grows = _grows(append, replace, place.url)
+    with prepared(place):
+        with store_lock(out):
+            if grows:
+                listed = (sources, out, options, key_file, listing)
+                plan = make_append_plan(*listed, replace_changed=replace)
+                num_before = len(open_store(out))
+            else:
+                plan = make_plan(
+                    *(sources, out, options, key_file, listing),
+                    is_labelled=labels is not None,
+                    url=place.url,
+                )
+            if plan is not None:
+                claim(plan)
+                remove_temporaries(out)
+                run_units(plan, plan.units, processes, executor)
+                _seal(plan)
+        if plan is None and place.url:
+            return summary_of(out, on_bad, place.url)
+        if labels is not None:
+            given = None if key_file is None else Path(key_file)
+            _label(out, Path(labels), columns, target, given, keep_ages_over_89, place.url)
+        elif not append:  # else its seal has warned
+            _warn(out, options)
         if plan is not None:
-            remove_temporaries(out)
-            run_units(plan, plan.units, processes, executor)
-            _seal(plan)
-    if labels is not None:
-        given = None if key_file is None else Path(key_file)
-        _label(out, Path(labels), columns, target, given, keep_ages_over_89)
-    elif not append:  # else its seal has warned
-        _warn(out, options)
-    if not any((Path(source) / MANIFEST).exists() for source in sources):
-        _refuse_duplicates(out, num_before)
-    return summary_of(out, on_bad)
+            put_store(plan)
+        if not any((Path(source) / MANIFEST).exists() for source in sources):
+            _refuse_duplicates(out, num_before, place.url)
+        return summary_of(out, on_bad, place.url)
 
 
-def _grows(append: bool, replace: bool) -> bool:
+def _grows(append: bool, replace: bool, url: str) -> bool:
     if replace and not append:
         raise ConfigError("--replace goes with --append, got it alone; give both")
+    if append and url:
+        raise ConfigError(
+            f"--append needs a store in a folder, got {url}; copy it with ecgfast fetch, append "
+            "there, and put the copy where it is to be read with any tool"
+        )
     return append
 
 
@@ -161,12 +180,17 @@ def plan_convert(
     replace: bool = False,
 ) -> Plan | None:
     """List the inputs of a store, the first step of `convert`; None where nothing is to be done."""
-    refuse_generation_name(Path(out))
-    with store_lock(Path(out)):
-        if _grows(append, replace):
-            listed = (sources, Path(out), options, key_file, listing)
+    place = place_of(out)
+    refuse_generation_name(place.here)
+    listed = (sources, place.here, options, key_file, listing)
+    grows = _grows(append, replace, place.url)
+    with prepared(place), store_lock(place.here):
+        if grows:
             return make_append_plan(*listed, replace_changed=replace)
-        return make_plan(sources, Path(out), options, key_file, listing, is_labelled=False)
+        plan = make_plan(*listed, is_labelled=False, url=place.url)
+        if plan is not None:
+            claim(plan)
+        return plan
 
 
 def convert_units(
@@ -189,10 +213,11 @@ def convert_units(
     index, count = part
     if not 0 <= index < count:
         raise ConfigError(f"--part must be I/N with 0 <= I < N, got {index}/{count}")
-    if is_finished(Path(out)):
+    place = place_of(out)
+    if is_finished(place.here) or (place.url and is_sealed(Path(place.url))):
         log.info(f"{out} is finished already")
         return 0
-    plan = read_plan(Path(out))
+    plan = read_plan(place.here)
     units = plan.units[index::count]
     run_units(plan, units, _processes(workers), executor)
     return len(units)
@@ -204,19 +229,21 @@ def seal_convert(out: str | Path, *, on_bad: OnBad = "quarantine") -> ConvertSum
     Raises:
         EcgfastError: units are missing, which are named.
     """
-    out = Path(out)
-    with store_lock(out):
+    place = place_of(out)
+    out = place.here
+    with prepared(place), store_lock(out):
         if is_finished(out):
-            log.info(f"{out} is finished already")
+            log.info(f"{place.url or out} is finished already")
         else:
             plan = read_plan(out)
             num_before = len(open_store(out)) if plan.appends else 0
             _seal(plan)
             if not plan.appends:
                 _warn(out, plan.options if "sources" in plan.spec else ConvertOptions())
+            put_store(plan)
             if "sources" in plan.spec:
-                _refuse_duplicates(out, num_before)
-    return summary_of(out, on_bad)
+                _refuse_duplicates(out, num_before, place.url)
+        return summary_of(out, on_bad, place.url)
 
 
 def _seal(plan: Plan) -> None:
@@ -241,7 +268,7 @@ def _warn(out: Path, options: ConvertOptions) -> None:
         log.warning(f"--columns: no recording has a field {name!r}")
 
 
-def _refuse_duplicates(out: Path, first: int) -> None:
+def _refuse_duplicates(out: Path, first: int, url: str) -> None:
     """Under --strict, say that new records have them; those before `first` were there before."""
     if not log.is_strict():
         return
@@ -255,9 +282,9 @@ def _refuse_duplicates(out: Path, first: int) -> None:
     later, first = (records[name][number].as_py() for name in ("record_id", "duplicate_of"))
     raise EcgfastError(
         f"{num_duplicates} records duplicate other records, allowed 0 with --strict; the first is "
-        f"{later}, the same ECG as {first}; {out} is finished and whole: use it without --strict, "
-        f"or remove the copies from the sources ({sources_beside(out)} has their paths) and "
-        "convert into another folder"
+        f"{later}, the same ECG as {first}; {url or out} is finished and whole: use it without "
+        f"--strict, or remove the copies from the sources ({sources_beside(out)} has their paths) "
+        "and convert into another folder"
     )
 
 
@@ -268,8 +295,9 @@ def _label(
     target: str | None,
     key_file: Path | None,
     keep_ages: bool,
+    url: str,
 ) -> None:
-    """Label a store that is finished, whatever becomes of it."""
+    """Label a store that is finished, whatever becomes of it; or one that has yet to be put."""
     try:
         label_store(
             out,
@@ -280,6 +308,8 @@ def _label(
             keep_ages_over_89=keep_ages,
         )
     except EcgfastError as error:
+        if url:
+            raise
         words = ["ecgfast", "label", str(out), str(csv)]
         words += ["--columns", ",".join(columns)] if columns else []
         words += ["--target", target] if target else []

@@ -107,7 +107,8 @@ def seal(plan: Plan) -> Manifest:
         slots, packed = np.concatenate(found.slots), found.fingerprints()
         write_fingerprints(plan.out, content["identity"], slots, packed)
     manifest = write_manifest(plan.out, content)
-    shutil.rmtree(work_folder(plan.out))
+    if not plan.url:  # else it goes when the tables are there
+        shutil.rmtree(work_folder(plan.out))
     return manifest
 
 
@@ -211,7 +212,7 @@ def _sealed_from_files(
             f"for each: correct them, then remove {out} and {work_folder(out)} to begin again"
         )
     records = pa.concat_tables(found.rows(plan))
-    stored = Shards(out, np.concatenate(found.slots), shards)  # the store has no manifest yet
+    stored = Shards(Path(plan.url or out), np.concatenate(found.slots), shards)  # not sealed yet
     records = mark_duplicates(
         records,
         found.segments,

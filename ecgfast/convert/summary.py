@@ -9,6 +9,7 @@ from ecgfast.store.format import passed_over_beside
 from ecgfast.store.generations import generation_of
 from ecgfast.store.info import kinds_in_words
 from ecgfast.store.manifest import read_manifest
+from ecgfast.store.objects import address_of
 from ecgfast.vocabulary import OnBad
 
 
@@ -17,7 +18,7 @@ class ConvertSummary:
     """What a convert did; inputs = converted + quarantined, and every other file has its kind.
 
     Attributes:
-        store: the finished store.
+        store: the finished store: its folder, or a path made of its address.
         num_inputs: files (or rows of batch files) found.
         num_converted: inputs with at least one record in the store.
         num_quarantined: inputs without; quarantine.csv says why for each.
@@ -50,23 +51,24 @@ class ConvertSummary:
         text = (
             f"{log.counted(self.num_inputs, 'input')} = {self.num_converted:,} converted + "
             f"{self.num_quarantined:,} quarantined; {log.counted(self.num_records, 'record')}"
-            f"{duplicates} in {self.store}"
+            f"{duplicates} in {address_of(self.store) or self.store}"
         )
         if self.generation > 1:
             text = f"{text}, generation {self.generation}"
         if not self.passed_over:
             return text
         number = log.counted(sum(self.passed_over.values()), "file")
-        shown = f"; {passed_over_beside(self.store)} names some" if self.examples else ""
+        here = Path(self.store.name) if address_of(self.store) else self.store
+        shown = f"; {passed_over_beside(here)} names some" if self.examples else ""
         return f"{text}\n{number} passed over: {kinds_in_words(self.passed_over)}{shown}"
 
 
-def summary_of(out: Path, on_bad: OnBad) -> ConvertSummary:
-    """The summary of a finished store; `on_bad` as in `convert`."""
+def summary_of(out: Path, on_bad: OnBad, url: str = "") -> ConvertSummary:
+    """The summary of a finished store, which may have an address; `on_bad` as in `convert`."""
     manifest = read_manifest(out)
     counts = manifest["counts"]
     return ConvertSummary(
-        store=out,
+        store=Path(url or out),
         num_inputs=counts["inputs"],
         num_converted=counts["converted"],
         num_quarantined=counts["quarantined"],

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.convert.plan import Plan, read_plan
+from ecgfast.convert.remote import put_shard
 from ecgfast.convert.work import EncodedRecord, Refusal, encode_inputs
 from ecgfast.errors import EcgfastError
 from ecgfast.ingest.staging import staged
@@ -144,7 +145,8 @@ def _finish(
     plan: Plan, unit: int, num_inputs: int, shard: "_Shard", rows: PendingRows, text: dict[str, str]
 ) -> None:
     """Write the unit's own file, after all that it names."""
-    facts = UnitFacts(num_inputs, shard.num_records, shard.finish(), rows.kinds)
+    files = put_shard(plan, unit, shard.finish())
+    facts = UnitFacts(num_inputs, shard.num_records, files, rows.kinds)
     packed = rows.pack(text | {"facts": json.dumps(facts)})
     write_durably(plan.unit_file(unit), [packed], mode=0o600, shared=True)
 

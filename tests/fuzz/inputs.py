@@ -37,8 +37,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 from good_inputs import KINDS, csv, muse_xml
 
+from ecgfast.convert.inputs import num_slots
 from ecgfast.convert.plan import ConvertOptions, PlannedInput
-from ecgfast.convert.sources import num_slots
 from ecgfast.convert.work import EncodedRecord, Refusal, encode_inputs
 from ecgfast.errors import EcgfastError, Reason
 from ecgfast.ingest.inventory import discover

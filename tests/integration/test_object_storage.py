@@ -13,11 +13,12 @@ from pathlib import Path
 import good_inputs
 import pytest
 from recordings import convert_quietly, snapshot, write_cohort
+from s3_server import bucket
 
 import ecgfast
 
 obstore = pytest.importorskip("obstore", reason="obstore is not installed")
-moto = pytest.importorskip("moto.server", reason="moto is not installed")
+pytest.importorskip("moto.server", reason="moto is not installed")
 pytestmark = pytest.mark.slow  # a server, and processes
 
 
@@ -36,27 +37,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def environment(store: Path) -> Iterator[dict[str, str]]:
     """Variables that lead to the bucket ecg, which holds the store under cohorts/one."""
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    variables = {
-        **{"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "eu-west-1"},
-        **{"AWS_ENDPOINT": f"http://{host}:{port}", "AWS_ALLOW_HTTP": "true"},
-    }
-    with pytest.MonkeyPatch.context() as patch:
+    with bucket("ecg") as variables, pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
-        import boto3
-
-        client = boto3.client("s3", endpoint_url=variables["AWS_ENDPOINT"], region_name="eu-west-1")
-        where = {"LocationConstraint": "eu-west-1"}
-        client.create_bucket(Bucket="ecg", CreateBucketConfiguration=where)
-        bucket = obstore.store.from_url("s3://ecg/cohorts/one")
+        cohort = obstore.store.from_url("s3://ecg/cohorts/one")
         for path in store.rglob("*"):
             if path.is_file():
-                obstore.put(bucket, path.relative_to(store).as_posix(), path)
+                obstore.put(cohort, path.relative_to(store).as_posix(), path)
         yield os.environ | variables
-    server.stop()
 
 
 def fetch(url: str, out: Path) -> list[str]:
@@ -121,10 +109,10 @@ def test_a_convert_reads_s3(environment: dict[str, str], tmp_path: Path) -> None
         (tmp_path / "in" / write.__name__).mkdir(parents=True)
         write(tmp_path / "in" / write.__name__)
     write_cohort(tmp_path / "in/deep/er", 3)
-    bucket = obstore.store.from_url("s3://ecg/exports")
+    exports = obstore.store.from_url("s3://ecg/exports")
     for path in (tmp_path / "in").rglob("*"):
         if path.is_file():
-            obstore.put(bucket, path.relative_to(tmp_path / "in").as_posix(), path)
+            obstore.put(exports, path.relative_to(tmp_path / "in").as_posix(), path)
     convert_quietly([tmp_path / "in"], tmp_path / "local")
     shutil.copy(tmp_path / "local.key", tmp_path / "cloud.key")
     words = ["convert", "s3://ecg/exports", "--out", str(tmp_path / "cloud"), "--workers", "2"]

@@ -59,7 +59,7 @@ def made(make: Callable[[Path], object]) -> Callable[[Path], object]:
         written(b"\xff"),
         written(b"[5]"),
         written(b"[" * 100_000),
-        written(b'{"layout": 7}'),
+        written(b'{"layout": 8}'),
         changed(b'"num_inputs": 3', b'"num_inputs": "3"'),
         changed(b'"num_inputs": 3', b'"num_inputs": 4'),
         changed(b'"num_inputs": 3', b'"num_inputs": true'),
