@@ -22,6 +22,7 @@ CASES = {  # module and function; each imports what it measures, as the decoder 
     "kernels": ("kernels", "measure_kernels"),
     "loader": ("loader", "measure_loader"),
     "step": ("step", "measure_step"),
+    "embed": ("step", "measure_embed"),
 }
 _ON_GPUS = ("decode", "kernels")  # these cases have no meaning on a CPU
 _BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -1,10 +1,13 @@
-"""The `step` case: the trainer's own step in its variants, beside the peers, in one process."""
+"""The `step` case: the trainer's own step in its variants, beside the peers; and `embed`."""
 
 import gc
 import itertools
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,14 +18,18 @@ from ecgfast import log
 from ecgfast.bench import peers_module
 from ecgfast.bench.measuring import Row, make_rows, measure_peaks, per_second, time_interleaved
 from ecgfast.config import Config, load_config
+from ecgfast.convert import convert
 from ecgfast.data.batch import Batch
+from ecgfast.embedding import write_features
 from ecgfast.errors import ConfigError
+from ecgfast.ingest.synthetic import write_cohort
 from ecgfast.model.mae import flops_per_record
+from ecgfast.predictor import load_model
 from ecgfast.train.distributed import Ranks, join
 from ecgfast.train.guards import peak_tflops
 from ecgfast.train.loop import train_step
 from ecgfast.train.optim import MasterAdamW
-from ecgfast.train.pretrain import build_spread, masked_loss, microbatch_graph
+from ecgfast.train.pretrain import build_spread, masked_loss, microbatch_graph, pretrain
 
 Step = Callable[[], Tensor]  # one update; returns the loss, still on the device
 
@@ -150,6 +157,53 @@ def measure_step(
         for name in wanted:  # one at a time: each holds weights, moments and activations
             for size in runner.sizes(name):
                 yield from runner.compare(name, size)
+
+
+def measure_embed(device: str, *, num_records: int = 2048, turns: int = 3) -> Iterator[Row]:
+    """Measure `ecgfast embed` of a store in turns with the forward passes of its model alone.
+
+    Args:
+        device: "cpu" or "cuda", whose model is the preset demo or vit_large.
+        num_records: synthetic ones, in whole batches.
+        turns: of both.
+    """
+    preset, size = "vit_large" if device == "cuda" else "demo", 64
+    config = load_config(preset, {"train.max_steps": 1, "train.batch_size": 8})
+    rates: dict[str, list[float]] = {"ecgfast": [], "forward": []}
+    with tempfile.TemporaryDirectory(prefix="ecgfast-bench-") as folder:
+        store, run = Path(folder, "store"), Path(folder, "run")
+        write_cohort(Path(folder, "cohort"), num_records=num_records, num_sites=1, seed=0)
+        convert([Path(folder, "cohort")], store)
+        pretrain(store, run, preset=config, device=device)
+        model = load_model(run).to(device)
+        patches = random_batch(config, torch.device(device), size).patches
+
+        def forward(turn: int) -> None:
+            del turn
+            with torch.no_grad():
+                for _ in range(num_records // size):
+                    model(patches)[:, 1:].mean(dim=1).cpu()
+
+        def embed(turn: int) -> None:
+            write_features(Path(folder, f"{turn}.zarr"), run, store, device=device)
+
+        forward(0)
+        for turn in range(turns):
+            for name, work in (("ecgfast", embed), ("forward", forward)):
+                begin = time.perf_counter()
+                work(turn)
+                rates[name].append(num_records / (time.perf_counter() - begin))
+    shares = [ours / alone for ours, alone in zip(*rates.values(), strict=True)]
+    for name, values in rates.items():
+        numbers = {("throughput", "records/s"): values}
+        yield from make_rows(
+            numbers | ({("of_forward", "x"): shares} if name == "ecgfast" else {}),
+            case="embed",
+            provider=name,
+            preset=preset,
+            shape=f"{num_records} synthetic, batch {size}",
+            device=device,
+        )
 
 
 def _resolve_names(names: Sequence[str] | None, ranks: Ranks) -> list[str]:

@@ -12,7 +12,8 @@ from ecgfast.vocabulary import EstimateOf
 
 def bench(
     case: Annotated[
-        str, typer.Argument(metavar="CASE", help="codec, decode, loader, kernels, step or all.")
+        str,
+        typer.Argument(metavar="CASE", help="codec, decode, loader, kernels, step, embed or all."),
     ] = "all",
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Append rows here.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: the best.")] = None,

@@ -76,8 +76,10 @@ def export(
 
 def embed(
     run: ModelName,
-    store: StorePath,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="A .parquet or .npy file.")],
+    source: Annotated[
+        list[Path], typer.Argument(metavar="STORE|FILE", help="A store; or raw ECGs or folders.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="A .zarr, .parquet or .npy.")],
     pool: Annotated[Pool, typer.Option(help="How a ViT's tokens become features.")] = "mean",
     layer: Annotated[
         int | None, typer.Option(help="Block of a ViT, from 1. Default: the last, and its norm.")
@@ -86,12 +88,18 @@ def embed(
     device: Device = None,
 ) -> None:
     """Write the features that an encoder gives each record."""
+    from ecgfast import log
     from ecgfast.embedding import write_features
 
-    count, width = write_features(
-        out, run, store, pool=pool, layer=layer, select=select, device=device
-    )
-    show(f"{out}: {width} features of {count:,} records")
+    done = write_features(out, run, source, pool=pool, layer=layer, select=select, device=device)
+    if done.num_refused:
+        log.warning(
+            f"{done.num_refused} of {done.num_files} files have no features; {out}.refused.csv "
+            "says why"
+        )
+    if not done.num_records:
+        raise typer.Exit(1)
+    show(f"{out}: {done.width} features of {done.num_records:,} records")
 
 
 def reconstruct(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ecgfast.bench import peers_module, run
-from ecgfast.bench.step import build_step, measure_step
+from ecgfast.bench.step import build_step, measure_embed, measure_step
 from ecgfast.config import load_config
 from ecgfast.errors import ConfigError
 from ecgfast.model.mae import num_parameters
@@ -36,6 +36,17 @@ def test_reference_learns_and_attention_variants_agree() -> None:
         losses.append(loss.detach())
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=0)
     assert 0.9 < losses[0] < 3  # normalised targets have variance 1
+
+
+def test_embed_is_measured_beside_its_forward_pass() -> None:
+    rows = list(measure_embed("cpu", num_records=64, turns=2))
+    measured = {(row.provider, row.metric): row for row in rows}
+    assert set(measured) == {
+        *(("ecgfast", "throughput"), ("ecgfast", "of_forward"), ("forward", "throughput")),
+    }
+    rates = [measured[name, "throughput"].p50 for name in ("ecgfast", "forward")]
+    assert measured["ecgfast", "of_forward"].p50 == pytest.approx(rates[0] / rates[1], rel=0.5)
+    assert {row.n for row in rows} == {2}
 
 
 def test_rows_of_a_step_on_the_cpu() -> None:
