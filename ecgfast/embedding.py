@@ -25,7 +25,7 @@ from ecgfast.ingest.inventory import discover
 from ecgfast.model.classifier import Classifier, encoder_state, num_features, pooled
 from ecgfast.model.vit import Encoder
 from ecgfast.predictor import EcgModel, load_model
-from ecgfast.records import SAMPLING_RATE_HZ
+from ecgfast.records import LEADS, SAMPLING_RATE_HZ
 from ecgfast.runs.export import located
 from ecgfast.runs.features import SUFFIXES, Features, Values, blocks, weights_digest, write
 from ecgfast.runs.inference import choose_device, patches_of
@@ -246,7 +246,8 @@ def _read(model: EcgModel, item: InputFile) -> _File:
     )
     nothing = np.empty((0, 0, 0), np.float16)
     try:
-        found = read_windows(item, window=made["window"], short=made["short"])
+        leads = [LEADS.index(lead) for lead in model.leads]
+        found = read_windows(item, window=made["window"], short=made["short"], leads=leads)
     except (FormatError, ShapeError) as error:
         check_source(item.source, again="run the same command again")
         return _File(record_id, path, [], nothing, [str(error)])

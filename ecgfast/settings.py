@@ -94,10 +94,7 @@ class ModelConfig:
         of="vit",
     )
     head_norm: Flag = _setting(
-        True,
-        "Of a vit: normalise a record's features before the last layer.",
-        only="finetune",
-        of="vit",
+        True, "Of a vit: normalise features before the last layer.", only="finetune", of="vit"
     )
     dense_norm: Flag = _setting(
         False, "Of the cnn: batch norm behind its dense layers.", only="finetune", of="cnn"
@@ -170,6 +167,10 @@ class TrainConfig:
         0.0, "Share of records (whole patients) that validate pretraining.", only="pretrain"
     )
     val_every: Count = _setting(500, "Steps between validations.", free=True, only="pretrain")
+    probe: Text | None = _setting(
+        None, "A target whose linear probe watches pretraining.", free=True, only="pretrain"
+    )
+    probe_every: Count = _setting(1000, "Steps between probes.", free=True, only="pretrain")
 
 
 @errors_in_words("optim.")

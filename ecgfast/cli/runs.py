@@ -158,6 +158,9 @@ def probe(
     pool: Annotated[
         Pool | None, typer.Option(help="What is read of the tokens. Default: model.pool.")
     ] = None,
+    features: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What embed wrote with the same run.")
+    ] = None,
     preset: FinetunePreset = None,
     select: Select = None,
     fold: Fold = None,
@@ -173,6 +176,7 @@ def probe(
         out,
         target=target or DEFAULT_TARGET,
         pool=pool,
+        features=features,
         preset=preset,
         settings=settings or (),
         select=select,

@@ -1,8 +1,8 @@
 """The training step, and the loop around it: log, validate, save, stop, recover."""
 
 import gc
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +18,18 @@ from ecgfast.runs.meta import RunMeta
 from ecgfast.settings import TrainConfig
 from ecgfast.train.checkpoint import CheckpointWriter, Slot, State, load, training_state
 from ecgfast.train.distributed import Ranks, accumulate
-from ecgfast.train.guards import Meter, NonFiniteGuard, StarvationGuard, StopSignals, console_line
+from ecgfast.train.guards import (
+    Meter,
+    NonFiniteGuard,
+    StarvationGuard,
+    StopSignals,
+    console_line,
+    frozen_garbage_collector,
+)
 from ecgfast.train.microbatch import MicrobatchGraph, split
 from ecgfast.train.optim import MasterAdamW, StepReport
 from ecgfast.train.run_folder import open_metrics
-from ecgfast.train.validation import Validation
+from ecgfast.train.validation import Probe, Validation
 
 LossOf = Callable[[Batch], Tensor]
 
@@ -105,6 +112,7 @@ class Loop:
         meta: what the run says about itself, in every checkpoint.
         flops_per_record: for MFU, None where no formula holds.
         validation: of held-out records, None without any.
+        probe: AUROC of a linear probe of the model, every `probe_every` steps; None without one.
         engine: where records come from, for messages.
         graph: of `loss_of` and its gradients, on GPUs.
         is_trial: whether this is one learning rate of a sweep: then lost weights do not end it (its
@@ -125,6 +133,7 @@ class Loop:
     meta: RunMeta
     flops_per_record: float | None = None
     validation: Validation | None = None
+    probe: Probe | None = None
     engine: str = "auto"
     graph: MicrobatchGraph | None = None
     is_trial: bool = False
@@ -272,7 +281,8 @@ class Loop:
     def _steps_to_next_event(self) -> int:
         """Steps until something is due: a log line, a validation, a checkpoint or the end."""
         config = self.train
-        intervals = (config.log_every, config.val_every, config.checkpoint_every)
+        intervals = [config.log_every, config.val_every, config.checkpoint_every]
+        intervals += [config.probe_every] if self.probe is not None else []
         return min(self.num_steps - self.step, *(every - self.step % every for every in intervals))
 
     def _is_healthy(self) -> bool:
@@ -281,7 +291,9 @@ class Loop:
 
     def _log_if_due(self, metrics: log.MetricsWriter | None, writer: CheckpointWriter) -> None:
         validation = self.validation if self._is_due(self.train.val_every) else None
-        if validation is None and not self._is_due(self.train.log_every):
+        probe = self.probe if self._is_due(self.train.probe_every) else None
+        is_reading = validation is not None or self._is_due(self.train.log_every)
+        if not is_reading and probe is None:
             return
         reading = self.read()
         row: dict[str, float | None] = {
@@ -294,12 +306,15 @@ class Loop:
         }
         if validation is not None:
             row["val_loss"] = validation.loss()
+        if probe is not None:
+            row["probe_auroc"] = probe()
         if metrics is not None:
             metrics.write(row)
             log.info(console_line(row, total_steps=self.num_steps))
             if validation is not None:
                 validation.draw(self.run, metrics, step=self.step)
-        self.recover(reading, writer)
+        if is_reading:  # what a probe adds changes nothing of the training
+            self.recover(reading, writer)
         self.measure_anew()
 
     def _roll_back(self, writer: CheckpointWriter) -> None:
@@ -311,16 +326,3 @@ class Loop:
         weights = {n: s for n, s in self._state.items() if not n.startswith("guard.")}
         load(checkpoint, weights, self.ranks, self.optimizer)
         log.warning(f"step {self.step}: weights and moments are those of {checkpoint.path} again")
-
-
-@contextmanager
-def frozen_garbage_collector() -> Iterator[None]:
-    """No collection in a step: a full one over a compiled model's objects takes 0.1 s and more."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()

@@ -41,7 +41,7 @@ from ecgfast.train.run_folder import (
     resolve_precision,
 )
 from ecgfast.train.schedule import learning_rate
-from ecgfast.train.validation import heldout_validation
+from ecgfast.train.validation import Probe, heldout_validation
 
 
 def pretrain(
@@ -216,6 +216,18 @@ def _prepare(session: Session, *, select: str | None, include_test: bool, distin
             normalisation,
             microbatch=microbatch,
             inputs_of=model_inputs(config, epoch=EVALUATION_EPOCH),
+        ),
+        probe=None
+        if train.probe is None
+        else Probe(
+            model,
+            train.probe,
+            store,
+            config,
+            ranks,
+            select,
+            batch_size=microbatch,
+            normalisation=normalisation,
         ),
         engine=config.data.engine,
         graph=microbatch_graph(model, config, num_pieces=share // microbatch),

@@ -4,17 +4,14 @@ Encoder and linear layer are a classifier, so that a probe is tested, exported a
 Shapes: R records, K outputs, D features.
 """
 
-import warnings
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from ecgfast import log
@@ -23,11 +20,12 @@ from ecgfast.errors import ConfigError
 from ecgfast.model.build import build_classifier
 from ecgfast.model.classifier import Classifier
 from ecgfast.runs.digests import Facts, export_safetensors
+from ecgfast.runs.features import Features, read, weights_digest
 from ecgfast.runs.inference import check_weights, choose_device, patches_of
 from ecgfast.runs.loading import WEIGHTS
 from ecgfast.runs.model_card import FILE as CARD
 from ecgfast.runs.register import FILE as REGISTER
-from ecgfast.runs.task import Task, task_of
+from ecgfast.runs.task import task_of
 from ecgfast.store.durable import exclusive, explained
 from ecgfast.store.format import refuse_inside_store
 from ecgfast.store.reader import StoreReader
@@ -36,16 +34,14 @@ from ecgfast.train.dataset import open_matching_store
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.finetune import settings_of
 from ecgfast.train.initial import apply_initial
+from ecgfast.train.linear import chosen_layer
 from ecgfast.train.run_folder import LOCK, write_settings
 from ecgfast.vocabulary import Pool
-
-Floats = NDArray[np.float64]
 
 # What makes settings those of a probe: standardisation takes the place of the head's own norm.
 _PROBE = {"finetune.frozen": True, "finetune.probe_epochs": 0, "model.head_norm": False}
 # Of what else fine-tuning has.
 _USED = ("finetune.probe_c", "finetune.label_fraction", "finetune.labels_per_class")
-_TOLERANCE, _MOST_ITERATIONS = 1e-6, 5000  # of the largest gradient; a fit takes a few hundred
 _UNFINISHED = {LOCK, "config.toml", "versions.json", WEIGHTS, REGISTER, CARD}
 
 
@@ -56,6 +52,7 @@ def probe(
     *,
     target: str | Sequence[str] = "ejection_fraction<40",
     pool: Pool | None = None,
+    features: str | Path | None = None,
     preset: str | Path | Config | None = None,
     settings: Overrides = (),
     select: str | None = None,
@@ -73,7 +70,10 @@ def probe(
         store: a finished store with splits.
         out: the probe's folder, created.
         target: what a case is; of several targets one model answers all.
-        pool: sets ``model.pool``, what is read of the tokens; None keeps the preset's.
+        pool: sets ``model.pool``, what is read of the tokens; None keeps the preset's, or that of
+            `features`.
+        features: of the store's records, as `embed` wrote them (.zarr or .parquet) with the same
+            run: then no record is read but those of validation. None computes them.
         preset: as for `finetune`.
         settings: changes of these, such as ``{"finetune.label_fraction": 0.1}``.
         select: an expression such as ``site=1``; splits apply within it.
@@ -82,10 +82,14 @@ def probe(
     Returns:
         `out`, with what `finetune` writes, but metrics.jsonl and checkpoints.
     Raises:
-        ConfigError: `out` holds something; settings, labels or weights do not fit each other.
+        ConfigError: `out` holds something; settings, labels, weights or features do not fit each
+            other.
         EcgfastError: another process writes to `out`, or the disk ran out.
     """
-    out, config = Path(out), _config(str(run), preset, settings, pool, device)
+    out, given = Path(out), None if features is None else read(Path(features))
+    if given is not None and pool is None:
+        pool = given.facts.get("pool")  # type: ignore[assignment]  # settings refuse other words
+    config = _config(str(run), preset, settings, pool, device)
     refuse_inside_store(out, "--out")
     task = task_of("binary", [target] if isinstance(target, str) else target)
     asked = Asked(init=str(run), task=task, select=select, fold=fold)
@@ -97,7 +101,8 @@ def probe(
         start = begin(asked, config, opened)
         identity = {**start.meta.identity, "probe": True}
         start = replace(start, meta=replace(start.meta, identity=identity))
-        model, chosen = _fitted(config, opened, start, chosen_device)
+        known = None if given is None else _of_labelled(given, config, opened, start)
+        model, chosen = _fitted(config, opened, start, chosen_device, known)
         write_settings(out, config, {name: identity[name] for name in ("model", "init")})
         export_safetensors(model.state_dict(), out / WEIGHTS, config)
         write_result(out, config, opened, start, chosen)
@@ -131,14 +136,20 @@ def _config(
 
 
 def _fitted(
-    config: Config, store: StoreReader, start: Start, device: torch.device
+    config: Config,
+    store: StoreReader,
+    start: Start,
+    device: torch.device,
+    known_RD: NDArray[np.float32] | None,
 ) -> tuple[Classifier, Facts]:
     """The classifier on the CPU, and how its linear layer was chosen."""
     task, records = start.lesson.task, start.lesson.records
     model = build_classifier(config, num_outputs=len(task.outputs)).eval()
     apply_initial(model, start.initial, source=start.meta.identity["init"])
     check_weights(model, Path(start.meta.identity["init"]))
-    features_RD = _features(model.to(device), store, start, device)
+    features_RD = known_RD
+    if features_RD is None:
+        features_RD = _features(model.to(device), store, start, device)
     taught, valid = np.split(features_RD, [len(records.train)])
     truth = records.truth[records.valid]
     layer = chosen_layer(
@@ -174,79 +185,30 @@ def _features(
     return np.concatenate([model.features(patches).cpu().numpy() for patches in batches])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """A linear layer on features as they are: their standardisation is folded in.
+def _of_labelled(
+    given: Features, config: Config, store: StoreReader, start: Start
+) -> NDArray[np.float32]:
+    """(R, D) as of `_features`, from a file.
 
-    Attributes:
-        weight: (K, D).
-        bias: (K,).
-        c: of each output, that was kept.
-        tried: C -> loss of each output on validation records.
+    Raises:
+        ConfigError: they are not what this probe would compute, or some are missing.
     """
-
-    weight: Floats
-    bias: Floats
-    c: list[float]
-    tried: dict[float, list[float]]
-
-    def logits(self, features_RD: NDArray[np.floating]) -> Floats:
-        """(R, K)."""
-        return _logits((self.weight, self.bias), features_RD)
-
-
-Part = tuple[NDArray[np.floating], Floats]  # features (R, D) and truth (R, K), NaN where unknown
-
-
-def chosen_layer(task: Task, train: Part, valid: Part, strengths: Sequence[float]) -> Layer:
-    """Of each output the layer whose C has the lowest loss on validation records.
-
-    Args:
-        task: of the outputs.
-        train: to fit on.
-        valid: to choose by.
-        strengths: C to try, the inverse strength of the penalty; the first of equals is kept.
-    """
-    fits = [fit_layer(task, *train, c) for c in strengths]
-    features_RD, truth_RK = valid
-    losses_CK = np.stack(
-        [np.nanmean(task.cell_losses(_logits(fit, features_RD), truth_RK), axis=0) for fit in fits]
-    )
-    best_K = losses_CK.argmin(axis=0).tolist()
-    return Layer(
-        weight=np.stack([fits[best][0][output] for output, best in enumerate(best_K)]),
-        bias=np.array([fits[best][1][output] for output, best in enumerate(best_K)]),
-        c=[strengths[best] for best in best_K],
-        tried=dict(zip(strengths, losses_CK.tolist(), strict=True)),
-    )
-
-
-def fit_layer(
-    task: Task, features_RD: NDArray[np.floating], truth_RK: Floats, c: float
-) -> tuple[Floats, Floats]:
-    """Fit a layer on the records that have a label; the other kinds of task have their fit here.
-
-    Returns:
-        weight (K, D) and bias (K,).
-    """
-    assert task.kind == "binary"
-    layers = []
-    for truth_R in truth_RK.T:
-        known = ~np.isnan(truth_R)
-        scaler = StandardScaler()
-        standard_RD = scaler.fit_transform(features_RD[known].astype(np.float64))
-        model = LogisticRegression(C=c, tol=_TOLERANCE, max_iter=_MOST_ITERATIONS)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # said below, in a line of ours
-            model.fit(standard_RD, truth_R[known] > 0)
-        if model.n_iter_.max() >= _MOST_ITERATIONS:
-            log.warning(f"C {c:g}: the fit was ended after {_MOST_ITERATIONS} iterations")
-        weight_D = model.coef_[0] / scaler.scale_
-        layers.append((weight_D, model.intercept_[0] - weight_D @ scaler.mean_))
-    return np.stack([weight for weight, _ in layers]), np.array([bias for _, bias in layers])
-
-
-def _logits(fit: tuple[Floats, Floats], features_RD: NDArray[np.floating]) -> Floats:
-    weight_KD, bias_K = fit
-    logits: Floats = features_RD.astype(np.float64) @ weight_KD.T + bias_K
-    return logits
+    pool, encoder = config.model.pool, start.initial.encoder
+    needed = {
+        "weights": "none" if encoder is None else weights_digest(encoder),
+        "preprocessing": json.dumps(start.meta.preprocessing.as_facts(), sort_keys=True),
+        "store": store.identity,
+        "pool": pool,
+        "layer": "last",
+    }
+    cure = f"make them with ecgfast embed RUN STORE --pool {pool} --out FILE.zarr"
+    for name, value in needed.items():
+        if (found := given.facts.get(name)) != value:
+            raise ConfigError(f"--features have {name} {found!r:.60}, not {value!r:.60}; {cure}")
+    place = np.full(len(store), -1)
+    place[given.names["row"].to_numpy()] = np.arange(len(given.names))
+    taken = place[np.concatenate([start.lesson.records.train, start.lesson.records.valid])]
+    if missing := int((taken < 0).sum()):
+        raise ConfigError(f"--features lack {missing} of {len(taken)} labelled records; {cure}")
+    values: NDArray[np.float32] = given.values[taken]
+    return values

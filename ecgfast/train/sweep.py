@@ -26,8 +26,9 @@ from ecgfast.settings import OptimConfig
 from ecgfast.train.checkpoint import CheckpointWriter
 from ecgfast.train.dataset import Lesson, open_loader
 from ecgfast.train.distributed import full_state, spread
+from ecgfast.train.guards import frozen_garbage_collector
 from ecgfast.train.initial import Initial, apply_initial
-from ecgfast.train.loop import Loop, Reading, frozen_garbage_collector
+from ecgfast.train.loop import Loop, Reading
 from ecgfast.train.optim import MasterAdamW
 from ecgfast.train.run_folder import Session, open_metrics, resolve_compile
 from ecgfast.train.schedule import Progress, Stage, stages

@@ -11,19 +11,23 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 
 from ecgfast import log
 from ecgfast.config import Config
 from ecgfast.data.batch import Batch
 from ecgfast.data.loader import Loader
 from ecgfast.data.normalise import Normalisation
+from ecgfast.errors import ConfigError
 from ecgfast.log import MetricsWriter
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.runs.inference import in_millivolt, logits
+from ecgfast.runs.task import task_of
 from ecgfast.store.durable import RESUME, write_durably
 from ecgfast.store.reader import StoreReader
-from ecgfast.train.dataset import open_loader
+from ecgfast.train.dataset import labelled_records, open_loader, without_splits
 from ecgfast.train.distributed import Ranks, average_norm_statistics, release
+from ecgfast.train.linear import chosen_layer
 from ecgfast.train.microbatch import largest_divisor, split
 
 FOLDER = "reconstructions"
@@ -203,6 +207,88 @@ class Scorer:
         release(model)
         model.train()
         return _gather(own_GB, self._ranks).double().cpu().numpy()[: self._num_rows]
+
+
+class Probe:
+    """A linear probe that watches a pretraining, of which it changes nothing.
+
+    The encoder's features, means of all patches of a record, are fitted on labelled records of the
+    split train and scored on those of valid, as `ecgfast probe` does it. No patient of the split
+    test is read.
+
+    Args:
+        model: in pretraining, spread over the ranks.
+        target: what a case is.
+        store: with splits.
+        config: of the run.
+        ranks: all of them call.
+        select: an expression, None for all records.
+        batch_size: records per rank and forward pass.
+        normalisation: of the run.
+
+    Attributes:
+        rows: (R,) store rows that it reads, those of train first.
+
+    Raises:
+        ConfigError: the store has no cases or no controls of the target in a split.
+    """
+
+    def __init__(
+        self,
+        model: MaskedAutoencoder,
+        target: str,
+        store: StoreReader,
+        config: Config,
+        ranks: Ranks,
+        select: str | None,
+        *,
+        batch_size: int,
+        normalisation: Normalisation,
+    ) -> None:
+        self._encoder = _MeanOfPatches(model)
+        self._task = task_of("binary", [target])
+        records = labelled_records(store, self._task, select).records
+        train = without_splits(store, records.train, "valid", "test")
+        valid = without_splits(store, records.valid, "test")
+        for name, rows in (("train", train), ("valid", valid)):
+            if why := self._task.lacking(records.truth[rows], name):
+                raise ConfigError(f"train.probe: without patients of other splits, {why}")
+        self._ranks, self._strengths = ranks, config.finetune.probe_c
+        self._truths = records.truth[train], records.truth[valid]
+        self.rows = np.concatenate([train, valid])
+        self._scorer = Scorer(
+            store,
+            config,
+            ranks,
+            self.rows,
+            batch_size=batch_size,
+            normalisation=normalisation,
+        )
+
+    def __call__(self) -> float | None:
+        """AUROC on the records of valid; None of features that are not finite."""
+        features_RD = self._scorer.logits(self._encoder)
+        return self._ranks.ask_main(lambda: self._area(features_RD))
+
+    def _area(self, features_RD: NDArray[np.float64]) -> float | None:
+        if not np.isfinite(features_RD).all():
+            return None
+        taught, valid = self._truths
+        parts = np.split(features_RD, [len(taught)])
+        layer = chosen_layer(self._task, (parts[0], taught), (parts[1], valid), self._strengths)
+        return self._task.area(layer.logits(parts[1])[:, 0], valid)
+
+
+class _MeanOfPatches(nn.Module):
+    """What an encoder gives a record: (B, D)."""
+
+    def __init__(self, model: MaskedAutoencoder) -> None:
+        super().__init__()
+        self.model = model
+        register_fsdp_forward_method(model, "encode")  # else only `forward` gathers the weights
+
+    def forward(self, patches_BNP: Tensor) -> Tensor:
+        return self.model.encode(patches_BNP)[:, 1:].mean(dim=1)
 
 
 def _gather(own_GB: Tensor, ranks: Ranks) -> Tensor:

@@ -7,20 +7,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_runs import finish, loss_trace, start, weights
 
 import ecgfast
+import ecgfast.embedding
 from ecgfast.cli import main
+from ecgfast.config import load_config
+from ecgfast.data.normalise import Normalisation
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate.report import evaluate
+from ecgfast.log import read_metrics
+from ecgfast.model.build import build_model
 from ecgfast.predict import predict
 from ecgfast.runs.export import export
 from ecgfast.runs.loading import load_run
 from ecgfast.store.reader import open_store
+from ecgfast.train.distributed import Ranks
+from ecgfast.train.pretrain import pretrain
 from ecgfast.train.probe import probe
+from ecgfast.train.validation import Probe
 
 TARGET = "ejection_fraction<40"
 STRENGTHS = (1e-3, 1e-1, 1.0)
@@ -144,3 +155,134 @@ def test_what_it_refuses(
             settings=["finetune.epochs=3", "finetune.probe_c=[0.1]"],
         )  # fmt: skip
     assert "--set: a probe ignores finetune.epochs" in caplog.text
+
+
+def test_features_in_a_file_give_the_same_probe(
+    store: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    run, other = pretrained, tmp_path / "cls.parquet"
+    for name in ("mean.zarr", "mean.parquet"):
+        ecgfast.embedding.write_features(tmp_path / name, run, store, pool="mean", device="cpu")
+    ecgfast.embedding.write_features(other, run, store, pool="cls", layer=1, device="cpu")
+    own = probe(run, store, tmp_path / "own", pool="mean", settings=SETTINGS, device="cpu")
+    expected = load_file(own / "best.safetensors")
+    for name in ("mean.zarr", "mean.parquet"):
+        out = tmp_path / "given" / name
+        given = tmp_path / name
+        probe(run, store, out, features=given, settings=SETTINGS, device="cpu")  # the file's pool
+        for key, tensor in load_file(out / "best.safetensors").items():
+            np.testing.assert_allclose(tensor, expected[key], rtol=1e-3, atol=1e-5)
+    some = tmp_path / "some.zarr"
+    ecgfast.embedding.write_features(
+        some, run, store, pool="mean", select="site=1", device="cpu"
+    )  # fmt: skip
+    for text, given, options in (
+        (r"--features have layer '1', not 'last'; make them with ecgfast embed", other, {}),
+        (r"--features have pool 'mean', not 'cls'", tmp_path / "mean.zarr", {"pool": "cls"}),
+        (r"--features lack \d+ of \d+ labelled records; make them", some, {}),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            probe(
+                run, store, tmp_path / "no", features=given, device="cpu",
+                settings=SETTINGS, **options,  # type: ignore[arg-type]  # a pool
+            )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"--features have weights '.*', not 'none'"):
+        probe(
+            "random", store, tmp_path / "no", features=tmp_path / "mean.zarr", device="cpu",
+            preset=run / "config.toml",
+        )  # fmt: skip
+
+
+WATCHED = ("train.max_steps=6", f"train.probe={TARGET}", "train.probe_every=4")
+
+
+@pytest.fixture(scope="module")
+def watched(store: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("watched") / "run"
+    return pretrain(store, run, preset=load_config(str(tiny), WATCHED), device="cpu")
+
+
+def areas(run: Path) -> dict[float, float]:
+    """AUROC of the probes by step."""
+    return {row["step"]: row["probe_auroc"] for row in read_metrics(run) if "probe_auroc" in row}
+
+
+def test_pretraining_is_watched_by_the_same_probe(
+    watched: Path, store: Path, tmp_path: Path
+) -> None:
+    assert list(areas(watched)) == [4, 6]
+    out = probe(watched, store, tmp_path / "probe", pool="mean", device="cpu")
+    expected = json.loads((out / "result.json").read_text())["val_auroc"]
+    assert areas(watched)[6] == pytest.approx(expected)
+    events = EventAccumulator(str(watched / "tensorboard")).Reload().Scalars("probe_auroc")
+    assert [(event.step, event.value) for event in events] == [
+        (step, pytest.approx(area)) for step, area in areas(watched).items()
+    ]
+
+
+def test_a_probe_changes_no_bit_of_pretraining(
+    watched: Path, store: Path, tiny: Path, tmp_path: Path
+) -> None:
+    config = load_config(str(tiny), WATCHED[:1])
+    run = pretrain(store, tmp_path / "run", preset=config, device="cpu")
+    assert loss_trace(run) == loss_trace(watched)
+    assert weights(run) == weights(watched)
+    rare = load_config(str(tiny), [*WATCHED, "train.log_every=3"])
+    run = pretrain(store, tmp_path / "rare", preset=rare, device="cpu")
+    assert [row["step"] for row in read_metrics(run)] == [3, 4, 6]
+    assert weights(run) == weights(watched)
+
+
+def test_a_watched_run_is_resumed(watched: Path, store: Path, tiny: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    before = load_config(str(tiny), [*WATCHED, "train.max_steps=3", "train.probe=site=1"])
+    pretrain(store, run, preset=before, device="cpu")
+    pretrain(store, run, preset=load_config(str(tiny), WATCHED), device="cpu", resume=True)
+    assert {step: area for step, area in areas(run).items() if step > 3} == areas(watched)
+    assert weights(run) == weights(watched)
+
+
+def test_a_probe_of_pretraining_reads_no_test_patient(store: Path, tiny: Path) -> None:
+    opened, config = open_store(store), load_config(str(tiny))
+    made = Probe(
+        build_model(config), TARGET, opened, config, Ranks(), None, batch_size=2,
+        normalisation=Normalisation(mode="record_lead"),
+    )  # fmt: skip
+    split, fraction, _ = columns(store)
+    known = ~np.isnan(fraction)
+    expected = [np.flatnonzero(known & (split == name)) for name in ("train", "valid")]
+    assert made.rows.tolist() == np.concatenate(expected).tolist()
+    torn = opened.records.to_pylist()
+    of_test = {row["patient_id"] for row in torn if row["split"] == "test"}
+    assert of_test
+    assert not of_test & {torn[row]["patient_id"] for row in made.rows}
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        ("ejection_fraction<10", "split 'train' must hold cases and controls"),
+        ("lvef<40", "lvef"),
+        ("ejection_fraction<", "ejection_fraction<"),
+    ],
+)
+def test_a_target_that_the_store_cannot_give_ends_pretraining_before_its_first_step(
+    store: Path, tiny: Path, tmp_path: Path, target: str, text: str
+) -> None:
+    config = load_config(str(tiny), {"train.max_steps": 2, "train.probe": target})
+    with pytest.raises(ConfigError, match=text):
+        pretrain(store, tmp_path / "run", preset=config, device="cpu")
+    assert read_metrics(tmp_path / "run") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["fsdp", "replicas"])
+def test_ranks_watch_together(
+    watched: Path, store: Path, tiny: Path, tmp_path: Path, parallel: str
+) -> None:
+    words = ["pretrain", str(store), "--out", str(tmp_path / "run"), "--preset", str(tiny)]
+    settings = [*WATCHED, f"train.parallel={parallel}"]
+    finish(
+        start([*words, "--device", "cpu", *(w for s in settings for w in ("--set", s))], ranks=2)
+    )
+    assert areas(tmp_path / "run") == pytest.approx(areas(watched), abs=0.05)

@@ -242,6 +242,7 @@ def test_what_a_resumed_run_may_change() -> None:
         *("train.max_steps", "train.microbatch", "train.precision", "train.compile"),
         *("train.cuda_graph", "train.parallel", "train.mesh", "train.log_every", "train.val_every"),
         *("train.checkpoint_every", "train.checkpoint_keep", "train.milestone_every"),
+        *("train.probe", "train.probe_every"),
         *("optim.one_pass", "data.engine", "data.resident_budget_gib", "data.num_threads"),
         "data.cache_dir",
     }
