@@ -84,9 +84,10 @@ def adopt(
     _require_size(given, config, file, has_heads=is_st_mem)
     taken = {name: given[name] for name in own if name in given and name != "pos_embed"}
     patch = taken.get(_PATCH)
-    if patch is None or patch[0].numel() != patch.shape[-1]:  # it spans leads or channels
+    if patch is None or patch.ndim < 2 or patch[0].numel() != patch.shape[-1]:
+        # none, or one that spans leads or channels: without it, its bias says nothing
         taken = {name: taken[name] for name in taken if name not in (_PATCH, _PATCH_BIAS)}
-    else:
+    elif patch.shape != own[_PATCH].shape:
         taken[_PATCH] = stretched(patch.reshape(len(patch), 1, 1, -1))
     wrong = [f"no {name}" for name in own if name.startswith("blocks.") and name not in taken]
     wrong += [
@@ -116,11 +117,9 @@ def stretched(kernel_D11K: Tensor) -> Tensor:
     Args:
         kernel_D11K: (D, 1, 1, K).
     Returns:
-        (D, 1, 1, 250); the kernel itself where K is 250.
+        (D, 1, 1, 250).
     """
     length = kernel_D11K.shape[-1]
-    if length == COLUMN_TIMESTEPS:
-        return kernel_D11K
     size = (1, COLUMN_TIMESTEPS)
     wide = interpolate(kernel_D11K.float(), size=size, mode="bilinear", antialias=True)
     return wide * (length / COLUMN_TIMESTEPS)

@@ -167,6 +167,7 @@ def test_a_run_on_two_leads_reads_no_others(
     assert ecgfast.embed(tuned_on_two, store, pool="lead_mean_max").values.shape == (64, 2 * 2 * 16)
     card = (tuned_on_two / "MODEL_CARD.md").read_text()
     assert "- 2 leads (I, II), 5000 timesteps at 500 Hz" in card
+    assert "for ten seconds of a 2-lead ECG at rest" in card
 
 
 def test_reports_of_a_run_on_two_leads(two: Path, tuned_on_two: Path, tuned: Path, store: Path,

@@ -60,7 +60,7 @@ def test_no_readable_id_leaves_a_store(tmp_path: Path, kept: bool) -> None:
         target="x=1", is_case=np.zeros(16, bool), patients=np.arange(16), notes=(),
         cohorts={"site 1": {"A": np.array([0, 4])}},
     )  # fmt: skip
-    results: Any = SimpleNamespace(plan=plan, scores={"A": np.arange(16) / 16})
+    results: Any = SimpleNamespace(plan=plan, scores={"A": np.arange(16) / 16}, windows={})
     written = parquet(scores_of(store, results))
     table = pq.read_table(pa.BufferReader(written))
     readable = ("A", "E") if kept else (None, None)

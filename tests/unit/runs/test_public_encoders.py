@@ -174,7 +174,7 @@ def test_another_autoencoder_gives_all_but_positions_and_its_own_heads(tmp_path:
     assert all(torch.equal(tensor, weights[name]) for name, tensor in after.items())
 
 
-@pytest.mark.parametrize("patch", [(1, 12, 100), (5, 1, 100)])
+@pytest.mark.parametrize("patch", [(1, 12, 100), (5, 1, 100), ()])
 def test_an_embedding_across_leads_begins_anew(patch: tuple[int, ...], tmp_path: Path) -> None:
     torch.save(oetu(patch), tmp_path / "a.pth")
     before, after = started(tmp_path / "a.pth", config_of())
@@ -187,6 +187,7 @@ def test_a_patch_of_our_length_is_taken_as_it_is(tmp_path: Path) -> None:
     torch.save(weights, tmp_path / "a.pth")
     _, after = started(tmp_path / "a.pth", config_of())
     assert torch.equal(after["patch_embed.proj.weight"], weights["patch_embed.proj.weight"])
+    assert "adapted" not in read_initial(str(tmp_path / "a.pth"), config_of()).tensors
 
 
 @pytest.mark.parametrize(("length", "least"), [(75, 0.99), (100, 0.99), (500, 0.99)])

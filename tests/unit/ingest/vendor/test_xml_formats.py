@@ -142,6 +142,21 @@ def test_a_lead_that_is_missing_refuses_the_file(kind: Kind, tmp_path: Path) -> 
 
 
 @every_kind
+def test_fewer_leads_are_read_where_that_is_allowed(kind: Kind, tmp_path: Path) -> None:
+    (tmp_path / "a.xml").write_bytes(kind.write(leads_of(names=("V1", "I", "aVR"))))
+    item = InputFile(record_id="a", path=tmp_path / "a.xml", source=tmp_path)
+    record = read_record(item, leads=[0, 6])
+    np.testing.assert_array_equal(record.signal[[0, 3, 6]], SIGNAL[[0, 3, 6]])
+    assert record.missing == (1, 2, 4, 5, 7, 8, 9, 10, 11)
+    assert record.flags == ()
+    assert read_record(item, allow_missing=True).missing == record.missing
+    with pytest.raises(FormatError, match=r"holds none of the leads V5|no lead at all"):
+        read_record(item, leads=[10], allow_missing=True)
+    with pytest.raises(FormatError, match="no lead II, got"):
+        read_record(item, leads=[0, 1])
+
+
+@every_kind
 def test_names_of_other_signals_are_not_repeated(kind: Kind, tmp_path: Path) -> None:
     signals = {NAME: SIGNAL[0], **leads_of(names=LEADS[:9])}
     assert reason(tmp_path, kind.write(signals)) == "a lead is missing"
