@@ -30,6 +30,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "ecgfast",  # the same figure gives the same bytes
     "path.simplify_threshold": 0.4,  # points of 1/72 inch: half of a trace's width
 }
+_PANELS, _ROWS = 6, 38  # of ROC curves, of intervals and gaps: what a printed page has space for
 _MARKED = 20  # losses of fewer steps have markers: a line needs two points
 Curve = tuple[Sequence[float], Sequence[float]]
 Efficiency = tuple[float, Auroc, Sequence[float]]  # patients, mean AUROC, that of each run
@@ -45,14 +46,22 @@ def drawn(name: str) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-@mpl.rc_context(STYLE)
-def roc_curves(cohorts: Mapping[str, Mapping[str, Labelled]]) -> Figure:
-    """Draw one panel per cohort with one curve per model.
+def roc_curves(cohorts: Mapping[str, Mapping[str, Labelled]]) -> list[Figure]:
+    """Draw one panel per cohort with one curve per model, as many panels as a page holds.
 
     Args:
         cohorts: cohort -> model -> (labels (n,) bool, probabilities (n,) float); both classes.
     """
     style_of = _styles(_models(cohorts))
+    names = list(cohorts)
+    parts = [names[n : n + _PANELS] for n in range(0, len(names), _PANELS)]
+    return [_roc_panels({name: cohorts[name] for name in part}, style_of) for part in parts]
+
+
+@mpl.rc_context(STYLE)
+def _roc_panels(
+    cohorts: Mapping[str, Mapping[str, Labelled]], style_of: Mapping[str, Mapping[str, Any]]
+) -> Figure:
     columns = min(3, len(cohorts))
     rows = -(-len(cohorts) // columns)
     figure = Figure(figsize=(3.3 * columns, 3.5 * rows), layout="constrained")
@@ -72,27 +81,54 @@ def roc_curves(cohorts: Mapping[str, Mapping[str, Labelled]]) -> Figure:
     return figure
 
 
-@mpl.rc_context(STYLE)
-def auroc_by_site(results: Mapping[str, Mapping[str, Auroc]]) -> Figure:
+def auroc_by_site(results: Mapping[str, Mapping[str, Auroc]]) -> list[Figure]:
     """Draw point and 95 % interval of each model at each cohort, with their numbers beside them.
 
     Args:
         results: cohort -> model -> AUROC; those not defined are left out, and so are models that a
             cohort does not test.
+    Returns:
+        figures, each with as many cohorts as a page holds.
     """
-    models = _models(results)
-    height = 0.8 + len(results) * max(0.5, 0.16 * (len(models) + 1))
+    style_of = _styles(_models(results))
+    parts: list[dict[str, Mapping[str, Auroc]]] = []
+    space = 0
+    for cohort, by_model in results.items():
+        space -= len(by_model) + 1
+        if space < 0:
+            parts.append({})
+            space = _ROWS - len(by_model) - 1
+        parts[-1][cohort] = by_model
+    defined = [
+        area for each in results.values() for area in each.values() if area.value is not None
+    ]
+    least = min((area.value if area.low is None else area.low for area in defined), default=0)
+    return [_intervals(part, style_of, float(least) - 0.02) for part in parts]
+
+
+@mpl.rc_context(STYLE)
+def _intervals(
+    results: Mapping[str, Mapping[str, Auroc]],
+    style_of: Mapping[str, Mapping[str, Any]],
+    least: float,
+) -> Figure:
+    models = [model for model in style_of if any(model in each for each in results.values())]
+    rows = sum(len(by_model) + 1 for by_model in results.values())
+    height = 0.6 + 0.17 * -(-len(models) // 3) + max(0.16 * rows, 0.5 * len(results))
     figure = Figure(figsize=(7, height), layout="constrained")
     axes = figure.subplots()
-    for number, (model, style) in enumerate(_styles(models).items()):
-        offset = (number - (len(models) - 1) / 2) / (len(models) + 1)
-        for row, by_model in enumerate(results.values()):
-            if model in by_model:
-                _interval(axes, by_model[model], row + offset, style)
-        axes.plot([], [], markersize=4, label=drawn(model), **style)
+    y, middles = 0, []
+    for by_model in results.values():
+        middles.append(y + (len(by_model) - 1) / 2)
+        for model in (model for model in models if model in by_model):
+            _interval(axes, by_model[model], y, style_of[model])
+            y += 1
+        y += 1  # between cohorts
+    for model in models:
+        axes.plot([], [], markersize=4, label=drawn(model), **style_of[model])
     axes.axvline(0.5, color="#b0b0b0", linestyle=":")
-    axes.set_yticks(range(len(results)), list(map(drawn, results)))
-    axes.set(xlabel="AUROC, 95 % interval", xlim=(None, 1.01), ylim=(len(results) - 0.5, -0.5))
+    axes.set_yticks(middles, list(map(drawn, results)))
+    axes.set(xlabel="AUROC, 95 % interval", xlim=(least, 1.01), ylim=(y - 1, -1))
     axes.grid(visible=False, axis="y")
     figure.legend(loc="outside upper center", ncols=min(3, len(models)), fontsize=8)
     return figure
@@ -256,7 +292,7 @@ def _styles(models: Sequence[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _interval(axes: Axes, result: Auroc, y: float, style: Mapping[str, Any]) -> None:
+def _interval(axes: Axes, result: Auroc, y: int, style: Mapping[str, Any]) -> None:
     if result.value is None:
         return
     axes.plot([result.value], [y], markersize=4, **style)

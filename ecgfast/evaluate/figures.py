@@ -85,7 +85,7 @@ def named(sections: View) -> dict[str, Figure]:
     Args:
         sections: of `report.page`.
     """
-    found: dict[str, Figure | None] = {}
+    found: list[tuple[str, Figure | None]] = []
     for section, parts in (
         ("several", {"areas": "auroc-by-target"}),
         ("detection", {"areas": "auroc", "curves": "roc"}),
@@ -94,18 +94,19 @@ def named(sections: View) -> dict[str, Figure]:
         ("net_benefit", {"curves": "net-benefit"}),
     ):
         for key, name in parts.items():
-            found[name] = (sections[section] or {}).get(key)
+            drawn = (sections[section] or {}).get(key)
+            found += [(name, each) for each in (drawn if isinstance(drawn, list) else [drawn])]
     for run in sections["training"]:
-        found[f"training {run['name']}"] = run["losses"]
+        found.append((f"training {run['name']}", run["losses"]))
     for run in sections["reconstructions"]:
         for view in run["overlaid"]:
-            found[f"reconstruction {run['name']} {view['kind']}"] = view["figure"]
-        found[f"reconstruction {run['name']} II V5"] = run["two_leads"]
+            found.append((f"reconstruction {run['name']} {view['kind']}", view["figure"]))
+        found.append((f"reconstruction {run['name']} II V5", run["two_leads"]))
     for run in sections["saliencies"]:
         for view in run["figures"]:
-            found[f"saliency {run['name']} {view['kind']}"] = view["figure"]
+            found.append((f"saliency {run['name']} {view['kind']}", view["figure"]))
     names: dict[str, Figure] = {}
-    for name, figure in found.items():
+    for name, figure in found:
         if figure is not None:
             plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
             number = sum(other.rpartition("--")[0] == plain or other == plain for other in names)

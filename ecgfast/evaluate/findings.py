@@ -115,8 +115,8 @@ def detection(results: Results) -> View:
         "table": table3(results),
         "precision": Table(header=header, rows=precision, sums=_sums(areas)),
         "notes": [*notes, *results.plan.notes],
-        "areas": charts.auroc_by_site(shown) if curves else None,
-        "curves": charts.roc_curves(curves) if curves else None,
+        "areas": charts.auroc_by_site(shown) if curves else [],
+        "curves": charts.roc_curves(curves),
     }
 
 
@@ -137,19 +137,19 @@ def comparison(results: Results) -> View | None:
     first, *others = results.names
     if not others:
         return None
-    header = ["cohort"]
-    for name in others:
-        header += [f"minus {name} (95 % CI)", "p", "p, Holm"]
-    adjusted = results.p_holm
-    rows = []
-    for cohort, tests in results.paired.items():
-        cells = [cohort]
-        for name in others:
-            corrected = adjusted.get(cohort, {}).get(name)
-            cells += [*_difference(tests.get(name)), _p(corrected)]
-        rows.append(cells)
-    number = sum(len(by_run) for by_run in adjusted.values())
-    table = Table(header=header, rows=rows, sums=_sums(results.paired))
+    header = ("cohort", "minus", "difference (95 % CI)", "p", "p, Holm")
+    rows: list[Sequence[str]] = []
+    sums = []
+    for number, (cohort, tests) in enumerate(results.paired.items()):
+        corrected = results.p_holm.get(cohort, {})
+        tested = [name for name in others if name in tests]
+        if number in _sums(results.paired):
+            sums += range(len(rows), len(rows) + len(tested))
+        rows += [
+            (cohort, name, *_difference(tests[name]), _p(corrected.get(name))) for name in tested
+        ]
+    number = sum(map(len, results.p_holm.values()))
+    table = Table(header=header, rows=rows, sums=sums)
     return {"first": first, "table": table, "num_tests": number}
 
 
@@ -273,10 +273,8 @@ def _prevalence(result: CohortResult) -> str:
     return f"{100 * result.is_case.mean():.1f} %" if len(result.is_case) else "-"
 
 
-def _difference(test: PairedTest | None) -> tuple[str, str]:
+def _difference(test: PairedTest) -> tuple[str, str]:
     """The difference with its interval, and its p-value."""
-    if test is None:
-        return "-", "-"
     if test.p_value is None:
         return "not defined", "-"
     return f"{test.difference:+.3f} ({test.low:+.3f} to {test.high:+.3f})", _p(test.p_value)

@@ -123,7 +123,7 @@ class Several:
             "cohort": main,
             "table": self.table(),
             "precision": self._table("AUPRC", lambda result: result.average_precision, digits=3),
-            "areas": charts.auroc_by_site(defined) if defined else None,
+            "areas": charts.auroc_by_site(defined),
             "links": {
                 name: f"{FOLDER}/{folder}/report.html" for name, folder in self.folders.items()
             },

@@ -20,8 +20,8 @@ IS_CASE = np.array([False, True] * 10)
 SCORES = np.linspace(0, 1, 20)
 AUROC = delong(IS_CASE, SCORES, np.arange(20))
 FIGURES: dict[str, Callable[[str], Figure]] = {
-    "curves": lambda name: charts.roc_curves({name: {name: (IS_CASE, SCORES)}}),
-    "areas": lambda name: charts.auroc_by_site({name: {name: AUROC}}),
+    "curves": lambda name: charts.roc_curves({name: {name: (IS_CASE, SCORES)}})[0],
+    "areas": lambda name: charts.auroc_by_site({name: {name: AUROC}})[0],
     "losses": lambda name: charts.losses({name: ([1, 2], [3.0, 2.0])}, y_label="loss"),
 }
 

@@ -3,6 +3,7 @@
 import base64
 import re
 import xml.etree.ElementTree as ET
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,8 +39,8 @@ def test_every_figure_says_synthetic(synthetic: bool) -> None:
     assert result is not None
     assert benefit is not None
     drawn = [
-        charts.roc_curves({"site 1": {"CNN": (y, score)}}),
-        charts.auroc_by_site({"a": {"CNN": delong([1, 0, 1, 0], [0.9, 0.1, 0.4, 0.6])}}),
+        *charts.roc_curves({"site 1": {"CNN": (y, score)}}),
+        *charts.auroc_by_site({"a": {"CNN": delong([1, 0, 1, 0], [0.9, 0.1, 0.4, 0.6])}}),
         charts.losses({"loss": ([1, 2], [1.0, 0.9])}, y_label="loss"),
         charts.reliability({"as given": {"CNN": result}}),
         charts.decision_curves({"as given": {"CNN": benefit}}),
@@ -60,8 +61,9 @@ def test_every_figure_says_synthetic(synthetic: bool) -> None:
 
 def test_text_of_others_is_escaped() -> None:
     table = Table(header=["a"], rows=[["<script>"]], sums=[0])
-    detection = {"target": "x < y", "in_words": "x below y", "notes": ["&"], "curves": None}
-    text = html_of(detection={**detection, "table": table, "precision": table})
+    detection: dict[str, Any] = {"target": "x < y", "in_words": "x below y", "notes": ["&"]}
+    detection |= {"table": table, "precision": table, "areas": [], "curves": []}
+    text = html_of(detection=detection)
     assert "<script>" not in text
     assert 'class="sum"' in text
     assert "x &lt; y" in text
@@ -80,7 +82,7 @@ def test_the_same_chart_gives_the_same_bytes(kind: Kind) -> None:
     y, score = np.array([True, False, True]), np.array([0.9, 0.1, 0.4])
 
     def chart() -> bytes:
-        return saved(charts.roc_curves({"site 1": {"CNN": (y, score)}}), kind)
+        return saved(*charts.roc_curves({"site 1": {"CNN": (y, score)}}), kind)
 
     assert chart() == chart()
 
@@ -88,8 +90,9 @@ def test_the_same_chart_gives_the_same_bytes(kind: Kind) -> None:
 @pytest.mark.parametrize("num_cohorts", [1, 2, 3, 4, 7])
 def test_there_is_one_panel_per_cohort(num_cohorts: int) -> None:
     y, score = np.array([True, False]), np.array([0.9, 0.1])
-    figure = charts.roc_curves({f"site {n}": {"CNN": (y, score)} for n in range(num_cohorts)})
-    visible = [axes for axes in figure.axes if axes.get_visible()]
+    figures = charts.roc_curves({f"site {n}": {"CNN": (y, score)} for n in range(num_cohorts)})
+    assert len(figures) == (num_cohorts + 5) // 6
+    visible = [axes for figure in figures for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title() for axes in visible] == [f"site {n}" for n in range(num_cohorts)]
 
 
@@ -98,7 +101,8 @@ def test_intervals_are_drawn_where_they_are_defined() -> None:
         "a": {"CNN": delong([1, 0, 1, 0], [0.9, 0.1, 0.4, 0.6])},
         "b": {"CNN": delong([1], [1])},
     }
-    lines = charts.auroc_by_site(sites).axes[0].lines
+    (figure,) = charts.auroc_by_site(sites)
+    lines = figure.axes[0].lines
     assert sum(len(np.atleast_1d(line.get_xdata())) == 1 for line in lines) == 1  # one point
     result = calibration(np.array([True, False]), np.array([0.8, 0.3]))
     assert result is not None
@@ -106,6 +110,24 @@ def test_intervals_are_drawn_where_they_are_defined() -> None:
         charts.reliability({"as given": {"CNN": result}}).axes[0].get_xlabel()
         == "predicted probability"
     )
+
+
+def test_intervals_that_a_page_cannot_hold_go_to_the_next() -> None:
+    area = delong([1, 0, 1, 0], [0.9, 0.1, 0.4, 0.6])
+    runs = [f"run {n}" for n in range(17)]
+    sites = {f"site {n}": dict.fromkeys(runs, area) for n in range(5)}
+    sites["site 4"] = {"run 16": area, "run 3": area}
+    figures = charts.auroc_by_site(sites)
+    axes = [figure.axes[0] for figure in figures]
+    assert [[text.get_text() for text in each.get_yticklabels()] for each in axes] == [
+        ["site 0", "site 1"], ["site 2", "site 3"], ["site 4"],
+    ]  # fmt: skip
+    assert [len(each.texts) for each in axes] == [34, 34, 2]
+    assert figures[0].get_size_inches()[1] < 7.5
+    colour = {line.get_label(): line.get_color() for line in axes[0].lines}
+    last = [line for line in axes[2].lines if str(line.get_label()).startswith("run")]
+    assert [line.get_label() for line in last] == ["run 3", "run 16"]
+    assert [line.get_color() for line in last] == [colour["run 3"], colour["run 16"]]
 
 
 @pytest.mark.parametrize("number", [6, 9])
@@ -116,8 +138,8 @@ def test_every_run_is_drawn_and_none_looks_like_another(number: int) -> None:
     assert result is not None
     assert benefit is not None
     figures = [
-        charts.roc_curves({"site 1": dict.fromkeys(names, (y, score))}),
-        charts.auroc_by_site({"site 1": dict.fromkeys(names, delong(y, score))}),
+        *charts.roc_curves({"site 1": dict.fromkeys(names, (y, score))}),
+        *charts.auroc_by_site({"site 1": dict.fromkeys(names, delong(y, score))}),
         charts.losses(dict.fromkeys(names, ([1, 2], [1.0, 0.9])), y_label="loss"),
         charts.reliability({"as given": dict.fromkeys(names, result)}),
         charts.decision_curves({"as given": dict.fromkeys(names, benefit)}),

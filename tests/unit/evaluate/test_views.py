@@ -24,7 +24,7 @@ PLAN = planning.TestPlan(
 )
 
 
-def test_every_run_is_compared_with_the_first_in_its_own_columns() -> None:
+def test_every_run_is_compared_with_the_first_in_a_row_of_its_own() -> None:
     small = PairedTest(difference=-0.02, low=-0.1, high=0.06, p_value=0.0009)
     large = PairedTest(difference=0.1, low=-0.05, high=0.25, p_value=0.001)
     results = Results(
@@ -41,15 +41,16 @@ def test_every_run_is_compared_with_the_first_in_its_own_columns() -> None:
     html = html_of(comparison=findings.comparison(results))
     plus, minus = "+0.100 (-0.050 to +0.250)", "-0.020 (-0.100 to +0.060)"
     assert "corrected for all\n4 tests of this table" in html
-    nothing = ("-", "-", "-")
     for mark, cells in (
-        ("", ("site 1", *nothing, plus, "0.001", "0.004", minus, "&lt; 0.001", "0.004")),
-        ("", ("site 2", "not defined", "-", "-", minus, "&lt; 0.001", "0.004", *nothing)),
-        (' class="sum"', (planning.POOLED, plus, "0.001", "0.004", *nothing, *nothing)),
+        ("", ("site 1", "C", plus, "0.001", "0.004")),
+        ("", ("site 1", "D", minus, "&lt; 0.001", "0.004")),
+        ("", ("site 2", "B", "not defined", "-", "-")),
+        ("", ("site 2", "C", minus, "&lt; 0.001", "0.004")),
+        (' class="sum"', (planning.POOLED, "B", plus, "0.001", "0.004")),
     ):
         assert f"<tr{mark}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" in html
-    heads = "".join(f"<th>minus {name} (95 % CI)</th><th>p</th><th>p, Holm</th>" for name in "BCD")
-    assert f"<th>cohort</th>{heads}</tr>" in html
+    heads = ("cohort", "minus", "difference (95 % CI)", "p", "p, Holm")
+    assert "".join(f"<th>{head}</th>" for head in heads) in html
     assert "A minus the other" in html
     assert findings.comparison(replace(results, fixed={"A": fixed(None)})) is None
 
@@ -143,7 +144,10 @@ def test_a_training_curve_names_its_loss() -> None:
     curves: list[dict[str, Any]] = [{"training": ([1, 2], [3.0, 2.0])}, {}]
     runs: list[Any] = [
         SimpleNamespace(
-            name=name, meta=SimpleNamespace(target=TARGET), loss_curves=lambda found=found: found
+            name=name,
+            leads=(),
+            meta=SimpleNamespace(target=TARGET),
+            loss_curves=lambda found=found: found,
         )
         for name, found in zip(("drawn", "empty"), curves, strict=True)
     ]
