@@ -99,11 +99,9 @@ def auroc_by_site(results: Mapping[str, Mapping[str, Auroc]]) -> list[Figure]:
             parts.append({})
             space = _ROWS - len(by_model) - 1
         parts[-1][cohort] = by_model
-    defined = [
-        area for each in results.values() for area in each.values() if area.value is not None
-    ]
-    least = min((area.value if area.low is None else area.low for area in defined), default=0)
-    return [_intervals(part, style_of, float(least) - 0.02) for part in parts]
+    ends = [end for each in results.values() for a in each.values() for end in (a.low, a.value)]
+    least = min((end for end in ends if end is not None), default=0.0)
+    return [_intervals(part, style_of, least - 0.02) for part in parts]
 
 
 @mpl.rc_context(STYLE)

@@ -139,7 +139,7 @@ def comparison(results: Results) -> View | None:
         return None
     header = ("cohort", "minus", "difference (95 % CI)", "p", "p, Holm")
     rows: list[Sequence[str]] = []
-    sums = []
+    sums: list[int] = []
     for number, (cohort, tests) in enumerate(results.paired.items()):
         corrected = results.p_holm.get(cohort, {})
         tested = [name for name in others if name in tests]
