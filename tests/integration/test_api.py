@@ -222,7 +222,8 @@ def test_the_example_study(tmp_path: Path) -> None:
     assert "SYNTHETIC" in report.read_text()
     assert set(json.loads((report.parent / "metrics.json").read_text())["masked_mse"])
     with (tmp_path / "curve/label_efficiency.csv").open() as file:
-        external = [row[1] for row in csv.reader(file) if row[0] == "external test, site 5"]
+        points = [*csv.DictReader(file)]
+    external = [each["model"] for each in points if each["cohort"] == "external test, site 5"]
     assert sorted(external) == sorted(2 * [*set(external)])  # two numbers of labels
     assert len(set(external)) == 3
 

@@ -53,6 +53,12 @@ def test_every_page_of_the_docs_is_linked_from_the_readme() -> None:
         assert f"({name}" in text, f"README.md does not lead to {name}"
 
 
+def test_every_page_of_the_docs_is_in_the_menu_of_the_site() -> None:
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:\n")[1]
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    assert set(re.findall(r"[\w/-]+\.md", menu)) == pages
+
+
 def test_the_image_is_made_of_files_that_are_there() -> None:
     copied = re.findall(r"^COPY (.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     names = " ".join(copied).split()
