@@ -8,8 +8,10 @@ import torch
 
 from ecgfast.data.loader import Loader, _default_threads, build_loader, choose_engine
 from ecgfast.data.normalise import Normalisation
+from ecgfast.data.torch_view import EcgDataset
 from ecgfast.errors import BackendUnavailableError, ConfigError, ResumeError
 from ecgfast.store.reader import StoreReader
+from ecgfast.vocabulary import EngineName
 
 
 def _visited(loader: Loader, epochs: int = 1) -> list[list[int]]:
@@ -26,6 +28,21 @@ def test_patches_are_the_normalised_signal_rounded_once(small_store: StoreReader
         expected = z.reshape(len(rows), 240, 250)
         np.testing.assert_array_equal(batch.patches[..., :250].numpy(), expected)
         assert not batch.patches[..., 250:].any()
+
+
+@pytest.mark.parametrize("engine", ["cpu", "resident"])
+def test_batches_of_some_leads_are_parts_of_whole_ones(
+    small_store: StoreReader, engine: EngineName
+) -> None:
+    some = Normalisation(leads=("II", "V1"))
+    whole = build_loader(small_store, batch_size=8, engine=engine)
+    parts = build_loader(small_store, batch_size=8, engine=engine, normalise=some)
+    for batch, part in zip(whole, parts, strict=True):
+        assert torch.equal(part.record_index, batch.record_index)
+        expected = batch.patches.view(8, 12, 20, 256)[:, [1, 6]].reshape(8, 40, 256)
+        assert torch.equal(part.patches, expected)
+    signal = EcgDataset(small_store, normalise=some)[3]["signal"]
+    assert torch.equal(signal, EcgDataset(small_store)[3]["signal"][[1, 6]])
 
 
 def test_an_epoch_visits_every_record_once(small_store: StoreReader) -> None:
