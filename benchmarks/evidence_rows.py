@@ -2,7 +2,7 @@
 
     python benchmarks/evidence_rows.py benchmarks/evidence --page docs/evidence.md
 
-`real_evidence.py` writes the rows. Shapes: n records, S seeds.
+`real_evidence.py` and `ludb_probe.py` write the rows. Shapes: n records, S seeds.
 """
 
 import argparse
@@ -23,6 +23,7 @@ Flags = NDArray[np.bool_]
 Patients = NDArray[np.int64]
 
 FOREST = "forest, hand-made features"
+LUDB = "LUDB"  # table of `ludb_probe.py`
 _DRAWS = 500  # of the bootstrap
 _SEED = 20221128
 
@@ -139,7 +140,25 @@ def tables(rows: Sequence[Evidence]) -> str:
     full = [row for row in rows if row.table == "labels"]
     fewer = [row for row in rows if row.table == "fewer labels"]
     text = [*_areas(full), "", *_tests(full), "", *_words(full)]
-    return "\n".join([*text, "", "## Fewer labels", "", *_curves(fewer)])
+    ludb = _ludb([row for row in rows if row.table == LUDB])
+    return "\n".join([*text, "", "## Fewer labels", "", *_curves(fewer), *ludb])
+
+
+def _ludb(rows: Sequence[Evidence]) -> list[str]:
+    """AUROC of each model, then the differences, with p-values as one family."""
+    if not rows:
+        return []
+    tested = [row for row in rows if row.other]
+    what = f"{rows[0].label} ({rows[0].cases} of {rows[0].patients} patients)"
+    lines = ["", "## Probes on LUDB", "", f"| {what} | AUROC |", "|---|---|"]
+    of = {row.model: row for row in rows}
+    lines += [f"| {model} | {_area_text(of[model])} |" for model in _names(rows)]
+    lines += ["", "| difference | AUROC | p |", "|---|---|---|"]
+    adjusted = holm([row.p for row in tested])
+    return lines + [
+        f"| {row.model}, minus {row.other} | {_difference_text(row)} | {_p(p)} |"
+        for row, p in zip(tested, adjusted, strict=True)
+    ]
 
 
 def _words(full: Sequence[Evidence]) -> list[str]:
