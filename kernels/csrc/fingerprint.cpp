@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "clones.h"
 #include "codec.h"
 
 namespace {
@@ -31,7 +32,7 @@ bool changes(const int16_t* signal, int64_t num_timesteps, int64_t t) {
 }
 
 // Sum of products in the order of 16 lanes.
-float dot(const float* a, const float* b, int64_t n) {
+ECGFAST_INLINE float dot(const float* a, const float* b, int64_t n) {
   float lanes[kLanes] = {};
   int64_t k = 0;
   for (; k + kLanes <= n; k += kLanes)
@@ -86,8 +87,8 @@ void find_beats(Scratch& scratch, int64_t n, int64_t first, uint16_t* beats) {
   }
 }
 
-void one(const int16_t* signal, int64_t num_timesteps, int64_t least_timesteps, Scratch& scratch,
-         float* correlation, uint16_t* beats) {
+ECGFAST_INLINE void one(const int16_t* signal, int64_t num_timesteps, int64_t least_timesteps,
+                        Scratch& scratch, float* correlation, uint16_t* beats) {
   std::memset(correlation, 0, sizeof(float) * kLeads * (kLeads - 1) / 2);
   std::fill(beats, beats + kBeats, kNoBeat);
   // A constant beginning or end is no signal: padding, or a device that was not yet recording.
@@ -124,9 +125,9 @@ void one(const int16_t* signal, int64_t num_timesteps, int64_t least_timesteps, 
 
 }  // namespace
 
-extern "C" void ecgfast_fingerprints(const int16_t* signal, int64_t num_records,
-                                     int64_t num_timesteps, int64_t least_timesteps,
-                                     float* correlation, uint16_t* beats) {
+extern "C" ECGFAST_CLONES void ecgfast_fingerprints(const int16_t* signal, int64_t num_records,
+                                                    int64_t num_timesteps, int64_t least_timesteps,
+                                                    float* correlation, uint16_t* beats) {
   Scratch scratch;
   for (int64_t i = 0; i < num_records; ++i)
     one(signal + i * kAllLeads * num_timesteps, num_timesteps, least_timesteps, scratch,

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "clones.h"
 #include "codec.h"
 
 namespace {
@@ -19,24 +20,22 @@ constexpr double kWhite = 1.95441004761167857;  // sqrt(6) sqrt(2 / pi)
 constexpr int kMeasures = 11;
 constexpr int64_t kMostSegments = 109;  // of 65,500 timesteps, which the caller checks; a record has 8
 
+using Four = double __attribute__((vector_size(32)));
+
 // Cosines and sines over half of the fold. In its other half they are the same at even multiples of
 // 5 Hz, and of the other sign at odd ones.
-template <int kTones>
-struct Waves {
-  double at[kFold / 2][2 * kTones];
-  explicit Waves(const double (&hz)[kTones]) {
-    for (int k = 0; k < kFold / 2; ++k)
-      for (int f = 0; f < kTones; ++f) {
-        const double angle = 2 * kPi / kRate * hz[f] * k;
-        at[k][f] = std::cos(angle);
-        at[k][kTones + f] = std::sin(angle);
-      }
-  }
-};
-
 struct Tables {
-  Waves<2> mains{{50, 60}};
-  Waves<3> beside{{45, 55, 65}};
+  Four mains[kFold / 2];                    // cosines at 50 and 60 Hz, then the sines
+  Four cosine[kFold / 2], sine[kFold / 2];  // at 45, 55 and 65 Hz
+  Tables() {
+    for (int k = 0; k < kFold / 2; ++k) {
+      const auto angle = [k](double hz) { return 2 * kPi / kRate * hz * k; };
+      mains[k] = Four{std::cos(angle(50)), std::cos(angle(60)), std::sin(angle(50)),
+                      std::sin(angle(60))};
+      cosine[k] = Four{std::cos(angle(45)), std::cos(angle(55)), std::cos(angle(65)), 0};
+      sine[k] = Four{std::sin(angle(45)), std::sin(angle(55)), std::sin(angle(65)), 0};
+    }
+  }
 };
 
 // What one segment of one lead gives.
@@ -50,37 +49,47 @@ double median(double* values, int64_t n) {
   return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
 }
 
-// The middle of an odd number of values: the largest that no more than half lie below.
-int32_t middle(const int32_t* values) {
-  int32_t found = INT32_MIN;
-  for (int i = 0; i < kBlocks; ++i) {
-    int32_t below = 0;
-    for (int j = 0; j < kBlocks; ++j) below += values[j] < values[i];
-    if (below <= kBlocks / 2) found = std::max(found, values[i]);
+// The value at place n / 2 of the sorted values, found by halving the range: counting vectorises,
+// partitioning does not.
+ECGFAST_INLINE int32_t middle(const int32_t* values, int64_t n) {
+  int32_t low = values[0], high = values[0];
+  for (int64_t i = 0; i < n; ++i) {
+    low = values[i] < low ? values[i] : low;
+    high = values[i] > high ? values[i] : high;
   }
-  return found;
+  while (low < high) {
+    const int32_t half = low + (high - low) / 2;
+    int32_t count = 0;
+    for (int64_t i = 0; i < n; ++i) count += values[i] <= half;
+    if (count > n / 2)
+      high = half;
+    else
+      low = half + 1;
+  }
+  return low;
 }
 
 // Square of the amplitude at 50 or 60 Hz, the larger, less what is found beside it.
-double mains_power(const int16_t* x, const Tables& tables) {
+ECGFAST_INLINE double mains_power(const int16_t* x, const Tables& tables) {
   int32_t folded[kFold] = {};
   for (int from = 0; from < kSegment; from += kFold)
     for (int k = 0; k < kFold; ++k) folded[k] += x[from + k];
-  double mains[4] = {}, beside[6] = {};
+  Four mains = {}, cosine = {}, sine = {};
   for (int k = 0; k < kFold / 2; ++k) {
     const double sum = folded[k] + folded[k + kFold / 2], rest = folded[k] - folded[k + kFold / 2];
-    for (int f = 0; f < 4; ++f) mains[f] += sum * tables.mains.at[k][f];
-    for (int f = 0; f < 6; ++f) beside[f] += rest * tables.beside.at[k][f];
+    mains += sum * tables.mains[k];
+    cosine += rest * tables.cosine[k];
+    sine += rest * tables.sine[k];
   }
   const auto power = [](double a, double b) { return (a * a + b * b) * 4 / (kSegment * kSegment); };
-  const double low = power(beside[0], beside[3]), between = power(beside[1], beside[4]),
-               high = power(beside[2], beside[5]);
+  const double low = power(cosine[0], sine[0]), between = power(cosine[1], sine[1]),
+               high = power(cosine[2], sine[2]);
   return std::max(power(mains[0], mains[2]) - (low + between) / 2,
                   power(mains[1], mains[3]) - (between + high) / 2);
 }
 
 // How far a value of a block lies on one side of both values kReach away, at most.
-int32_t spike_of(const int16_t* x) {
+ECGFAST_INLINE int32_t spike_of(const int16_t* x) {
   int32_t spike = 0;
   for (int t = 0; t < kBlock; ++t) {
     const int32_t before = int32_t(x[t]) - x[t - kReach], after = int32_t(x[t]) - x[t + kReach];
@@ -89,18 +98,18 @@ int32_t spike_of(const int16_t* x) {
   return spike;
 }
 
-bool is_constant(const int16_t* x) {
+ECGFAST_INLINE bool is_constant(const int16_t* x) {
   int t = 1;
   while (t < kBlock && x[t] == x[0]) ++t;
   return t == kBlock;
 }
 
 // All of a segment; `curve`: of each of its blocks the sum of |2 a - b - c|.
-Segment measure(const int16_t* x, const Tables& tables, int32_t* curve) {
+ECGFAST_INLINE Segment measure(const int16_t* x, const Tables& tables, int32_t* curve) {
   int16_t high = x[0], low = x[0];
   for (int t = 0; t < kSegment; ++t) {
-    high = std::max(high, x[t]);
-    low = std::min(low, x[t]);
+    high = x[t] > high ? x[t] : high;  // std::max gives a reference, which does not vectorise
+    low = x[t] < low ? x[t] : low;
   }
   int32_t sums[kBlocks];
   for (int block = 0; block < kBlocks; ++block) {
@@ -114,11 +123,11 @@ Segment measure(const int16_t* x, const Tables& tables, int32_t* curve) {
     sums[block] = sum;
     curve[block] = bent;
   }
-  return {double(middle(sums)) / kBlock, mains_power(x, tables), high, low};
+  return {double(middle(sums, kBlocks)) / kBlock, mains_power(x, tables), high, low};
 }
 
 // Timesteps of a segment at a value, in runs of kHeldRun and more.
-int held(const int16_t* x, int16_t value) {
+ECGFAST_INLINE int held(const int16_t* x, int16_t value) {
   int16_t count = 0;
   for (int t = 0; t < kSegment; ++t) count += x[t] == value;
   if (count < kHeldRun) return 0;
@@ -135,8 +144,9 @@ int held(const int16_t* x, int16_t value) {
 }
 
 // One lead: its eleven measures, each num_rows behind the last; counts blocks with a spike.
-void lead(const int16_t* x, const uint8_t* valid, int64_t num_segments, float limit,
-          const Tables& tables, float* measures, int64_t num_rows, int32_t* leads_with_spike) {
+ECGFAST_INLINE void lead(const int16_t* x, const uint8_t* valid, int64_t num_segments, float limit,
+                         const Tables& tables, float* measures, int64_t num_rows,
+                         int32_t* leads_with_spike) {
   double up[kMostSegments], down[kMostSegments], level[kMostSegments], power[kMostSegments];
   int32_t curves[kMostSegments * kBlocks];  // of the segments that count
   bool counts[kMostSegments];
@@ -177,12 +187,10 @@ void lead(const int16_t* x, const uint8_t* valid, int64_t num_segments, float li
     held_high += held(x + s * kSegment, high);
     held_low += held(x + s * kSegment, low);
   }
-  int32_t* const half = curves + n * kBlocks / 2;
-  std::nth_element(curves, half, curves + n * kBlocks);
   const auto [least, most] = std::minmax_element(level, level + n);
   const double wander = *most - *least;
   const double values[kMeasures] = {
-      median(up, n), median(down, n), median(level, n), wander, double(*half) / (kBlock * kWhite),
+      median(up, n), median(down, n), median(level, n), wander, double(middle(curves, n * kBlocks)) / (kBlock * kWhite),
       std::sqrt(std::max(median(power, n), 0.0)), double(longest * kBlock), double(high),
       double(low), double(held_high), double(held_low)};
   for (int k = 0; k < kMeasures; ++k) measures[k * num_rows] = float(values[k]);
@@ -190,10 +198,10 @@ void lead(const int16_t* x, const uint8_t* valid, int64_t num_segments, float li
 
 }  // namespace
 
-extern "C" void ecgfast_lead_measures(const int16_t* signal, const uint8_t* valid,
-                                      int64_t num_records, int64_t num_timesteps,
-                                      int64_t spike_leads, const float* spike_limit,
-                                      float* measures, int32_t* spikes) {
+extern "C" ECGFAST_CLONES void ecgfast_lead_measures(const int16_t* signal, const uint8_t* valid,
+                                                     int64_t num_records, int64_t num_timesteps,
+                                                     int64_t spike_leads, const float* spike_limit,
+                                                     float* measures, int32_t* spikes) {
   static const Tables tables;
   const int64_t num_segments = (num_timesteps - 2 * kEnds) / kSegment;
   const int64_t num_rows = num_records * kLeads;

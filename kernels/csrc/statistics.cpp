@@ -1,6 +1,7 @@
 // Mean and standard deviation of leads, exact until the last step: sums are whole numbers.
 #include <cmath>
 
+#include "clones.h"
 #include "codec.h"
 
 namespace {
@@ -11,7 +12,7 @@ struct Sums {
   int64_t count = 0, sum = 0, squares = 0;
 
   template <bool kMasked>
-  void add(const int16_t* row, const uint8_t* valid, int64_t n) {
+  ECGFAST_INLINE void add(const int16_t* row, const uint8_t* valid, int64_t n) {
     constexpr int64_t kBlock = 1024;  // 1024 * 2^16 fits 32 bits, so all of a block vectorises
     for (int64_t from = 0; from < n; from += kBlock) {
       const int64_t to = from + kBlock < n ? from + kBlock : n;
@@ -37,9 +38,10 @@ struct Sums {
 }  // namespace
 
 // n <= 65,500 keeps count * squares below 2^63, so the variance has one rounding.
-extern "C" void ecgfast_lead_statistics(const int16_t* signal, const uint8_t* valid,
-                                        int64_t num_rows, int64_t num_timesteps, float* mean,
-                                        float* std) {
+extern "C" ECGFAST_CLONES void ecgfast_lead_statistics(const int16_t* signal,
+                                                       const uint8_t* valid, int64_t num_rows,
+                                                       int64_t num_timesteps, float* mean,
+                                                       float* std) {
   for (int64_t row = 0; row < num_rows; ++row) {
     const int64_t at = row * num_timesteps;
     Sums sums;
