@@ -9,16 +9,16 @@ import ctypes
 import errno
 import gc
 import json
-import multiprocessing
 import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures.thread import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import islice
-from multiprocessing import connection, parent_process
+from multiprocessing import connection, get_context, parent_process
 from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 from threading import Lock, Thread
@@ -88,10 +88,8 @@ def convert_unit(out: str | Path, unit: int) -> int:
     if not plan.unit_file(unit).exists():
         shard = _Shard(plan, unit)
         try:
-            if "store" in plan.spec:
-                _transcode(plan, unit, shard)
-            else:
-                _convert(plan, unit, shard)
+            do = _transcode if "store" in plan.spec else _convert
+            do(plan, unit, shard)
         finally:
             shard.discard()
     return read_unit(plan, unit).num_inputs
@@ -191,12 +189,14 @@ class _Shard:
                 (self._out / name).unlink(missing_ok=True)
             return {}
         self._file.write([pack_shard_index(self._rows, self._lengths)])
-        files = {self._names["signal"]: self._file.finish()}
-        for number, array in enumerate(LEAD_ARRAYS):
-            data = [with_crc32c(self._leads[:, number].tobytes())]
-            name = self._names[array]
-            files[name] = write_durably(self._out / name, data, shared=True)
-        return files
+        # At once: the disk then commits them together, and most of a unit's waiting is for that.
+        with ThreadPoolExecutor(1 + len(LEAD_ARRAYS)) as pool:
+            entries = {self._names["signal"]: pool.submit(self._file.finish)}
+            for number, array in enumerate(LEAD_ARRAYS):
+                data = [with_crc32c(self._leads[:, number].tobytes())]
+                name = self._names[array]
+                entries[name] = pool.submit(write_durably, self._out / name, data, shared=True)
+        return {name: entry.result() for name, entry in entries.items()}
 
     def discard(self) -> None:
         """Leave no temporary file behind."""
@@ -276,8 +276,7 @@ class _Processes(ProcessPoolExecutor):
     def __init__(self, workers: int) -> None:
         # Spawned, not forked: this process has threads (Arrow, progress bars) whose locks a fork
         # would copy.
-        context = multiprocessing.get_context("spawn")
-        super().__init__(workers, mp_context=context, initializer=_start_worker)
+        super().__init__(workers, mp_context=get_context("spawn"), initializer=_start_worker)
 
     def submit(self, *args: Any, **options: Any) -> Future[Any]:  # noqa: ANN401 (as its parent)
         """Give work to a process; it may be started here."""

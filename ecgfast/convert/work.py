@@ -186,12 +186,13 @@ def _encoded_block(
         item, record = pending.item, pending.recording.record
         row = _row(pending, options, pseudonyms, quality[n])
         row |= {"content": content[n], "fingerprint": packed[n]}
-        present = {*row["flags"].split(";"), *row["quality"].split(";")}
-        failed = [flag for flag in STRICT if flag in present]
-        if options.quality == "strict" and failed:
-            error = FormatError(f"signal check: {', '.join(failed)}", reason=STRICT[failed[0]])
-            result.append(_refusal(item, error, pseudonyms))
-            continue
+        if options.quality == "strict":
+            present = {*row["flags"].split(";"), *row["quality"].split(";")}
+            failed = [flag for flag in STRICT if flag in present]
+            if failed:
+                error = FormatError(f"signal check: {', '.join(failed)}", reason=STRICT[failed[0]])
+                result.append(_refusal(item, error, pseudonyms))
+                continue
         patient = row["patient_key"]
         source = (
             *(row["record_id"], printable(item.place), record.provenance.get("recorded", "")),

@@ -194,17 +194,9 @@ def _signal_spec(line: str, source: str) -> SignalSpec:
     fields = line.split(None, 8)
     count = len(fields)
     try:
-        gain, baseline, units = _gain(fields[2]) if count > 2 else (_DEFAULT_GAIN, None, "mV")
-        zero = int(fields[4]) if count > 4 else 0
-        baseline = zero if baseline is None else baseline
-        if not -_LARGEST_BASELINE < baseline < _LARGEST_BASELINE:
-            raise ValueError(baseline)
         return SignalSpec(
             fields[0],
-            *_storage(fields[1]),
-            gain,
-            baseline,
-            units,
+            *_coding(fields[1], fields[2] if count > 2 else "", fields[4] if count > 4 else "0"),
             int(fields[6]) if count > 6 else None,
             fields[8].strip() if count > 8 else "",
         )
@@ -215,7 +207,17 @@ def _signal_spec(line: str, source: str) -> SignalSpec:
         ) from None
 
 
-@lru_cache(maxsize=256)  # a cohort has a handful of different fields
+@lru_cache(maxsize=4096)  # a cohort has a handful of different ones
+def _coding(storage: str, gain: str, zero: str) -> tuple[int, int, int, int, float, int, str]:
+    """Return what `SignalSpec` holds from `format` to `units`; `gain` is "" where there is none."""
+    per_unit, baseline, units = _gain(gain) if gain else (_DEFAULT_GAIN, None, "mV")
+    at_zero = int(zero)
+    baseline = at_zero if baseline is None else baseline
+    if not -_LARGEST_BASELINE < baseline < _LARGEST_BASELINE:
+        raise ValueError(baseline)
+    return *_storage(storage), per_unit, baseline, units
+
+
 def _storage(text: str) -> tuple[int, int, int, int]:
     """Return format, samples per frame, skew and byte offset of 'FORMAT[xN][:SKEW][+OFFSET]'."""
     match = _FORMAT.fullmatch(text)
@@ -224,7 +226,6 @@ def _storage(text: str) -> tuple[int, int, int, int]:
     return int(match[1]), int(match[2] or 1), int(match[3] or 0), int(match[4] or 0)
 
 
-@lru_cache(maxsize=4096)
 def _gain(text: str) -> tuple[float, int | None, str]:
     """Return gain, baseline (None: as ADC zero) and units of 'GAIN[(BASELINE)][/UNITS]'."""
     match = _GAIN.fullmatch(text)
