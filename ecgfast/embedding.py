@@ -26,16 +26,15 @@ from ecgfast.model.classifier import Classifier, encoder_state, num_features, po
 from ecgfast.model.vit import Encoder
 from ecgfast.predictor import EcgModel, load_model
 from ecgfast.records import LEADS, SAMPLING_RATE_HZ
-from ecgfast.runs.export import located
 from ecgfast.runs.features import SUFFIXES, Features, Values, blocks, weights_digest, write
 from ecgfast.runs.inference import choose_device, patches_of
 from ecgfast.runs.loading import load_run
+from ecgfast.runs.located import located
 from ecgfast.runs.meta import RunMeta
 from ecgfast.store.csv_files import csv_lines
 from ecgfast.store.durable import explained, write_durably
-from ecgfast.store.format import MANIFEST, SIGNALS, refuse_inside_store
+from ecgfast.store.format import MANIFEST, SIGNALS, address_of, refuse_inside_store
 from ecgfast.store.generations import split_generation
-from ecgfast.store.objects import address_of
 from ecgfast.store.reader import available_cores, open_store
 from ecgfast.vocabulary import Pool
 

@@ -21,8 +21,8 @@ from ecgfast.ingest.inventory import discover
 from ecgfast.prediction import COLUMNS, Prediction, averaged, write_lines
 from ecgfast.predictor import EcgModel, load_model, signal_checks
 from ecgfast.records import LEADS, SAMPLING_RATE_HZ
-from ecgfast.runs.export import located
 from ecgfast.runs.leads import require_fewer_possible
+from ecgfast.runs.located import located
 from ecgfast.runs.register import SeenFiles, read_register
 from ecgfast.store.durable import DurableFile
 from ecgfast.store.format import refuse_inside_store, refuse_to_replace

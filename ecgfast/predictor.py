@@ -22,10 +22,10 @@ from ecgfast.errors import ConfigError, FormatError
 from ecgfast.model.classifier import Classifier
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.records import NUM_LEADS, SAMPLING_RATE_HZ, EcgRecord
-from ecgfast.runs.export import located
 from ecgfast.runs.inference import check_weights, predictions
 from ecgfast.runs.leads import leads_of, model_on_leads, on_leads
 from ecgfast.runs.loading import load_model as load_run_model
+from ecgfast.runs.located import located
 from ecgfast.runs.meta import RunMeta
 from ecgfast.store.quality import default_limits
 

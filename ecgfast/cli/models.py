@@ -14,7 +14,8 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finish
 ModelName = Annotated[
     str,
     typer.Argument(
-        metavar="RUN", help="A run, a folder of export, or hf://OWNER/NAME of the Hugging Face hub."
+        metavar="RUN",
+        help="A run, a folder of export, s3:// of either, or hf://OWNER/NAME of the hub.",
     ),
 ]
 

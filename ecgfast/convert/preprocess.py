@@ -20,7 +20,7 @@ from ecgfast.ingest import ALL_LEADS, InputFile, read_record, unreadable
 from ecgfast.ingest.files import check_values
 from ecgfast.ingest.leads import SCALE_UV
 from ecgfast.records import INVALID, NUM_LEADS, NUM_TIMESTEPS, SAMPLING_RATE_HZ, EcgRecord
-from ecgfast.store.objects import address_of
+from ecgfast.store.format import address_of
 from ecgfast.vocabulary import Short, WindowChoice
 
 MAX_INVALID_SHARE = 0.01

@@ -17,15 +17,9 @@ from typing import Any
 from ecgfast.convert.plan import INPUTS, Plan, is_planned, read_plan, request_of, work_folder
 from ecgfast.errors import BusyError, ConfigError, EcgfastError
 from ecgfast.store.durable import store_lock
-from ecgfast.store.format import MANIFEST, shard_files, sources_beside, work_beside
+from ecgfast.store.format import MANIFEST, address_of, shard_files, sources_beside, work_beside
 from ecgfast.store.manifest import digest_of_file, read_manifest
-from ecgfast.store.objects import (
-    BrokenConnectionError,
-    MissingObjectError,
-    Objects,
-    address_of,
-    objects_at,
-)
+from ecgfast.store.objects import BrokenConnectionError, MissingObjectError, Objects, objects_at
 
 _WRITABLE = ("s3://", "gs://", "az://", "file://")
 _ATTEMPTS = 2

@@ -5,11 +5,10 @@ from pathlib import Path
 
 from ecgfast import log
 from ecgfast.store.csv_files import passed_over_examples
-from ecgfast.store.format import passed_over_beside
+from ecgfast.store.format import address_of, passed_over_beside
 from ecgfast.store.generations import generation_of
 from ecgfast.store.info import kinds_in_words
 from ecgfast.store.manifest import read_manifest
-from ecgfast.store.objects import address_of
 from ecgfast.vocabulary import OnBad
 
 

@@ -27,7 +27,7 @@ from ecgfast.data.host_copy import Neighbours
 from ecgfast.data.normalise import Normalisation
 from ecgfast.errors import BackendUnavailableError, ConfigError, ResumeError
 from ecgfast.labels.selection import labels_of, selected
-from ecgfast.store.objects import address_of
+from ecgfast.store.format import address_of
 from ecgfast.store.reader import StoreReader, as_store, available_cores
 from ecgfast.vocabulary import EngineName
 

@@ -34,6 +34,7 @@ from ecgfast.records import LEADS
 from ecgfast.runs.ecg_paper import draw
 from ecgfast.runs.inference import choose_device, fill_in
 from ecgfast.runs.loading import LoadedRun, load_run, name_runs
+from ecgfast.runs.located import located
 from ecgfast.store.durable import write_durably
 from ecgfast.store.format import refuse_inside_store, refuse_to_replace
 from ecgfast.store.patients import pseudonymous_patients
@@ -73,7 +74,7 @@ def evaluate(
     out = Path(out)
     refuse_inside_store(out, "--out")
     chosen, reader = choose_device(device), open_store(store)
-    loaded = name_runs([load_run(Path(run), reader, chosen) for run in runs])
+    loaded = name_runs([load_run(located(run), reader, chosen) for run in runs])
     loaded += [run.on_leads(names) for run in loaded if run.meta.target for names in leads]
     classifiers = [run for run in loaded if run.meta.target]
     if not loaded:
@@ -267,7 +268,7 @@ def reconstruct(
     refuse_to_replace(out, "--out", b"\x89PNG", "picture")
     reader = open_store(store)
     row = row_of(reader, record_id)
-    loaded = load_run(Path(run), reader)
+    loaded = load_run(located(run), reader)
     model = loaded.model()
     if not isinstance(model, MaskedAutoencoder):
         raise ConfigError(f"{run} must be a pretraining run, got a classifier: it has no decoder")

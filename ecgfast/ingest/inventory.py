@@ -24,7 +24,7 @@ from ecgfast.ingest.kinds import (
     without_suffix,
 )
 from ecgfast.ingest.staging import StagedFolders, walk_staged
-from ecgfast.store.objects import address_of
+from ecgfast.store.format import address_of
 
 NUM_EXAMPLES = 3  # of each kind of file that is passed over
 

@@ -1,4 +1,4 @@
-"""Models that can be passed on: a folder of weights, config.json and a model card; and the hub.
+"""Models that can be passed on: a folder of weights, config.json and a model card.
 
 Nothing of a patient is in it: no register, no pseudonym, no path, no selection of records.
 """
@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ecgfast.config import Config, config_to_toml
-from ecgfast.errors import BackendUnavailableError, ConfigError
+from ecgfast.errors import ConfigError
 from ecgfast.records import LEADS, NUM_TIMESTEPS, SAMPLING_RATE_HZ
 from ecgfast.runs.checkpoint_reader import newest
 from ecgfast.runs.digests import RUN_FILES, Facts, entries, export_safetensors, read_facts, sealed
@@ -20,13 +20,12 @@ from ecgfast.runs.loading import (
     is_exported,
     load_model,
 )
+from ecgfast.runs.located import CARD, SETTINGS, located
 from ecgfast.runs.meta import RunMeta, flat
 from ecgfast.runs.model_card import exported_card
 from ecgfast.runs.register import read_register
 from ecgfast.store.durable import explained, write_durably
 
-CARD, SETTINGS = "README.md", "config.toml"
-HUB = "hf://"
 _OF_CLASSIFIER = ("target", "fold", "model")
 _KEPT = "a selection that is not passed on"
 
@@ -35,7 +34,7 @@ def export(run: Path, out: Path) -> Path:
     """Write what a run has learned to a folder that can be passed on.
 
     Args:
-        run: of a pretraining, finished or not, or of a finished fine-tuning.
+        run: of a pretraining, finished or not, or of a finished fine-tuning; as `located` names it.
         out: folder, created; must be empty.
     Returns:
         `out`, with model.safetensors, config.json, config.toml (a preset to fine-tune with) and
@@ -45,6 +44,7 @@ def export(run: Path, out: Path) -> Path:
         ResumeError: no run, or a damaged one.
         EcgfastError: the disk is full.
     """
+    run = located(run)
     if is_exported(run):
         raise ConfigError(f"{run} is an exported model already; copy the folder")
     unfinished = {EXPORTED_WEIGHTS, CARD, SETTINGS}  # of an export that the disk was too small for
@@ -94,47 +94,3 @@ def _learned(run: Path, meta: RunMeta) -> Facts:
     assert checkpoint is not None  # its model was loaded
     num_records = None if register is None else len(register.select("pretrain"))
     return {"step": checkpoint.step, "num_records": num_records}
-
-
-def located(name: str | Path) -> Path:
-    """Resolve the name of a model to a folder on this machine.
-
-    A name that begins with ``hf://`` is a model of the Hugging Face hub, fetched into its cache
-    unless it lies there: ``hf://OWNER/NAME`` or ``hf://OWNER/NAME@REVISION``. Every other name is
-    a path, whether it exists or not: no mistyped path leaves this machine.
-
-    Raises:
-        ConfigError: no such model on the hub, or the name of none.
-        BackendUnavailableError: huggingface_hub is not installed, or the hub cannot be reached.
-    """
-    if not str(name).startswith(HUB):
-        return Path(name)
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-        )
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"{name} needs the package huggingface_hub; pip install 'ecgfast[hub]'"
-        ) from error
-    repository, _, revision = str(name).removeprefix(HUB).partition("@")
-    if repository.count("/") != 1:
-        raise ConfigError(f"a model of the hub is {HUB}OWNER/NAME[@REVISION], got {name}")
-    try:
-        folder = snapshot_download(
-            repository,
-            revision=revision or None,
-            allow_patterns=[EXPORTED, EXPORTED_WEIGHTS, SETTINGS, CARD],
-        )
-    except LocalEntryNotFoundError as error:
-        raise BackendUnavailableError(
-            f"{name} is not in the cache, and the hub cannot be reached; check the network, or "
-            "fetch the folder elsewhere and name it"
-        ) from error
-    except (HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"{name} cannot be fetched: {reason}; check the name") from error
-    return Path(folder)

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from ecgfast.errors import BusyError, EcgfastError
-from ecgfast.store.format import beside
+from ecgfast.errors import BusyError, ConfigError, EcgfastError
+from ecgfast.store.format import address_of, beside
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -153,7 +153,17 @@ def explain(error: OSError, path: Path, *, again: str) -> EcgfastError | None:
 
 
 def store_lock(store: Path) -> AbstractContextManager[None]:
-    """Hold the one writer's lock of a store, beside it, whatever links lead there."""
+    """Hold the one writer's lock of a store, beside it, whatever links lead there.
+
+    Raises:
+        ConfigError: the store has an address.
+        BusyError: another process holds it.
+    """
+    if url := address_of(store):
+        raise ConfigError(
+            f"{url} can be changed in a folder only; copy it with ecgfast fetch, change the copy, "
+            "and put it there with any tool"
+        )
     return exclusive(beside(store.resolve(), ".lock"), store)
 
 

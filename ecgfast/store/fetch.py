@@ -14,10 +14,10 @@ from typing import Any
 
 from ecgfast.errors import ConfigError, CorruptStoreError, EcgfastError
 from ecgfast.store.durable import explained, store_lock, sync_folder, write_durably
-from ecgfast.store.format import MANIFEST, beside
+from ecgfast.store.format import MANIFEST, address_of, beside
 from ecgfast.store.generations import refuse_generation_name, split_generation
 from ecgfast.store.manifest import digest_of_file, read_manifest
-from ecgfast.store.objects import BrokenConnectionError, Objects, address_of
+from ecgfast.store.objects import BrokenConnectionError, Objects
 from ecgfast.store.reader import open_store
 
 Progress = Callable[[int, int], None]

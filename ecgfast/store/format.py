@@ -88,6 +88,15 @@ QUARANTINE = "quarantine.csv"
 SHARDS = "shards.parquet"
 ERASING = "erasing.json"  # while records are erased; nothing else may open the store then
 SIGNALS = "signals.zarr"
+SCHEMES = ("s3://", "gs://", "az://", "https://", "http://", "file://")  # of addresses
+
+
+def address_of(path: str | Path) -> str | None:
+    """The address that a path was made of; None for a folder or file of this machine."""
+    scheme, colon, rest = str(path).partition(":/")
+    if not colon or f"{scheme}://" not in SCHEMES:
+        return None
+    return f"{scheme}://{'/' if scheme == 'file' else ''}{rest.strip('/')}"
 
 
 def shard_name(shard: int) -> str:
@@ -126,12 +135,19 @@ def beside(store: Path, suffix: str) -> Path:
 def refuse_inside_store(path: Path, option: str) -> None:
     """Refuse an output inside a store: it would be shared with it, and `verify` would refuse it.
 
+    And one in object storage, where nothing but a store is written.
+
     Args:
         path: of the output.
         option: that named it.
     Raises:
-        ConfigError: a folder above it, or itself, is a store.
+        ConfigError: a folder above it, or itself, is a store; or it has an address.
     """
+    if url := address_of(path):
+        raise ConfigError(
+            f"{option} must be on this machine, got {url}; name a folder or file here, and copy it "
+            "there with any tool"
+        )
     place = path.resolve()
     for folder in (place, *place.parents):
         if (folder / SIGNALS).is_dir():

@@ -15,9 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 from ecgfast.errors import BackendUnavailableError, ConfigError, CorruptStoreError, EcgfastError
 from ecgfast.store.durable import DurableFile, explained
-from ecgfast.store.format import MANIFEST
+from ecgfast.store.format import MANIFEST, SCHEMES, address_of
 
-SCHEMES = ("s3://", "gs://", "az://", "https://", "http://", "file://")
 _PART_BYTES = 1 << 20
 _GAP_BYTES = 4096  # ranges this near to each other are one request; the default reads a megabyte
 _CREDENTIALS = (
@@ -40,14 +39,6 @@ class ObjectFacts(NamedTuple):
     name: str
     num_bytes: int
     mtime_ns: int
-
-
-def address_of(path: str | Path) -> str | None:
-    """The address that a path was made of; None for a folder or file of this machine."""
-    scheme, colon, rest = str(path).partition(":/")
-    if not colon or f"{scheme}://" not in SCHEMES:
-        return None
-    return f"{scheme}://{'/' if scheme == 'file' else ''}{rest.strip('/')}"
 
 
 def absolute(path: str | Path) -> str:
@@ -101,6 +92,11 @@ def _client(root: str) -> Any:  # noqa: ANN401 - of the provider's class
         client_options={"allow_http": True} if root.startswith("http://") else None,
         retry_config={"max_retries": 5, "retry_timeout": datetime.timedelta(seconds=60)},
     )
+
+
+def _facts(found: Mapping[str, Any], name: str) -> ObjectFacts:
+    mtime_ns = int(found["last_modified"].timestamp() * 1e6) * 1000
+    return ObjectFacts(name, found["size"], mtime_ns)
 
 
 class Objects:
@@ -217,22 +213,19 @@ class Objects:
         """Names of the folders in a folder, and its objects."""
         with self._explained(inner):
             found = self._obstore.list_with_delimiter(self._store, self._key(inner) or None)
-        objects = [
-            ObjectFacts(
-                each["path"].rpartition("/")[2],
-                each["size"],
-                int(each["last_modified"].timestamp() * 1e6) * 1000,
-            )
-            for each in found["objects"]
-        ]
+        objects = [_facts(each, each["path"].rpartition("/")[2]) for each in found["objects"]]
         return [each.rpartition("/")[2] for each in found["common_prefixes"]], objects
 
     def names(self) -> Iterator[str]:
         """Yield the names of all objects below, with those of their folders."""
+        return (each.name for each in self.below())
+
+    def below(self) -> Iterator[ObjectFacts]:
+        """Yield what a listing says of all objects below; their names with those of folders."""
         start = len(self._prefix) + 1 if self._prefix else 0
         with self._explained(""):
             for some in self._obstore.list(self._store, self._prefix or None):
-                yield from (each["path"][start:] for each in some)
+                yield from (_facts(each, each["path"][start:]) for each in some)
 
     def remove(self, names: Sequence[str]) -> None:
         """Remove objects."""

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.errors import CorruptStoreError
-from ecgfast.store.format import SHARD_RECORDS, shard_name, with_crc32c
+from ecgfast.store.format import SHARD_RECORDS, address_of, shard_name, with_crc32c
 from ecgfast.store.manifest import open_regular
-from ecgfast.store.objects import Objects, address_of, at
+from ecgfast.store.objects import Objects, at
 from ecgfast.store.shard_table import ShardTable
 
 # Shard index: (offset u64, bytes u64) per chunk, then crc32c, at the end of the shard file.

@@ -26,7 +26,7 @@ from ecgfast.records import NUM_LEADS
 from ecgfast.runs.task import Task
 from ecgfast.settings import FinetuneConfig
 from ecgfast.store.fetch import cached_store
-from ecgfast.store.objects import address_of
+from ecgfast.store.format import address_of
 from ecgfast.store.patients import patient_groups, patient_names
 from ecgfast.store.reader import StoreReader
 from ecgfast.store.several import open_stores

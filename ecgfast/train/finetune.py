@@ -13,7 +13,7 @@ from ecgfast.config import Config, Overrides, ignored_settings, load_config
 from ecgfast.errors import ConfigError
 from ecgfast.model.attention_choice import Shape, shapes_of
 from ecgfast.runs.digests import Facts
-from ecgfast.runs.export import located
+from ecgfast.runs.located import located
 from ecgfast.runs.task import task_of
 from ecgfast.store.format import refuse_inside_store
 from ecgfast.train import run_folder

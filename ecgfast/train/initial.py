@@ -17,8 +17,8 @@ from ecgfast.model.classifier import Classifier, encoder_state
 from ecgfast.model.vit import Encoder
 from ecgfast.records import LEADS
 from ecgfast.runs.digests import read_weights
-from ecgfast.runs.export import located
 from ecgfast.runs.loading import load_model
+from ecgfast.runs.located import located
 from ecgfast.runs.meta import Preprocessing
 from ecgfast.runs.public_encoders import LEFT_OUT, LOADED, NEW, adopt, is_public, report
 from ecgfast.runs.register import Origin, Register, read_register

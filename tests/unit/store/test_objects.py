@@ -14,8 +14,9 @@ from recordings import ecg_like, make_store, snapshot, write_wfdb
 import ecgfast
 from ecgfast.errors import ConfigError, CorruptStoreError, FormatError
 from ecgfast.store.fetch import cached_store
+from ecgfast.store.format import address_of
 from ecgfast.store.info import describe
-from ecgfast.store.objects import Objects, address_of
+from ecgfast.store.objects import Objects
 from ecgfast.store.verify import verify_store
 
 pytest.importorskip("obstore", reason="obstore is not installed")
