@@ -5,29 +5,22 @@ of its own and renamed, the one that says that it is finished last. So it takes 
 processes that do the same unit write the same bytes.
 """
 
-import ctypes
 import errno
-import gc
 import json
-import os
-import signal
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from concurrent.futures.thread import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
-from multiprocessing import connection, get_context, parent_process
-from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
-from threading import Lock, Thread
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.convert.plan import Plan, read_plan
+from ecgfast.convert.processes import Processes
 from ecgfast.convert.remote import put_shard
 from ecgfast.convert.work import EncodedRecord, Refusal, encode_inputs
 from ecgfast.errors import EcgfastError
@@ -49,10 +42,7 @@ from ecgfast.store.table import PendingRows, read_text
 
 _BATCH_RECORDS = 64  # decoded and encoded at a time
 _MOST_WAITING = 4096  # units that an executor was given and has not done: 2 KB each
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_KEPT_BYTES = 32 << 20  # the largest threshold that glibc accepts
 _NO_PROCESSES = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
-_one_start_at_a_time = Lock()  # starting changes the environment
 
 
 class UnitFacts(NamedTuple):
@@ -85,13 +75,24 @@ def convert_unit(out: str | Path, unit: int) -> int:
         OSError: the share fails.
     """
     plan = read_plan(Path(out))
-    if not plan.unit_file(unit).exists():
-        shard = _Shard(plan, unit)
-        try:
-            do = _transcode if "store" in plan.spec else _convert
-            do(plan, unit, shard)
-        finally:
-            shard.discard()
+    return _finished(plan, unit, _encoded(plan, unit))
+
+
+def _encoded(plan: Plan, unit: int) -> Callable[[], None] | None:
+    """Encode the records of a unit; returns what finishes it, None where it is finished already."""
+    if plan.unit_file(unit).exists():
+        return None
+    shard = _Shard(plan, unit)
+    try:
+        return (_transcode if "store" in plan.spec else _convert)(plan, unit, shard)
+    except BaseException:  # Ctrl-C too
+        shard.discard()
+        raise
+
+
+def _finished(plan: Plan, unit: int, finish: Callable[[], None] | None) -> int:
+    if finish is not None:
+        finish()
     return read_unit(plan, unit).num_inputs
 
 
@@ -104,7 +105,7 @@ def read_unit(plan: Plan, unit: int) -> UnitFacts:
     return UnitFacts(*json.loads(read_text(plan.unit_file(unit))["facts"]))
 
 
-def _convert(plan: Plan, unit: int, shard: "_Shard") -> None:
+def _convert(plan: Plan, unit: int, shard: "_Shard") -> Callable[[], None]:
     slots, inputs = plan.slots(unit), list(plan.inputs(unit))
     rows, quarantine, sources = PendingRows(), "", ""
     items = staged(each.item for each in inputs)
@@ -120,10 +121,11 @@ def _convert(plan: Plan, unit: int, shard: "_Shard") -> None:
         quarantine += csv_lines(each.row for each in block if isinstance(each, Refusal))
         sources += csv_lines(each.source for each in block)
     num_inputs = sum(1 for each in inputs if each.slots.start in slots)
-    _finish(plan, unit, num_inputs, shard, rows, {"quarantine": quarantine, "sources": sources})
+    text = {"quarantine": quarantine, "sources": sources}
+    return partial(_finish, plan, unit, num_inputs, shard, rows, text)
 
 
-def _transcode(plan: Plan, unit: int, shard: "_Shard") -> None:
+def _transcode(plan: Plan, unit: int, shard: "_Shard") -> Callable[[], None]:
     """Encode records of another store again, bit for bit, without the holes between them."""
     reader, records = _opened(Path(plan.spec["store"])), plan.slots(unit)
     for start in range(0, len(records), _BATCH_RECORDS):
@@ -131,7 +133,7 @@ def _transcode(plan: Plan, unit: int, shard: "_Shard") -> None:
         leads = [getattr(reader, name)[some.start : some.stop] for name in LEAD_ARRAYS]
         chunks = encode_chunks(plan.spec["codec"], reader.read(some))
         shard.add(some, chunks, np.stack(leads, axis=1))
-    _finish(plan, unit, len(records), shard, PendingRows(), {})
+    return partial(_finish, plan, unit, len(records), shard, PendingRows(), {})
 
 
 @lru_cache(maxsize=1)
@@ -143,7 +145,10 @@ def _finish(
     plan: Plan, unit: int, num_inputs: int, shard: "_Shard", rows: PendingRows, text: dict[str, str]
 ) -> None:
     """Write the unit's own file, after all that it names."""
-    files = put_shard(plan, unit, shard.finish())
+    try:
+        files = put_shard(plan, unit, shard.finish())
+    finally:
+        shard.discard()
     facts = UnitFacts(num_inputs, shard.num_records, files, rows.kinds)
     packed = rows.pack(text | {"facts": json.dumps(facts)})
     write_durably(plan.unit_file(unit), [packed], mode=0o600, shared=True)
@@ -226,11 +231,24 @@ def run_units(plan: Plan, units: range, workers: int, executor: Executor | None)
         if executor is not None:
             done = _done_by(executor, plan.out, units)
         elif min(workers, len(units)) <= 1:
-            done = (convert_unit(plan.out, unit) for unit in units)
+            done = _done_here(plan, units)
         else:
             done = _done_by_processes(min(workers, len(units)), plan.out, units)
         for num_inputs in done:
             advance(num_inputs)
+
+
+def _done_here(plan: Plan, units: Iterable[int]) -> Iterator[int]:
+    """Yield what units return; while the disk commits one, the next is encoded."""
+    with ThreadPoolExecutor(1) as disk:
+        before: Future[int] | None = None
+        for unit in units:
+            finish = _encoded(plan, unit)
+            if before is not None:
+                yield before.result()
+            before = disk.submit(_finished, plan, unit, finish)
+        if before is not None:
+            yield before.result()
 
 
 def _done_by(executor: Executor, out: Path, units: Iterable[int]) -> Iterator[int]:
@@ -253,7 +271,7 @@ def _done_by(executor: Executor, out: Path, units: Iterable[int]) -> Iterator[in
 
 def _done_by_processes(workers: int, out: Path, units: range) -> Iterator[int]:
     try:
-        with _Processes(workers) as pool:
+        with Processes(workers) as pool:
             yield from _done_by(pool, out, units)
     except BrokenProcessPool as error:
         raise EcgfastError(
@@ -268,62 +286,3 @@ def _done_by_processes(workers: int, out: Path, units: range) -> Iterator[int]:
             f"{workers} worker processes cannot be started: {error.strerror}; give fewer "
             "--workers, or raise the limits of `ulimit -n` and `ulimit -u`"
         ) from error
-
-
-class _Processes(ProcessPoolExecutor):
-    """Spawned workers: they die with this process, leave SIGINT to it and use one BLAS thread."""
-
-    def __init__(self, workers: int) -> None:
-        # Spawned, not forked: this process has threads (Arrow, progress bars) whose locks a fork
-        # would copy.
-        super().__init__(workers, mp_context=get_context("spawn"), initializer=_start_worker)
-
-    def submit(self, *args: Any, **options: Any) -> Future[Any]:  # noqa: ANN401 (as its parent)
-        """Give work to a process; it may be started here."""
-        with _one_start_at_a_time, _as_workers_begin():
-            return super().submit(*args, **options)
-
-    def __exit__(self, *_: object) -> None:
-        # After an error, KeyboardInterrupt too, it would wait for the units that are begun. And
-        # after the last unit for ever, if a worker was killed while it waited for the next one: it
-        # took the lock of the queue with it, through which the others hear that they may end.
-        for process in list((self._processes or {}).values()):
-            process.kill()
-        self.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _as_workers_begin() -> Iterator[None]:
-    """For processes started here: SIGINT is blocked, and NumPy's library starts no threads."""
-    ensure_running()  # or the first start would, and lift the block
-    name = "OPENBLAS_NUM_THREADS"
-    before = os.environ.get(name)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _start_worker() -> None:
-    Thread(target=_die_with_parent, daemon=True).start()
-    # glibc would return the memory of each batch to the kernel after it, and every page comes back
-    # by a page fault: 47 for each record, counted on 5,000 of them.
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # other C libraries do not return it
-        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-    gc.freeze()  # what the imports have left is no garbage: no collection looks at it again
-
-
-def _die_with_parent() -> None:
-    """A parent that is killed tells its workers nothing, and they would wait for it for ever."""
-    parent = parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)

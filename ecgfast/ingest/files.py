@@ -3,6 +3,8 @@
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
@@ -71,6 +73,16 @@ def open_regular(path: str | PathLike[str], *, buffering: int = -1) -> BinaryIO:
     return open(path, "rb", buffering=buffering, opener=_open_regular)
 
 
+@contextmanager
+def regular_descriptor(path: str | PathLike[str]) -> Iterator[int]:
+    """Open a file for one read, in less time than `open_regular`, whose errors it raises."""
+    fd = _open_regular(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def read_text_bytes(path: str | PathLike[str]) -> bytes:
     """Return the content of a header or sidecar.
 
@@ -78,13 +90,10 @@ def read_text_bytes(path: str | PathLike[str]) -> bytes:
         FormatError: it is no regular file, or larger than a text that describes a record.
         OSError: it cannot be read.
     """
-    fd = _open_regular(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        content = b""
+    content = b""
+    with regular_descriptor(path) as fd:
         while len(content) <= MAX_TEXT_BYTES and (more := os.read(fd, _CHUNK)):
             content += more
-    finally:
-        os.close(fd)
     if len(content) > MAX_TEXT_BYTES:
         raise too_large(
             f"{_name(path)}: got over {MAX_TEXT_BYTES >> 20} MiB of text, allowed "

@@ -17,7 +17,7 @@ from ecgfast.ingest.files import (
     check_values,
     cut_short,
     is_of_one_file,
-    open_regular,
+    regular_descriptor,
     too_large,
 )
 from ecgfast.ingest.leads import lead_position, wide_to_microvolt
@@ -116,15 +116,14 @@ def _read_frames(
         raise _no_plain_name(file_name)
     offset, row_bytes = specs[0].byte_offset, 2 * len(specs)
     try:
-        with open_regular(folder / file_name, buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
+        with regular_descriptor(os.path.join(folder, file_name)) as fd:
+            size = os.fstat(fd).st_size
             wanted = num_timesteps or max(size - offset, 0) // row_bytes
             num_bytes = max(wanted, 1) * row_bytes
             content = b""
             if size >= offset + num_bytes:
                 check_values(wanted, num_signals, file_name)
-                file.seek(offset)
-                content = file.read(num_bytes)
+                content = os.pread(fd, num_bytes, offset)
     except FileNotFoundError:
         raise FormatError(
             f"signal file {file_name} is missing beside its header",

@@ -4,12 +4,12 @@ import os
 import signal
 import threading
 
-from ecgfast.convert.units import _Processes
+from ecgfast.convert.processes import Processes
 
 
 def test_the_end_waits_for_no_worker() -> None:
     """A worker that is killed while idle keeps the others from hearing that they may end."""
-    pool = _Processes(2)
+    pool = Processes(2)
     assert [pool.submit(abs, -n).result(timeout=120) for n in range(4)] == [0, 1, 2, 3]
     workers = [process.pid for process in pool._processes.values() if process.pid is not None]
     for pid in workers:
