@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from ecgfast.evaluate import findings, planning
 from ecgfast.evaluate.baselines import Fitted, against, age_and_sex, areas_of, once_per_training
-from ecgfast.evaluate.discrimination import delong_paired
+from ecgfast.evaluate.discrimination import delong, delong_paired
 from ecgfast.evaluate.results import summarise
 
 Y = np.arange(80) % 4 == 0
@@ -62,6 +62,21 @@ def test_age_and_sex_without_what_they_need() -> None:
     assert age_and_sex(pa.table({"sex": sex}), y, rows[:19]) == (
         "fewer than 10 cases or controls in training"
     )
+    assert isinstance(age_and_sex(pa.table({"age": age}), y, rows[:20]), Fitted)
+
+
+def test_what_is_known_outside_training_changes_no_fit() -> None:
+    """Whose age is not known counts as the median of training, whatever the others are."""
+    y, rows = np.arange(60) % 2 == 0, np.arange(40)
+    age: list[float | None] = [60.0 + 10 * case + row % 3 for row, case in enumerate(y)]
+    age[3] = age[50] = None
+    older = [value and value + 30 * (row >= 40) for row, value in enumerate(age)]
+    young, old = (age_and_sex(pa.table({"age": each}), y, rows) for each in (age, older))
+    assert isinstance(young, Fitted)
+    assert isinstance(old, Fitted)
+    np.testing.assert_array_equal(young.probability[[*rows, 50]], old.probability[[*rows, 50]])
+    elsewhere = {"age": [None] * 40 + [50.0] * 20, "sex": [None] * 40 + ["F", "M"] * 10}
+    assert age_and_sex(pa.table(elsewhere), y, rows) == "neither age nor sex is known"
 
 
 def test_runs_of_one_training_share_a_model() -> None:
@@ -100,6 +115,20 @@ def test_a_simple_model_is_tested_where_the_run_is() -> None:
     assert several == {"median beat, trained as A": reached["A"].auroc}
     alone = replace(PLAN, training={name: PLAN.training[name] for name in "AB"})
     assert list(areas_of({"median beat": baseline}, alone, "site 2, external")) == ["median beat"]
+
+
+def test_a_simple_model_is_tested_by_patient() -> None:
+    rng = np.random.default_rng(2)
+    patients = np.arange(80) // 5
+    own, simple = (0.3 * Y + rng.random(16)[patients] + 0.2 * rng.random(80) for _ in range(2))
+    model = Fitted(probability=simple, how="fitted on two records")
+    plan = replace(PLAN, patients=patients)
+    reached = against(plan, {"A": own}, {"A": model}).cohorts["site 2, external"]["A"]
+    part = slice(40, 80)
+    given = Y[part], own[part], simple[part]
+    assert reached.auroc == delong(Y[part], simple[part], patients[part])
+    assert reached.auroc != delong(Y[part], simple[part])
+    assert reached.run_minus == delong_paired(*given, patients[part]) != delong_paired(*given)
 
 
 def test_the_page_names_what_simple_models_reach_and_why_there_are_none() -> None:

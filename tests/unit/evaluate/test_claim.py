@@ -1,12 +1,16 @@
 """The verdict on label efficiency follows from the numbers, whichever way they fall."""
 
+from statistics import variance
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import t
 from sklearn.metrics import roc_auc_score
 
 from ecgfast.errors import ShapeError
 from ecgfast.evaluate.claim import Repeats, claim, delong_of_repeats
+from ecgfast.evaluate.discrimination import delong_paired
 
 IS_CASE = np.arange(400) % 4 == 0
 PATIENTS = np.arange(400) // 2  # two records each
@@ -86,6 +90,58 @@ def test_an_interval_holds_the_spread_of_records_and_of_trainings() -> None:
         assert test.high is not None
         misses += not test.low <= 0 <= test.high
     assert misses <= 18  # 5 % of 200, and three standard deviations
+
+
+def test_trainings_that_are_alike_are_one_training_each() -> None:
+    (first,), (second,) = scores(1.0, 0, 1), scores(0.6, 1, 1)
+    one = delong_paired(IS_CASE, first, second, PATIENTS)
+    found = delong_of_repeats(IS_CASE, [first] * 3, [second] * 3, PATIENTS)
+    for name in ("difference", "low", "high", "p_value", "std_error"):
+        assert getattr(found, name) == pytest.approx(getattr(one, name)), name
+
+
+def test_the_variance_of_trainings_is_added_with_its_degrees_of_freedom() -> None:
+    """Trainings that differ so much that they, and not the records, decide on the test."""
+    first = [scores(shift, seed, 1)[0] for seed, shift in enumerate((0.2, 1.0, 3.0))]
+    second = scores(0.5, 9)
+    found = delong_of_repeats(IS_CASE, first, second)
+    gaps = [
+        float(roc_auc_score(IS_CASE, one) - roc_auc_score(IS_CASE, other))
+        for one, other in zip(first, second, strict=True)
+    ]
+    pairs = [one[IS_CASE][:, None] > one[~IS_CASE] for one in first]
+    others = [other[IS_CASE][:, None] > other[~IS_CASE] for other in second]
+    wins = (np.stack(pairs).astype(float) - np.stack(others)).mean(axis=0)  # (cases, controls)
+    of_records = sum(
+        part.var(ddof=1) / len(part) for part in (wins.mean(axis=1), wins.mean(axis=0))
+    )
+    of_trainings = variance(gaps) / 3
+    assert of_trainings > 10 * of_records
+    assert found.difference == pytest.approx(np.mean(gaps))
+    assert found.std_error == pytest.approx((of_records + of_trainings) ** 0.5)
+    assert found.std_error is not None
+    dof = (of_records + of_trainings) ** 2 / (of_trainings**2 / 2)  # of records: a small part
+    expected = 2 * t.sf(np.mean(gaps) / found.std_error, dof)
+    assert found.p_value == pytest.approx(expected, rel=1e-3)
+    assert found.high == pytest.approx(
+        np.mean(gaps) + t.ppf(0.975, dof) * found.std_error, rel=1e-3
+    )
+
+
+def test_records_of_one_patient_are_no_further_evidence() -> None:
+    once = Repeats(
+        is_case=IS_CASE,
+        patients=np.arange(400),
+        scores={"ViT": scores(1.0, 0), "CNN": scores(0.8, 1)},
+    )
+    twice = Repeats(
+        is_case=np.repeat(IS_CASE, 2),
+        patients=np.repeat(once.patients, 2),
+        scores={
+            model: [np.repeat(each, 2) for each in found] for model, found in once.scores.items()
+        },
+    )
+    assert claim(100, twice, twice) == claim(100, once, once)
 
 
 def test_trainings_come_in_pairs() -> None:

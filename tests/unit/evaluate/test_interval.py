@@ -33,6 +33,15 @@ def test_a_clustered_share_equals_the_written_out_formula() -> None:
     assert (result.method, result.reason) == (LOGIT_T, "")
 
 
+def test_one_patient_who_carries_the_variance_leaves_few_degrees_of_freedom() -> None:
+    """One hit of ten: 2.8 degrees by the fourth moment, where the patients alone leave 9."""
+    dof = 2 / ((0.9**4 + 9 * 0.1**4) / 0.9**2 - 1 / 10)
+    half = stats.t.ppf(0.975, dof) * 0.1 / (0.1 * 0.9)
+    ends = [1 / (1 + math.exp(math.log(9) + sign * half)) for sign in (1, -1)]
+    result = mean_interval([True] + [False] * 9, None, if_empty="no cases")
+    assert (result.value, result.low, result.high) == pytest.approx((0.1, *ends), rel=1e-9)
+
+
 def test_records_of_one_patient_are_not_independent() -> None:
     hits, patient = five_patients()
     many, names = np.tile(hits, 8), np.tile(patient, 8)

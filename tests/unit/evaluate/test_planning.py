@@ -50,6 +50,7 @@ def test_patients_of_training_and_validation_are_tested_nowhere(store: StoreRead
     assert list(plan.cohorts)[-1] == POOLED  # sums come last
     # A and B of hospital 1; what they have at other hospitals taught nothing
     assert {run: rows.tolist() for run, rows in plan.training.items()} == {"one": [0, 1]}
+    assert {run: rows.tolist() for run, rows in plan.validation.items()} == {"one": [2, 3]}
     fractions = [fraction for *_, fraction in ROWS]
     assert plan.is_case.tolist() == [f is not None and f < 40 for f in fractions]
     assert plan.notes == (

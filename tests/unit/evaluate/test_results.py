@@ -20,7 +20,13 @@ from ecgfast.evaluate.baselines import Fitted, age_and_sex
 from ecgfast.evaluate.discrimination import delong, delong_paired
 from ecgfast.evaluate.findings import calibration, comparison, detection, operating
 from ecgfast.evaluate.interval import BINOMIAL, LOGIT_T
-from ecgfast.evaluate.operating import Fixed, recalibration
+from ecgfast.evaluate.operating import (
+    Fixed,
+    Recalibration,
+    operating_point,
+    recalibration,
+)
+from ecgfast.evaluate.operating import calibration as calibration_of
 from ecgfast.evaluate.planning import POOLED
 from ecgfast.evaluate.results import Results, summarise
 
@@ -116,6 +122,34 @@ def test_every_interval_knows_the_patients() -> None:
         ends = [(part["value"], part["low"], part["high"]) for part in (few, many)]
         assert ends[0] == pytest.approx(ends[1], rel=1e-9), path
         assert few["method"] == many["method"] == LOGIT_T, path
+
+
+def test_recalibrated_numbers_and_subgroups_know_the_patients(simulated: Results) -> None:
+    rows = simulated.plan.cohorts[SITE]["ViT"]
+    plan = replace(simulated.plan, cohorts={SITE: {"ViT": rows}})
+    score = simulated.scores["ViT"]
+    corrects = Recalibration(num_cases=2, num_controls=2, intercept=-0.5, slope=0.7)
+    of_validation = Fixed(thresholds={"youden": 0.4}, recalibration=corrects)
+    sites = pa.table({"site": ["2"] * len(score)})
+    found = summarise(plan, {"ViT": score}, {"ViT": of_validation}, sites)
+    y, patient, probability = plan.is_case[rows], plan.patients[rows], score[rows]
+    result, group = found.cohorts[SITE]["ViT"], found.groups["site"]["2"]["ViT"]
+    assert result.calibration == calibration_of(y, probability, patient)
+    assert result.recalibrated == calibration_of(y, corrects.of(probability), patient)  # type: ignore[arg-type]  # was fitted
+    assert result.recalibrated != calibration_of(y, corrects.of(probability))  # type: ignore[arg-type]  # was fitted
+    assert group.auroc == delong(y, probability, patient) != delong(y, probability)
+    assert group.operating == operating_point(y, probability, 0.4, patient)
+    assert group.operating != operating_point(y, probability, 0.4)
+
+
+@pytest.mark.parametrize(("num_cases", "is_computed"), [(10, True), (9, False), (31, False)])
+def test_a_subgroup_has_ten_cases_and_ten_controls(num_cases: int, *, is_computed: bool) -> None:
+    is_case = (np.arange(40) < num_cases).tolist()
+    plan = replace(plan_of(is_case, list(range(40)), {}), cohorts={SITE: {"ViT": np.arange(40)}})
+    sites = pa.table({"site": ["2"] * 40})
+    score = np.random.default_rng(0).random(40)
+    found = summarise(plan, {"ViT": score}, {"ViT": fixed(0.5)}, sites).groups["site"]["2"]["ViT"]
+    assert (found.auroc.value is not None) is (found.operating is not None) is is_computed
 
 
 def test_the_threshold_is_that_of_the_run() -> None:

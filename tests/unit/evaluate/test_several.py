@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
+from report_pages import fixed, nobody
 from simulated_cohorts import draw
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from ecgfast.evaluate import planning
 from ecgfast.evaluate.discrimination import areas_of_scores, precision_influence
-from ecgfast.evaluate.several import mean_of
+from ecgfast.evaluate.results import Results, summarise
+from ecgfast.evaluate.several import Several, mean_of
+from ecgfast.runs.task import task_of
 
 
 def test_the_interval_is_that_of_a_bootstrap_over_patients() -> None:
@@ -48,6 +52,39 @@ def test_the_mean_of_average_precisions_is_scikit_learns() -> None:
         parts.append((value, rows, influence))
     expected = np.mean([average_precision_score(y, score) for score in (first, second)])
     assert mean_of(parts, patient).value == pytest.approx(expected)
+
+
+def test_a_target_without_cases_or_controls_is_not_in_the_mean() -> None:
+    """Of b, site 2 has cases alone, and site 3 has one class of either."""
+    rng = np.random.default_rng(7)
+    truths = {"a=1": rng.random(90) < 0.4, "b=1": rng.random(90) < 0.5}
+    truths["b=1"][30:] = True
+    truths["a=1"][60:] = False
+    scores = {name: rng.random(90) + 0.5 * truth for name, truth in truths.items()}
+
+    def results(name: str) -> Results:
+        rows = np.arange(len(scores[name]))
+        plan = planning.TestPlan(
+            target=name,
+            is_case=truths[name],
+            patients=rows // 2,
+            cohorts={f"site {n + 1}": {"ViT": rows[30 * n : 30 * n + 30]} for n in range(3)},
+            notes=(),
+        )
+        return summarise(plan, {"ViT": scores[name]}, {"ViT": fixed(None)}, nobody(90))
+
+    task = task_of("binary", list(truths))
+    means = Several(task=task, results={n: results(n) for n in truths}, runs={}).means()
+    for site, part, names in (("site 1", slice(0, 30), "ab"), ("site 2", slice(30, 60), "a")):
+        mean = means[site]["ViT"]
+        assert mean.num_targets == len(names)
+        for found, value_of in (
+            (mean.auroc, roc_auc_score),
+            (mean.average_precision, average_precision_score),
+        ):
+            expected = [value_of(truths[f"{n}=1"][part], scores[f"{n}=1"][part]) for n in names]
+            assert found.value == pytest.approx(np.mean(expected))
+    assert means["site 3"] == {}
 
 
 def test_one_patient_has_no_interval() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ecgfast.labels.selection import Labelled, labelled
+from ecgfast.labels.selection import Labelled, labelled, labelled_by
 
 TARGET = "ejection_fraction<40"
 SPLITS = ["train", "train", "valid", "valid", "test", "test", None, "train"]
@@ -30,6 +30,27 @@ def test_only_labelled_selected_records_of_the_two_splits_teach() -> None:
     assert found.valid.tolist() == [2]  # row 3 has no label
     assert found.num_unknown == 1
     assert found.is_case[[0, 1, 2]].tolist() == [True, False, True]
+
+
+def test_a_selection_in_the_middle_has_its_own_splits() -> None:
+    found = _labelled(rows=(1, 2, 5, 7))
+    assert (found.train.tolist(), found.valid.tolist()) == ([1, 7], [2])
+
+
+def test_of_several_outputs_one_label_is_enough() -> None:
+    records, rows = pa.table({"split": SPLITS}), np.arange(8)
+    truth = np.full((8, 2), np.nan)
+    truth[[0, 1, 2], 0] = 1, 0, 0
+    truth[[1, 2, 7], 1] = 0, 1, 0
+    found = labelled_by(records, rows, truth)
+    assert (found.train.tolist(), found.valid.tolist(), found.num_unknown) == ([0, 1, 7], [2], 4)
+    assert found.is_case[[0, 1, 2, 7]].tolist() == [True, False, True, False]
+    other = truth.copy()
+    other[2] = other[2][::-1]  # a case of the other output
+    assert labelled_by(records, rows, other).digest != found.digest
+    other = truth.copy()
+    other[0, 1] = 1  # found to be a case of the second output too
+    assert labelled_by(records, rows, other).digest != found.digest
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,9 @@ def replace_rows(labels: Labelled) -> Labelled:
 
 
 def test_three_seeds_are_three_subsets() -> None:
-    kept = [label_subset(records(), found(), fraction=0.3, seed=seed).train for seed in range(3)]
-    assert len({tuple(rows.tolist()) for rows in kept}) == 3
+    kept = [label_subset(records(), found(), fraction=0.3, seed=seed) for seed in range(3)]
+    assert len({tuple(each.train.tolist()) for each in kept}) == 3
+    assert len({tuple(each.valid.tolist()) for each in kept}) == 3
 
 
 def test_all_labels_are_what_was_found_itself() -> None:

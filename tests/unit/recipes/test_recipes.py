@@ -10,11 +10,15 @@ import numpy as np
 import open_data
 import pytest
 from sklearn.metrics import roc_auc_score
+from training_runs import make_store, preset
 
 from ecgfast.cli import main
+from ecgfast.config import load_config
 from ecgfast.errors import ConfigError
+from ecgfast.evaluate.discrimination import delong
+from ecgfast.labels.commands import label_store
 from ecgfast.recipes.catalogue import recipe_named, recipes
-from ecgfast.recipes.run import config_for, describe, prepare, table_of, train
+from ecgfast.recipes.run import Prepared, config_for, describe, prepare, table_of, train
 from ecgfast.runs.loading import load_run
 from ecgfast.store.reader import StoreReader, open_store
 from ecgfast.vocabulary import RecipeName
@@ -180,6 +184,32 @@ def test_echonext_trains_and_its_table_is_that_of_scikit_learn(tmp_path: Path) -
     page = table_of(recipe, areas)
     assert f"| macro | | | {np.mean(expected):.3f} |" in page
     assert "| shd_moderate_or_greater_flag | EchoNext-Mini | 0.820 (0.809-0.831) |" in page
+
+
+def test_the_table_counts_known_labels_by_patient(tmp_path: Path) -> None:
+    """Six patients have two test records each; two of the records have no label."""
+    path, target = make_store(tmp_path, num_sites=1), "lucky=1"
+    cells = ["" if n % 11 == 5 else str(int(n % 7 < 3)) for n in range(64)]  # no ECG shows it
+    lines = [f"r{number:03d},{cell}" for number, cell in enumerate(cells)]
+    (tmp_path / "lucky.csv").write_text("\n".join(["record_id,lucky", *lines]) + "\n")
+    label_store(path, tmp_path / "lucky.csv")
+    store = open_store(path)
+    once = ["finetune.epochs=1", "finetune.learning_rates=[1e-3]"]
+    config = load_config(str(preset(tmp_path)), once)
+    found = Prepared(out=tmp_path, targets=(target,))
+    area = train(found, config, init="random", device="cpu")[target]
+    split, lucky, patient = (
+        np.array(store.records[name].to_pylist(), dtype=object)
+        for name in ("split", "lucky", "patient_id")
+    )
+    known = (split == "test") & (lucky != None)  # noqa: E711 (element by element)
+    score = load_run(found.run, store).probabilities(store, np.arange(len(store)))[known]
+    is_case, patients = (lucky[known] == 1).astype(bool), patient[known].astype(str)
+    assert len(set(patients)) < known.sum() < (split == "test").sum()
+    apart, together = delong(is_case, score), delong(is_case, score, patients)
+    assert (area.num_cases, area.num_controls) == (is_case.sum(), (~is_case).sum())
+    assert (area.value, area.low) == pytest.approx((together.value, together.low), abs=1e-6)
+    assert apart.low != pytest.approx(together.low, abs=1e-3)
 
 
 def test_the_command_prints_how_to_get_a_data_set_and_how_to_train(

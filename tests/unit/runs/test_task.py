@@ -73,6 +73,27 @@ def test_the_area_of_several_targets_is_their_mean() -> None:
     assert BOTH.area(LOGITS, TRUTH) == pytest.approx(np.mean(areas))
 
 
+def test_a_target_without_cases_or_controls_has_no_area_in_the_mean() -> None:
+    only_cases = TRUTH.copy()
+    only_cases[:, 1] = 1
+    known = ~np.isnan(TRUTH[:, 0])
+    expected = roc_auc_score(TRUTH[known, 0], LOGITS[known, 0])
+    assert BOTH.area(LOGITS, only_cases) == pytest.approx(expected)
+    assert BOTH.area(LOGITS, np.ones_like(TRUTH)) is None
+
+
+def test_the_loss_of_validation_weighs_each_label() -> None:
+    """A weight of 2 for cases, of 1 for controls."""
+    means = []
+    for logits, truth in zip(LOGITS.T, TRUTH.T, strict=True):
+        known = ~np.isnan(truth)
+        sign = np.where(truth[known] > 0, -1, 1)
+        losses = np.log1p(np.exp(sign * logits[known])) * np.where(truth[known] > 0, 2, 1)
+        means.append(losses.mean())
+    found = BOTH.validation_loss(LOGITS, TRUTH, np.where(TRUTH > 0, 2.0, 1.0))
+    assert found == pytest.approx(np.mean(means))
+
+
 def test_a_split_must_have_both_classes_of_each_target() -> None:
     assert BOTH.lacking(TRUTH, "train") == ""
     only_cases = np.array([[1, 1], [0, 1], [np.nan, 1]])
