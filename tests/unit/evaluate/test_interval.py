@@ -90,6 +90,13 @@ def test_what_has_no_interval_says_why() -> None:
         mean_interval([True, False], ["a"], if_empty="no cases")
 
 
+def test_a_class_of_a_single_patient_has_an_area_and_no_interval() -> None:
+    y, score, patients = np.array([True, True, False, False]), [0.9, 0.4, 0.5, 0.2], list("abcc")
+    area, reverse = delong(y, score, patients), delong(~y, score, patients)
+    assert (area.value, area.low, area.reason) == (0.75, None, "controls of a single patient")
+    assert (reverse.value, reverse.low, reverse.reason) == (0.25, None, "cases of a single patient")
+
+
 def test_a_nearly_certain_value_stays_inside_zero_and_one() -> None:
     values = np.zeros(4000, dtype=bool)
     values[0] = True

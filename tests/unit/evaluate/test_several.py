@@ -44,6 +44,14 @@ def test_the_interval_is_that_of_a_bootstrap_over_patients() -> None:
     assert found.high == pytest.approx(high, abs=0.012)
 
 
+def test_a_target_given_twice_has_the_interval_of_one() -> None:
+    y, patient, score, _ = draw(np.random.default_rng(9), 60, 1.2, 0.6)
+    value, influence = areas_of_scores(y.astype(bool), score[None])
+    part = float(value[0]), np.arange(len(y)), influence[0]
+    once, twice = mean_of([part], patient), mean_of([part, part], patient)
+    assert (twice.value, twice.low, twice.high) == pytest.approx((once.value, once.low, once.high))
+
+
 def test_the_mean_of_average_precisions_is_scikit_learns() -> None:
     y, patient, first, second = draw(np.random.default_rng(6), 60, 1.2, 0.6)
     rows, parts = np.arange(len(y)), []
