@@ -21,8 +21,8 @@ from ecgfast.bench.measuring import device_slug, make_rows
 from ecgfast.convert import convert
 from ecgfast.convert.measures import LEAST_TIMESTEPS
 from ecgfast.records import LEADS
+from ecgfast.runs.column_task import task_of
 from ecgfast.runs.loading import load_run
-from ecgfast.runs.task import task_of
 from ecgfast.settings import FinetuneConfig
 from ecgfast.store import StoreReader, open_store
 from ecgfast.store.patients import patient_groups
@@ -75,7 +75,7 @@ def simple_features(store: StoreReader) -> Floats:
 
 def of_simple_features(store: StoreReader, fold_N: NDArray[np.int64]) -> Floats:
     """(N,) log odds out of fold."""
-    features, task = simple_features(store), task_of("binary", [TARGET])
+    features, task = simple_features(store), task_of([TARGET])
     scores = np.full(len(store), np.nan)
     for fold in FOLDS:
         records = labelled_records(store, task, None, fold).records

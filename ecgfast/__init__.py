@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from ecgfast.data.loader import build_loader
     from ecgfast.data.torch_view import EcgDataset, EcgStream
     from ecgfast.embedding import embed
-    from ecgfast.evaluate.report import evaluate, reconstruct
+    from ecgfast.evaluate.reconstructions import reconstruct
+    from ecgfast.evaluate.report import evaluate
     from ecgfast.ingest.synthetic import write_cohort as synth
     from ecgfast.ingest.synthetic_population import Design
     from ecgfast.labels.commands import label_store as label
@@ -99,7 +100,7 @@ __getattr__, __dir__ = lazily(
         "predict": "ecgfast.predict",
         "pretrain": "ecgfast.train.pretrain",
         "probe": "ecgfast.train.probe",
-        "reconstruct": "ecgfast.evaluate.report",
+        "reconstruct": "ecgfast.evaluate.reconstructions",
         "synth": "ecgfast.ingest.synthetic:write_cohort",
     },
 )

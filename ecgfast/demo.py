@@ -19,8 +19,8 @@ from ecgfast.evaluate.planning import TestPlan, plan_tests
 from ecgfast.evaluate.report import write_report
 from ecgfast.evaluate.results import compute
 from ecgfast.ingest.synthetic import write_cohort
+from ecgfast.runs.column_task import task_of
 from ecgfast.runs.loading import LoadedRun, load_run
-from ecgfast.runs.task import task_of
 from ecgfast.store.durable import write_durably
 from ecgfast.store.format import key_beside
 from ecgfast.store.reader import StoreReader, open_store
@@ -58,7 +58,7 @@ def demo(out: Path, plan: DemoPlan | None = None) -> Path:
         store, runs / "pretrained", preset="demo", settings=(*plan.vit, *plan.pretraining),
         select=plan.unlabelled, resume=True,
     )  # fmt: skip
-    task = task_of("binary", [TARGET])
+    task = task_of(TARGET)
     found = labelled_records(open_store(store), task, TRAINING_SITE).records
     planned = list(trainings(plan, len(found.train)))
     _log_step(begin, f"4 of 5: {len(planned)} fine-tunings, from few labels to many")

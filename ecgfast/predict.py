@@ -21,6 +21,7 @@ from ecgfast.ingest.inventory import discover
 from ecgfast.prediction import COLUMNS, Prediction, averaged, write_lines
 from ecgfast.predictor import EcgModel, load_model, signal_checks
 from ecgfast.records import LEADS, SAMPLING_RATE_HZ
+from ecgfast.runs.column_task import Number
 from ecgfast.runs.leads import require_fewer_possible
 from ecgfast.runs.located import located
 from ecgfast.runs.register import SeenFiles, read_register
@@ -107,7 +108,13 @@ def write_predictions(
     predictor = Predictor(run, key_file, average=average, leads=leads, allow_missing=allow_missing)
     items = discover([*map(Path, files)])
     rows = log.track(map(predictor, items), "predict", total=len(items), unit="files")
-    write = partial(write_lines, rows, average=average, leads=predictor.says_leads)
+    write = partial(
+        write_lines,
+        rows,
+        average=average,
+        leads=predictor.says_leads,
+        of_number=predictor.of_number,
+    )
     if out is None:
         return Predicted(len(items), write(_show, named=log.plain))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -145,6 +152,7 @@ class Predictor:
         says_leads: whether not every line is of all twelve leads.
         thresholds: name of each target of the run -> its threshold with the highest Youden index
             on the run's validation records, or None.
+        of_number: whether the run learned a number, and gives values instead of probabilities.
 
     Raises:
         ConfigError: the run is no classifier, its weights are no numbers, the key is not that of
@@ -178,6 +186,7 @@ class Predictor:
         self._window: WindowChoice = "all" if average else made["window"]
         self._short: Short = made["short"]
         self.thresholds = model.thresholds
+        self.of_number = isinstance(model.meta.task, Number)
         register = read_register(folder)
         if register is None:
             log.warning(

@@ -11,9 +11,11 @@ from ecgfast import log
 from ecgfast.store.csv_files import csv_lines
 
 COLUMNS = ("file", "start_s", "target", "probability", "threshold", "finding", "note")
+NUMBER_COLUMNS = (*COLUMNS[:3], "value", "note")  # of a run that learned a number
 # With the windows of each file averaged: how far they lie apart, instead of where one begins.
 SPREAD = ("windows", "sd", "lowest", "highest")
 AVERAGED_COLUMNS = ("file", *COLUMNS[2:4], *SPREAD, *COLUMNS[4:])
+AVERAGED_NUMBER_COLUMNS = ("file", *NUMBER_COLUMNS[2:4], *SPREAD, "note")
 
 
 class Spread(NamedTuple):
@@ -39,7 +41,8 @@ class Prediction:
         file: as it was given or found.
         target: what a case is, or what is measured.
         start_s: where the window begins, seconds.
-        probability: of the target, in [0, 1]; None where the file cannot be used.
+        probability: of the target, in [0, 1], or of a run that learned a number the value in the
+            unit of its column; None where the file cannot be used.
         threshold: of the run for this target, None where it has none.
         finding: whether the probability reaches it; None without either.
         note: why not, or what was done to the signal, what the signal checks of convert find in
@@ -92,6 +95,7 @@ def write_lines(
     *,
     average: bool,
     leads: bool,
+    of_number: bool = False,
     named: Callable[[str], str] = str,
 ) -> int:
     """Write lines as they come; return how many files have none with a probability.
@@ -101,10 +105,14 @@ def write_lines(
         write: takes them as text.
         average: whether they are of files, not of windows.
         leads: whether they say which leads were used.
+        of_number: whether they are values, without threshold and finding.
         named: what becomes of the name of a file.
     """
     last = ("leads",) if leads else ()
-    write(csv_lines([(AVERAGED_COLUMNS if average else COLUMNS) + last]))
+    header: tuple[str, ...] = AVERAGED_COLUMNS if average else COLUMNS
+    if of_number:
+        header = AVERAGED_NUMBER_COLUMNS if average else NUMBER_COLUMNS
+    write(csv_lines([(*header, *last)]))
     unusable = 0
     for group in groups:
         rows: list[tuple[str, ...]] = []
@@ -115,7 +123,11 @@ def write_lines(
             if average:
                 count, *numbers = line.spread or (0, None, None, None)
                 cells = [line.target, share, str(count), *map(_share, numbers)]
-            cells += [threshold, finding, log.plain(line.note)]
+            cells += (
+                [log.plain(line.note)]
+                if of_number
+                else ([threshold, finding, log.plain(line.note)])
+            )
             cells += [" ".join(line.leads)] if leads else []
             rows.append((named(str(line.file)), *cells))
         write(csv_lines(rows))
@@ -124,5 +136,5 @@ def write_lines(
 
 
 def _share(value: float | None) -> str:
-    """A number in [0, 1] as a table has it; empty where there is none."""
+    """A probability or value as a table has it; empty where there is none."""
     return "" if value is None else f"{value:.6f}"

@@ -11,7 +11,6 @@ ModelKind = Literal["vit", "cnn", "resnet1d_wang"]
 Pool = Literal["cls", "mean", "lead_mean_max"]
 HeadInit = Literal["xavier", "prior"]
 ClassWeights = Literal["none", "balanced"]
-TaskKind = Literal["binary"]
 Schedule = Literal["constant", "cosine"]
 Kernels = Literal["auto", "triton", "reference"]
 AttentionKernel = Literal[

@@ -111,7 +111,7 @@ def reconstruct(
     leads: Annotated[str, typer.Option(metavar="II,V5|all", help="Which leads.")] = "all",
 ) -> None:
     """Draw a record: original, masked, reconstructed."""
-    from ecgfast.evaluate.report import reconstruct as draw
+    from ecgfast.evaluate.reconstructions import reconstruct as draw
     from ecgfast.records import LEADS
 
     names = LEADS if leads == "all" else tuple(leads.split(","))

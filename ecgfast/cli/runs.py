@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ecgfast.cli.options import StorePath, show
+from ecgfast.cli.options import StorePath, column_names, show
 from ecgfast.errors import ConfigError
 from ecgfast.vocabulary import ModelKind, Pool
 
@@ -106,6 +106,12 @@ def finetune(
         ModelKind | None, typer.Option(help="Sets model.kind. Default: that of the preset.")
     ] = None,
     target: Target = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="A,B", help="Of a --target that is a column of classes: those to learn."
+        ),
+    ] = None,
     preset: FinetunePreset = None,
     recipe: Annotated[
         str | None,
@@ -140,6 +146,7 @@ def finetune(
         settings=[*(settings or ()), *few],
         init=init,
         target=target or DEFAULT_TARGET,
+        classes=column_names(classes) or (),
         select=select,
         fold=fold,
         resume=resume,
@@ -192,6 +199,14 @@ def evaluate(
     ],
     store: StorePath,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report.")],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EXPR",
+            help="Tests runs that learned a number at a threshold too, such as "
+            "'ejection_fraction<40'. Default: that of the classifiers beside them.",
+        ),
+    ] = None,
     leads: Annotated[
         list[str] | None,
         typer.Option(
@@ -208,7 +223,10 @@ def evaluate(
     from ecgfast.evaluate.report import evaluate as write_report
 
     sets = [names.split(",") for names in leads or ()]
-    show(write_report(runs, store, out, device=device, leads=sets, average=average))
+    found = write_report(
+        runs, store, out, target=target, device=device, leads=sets, average=average
+    )
+    show(found)
 
 
 def reproduce(

@@ -17,7 +17,7 @@ from ecgfast.runs.roc import roc_curve
 
 # Okabe and Ito 2008, without yellow: told apart without full colour vision. Markers tell runs apart
 # in print, line styles those beyond the last colour.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#56b4e9", "#e69f00")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#56b4e9", "#e69f00")
 _MARKERS, _LINES = "osD^vPX", ("-", "--", ":", "-.")
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -196,7 +196,9 @@ def reliability(panels: Mapping[str, Mapping[str, Calibration]]) -> Figure:
     """
     style_of = _styles(_models(panels))
     figure = Figure(figsize=(3.9 * len(panels), 4.2), layout="constrained")
-    for axes, (title, results) in zip(_row(figure, len(panels)), panels.items(), strict=True):
+    for axes, (title, results) in zip(
+        row_of_panels(figure, len(panels)), panels.items(), strict=True
+    ):
         axes.plot([0, 1], [0, 1], color="#b0b0b0", linewidth=0.8, linestyle=":")
         for model, result in results.items():
             style = style_of[model]
@@ -219,7 +221,9 @@ def decision_curves(panels: Mapping[str, Mapping[str, NetBenefit]]) -> Figure:
     """
     style_of = _styles(_models(panels))
     figure = Figure(figsize=(3.9 * len(panels), 3.6), layout="constrained")
-    for axes, (title, results) in zip(_row(figure, len(panels)), panels.items(), strict=True):
+    for axes, (title, results) in zip(
+        row_of_panels(figure, len(panels)), panels.items(), strict=True
+    ):
         for model, result in results.items():
             style = {**style_of[model], "marker": ""}
             axes.plot(result.threshold, result.model, label=drawn(model), **style)
@@ -253,9 +257,9 @@ def spreads(panels: Mapping[str, Mapping[str, NDArray[np.float64]]], *, x_label:
             low, left, middle, right, high = np.percentile(
                 np.maximum(of, 0.01), (5, 25, 50, 75, 95)
             )
-            axes.plot([low, high], [row, row], color=_COLOURS[0], linewidth=1)
-            axes.plot([left, right], [row, row], color=_COLOURS[0], linewidth=4)
-            axes.plot([middle], [row], "o", color=_COLOURS[1], markersize=5)
+            axes.plot([low, high], [row, row], color=COLOURS[0], linewidth=1)
+            axes.plot([left, right], [row, row], color=COLOURS[0], linewidth=4)
+            axes.plot([middle], [row], "o", color=COLOURS[1], markersize=5)
         axes.set(title=title, xlabel=x_label, xscale="log", ylim=(len(groups) - 0.4, -0.6))
         axes.xaxis.set(
             major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}",
@@ -268,7 +272,7 @@ def spreads(panels: Mapping[str, Mapping[str, NDArray[np.float64]]], *, x_label:
     return figure
 
 
-def _row(figure: Figure, number: int) -> list[Axes]:
+def row_of_panels(figure: Figure, number: int) -> list[Axes]:
     """Panels beside each other."""
     return list(figure.subplots(1, number, squeeze=False).flat)
 
@@ -282,9 +286,9 @@ def _styles(models: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour, marker and line of each model, no two alike up to 28 of them."""
     return {
         model: {
-            "color": _COLOURS[number % len(_COLOURS)],
+            "color": COLOURS[number % len(COLOURS)],
             "marker": _MARKERS[number % len(_MARKERS)],
-            "linestyle": _LINES[number // len(_COLOURS) % len(_LINES)],
+            "linestyle": _LINES[number // len(COLOURS) % len(_LINES)],
         }
         for number, model in enumerate(models)
     }

@@ -83,16 +83,19 @@ def shown_name(value: object) -> str:
     return f'"{text}"' if text in {"-", "all"} else text
 
 
-def cohort_table(records: pa.Table, target: str | None) -> list[CohortRow]:
+def cohort_table(
+    records: pa.Table, target: str | None, truth: NDArray[np.float64] | None = None
+) -> list[CohortRow]:
     """Count every site and split of a store.
 
     Args:
         records: `StoreReader.records`.
         target: what a case is, such as "ejection_fraction<40"; None counts no labels.
+        truth: (N,) labels instead, 1 of a case, NaN where unknown.
     Returns:
         For each site, in order, its splits and their sum; at the end the sum of all sites.
     """
-    is_case, is_known = target_labels(records, target)
+    is_case, is_known = target_labels(records, target, truth)
     sites, splits = text_column(records, "site"), text_column(records, "split")
     patients = patient_groups(records)
     age, sex = ages(records), text_column(records, "sex")

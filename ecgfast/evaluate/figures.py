@@ -88,6 +88,7 @@ def named(sections: View) -> dict[str, Figure]:
     found: list[tuple[str, Figure | None]] = []
     for section, parts in (
         ("several", {"areas": "auroc-by-target"}),
+        ("agreement", {"observed": "measured-predicted", "bland_altman": "bland-altman"}),
         ("detection", {"areas": "auroc", "curves": "roc"}),
         ("label_efficiency", {"curves": "label-efficiency"}),
         ("calibration", {"curves": "calibration"}),

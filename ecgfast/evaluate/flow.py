@@ -72,9 +72,10 @@ def flow(store: StoreReader, runs: Sequence[LoadedRun], results: Results | None)
     )
     if results is None:
         return Flow(steps=[*steps, records], branches=_branches(runs, None))
-    is_known = target_labels(store.records, results.plan.target)[1]
+    plan = results.plan
+    is_known = target_labels(store.records, plan.target, plan.truth)[1]
     unknown = int((~is_known).sum())
-    without = [f"{unknown:,} have no label of {results.plan.target}"] if unknown else []
+    without = [f"{unknown:,} have no label of {plan.target}"] if unknown else []
     split = text_column(store.records, "split")[is_known]
     parts = [f"{(split == name).sum():,} {name}" for name in SPLITS]
     nowhere = int((~np.isin(split, SPLITS)).sum())

@@ -23,6 +23,7 @@ NO_SITE = "-"
 
 Rows = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+Truth = NDArray[np.float64] | None  # (N,) labels, NaN where unknown; None: as a target says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ class TestPlan:
         training: run's name -> labelled rows of this store that it was trained on.
         validation: run's name -> labelled rows of this store that chose its weights.
         sites: run's name -> sites of this store that it learned from.
+        truth: labels, of a number in its unit; None: as `target` says.
     """
 
     target: str
@@ -63,6 +65,7 @@ class TestPlan:
     training: dict[str, Rows] = field(default_factory=dict)
     validation: dict[str, Rows] = field(default_factory=dict)
     sites: dict[str, frozenset[str]] = field(default_factory=dict)
+    truth: Truth = None
 
     @property
     def same_training(self) -> dict[str, str]:
@@ -118,12 +121,15 @@ class _Test:
         return self.unseen & self.in_test
 
 
-def plan_tests(store: StoreReader, classifiers: Sequence[LoadedRun]) -> TestPlan:
+def plan_tests(
+    store: StoreReader, classifiers: Sequence[LoadedRun], truth: Truth = None
+) -> TestPlan:
     """Choose test records for each run, whatever it is compared with.
 
     Args:
         store: an open store.
         classifiers: the runs to compare, all of one target.
+        truth: labels instead of those of their target.
     Raises:
         ConfigError: the runs have different targets, or no record is left to test on.
     """
@@ -136,18 +142,14 @@ def plan_tests(store: StoreReader, classifiers: Sequence[LoadedRun]) -> TestPlan
     for run in classifiers:
         assert run.register is not None  # load_run refuses classifiers without
         learners[run.name] = Learner(register=run.register, fold=run.meta.fold)
-    return plan_for(store, targets[0], learners)
+    return plan_for(store, targets[0], learners, truth)
 
 
-def plan_for(store: StoreReader, target: str, learners: Mapping[str, Learner]) -> TestPlan:
-    """Choose test records; see `plan_tests`.
-
-    Args:
-        store: an open store.
-        target: what a case is.
-        learners: run's name -> what it learned from.
-    """
-    is_case, is_known = labels_of(store.records, target)
+def plan_for(
+    store: StoreReader, target: str, learners: Mapping[str, Learner], truth: Truth = None
+) -> TestPlan:
+    """Choose test records; see `plan_tests`. `learners`: run's name -> what it learned from."""
+    is_case, is_known = labels_of(store.records, target, truth)
     site = text_column(store.records, "site")
     sites = natural_order(np.unique(site[is_known]).tolist())
     seen_by = {name: seen(learner.register, store) for name, learner in learners.items()}
@@ -183,6 +185,7 @@ def plan_for(store: StoreReader, target: str, learners: Mapping[str, Learner]) -
         training={name: np.flatnonzero(test.taught) for name, test in tests.items()},
         sites={name: test.training_sites for name, test in tests.items()},
         validation={name: np.flatnonzero(test.validated) for name, test in tests.items()},
+        truth=truth,
     )
 
 

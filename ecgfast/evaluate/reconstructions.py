@@ -1,18 +1,24 @@
 """What pretraining runs fill in: the error of records that they never read, and pictures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast import log
+from ecgfast.errors import ConfigError
 from ecgfast.evaluate.views import View
 from ecgfast.model.mae import MaskedAutoencoder
+from ecgfast.records import LEADS
 from ecgfast.runs.ecg_paper import draw, draw_overlaid
 from ecgfast.runs.inference import Reconstruction, fill_in
-from ecgfast.runs.loading import LoadedRun
+from ecgfast.runs.loading import LoadedRun, load_run
+from ecgfast.runs.located import located
 from ecgfast.runs.register import seen
-from ecgfast.store.reader import StoreReader
+from ecgfast.store.format import refuse_inside_store, refuse_to_replace
+from ecgfast.store.reader import StoreReader, open_store
 
 NUM_SAMPLED = 64  # records whose error is measured
 _SHARES = {  # of the sampled records that have a smaller error than the one that is drawn
@@ -98,3 +104,64 @@ def unread_records(run: LoadedRun, store: StoreReader) -> tuple[NDArray[np.int64
         if len(rows):
             return rows, words
     return everything, "all of patients whom pretraining read"
+
+
+def reconstruct(
+    run: str | Path,
+    store: str | Path,
+    *,
+    record_id: str,
+    out: str | Path,
+    leads: Sequence[str] = LEADS,
+) -> Path:
+    """Draw one record as original, masked and reconstructed.
+
+    Args:
+        run: folder of a pretraining run.
+        store: path of a store.
+        record_id: as records.parquet has it, or the beginning of one alone, as pictures show it.
+        out: PNG to write.
+        leads: names of the leads to draw.
+    Returns:
+        `out`.
+    Raises:
+        ConfigError: no such record, several of them, a run without a decoder, or `out` is a file
+            that is no picture.
+    """
+    out = Path(out)
+    refuse_inside_store(out, "--out")
+    refuse_to_replace(out, "--out", b"\x89PNG", "picture")
+    reader = open_store(store)
+    row = row_of(reader, record_id)
+    loaded = load_run(located(run), reader)
+    model = loaded.model()
+    if not isinstance(model, MaskedAutoencoder):
+        raise ConfigError(f"{run} must be a pretraining run, got a classifier: it has no decoder")
+    normalisation = loaded.meta.preprocessing.normalisation
+    (result,) = fill_in(model, loaded.config, normalisation, reader, np.array([row]))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw(reader, result, leads).savefig(out, format="png")
+    return out
+
+
+def row_of(store: StoreReader, record_id: str) -> int:
+    """Return the row of a record by its id, or by a beginning that no other id has.
+
+    Raises:
+        ConfigError: no such record, or several.
+    """
+    names: list[str] = store.records["record_id"].to_pylist()
+    if record_id in names:
+        return names.index(record_id)
+    rows = [row for row, name in enumerate(names) if name.startswith(record_id)]
+    if not rows:
+        raise ConfigError(
+            f"no record {record_id!r} in {store.path}; allowed: the record_id column of "
+            "records.parquet"
+        )
+    if len(rows) > 1:
+        raise ConfigError(
+            f"{len(rows)} records of {store.path} begin with {record_id!r}, such as "
+            f"{names[rows[0]]} and {names[rows[1]]}; give more of one"
+        )
+    return rows[0]

@@ -1,4 +1,4 @@
-"""What `evaluate` and `reconstruct` write: the files of a report, and the picture of one record.
+"""What `evaluate` writes: the files of a report.
 
 A new section of report.html is a function in findings.py or views.py, its key in `page`, and a
 block in report.html.j2.
@@ -11,12 +11,18 @@ from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 
-import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from ecgfast import log
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate import findings, views
+from ecgfast.evaluate.agreement import (
+    Agreements,
+    agreements,
+    plan_of,
+    target_beside,
+    with_values,
+)
 from ecgfast.evaluate.figures import Pictures, write_figures
 from ecgfast.evaluate.flow import flow
 from ecgfast.evaluate.label_efficiency import FILE as EFFICIENCY
@@ -25,18 +31,17 @@ from ecgfast.evaluate.planning import plan_tests
 from ecgfast.evaluate.reconstructions import reconstruction
 from ecgfast.evaluate.results import Results, compute
 from ecgfast.evaluate.saliency import saliencies
-from ecgfast.evaluate.scores import SCORES, parquet, scores_of
+from ecgfast.evaluate.scores import SCORES, VALUES, parquet, scores_of
 from ecgfast.evaluate.several import FOLDER as TARGETS
 from ecgfast.evaluate.several import Several, several
 from ecgfast.evaluate.tables import TABLES, csv_text
-from ecgfast.model.mae import MaskedAutoencoder
-from ecgfast.records import LEADS
-from ecgfast.runs.ecg_paper import draw
-from ecgfast.runs.inference import choose_device, fill_in
+from ecgfast.runs.column_task import Number
+from ecgfast.runs.inference import choose_device
 from ecgfast.runs.loading import LoadedRun, load_run, name_runs
 from ecgfast.runs.located import located
+from ecgfast.runs.outputs import run_at_threshold
 from ecgfast.store.durable import write_durably
-from ecgfast.store.format import refuse_inside_store, refuse_to_replace
+from ecgfast.store.format import refuse_inside_store
 from ecgfast.store.patients import pseudonymous_patients
 from ecgfast.store.reader import StoreReader, open_store
 
@@ -46,6 +51,7 @@ def evaluate(
     store: str | Path,
     out: str | Path,
     *,
+    target: str | None = None,
     device: str | None = None,
     leads: Sequence[Sequence[str]] = (),
     average: bool = False,
@@ -58,7 +64,10 @@ def evaluate(
         store: path of the store to test on.
         out: folder for ``report.html``, ``metrics.json``, ``scores.parquet``, ``table3.md``,
             ``.csv`` and ``.tex``, and ``figures/`` as SVG and PDF; of runs on several fractions of
-            the labels also for ``label_efficiency.csv``.
+            the labels also for ``label_efficiency.csv``, of runs that learned a number for
+            ``values.parquet``.
+        target: such as ``ejection_fraction<40``: runs that learned a number are also tested at this
+            threshold; None takes that of the classifiers beside them.
         device: "cpu", "cuda" or "cuda:N", that scores records; by default a GPU where there is one.
         leads: sets of names of leads. Each classifier is also tested on each of them, as if records
             had no others: what fewer leads cost.
@@ -81,7 +90,10 @@ def evaluate(
         raise ConfigError("evaluate needs at least one run, got none; name the folders of runs")
     if not classifiers:
         return write_report(out, reader, loaded, None)
-    pseudonymous_patients(reader)  # this and the next line fail now, not after hours of scoring
+    pseudonymous_patients(reader)  # this and the next lines fail now, not after hours of scoring
+    target = target_beside(classifiers, target)
+    if any(isinstance(run.meta.task, Number) for run in classifiers):
+        return _write_numbers(out, reader, loaded, target, average=average)
     if not classifiers[0].meta.task.is_single:
         out.mkdir(parents=True, exist_ok=True)
         return _write_several(out, reader, loaded, several(reader, classifiers, average=average))
@@ -89,6 +101,27 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     results = compute(plan, classifiers, reader, average=average)
     return write_report(out, reader, loaded, results, _points(reader, classifiers, results))
+
+
+def _write_numbers(
+    out: Path, store: StoreReader, runs: Sequence[LoadedRun], target: str | None, *, average: bool
+) -> Path:
+    """A report of runs that learned a number, and of all classifiers where there is a target."""
+    numbers = [run for run in runs if isinstance(run.meta.task, Number)]
+    plan = plan_of(store, numbers)
+    out.mkdir(parents=True, exist_ok=True)
+    scored = {run.name: run for run in with_values(store, numbers, plan, target)}
+    found = agreements([*scored.values()], plan, store, average=average)
+    if target is None:
+        return write_report(out, store, runs, found)
+    classifiers = [
+        run_at_threshold(scored[run.name], target) if run.name in scored else run
+        for run in runs
+        if run.meta.target
+    ]
+    results = compute(plan_tests(store, classifiers), classifiers, store, average=average)
+    points = _points(store, classifiers, results)
+    return write_report(out, store, runs, results, points, numbers=found)
 
 
 def _points(store: StoreReader, runs: Sequence[LoadedRun], results: Results) -> Sequence[Point]:
@@ -111,9 +144,11 @@ def write_report(
     out: Path,
     store: StoreReader,
     runs: Sequence[LoadedRun],
-    results: Results | Several | None,
+    results: Results | Several | Agreements | None,
     points: Sequence[Point] = (),
     claim: Sequence[str] = (),
+    *,
+    numbers: Agreements | None = None,
 ) -> Path:
     """Write the files of a report; see `evaluate`.
 
@@ -124,12 +159,14 @@ def write_report(
         results: of the classifiers among them, None without any.
         points: of the label efficiency, also of classifiers that the report does not have.
         claim: what these show, in sentences, the verdict first; it heads the report too.
+        numbers: of the runs that learned one, beside the results at a threshold of it.
     Returns:
         Path of ``report.html``.
     """
     out.mkdir(parents=True, exist_ok=True)
     log.info("drawing the report")
-    sections = page(store, runs, results, points, claim)
+    numbers = results if isinstance(results, Agreements) else numbers
+    sections = page(store, runs, results, points, claim, numbers)
     synthetic = store.manifest["synthetic"]
     pictures = Pictures(synthetic=synthetic)
     html = render(sections, pictures)
@@ -138,19 +175,22 @@ def write_report(
         "store": {"name": store.path.name, "identity": store.identity},
         "disclosures": sections["disclosures"],
         "masked_mse": {view["name"]: view["error"] for view in sections["reconstructions"]},
-        **(results.to_json() if results else {}),
+        **(results.to_json() if results and results is not numbers else {}),
+        **({"agreement": numbers.to_json()} if numbers else {}),
         "label_efficiency": [asdict(point) for point in points],
         **({"claim": list(claim)} if claim else {}),
     }
-    for name in ("report.html", SCORES, EFFICIENCY, *TABLES):  # of an earlier call
+    for name in ("report.html", SCORES, VALUES, EFFICIENCY, *TABLES):  # of an earlier call
         (out / name).unlink(missing_ok=True)
     write_durably(out / "metrics.json", [json.dumps(metrics, indent=1).encode() + b"\n"])
+    if numbers is not None:
+        write_durably(out / VALUES, [parquet(numbers.value_table(store))])
     if results is not None:
-        if isinstance(results, Several):
-            scores, table = results.score_table(store), results.table()
-        else:
-            scores, table = scores_of(store, results), findings.table3(results)
-        write_durably(out / SCORES, [parquet(scores)])
+        table = findings.table3(results) if isinstance(results, Results) else results.table()
+        if isinstance(results, Results):
+            write_durably(out / SCORES, [parquet(scores_of(store, results))])
+        elif isinstance(results, Several):
+            write_durably(out / SCORES, [parquet(results.score_table(store))])
         words = caption_of(store, results)
         for name, written in TABLES.items():
             write_durably(out / name, [written(table, words).encode()])
@@ -172,7 +212,7 @@ def write_efficiency(out: Path, points: Sequence[Point], caption: str) -> None:
         write_durably(out / EFFICIENCY, [csv_text(numbers(points), caption).encode()])
 
 
-def caption_of(store: StoreReader, results: Results | Several) -> str:
+def caption_of(store: StoreReader, results: Results | Several | Agreements) -> str:
     """What the data of a table are, synthetic ones first."""
     mark = "SYNTHETIC " if store.manifest["synthetic"] else ""
     return log.plain(f"{mark}{views.heading(store, results)}")
@@ -181,9 +221,10 @@ def caption_of(store: StoreReader, results: Results | Several) -> str:
 def page(
     store: StoreReader,
     runs: Sequence[LoadedRun],
-    found: Results | Several | None,
+    found: Results | Several | Agreements | None,
     points: Sequence[Point],
     claim: Sequence[str] = (),
+    numbers: Agreements | None = None,
 ) -> views.View:
     """Everything that the template shows, by section.
 
@@ -193,15 +234,22 @@ def page(
         found: of the classifiers among them, None without any.
         points: of the label efficiency.
         claim: what these show.
+        numbers: of the runs that learned one.
     """
     results = found if isinstance(found, Results) else None
+    classifiers = [run for run in runs if not (numbers and run.name in numbers.values)]
     return {
         "heading": views.heading(store, found),
         "made_with": views.made_with(),
         "disclosures": views.disclosures(store, runs, found),
-        "key_finding": [*claim[:1], *(findings.key_finding(results) if results else [])],
+        "key_finding": [
+            *claim[:1],
+            *(findings.key_finding(results) if results else []),
+            *(numbers.key_finding() if numbers else []),
+        ],
         "flow": flow(store, runs, results),
-        "cohort": views.cohort(store, results.plan.target if results else None),
+        "cohort": _cohort(store, found),
+        "agreement": numbers and numbers.view(),
         "several": found.view() if isinstance(found, Several) else None,
         "detection": results and findings.detection(results),
         "comparison": results and findings.comparison(results),
@@ -213,9 +261,17 @@ def page(
         "groups": results and findings.groups(results),
         "training": views.training(runs),
         "reconstructions": [reconstruction(run, store) for run in runs if not run.meta.target],
-        "saliencies": saliencies(runs, results, store) if results else [],
+        "saliencies": saliencies(classifiers, results, store) if results else [],
         "origin": views.origin(store, runs),
     }
+
+
+def _cohort(store: StoreReader, found: Results | Several | Agreements | None) -> views.Table:
+    if isinstance(found, Agreements):
+        return found.cohort(store)
+    if isinstance(found, Results):
+        return views.cohort(store, found.plan.target, found.plan.truth)
+    return views.cohort(store, None)
 
 
 def render(sections: views.View, pictures: Pictures, *, template: str = "report.html.j2") -> str:
@@ -239,64 +295,3 @@ def render(sections: views.View, pictures: Pictures, *, template: str = "report.
 
 def _template(name: str) -> str:
     return (files("ecgfast.evaluate") / name).read_text(encoding="utf-8")
-
-
-def reconstruct(
-    run: str | Path,
-    store: str | Path,
-    *,
-    record_id: str,
-    out: str | Path,
-    leads: Sequence[str] = LEADS,
-) -> Path:
-    """Draw one record as original, masked and reconstructed.
-
-    Args:
-        run: folder of a pretraining run.
-        store: path of a store.
-        record_id: as records.parquet has it, or the beginning of one alone, as pictures show it.
-        out: PNG to write.
-        leads: names of the leads to draw.
-    Returns:
-        `out`.
-    Raises:
-        ConfigError: no such record, several of them, a run without a decoder, or `out` is a file
-            that is no picture.
-    """
-    out = Path(out)
-    refuse_inside_store(out, "--out")
-    refuse_to_replace(out, "--out", b"\x89PNG", "picture")
-    reader = open_store(store)
-    row = row_of(reader, record_id)
-    loaded = load_run(located(run), reader)
-    model = loaded.model()
-    if not isinstance(model, MaskedAutoencoder):
-        raise ConfigError(f"{run} must be a pretraining run, got a classifier: it has no decoder")
-    normalisation = loaded.meta.preprocessing.normalisation
-    (result,) = fill_in(model, loaded.config, normalisation, reader, np.array([row]))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draw(reader, result, leads).savefig(out, format="png")
-    return out
-
-
-def row_of(store: StoreReader, record_id: str) -> int:
-    """Return the row of a record by its id, or by a beginning that no other id has.
-
-    Raises:
-        ConfigError: no such record, or several.
-    """
-    names: list[str] = store.records["record_id"].to_pylist()
-    if record_id in names:
-        return names.index(record_id)
-    rows = [row for row, name in enumerate(names) if name.startswith(record_id)]
-    if not rows:
-        raise ConfigError(
-            f"no record {record_id!r} in {store.path}; allowed: the record_id column of "
-            "records.parquet"
-        )
-    if len(rows) > 1:
-        raise ConfigError(
-            f"{len(rows)} records of {store.path} begin with {record_id!r}, such as "
-            f"{names[rows[0]]} and {names[rows[1]]}; give more of one"
-        )
-    return rows[0]

@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ecgfast.errors import ShapeError
+from ecgfast.evaluate.planning import TestPlan
 from ecgfast.evaluate.results import Results
 from ecgfast.store.patients import pseudonymous_patients
 from ecgfast.store.reader import StoreReader
 
-SCORES = "scores.parquet"
+SCORES, VALUES = "scores.parquet", "values.parquet"
 SCHEMA = pa.schema(
     [
         pa.field("run", pa.string(), nullable=False),
@@ -45,6 +46,34 @@ def scores_of(store: StoreReader, results: Results) -> pa.Table:
             for name, values in vars(results.windows[run]).items():
                 table = table.append_column(f"windows_{name}", pa.array(values[rows]))
         tables.append(table)
+    return pa.concat_tables(tables)
+
+
+def values_table(
+    store: StoreReader,
+    plan: TestPlan,
+    measured: NDArray[np.float64],
+    values: Mapping[str, NDArray[np.float64]],
+) -> pa.Table:
+    """Rows of values.parquet: every number behind a report, under pseudonyms.
+
+    Args:
+        store: that was tested on.
+        plan: which records tested each run.
+        measured: (N,) labels.
+        values: run's name -> (N,) predicted numbers.
+    """
+    columns = {name: store.records[name].to_pylist() for name in ("site", "split")}
+    columns["record_id"] = _record_names(store)
+    columns["patient_id"] = pseudonymous_patients(store).to_pylist()
+    tables = []
+    for run, predicted in values.items():
+        own = {name: by_run[run] for name, by_run in plan.cohorts.items() if run in by_run}
+        table = scores_table(columns, plan.is_case, own, {run: predicted})
+        rows = plan.rows_of(run)
+        table = table.drop_columns(["is_case", "probability"])
+        table = table.append_column("measured", pa.array(measured[rows]))
+        tables.append(table.append_column("predicted", pa.array(predicted[rows])))
     return pa.concat_tables(tables)
 
 

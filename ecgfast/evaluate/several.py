@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate import charts, findings
 from ecgfast.evaluate.discrimination import areas_of_scores, precision_influence
-from ecgfast.evaluate.interval import Interval, limits, patients_of, spread
+from ecgfast.evaluate.interval import Interval, limits, mean_interval, patients_of, spread
 from ecgfast.evaluate.planning import plan_tests
 from ecgfast.evaluate.results import Results, compute
 from ecgfast.evaluate.scores import scores_of
 from ecgfast.evaluate.views import Table, View
+from ecgfast.runs.column_task import Classes
 from ecgfast.runs.loading import LoadedRun
 from ecgfast.runs.outputs import run_of_output
 from ecgfast.runs.roc import undefined
@@ -45,6 +46,19 @@ class Mean:
     auroc: Interval
     average_precision: Interval
     num_targets: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """One run of exclusive classes on one cohort; it says the class of the highest probability.
+
+    Attributes:
+        accuracy: share of the records whose class it says, with its interval.
+        counts: records of each class (rows) of which it says each class (columns).
+    """
+
+    accuracy: Interval
+    counts: list[list[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +95,28 @@ class Several:
             for cohort, by_run in found.items()
         }
 
+    def confusions(self) -> dict[str, dict[str, Confusion]]:
+        """Cohort -> run's name -> its classes beside the true ones; empty of other tasks."""
+        if not isinstance(self.task, Classes):
+            return {}
+        each = list(self.results.values())
+        plan, number = each[0].plan, range(len(each))
+        truth_NK = np.stack([results.plan.is_case for results in each], axis=1)
+        found: dict[str, dict[str, Confusion]] = {}
+        for cohort, by_run in plan.cohorts.items():
+            for name, rows in by_run.items():
+                true = truth_NK[rows].argmax(axis=1)
+                said = np.stack([results.scores[name][rows] for results in each], 1).argmax(axis=1)
+                found.setdefault(cohort, {})[name] = Confusion(
+                    accuracy=mean_interval(
+                        true == said, plan.patients[rows], if_empty="no labelled records"
+                    ),
+                    counts=[
+                        [int(((true == t) & (said == s)).sum()) for s in number] for t in number
+                    ],
+                )
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """The numbers alone, for ``metrics.json``."""
         return {
@@ -89,6 +125,10 @@ class Several:
             "mean": {
                 cohort: {name: asdict(mean) for name, mean in by_run.items()}
                 for cohort, by_run in self.means().items()
+            },
+            "confusion": {
+                cohort: {name: asdict(found) for name, found in by_run.items()}
+                for cohort, by_run in self.confusions().items()
             },
         }
 
@@ -124,6 +164,7 @@ class Several:
             "table": self.table(),
             "precision": self._table("AUPRC", lambda result: result.average_precision, digits=3),
             "areas": charts.auroc_by_site(defined),
+            "confusions": self._confusion_tables(main),
             "links": {
                 name: f"{FOLDER}/{folder}/report.html" for name, folder in self.folders.items()
             },
@@ -134,6 +175,22 @@ class Several:
         """Name of an output -> the folder of its report below `FOLDER`."""
         plain = {name: re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:60] for name in self.results}
         return {name: f"{n:02d}-{text}" for n, (name, text) in enumerate(plain.items(), 1)}
+
+    def _confusion_tables(self, cohort: str) -> list[View]:
+        """Of each run: records of each class by the class that it says."""
+        shown = []
+        for name, found in self.confusions().get(cohort, {}).items():
+            assert isinstance(self.task, Classes)
+            rows = [
+                (value, *map(str, counts), str(sum(counts)))
+                for value, counts in zip(self.task.classes, found.counts, strict=True)
+            ]
+            header = ("true class", *(f"says {value}" for value in self.task.classes), "records")
+            accuracy = findings.with_interval(found.accuracy, digits=3)
+            shown.append(
+                {"name": name, "accuracy": accuracy, "table": Table(header=header, rows=rows)}
+            )
+        return shown
 
     def _table(self, what: str, part: findings.Part, *, digits: int) -> Table:
         names = next(iter(self.results.values())).names
@@ -185,8 +242,13 @@ def several(
         )
     outputs = range(len(task.outputs))
     nothing = {run.name: np.full((len(store), len(outputs)), np.nan) for run in classifiers}
+    truth = task.truth(store.records)
     plans = [
-        plan_tests(store, [run_of_output(run, number, nothing[run.name]) for run in classifiers])
+        plan_tests(
+            store,
+            [run_of_output(run, number, nothing[run.name]) for run in classifiers],
+            truth[:, number],
+        )
         for number in outputs
     ]
     scores = nothing

@@ -27,6 +27,7 @@ from ecgfast.store.patients import is_unnamed, patient_groups
 from ecgfast.store.reader import StoreReader
 
 if TYPE_CHECKING:
+    from ecgfast.evaluate.agreement import Agreements
     from ecgfast.evaluate.several import Several
 
 View = dict[str, Any]
@@ -48,7 +49,7 @@ class Table:
     sums: Collection[int] = ()
 
 
-def heading(store: StoreReader, results: "Results | Several | None") -> str:
+def heading(store: StoreReader, results: "Results | Several | Agreements | None") -> str:
     """Name the data: the page's title and first line."""
     sites = len(set(store.records["site"].to_pylist()))
     task = f", {results.target}" if results else ""
@@ -77,7 +78,7 @@ def made_with() -> View:
 
 
 def disclosures(
-    store: StoreReader, runs: Sequence[LoadedRun], results: "Results | Several | None"
+    store: StoreReader, runs: Sequence[LoadedRun], results: "Results | Several | Agreements | None"
 ) -> list[str]:
     """What a reader must know before the first number, the gravest first; for `page`'s arguments.
 
@@ -92,9 +93,14 @@ def disclosures(
     return [sentence for sentence in sentences if sentence]
 
 
-def cohort(store: StoreReader, target: str | None) -> Table:
-    """Cases, controls, prevalence, patients, age and sex of each site and split."""
-    counted = cohort_table(store.records, target)
+def cohort(
+    store: StoreReader, target: str | None, truth: NDArray[np.float64] | None = None
+) -> Table:
+    """Cases, controls, prevalence, patients, age and sex of each site and split.
+
+    Arguments as for `cohort_table`.
+    """
+    counted = cohort_table(store.records, target, truth)
     rows = [
         (
             row.site,
@@ -123,7 +129,8 @@ def training(runs: Sequence[LoadedRun]) -> list[View]:
     shown = []
     for run in runs:
         if not run.leads and (curves := run.loss_curves()):  # a run on fewer leads is there twice
-            label = "cross-entropy" if run.meta.target else "masked MSE (1.0 = each patch's mean)"
+            masked = "masked MSE (1.0 = each patch's mean)"
+            label = run.meta.task.loss_name if run.meta.target else masked
             shown.append({"name": run.name, "losses": charts.losses(curves, y_label=label)})
     return shown
 

@@ -13,6 +13,7 @@ from ecgfast import log
 from ecgfast.errors import ConfigError
 from ecgfast.labels.choice import agreeing_rows, cells
 from ecgfast.labels.columns import set_column
+from ecgfast.labels.expression import parse
 from ecgfast.labels.join import Join
 from ecgfast.labels.selection import folds_of, target_labels
 from ecgfast.labels.splits import (
@@ -38,6 +39,7 @@ ONE_ECG_OPTION = "--assume-one-ecg-per-patient"
 def known_target(records: pa.Table, target: str | None) -> str | None:
     """What is balanced between splits: as asked for, else the study's label where it is known."""
     if target is not None:
+        parse(target)  # refused now, not after the splits are drawn
         return target
     column = records["ejection_fraction"] if "ejection_fraction" in records.column_names else None
     has_values = column is not None and column.null_count < len(column)

@@ -13,6 +13,7 @@ unknown, ``or`` of it with a true part is true, ``and`` of it with a false part 
 import ast
 import difflib
 import functools
+import itertools
 import re
 from dataclasses import dataclass, replace
 
@@ -85,23 +86,23 @@ class Clause:
         if self.op == "in":
             each = (replace(self, op="=", value=value) for value in self.values)
             return functools.reduce(pc.or_, (clause.holds(table) for clause in each))
-        column = _column(table, self.column)
-        if pa.types.is_boolean(column.type):
+        cells = column(table, self.column)
+        if pa.types.is_boolean(cells.type):
             truth = _TRUTH.get(self.value.lower())
             if truth is None or self.op not in ("=", "!="):
                 raise ConfigError(
                     f"{self}: {self.column} is a yes/no column, allowed = true, = false"
                 )
-            return _COMPARE[self.op](column, truth)
-        if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
+            return _COMPARE[self.op](cells, truth)
+        if pa.types.is_floating(cells.type) or pa.types.is_integer(cells.type):
             if self.column == "ejection_fraction" and EF_GIVEN in table.column_names:
-                return self._decided(*bounds_of(table[EF_GIVEN], column))
-            return self._holds_number(column)
+                return self._decided(*bounds_of(table[EF_GIVEN], cells))
+            return self._holds_number(cells)
         if self.op == "~":
-            return pc.match_substring(column, self.value, ignore_case=True)
+            return pc.match_substring(cells, self.value, ignore_case=True)
         if self.op not in ("=", "!="):
             raise ConfigError(f"{self}: {self.column} holds text, allowed = != ~")
-        return _COMPARE[self.op](column, self.value)
+        return _COMPARE[self.op](cells, self.value)
 
     def _decided(self, low: pa.ChunkedArray, high: pa.ChunkedArray) -> pa.ChunkedArray:
         """Whether it holds for all values from low to high; null where for some alone."""
@@ -177,6 +178,29 @@ def parse(text: str) -> Expression:
         raise _unreadable(text) from error
 
 
+def is_expression(text: str) -> bool:
+    """Whether a text compares anything; the name of a column alone does not."""
+    return re.search(r"[<>=!~]|\sin\s*\(", text) is not None
+
+
+def equality(name: str, value: str) -> str:
+    """The expression for the records whose column holds a value, with quotes where it needs them.
+
+    Raises:
+        ConfigError: no quotes fit.
+    """
+    wanted = Clause(column=name, op="=", value=value)
+    quotes = ("", '"', "'")
+    for left, right in itertools.product(quotes, quotes):
+        text = f"{left}{name}{left}={right}{value}{right}"
+        try:
+            if parse(text) == wanted:
+                return text
+        except ConfigError:
+            continue
+    raise ConfigError(f"{name!r} and {value!r} hold both kinds of quotes; take one of them out")
+
+
 def conjuncts(expression: Expression) -> list[Expression]:
     """The parts that ``and`` joins, outermost; the expression itself where it joins none."""
     if isinstance(expression, Junction) and expression.word == "and":
@@ -236,7 +260,12 @@ def _unreadable(text: str) -> ConfigError:
     )
 
 
-def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
+def column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    """A column of a store.
+
+    Raises:
+        ConfigError: there is none of this name; the nearest is named.
+    """
     if name not in table.column_names:
         near = difflib.get_close_matches(name, table.column_names, n=1)
         hint = f"; did you mean {near[0]}" if near else ""

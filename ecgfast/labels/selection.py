@@ -1,6 +1,7 @@
 """Which records to use, what a case is, and which records teach: see `expression`."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,8 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ecgfast.labels.expression import conjuncts, parse
+from ecgfast.errors import ConfigError
+from ecgfast.labels.expression import column, conjuncts, parse
 from ecgfast.labels.splits import splits_of_fold
+from ecgfast.store.format import EF_GIVEN
+
+MOST_CLASSES = 50
 
 
 def selected(table: pa.Table, expression: str | None) -> NDArray[np.bool_]:
@@ -23,17 +28,25 @@ def selected(table: pa.Table, expression: str | None) -> NDArray[np.bool_]:
     return _numpy(pc.fill_null(parse(expression).holds(table), False))
 
 
-def labels_of(table: pa.Table, target: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def labels_of(
+    table: pa.Table, target: str, truth: NDArray[np.float64] | None = None
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Labels of all records: a case where the target holds, unknown where null cells leave it so.
 
     Each of the parts that ``and`` joins, outermost, must be known: one that is unknown leaves the
     label so even where another is false.
 
+    Args:
+        table: N records.
+        target: an expression.
+        truth: (N,) labels that are known already, above 0 of a case and NaN where unknown.
     Returns:
         y (N,) bool, and known (N,) bool; drop and count those that are not.
     Raises:
         ConfigError: `target` cannot be read, or names a column that is not there.
     """
+    if truth is not None:
+        return truth > 0, ~np.isnan(truth)
     y, known = np.ones(table.num_rows, bool), np.ones(table.num_rows, bool)
     for part in conjuncts(parse(target)):
         holds = part.holds(table)
@@ -42,13 +55,47 @@ def labels_of(table: pa.Table, target: str) -> tuple[NDArray[np.bool_], NDArray[
     return y & known, known
 
 
+def numbers_of(table: pa.Table, name: str) -> NDArray[np.float64]:
+    """(N,) numbers of a column, NaN where unknown.
+
+    An ejection fraction that was given as a limit, such as <40, is unknown: its number is a bound.
+    Of a range it is the middle.
+    """
+    cells = pc.cast(column(table, name), pa.float64())
+    numbers: NDArray[np.float64] = cells.to_numpy().astype(np.float64)
+    if name == "ejection_fraction" and EF_GIVEN in table.column_names:
+        limits = pc.match_substring_regex(table[EF_GIVEN], "^[<>]")
+        numbers = np.where(_numpy(pc.fill_null(limits, False)), np.nan, numbers)
+    return numbers
+
+
+def classes_of(table: pa.Table, name: str, given: Sequence[str] = ()) -> tuple[str, ...]:
+    """The classes of a column, those that are given or else all of its text, sorted.
+
+    Raises:
+        ConfigError: fewer than two, more than `MOST_CLASSES`, or a column without text.
+    """
+    if given:
+        classes = tuple(given)
+    elif pa.types.is_string(column(table, name).type):
+        classes = tuple(sorted(pc.unique(column(table, name)).drop_null().to_pylist()))
+    else:
+        raise ConfigError(f"--target {name} must be a column of numbers or text; name another")
+    if len(set(classes)) < len(classes) or not 2 <= len(classes) <= MOST_CLASSES:
+        raise ConfigError(
+            f"classes of --target {name} must be 2 to {MOST_CLASSES}, each once, got "
+            f"{len(classes)}; name those to learn with --classes A,B"
+        )
+    return classes
+
+
 def target_labels(
-    records: pa.Table, target: str | None
+    records: pa.Table, target: str | None, truth: NDArray[np.float64] | None = None
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """`labels_of` a target; without one, no label is known."""
-    if not target:
+    if not target and truth is None:
         return np.zeros(records.num_rows, bool), np.zeros(records.num_rows, bool)
-    return labels_of(records, target)
+    return labels_of(records, target or "", truth)
 
 
 def _numpy(column: pa.ChunkedArray) -> NDArray[np.bool_]:

@@ -1,12 +1,12 @@
 """Fewer labels: a part of the patients who teach, the smaller part within the larger one.
 
-Each patient draws a number from a hash of seed and id. Of the cases, and of the controls, those
-with the lowest numbers are the subset, so that it depends on no order and grows with what is asked.
+Each patient draws a number from a hash of seed and id. Of each class, those with the lowest numbers
+are the subset, so that it depends on no order and grows with what is asked.
 """
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from ecgfast.errors import ConfigError
 from ecgfast.labels.selection import Labelled
 from ecgfast.store.patients import patient_groups, patient_names
 
+Strata = tuple[Sequence[str], NDArray[np.int64]]
 FRACTION, PER_CLASS = "finetune.label_fraction", "finetune.labels_per_class"
 
 
@@ -27,8 +28,9 @@ def label_subset(
     seed: int,
     fraction: float = 1.0,
     per_class: int | None = None,
+    strata: Strata | None = None,
 ) -> Labelled:
-    """Keep a part of the case patients and of the control patients of both splits.
+    """Keep a part of the patients of each class of both splits.
 
     Args:
         records: `StoreReader.records`.
@@ -38,16 +40,18 @@ def label_subset(
             each class stays.
         per_class: patients of each class of training instead; of validation the share of the class
             that these are.
+        strata: names of the classes, and (N,) the number of each record's: a patient is of his
+            highest. None: controls and cases.
     Returns:
         whole patients of `found`, rows in its order.
     Raises:
-        ConfigError: of training no case patient or no control patient would stay, or fewer than
-            `per_class`.
+        ConfigError: of training no patient of a class would stay, or fewer than `per_class`.
     """
     if fraction == 1 and per_class is None:
         return found
-    train = _patients(records, found.train, found.is_case, seed)
-    valid = _patients(records, found.valid, found.is_case, seed)
+    strata = strata or (("control", "case"), found.is_case.astype(np.int64))
+    train = _patients(records, found.train, strata, seed)
+    valid = _patients(records, found.valid, strata, seed)
     shares = dict.fromkeys(train, fraction)
     if per_class is not None:
         _require_enough(train, per_class)
@@ -68,18 +72,18 @@ Patients = list[tuple[float, str, list[int]]]  # each with his number, name and 
 
 
 def _patients(
-    records: pa.Table, rows: NDArray[np.int64], is_case: NDArray[np.bool_], seed: int
+    records: pa.Table, rows: NDArray[np.int64], strata: Strata, seed: int
 ) -> dict[str, Patients]:
-    """Patients of some rows by class: a case when one of his records is one."""
+    """Patients of some rows by class, the highest first: a case when one of his records is one."""
     groups = patient_groups(records)[rows]
     names = patient_names(records, rows, groups)
     of_group: dict[int, list[int]] = defaultdict(list)
     for row, group in zip(rows.tolist(), groups.tolist(), strict=True):
         of_group[group].append(row)
-    found: dict[str, Patients] = {"case": [], "control": []}
+    kinds, number = strata
+    found: dict[str, Patients] = {kind: [] for kind in reversed(kinds)}
     for group, own in of_group.items():
-        kind = "case" if is_case[own].any() else "control"
-        found[kind].append((_draw(seed, names[group]), names[group], own))
+        found[kinds[number[own].max()]].append((_draw(seed, names[group]), names[group], own))
     return {kind: sorted(patients) for kind, patients in found.items()}
 
 

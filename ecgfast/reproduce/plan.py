@@ -26,7 +26,7 @@ from ecgfast.bounds import nearest
 from ecgfast.config import Config, ignored_settings, load_config, toml_line
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate.cohort import text_column
-from ecgfast.runs.task import task_of
+from ecgfast.runs.column_task import task_of
 from ecgfast.store.reader import StoreReader
 from ecgfast.train.dataset import labelled_records, pretraining_rows
 from ecgfast.train.initial import WORDS
@@ -302,7 +302,7 @@ def check(plan: Plan, store: StoreReader) -> None:
             if missing := [name for name in each.models if name not in known]:
                 near = nearest(missing[0], known)
                 raise ConfigError(f"no model {missing[0]!r}{near}; allowed: {', '.join(known)}")
-            labelled_records(store, task_of("binary", [plan.target]), each.select)
+            labelled_records(store, task_of(plan.target), each.select)
 
 
 @contextmanager

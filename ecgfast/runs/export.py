@@ -26,7 +26,7 @@ from ecgfast.runs.model_card import exported_card
 from ecgfast.runs.register import read_register
 from ecgfast.store.durable import explained, write_durably
 
-_OF_CLASSIFIER = ("target", "fold", "model")
+_OF_CLASSIFIER = ("fold", "model")
 _KEPT = "a selection that is not passed on"
 
 
@@ -80,6 +80,7 @@ def _shared(meta: RunMeta, config: Config) -> RunMeta:
     identity = {**flat(config), "store": meta.identity["store"], "select": meta.select and _KEPT}
     if meta.kind == "finetune":
         identity |= {name: meta.identity.get(name) for name in _OF_CLASSIFIER}
+        identity |= meta.task.identity()
         identity |= {"probe": True} if meta.identity.get("probe") else {}
         known = meta.init in ("random", "imagenet-mae")
         identity["init"] = meta.init if known else "pretrained"  # the name of a folder, else

@@ -14,8 +14,9 @@ from ecgfast.config import Config, config_from_dict
 from ecgfast.data.normalise import CohortStatistics, Normalisation
 from ecgfast.errors import ConfigError, ResumeError
 from ecgfast.records import LEADS, NUM_LEADS
+from ecgfast.runs.column_task import OF_COLUMNS, misshapen, task_from
 from ecgfast.runs.digests import RUN_FILES, Facts
-from ecgfast.runs.task import Task, task_from
+from ecgfast.runs.task import Task
 from ecgfast.settings import free_on_resume
 from ecgfast.store.reader import StoreReader
 from ecgfast.vocabulary import ModelKind, RunKind
@@ -143,9 +144,10 @@ class RunMeta:
             return self
         name = task.outputs[number]
         facts = self.outputs.get(name, {})
+        shared = {key: value for key, value in self.identity.items() if key not in OF_COLUMNS}
         return replace(
             self,
-            identity={**self.identity, "target": name},
+            identity={**shared, "target": name},
             thresholds=facts.get("thresholds", {}),
             counts={**self.counts, **{k: v for k, v in facts.items() if type(v) is int}},
             outputs={},
@@ -297,8 +299,8 @@ def _missing(facts: Facts) -> str | None:
     outputs = facts.get("outputs", {})
     if not isinstance(outputs, dict) or not all(isinstance(one, dict) for one in outputs.values()):
         return "its outputs are no tables"
-    if kind == "finetune" and not _is_target(identity["target"]):
-        return f"its target is {identity['target']!r:.40}"
+    if kind == "finetune" and (why := misshapen(identity)):
+        return why
     for thresholds in (one.get("thresholds", {}) for one in (facts, *outputs.values())):
         if not isinstance(thresholds, dict) or any(
             type(each) not in (int, float, type(None)) for each in thresholds.values()
@@ -308,11 +310,6 @@ def _missing(facts: Facts) -> str | None:
     if not isinstance(counts, dict) or any(type(each) is not int for each in counts.values()):
         return "its counts are no numbers"
     return None
-
-
-def _is_target(value: object) -> bool:
-    several = value if isinstance(value, list) else [value]
-    return all(isinstance(each, str) for each in several) and 0 < len(several) == len({*several})
 
 
 def _is_cohort(value: object) -> bool:

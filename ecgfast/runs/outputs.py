@@ -8,11 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from scipy.special import ndtr
 from torch import Tensor, nn
 
+from ecgfast.errors import ConfigError
+from ecgfast.labels.expression import Clause, parse
+from ecgfast.labels.selection import selected
 from ecgfast.runs.loading import LoadedRun
-from ecgfast.runs.register import OUTPUTS, Register
-from ecgfast.runs.task import Task
+from ecgfast.runs.register import OUTPUTS, Register, with_validation
+from ecgfast.runs.task import Task, yes_or_no
+
+_BELOW = {"<": True, "<=": True, ">": False, ">=": False}  # whether a case lies below
 
 
 class OneOutput(nn.Module):
@@ -49,6 +55,71 @@ def run_of_output(run: LoadedRun, number: int, scores: NDArray[np.float64]) -> L
         meta=run.meta.of_output(number),
         register=run.register and register_of_output(run.register, number),
         scores=scores[:, number],
+    )
+
+
+def threshold_of(target: str, column: str) -> tuple[float, bool]:
+    """The number that a target such as ``ejection_fraction<40`` compares a column with.
+
+    Returns:
+        the number, and whether a case lies below it.
+    Raises:
+        ConfigError: the target is something else.
+    """
+    clause = parse(target)
+    try:
+        if isinstance(clause, Clause) and clause.column == column and clause.op in _BELOW:
+            return float(clause.value), _BELOW[clause.op]
+    except ValueError:  # compared with a word
+        pass
+    raise ConfigError(
+        f"a run that learned {column} is tested at {column} < or > a number, got {target}; name "
+        f"such a --target, or evaluate the runs apart"
+    )
+
+
+def run_at_threshold(run: LoadedRun, target: str) -> LoadedRun:
+    """A run that learned a number, as if it had learned yes or no of a threshold.
+
+    The chance of a case is that of a normal distribution about the number, with the mean and the
+    standard deviation of the errors on the run's own validation records: it keeps the order of the
+    numbers, hence AUROC is that of the number itself.
+
+    Args:
+        run: with the numbers that it gave the records of a store.
+        target: such as ``ejection_fraction<40``.
+    Raises:
+        ConfigError: the target compares something else.
+    """
+    number, below = threshold_of(target, run.meta.target)
+    assert run.register is not None
+    assert run.scores is not None
+    truth, predicted = (
+        np.array([row[0] for row in run.register.select("valid")[field.name].to_pylist()])
+        for field in OUTPUTS
+    )
+    error = truth - predicted
+    sign = 1.0 if below else -1.0
+
+    def chance(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of a case: that the true number is on its side of the threshold."""
+        found: NDArray[np.float64] = ndtr(
+            sign * (number - values - error.mean()) / error.std(ddof=1)
+        )
+        return found
+
+    is_case = selected(pa.table({run.meta.target: truth}), target)
+    probability = chance(predicted)
+    meta = replace(run.meta.of_output(0), thresholds=yes_or_no(is_case, probability)["thresholds"])
+    return replace(
+        run,
+        meta=replace(meta, identity={**meta.identity, "target": target}),
+        register=with_validation(
+            replace(run.register, rows=run.register.rows.drop_columns([f.name for f in OUTPUTS])),
+            is_case.tolist(),
+            probability,
+        ),
+        scores=chance(run.scores),
     )
 
 

@@ -1,13 +1,13 @@
-"""What a classifier learns: yes or no of each target, one class of several, or numbers.
+"""What a classifier learns: a task, and that of yes or no of each target.
 
 A task knows its labels, its loss, and what its outputs mean; nothing else asks which kind it is.
+The tasks of a column are in `column_task`.
 
 Shapes: N records of a store, R of them, B of a batch, K outputs. Logits, and what is predicted from
 them, are (B,) of one output and (B, K) of several, as the model gives them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ecgfast.errors import ConfigError
 from ecgfast.labels.selection import labels_of
-from ecgfast.runs.roc import auroc
-from ecgfast.vocabulary import TaskKind
+from ecgfast.runs.roc import auroc, sensitivity_threshold, youden_threshold
+from ecgfast.settings import FinetuneConfig
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -36,7 +35,6 @@ class Task(ABC):
     """
 
     targets: tuple[str, ...]
-    kind: ClassVar[TaskKind]
     loss_name: ClassVar[str] = "cross-entropy"
 
     @property
@@ -58,10 +56,24 @@ class Task(ABC):
         """What a resumed run must share, as plain values for JSON."""
         return {"target": list(self.targets) if len(self.targets) > 1 else self.targets[0]}
 
-    def fitted(self, records: pa.Table, training: Rows) -> Self:
-        """The task with what its outputs take from (n,) rows of training: classes, or a scale."""
-        del records, training
+    def refused(self, settings: FinetuneConfig) -> str:
+        """Why it cannot be learned with some settings; empty where it can."""
+        del settings
+        return ""
+
+    def fitted(self, truth_RK: Floats) -> Self:
+        """The task with what its outputs take from the labels of training: a scale."""
+        del truth_RK
         return self
+
+    def strata(self, truth_NK: Floats, training: Rows) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+        """Names of the classes of which subsets take alike, and (N,) the class of each record.
+
+        Rarer ones stand behind: a patient with records of several classes is of the rarest.
+        """
+        del training
+        is_case = np.any(truth_NK > 0, axis=1)
+        return ("control", "case"), np.asarray(is_case, np.int64)
 
     @abstractmethod
     def truth(self, records: pa.Table) -> Floats:
@@ -114,6 +126,10 @@ class Task(ABC):
         known_RK = ~np.isnan(truth_RK)
         return float(np.mean([np.mean(c[k]) for c, k in zip(cells_RK.T, known_RK.T, strict=True)]))
 
+    def on_validation(self, truth_R: Floats, predicted_R: Floats) -> dict[str, Any]:
+        """What result.json says of one output, by the records whose label is known."""
+        return yes_or_no(truth_R > 0, predicted_R)
+
     def area(self, logits_R: Floats, truth_RK: Floats) -> float | None:
         """AUROC, of several outputs the mean of those that have cases and controls."""
         odds_RK = _by_output(self.log_odds(torch.from_numpy(logits_R)).numpy(), truth_RK)
@@ -154,11 +170,18 @@ class Task(ABC):
 class Binary(Task):
     """Yes or no of each target; a record may have any of them, or none."""
 
-    kind = "binary"
-
     @property
     def is_single(self) -> bool:  # noqa: D102 (as of Task)
         return len(self.targets) == 1
+
+    def refused(self, settings: FinetuneConfig) -> str:
+        """Several targets have no classes of which one could take so many each."""
+        if settings.labels_per_class is None or self.is_single:
+            return ""
+        return (
+            "finetune.labels_per_class must be unset for several targets, whose classes overlap, "
+            f"got {settings.labels_per_class}; set finetune.label_fraction"
+        )
 
     def truth(self, records: pa.Table) -> Floats:
         """Unknown where a cell of the target is null."""
@@ -186,24 +209,13 @@ class Binary(Task):
         return torch.logit(torch.from_numpy(cases / weights.sum(axis=0)))
 
 
-def task_of(kind: TaskKind, targets: Sequence[str]) -> Task:
-    """The task of some targets, before it has seen a record.
-
-    Raises:
-        ConfigError: there is no target, or one is given twice.
-    """
-    given = tuple(targets)
-    if not given or len(set(given)) < len(given):
-        raise ConfigError(
-            f"--target must name one target or several, each once, got {', '.join(given) or 'none'}"
-        )
-    return Binary(targets=given)
-
-
-def task_from(identity: Mapping[str, Any]) -> Task:
-    """The task of a run, from what it says of itself; checked before."""
-    target = identity["target"]
-    return task_of("binary", [target] if isinstance(target, str) else target)
+def yes_or_no(is_case: NDArray[np.bool_], probability: Floats) -> dict[str, Any]:
+    """AUROC and thresholds of the validation records of one output."""
+    thresholds = {
+        "youden": youden_threshold(is_case, probability),
+        "sensitivity_90": sensitivity_threshold(is_case, probability, 0.9),
+    }
+    return {"val_auroc": auroc(is_case, probability), "thresholds": thresholds}
 
 
 def _by_output(values_R: Floats, truth_RK: Floats) -> Floats:

@@ -1,15 +1,19 @@
 """What training of a classifier begins with, and the files that it ends in."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from ecgfast.config import Config
+from ecgfast.data.loader import selected_rows
 from ecgfast.data.normalise import Normalisation, cohort_statistics
 from ecgfast.model.build import build_classifier
+from ecgfast.runs.column_task import task_of
 from ecgfast.runs.digests import METRICS, RUN_FILES, Facts, entries, read_weights, sealed
 from ecgfast.runs.inference import score_rows
 from ecgfast.runs.loading import RESULT, WEIGHTS
@@ -24,8 +28,6 @@ from ecgfast.runs.register import (
     with_validation,
     write_register,
 )
-from ecgfast.runs.roc import auroc, sensitivity_threshold, youden_threshold
-from ecgfast.runs.task import Task
 from ecgfast.store.durable import RESUME, write_durably
 from ecgfast.store.reader import StoreReader
 from ecgfast.train.dataset import Lesson, labelled_records
@@ -42,7 +44,8 @@ class Asked:
     """What a classifier is to learn, beside its settings."""
 
     init: str
-    task: Task
+    target: str | Sequence[str]
+    classes: Sequence[str] = ()
     select: str | None
     fold: int | None
 
@@ -66,9 +69,10 @@ class Start:
 
 def begin(asked: Asked, config: Config, store: StoreReader) -> Start:
     """Find what a classifier learns from; all that does not fit is refused."""
+    rows = selected_rows(store, asked.select)
     lesson = labelled_records(
         store,
-        asked.task,
+        task_of(asked.target, store.records.take(pa.array(rows)), asked.classes),
         asked.select,
         asked.fold,
         settings=config.finetune,
@@ -159,12 +163,7 @@ def _validated(
     found = []
     for truth, scores in zip(truth_RK.T, scores_RK.T, strict=True):
         known = ~np.isnan(truth)
-        is_case, own = truth[known] > 0, scores[known]
-        thresholds = {
-            "youden": youden_threshold(is_case, own),
-            "sensitivity_90": sensitivity_threshold(is_case, own, 0.9),
-        }
-        found.append({"val_auroc": auroc(is_case, own), "thresholds": thresholds})
+        found.append(lesson.task.on_validation(truth[known], scores[known]))
     if lesson.task.is_single:
         return {"thresholds": found[0]["thresholds"]}
     outputs = lesson.outputs.items()

@@ -21,8 +21,9 @@ from ecgfast.errors import ConfigError, EcgfastError
 from ecgfast.labels.assign import ONE_ECG_OPTION, one_ecg_each, warn_of_unnamed
 from ecgfast.labels.selection import Labelled, labelled_by
 from ecgfast.labels.splits import warn_where_few
-from ecgfast.labels.subset import PER_CLASS, label_subset
+from ecgfast.labels.subset import label_subset
 from ecgfast.records import NUM_LEADS
+from ecgfast.runs.column_task import Number
 from ecgfast.runs.task import Task
 from ecgfast.settings import FinetuneConfig
 from ecgfast.store.fetch import cached_store
@@ -202,12 +203,8 @@ def labelled_records(
             controls.
     """
     settings = settings or FinetuneConfig()
-    fraction, per_class = settings.label_fraction, settings.labels_per_class
-    if per_class is not None and len(task.outputs) > 1:
-        raise ConfigError(
-            f"{PER_CLASS} must be unset for several targets, whose classes overlap, got "
-            f"{per_class}; set finetune.label_fraction"
-        )
+    if why := task.refused(settings):
+        raise ConfigError(why)
     rows = selected_rows(store, select)
     found = labelled_by(store.records, rows, task.truth(store.records), fold)
     groups = patient_groups(store.records)
@@ -220,8 +217,15 @@ def labelled_records(
                 f"{why}, {without} of {len(rows)} selected records "
                 f"being in no split; label the store with `ecgfast label`{cure}, or widen --select"
             )
-    everybody = np.unique(groups[found.train]).size
-    found = label_subset(store.records, found, fraction=fraction, per_class=per_class, seed=seed)
+    everyone = found
+    found = label_subset(
+        store.records,
+        found,
+        seed=seed,
+        fraction=settings.label_fraction,
+        per_class=settings.labels_per_class,
+        strata=task.strata(found.truth, found.train),
+    )
     balanced = settings.class_weights == "balanced"
     if balanced and (why := task.lacking(found.truth[found.train], "train")):
         raise ConfigError(f"finetune.class_weights=balanced: {why}; take more labels, or none")
@@ -234,15 +238,17 @@ def labelled_records(
         of_split = of_outputs[0] if task.is_single else {"records": len(chosen)}
         counts |= {f"{split}_{name}": number for name, number in of_split.items()}
         counts[f"{split}_patients"] = np.unique(groups[chosen]).size
-    _warn_where_few(task, found)
+    if not isinstance(task, Number):
+        _warn_where_few(task, found)
     log.info(", ".join(f"{name} {count}" for name, count in counts.items()) + f" for {task.name}")
-    if fraction < 1 or per_class is not None:
+    if found is not everyone:
+        everybody = np.unique(groups[everyone.train]).size
         log.info(
             f"{counts['train_patients']} of {everybody} patients with labels teach, drawn with "
             f"seed {seed}"
         )
     return Lesson(
-        task=task,
+        task=task.fitted(found.truth[found.train]),
         records=found,
         counts=counts,
         outputs={} if task.is_single else outputs,

@@ -14,7 +14,6 @@ from ecgfast.errors import ConfigError
 from ecgfast.model.attention_choice import Shape, shapes_of
 from ecgfast.runs.digests import Facts
 from ecgfast.runs.located import located
-from ecgfast.runs.task import task_of
 from ecgfast.store.format import refuse_inside_store
 from ecgfast.train import run_folder
 from ecgfast.train.classify import Asked, Start, begin, write_result
@@ -33,6 +32,7 @@ def finetune(
     *,
     init: str | Path,
     target: str | Sequence[str] = "ejection_fraction<40",
+    classes: Sequence[str] = (),
     preset: str | Path | Config | None = None,
     model: ModelKind | None = None,
     recipe: str | Path | None = None,
@@ -49,7 +49,9 @@ def finetune(
         out: the run's folder, created.
         init: a pretraining run, a weights file, "imagenet-mae" or "random".
         target: what a case is, such as ``ejection_fraction<40``; of several targets one model
-            learns all, and a record teaches those of which it has a label.
+            learns all, and a record teaches those of which it has a label. The name of a column
+            alone: its number, or which class of its text.
+        classes: of such a column, that are learned; none takes all of its text.
         preset: the name of a preset, a TOML file, or settings; None takes those of the pretraining
             run, and without one the preset of `model`: of a new transformer "vit_large" on a GPU
             and "demo" on a CPU.
@@ -72,8 +74,7 @@ def finetune(
     out = Path(out)
     refuse_inside_store(out, "--out")
     config = settings_of(str(init), preset, model, recipe, settings, device)
-    task = task_of("binary", [target] if isinstance(target, str) else target)
-    asked = Asked(init=str(init), task=task, select=select, fold=fold)
+    asked = Asked(init=str(init), target=target, classes=classes, select=select, fold=fold)
     with run_folder.session(config, store, out, resume=resume, device=device) as session:
         sweep, start = _prepare(asked, session)
         with clear_errors(out, session.ranks, microbatch=sweep.microbatch):

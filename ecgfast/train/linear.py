@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from ecgfast import log
-from ecgfast.runs.task import Task
+from ecgfast.runs.task import Binary, Task
 
 Floats = NDArray[np.float64]
 
@@ -71,12 +71,12 @@ def chosen_layer(task: Task, train: Part, valid: Part, strengths: Sequence[float
 def fit_layer(
     task: Task, features_RD: NDArray[np.floating], truth_RK: Floats, c: float
 ) -> tuple[Floats, Floats]:
-    """Fit a layer on the records that have a label; the other kinds of task have their fit here.
+    """Fit a layer of yes or no on the records that have a label.
 
     Returns:
         weight (K, D) and bias (K,).
     """
-    assert task.kind == "binary"
+    assert isinstance(task, Binary)  # a probe refuses the others
     layers = []
     for truth_R in truth_RK.T:
         known = ~np.isnan(truth_R)

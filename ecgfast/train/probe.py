@@ -25,7 +25,7 @@ from ecgfast.runs.inference import check_weights, choose_device, patches_of
 from ecgfast.runs.loading import WEIGHTS
 from ecgfast.runs.model_card import FILE as CARD
 from ecgfast.runs.register import FILE as REGISTER
-from ecgfast.runs.task import task_of
+from ecgfast.runs.task import Binary
 from ecgfast.store.durable import exclusive, explained
 from ecgfast.store.format import refuse_inside_store
 from ecgfast.store.reader import StoreReader
@@ -91,14 +91,18 @@ def probe(
         pool = given.facts.get("pool")  # type: ignore[assignment]  # settings refuse other words
     config = _config(str(run), preset, settings, pool, device)
     refuse_inside_store(out, "--out")
-    task = task_of("binary", [target] if isinstance(target, str) else target)
-    asked = Asked(init=str(run), task=task, select=select, fold=fold)
+    asked = Asked(init=str(run), target=target, select=select, fold=fold)
     chosen_device = choose_device(device)
     opened = open_matching_store(store, config, Ranks(device=chosen_device))
     with exclusive(out / LOCK, out), explained(out):
         if not {each.name for each in out.iterdir()} <= _UNFINISHED:
             raise ConfigError(f"--out {out} must be a new or empty folder; name another one")
         start = begin(asked, config, opened)
+        if not isinstance(start.lesson.task, Binary):
+            raise ConfigError(
+                f"a probe learns yes or no, such as 'age<40', got the column {target}; fine-tune "
+                "with --set finetune.frozen=true"
+            )
         identity = {**start.meta.identity, "probe": True}
         start = replace(start, meta=replace(start.meta, identity=identity))
         known = None if given is None else _of_labelled(given, config, opened, start)

@@ -21,8 +21,8 @@ from ecgfast.data.normalise import Normalisation
 from ecgfast.errors import ConfigError
 from ecgfast.log import MetricsWriter
 from ecgfast.model.mae import MaskedAutoencoder
+from ecgfast.runs.column_task import task_of
 from ecgfast.runs.inference import in_millivolt, logits
-from ecgfast.runs.task import task_of
 from ecgfast.store.durable import RESUME, write_durably
 from ecgfast.store.reader import StoreReader
 from ecgfast.train.dataset import labelled_records, open_loader, without_splits
@@ -246,7 +246,7 @@ class Probe:
         normalisation: Normalisation,
     ) -> None:
         self._encoder = _MeanOfPatches(model)
-        self._task = task_of("binary", [target])
+        self._task = task_of(target)
         records = labelled_records(store, self._task, select).records
         train = without_splits(store, records.train, "valid", "test")
         valid = without_splits(store, records.valid, "test")

@@ -22,7 +22,7 @@ def html_of(*, synthetic: bool = False, **views: object) -> str:
         **dict.fromkeys(
             ("detection", "comparison", "label_efficiency", "baselines", "operating", "calibration")
         ),
-        **dict.fromkeys(("net_benefit", "groups", "several")),
+        **dict.fromkeys(("net_benefit", "groups", "several", "agreement")),
         "training": (),
         "reconstructions": (),
         "saliencies": (),

@@ -19,7 +19,7 @@ from ecgfast.config import Config, load_config
 from ecgfast.convert.preprocess import read_windows
 from ecgfast.data.loader import build_loader
 from ecgfast.errors import ConfigError, ResumeError, ShapeError
-from ecgfast.evaluate.report import reconstruct
+from ecgfast.evaluate.reconstructions import reconstruct
 from ecgfast.ingest.inventory import discover
 from ecgfast.model.vit import Encoder
 from ecgfast.predictor import EcgModel

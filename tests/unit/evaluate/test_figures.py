@@ -9,7 +9,7 @@ from ecgfast.evaluate.figures import Pictures, named, saved, write_figures
 
 
 def sections(**views: object) -> dict[str, object]:
-    parts = ("several", "detection", "label_efficiency", "calibration", "net_benefit")
+    parts = ("several", "agreement", "detection", "label_efficiency", "calibration", "net_benefit")
     empty = dict.fromkeys(parts)
     return {**empty, "training": (), "reconstructions": (), "saliencies": (), **views}
 

@@ -10,7 +10,7 @@ from ecgfast.evaluate import planning
 from ecgfast.evaluate.discrimination import areas_of_scores, precision_influence
 from ecgfast.evaluate.results import Results, summarise
 from ecgfast.evaluate.several import Several, mean_of
-from ecgfast.runs.task import task_of
+from ecgfast.runs.column_task import task_of
 
 
 def test_the_interval_is_that_of_a_bootstrap_over_patients() -> None:
@@ -81,7 +81,7 @@ def test_a_target_without_cases_or_controls_is_not_in_the_mean() -> None:
         )
         return summarise(plan, {"ViT": scores[name]}, {"ViT": fixed(None)}, nobody(90))
 
-    task = task_of("binary", list(truths))
+    task = task_of(list(truths))
     means = Several(task=task, results={n: results(n) for n in truths}, runs={}).means()
     for site, part, names in (("site 1", slice(0, 30), "ab"), ("site 2", slice(30, 60), "a")):
         mean = means[site]["ViT"]

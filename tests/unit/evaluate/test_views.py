@@ -14,6 +14,7 @@ from two_hospitals import TARGET
 from ecgfast.evaluate import findings, planning, tables, views
 from ecgfast.evaluate.discrimination import PairedTest
 from ecgfast.evaluate.results import Results, summarise
+from ecgfast.runs.column_task import task_of
 
 PLAN = planning.TestPlan(
     target=TARGET,
@@ -146,7 +147,7 @@ def test_a_training_curve_names_its_loss() -> None:
         SimpleNamespace(
             name=name,
             leads=(),
-            meta=SimpleNamespace(target=TARGET),
+            meta=SimpleNamespace(target=TARGET, task=task_of(TARGET)),
             loss_curves=lambda found=found: found,
         )
         for name, found in zip(("drawn", "empty"), curves, strict=True)

@@ -19,7 +19,7 @@ from ecgfast.data.loader import build_loader
 from ecgfast.data.normalise import Normalisation
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate import reconstructions
-from ecgfast.evaluate.report import reconstruct, row_of
+from ecgfast.evaluate.reconstructions import reconstruct, row_of
 from ecgfast.ingest.synthetic import write_cohort
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.runs.ecg_paper import draw
