@@ -285,7 +285,10 @@ def outcome_of(folder: Path) -> Outcome | None:
     if not path.exists():
         return None
     try:
-        return Outcome(**json.loads(read_small(path)))
+        found = Outcome(**json.loads(read_small(path)))
+        if not all(isinstance(part, dict) for part in (found.files, found.inputs, found.identity)):
+            raise TypeError("files, inputs and identity must be objects")
+        return found
     except (ValueError, TypeError, RecursionError) as error:
         raise ResumeError(
             f"{path} is damaged: {error}; delete it, its cell is done again"

@@ -263,13 +263,15 @@ def check(plan: Plan, store: StoreReader) -> None:
         plan: to check.
         store: that it is for.
     Raises:
-        ConfigError: names stand twice or for nothing, a setting or column does not exist, a set is
-            empty or has no cases or no controls to learn from.
+        ConfigError: names stand twice, for nothing or nowhere, a setting or column does not
+            exist, a set is empty or has no cases or no controls to learn from.
     """
     for what in ("pretraining", "model", "finetuning"):
         names = [entry.name for entry in getattr(plan, what)]
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise ConfigError(f"plan: {what} {twice[0]!r} stands twice; give each its own name")
+    if not plan.sites:
+        raise ConfigError("plan: sites is empty; name the hospitals in the rows of the table")
     if unknown := sorted(set(plan.sites) - set(text_column(store.records, "site").tolist())):
         raise ConfigError(
             f"plan: sites: {store.path} has no site {unknown[0]!r}; `ecgfast info` lists them"
@@ -297,6 +299,8 @@ def check(plan: Plan, store: StoreReader) -> None:
     for each in plan.finetuning:
         with _named("finetuning", each.name):
             known = [model.name for model in plan.model]
+            if not each.models:
+                raise ConfigError(f"models is empty; allowed: {', '.join(known)}")
             if len(set(each.models)) < len(each.models):
                 raise ConfigError(f"a model stands twice in models, got {', '.join(each.models)}")
             if missing := [name for name in each.models if name not in known]:

@@ -25,7 +25,8 @@ def default_plan(store: StoreReader, *, target: str = TARGET) -> Plan:
         store: with labels and splits.
         target: what a case is.
     Raises:
-        ConfigError: no hospital has cases and controls to learn from.
+        ConfigError: no hospital has cases and controls to learn from, or one that shall teach has
+            a name that no expression can hold.
     """
     named = set(text_column(store.records, "site").tolist()) - {NO_SITE}
     sites = natural_order(sorted(named))
@@ -38,7 +39,7 @@ def default_plan(store: StoreReader, *, target: str = TARGET) -> Plan:
     several = min(max(2, round(_SHARE_OF_SITES * len(sites))), len(sites) - 1, len(teaching))
     chosen = [teaching[:1], teaching[:several]] if several > 1 else [teaching[:1]]
     pretraining = [
-        Pretraining(name=f"Dataset{number}", select=_one_of(names))
+        Pretraining(name=f"Dataset{number}", select=one_of(names))
         for number, names in enumerate(chosen, 1)
     ]
     names = [entry.name for entry in pretraining]
@@ -56,7 +57,7 @@ def default_plan(store: StoreReader, *, target: str = TARGET) -> Plan:
     finetuning = [
         Finetuning(
             name=f"Train{number}",
-            select=_one_of(names),
+            select=one_of(names),
             # the study has no ImageNet column on the records of one institution
             models=tuple(c for c in columns if c != "ViT-ImageNet" or number == len(chosen)),
         )
@@ -82,12 +83,17 @@ def _can_teach(store: StoreReader, target: str, site: str) -> bool:
     )
 
 
-def _one_of(sites: Sequence[str]) -> str:
+def one_of(sites: Sequence[str]) -> str:
     """An expression that selects some hospitals."""
 
     def quoted(name: str) -> str:
         if re.fullmatch(r"[\w.-]+", name):
             return name
+        if '"' in name and "'" in name:
+            raise ConfigError(
+                f"no expression can hold a site's name with both kinds of quotes, got {name}; "
+                "rename it in the column site of `ecgfast label`, or write a plan by hand"
+            )
         return f"'{name}'" if '"' in name else f'"{name}"'
 
     names = [quoted(name) for name in sites]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ecgfast.errors import ResumeError
 from ecgfast.evaluate.findings import table3
 from ecgfast.evaluate.label_efficiency import Point, label_efficiency
 from ecgfast.evaluate.planning import plan_tests
@@ -14,8 +15,9 @@ from ecgfast.evaluate.results import Results, compute
 from ecgfast.evaluate.scores import SCORES, read_scores
 from ecgfast.evaluate.tables import TABLES
 from ecgfast.evaluate.views import Table
-from ecgfast.reproduce.cells import Cell, is_finished, outcome_of
+from ecgfast.reproduce.cells import PRODUCT, Cell, is_finished, outcome_of
 from ecgfast.reproduce.plan import Plan
+from ecgfast.runs.digests import problem
 from ecgfast.runs.loading import LoadedRun, load_run
 from ecgfast.runs.register import seen
 from ecgfast.store.durable import write_durably
@@ -39,6 +41,8 @@ def write_table(plan: Plan, store: StoreReader, cells: Sequence[Cell], out: Path
         out: folder of the experiment.
     Returns:
         path of table3.md; None where no column is finished.
+    Raises:
+        ResumeError: a file of a finished cell is not what it wrote.
     """
     tests = [cell for cell in cells if cell.kind == "evaluate"]
     largest = max((cell.fraction for cell in tests), default=1.0)
@@ -51,7 +55,7 @@ def write_table(plan: Plan, store: StoreReader, cells: Sequence[Cell], out: Path
     if not classifiers:
         return None
     encoders = [
-        replace(load_run(cell.folder, store), name=f"Pretraining {cell.folder.name}")
+        replace(_run_of(cell, store), name=f"Pretraining {cell.folder.name}")
         for cell in cells
         if cell.kind == "pretrain" and is_finished(cell)
     ]
@@ -67,9 +71,38 @@ def write_table(plan: Plan, store: StoreReader, cells: Sequence[Cell], out: Path
 
 
 def _loaded(cell: Cell, store: StoreReader) -> LoadedRun:
-    """The classifier of a finished evaluation, with the scores that it gave."""
-    run = load_run(cell.needs[0].folder, store)
+    """The classifier of a finished evaluation, with the scores that it gave.
+
+    Raises:
+        ResumeError: a file of the two cells is not what they wrote.
+    """
+    run = _run_of(cell.needs[0], store)
+    _require_written(cell)
     return replace(run, name=cell.column, scores=read_scores(cell.folder / SCORES, store))
+
+
+def _run_of(cell: Cell, store: StoreReader) -> LoadedRun:
+    """The run of a finished training, unless it is damaged."""
+    _require_written(cell)
+    try:
+        return load_run(cell.folder, store)
+    except ResumeError as error:
+        raise ResumeError(f"cell {cell.name}: {error}; {_again(cell)}") from error
+
+
+def _require_written(cell: Cell) -> None:
+    """Refuse what another process than that of the cell has written, or damaged, since."""
+    name, outcome = PRODUCT[cell.kind], outcome_of(cell.folder)
+    written = outcome.files.get(name) if outcome else None
+    if why := problem(cell.folder, name, written):
+        raise ResumeError(
+            f"{cell.folder} holds other files than cell {cell.name} wrote: {why}; restore them "
+            f"from a copy; {_again(cell)}"
+        )
+
+
+def _again(cell: Cell) -> str:
+    return f"to do it again, move {cell.folder} away and start reproduce once more"
 
 
 def _label_efficiency(

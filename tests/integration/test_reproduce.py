@@ -161,6 +161,25 @@ def test_another_plan_is_refused_before_anything_begins(
         reproduce(store, out, plan, device="cpu")
 
 
+def test_files_that_a_cell_did_not_write_enter_no_table(
+    store: Path, plan_file: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(unbroken, out)
+    scores = out / "evaluate" / "ViT-A.Train1" / "scores.parquet"
+    written = scores.read_bytes()
+    other = (out / "evaluate" / "ViT-random.Train1" / "scores.parquet").read_bytes()
+    for damaged in (b"", written[:-9], other):
+        scores.write_bytes(damaged)
+        with pytest.raises(ResumeError, match=r"other files than cell evaluate/ViT-A.Train1 wrote"):
+            run(store, out, plan_file)
+    scores.write_bytes(written)
+    (out / "finetune" / "ViT-A.Train1" / "best.safetensors").unlink()
+    with pytest.raises(ResumeError, match=r"best.safetensors cannot be .*; to do it again, move"):
+        run(store, out, plan_file)
+    assert tables(out) == tables(unbroken)
+
+
 def test_a_cell_that_fails_stops_no_other(
     store: Path, plan: Plan, unbroken: Path, tmp_path: Path
 ) -> None:

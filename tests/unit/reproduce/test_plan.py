@@ -3,14 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from training_runs import make_store
 
-from ecgfast.errors import ConfigError
-from ecgfast.reproduce.cells import Cell, cells_of
+from ecgfast.errors import ConfigError, ResumeError
+from ecgfast.labels.selection import selected
+from ecgfast.reproduce.cells import Cell, cells_of, outcome_of
 from ecgfast.reproduce.plan import Finetuning, Model, Plan, Pretraining, check
 from ecgfast.reproduce.run import make_plan, reproduce
-from ecgfast.reproduce.study import default_plan
+from ecgfast.reproduce.study import default_plan, one_of
 from ecgfast.store.reader import StoreReader, open_store
 
 PLAN = Plan(
@@ -115,6 +117,8 @@ def changed(part: str, **values: object) -> Plan:
             r"model 'ViT-A': fractions \[0.1\] and finetune.label_fraction=0.5 in settings; take",
         ),
         (replace(PLAN, sites=("1", "Ulm")), "sites: .* has no site 'Ulm'"),
+        (replace(PLAN, sites=()), "sites is empty; name the hospitals"),
+        (changed("finetuning", models=()), "finetuning 'T': models is empty; .*: ViT-A, CNN"),
     ],
 )
 def test_what_cannot_be_done_on_a_store_is_refused(
@@ -209,6 +213,26 @@ def test_two_hospitals_have_one_set(tmp_path: Path) -> None:
     plan = default_plan(open_store(make_store(tmp_path)))
     assert [each.name for each in plan.finetuning] == ["Train1"]
     assert "ViT-ImageNet" in plan.finetuning[0].models
+
+
+@pytest.mark.parametrize("name", ["and", "not", "a, b", 'the "Old"', "St. Mary's", "(x) <b>"])
+def test_the_expression_of_a_hospital_selects_it_alone(name: str) -> None:
+    sites = pa.table({"site": ["1", name, "2", None]})
+    assert selected(sites, one_of([name])).tolist() == [False, True, False, False]
+    assert selected(sites, one_of(["1", name])).tolist() == [True, True, False, False]
+
+
+def test_a_hospital_that_no_expression_can_hold_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"both kinds of quotes, got .*; rename it") as error:
+        one_of(["1", """St. "Mary's", A"""])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"state": "finished", "identity": 3}'])
+def test_a_damaged_outcome_is_one_clear_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "cell.json").write_text(text)
+    with pytest.raises(ResumeError, match=r"cell\.json is damaged: .*; delete it, its cell is"):
+        outcome_of(tmp_path / "cell")
 
 
 def test_a_plan_that_was_edited_is_kept_as_it_is(store: StoreReader, tmp_path: Path) -> None:
