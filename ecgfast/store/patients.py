@@ -183,23 +183,23 @@ def patient_groups(records: "pa.Table") -> NDArray[np.intp]:
     number[alone] = number.max(initial=-1) + 1 + np.arange(len(alone))
     if "duplicate_of" not in records.column_names:
         return number
-    first_of = records["duplicate_of"].to_pylist()
-    later = [row for row, name in enumerate(first_of) if name is not None]
-    if not later:
+    if not (names := records["duplicate_of"].drop_null().to_pylist()):
         return number
-    from scipy.sparse import coo_array  # slow to import, and most stores hold no duplicate
+    import pyarrow as pa  # slow to import, as the next, and most stores hold no duplicate
+    import pyarrow.compute as pc
+    from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    row_of = {name: row for row, name in enumerate(records["record_id"].to_pylist())}
-    strangers = [first_of[row] for row in later if first_of[row] not in row_of]
-    if strangers:
+    firsts = np.flatnonzero(pc.is_in(records["record_id"], value_set=pa.array(names)))
+    row_of = dict(zip(records["record_id"].take(firsts).to_pylist(), firsts.tolist(), strict=True))
+    if strangers := sum(name not in row_of for name in names):
         raise CorruptStoreError(
-            f"duplicate_of names {len(strangers)} records that the store does not have; restore "
+            f"duplicate_of names {strangers} records that the store does not have; restore "
             "records.parquet from a copy, or convert again"
         )
-    ends = np.array([(number[row], number[row_of[first_of[row]]]) for row in later])
-    count = int(number.max(initial=-1)) + 1
-    edges = coo_array((np.ones(len(ends), bool), (ends[:, 0], ends[:, 1])), shape=(count, count))
+    later = number[np.asarray(records["duplicate_of"].is_valid())]
+    ends = np.stack([later, number[[row_of[name] for name in names]]], axis=1)
+    edges = coo_array((np.ones(len(ends), bool), tuple(ends.T)), shape=(len(number),) * 2)
     joined: NDArray[np.intp] = connected_components(edges, directed=False)[1]
     return joined[number]
 
