@@ -59,11 +59,20 @@ def test_of_several_outputs_one_label_is_enough() -> None:
         (FRACTIONS, _changed(SPLITS, 0, "test")),
         (FRACTIONS, _changed(SPLITS, 4, "train")),
         (FRACTIONS, _changed(SPLITS, 1, "valid")),
+        (FRACTIONS, _changed(_changed(SPLITS, 2, "test"), 4, "valid")),
         (_changed(FRACTIONS, 0, 60.0), SPLITS),
         (_changed(FRACTIONS, 1, None), SPLITS),
         (_changed(FRACTIONS, 3, 30.0), SPLITS),
     ],
-    ids=["train to test", "test to train", "train to valid", "label", "label lost", "label found"],
+    ids=[
+        "train to test",
+        "test to train",
+        "train to valid",
+        "another case",
+        "label",
+        "label lost",
+        "label found",
+    ],
 )
 def test_the_digest_tells_when_a_run_would_learn_something_else(
     fractions: list[float | None], splits: list[str | None]
