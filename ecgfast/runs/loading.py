@@ -178,12 +178,21 @@ def load_run(
 
 
 def name_runs(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
-    """Make names unique: runs of one kind get their folder's name behind."""
-    count = Counter(run.name for run in runs)
-    return [
-        run if count[run.name] == 1 else replace(run, name=f"{run.name} ({run.path.name})")
-        for run in runs
-    ]
+    """Make names unique: runs of one kind get their folder's name behind, or else its path.
+
+    Raises:
+        ConfigError: a run is given twice.
+    """
+    paths = Counter(run.path.resolve() for run in runs)
+    if twice := [run.path for run in runs if paths[run.path.resolve()] > 1]:
+        raise ConfigError(f"runs must differ, got {twice[0]} twice; give it once")
+    names, folders = Counter(run.name for run in runs), Counter(run.path.name for run in runs)
+
+    def called(run: LoadedRun) -> str:
+        folder = run.path.name if folders[run.path.name] == 1 else run.path
+        return run.name if names[run.name] == 1 else f"{run.name} ({folder})"
+
+    return [replace(run, name=called(run)) for run in runs]
 
 
 def is_exported(folder: Path) -> bool:
