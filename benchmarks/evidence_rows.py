@@ -203,16 +203,19 @@ def _tests(full: Sequence[Evidence]) -> list[str]:
 
 def _curves(fewer: Sequence[Evidence]) -> list[str]:
     fractions = sorted({row.fraction for row in fewer})
-    of = {(row.label, row.model, row.fraction): row for row in fewer}
+    of = {(row.label, row.model, row.fraction, row.other): row for row in fewer}
     heads = [f"{fraction:.0%} of the patients" for fraction in fractions]
     lines = [f"| label | model | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|"]
-    for label in dict.fromkeys(row.label for row in fewer):
-        for model in _names(fewer):
-            cells = [of[label, model, fraction] for fraction in fractions]
+    pairs = dict.fromkeys((row.label, row.model, row.other) for row in fewer)
+    labels, shown = list(dict.fromkeys(row.label for row in fewer)), set()
+    for label, model, other in sorted(pairs, key=lambda pair: labels.index(pair[0])):
+        cells = [of[label, model, fraction, other] for fraction in fractions]
+        if (label, model) not in shown:
             lines.append(f"| {label} | {model} | {' | '.join(map(_area_text, cells))} |")
-            if cells[0].other:
-                minus = [_difference_text(row) for row in cells]
-                lines.append(f"| {label} | the same minus {cells[0].other} | {' | '.join(minus)} |")
+            shown.add((label, model))
+        if other:
+            minus = " | ".join(map(_difference_text, cells))
+            lines.append(f"| {label} | the same minus {other} | {minus} |")
     return lines
 
 

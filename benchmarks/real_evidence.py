@@ -9,6 +9,7 @@ model); rows go to benchmarks/evidence/DEVICE.jsonl, and `evidence_rows.py` make
 """
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -133,8 +134,9 @@ def _on_all_labels(found: Scores, cohort: Cohort, common: dict[str, Any]) -> Ite
 def _on_fewer_labels(found: Scores, cohort: Cohort, common: dict[str, Any]) -> Iterator[Evidence]:
     curves = {model for model, fraction in found if fraction < 1}
     for (model, fraction), scores in ((key, s) for key, s in found.items() if key[0] in curves):
-        other = model.replace(PRETRAINED, RANDOM) if PRETRAINED in model else ""
-        for number, label in ((LABELS.index(each), each) for each in FEWER):
+        for other, (number, label) in itertools.product(
+            _others(model), ((LABELS.index(each), each) for each in FEWER)
+        ):
             y = cohort.is_case[:, number]
             theirs = [each[:, number] for each in found[other, fraction]] if other else None
             ours = [each[:, number] for each in scores]
@@ -142,6 +144,14 @@ def _on_fewer_labels(found: Scores, cohort: Cohort, common: dict[str, Any]) -> I
             what = {"table": "fewer labels", "model": model, "label": label, "fraction": fraction}
             what |= {"seeds": len(scores), "cases": int(y.sum()), "other": other}
             yield Evidence(**what, **numbers, **common)
+
+
+def _others(model: str) -> tuple[str, ...]:
+    """What a model is compared with: its twin of random weights, and the network."""
+    if PRETRAINED not in model:
+        return ("",)
+    twin = model.replace(PRETRAINED, RANDOM)
+    return (twin, f"{NETWORK}, none") if "fine-tuned" in model else (twin,)
 
 
 def prepare(data: Path, work: Path) -> Cohort:

@@ -91,7 +91,7 @@ def test_a_plan_of_another_version_is_refused(source: Path, tmp_path: Path) -> N
     del content["layout"]  # as the first version wrote it, with other lines beside it
     plan.write_text(json.dumps(content))
     before = beside(out)
-    with pytest.raises(ResumeError, match=r"another version .* layout 1, allowed 7; finish it"):
+    with pytest.raises(ResumeError, match=r"another version .* layout 1, allowed 8; finish it"):
         convert_quietly([source], out)
     assert beside(out) == before
 

@@ -22,6 +22,8 @@ def test_an_epoch_that_is_not_lower_is_stale_and_changes_nothing() -> None:
         assert not later.improved
         assert (later.epoch, later.step, later.stale) == (2, 6, 1)
         assert (later.best_loss, later.best_epoch, later.best_auroc) == (0.5, 1, 0.8)
+    lower = best.after_epoch(steps=3, loss=0.4, auroc=0.7)
+    assert (lower.best_loss, lower.best_epoch, lower.best_auroc) == (0.4, 2, 0.7)
 
 
 def test_a_sweep_begins_with_nothing_done() -> None:
