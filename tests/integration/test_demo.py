@@ -119,10 +119,13 @@ def rows_of_cohorts(records: pa.Table) -> dict[str, np.ndarray]:
 
 
 def plain_probabilities(run: Path, store: StoreReader) -> np.ndarray:
-    """The kept weights on z-scores by hand, in one batch."""
+    """The kept weights on z-scores by hand, the CNN's on millivolts, in one batch."""
     signal = store.read(range(len(store))).astype(np.float64)
-    z = (signal - signal.mean(-1, keepdims=True)) / signal.std(-1, keepdims=True)
-    patches = np.pad(z.reshape(len(z), 240, 250), ((0, 0), (0, 0), (0, 6))).astype(np.float16)
+    if run.name.startswith("cnn"):
+        values = (signal - store.offset_adc[..., None]) * store.scale_uv[..., None] / 1000
+    else:
+        values = (signal - signal.mean(-1, keepdims=True)) / signal.std(-1, keepdims=True)
+    patches = np.pad(values.reshape(len(values), 240, 250), ((0, 0), (0, 0), (0, 6))).astype(np.float16)
     with torch.no_grad():
         logits = load_model(run)[0](torch.from_numpy(patches).float())
     return torch.sigmoid(logits.double()).numpy()
@@ -181,9 +184,9 @@ def patients_who_validated(run: Path) -> list[str]:
 
 
 def best_threshold(is_case: np.ndarray, score: np.ndarray) -> float:
-    """With the highest Youden index; scikit-learn's curve begins above all scores."""
+    """A score with the highest Youden index; scikit-learn's curve begins above all of them."""
     false_rate, true_rate, candidates = roc_curve(is_case, score, drop_intermediate=False)
-    return float(candidates[np.argmax(true_rate - false_rate)])
+    return float(candidates[1 + np.argmax((true_rate - false_rate)[1:])])
 
 
 def test_the_pretrained_run_is_compared_with_the_others_patient_by_patient(finished: Path) -> None:
