@@ -125,7 +125,7 @@ def plain_probabilities(run: Path, store: StoreReader) -> np.ndarray:
         values = (signal - store.offset_adc[..., None]) * store.scale_uv[..., None] / 1000
     else:
         values = (signal - signal.mean(-1, keepdims=True)) / signal.std(-1, keepdims=True)
-    patches = np.pad(values.reshape(len(values), 240, 250), ((0, 0), (0, 0), (0, 6))).astype(np.float16)
+    patches = np.pad(values.reshape(-1, 240, 250), ((0, 0), (0, 0), (0, 6))).astype(np.float16)
     with torch.no_grad():
         logits = load_model(run)[0](torch.from_numpy(patches).float())
     return torch.sigmoid(logits.double()).numpy()
