@@ -51,6 +51,10 @@ BEAT = "regression on the median beat"
 AVERAGES = {  # of log odds
     f"{NETWORK} and the regression, averaged": (f"{NETWORK}, none", BEAT),
     f"forest and {NETWORK}, averaged": (FOREST, f"{NETWORK}, none"),
+    "forest and ViT, pretrained, fine-tuned, averaged": (
+        FOREST,
+        f"{PRETRAINED}, fine-tuned, {PRETRAINED_ON}",
+    ),
 }
 Scores = dict[tuple[str, float], list[Floats]]  # model and fraction -> (n, L) of each seed
 
