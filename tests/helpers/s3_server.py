@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 # Of method, path and how often it was asked for before: "", "503", "torn" or "wrong".
 Fault = Callable[[str, str, int], str]
@@ -28,6 +29,8 @@ def bucket(name: str) -> Iterator[dict[str, str]]:
         **{"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": REGION},
         **{"AWS_ENDPOINT": f"http://{host}:{port}", "AWS_ALLOW_HTTP": "true"},
     }
+    reset = Request(f"{variables['AWS_ENDPOINT']}/moto-api/reset", method="POST")
+    urlopen(reset).close()  # servers of one process share their buckets
     try:
         keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
         client = boto3.client(
