@@ -112,7 +112,8 @@ def _intervals(
 ) -> Figure:
     models = [model for model in style_of if any(model in each for each in results.values())]
     rows = sum(len(by_model) + 1 for by_model in results.values())
-    height = 0.6 + 0.17 * -(-len(models) // 3) + max(0.16 * rows, 0.5 * len(results))
+    columns = _columns(models, width=7)
+    height = 0.6 + 0.17 * -(-len(models) // columns) + max(0.16 * rows, 0.5 * len(results))
     figure = Figure(figsize=(7, height), layout="constrained")
     axes = figure.subplots()
     y, middles = 0, []
@@ -128,7 +129,7 @@ def _intervals(
     axes.set_yticks(middles, list(map(drawn, results)))
     axes.set(xlabel="AUROC, 95 % interval", xlim=(least, 1.01), ylim=(y - 1, -1))
     axes.grid(visible=False, axis="y")
-    figure.legend(loc="outside upper center", ncols=min(3, len(models)), fontsize=8)
+    figure.legend(loc="outside upper center", ncols=columns, fontsize=8)
     return figure
 
 
@@ -165,7 +166,8 @@ def label_efficiency(cohorts: Mapping[str, Mapping[str, Sequence[Efficiency]]]) 
         axes.set_visible(False)
     for model, style in style_of.items():
         panels[0].plot([], [], markersize=4.5, label=drawn(model), **style)
-    figure.legend(loc="outside upper center", ncols=min(3, len(style_of)), fontsize=8)
+    legend = _columns(list(style_of), width=4.8 * columns)
+    figure.legend(loc="outside upper center", ncols=legend, fontsize=8)
     return figure
 
 
@@ -275,6 +277,12 @@ def spreads(panels: Mapping[str, Mapping[str, NDArray[np.float64]]], *, x_label:
 def row_of_panels(figure: Figure, number: int) -> list[Axes]:
     """Panels beside each other."""
     return list(figure.subplots(1, number, squeeze=False).flat)
+
+
+def _columns(models: Sequence[str], *, width: float) -> int:
+    """Columns of a legend in inches: a letter of 8 points takes some 0.07, a line sample 0.6."""
+    longest = max(map(len, models), default=0)
+    return max(1, min(3, len(models), int(width / (0.07 * longest + 0.6))))
 
 
 def _models(by_cohort: Mapping[str, Mapping[str, object]]) -> list[str]:

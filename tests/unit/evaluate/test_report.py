@@ -2,6 +2,7 @@
 
 import base64
 import re
+import warnings
 import xml.etree.ElementTree as ET
 from typing import Any
 
@@ -128,6 +129,16 @@ def test_intervals_that_a_page_cannot_hold_go_to_the_next() -> None:
     last = [line for line in axes[2].lines if str(line.get_label()).startswith("run")]
     assert [line.get_label() for line in last] == ["run 3", "run 16"]
     assert [line.get_color() for line in last] == [colour["run 3"], colour["run 16"]]
+
+
+def test_long_names_leave_space_for_the_intervals() -> None:
+    area = delong([1, 0, 1, 0], [0.9, 0.1, 0.4, 0.6])
+    runs = [f"median beat, trained as ViT, pretrained (probe-{n}-400-seed0)" for n in range(15)]
+    (figure,) = charts.auroc_by_site({"site 1": dict.fromkeys(runs, area)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that nothing is left of the axes
+        saved(figure, "svg")
+    assert figure.axes[0].get_position().width > 0.4
 
 
 @pytest.mark.parametrize("number", [6, 9])
