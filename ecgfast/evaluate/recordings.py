@@ -43,30 +43,30 @@ def averaged(
         scores: run's name -> (N,) probabilities of them.
         records: of the store, which say what recording a window is of.
     Returns:
-        the plan with one row for each recording, that of its first tested window; the mean
-        probabilities at these rows; and the spread of each run's windows.
+        the plan with one row for each recording, that of its first window which tests a run; the
+        mean probabilities at these rows; and the spread of each run's windows.
     """
     names = np.array(recordings_of(records), dtype=object)
     labelled = [*zip(names.tolist(), plan.is_case.tolist(), strict=True)]
     numbers: dict[tuple[str, bool], int] = {}
     recording_N = np.array([numbers.setdefault(each, len(numbers)) for each in labelled], int)
+    tested = plan.rows_of(None)
+    _, first, inverse = np.unique(recording_N[tested], return_index=True, return_inverse=True)
+    shown_N = np.full(len(recording_N), -1)  # of each tested window, the first of its recording
+    shown_N[tested] = tested[first][inverse]
     means, windows, notes = {}, {}, []
-    kept = np.zeros(len(recording_N), bool)
     for run, probability in scores.items():
         rows = plan.rows_of(run)
-        _, first, inverse, count = np.unique(
-            recording_N[rows], return_index=True, return_inverse=True, return_counts=True
-        )
-        kept[rows[first]] = True
+        shown, inverse, count = np.unique(shown_N[rows], return_inverse=True, return_counts=True)
         found = _of_groups(probability[rows], inverse, count)
         blank = np.full(len(recording_N), np.nan)
         means[run], *parts = (blank.copy() for _ in range(5))
         for column, values in zip((means[run], *parts), found, strict=True):
-            column[rows[first]] = values
+            column[shown] = values
         windows[run] = Windows(count=parts[0], sd=parts[1], lowest=parts[2], highest=parts[3])
         notes.append(_note(run, len(rows), count, found[2]))
     cohorts = {
-        cohort: {run: rows[kept[rows]] for run, rows in by_run.items()}
+        cohort: {run: np.unique(shown_N[rows]) for run, rows in by_run.items()}
         for cohort, by_run in plan.cohorts.items()
     }
     return replace(plan, cohorts=cohorts, notes=(*plan.notes, *notes)), means, windows

@@ -66,3 +66,15 @@ def test_records_that_are_recordings_stay_as_they_are() -> None:
     assert plan.cohorts["all"]["ViT"].tolist() == rows.tolist()
     np.testing.assert_array_equal(scores["ViT"][rows], SCORES[rows])
     assert plan.notes[1] == "ViT: 7 windows averaged in 7 recordings, none of which has several"
+
+
+def test_runs_that_other_windows_test_meet_at_one_row_of_the_recording() -> None:
+    cohorts = {"site 1": {"ViT": np.array([0, 1, 3, 4]), "CNN": np.array([3, 4])}}
+    plan, scores, windows = averaged(
+        replace(PLAN, cohorts=cohorts), {"ViT": SCORES, "CNN": 1 - SCORES}, RECORDS
+    )
+    rows = {run: found.tolist() for run, found in plan.cohorts["site 1"].items()}
+    assert rows == {"ViT": [0, 1], "CNN": [1]}
+    np.testing.assert_allclose(scores["ViT"][[0, 1]], [0.1, 0.7])
+    np.testing.assert_allclose(scores["CNN"][1], 0.2)
+    assert [windows[run].count[1] for run in ("ViT", "CNN")] == [3, 2]
