@@ -98,8 +98,8 @@ def spread(influence: Floats, is_case: Flags, patients: Groups) -> Spread:
         is_case: (n,) bool. Where both classes occur, each needs two patients or more.
         patients: (n,) from `patients_of`, two patients or more.
     Source: Obuchowski 1997, S10, S01 and S11; Satterthwaite 1946 for the degrees of freedom, once
-        with the patients of each class (Welch) and once with the observed fourth moment: the
-        smaller number counts.
+        with the patients of either class and of both (Welch) and once with the observed fourth
+        moment: the smaller number counts.
     """
     total = int(patients.max()) + 1
     classes = [chosen for chosen in (is_case, ~is_case) if chosen.any()]
@@ -115,7 +115,12 @@ def spread(influence: Floats, is_case: Flags, patients: Groups) -> Spread:
     smaller = int(counts.min())
     if std_error < _NO_VARIANCE or square < _NO_VARIANCE**2:
         return Spread(std_error=0.0, dof=1.0, num_patients=smaller)
-    welch = variance**2 / float((variances**2 / (counts - 1)).sum())
+    # Patients with cases, with controls and with both: three independent parts of the variance.
+    has = [np.bincount(patients[c], minlength=total) > 0 for c in (is_case, ~is_case)]
+    kind = has[0] + 2 * has[1]
+    number = np.maximum(np.bincount(kind), 2)
+    parts = np.bincount(kind, by_patient**2) * number / (number - 1)
+    welch = float(parts.sum() ** 2 / (parts**2 / (number - 1)).sum())
     excess = float((by_patient**4).sum()) / square**2 - 1 / total  # 0 where all are alike
     moment = 2 / max(excess, 1e-9)
     return Spread(std_error=std_error, dof=min(welch, moment), num_patients=smaller)

@@ -123,3 +123,23 @@ def test_patients_of_equal_weight_leave_one_degree_of_freedom_less(patients: int
     half = stats.t.ppf(0.975, patients - 1) * 0.5 / math.sqrt(patients - 1) / 0.25
     ends = [1 / (1 + math.exp(sign * half)) for sign in (1, -1)]
     assert (result.value, result.low, result.high) == pytest.approx((0.5, *ends), rel=1e-9)
+
+
+def test_patients_who_are_their_own_controls_count_as_pairs() -> None:
+    """A case and a control of each: what they add to either cancels out, but for 1 up or down."""
+    up = np.tile([1.0, -1.0], 5)
+    influence, is_case = np.concatenate([10 * up, -9 * up]), np.repeat([True, False], 10)
+    found = spread(influence, is_case, np.tile(np.arange(10), 2))
+    assert (found.std_error, found.dof) == pytest.approx((math.sqrt(10 * 10 / 9), 9))
+
+
+def test_degrees_of_freedom_are_of_patients_with_cases_with_controls_and_with_both() -> None:
+    """Two, four and three of them; each kind's patients add 3, 2 and (5 - 4) up or down."""
+    patients = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 6, 7, 8])
+    is_case = np.array([1, 1, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0], bool)
+    influence = np.array([3, -3, 2, -2, 2, -2, 5, -5, 5, -4, 4, -4.0])
+    parts, dofs = np.array([18 * 2 / 1, 16 * 4 / 3, 3 * 3 / 2]), np.array([1, 3, 2])
+    welch = parts.sum() ** 2 / (parts**2 / dofs).sum()
+    found = spread(influence, is_case, patients)
+    assert found.dof == pytest.approx(welch)
+    assert spread(influence, ~is_case, patients).dof == pytest.approx(welch)
