@@ -13,6 +13,7 @@ import pytest
 from recordings import make_store
 from scripts import script
 
+import ecgfast
 from ecgfast.config import Config
 from ecgfast.ingest import FORMATS
 from ecgfast.ingest.kinds import PASSED_OVER
@@ -57,6 +58,13 @@ def test_every_page_of_the_docs_is_in_the_menu_of_the_site() -> None:
     menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:\n")[1]
     pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
     assert set(re.findall(r"[\w/-]+\.md", menu)) == pages
+
+
+def test_the_page_of_functions_names_each_public_one_where_it_is_defined() -> None:
+    page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    public = [getattr(ecgfast, name) for name in ecgfast.__all__]
+    homes = {f"{each.__module__}.{each.__qualname__}" for each in public}
+    assert set(re.findall("^::: (.+)$", page, re.MULTILINE)) == homes
 
 
 def test_the_image_is_made_of_files_that_are_there() -> None:
