@@ -320,8 +320,8 @@ def _source(text: str) -> Path:
 def _parsed_input(out: Path, line: bytes) -> PlannedInput:
     try:
         record_id, path, source, row, size, mtime, position, first, num_slots = json.loads(line)
-        at = {"source": _source(source), "row": row, "url": path if "://" in path else ""}
-        item = InputFile(record_id=record_id, path=Path(path), num_bytes=size, mtime_ns=mtime, **at)
+        url = path if "://" in path else ""
+        item = InputFile(record_id, Path(path), _source(source), row, size, mtime, url)
         return PlannedInput(item, position, range(first, first + num_slots))
     except (ValueError, TypeError, RecursionError) as error:
         raise damaged(out, work_folder(out) / INPUTS, str(error)) from error

@@ -6,11 +6,10 @@ All that is done to others has a flag: resampled, cut, window, padded, interpola
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +29,7 @@ _SLOWEST_HZ = 50.0  # ECGs have 100 Hz and more; what is slower is likely a wron
 _MAX_RATE_TERM = 1000  # 500/rate as a fraction with terms up to this; 499.998 Hz counts as 500
 
 
-@dataclass(frozen=True, kw_only=True)
-class Samples:
+class Samples(NamedTuple):
     """A whole record at 500 Hz.
 
     Attributes:
@@ -51,8 +49,7 @@ class Samples:
     flags: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Window:
+class Window(NamedTuple):
     """One window of a record, as it is stored.
 
     Attributes:
@@ -70,8 +67,7 @@ class Window:
     flags: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class CutRecording:
+class CutRecording(NamedTuple):
     """What one file gives.
 
     Attributes:
@@ -141,7 +137,8 @@ def to_samples(record: EcgRecord) -> Samples:
     ratio = _resampling(record.sampling_rate_hz)
     signal: NDArray[Any] = record.signal
     source = f"{record.record_id} at {SAMPLING_RATE_HZ} Hz"
-    check_values(math.ceil(signal.shape[1] * max(ratio, 1)), NUM_LEADS, source)
+    length = signal.shape[1] if ratio == 1 else math.ceil(signal.shape[1] * max(ratio, 1))
+    check_values(length, NUM_LEADS, source)
     valid = _valid(signal)
     flags = record.flags if valid is None else (*record.flags, "interpolated")
     samples = Samples(
@@ -156,7 +153,7 @@ def to_samples(record: EcgRecord) -> Samples:
     if is_integer and ratio == 1:
         if valid is None:
             return samples
-        return replace(samples, signal=np.rint(_interpolated(signal, valid)).astype(np.int16))
+        return samples._replace(signal=np.rint(_interpolated(signal, valid)).astype(np.int16))
     values = signal.astype(np.float64) if valid is None else _interpolated(signal, valid)
     if ratio != 1:
         flags = (*flags, "resampled")
@@ -167,7 +164,7 @@ def to_samples(record: EcgRecord) -> Samples:
         # "line": the default pads with zeros, which rings where a lead has an offset.
         values = resample_poly(values, ratio.numerator, ratio.denominator, axis=1, padtype="line")
         valid = None if valid is None else _resampled_mask(valid, ratio, values.shape[1])
-        samples = replace(samples, valid=valid, flags=flags)
+        samples = samples._replace(valid=valid, flags=flags)
     return _quantised(samples, values, integers=is_integer)
 
 
@@ -203,8 +200,8 @@ def cut(samples: Samples, *, window: WindowChoice, short: Short) -> list[Window 
     if length == NUM_TIMESTEPS:
         return [_window(samples, 0)]
     if window == "first":
-        return [_window(replace(samples, flags=(*samples.flags, "cut")), 0)]
-    samples = replace(samples, flags=(*samples.flags, "window"))
+        return [_window(samples._replace(flags=(*samples.flags, "cut")), 0)]
+    samples = samples._replace(flags=(*samples.flags, "window"))
     starts = range(0, length - NUM_TIMESTEPS + 1, NUM_TIMESTEPS)
     return [_window(samples, start) for start in starts]
 
@@ -248,7 +245,7 @@ def _padded(samples: Samples) -> Samples:
     signal[:, :length] = samples.signal
     valid = np.zeros(signal.shape, bool)
     valid[:, :length] = True if samples.valid is None else samples.valid
-    return replace(samples, signal=signal, valid=valid, flags=(*samples.flags, "padded"))
+    return samples._replace(signal=signal, valid=valid, flags=(*samples.flags, "padded"))
 
 
 @lru_cache
@@ -295,7 +292,7 @@ def _quantised(samples: Samples, values: NDArray[np.float64], *, integers: bool)
     if integers and np.abs(values).max() <= _MAX_ADC:
         signal = np.rint(values)
         error = np.abs(values - signal).max(axis=1) * samples.scale_uv
-        return replace(samples, signal=signal.astype(np.int16), error_uv=float(error.max()))
+        return samples._replace(signal=signal.astype(np.int16), error_uv=float(error.max()))
     microvolt = values
     if integers:
         microvolt = (values - samples.offset_adc[:, None]) * samples.scale_uv[:, None]
@@ -310,8 +307,7 @@ def _quantised(samples: Samples, values: NDArray[np.float64], *, integers: bool)
     scale = np.where(peak > 0, np.maximum(peak / _MAX_ADC, SCALE_UV[0]), 1.0).astype(np.float32)
     exact = scale.astype(np.float64)[:, None]
     signal = np.clip(np.rint(microvolt / exact), -_MAX_ADC, _MAX_ADC)
-    return replace(
-        samples,
+    return samples._replace(
         signal=signal.astype(np.int16),
         scale_uv=scale,
         offset_adc=np.zeros_like(scale),

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from ecgfast.errors import FormatError, Reason, ShapeError
 from ecgfast.ingest import InputFile, unreadable
 from ecgfast.ingest.files import printable
 from ecgfast.ingest.kinds import known_suffix
+from ecgfast.ingest.wfdb_records import reading_into
 from ecgfast.records import (
     NO_PATIENT,
     NUM_LEADS,
@@ -43,8 +43,7 @@ _LONGEST_DETAIL = 500  # characters of an error: a damaged file can bring megaby
 _codes_of = lru_cache(maxsize=4096)(codes_of)
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncodedRecord:
+class EncodedRecord(NamedTuple):
     """One record, ready to be written.
 
     Attributes:
@@ -61,8 +60,7 @@ class EncodedRecord:
     source: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Refusal:
+class Refusal(NamedTuple):
     """One input, or one window of it, that the store does not take.
 
     Attributes:
@@ -107,7 +105,9 @@ def encode_inputs(
     buffered: list[_Pending | Refusal] = []
     num_bytes = 0  # of the records behind the buffered windows, once for each window
     for planned in inputs:
-        for each in _windows(planned, slots, options, pseudonyms):
+        # Where its window, if it has one, will be encoded: none that waits lies there.
+        place = block[sum(isinstance(each, _Pending) for each in buffered)]
+        for each in _windows(planned, slots, options, pseudonyms, place):
             buffered.append(each)
             num_bytes += 0 if isinstance(each, Refusal) else each.recording.samples.signal.nbytes
             if len(buffered) == _BLOCK_RECORDS:
@@ -120,11 +120,16 @@ def encode_inputs(
 
 
 def _windows(
-    planned: PlannedInput, slots: range, options: ConvertOptions, pseudonyms: Pseudonyms
+    planned: PlannedInput,
+    slots: range,
+    options: ConvertOptions,
+    pseudonyms: Pseudonyms,
+    place: NDArray[np.int16],
 ) -> list[_Pending | Refusal]:
     item, position, own = planned
     try:
-        recording = read_windows(item, window=options.window, short=options.short)
+        with reading_into(place):
+            recording = read_windows(item, window=options.window, short=options.short)
         if len(recording.windows) != len(own):
             raise FormatError(
                 f"{item.path.name}: it has {len(recording.windows)} windows, {len(own)} when the "
@@ -169,7 +174,9 @@ def _encoded_block(
     block: NDArray[np.int16],
 ) -> list[EncodedRecord | Refusal]:
     signal_NCT = block[: len(windows)]
-    np.stack([each.window.signal for each in windows], out=signal_NCT)
+    for place, each in zip(signal_NCT, windows, strict=True):
+        if not np.may_share_memory(place, each.window.signal):  # else it was read into its place
+            place[:] = each.window.signal
     valid_NCT = _valid(windows, signal_NCT.shape)
     mean_NC, std_NC = lead_statistics(signal_NCT, valid_NCT)
     scale_NC = np.stack([each.recording.samples.scale_uv for each in windows])
@@ -238,7 +245,7 @@ def _row(
         "age": stored_age(record.age, over_89=options.keep_ages_over_89),
         "sex": record.sex,
         "ejection_fraction": labels.pop("ejection_fraction", None),
-        "format": record.provenance.get("format", known_suffix(item.path.name)),
+        "format": record.provenance.get("format") or known_suffix(item.path.name),
         "original_rate_hz": record.sampling_rate_hz,
         "original_timesteps": record.signal.shape[1],
         "start_timestep": window.start,

@@ -7,8 +7,9 @@ file is a `FormatError`.
 
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -56,8 +57,7 @@ FORMATS: tuple[Format, ...] = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class InputFile:
+class InputFile(NamedTuple):
     """One future record.
 
     Attributes:

@@ -3,8 +3,6 @@
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
@@ -73,14 +71,13 @@ def open_regular(path: str | PathLike[str], *, buffering: int = -1) -> BinaryIO:
     return open(path, "rb", buffering=buffering, opener=_open_regular)
 
 
-@contextmanager
-def regular_descriptor(path: str | PathLike[str]) -> Iterator[int]:
-    """Open a file for one read, in less time than `open_regular`, whose errors it raises."""
-    fd = _open_regular(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+def regular_descriptor(path: str | PathLike[str]) -> int:
+    """Open a file for one read, in less time than `open_regular`, whose errors it raises.
+
+    Returns:
+        a descriptor that the caller closes.
+    """
+    return _open_regular(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def read_text_bytes(path: str | PathLike[str]) -> bytes:
@@ -91,9 +88,12 @@ def read_text_bytes(path: str | PathLike[str]) -> bytes:
         OSError: it cannot be read.
     """
     content = b""
-    with regular_descriptor(path) as fd:
+    fd = regular_descriptor(path)
+    try:
         while len(content) <= MAX_TEXT_BYTES and (more := os.read(fd, _CHUNK)):
             content += more
+    finally:
+        os.close(fd)
     if len(content) > MAX_TEXT_BYTES:
         raise too_large(
             f"{_name(path)}: got over {MAX_TEXT_BYTES >> 20} MiB of text, allowed "

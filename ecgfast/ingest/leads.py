@@ -9,12 +9,14 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError
+from ecgfast.ingest.microvolt import to_microvolt
 from ecgfast.records import INVALID, LEADS, NUM_LEADS
 
 _BY_NAME = {
@@ -168,15 +170,10 @@ def arrange_leads(
     """
     first = next(row for row in plan if row != _ABSENT)  # a derived lead has the scale of lead I
     rows = [first if row == _ABSENT else row for row in plan]
-    scale = np.array([scale_uv[row] for row in rows], np.float32)
-    offset = np.array([offset_adc[row] for row in rows], np.float32)
-    size = np.abs(scale)
-    low, high = size.min(), size.max()
-    usable = low >= SCALE_UV[0] and high <= SCALE_UV[1]  # a NaN is not
-    if not usable or not np.abs(offset).max() <= _LARGEST_OFFSET:
+    of_leads = itemgetter(*rows)
+    scale, offset, flags = _units(of_leads(scale_uv), of_leads(offset_adc))
+    if flags is None:
         raise _unusable(scale, offset, source)
-    plausible = low >= _PLAUSIBLE_SCALE_UV[0] and high <= _PLAUSIBLE_SCALE_UV[1]
-    flags = () if plausible else ("gain_implausible",)
     in_order = tuple(plan) == _FILE_ORDER and len(signal_ST) == NUM_LEADS
     signal = signal_ST if in_order else signal_ST[rows]
     absent = [position for position, row in enumerate(plan) if row == _ABSENT]
@@ -190,9 +187,26 @@ def arrange_leads(
         scale, offset = np.ones(NUM_LEADS, np.float32), np.zeros(NUM_LEADS, np.float32)
     for position in derived:
         signal[position] = _derive(position, signal, int(offset[0]), source)
+    offset = offset.copy()
     signal[list(missing)], offset[list(missing)] = 0, 0
     flags = ("leads_derived", *flags) if derived else flags
     return TwelveLeads(signal, scale, offset, flags, missing)
+
+
+@lru_cache(maxsize=1024)  # a cohort has a handful of different ones
+def _units(
+    scale_uv: tuple[float, ...], offset_adc: tuple[float, ...]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], tuple[str, ...] | None]:
+    """Scales and offsets as arrays, and their flags; None instead of flags of absurd ones."""
+    scale, offset = np.array([scale_uv, offset_adc], np.float32) + 0  # -0 is the key that 0 is
+    scale.flags.writeable = offset.flags.writeable = False  # of many records
+    size = np.abs(scale)
+    low, high = size.min(), size.max()
+    usable = low >= SCALE_UV[0] and high <= SCALE_UV[1]  # a NaN is not
+    if not usable or not np.abs(offset).max() <= _LARGEST_OFFSET:
+        return scale, offset, None
+    plausible = low >= _PLAUSIBLE_SCALE_UV[0] and high <= _PLAUSIBLE_SCALE_UV[1]
+    return scale, offset, () if plausible else ("gain_implausible",)
 
 
 def _unusable(scale: NDArray[np.float32], offset: NDArray[np.float32], source: str) -> FormatError:
@@ -216,73 +230,6 @@ def _unusable(scale: NDArray[np.float32], offset: NDArray[np.float32], source: s
         f"{source}: 0 microvolt of lead {lead} is at the digit {zero:g}, allowed "
         f"{-_LARGEST_OFFSET:g} to {_LARGEST_OFFSET:g}; correct the baseline or offset",
         reason="a gain, scale or offset is not allowed",
-    )
-
-
-def to_microvolt(
-    signal: NDArray[np.int16], scale_uv: NDArray[np.float32], offset_adc: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Convert ADC units to float32 microvolt; invalid timesteps become NaN.
-
-    Args:
-        signal: (C, T) int16 ADC units.
-        scale_uv: (C,) microvolt per ADC unit.
-        offset_adc: (C,) ADC units at 0 microvolt.
-    """
-    out = (signal.astype(np.float32) - offset_adc[:, None]) * scale_uv[:, None]
-    out[signal == INVALID] = np.nan
-    return out
-
-
-def wide_to_microvolt(
-    signal_ST: NDArray[Any], scale_uv: Sequence[float], offset_adc: Sequence[float]
-) -> NDArray[np.float32]:
-    """Convert numbers that do not fit in int16 to float32 microvolt, computed in float64.
-
-    Args:
-        signal_ST: (S, T) integers or floats; every value counts, none marks an invalid timestep.
-        scale_uv: (S,) microvolt per unit of the array.
-        offset_adc: (S,) value at 0 microvolt.
-    """
-    offset, scale = np.array([offset_adc, scale_uv])[:, :, None]
-    microvolt: NDArray[np.float32] = ((signal_ST - offset) * scale).astype(np.float32)
-    return microvolt
-
-
-def int16_or_microvolt(
-    signal_ST: NDArray[Any],
-    scale_uv: Sequence[float],
-    offset_adc: Sequence[float],
-    invalid_ST: NDArray[np.bool_] | None = None,
-) -> tuple[NDArray[Any], Sequence[float], Sequence[float]]:
-    """Keep integers that fit in 16 bits; turn anything else into float32 microvolt.
-
-    Args:
-        signal_ST: (S, T) integers or floats.
-        scale_uv: (S,) microvolt per unit of the array.
-        offset_adc: (S,) value at 0 microvolt.
-        invalid_ST: (S, T) timesteps without a measurement, beside those that the dtype marks:
-            -32768 in 16 bits, NaN in floats.
-    Returns:
-        the signal, microvolt per unit of it, and its value at 0 microvolt.
-    """
-    values = signal_ST if invalid_ST is None else np.where(invalid_ST, 0, signal_ST)
-    if values.dtype.kind in "iu" and (
-        np.can_cast(values.dtype, np.int16)
-        or values.size == 0
-        or (values.min() > INVALID and values.max() < -INVALID)
-    ):  # 16 bits have -32768 for an invalid timestep, wider integers as a value
-        adc = values.astype(np.int16, copy=False)
-        if invalid_ST is not None:
-            adc[invalid_ST] = INVALID
-        return adc, scale_uv, offset_adc
-    microvolt = wide_to_microvolt(values, scale_uv, offset_adc)  # infinite beyond float32: invalid
-    if invalid_ST is not None:
-        microvolt[invalid_ST] = np.nan
-    return (
-        microvolt,
-        [1.0 if math.isfinite(scale) else math.nan for scale in scale_uv],
-        [0.0] * len(offset_adc),
     )
 
 
@@ -316,9 +263,8 @@ def limb_lead(
     Source: Einthoven's law and Goldberger's augmented leads.
     """
     two = lead_i.dtype.type(2)
-    out: NDArray[Any]
     if position == 2:
-        out = lead_ii - lead_i
+        out: NDArray[Any] = lead_ii - lead_i
     elif position == 3:
         out = -divide(lead_i + lead_ii, two)
     elif position == 4:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from ecgfast.errors import FormatError
 from ecgfast.ingest.files import read_text_bytes
 from ecgfast.ingest.format import NamesBySuffix
-from ecgfast.ingest.leads import arrange_leads, int16_or_microvolt, plan_leads
+from ecgfast.ingest.leads import arrange_leads, plan_leads
+from ecgfast.ingest.microvolt import int16_or_microvolt
 from ecgfast.records import (
     LEADS,
     NOT_KNOWN,

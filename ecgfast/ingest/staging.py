@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -141,8 +140,8 @@ def walk_staged(
         folders = StagedFolders(url, Path(folder))
         for item in below(Path(folder), staged=folders):
             size, mtime = item.size_and_mtime()
-            listed = replace(item, source=source, num_bytes=size, mtime_ns=mtime)
-            yield replace(listed, url=folders.url_of(item.path))
+            listed = item._replace(source=source, num_bytes=size, mtime_ns=mtime)
+            yield listed._replace(url=folders.url_of(item.path))
         for kind, paths in examples.items():
             examples[kind] = sorted(
                 folders.url_of(path) if path.startswith(folder) else path for path in paths
@@ -171,7 +170,7 @@ def staged(items: Iterable[InputFile]) -> Iterator[InputFile]:
             for _ in pool.map(lambda pair: _bring(*pair), paths.items()):
                 pass
             for each in block:
-                yield replace(each, path=paths[each.url]) if each.url else each
+                yield each._replace(path=paths[each.url]) if each.url else each
 
 
 def _copy_of(folder: Path, url: str) -> Path:

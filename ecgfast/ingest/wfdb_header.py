@@ -38,9 +38,8 @@ class SignalSpec(NamedTuple):
         samples_per_frame: 1 unless the format field has `xN`.
         skew: frames by which the signal is delayed.
         byte_offset: bytes before the first sample.
-        gain: ADC units per physical unit.
+        scale_uv: microvolt per ADC unit, NaN where the physical unit is no voltage.
         baseline: ADC units at 0 physical units.
-        units: physical unit as spelled, "mV" where the header gives none.
         checksum: 16-bit sum of all samples as written, or None.
         name: description field, the lead's name.
     """
@@ -50,9 +49,8 @@ class SignalSpec(NamedTuple):
     samples_per_frame: int
     skew: int
     byte_offset: int
-    gain: float
+    scale_uv: float
     baseline: int
-    units: str
     checksum: int | None
     name: str
 
@@ -69,8 +67,7 @@ class SegmentSpec(NamedTuple):
     num_timesteps: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class WfdbHeader:
+class WfdbHeader(NamedTuple):
     """A parsed header: record line, signal lines, comment lines without their `#`.
 
     Attributes:
@@ -208,14 +205,14 @@ def _signal_spec(line: str, source: str) -> SignalSpec:
 
 
 @lru_cache(maxsize=4096)  # a cohort has a handful of different ones
-def _coding(storage: str, gain: str, zero: str) -> tuple[int, int, int, int, float, int, str]:
-    """Return what `SignalSpec` holds from `format` to `units`; `gain` is "" where there is none."""
+def _coding(storage: str, gain: str, zero: str) -> tuple[int, int, int, int, float, int]:
+    """Return `SignalSpec` from `format` to `baseline`; `gain` is "" where there is none."""
     per_unit, baseline, units = _gain(gain) if gain else (_DEFAULT_GAIN, None, "mV")
     at_zero = int(zero)
     baseline = at_zero if baseline is None else baseline
     if not -_LARGEST_BASELINE < baseline < _LARGEST_BASELINE:
         raise ValueError(baseline)
-    return *_storage(storage), per_unit, baseline, units
+    return *_storage(storage), unit_uv(units) / per_unit, baseline
 
 
 def _storage(text: str) -> tuple[int, int, int, int]:

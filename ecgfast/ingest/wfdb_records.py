@@ -1,5 +1,8 @@
 """Format WFDB: a header (.hea) with its signal files, or segments that it joins -> EcgRecord."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,13 +12,31 @@ from numpy.typing import NDArray
 from ecgfast.errors import FormatError
 from ecgfast.ingest.files import check_values, too_large
 from ecgfast.ingest.format import Format
-from ecgfast.ingest.leads import arrange_leads, lead_rows, plan_leads, to_microvolt
+from ecgfast.ingest.leads import arrange_leads, lead_rows, plan_leads
+from ecgfast.ingest.microvolt import to_microvolt
 from ecgfast.ingest.wfdb_folders import companions
 from ecgfast.ingest.wfdb_header import WfdbHeader, damaged, parse_comments, read_header
 from ecgfast.ingest.wfdb_signals import WfdbSignals, read_signals
 from ecgfast.records import INVALID, LEADS, EcgRecord, is_patient
 
 _MAX_SEGMENTS = 10_000  # each is opened on its own; the longest records of MIMIC have hundreds
+
+
+_memory: ContextVar[NDArray[np.int16] | None] = ContextVar("memory", default=None)
+
+
+@contextmanager
+def reading_into(memory: NDArray[np.int16]) -> Iterator[None]:
+    """Give the reader memory for a signal, while the context lasts, in this thread, to save a copy.
+
+    Args:
+        memory: (12, T) int16; the signal of a record of this shape may lie in it.
+    """
+    before = _memory.set(memory)
+    try:
+        yield
+    finally:
+        _memory.reset(before)
 
 
 class _Part(NamedTuple):
@@ -46,7 +67,7 @@ def read(path: Path, record_id: str, row: int | None) -> EcgRecord:
     if header.segments:
         signals = _joined(_parts(path, header), header)
     else:
-        signals = read_signals(path, header)
+        signals = read_signals(path, header, _memory.get())
     if signals.names != names:
         plan = plan_leads(signals.names, path.name)
     leads = arrange_leads(plan, signals.signal, signals.scale_uv, signals.offset_adc, path.name)

@@ -1,10 +1,9 @@
 """Signals of one WFDB header: formats 16 and 61 are read here, all others by the wfdb package."""
 
 import os
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from ecgfast_kernels.codec.signals import deinterleave
@@ -20,7 +19,8 @@ from ecgfast.ingest.files import (
     regular_descriptor,
     too_large,
 )
-from ecgfast.ingest.leads import lead_position, wide_to_microvolt
+from ecgfast.ingest.leads import lead_position
+from ecgfast.ingest.microvolt import wide_to_microvolt
 from ecgfast.ingest.wfdb_header import SignalSpec, WfdbHeader, damaged, unit_uv
 from ecgfast.records import INVALID
 
@@ -42,8 +42,7 @@ _MARKER_BITS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class WfdbSignals:
+class WfdbSignals(NamedTuple):
     """Signals of a record, at least those that are leads, in file order.
 
     Attributes:
@@ -62,12 +61,15 @@ class WfdbSignals:
     sampling_rate_hz: float
 
 
-def read_signals(path: Path, header: WfdbHeader) -> WfdbSignals:
+def read_signals(
+    path: Path, header: WfdbHeader, out: NDArray[np.int16] | None = None
+) -> WfdbSignals:
     """Read the signals of a header without segments.
 
     Args:
         path: the .hea file; signal files lie beside it.
         header: of that file.
+        out: memory for signals of its very shape, used where that saves a copy; or None.
     Raises:
         FormatError: a file is missing, no regular file, cut short or too large, its checksum
             differs from the header, or the wfdb package refuses the record.
@@ -80,14 +82,16 @@ def read_signals(path: Path, header: WfdbHeader) -> WfdbSignals:
         return _read_with_package(path, header)
     return WfdbSignals(
         names=[spec.name for spec in header.signals],
-        signal=_read_format16(path.parent, header),
-        scale_uv=[unit_uv(spec.units) / spec.gain for spec in header.signals],
+        signal=_read_format16(os.path.dirname(path), header, out),
+        scale_uv=[spec.scale_uv for spec in header.signals],
         offset_adc=[float(spec.baseline) for spec in header.signals],
         sampling_rate_hz=header.sampling_rate_hz,
     )
 
 
-def _read_format16(folder: Path, header: WfdbHeader) -> NDArray[np.int16]:
+def _read_format16(
+    folder: str, header: WfdbHeader, out: NDArray[np.int16] | None
+) -> NDArray[np.int16]:
     """Return (S, T) int16 ADC units in header order, C-contiguous."""
     parts: list[NDArray[np.int16]] = []
     num_timesteps = header.num_timesteps
@@ -99,14 +103,16 @@ def _read_format16(folder: Path, header: WfdbHeader) -> NDArray[np.int16]:
             raise cut_short(
                 f"{file_name}: holds {len(frames)} timesteps, the other files {num_timesteps}"
             )
-        part, sums = deinterleave(frames)
+        is_whole = len(specs) == len(header.signals)
+        fits = is_whole and out is not None and out.shape == (len(specs), num_timesteps)
+        part, sums = deinterleave(frames, out if fits else None)
         _check_sums(sums, specs, file_name)
         parts.append(part)
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _read_frames(
-    folder: Path, file_name: str, specs: list[SignalSpec], num_timesteps: int, num_signals: int
+    folder: str, file_name: str, specs: list[SignalSpec], num_timesteps: int, num_signals: int
 ) -> NDArray[Any]:
     """Return (T, S) int16 of one signal file; T from the file's size where the header gives none.
 
@@ -116,19 +122,22 @@ def _read_frames(
         raise _no_plain_name(file_name)
     offset, row_bytes = specs[0].byte_offset, 2 * len(specs)
     try:
-        with regular_descriptor(os.path.join(folder, file_name)) as fd:
-            size = os.fstat(fd).st_size
-            wanted = num_timesteps or max(size - offset, 0) // row_bytes
-            num_bytes = max(wanted, 1) * row_bytes
-            content = b""
-            if size >= offset + num_bytes:
-                check_values(wanted, num_signals, file_name)
-                content = os.pread(fd, num_bytes, offset)
+        fd = regular_descriptor(os.path.join(folder, file_name))
     except FileNotFoundError:
         raise FormatError(
             f"signal file {file_name} is missing beside its header",
             reason="a signal file is missing",
         ) from None
+    try:
+        size = os.fstat(fd).st_size
+        wanted = num_timesteps or max(size - offset, 0) // row_bytes
+        num_bytes = max(wanted, 1) * row_bytes
+        content = b""
+        if size >= offset + num_bytes:
+            check_values(wanted, num_signals, file_name)
+            content = os.pread(fd, num_bytes, offset)
+    finally:
+        os.close(fd)
     if len(content) < num_bytes:
         raise cut_short(
             f"{file_name}: holds {size} bytes, its header promises {offset + num_bytes}; the copy "

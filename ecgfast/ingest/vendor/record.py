@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError
 from ecgfast.ingest.files import check_values
-from ecgfast.ingest.leads import arrange_leads, int16_or_microvolt, lead_position, plan_leads
+from ecgfast.ingest.leads import arrange_leads, lead_position, plan_leads
+from ecgfast.ingest.microvolt import int16_or_microvolt
 from ecgfast.records import INVALID, EcgRecord, is_patient, known_id, parse_age, parse_sex
 
 _NOBODY = re.compile(r"(?i)(0+|9{4,}|x+|anon\w*|unnamed|test|demo|patient)?")

@@ -70,11 +70,14 @@ def _statistics_in_numpy(
     return (total / n).astype(np.float32), np.sqrt(variance).astype(np.float32)
 
 
-def deinterleave(frames_TS: NDArray[np.int16]) -> tuple[NDArray[np.int16], NDArray[np.uint16]]:
+def deinterleave(
+    frames_TS: NDArray[np.int16], out: NDArray[np.int16] | None = None
+) -> tuple[NDArray[np.int16], NDArray[np.uint16]]:
     """Transpose the frames of a recording and sum each signal, in one pass.
 
     Args:
         frames_TS: (T, S) int16, C-contiguous: one frame after the other, a value of each signal.
+        out: (S, T) int16 to fill, C-contiguous, or None.
     Returns:
         (S, T) int16, C-contiguous, and the sum of each signal mod 2^16, (S,) uint16: the checksum
         of WFDB headers.
@@ -83,11 +86,14 @@ def deinterleave(frames_TS: NDArray[np.int16]) -> tuple[NDArray[np.int16], NDArr
     assert frames_TS.ndim == 2
     assert frames_TS.dtype == np.int16
     assert frames_TS.flags.c_contiguous
+    rows = np.empty(frames_TS.shape[::-1], np.int16) if out is None else out
+    assert rows.shape == frames_TS.shape[::-1]
+    assert rows.dtype == np.int16
+    assert rows.flags.c_contiguous
     library = load()
     if library is None:
-        rows = np.ascontiguousarray(frames_TS.T)
+        rows[:] = frames_TS.T
         return rows, np.add.reduce(rows, axis=1, dtype=np.int16).view(np.uint16)  # wraps
-    rows = np.empty(frames_TS.shape[::-1], np.int16)
     sums = np.empty(len(rows), np.uint16)
     library.ecgfast_deinterleave(address(frames_TS), *frames_TS.shape, address(rows), address(sums))
     return rows, sums

@@ -10,15 +10,18 @@ from typing import get_args
 import numpy as np
 import pytest
 from disk_calls import recorded_calls
+from numpy.typing import NDArray
 from recordings import convert_quietly, ecg_like, snapshot, write_wfdb
 
 import ecgfast
+from ecgfast.convert import work
 from ecgfast.convert.plan import ConvertOptions, PlannedInput
 from ecgfast.convert.work import EncodedRecord, Refusal, encode_inputs
 from ecgfast.errors import EcgfastError, FormatError, Reason
 from ecgfast.ingest.inventory import discover
 from ecgfast.records import LEADS
 from ecgfast.store.patients import Pseudonyms
+from ecgfast.vocabulary import Codec
 
 
 def test_quality_flags(tmp_path: Path) -> None:
@@ -167,6 +170,40 @@ def test_a_recording_of_other_length_than_planned_is_refused_in_its_first_slot(
     assert refusal.row[2] == "it has not as many windows as were planned"
     assert "it has 3 windows, 4 when the inputs were listed" in refusal.source[5]
     assert [*encode_inputs(inputs, range(1, 4), options, Pseudonyms(bytes(32)))] == [[]]
+
+
+@pytest.mark.parametrize("is_retried", [False, True])
+def test_refusals_and_long_recordings_among_records_move_no_signal(
+    is_retried: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most records are read where they are encoded, also when a block is encoded one by one."""
+    wanted: dict[str, NDArray[np.int16]] = {}
+    for number, signal in enumerate(ecg_like(40, seed=2, num_timesteps=15_000)):
+        path = tmp_path / f"in/r{number:02d}"
+        order = 1 if number % 5 else -1  # the last lead first: put right by a copy
+        windows = range(0, 15_000 if number % 11 == 4 else 5000, 5000)
+        write_wfdb(path, signal[::order, : windows.stop], leads=LEADS[::order])
+        if number % 7 == 3:  # read, then refused for its checksum
+            header = path.with_suffix(".hea")
+            header.write_text(header.read_text().replace("0 0 0 0 I\n", "0 0 1 0 I\n"))
+            continue
+        for start in windows:
+            name = f"{path.name}@{start}" if start else path.name
+            wanted[name] = signal[:, start : start + 5000]
+    if is_retried:
+        encode = work.encode_chunks
+
+        def only_one(codec: Codec, signal_NCT: NDArray[np.int16]) -> list[bytes]:
+            if len(signal_NCT) > 1:
+                raise ValueError(len(signal_NCT))
+            return encode(codec, signal_NCT)
+
+        monkeypatch.setattr(work, "encode_chunks", only_one)
+    sources, out = [tmp_path / "in"], tmp_path / "store"
+    convert_quietly(sources, out, window="all", keep_identifiers=True)
+    store = ecgfast.open_store(out)
+    assert store.records["record_id"].to_pylist() == [*wanted]
+    np.testing.assert_array_equal(store.read(range(len(wanted))), [*wanted.values()])
 
 
 def test_a_convert_resumes_inside_a_recording(
