@@ -1,4 +1,4 @@
-# For a CPU, or for GPUs with `--build-arg DEVICE=cu130`. It has not been built yet; see docs/quickstart.md.
+# For a CPU, or for GPUs with `--build-arg DEVICE=cu130`. See docs/quickstart.md for what has been built.
 ARG DEVICE=cpu
 FROM ubuntu:24.04 AS cpu
 FROM nvidia/cuda:13.0.1-devel-ubuntu24.04 AS cu130
