@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate import charts, findings
 from ecgfast.evaluate.discrimination import areas_of_scores, precision_influence
-from ecgfast.evaluate.interval import Interval, limits, mean_interval, patients_of, spread
+from ecgfast.evaluate.interval import (
+    Interval,
+    limits,
+    mean_interval,
+    no_variance,
+    patients_of,
+    spread,
+)
 from ecgfast.evaluate.planning import plan_tests
 from ecgfast.evaluate.results import Results, compute
 from ecgfast.evaluate.scores import scores_of
@@ -38,7 +45,8 @@ class Mean:
     """One run on one cohort, the mean over the targets that have cases and controls there.
 
     Attributes:
-        auroc: macro-averaged, with its interval over patients.
+        auroc: macro-averaged, with its interval over patients; without one where all cases or all
+            controls of a target are of a single patient, whose variance nobody knows.
         average_precision: likewise.
         num_targets: how many these are.
     """
@@ -275,6 +283,7 @@ def _mean(by_output: Sequence[Results], cohort: str, run: str) -> Mean | None:
     if not defined:
         return None
     patients = tested[0].plan.patients
+    lone = [no_variance(found[n].is_case, patients[rows[n]]) for n in defined]
     areas, precisions = [], []
     for n in defined:
         is_case, score = found[n].is_case, found[n].probability
@@ -282,11 +291,10 @@ def _mean(by_output: Sequence[Results], cohort: str, run: str) -> Mean | None:
         areas.append((float(value[0]), rows[n], influence[0]))
         precisions.append((found[n].average_precision.value or 0.0, rows[n],
                            precision_influence(is_case, score)[1]))  # fmt: skip
-    return Mean(
-        auroc=mean_of(areas, patients),
-        average_precision=mean_of(precisions, patients),
-        num_targets=len(defined),
-    )
+    means = [mean_of(parts, patients) for parts in (areas, precisions)]
+    if reason := next(filter(None, lone), ""):
+        means = [Interval(value=mean.value, reason=reason) for mean in means]
+    return Mean(auroc=means[0], average_precision=means[1], num_targets=len(defined))
 
 
 def mean_of(parts: Sequence[tuple[float, Rows, Floats]], patients: NDArray[np.intp]) -> Interval:

@@ -156,6 +156,33 @@ def test_all_weights_learn_after_the_probe_from_where_it_ended(
     assert both[2]["val_loss"] != both[1]["val_loss"]
 
 
+def test_each_trial_falls_as_half_a_cosine_of_its_own(tune: Callable[..., Path]) -> None:
+    """The rate that is written is that of the epoch's last step."""
+    rows = metrics(
+        tune("finetune.learning_rates=[1e-3, 1e-4]", SHORT[1], "finetune.schedule=cosine")
+    )
+    steps = rows[0]["step"]
+    shares = [0.5 + 0.5 * np.cos(np.pi * (step - 1) / (2 * steps)) for step in (steps, 2 * steps)]
+    expected = [rate * share for rate in (1e-3, 1e-4) for share in shares]
+    assert [row["lr"] for row in rows] == pytest.approx(expected)
+    assert [(row["trial"], row["step"]) for row in rows] == [
+        (0, steps), (0, 2 * steps), (1, 3 * steps), (1, 4 * steps),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+def test_a_trial_that_gets_no_better_ends_and_the_next_begins(
+    patience: int, tune: Callable[..., Path]
+) -> None:
+    """Rates too small to change a number: the first epoch is the best of each trial."""
+    settings = ("finetune.learning_rates=[1e-30, 1e-29]", "finetune.epochs=5")
+    run = tune(*settings, f"finetune.patience={patience}")
+    epochs = [(row["trial"], row["epoch"]) for row in metrics(run)]
+    assert epochs == [(trial, 1 + epoch) for trial in (0, 1) for epoch in range(1 + patience)]
+    result = json.loads((run / "result.json").read_text())
+    assert (result["learning_rate"], result["epoch"]) == (1e-30, 1)
+
+
 def test_the_head_begins_at_the_training_prevalence(store: Path, tune: Callable[..., Path]) -> None:
     run = tune("finetune.learning_rates=[1e-9]", "finetune.epochs=1", "finetune.head_init=prior")
     counts = json.loads((run / "result.json").read_text())["counts"]

@@ -1,11 +1,15 @@
 """Agreement of numbers: values against scikit-learn, intervals against the bootstrap."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
-from ecgfast.evaluate.agreement import Agreement, agreement
+from ecgfast.evaluate import planning
+from ecgfast.evaluate.agreement import Agreement, agreement, agreements
 
 PARTS = ("mae", "rmse", "r2", "bias", "lower", "upper")
 
@@ -56,6 +60,24 @@ def test_intervals_are_those_of_a_bootstrap_over_patients() -> None:
         ends = np.quantile([each[name] for each in drawn], [0.025, 0.975])
         width = ends[1] - ends[0]
         assert [part.low, part.high] == pytest.approx(ends, abs=0.15 * width), name
+
+
+def test_a_report_takes_the_records_of_one_patient_together() -> None:
+    measured, predicted, patients = cohort(4, 30)
+    plan = planning.TestPlan(
+        target="ejection_fraction",
+        is_case=measured < 0,
+        patients=patients,
+        cohorts={"site 1": {"ViT": np.arange(len(measured))}},
+        notes=(),
+        truth=measured,
+    )
+    run: Any = SimpleNamespace(name="ViT", scores=predicted)
+    store: Any = None  # is read for averages alone
+    found = agreements([run], plan, store, average=False).cohorts["site 1"]["ViT"]
+    assert found.bias == agreement(measured, predicted, patients).bias
+    apart = agreement(measured, predicted, np.arange(len(measured))).bias
+    assert found.bias.low < apart.low  # type: ignore[operator]  # not None
 
 
 def reasons(found: Agreement) -> set[str]:

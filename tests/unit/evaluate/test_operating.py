@@ -165,6 +165,7 @@ def test_recalibration_corrects_what_it_was_fitted_on() -> None:
         ([1, 1], [0.2, 0.4], "no controls"),
         ([0, 1], [0.2, 0.2], "one probability for all records"),
         ([0, 0, 1, 1], [0.1, 0.2, 0.2, 0.4], "probabilities of cases and controls do not overlap"),
+        ([1, 1, 0, 0], [0.1, 0.2, 0.2, 0.4], "probabilities of cases and controls do not overlap"),
         ([1, 0, 1, 0], [0.1, 0.2, 0.3, 0.4], "does not rise with the probability"),
     ],
 )

@@ -61,6 +61,8 @@ def test_of_each_kind_of_answer_the_middle_record_is_taken() -> None:
         "case below the threshold": 20,
         "control below the threshold": 11,
     }
+    at = middle_records(rows[:3], is_case[:3], probability[:3], 0.6)
+    assert at == {"case above the threshold": 8}  # 0.6 itself is a finding
     assert middle_records(rows, is_case, probability, None) == {"case": 8, "control": 11}
     assert middle_records(rows[:0], is_case[:0], probability[:0], 0.5) == {}
     same = np.full(7, 0.5)

@@ -9,10 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from report_pages import fixed, html_of, nobody
+from scipy.optimize import brentq
+from scipy.special import expit, logit
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import brier_score_loss
 from two_hospitals import TARGET
 
 from ecgfast.evaluate import findings, planning, tables, views
 from ecgfast.evaluate.discrimination import PairedTest
+from ecgfast.evaluate.operating import Fixed, Recalibration
 from ecgfast.evaluate.results import Results, summarise
 from ecgfast.runs.column_task import task_of
 
@@ -69,6 +74,47 @@ def test_a_run_without_threshold_has_a_calibration_but_no_operating_point() -> N
     assert "A: not recalibrated, no labelled records on validation." in html
     html = html_of(net_benefit=findings.net_benefit(results))
     assert html.count("<figure>") == 1
+
+
+def test_each_number_of_a_threshold_and_of_calibration_is_in_its_column() -> None:
+    """Cases at 0.9, 0.8, 0.3; controls at 0.6, 0.2 and five times 0.1, so no two are alike."""
+    score = np.array([0.9, 0.8, 0.3, 0.6, 0.2, *[0.1] * 5])
+    plan = replace(
+        PLAN, is_case=np.arange(10) < 3, patients=np.arange(10),
+        cohorts={"site 1": {"A": np.arange(10)}},
+    )  # fmt: skip
+    half = Recalibration(num_cases=4, num_controls=6, intercept=-1.0, slope=0.5)
+    of_validation = Fixed(thresholds={"sensitivity_90": 0.25}, recalibration=half)
+    results = summarise(plan, {"A": score}, {"A": of_validation}, nobody(10))
+    table = findings.operating(results)
+    assert table.header == (
+        "cohort", "run", "threshold", "sensitivity", "specificity", "PPV", "NPV",
+    )  # fmt: skip
+    ((*names, kind, sensitivity, specificity, ppv, npv),) = table.rows
+    assert (names, kind) == (["site 1", "A"], "sensitivity 90 %: 0.25")
+    shares = [float(cell.split()[0]) for cell in (sensitivity, specificity, ppv, npv)]
+    assert shares == [1.0, 0.86, 0.75, 1.0]  # 3 of 3, 6 of 7, 3 of 4, 6 of 6
+    view = findings.calibration(results)
+    assert view["table"].header[3:] == (
+        "mean predicted / observed", "Brier score", "ECE", "slope", "intercept",
+    )  # fmt: skip
+    given, corrected = view["table"].rows
+    assert (given[2], corrected[2]) == ("as given", "recalibrated")
+    assert given[3] == "33.0 % / 30.0 %"
+    assert given[4].startswith(f"{brier_score_loss(plan.is_case, score):.3f} (")
+    assert given[5] == "0.030"  # one bin of ten records: 0.33 less 0.30
+    said = logit(score)
+    both = LogisticRegression(C=np.inf, tol=1e-10).fit(said[:, None], plan.is_case)
+    shift = brentq(lambda a: expit(said + a).sum() - 3, -9, 9)
+    assert given[6].startswith(f"{both.coef_[0, 0]:.2f} (")
+    assert given[7].startswith(f"{shift:.2f} (")
+    after = expit(-1 + 0.5 * said)
+    assert corrected[3] == f"{100 * after.mean():.1f} % / 30.0 %"
+    assert corrected[4].startswith(f"{brier_score_loss(plan.is_case, after):.3f} (")
+    assert view["fits"] == [
+        "A: log odds become -1.00 + 0.50 x log odds, fitted on 4 cases and 6 controls of "
+        "validation."
+    ]
 
 
 def test_areas_curves_reasons_and_notes_of_a_site() -> None:

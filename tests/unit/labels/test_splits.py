@@ -71,9 +71,10 @@ def test_each_stratum_has_its_share() -> None:
 
 
 def test_many_small_strata_get_their_share_together() -> None:
-    """Rounding each of them would leave all 100 patients in train."""
+    """Rounding each of them would leave all 100 patients in train, and in the first fold."""
     drawn = divide([f"P{n}" for n in range(100)], strata(100, [f"site{n}" for n in range(100)]))
     assert Counter(drawn.split) == {"train": 70, "valid": 15, "test": 15}
+    assert Counter(drawn.fold) == dict.fromkeys(range(1, NUM_FOLDS + 1), 20)
 
 
 def test_folds_are_equal_and_whole() -> None:
@@ -130,6 +131,16 @@ def test_records_left_out_get_nothing() -> None:
     )
     assert (drawn.split[0], drawn.fold[0]) == (None, None)
     assert drawn.split[1] is not None
+
+
+def test_records_left_out_take_no_share_of_the_others() -> None:
+    left_out = np.arange(100) >= 20
+    drawn = draw_splits(
+        [f"P{n}" for n in range(100)], np.arange(100), strata(100), seed=0, left_out=left_out
+    )
+    assert Counter(drawn.split[:20]) == {"train": 14, "valid": 3, "test": 3}
+    assert Counter(drawn.fold[:20]) == dict.fromkeys(range(1, NUM_FOLDS + 1), 4)
+    assert set(drawn.split[20:]) == set(drawn.fold[20:]) == {None}
 
 
 def test_a_round_of_cross_validation() -> None:
