@@ -8,7 +8,6 @@ benchmarks/results/DEVICE/codec.jsonl. `ecgfast bench codec` and `decode` measur
 synthetic records.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import typer
 
 from ecgfast import log
 from ecgfast.bench import show
@@ -100,26 +100,21 @@ def ways_to_a_batch(held: Held, size: int) -> dict[str, IndexCall]:
     }
 
 
-def main() -> None:
+def main(sources: list[Path], records: int = 200, repeats: int = 7) -> None:
+    """Measure on at most so many records of each store or folder of WFDB records."""
     from plot import RESULTS
 
     from ecgfast.convert import convert
     from ecgfast.store import open_store
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sources", type=Path, nargs="+", help="stores or folders of WFDB records")
-    parser.add_argument("--records", type=int, default=200, help="most records of a source")
-    parser.add_argument("--repeats", type=int, default=7)
-    args = parser.parse_args()
-    out = RESULTS / device_slug() / "codec.jsonl"
-    for source in args.sources:
+    for source in sources:
         with tempfile.TemporaryDirectory(prefix="ecgfast-bench-") as folder:
             path = source
             if not (source / "manifest.json").is_file():
                 path = convert([source], Path(folder) / "store", workers=1).store
-            limits = {"most": args.records, "repeats": args.repeats}
-            show(measure_store(open_store(path), source.name, **limits), out)
+            rows = measure_store(open_store(path), source.name, most=records, repeats=repeats)
+            show(rows, RESULTS / device_slug() / "codec.jsonl")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

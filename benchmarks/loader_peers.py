@@ -11,7 +11,6 @@ Every format gives (240, 256) fp16, z-scored per record and lead. The int16 form
 every read, as loaders over raw files must.
 """
 
-import argparse
 import itertools
 import shutil
 import tempfile
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import typer
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
@@ -159,29 +159,28 @@ def checked_epoch(trial: Trial) -> Epoch:
     return lambda: (len(batch.to(trial.device, non_blocking=True)) for batch in loader)
 
 
-def main() -> None:
+def main(
+    sources: list[Path], copies: int = 18, turns: int = 2, device: str = "cpu",
+    workers: str = "1,2", providers: str = ",".join([*PEERS, *OURS]),
+) -> None:  # fmt: skip
+    """Measure copies of folders of WFDB records; in a turn each has a cold and two warm rounds."""
     from plot import RESULTS
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sources", type=Path, nargs="+", help="folders of WFDB records")
-    parser.add_argument("--copies", type=int, default=18, help="of the sources")
-    parser.add_argument("--providers", nargs="+", default=[*PEERS, *OURS], choices=[*PEERS, *OURS])
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--turns", type=int, default=2, help="each has a cold and two warm rounds")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    args = parser.parse_args()
+    names = providers.split(",")
+    if unknown := set(names) - {*PEERS, *OURS}:
+        raise SystemExit(f"error: no such provider: {', '.join(unknown)}; see --help")
     with tempfile.TemporaryDirectory(prefix="ecgfast-peers-") as folder:
         work = Path(folder)
-        for copy, source in itertools.product(range(args.copies), args.sources):
+        for copy, source in itertools.product(range(copies), sources):
             shutil.copytree(source, work / "cohort" / f"{copy:02d}" / source.name)
         write_stores(work)
         store = open_store(work / "store")
-        prepare(store, work, [name for name in PEERS if name in args.providers])
-        chosen = itertools.product(args.providers, args.workers)
-        trials = [Trial(name, work, workers, args.device) for name, workers in chosen]
-        rows = measure_trials(trials, f"{len(store)} real", turns=args.turns)
-        show(rows, RESULTS / device_slug(args.device) / "loader.jsonl")
+        prepare(store, work, [name for name in PEERS if name in names])
+        numbers = map(int, workers.split(","))
+        trials = [Trial(*each, device) for each in itertools.product(names, [work], numbers)]
+        rows = measure_trials(trials, f"{len(store)} real", turns=turns)
+        show(rows, RESULTS / device_slug(device) / "loader.jsonl")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

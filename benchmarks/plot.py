@@ -5,11 +5,12 @@
 Fills the README between its two "measured" marks. Of equal measurements the newest row counts.
 """
 
-import argparse
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+import typer
 
 from ecgfast.bench.measuring import Row, read_rows
 
@@ -18,10 +19,10 @@ RESULTS = Path(__file__).parent / "results"
 
 def newest(rows: Iterable[Row]) -> list[Row]:
     """Keep the last row of each measurement, in the order of first appearance."""
-    kept: dict[tuple[str, ...], Row] = {}
-    for row in sorted(rows, key=lambda r: r.date):
-        key = (row.device, row.case, row.preset, row.shape, row.metric, row.provider)
-        kept[key] = row
+    kept = {
+        (row.device, row.case, row.preset, row.shape, row.metric, row.provider): row
+        for row in sorted(rows, key=lambda row: row.date)
+    }
     return list(kept.values())
 
 
@@ -37,23 +38,18 @@ class Headline(NamedTuple):
     peer: str
 
 
-_BLOSC2, _RATE = "blosc2-zstd-bitshuffle", "records/s"
+_BLOSC2, _RATE, _LUDB = "blosc2-zstd-bitshuffle", "records/s", ("codec", "ludb")
+_CONVERT = ("convert", "hr_gt", "throughput", _RATE)
 HEADLINES = (
-    Headline("store size, 200 LUDB records", "codec", "ludb", "ratio", "x", "ecgfast", _BLOSC2),
-    Headline("decode to int16, one core", "codec", "ludb", "decode", _RATE, "ecgfast", _BLOSC2),
-    Headline("encode, one core", "codec", "ludb", "encode", _RATE, "ecgfast", "zstd-3"),
+    Headline("store size, 200 LUDB records", *_LUDB, "ratio", "x", "ecgfast", _BLOSC2),
+    Headline("decode to int16, one core", *_LUDB, "decode", _RATE, "ecgfast", _BLOSC2),
+    Headline("encode, one core", *_LUDB, "encode", _RATE, "ecgfast", "zstd-3"),
     Headline(
         "random reads from a store, one core, checks on",
-        "codec", "ludb", "decode", _RATE, "ecgfast-store-read", _BLOSC2,
+        *_LUDB, "decode", _RATE, "ecgfast-store-read", _BLOSC2,
     ),
-    Headline(
-        "convert WFDB, one core",
-        "convert", "hr_gt", "throughput", _RATE, "ecgfast", "wfdb-rdsamp-loop",
-    ),
-    Headline(
-        "the same on two cores",
-        "convert", "hr_gt", "throughput", _RATE, "ecgfast-2-workers", "ecgfast",
-    ),
+    Headline("convert WFDB, one core", *_CONVERT, "ecgfast", "wfdb-rdsamp-loop"),
+    Headline("the same on two cores", *_CONVERT, "ecgfast-2-workers", "ecgfast"),
     Headline(
         "decode to normalised patches on the GPU",
         "decode_patches", "1024", "throughput", _RATE, "ecgfast", "raw int16, torch.compile",
@@ -94,15 +90,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def main() -> None:
-    """Parse the command line and fill the README."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("results", type=Path, help=".jsonl file, or a folder of them")
-    parser.add_argument("--readme", type=Path, required=True, help="file with the measured marks")
-    args = parser.parse_args()
-    text = fill(args.readme.read_text("utf-8"), summary(newest(read_rows(args.results))))
-    args.readme.write_text(text, encoding="utf-8")
+def main(results: Path, readme: Annotated[Path, typer.Option()]) -> None:
+    """Fill a page between its marks from rows: a .jsonl file, or a folder of them."""
+    text = fill(readme.read_text("utf-8"), summary(newest(read_rows(results))))
+    readme.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -1,19 +1,15 @@
 """Everything worth knowing of one GPU: tests, tuning, rates, profile, a run; in four calls.
 
-    python tools/gpu_check.py --out check1 --run 1        # right, tuned, kernels
-    python tools/gpu_check.py --out check2 --run 2        # whole steps beside their peers, in turns
-    python tools/gpu_check.py --out check3 --run 3        # real runs, loader, profile
-    python tools/gpu_check.py --out check3 --run 4        # loaders in training, losses
+    python tools/gpu_check.py --out check1 --run 1    # of 4: see docs/performance.md
     python tools/gpu_check.py --out check --only tests,tune
 
 A call takes at most 9.5 minutes. Stages run in the order of what one most wants to know, each a
 process of its own with a time limit of its own; without a GPU those that need one are left out.
 Logs and rows grow while a stage runs, so that a limit costs only what was unfinished. The tuning
 stage writes the block sizes that later stages run with. A summary comes last. Exit status 1 when a
-stage failed or was stopped. docs/performance.md says how to read the results.
+stage failed or was stopped.
 """
 
-import argparse
 import os
 import shlex
 import signal
@@ -23,9 +19,10 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+import typer
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORTEST_S = 15  # a stage that would have less is not begun
@@ -105,16 +102,13 @@ def run_stage(stage: Stage, out: Path, seconds_left: float) -> tuple[str, str]:
         return "left out", f"no time left; --only {stage.name} runs it"
     print(f"== {stage.name}, at most {limit_s:.0f} s: {shlex.join(stage.command)}", flush=True)
     paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]  # not installed
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    path = os.pathsep.join(filter(None, paths))
     with (out / f"{stage.name}.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
-            stage.command,
-            cwd=ROOT,
-            env={**environment, "PYTHONUNBUFFERED": "1"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
+            stage.command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
             start_new_session=True,  # so that its compile workers can be stopped with it
-        )
+        )  # fmt: skip
         try:
             code = process.wait(limit_s)
         except subprocess.TimeoutExpired:
@@ -124,37 +118,31 @@ def run_stage(stage: Stage, out: Path, seconds_left: float) -> tuple[str, str]:
     return ("FAILED", f"exit status {code}") if code else ("ok", "")
 
 
-def main() -> int:
-    """Run the stages that the command line names; return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=Path("gpu-check"), help="folder for results")
-    which_stages = parser.add_mutually_exclusive_group()
-    which_stages.add_argument("--run", type=int, choices=(1, 2, 3, 4), help="four lists of stages")
-    which_stages.add_argument("--only", help="stages to run, comma-separated; all by default")
-    args = parser.parse_args()
-    out = args.out.resolve()  # stages run elsewhere
-    every = stages(out)
-    names = [stage.name for stage in every if args.run in (None, stage.run)]
-    only = args.only.split(",") if args.only else names
-    if unknown := sorted(set(only) - set(names)):
-        parser.error(f"unknown stage {unknown[0]!r}; allowed: {', '.join(names)}")
+def main(
+    out: Path = Path("gpu-check"),
+    run: Annotated[int | None, typer.Option(min=1, max=4)] = None,
+    only: Annotated[str, typer.Option(help="Stages, comma-separated.")] = "",
+) -> None:
+    """Run the stages of one run, some, or all, and write results to `out`."""
+    out = out.resolve()  # stages run elsewhere
+    every = {stage.name: stage for stage in stages(out) if run in (None, stage.run)}
+    wanted = only.split(",") if only else [*every]
+    if unknown := sorted(set(wanted) - set(every)):
+        sys.exit(f"error: unknown stage {unknown[0]!r}; allowed: {', '.join(every)}")
     out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + LONGEST_S
-    summary = []
-    failed = False
-    for stage in every:
-        if stage.name in only:
-            began = time.monotonic()
-            status, reason = run_stage(stage, out, end - began)
-            seconds = time.monotonic() - began
-            summary.append(f"{status:8} {stage.name:10} {seconds:6.1f} s  {reason}".rstrip())
-            failed |= status in ("FAILED", "stopped")
-            if status != "left out":  # more lines where something went wrong
-                lines = (out / f"{stage.name}.log").read_text("utf-8", "replace").splitlines()
-                print(*lines[-(12 if status == "ok" else 40) :], sep="\n", flush=True)
-    print("", *summary, sep="\n")
-    return int(failed)
+    found = {}
+    for name in (name for name in every if name in wanted):
+        began = time.monotonic()
+        status, reason = run_stage(every[name], out, end - began)
+        found[f"{status:8} {name:10} {time.monotonic() - began:6.1f} s  {reason}"] = status
+        if status != "left out":  # more lines where something went wrong
+            lines = (out / f"{name}.log").read_text("utf-8", "replace").splitlines()
+            print(*lines[-(12 if status == "ok" else 40) :], sep="\n", flush=True)
+    print("", *map(str.rstrip, found), sep="\n")
+    if {"FAILED", "stopped"} & set(found.values()):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

@@ -11,11 +11,13 @@ Dependencies are not followed: name every package. Those of nvidia-cutlass-dsl l
 site-packages/nvidia_cutlass_dsl/dsl_packages.
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 PIECE_BYTES = 60 << 20  # below 64 MiB
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "any")
@@ -36,29 +38,24 @@ def pack(folder: Path, first: Path, *, limit: int = PIECE_BYTES, dictionary_mib:
     subprocess.run(["bash", "-c", line, "", folder.parent, folder.name, first], check=True)
 
 
-def main() -> None:
-    """Install, strip, pack; print the pieces."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("requirements", nargs="+", help="such as timm==1.0.20")
-    parser.add_argument("--out", type=Path, default=Path("bring"), help="folder of the pieces")
-    parser.add_argument("--name", default="wheels", help="of the archive")
-    parser.add_argument("--python", default="3.12", help="version of the machine's Python")
-    parser.add_argument("--dictionary-mib", type=int, default=64, help="192 packs quack into one")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=args.out) as temporary:
+def main(
+    requirements: list[str], out: Path = Path("bring"), name: str = "wheels", python: str = "3.12",
+    dictionary_mib: Annotated[int, typer.Option(help="192 packs quack into one.")] = 64,
+) -> None:  # fmt: skip
+    """Install, strip, pack; print the pieces. Requirements are such as timm==1.0.20."""
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out) as temporary:
         packages = Path(temporary) / "site-packages"
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
-        command += ["--only-binary", ":all:", "--python-version", args.python]
+        command += ["--only-binary", ":all:", "--python-version", python]
         command += [word for platform in PLATFORMS for word in ("--platform", platform)]
-        subprocess.run([*command, "--target", packages, *args.requirements], check=True)
+        subprocess.run([*command, "--target", packages, *requirements], check=True)
         for library in packages.rglob("*.so*"):
             subprocess.run(["strip", "--strip-unneeded", str(library)], check=False)
-        first = args.out / f"{args.name}.tar.xz"
-        pack(packages, first, dictionary_mib=args.dictionary_mib)
-    for path in sorted(args.out.glob(f"{first.name}.*")):
+        pack(packages, out / f"{name}.tar.xz", dictionary_mib=dictionary_mib)
+    for path in sorted(out.glob(f"{name}.tar.xz.*")):
         print(f"{path.stat().st_size / 2**20:6.1f} MiB  {path}")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

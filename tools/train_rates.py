@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ecgfast import log
 from ecgfast.bench import peers_module, show
@@ -70,7 +71,7 @@ def in_turns(args: argparse.Namespace, epochs: dict[str, Epoch]) -> dict[str, li
 
 
 def in_training(
-    args: argparse.Namespace, preset: str, feeds: dict[str, Iterable[Batch]]
+    args: argparse.Namespace, preset: str, feeds: dict[str, Iterable[Batch | Tensor]]
 ) -> dict[str, list[float]]:
     """The same of training steps on the batches of each, and on random patches on the device."""
     graph = ["train.cuda_graph=true"] if args.device == "cuda" else []
@@ -81,8 +82,11 @@ def in_training(
         for _ in range(2):
             train(random)
 
-        def fed(batches: Iterable[Batch]) -> Iterator[int]:
+        def fed(batches: Iterable[Batch | Tensor]) -> Iterator[int]:
             for batch in batches:
+                if isinstance(batch, Tensor):  # patches of a DataLoader
+                    patches = batch.to(ranks.device, non_blocking=True)
+                    batch = replace(random, patches=patches)
                 train(batch)
                 yield len(batch.record_index)
 
@@ -99,14 +103,14 @@ def engines(args: argparse.Namespace) -> Iterator[Row]:
     """For each preset the rate of random patches, and of every loader beside it."""
     for preset in args.presets.split(","):
         records = records_of(args, preset)
-        feeds: dict[str, Iterable[Batch]] = {}
+        feeds: dict[str, Iterable[Batch | Tensor]] = {}
         for name in ("resident", "cpu", "dali"):
             options = {"batch_size": records, "engine": name, "device": args.device}
             try:
                 feeds[name] = build_loader(args.store, **options)
             except BackendUnavailableError as error:
                 log.warning(f"{name} left out: {error}")
-        feeds["dataloader-memmap-int16"] = PeerBatches(args, records, "memmap-int16")
+        feeds["dataloader-memmap-int16"] = dataloader(args, records, "memmap-int16")
         rates = in_training(args, preset, feeds)
         for name, values in rates.items():
             shares = zip(values, rates["random-patches"], strict=True)
@@ -120,23 +124,15 @@ def engines(args: argparse.Namespace) -> Iterator[Row]:
         gc.collect()
 
 
-class PeerBatches:
-    """Batches of a DataLoader over a map-style dataset, as people read their records."""
-
-    def __init__(self, args: argparse.Namespace, records: int, peer: str) -> None:
-        self._device, work = args.device, args.out / f"dataloader-{peer}"
-        peers = peers_module("loader_peers")
-        if not work.exists():
-            work.mkdir()
-            peers.prepare(args.store, work, [peer])
-        workers = 8 if args.device == "cuda" else 1
-        self._loader = peers.Records(peer, work).loader(records, workers, args.device)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for patches in self._loader:
-            index = torch.arange(len(patches), device=self._device)
-            moved = patches.to(self._device, non_blocking=True)
-            yield Batch(patches=moved, record_index=index, epoch=0)
+def dataloader(args: argparse.Namespace, records: int, peer: str) -> Iterable[Tensor]:
+    """Patches from a DataLoader over a map-style dataset, as people read their records."""
+    peers, work = peers_module("loader_peers"), args.out / f"dataloader-{peer}"
+    if not work.exists():
+        work.mkdir()
+        peers.prepare(args.store, work, [peer])
+    workers = 8 if args.device == "cuda" else 1
+    patches: Iterable[Tensor] = peers.Records(peer, work).loader(records, workers, args.device)
+    return patches
 
 
 def repeated(args: argparse.Namespace, records: int, copies: int) -> Loader:
@@ -165,13 +161,12 @@ def many(args: argparse.Namespace) -> Iterator[Row]:
             f"{len(args.store):,} records x {copies}": repeated(args, records, copies)
             for copies in (1, args.copies)
         }
-        shape, largest = list(loaders.items())[-1]
-        whole = [measure_round(epoch_of(largest)(), args.device).records_per_s]
-        decoded = in_turns(args, {shape: epoch_of(each) for shape, each in loaders.items()})
-        trained = in_training(args, preset, {**loaders})
-        for case, rates in (
-            ("whole_epoch", {shape: whole}), ("decode_from", decoded), ("train_from", trained),
-        ):  # fmt: skip
+        epochs = {shape: epoch_of(each) for shape, each in loaders.items()}
+        shape = [*epochs][-1]
+        whole = {shape: [measure_round(epochs[shape](), args.device).records_per_s]}
+        decoded, trained = in_turns(args, epochs), in_training(args, preset, {**loaders})
+        cases = {"whole_epoch": whole, "decode_from": decoded, "train_from": trained}
+        for case, rates in cases.items():
             for shape, values in rates.items():
                 numbers = {("throughput", "records/s"): values}
                 texts = {"preset": preset, "shape": shape, "device": args.device}
@@ -180,14 +175,8 @@ def many(args: argparse.Namespace) -> Iterator[Row]:
 
 CASES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {"engines": engines, "many": many}
 
-
-def main() -> None:
-    """Run a case."""
-    args = parse()
+if __name__ == "__main__":
+    arguments = parse()
     # every model compiles the same block code anew; the limit of 8 is for runaway guards
     with torch._dynamo.config.patch(recompile_limit=64):
-        show(CASES[args.case](args), args.json)
-
-
-if __name__ == "__main__":
-    main()
+        show(CASES[arguments.case](arguments), arguments.json)

@@ -7,7 +7,6 @@ written after each kernel, so that a run cut short keeps what it found. Rows of 
 stay as they are. A candidate whose results differ from those of the row in use is not timed.
 """
 
-import argparse
 import json
 import re
 import sys
@@ -17,10 +16,11 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 from unittest.mock import patch
 
 import torch
+import typer
 from ecgfast_kernels.ops import library
 from ecgfast_kernels.ops.adamw import factors
 from ecgfast_kernels.ops.fused_block import gelu_mlp
@@ -28,21 +28,12 @@ from torch import Tensor
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from ecgfast.bench.kernels import (
-    AGREEMENT,
-    Case,
-    block_cases,
-    captured,
-    difference,
-    forward,
-    forward_backward,
-    kernel_cases,
-)
+from ecgfast.bench import kernels
+from ecgfast.bench.kernels import Case
 from ecgfast.bench.measuring import Call, time_interleaved
 
 Config = dict[str, int | None]
 REPEATS = 30
-
 CANDIDATES = Path(__file__).with_suffix(".toml")
 
 
@@ -72,8 +63,8 @@ def searches() -> list[Search]:
 
 def cases(device: str) -> dict[str, Case]:
     """The bench's cases, and those of fine-tuning's lengths, of quack, and of the optimizer."""
-    found = kernel_cases(device)
-    found += block_cases("finetuned", 64 if device == "cuda" else 1, 241, 16, 64, device)
+    found = kernels.kernel_cases(device)
+    found += kernels.block_cases("finetuned", 64 if device == "cuda" else 1, 241, 16, 64, device)
     named = {case.name: case for case in (*found, _adamw(device))}
     ours = partial(gelu_mlp, provider="quack")
     return {**named, "quack_encoder": named["gelu_mlp_encoder"]._replace(ours=ours)}
@@ -100,27 +91,25 @@ def _adamw(device: str) -> Case:
 def call_of(search: Search, case: Case) -> Call:
     """Return the pass of a case that runs a kernel."""
     alone = "forward" in search.kernel or not case.leaves
-    return partial(forward if alone else forward_backward, case, case.ours)
+    return partial(kernels.forward if alone else kernels.forward_backward, case, case.ours)
 
 
-def main() -> None:
+def main(
+    only: Annotated[str, typer.Option(help="Kernels, comma-separated.")] = "",
+    seconds: Annotated[float, typer.Option(help="Begin no search after these.")] = 600,
+    copy: Annotated[Path | None, typer.Option(help="Write the new table here too.")] = None,
+) -> None:
     """Search each kernel in turn, as long as there is time."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--only", help="kernels, comma-separated; all by default")
-    parser.add_argument("--seconds", type=float, default=600, help="begin no search after these")
-    parser.add_argument("--copy", type=Path, help="write the new table to this file too")
-    args = parser.parse_args()
     every = {search.kernel: search for search in searches()}
-    wanted = args.only.split(",") if args.only else [*every]
-    if unknown := sorted(set(wanted) - set(every)):
-        parser.error(f"unknown kernel {unknown[0]!r}; allowed: {', '.join(every)}")
+    if unknown := sorted(set(filter(None, only.split(","))) - set(every)):
+        sys.exit(f"error: unknown kernel {unknown[0]!r}; allowed: {', '.join(every)}")
     if not torch.cuda.is_available():
         sys.exit("error: tuning measures a CUDA device, and there is none")
     major, minor = torch.cuda.get_device_capability()
-    end, every_case = time.monotonic() + args.seconds, cases("cuda")
-    for search in (search for kernel, search in every.items() if kernel in wanted):
+    end, every_case = time.monotonic() + seconds, cases("cuda")
+    for search in (every[kernel] for kernel in every if not only or kernel in only.split(",")):
         if time.monotonic() > end:
-            print(f"{search.kernel}: not searched, {args.seconds:.0f} s are over")
+            print(f"{search.kernel}: not searched, {seconds:.0f} s are over")
             continue
         if "quack" in search.kernel and find_spec("quack") is None:
             print(f"{search.kernel}: left out: needs quack")
@@ -128,10 +117,8 @@ def main() -> None:
         before = library.config_for(search.kernel, arch=10 * major + minor, bits=search.bits)
         row = f"sm{major}{minor}-{search.bits}bit"
         library.table()[search.kernel][row] = fastest(search, every_case[search.case], row, before)
-        text = render(library.table())
-        for path in (Path(library.__file__).parent / library.FILE_NAME, args.copy):
-            if path is not None:
-                path.write_text(text, encoding="utf-8")
+        for path in filter(None, (Path(library.__file__).parent / library.FILE_NAME, copy)):
+            path.write_text(render(library.table()), encoding="utf-8")
 
 
 def fastest(search: Search, case: Case, row: str, before: Config) -> Config:
@@ -143,8 +130,8 @@ def fastest(search: Search, case: Case, row: str, before: Config) -> Config:
     for config in (before, *search.candidates):
         with patch.dict(rows, {row: config}):
             try:
-                if (off := difference(call(), want)) <= AGREEMENT:
-                    replays[json.dumps(config)] = captured(call)
+                if (off := kernels.difference(call(), want)) <= kernels.AGREEMENT:
+                    replays[json.dumps(config)] = kernels.captured(call)
                 else:
                     print(f"{search.kernel} {config}: differs by {off:.3g} of the largest value")
             except (OutOfResources, CompilationError, PTXASError, ValueError) as error:
@@ -165,4 +152,4 @@ def render(table: dict[str, dict[str, Config]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

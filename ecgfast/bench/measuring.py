@@ -163,35 +163,34 @@ def time_interleaved(
     repeats: int = 20,
     warmup: int = 3,
     flush_cache: bool = False,
+    clock: Callable[[], int] = time.perf_counter_ns,
 ) -> dict[str, list[float]]:
     """Time each variant `repeats` times, in turns, so that drift hits all of them alike.
 
     Args:
         variants: name -> callable that takes nothing; its result is dropped.
-        device: "cpu" (the monotonic clock) or "cuda" (events).
+        device: "cpu" or "cuda", which is timed by its own events.
         repeats: timed rounds; every round calls each variant once.
         warmup: untimed rounds before (compilation, allocator, caches).
         flush_cache: overwrite the GPU's L2 cache before each call, for memory-bound kernels.
+        clock: of the CPU, in nanoseconds.
     Returns:
         name -> milliseconds of each repeat.
     """
     on_gpu = device.startswith("cuda")
     scratch = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device=device) if flush_cache else None
     times_ms: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(-warmup, repeats):
+    for _ in range(warmup + repeats):
         for name, variant in variants.items():
-            if turn < 0:
-                variant()
-            else:
-                timed = _time_gpu_ms(variant, scratch) if on_gpu else _time_cpu_ms(variant)
-                times_ms[name].append(timed)
-    return times_ms
+            timed = _time_gpu_ms(variant, scratch) if on_gpu else _time_cpu_ms(variant, clock)
+            times_ms[name].append(timed)
+    return {name: ms[warmup:] for name, ms in times_ms.items()}
 
 
-def _time_cpu_ms(call: Call) -> float:
-    start_ns = time.perf_counter_ns()
+def _time_cpu_ms(call: Call, clock: Callable[[], int]) -> float:
+    start_ns = clock()
     call()
-    return (time.perf_counter_ns() - start_ns) / 1e6
+    return (clock() - start_ns) / 1e6
 
 
 def _time_gpu_ms(call: Call, scratch: Tensor | None) -> float:

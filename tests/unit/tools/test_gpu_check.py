@@ -66,9 +66,7 @@ def test_without_a_gpu_its_stages_are_left_out_and_say_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(check.torch.cuda, "is_available", lambda: False)
-    command = ["gpu_check.py", "--run", "3", "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", command)
-    assert check.main() == 0
+    check.main(tmp_path, run=3, only="")
     third = [stage.name for stage in check.stages(tmp_path) if stage.run == 3]
     lines = capsys.readouterr().out.strip().splitlines()
     assert [line.split()[2] for line in lines] == third

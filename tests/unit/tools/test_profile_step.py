@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,7 @@ profile_step = script("tools/profile_step.py")
 
 def test_a_step_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile_step.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["profile_step.py", "--out", str(tmp_path)])
-    profile_step.main()
+    profile_step.main(tmp_path)
     text = (tmp_path / "step-profile.txt").read_text()
     assert text.startswith("demo, 8 records, ecgfast: 3 steps in ")
     assert "aten::addmm" in text or "gemm" in text
