@@ -19,9 +19,8 @@ import torch
 import typer
 
 from ecgfast import log
-from ecgfast.bench import show
+from ecgfast.bench import device_slug, show
 from ecgfast.bench.codec import Codec, Held, IndexCall, Int16, measure_store
-from ecgfast.bench.measuring import device_slug
 
 
 def installed() -> list[Codec]:

@@ -20,8 +20,7 @@ import typer
 import wfdb
 from plot import RESULTS
 
-from ecgfast.bench import show
-from ecgfast.bench.measuring import device_slug, make_rows
+from ecgfast.bench import device_slug, make_rows, show
 
 LOOP_RECORDS = 1000  # a loop has a constant rate, which needs no longer look
 WORKERS = {"wfdb-rdsamp-loop": 0, "ecgfast": 1, "ecgfast-2-workers": 2}

@@ -31,7 +31,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from ecgfast.config import Config, load_config
 from ecgfast.data.loader import Loader, build_loader
 from ecgfast.demo_plan import DemoPlan
-from ecgfast.evaluate.median_beat import median_beats
+from ecgfast.evaluate.baselines import median_beats
 from ecgfast.labels.selection import Labelled
 from ecgfast.labels.subset import label_subset
 from ecgfast.model.build import build_classifier
@@ -41,7 +41,7 @@ from ecgfast.runs.inference import logits
 from ecgfast.runs.loading import load_model
 from ecgfast.store import StoreReader
 from ecgfast.store.patients import patient_groups
-from ecgfast.train.schedule import learning_rate
+from ecgfast.train.optim import learning_rate
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]

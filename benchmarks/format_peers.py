@@ -27,8 +27,7 @@ import numpy as np
 import typer
 from plot import RESULTS
 
-from ecgfast.bench import show
-from ecgfast.bench.measuring import Call, device_slug, make_rows, per_second, time_interleaved
+from ecgfast.bench import Call, device_slug, make_rows, per_second, show, time_interleaved
 from ecgfast.ingest import read_record
 from ecgfast.ingest.inventory import discover
 from ecgfast.records import LEADS

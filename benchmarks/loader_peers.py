@@ -26,9 +26,8 @@ import typer
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from ecgfast.bench import show
+from ecgfast.bench import device_slug, show
 from ecgfast.bench.loader import OURS, Epoch, Trial, measure_trials, write_stores
-from ecgfast.bench.measuring import device_slug
 from ecgfast.data.loader import build_loader
 from ecgfast.data.normalise import Normalisation
 from ecgfast.store import StoreReader, open_store

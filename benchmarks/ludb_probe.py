@@ -17,7 +17,7 @@ from evidence_rows import LUDB, Evidence, on_all_labels, write
 from numpy.typing import NDArray
 from scipy.special import logit
 
-from ecgfast.bench.measuring import device_slug, make_rows
+from ecgfast.bench import device_slug, make_rows
 from ecgfast.convert import convert
 from ecgfast.convert.measures import LEAST_TIMESTEPS
 from ecgfast.records import LEADS

@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from ecgfast.bench.measuring import Row, read_rows
+from ecgfast.bench import Row, read_rows
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -35,7 +35,7 @@ from evidence_models import (
 from evidence_rows import FOREST, Evidence, on_all_labels, on_fewer_labels, write
 
 from ecgfast import log
-from ecgfast.bench.measuring import device_slug, make_rows
+from ecgfast.bench import device_slug, make_rows
 from ecgfast.convert import convert
 from ecgfast.store import open_store
 from ecgfast.train.pretrain import pretrain

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from ecgfast import log
 from ecgfast.convert import convert
 from ecgfast.demo_plan import DemoPlan, Training, trainings
-from ecgfast.evaluate.baselines import Fitted
+from ecgfast.evaluate.baselines import Fitted, median_beat
 from ecgfast.evaluate.claim import Repeats, claim
 from ecgfast.evaluate.label_efficiency import Point, label_efficiency
-from ecgfast.evaluate.median_beat import median_beat
 from ecgfast.evaluate.planning import TestPlan, plan_tests
 from ecgfast.evaluate.report import write_report
 from ecgfast.evaluate.results import compute

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ecgfast.bench.measuring import Row
+from ecgfast.bench import Row
 from ecgfast.config import Config
 from ecgfast.errors import ConfigError
 from ecgfast.model.mae import flops_per_record, num_kept, num_parameters

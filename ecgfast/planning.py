@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ecgfast import log
-from ecgfast.bench.measuring import Row, device_name
+from ecgfast.bench import Row, device_name
 from ecgfast.bench.step import measure_step
 from ecgfast.config import Config, config_to_toml, load_config
 from ecgfast.data.engines import resident_bytes

@@ -22,9 +22,8 @@ import torch
 from torch import Tensor
 
 from ecgfast import log
-from ecgfast.bench import peers_module, show
+from ecgfast.bench import Row, make_rows, peers_module, show
 from ecgfast.bench.loader import Epoch, epoch_of, measure, measure_round
-from ecgfast.bench.measuring import Row, make_rows
 from ecgfast.bench.step import build_train, random_batch
 from ecgfast.config import load_config
 from ecgfast.convert import convert

@@ -28,9 +28,8 @@ from torch import Tensor
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from ecgfast.bench import kernels
+from ecgfast.bench import Call, kernels, time_interleaved
 from ecgfast.bench.kernels import Case
-from ecgfast.bench.measuring import Call, time_interleaved
 
 Config = dict[str, int | None]
 REPEATS = 30

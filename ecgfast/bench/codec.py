@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ecgfast import log
-from ecgfast.bench import peers_module
-from ecgfast.bench.measuring import Call, Row, make_rows, per_second, time_interleaved
+from ecgfast.bench import Call, Row, make_rows, peers_module, per_second, time_interleaved
 
 if TYPE_CHECKING:
     from ecgfast.store import StoreReader

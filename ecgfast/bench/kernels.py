@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, pad, scaled_dot_product_attention
 
 from ecgfast import log
-from ecgfast.bench.measuring import (
+from ecgfast.bench import (
     Call,
     Row,
     make_rows,

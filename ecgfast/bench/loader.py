@@ -21,8 +21,7 @@ import psutil
 import torch
 
 from ecgfast import log
-from ecgfast.bench import peers_module
-from ecgfast.bench.measuring import Row, make_rows
+from ecgfast.bench import Row, make_rows, peers_module
 from ecgfast.convert import convert
 from ecgfast.data.loader import Loader, build_loader
 from ecgfast.errors import BackendUnavailableError

@@ -15,8 +15,7 @@ from ecgfast_kernels.codec import PATCH_WIDTH
 from torch import Tensor
 
 from ecgfast import log
-from ecgfast.bench import peers_module
-from ecgfast.bench.measuring import Row, make_rows, measure_peaks, per_second, time_interleaved
+from ecgfast.bench import Row, make_rows, measure_peaks, peers_module, per_second, time_interleaved
 from ecgfast.config import Config, load_config
 from ecgfast.convert import convert
 from ecgfast.data.batch import Batch

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from typer.main import get_command
 
-from ecgfast.cli import data, labels, machine, models, recipes, runs
+from ecgfast.cli import data, labels, machine, models, runs
 from ecgfast.cli.examples import EXAMPLES
 from ecgfast.errors import ConfigError, EcgfastError
 
@@ -38,7 +38,6 @@ for command in (
     *labels.COMMANDS,
     *runs.COMMANDS,
     *models.COMMANDS,
-    *recipes.COMMANDS,
     *machine.COMMANDS,
 ):
     # \b: a line that is not wrapped

@@ -1,4 +1,4 @@
-"""Commands about this machine: bench, estimate, doctor, demo."""
+"""Commands about this machine, and open data sets: plan, recipe, bench, estimate, doctor, demo."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,8 +6,78 @@ from typing import Annotated
 import typer
 
 from ecgfast.cli.options import show
-from ecgfast.cli.runs import Settings
-from ecgfast.vocabulary import EstimateOf
+from ecgfast.cli.runs import Device, Settings
+from ecgfast.errors import ConfigError
+from ecgfast.vocabulary import EstimateOf, RecipeName
+
+
+def plan(
+    stores: Annotated[
+        list[Path], typer.Argument(metavar="STORE", help="Stores made by convert, read as one.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="TOML", help="Preset to write.")] = Path("plan.toml"),
+    preset: Annotated[
+        str | None, typer.Option(help="Default: the largest that fits and ends in time.")
+    ] = None,
+    hours: Annotated[float, typer.Option(min=0.0, help="That the run may take.")] = 168.0,
+    rows: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Rows of ecgfast bench step.")
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Write a preset for a store and this machine: size, hours, cost."""
+    from ecgfast.bench import read_rows
+    from ecgfast.planning import Machine
+    from ecgfast.planning import plan as plan_run
+    from ecgfast.store.durable import write_durably
+    from ecgfast.store.format import refuse_inside_store
+
+    refuse_inside_store(out, "--out")
+    measured = [row for file in rows or () for row in read_rows(file)]
+    planned = plan_run(stores, Machine.here(device), preset=preset, hours=hours, rows=measured)
+    write_durably(out, [planned.to_toml().encode()])
+    show("\n".join([*planned.lines(), str(out)]))
+
+
+def recipe(
+    name: Annotated[RecipeName, typer.Argument(metavar="NAME", help="An open data set.")],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="FOLDER", help="As published; none: how to get it.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of store and run.")
+    ] = None,
+    run: Annotated[
+        bool, typer.Option("--run", help="Train a model of all targets too; print the table.")
+    ] = False,
+    init: Annotated[
+        str, typer.Option(metavar="RUN|FILE|random", help="Initial weights, with --run.")
+    ] = "random",
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Default: that of the initial weights; else a residual network."),
+    ] = None,
+    settings: Settings = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes of the convert.")] = None,
+    device: Device = None,
+) -> None:
+    """Convert an open data set with its labels and folds; train on it."""
+    from ecgfast.recipes import run as steps
+    from ecgfast.recipes.catalogue import recipe_named
+
+    chosen = recipe_named(name)
+    if folder is None:
+        show(steps.describe(chosen))
+        return
+    if out is None:
+        raise ConfigError("recipe FOLDER needs --out DIR, got none; name a folder to write")
+    config = steps.config_for(init, preset, settings or (), device)
+    prepared = steps.prepare(chosen, folder, out, workers=workers)
+    named = preset or (config.preset if init == "random" else None)
+    show(steps.commands(prepared, preset=named, init=init))
+    if run:
+        found = steps.train(prepared, config, init=init, device=device)
+        show(steps.table_of(chosen, found))
 
 
 def bench(
@@ -44,7 +114,7 @@ def estimate(
     settings: Settings = None,
 ) -> None:
     """Estimate hours, memory and money of a run."""
-    from ecgfast.bench.measuring import read_rows
+    from ecgfast.bench import read_rows
     from ecgfast.config import load_config
     from ecgfast.estimate import estimate_convert, estimate_pretrain
 
@@ -72,4 +142,4 @@ def demo(
     show(run_demo(out))
 
 
-COMMANDS = (bench, estimate, doctor, demo)
+COMMANDS = (plan, recipe, bench, estimate, doctor, demo)

@@ -8,7 +8,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ecgfast.evaluate.baselines import Baseline, Fitted, against, age_and_sex, once_per_training
+from ecgfast.evaluate.baselines import (
+    Baseline,
+    Fitted,
+    against,
+    age_and_sex,
+    median_beat,
+    once_per_training,
+)
 from ecgfast.evaluate.cohort import FEWEST, subgroups
 from ecgfast.evaluate.discrimination import (
     Auroc,
@@ -19,7 +26,6 @@ from ecgfast.evaluate.discrimination import (
     holm,
 )
 from ecgfast.evaluate.interval import Interval
-from ecgfast.evaluate.median_beat import median_beat
 from ecgfast.evaluate.operating import (
     Calibration,
     Fixed,

@@ -20,11 +20,11 @@ from ecgfast.labels.selection import Labelled, digest_of, labelled, target_label
 from ecgfast.labels.subset import label_subset
 from ecgfast.reproduce.plan import Chosen, Finetuning, Model, Plan, Pretraining
 from ecgfast.runs.digests import read_small
+from ecgfast.runs.initial import initial_name
 from ecgfast.runs.loading import RESULT
 from ecgfast.runs.meta import contradictions, flat
 from ecgfast.store.reader import StoreReader
 from ecgfast.train.dataset import pretraining_rows, split_heldout
-from ecgfast.train.initial import initial_name
 
 Kind = Literal["pretrain", "finetune", "evaluate"]
 State = Literal["finished", "failed", "no weights", "busy"]

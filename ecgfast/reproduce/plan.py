@@ -27,9 +27,9 @@ from ecgfast.config import Config, ignored_settings, load_config, toml_line
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate.cohort import text_column
 from ecgfast.runs.column_task import task_of
+from ecgfast.runs.initial import WORDS
 from ecgfast.store.reader import StoreReader
 from ecgfast.train.dataset import labelled_records, pretraining_rows
-from ecgfast.train.initial import WORDS
 
 TARGET = "ejection_fraction<40"
 _CLOSED = ConfigDict(extra="forbid")

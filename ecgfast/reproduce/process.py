@@ -27,9 +27,9 @@ from ecgfast.reproduce.cells import (
     outcome_of,
 )
 from ecgfast.runs.digests import entries
+from ecgfast.runs.initial import imagenet_file
 from ecgfast.store.durable import exclusive, write_durably
 from ecgfast.train.guards import STOPPING
-from ecgfast.train.initial import imagenet_file
 
 _LOG_EVERY_S = 600.0  # the last line of a running cell's log is shown so often
 # The child dies with this process, however that dies (prctl 1: PR_SET_PDEATHSIG).

@@ -16,7 +16,7 @@ from torch import nn
 from ecgfast import log
 from ecgfast.config import Config, config_from_dict
 from ecgfast.errors import ConfigError, EcgfastError, ResumeError
-from ecgfast.runs.checkpoint_reader import newest
+from ecgfast.runs.checkpoint_reader import newest, weights_of_checkpoint, weights_of_file
 from ecgfast.runs.digests import (
     METRICS,
     RUN_FILES,
@@ -32,7 +32,6 @@ from ecgfast.runs.leads import leads_of, model_on_leads, on_leads
 from ecgfast.runs.meta import RunMeta, contradictions, flat
 from ecgfast.runs.register import FILE as REGISTER
 from ecgfast.runs.register import Register, read_register
-from ecgfast.runs.weights import weights_of_checkpoint, weights_of_file
 from ecgfast.store.reader import StoreReader
 
 Curve = tuple[list[float], list[float]]  # steps and values

@@ -1,7 +1,8 @@
-"""What training of a classifier begins with, and the files that it ends in."""
+"""What training of a classifier begins with, where it stands, and the files that it ends in."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,16 @@ from ecgfast.data.normalise import Normalisation, cohort_statistics
 from ecgfast.model.build import build_classifier
 from ecgfast.runs.column_task import task_of
 from ecgfast.runs.digests import METRICS, RUN_FILES, Facts, entries, read_weights, sealed
+from ecgfast.runs.export import MODEL_CARD, model_card
 from ecgfast.runs.inference import score_rows
+from ecgfast.runs.initial import (
+    Initial,
+    initial_name,
+    read_initial,
+    require_same_preprocessing,
+)
 from ecgfast.runs.loading import RESULT, WEIGHTS
 from ecgfast.runs.meta import Preprocessing, RunMeta, flat
-from ecgfast.runs.model_card import FILE as CARD
-from ecgfast.runs.model_card import model_card
 from ecgfast.runs.outputs import with_outputs
 from ecgfast.runs.register import FILE as REGISTER
 from ecgfast.runs.register import (
@@ -31,12 +37,6 @@ from ecgfast.runs.register import (
 from ecgfast.store.durable import RESUME, write_durably
 from ecgfast.store.reader import StoreReader
 from ecgfast.train.dataset import Lesson, labelled_records
-from ecgfast.train.initial import (
-    Initial,
-    initial_name,
-    read_initial,
-    require_same_preprocessing,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +113,72 @@ def _normalisation(
     return Normalisation(mode=data.normalise, cohort=cohort, leads=data.leads)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a sweep stands after an epoch; what its checkpoints keep.
+
+    Attributes:
+        trial: index of the learning rate.
+        epoch: epochs done in this trial.
+        step: updates done in all trials.
+        best_loss: lowest validation loss so far, over all trials; None before the first.
+        best_trial: the trial that had it.
+        best_epoch: the epoch of that trial, from 1.
+        best_auroc: validation AUROC of the same weights.
+        trial_loss: lowest validation loss of this stage of this trial.
+        stale: epochs of this trial since then.
+    """
+
+    trial: int = 0
+    epoch: int = 0
+    step: int = 0
+    best_loss: float | None = None
+    best_trial: int = 0
+    best_epoch: int = 0
+    best_auroc: float | None = None
+    trial_loss: float | None = None
+    stale: int = 0
+
+    def after_epoch(self, *, steps: int, loss: float, auroc: float | None) -> "Progress":
+        """Account for an epoch and its validation."""
+        if math.isnan(loss):  # of weights that overflow; no later loss would be lower than NaN
+            loss = math.inf
+        better = self.trial_loss is None or loss < self.trial_loss
+        done = replace(
+            self,
+            epoch=self.epoch + 1,
+            step=self.step + steps,
+            trial_loss=loss if better else self.trial_loss,
+            stale=0 if better else self.stale + 1,
+        )
+        if self.best_loss is not None and not loss < self.best_loss:
+            return done
+        return replace(
+            done,
+            best_loss=loss,
+            best_trial=self.trial,
+            best_epoch=done.epoch,
+            best_auroc=auroc,
+        )
+
+    def next_stage(self) -> "Progress":
+        """Begin to count anew what patience waits for."""
+        return replace(self, trial_loss=None, stale=0)
+
+    def next_trial(self) -> "Progress":
+        """Begin the next learning rate."""
+        return replace(self.next_stage(), trial=self.trial + 1, epoch=0)
+
+    @property
+    def improved(self) -> bool:
+        """Whether the last epoch has the lowest loss of all."""
+        return self.best_trial == self.trial and self.best_epoch == self.epoch > 0
+
+    def as_meta(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return asdict(self)
+
+
 def write_result(
     out: Path, config: Config, store: StoreReader, start: Start, chosen: Facts
 ) -> None:
@@ -151,7 +217,7 @@ def write_result(
         **_validated(lesson, truth, scores.reshape(truth.shape)),
     }
     card = model_card(meta, result, sum(each.numel() for each in model.parameters()))
-    write_durably(out / CARD, [card.encode()], again=RESUME)
+    write_durably(out / MODEL_CARD, [card.encode()], again=RESUME)
     files = entries(out, (WEIGHTS, REGISTER, METRICS))
     write_durably(out / RESULT, [sealed({**result, RUN_FILES: files})], again=RESUME)
 

@@ -16,12 +16,11 @@ from ecgfast.runs.digests import Facts
 from ecgfast.runs.located import located
 from ecgfast.store.format import refuse_inside_store
 from ecgfast.train import run_folder
-from ecgfast.train.classify import Asked, Start, begin, write_result
+from ecgfast.train.classify import Asked, Progress, Start, begin, write_result
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.guards import clear_errors
 from ecgfast.train.microbatch import rank_share, require_divisor
 from ecgfast.train.run_folder import Session, resolve_attention, resolve_precision
-from ecgfast.train.schedule import Progress
 from ecgfast.train.sweep import Sweep
 from ecgfast.vocabulary import ModelKind, Precision
 

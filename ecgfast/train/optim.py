@@ -1,4 +1,4 @@
-"""AdamW on the fp32 weights that this rank keeps."""
+"""AdamW on the fp32 weights that this rank keeps, and the learning rate of each of its steps."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ecgfast.settings import OptimConfig
 from ecgfast.train.distributed import Ranks, local, master, num_holders
 from ecgfast.train.microbatch import Recorded
+from ecgfast.vocabulary import Schedule
 
 # Microbatches of a step whose gradients our kernel adds up by itself. Copies of all but the last
 # take 6 bytes a weight; a sum in fp32, and a gradient widened to be added to it, take 8.
@@ -273,3 +274,34 @@ class MasterAdamW:
 def is_decayed(name: str, parameter: Tensor) -> bool:
     """Whether weight decay applies: to matrices and kernels, not to biases, norms and tokens."""
     return parameter.ndim > 1 and name.rpartition(".")[2] not in UNDECAYED
+
+
+def learning_rate(
+    step: float,
+    *,
+    peak: float,
+    warmup_epochs: float,
+    epochs: float,
+    steps_per_epoch: int,
+    schedule: Schedule = "cosine",
+    min_lr: float = 0.0,
+) -> float:
+    """Linear warm-up, then half a cosine or a constant, in fractions of epochs.
+
+    Args:
+        step: updates done before this one.
+        peak: the highest rate.
+        warmup_epochs: of the rise from 0.
+        epochs: length of the schedule.
+        steps_per_epoch: updates of one epoch.
+        schedule: what follows the rise.
+        min_lr: rate at the end of the cosine.
+    Source: He et al. 2022, appendix A.1.
+    """
+    epoch = step / steps_per_epoch
+    if epoch < warmup_epochs:
+        return peak * epoch / warmup_epochs
+    if schedule == "constant":
+        return peak
+    share = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-9)
+    return min_lr + (peak - min_lr) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))

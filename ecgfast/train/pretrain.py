@@ -33,14 +33,13 @@ from ecgfast.train.microbatch import (
     rank_share,
     require_graphable,
 )
-from ecgfast.train.optim import MasterAdamW
+from ecgfast.train.optim import MasterAdamW, learning_rate
 from ecgfast.train.run_folder import (
     Session,
     resolve_attention,
     resolve_compile,
     resolve_precision,
 )
-from ecgfast.train.schedule import learning_rate
 from ecgfast.train.validation import Probe, heldout_validation
 
 

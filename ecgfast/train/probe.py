@@ -20,10 +20,11 @@ from ecgfast.errors import ConfigError
 from ecgfast.model.build import build_classifier
 from ecgfast.model.classifier import Classifier
 from ecgfast.runs.digests import Facts, export_safetensors
+from ecgfast.runs.export import MODEL_CARD as CARD
 from ecgfast.runs.features import Features, read, weights_digest
 from ecgfast.runs.inference import check_weights, choose_device, patches_of
+from ecgfast.runs.initial import apply_initial
 from ecgfast.runs.loading import WEIGHTS
-from ecgfast.runs.model_card import FILE as CARD
 from ecgfast.runs.register import FILE as REGISTER
 from ecgfast.runs.task import Binary
 from ecgfast.store.durable import exclusive, explained
@@ -33,7 +34,6 @@ from ecgfast.train.classify import Asked, Start, begin, write_result
 from ecgfast.train.dataset import open_matching_store
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.finetune import settings_of
-from ecgfast.train.initial import apply_initial
 from ecgfast.train.linear import chosen_layer
 from ecgfast.train.run_folder import LOCK, write_settings
 from ecgfast.vocabulary import Pool

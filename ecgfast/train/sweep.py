@@ -19,22 +19,84 @@ from ecgfast.model.classifier import Classifier, layer_scale
 from ecgfast.model.draws import Draws, augmented
 from ecgfast.model.vit import Encoder
 from ecgfast.runs.digests import export_safetensors
+from ecgfast.runs.initial import Initial, apply_initial
 from ecgfast.runs.loading import WEIGHTS
 from ecgfast.runs.meta import RunMeta
 from ecgfast.runs.task import Task
-from ecgfast.settings import OptimConfig
+from ecgfast.settings import FinetuneConfig, OptimConfig
 from ecgfast.train.checkpoint import CheckpointWriter
+from ecgfast.train.classify import Progress
 from ecgfast.train.dataset import Lesson, open_loader
 from ecgfast.train.distributed import full_state, spread
 from ecgfast.train.guards import frozen_garbage_collector
-from ecgfast.train.initial import Initial, apply_initial
 from ecgfast.train.loop import Loop, Reading
-from ecgfast.train.optim import MasterAdamW
+from ecgfast.train.optim import MasterAdamW, learning_rate
 from ecgfast.train.run_folder import Session, open_metrics, resolve_compile
-from ecgfast.train.schedule import Progress, Stage, stages
 from ecgfast.train.validation import Scorer
+from ecgfast.vocabulary import Schedule
 
 ADAM = OptimConfig(beta2=0.999)  # without weight decay AdamW is the study's Adam
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Epochs of a trial that train the same weights.
+
+    Attributes:
+        begin: epochs of the trial before it.
+        end: epochs of the trial after it.
+        peak: its highest learning rate.
+        schedule: of the rate.
+        warmup_epochs: of the rate.
+        frozen: whether the head learns alone.
+        patience: epochs without a lower validation loss that end it.
+    """
+
+    begin: int
+    end: int
+    peak: float
+    schedule: Schedule
+    warmup_epochs: float
+    frozen: bool
+    patience: int
+
+    def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
+        """Rate of the step after so many updates of this stage."""
+        return learning_rate(
+            step,
+            peak=self.peak,
+            warmup_epochs=self.warmup_epochs,
+            epochs=self.end - self.begin,
+            steps_per_epoch=steps_per_epoch,
+            schedule=self.schedule,
+        )
+
+
+def stages(config: FinetuneConfig, rate: float) -> list[Stage]:
+    """Stages of the trial of a learning rate: a probe where `probe_epochs` ask for it, the rest.
+
+    Source: Kumar et al. 2022, section 4, for the head first: fine-tuning from a head at random
+    distorts features that pretraining has made.
+    """
+    probe = Stage(
+        begin=0,
+        end=config.probe_epochs,
+        peak=config.probe_lr,
+        schedule="constant",
+        warmup_epochs=0,
+        frozen=True,
+        patience=config.probe_epochs,
+    )
+    rest = Stage(
+        begin=probe.end,
+        end=probe.end + config.epochs,
+        peak=rate,
+        schedule=config.schedule,
+        warmup_epochs=config.warmup_epochs,
+        frozen=config.frozen,
+        patience=config.patience,
+    )
+    return [probe, rest] if probe.end else [rest]
 
 
 @dataclass(kw_only=True)

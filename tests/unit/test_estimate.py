@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from ecgfast.bench.measuring import Row, make_rows
+from ecgfast.bench import Row, make_rows
 from ecgfast.config import load_config
 from ecgfast.errors import ConfigError
 from ecgfast.estimate import (

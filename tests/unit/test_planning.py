@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import recordings
 
-from ecgfast.bench.measuring import Row, device_name, make_rows
+from ecgfast.bench import Row, device_name, make_rows
 from ecgfast.cli import main
 from ecgfast.config import load_config
 from ecgfast.errors import ConfigError

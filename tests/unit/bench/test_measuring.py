@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ecgfast.bench import run
-from ecgfast.bench.measuring import (
+from ecgfast.bench import (
     Row,
     append_rows,
     device_slug,
@@ -16,6 +15,7 @@ from ecgfast.bench.measuring import (
     per_second,
     read_rows,
     render,
+    run,
     time_interleaved,
 )
 from ecgfast.errors import ConfigError, FormatError

@@ -10,8 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from ecgfast.evaluate import planning
-from ecgfast.evaluate.baselines import Fitted
-from ecgfast.evaluate.median_beat import STRENGTHS, drawn, median_beat, median_beats
+from ecgfast.evaluate.baselines import STRENGTHS, Fitted, drawn, median_beat, median_beats
 from ecgfast.store.reader import StoreReader, open_store
 
 EIGHT = (0, 1, 6, 7, 8, 9, 10, 11)  # I, II, V1 to V6

@@ -7,8 +7,8 @@ from jinja2 import UndefinedError
 
 from ecgfast.config import load_config
 from ecgfast.data.normalise import Normalisation
+from ecgfast.runs.export import model_card
 from ecgfast.runs.meta import Preprocessing, RunMeta, flat
-from ecgfast.runs.model_card import model_card
 
 RESULT = {
     "learning_rate": 3e-5,

@@ -15,8 +15,8 @@ from torch import Tensor
 from ecgfast.config import Config, load_config
 from ecgfast.errors import FormatError
 from ecgfast.model.build import build_classifier
+from ecgfast.runs.initial import apply_initial, read_initial
 from ecgfast.runs.public_encoders import stretched
-from ecgfast.train.initial import apply_initial, read_initial
 
 WIDTH, DEPTH, HEADS = 128, 2, 2
 

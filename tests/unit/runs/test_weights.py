@@ -17,9 +17,9 @@ from ecgfast.config import load_config
 from ecgfast.errors import ConfigError, EcgfastError, FormatError
 from ecgfast.model.build import build_classifier
 from ecgfast.runs.digests import export_safetensors, read_weights
+from ecgfast.runs.initial import apply_initial, imagenet_file, read_initial
 from ecgfast.runs.register import Register, write_register
 from ecgfast.train.distributed import full_state
-from ecgfast.train.initial import apply_initial, imagenet_file, read_initial
 from ecgfast.train.run_folder import write_settings
 
 

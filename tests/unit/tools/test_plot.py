@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from ecgfast.bench import peers_module
+from ecgfast.bench import make_rows, peers_module, read_rows
 from ecgfast.bench.codec import codecs
-from ecgfast.bench.measuring import make_rows, read_rows
 from ecgfast.bench.step import VARIANTS
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -9,9 +9,8 @@ from toy import toy_batch, toy_config, toy_model
 from ecgfast.settings import OptimConfig
 from ecgfast.train.distributed import Ranks
 from ecgfast.train.loop import train_step
-from ecgfast.train.optim import MasterAdamW, is_decayed
+from ecgfast.train.optim import MasterAdamW, is_decayed, learning_rate
 from ecgfast.train.pretrain import masked_loss
-from ecgfast.train.schedule import learning_rate
 
 
 def _rate(step: int, **changes: float) -> float:

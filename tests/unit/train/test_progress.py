@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from ecgfast.train.schedule import Progress
+from ecgfast.train.classify import Progress
 
 
 @pytest.mark.parametrize("lost", [math.nan, math.inf])

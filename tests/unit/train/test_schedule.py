@@ -3,7 +3,7 @@
 import pytest
 
 from ecgfast.settings import FinetuneConfig
-from ecgfast.train.schedule import stages
+from ecgfast.train.sweep import stages
 
 
 def rates(stage_number: int, *steps: int, **settings: object) -> list[float]:

@@ -13,9 +13,7 @@ from ecgfast.data.normalise import Normalisation
 from ecgfast.errors import ConfigError, FormatError
 from ecgfast.model.build import build_classifier
 from ecgfast.model.classifier import Classifier
-from ecgfast.runs.meta import Preprocessing
-from ecgfast.runs.register import Register, write_register
-from ecgfast.train.initial import (
+from ecgfast.runs.initial import (
     Initial,
     apply_initial,
     imagenet_file,
@@ -23,6 +21,8 @@ from ecgfast.train.initial import (
     read_initial,
     require_same_preprocessing,
 )
+from ecgfast.runs.meta import Preprocessing
+from ecgfast.runs.register import Register, write_register
 
 TEXTS = ("patient", "content", "site", "role")
 NOBODY = pa.table(
