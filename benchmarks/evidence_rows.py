@@ -5,16 +5,18 @@
 `real_evidence.py` and `ludb_probe.py` write the rows. Shapes: n records, S seeds.
 """
 
-import argparse
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 from plot import fill
 
+from ecgfast.bench import make_rows
 from ecgfast.evaluate.discrimination import delong, delong_paired, holm
 from ecgfast.runs.roc import auroc
 
@@ -60,10 +62,9 @@ def on_all_labels(
     """AUROC of (n,) scores with the interval of the reports, and the paired test."""
     area = delong(is_case, score, patient)
     test = delong_paired(is_case, score, forest, patient)
-    return {
-        **_numbers(area.value, area.low, area.high),
-        **_differences(test.difference, test.low, test.high, test.p_value),
-    }
+    return _numbers(
+        *(area.value, area.low, area.high), *(test.difference, test.low, test.high, test.p_value)
+    )
 
 
 def on_fewer_labels(
@@ -91,10 +92,7 @@ def on_fewer_labels(
         found.append((float(np.mean(areas)), float(np.mean(areas) - np.mean(minus))))
     (value, difference), drawn_K2 = found[0], np.array(found[1:])
     (low, minus_low), (high, minus_high) = np.quantile(drawn_K2, (0.025, 0.975), axis=0).tolist()
-    return {
-        **_numbers(value, low, high),
-        **_differences(difference, minus_low, minus_high, 1.0),
-    }
+    return _numbers(value, low, high, difference, minus_low, minus_high, 1.0)
 
 
 def _area(is_case: Flags, score: Floats, rows: NDArray[np.int64]) -> float:
@@ -103,16 +101,17 @@ def _area(is_case: Flags, score: Floats, rows: NDArray[np.int64]) -> float:
     return area
 
 
-def _numbers(value: float | None, low: float | None, high: float | None) -> dict[str, float]:
-    assert None not in (value, low, high)
-    return {"auroc": value, "low": low, "high": high}
+def _numbers(*found: float | None) -> dict[str, float]:
+    names = ("auroc", "low", "high", "difference", "difference_low", "difference_high", "p")
+    numbers = {name: value for name, value in zip(names, found, strict=True) if value is not None}
+    assert len(numbers) == len(names)
+    return numbers
 
 
-def _differences(
-    value: float | None, low: float | None, high: float | None, p: float | None
-) -> dict[str, float]:
-    assert None not in (value, low, high, p)
-    return {"difference": value, "difference_low": low, "difference_high": high, "p": p}
+def made_here() -> dict[str, str]:
+    """Where and when rows are made."""
+    made = next(make_rows({("auroc", ""): [0.0]}, case="evidence", provider=""))
+    return {name: getattr(made, name) for name in ("device", "torch", "commit", "date")}
 
 
 def write(path: Path, rows: Iterable[Evidence]) -> None:
@@ -144,79 +143,76 @@ def tables(rows: Sequence[Evidence]) -> str:
     return "\n".join([*text, "", "## Fewer labels", "", *_curves(fewer), *ludb])
 
 
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table in Markdown."""
+    shown = [f"| {' | '.join(cells)} |" for cells in (head, *lines)]
+    return [shown[0], "|---" * len(head) + "|", *shown[1:]]
+
+
 def _ludb(rows: Sequence[Evidence]) -> list[str]:
     """AUROC of each model, then the differences, with p-values as one family."""
     if not rows:
         return []
-    tested = [row for row in rows if row.other]
+    tested, of = [row for row in rows if row.other], {row.model: row for row in rows}
     what = f"{rows[0].label} ({rows[0].cases} of {rows[0].patients} patients)"
-    lines = ["", "## Probes on LUDB", "", f"| {what} | AUROC |", "|---|---|"]
-    of = {row.model: row for row in rows}
-    lines += [f"| {model} | {_area_text(of[model])} |" for model in _names(rows)]
-    lines += ["", "| difference | AUROC | p |", "|---|---|---|"]
-    adjusted = holm([row.p for row in tested])
-    return lines + [
-        f"| {row.model}, minus {row.other} | {_difference_text(row)} | {_p(p)} |"
-        for row, p in zip(tested, adjusted, strict=True)
-    ]
+    areas = ((model, _area_text(of[model])) for model in _names(rows))
+    differences = (
+        (f"{row.model}, minus {row.other}", _difference_text(row), _p(p))
+        for row, p in zip(tested, holm([row.p for row in tested]), strict=True)
+    )
+    lines = ["", "## Probes on LUDB", "", *_table((what, "AUROC"), areas), ""]
+    return lines + _table(("difference", "AUROC", "p"), differences)
 
 
 def _words(full: Sequence[Evidence]) -> list[str]:
     """How many labels each model is above the forest on, in numbers and beyond chance."""
     p = _adjusted(full)
     lines = []
-    for model in _names(full):
-        own = [row for row in full if row.model == model and model != FOREST]
-        if own:
-            above = sum(row.difference > 0 for row in own)
-            signs = [np.sign(row.difference) * (p[row.model, row.label] < 0.05) for row in own]
-            lines.append(
-                f"- {model}: above the forest on {above} of {len(own)} labels; after Holm better "
-                f"on {sum(s > 0 for s in signs)} and worse on {sum(s < 0 for s in signs)}."
-            )
+    for model in (name for name in _names(full) if name != FOREST):
+        own = [row for row in full if row.model == model]
+        above = sum(row.difference > 0 for row in own)
+        signs = [np.sign(row.difference) * (p[row.model, row.label] < 0.05) for row in own]
+        lines.append(
+            f"- {model}: above the forest on {above} of {len(own)} labels; after Holm better on "
+            f"{sum(s > 0 for s in signs)} and worse on {sum(s < 0 for s in signs)}."
+        )
     return lines
 
 
 def _areas(full: Sequence[Evidence]) -> list[str]:
-    labels = list(dict.fromkeys(row.label for row in full))
     of = {(row.model, row.label): row for row in full}
-    counts = [f"{label} ({of[FOREST, label].cases})" for label in labels]
-    lines = [f"| model | {' | '.join(counts)} |", "|---" * (1 + len(labels)) + "|"]
-    for model in _names(full):
-        cells = (of[model, label] for label in labels)
-        lines.append(f"| {model} | {' | '.join(map(_area_text, cells))} |")
-    return lines
+    labels = list(dict.fromkeys(row.label for row in full))
+    head = ["model", *(f"{label} ({of[FOREST, label].cases})" for label in labels)]
+    return _table(
+        head,
+        ([model, *(_area_text(of[model, label]) for label in labels)] for model in _names(full)),
+    )
 
 
 def _tests(full: Sequence[Evidence]) -> list[str]:
+    p, of = _adjusted(full), {(row.model, row.label): row for row in full}
     labels = list(dict.fromkeys(row.label for row in full))
-    p = _adjusted(full)
-    of = {(row.model, row.label): row for row in full}
-    lines = [f"| minus the forest | {' | '.join(labels)} |", "|---" * (1 + len(labels)) + "|"]
-    for model in _names(full):
-        if model != FOREST:
-            cells = [of[model, label] for label in labels]
-            shown = [f"{_difference_text(row)}, p {_p(p[model, row.label])}" for row in cells]
-            lines.append(f"| {model} | {' | '.join(shown)} |")
-    return lines
+    lines = (
+        [model, *(f"{_difference_text(of[model, n])}, p {_p(p[model, n])}" for n in labels)]
+        for model in _names(full)
+        if model != FOREST
+    )
+    return _table(["minus the forest", *labels], lines)
 
 
 def _curves(fewer: Sequence[Evidence]) -> list[str]:
     fractions = sorted({row.fraction for row in fewer})
     of = {(row.label, row.model, row.fraction, row.other): row for row in fewer}
-    heads = [f"{fraction:.0%} of the patients" for fraction in fractions]
-    lines = [f"| label | model | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|"]
     pairs = dict.fromkeys((row.label, row.model, row.other) for row in fewer)
-    labels, shown = list(dict.fromkeys(row.label for row in fewer)), set()
+    labels, lines = list(dict.fromkeys(row.label for row in fewer)), {}
     for label, model, other in sorted(pairs, key=lambda pair: labels.index(pair[0])):
         cells = [of[label, model, fraction, other] for fraction in fractions]
-        if (label, model) not in shown:
-            lines.append(f"| {label} | {model} | {' | '.join(map(_area_text, cells))} |")
-            shown.add((label, model))
+        lines[label, model, ""] = [label, model, *map(_area_text, cells)]
         if other:
-            minus = " | ".join(map(_difference_text, cells))
-            lines.append(f"| {label} | the same minus {other} | {minus} |")
-    return lines
+            minus = map(_difference_text, cells)
+            lines[label, model, other] = [label, f"the same minus {other}", *minus]
+    heads = [f"{fraction:.0%} of the patients" for fraction in fractions]
+    return _table(["label", "model", *heads], lines.values())
 
 
 def _names(rows: Sequence[Evidence]) -> list[str]:
@@ -242,14 +238,10 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("rows", type=Path, help="folder of .jsonl files")
-    parser.add_argument("--page", type=Path, required=True, help="file with the measured marks")
-    args = parser.parse_args()
-    text = fill(args.page.read_text("utf-8"), tables(read(args.rows)) + "\n")
-    args.page.write_text(text, encoding="utf-8")
+def main(rows: Path, page: Annotated[Path, typer.Option()]) -> None:
+    """Fill a page between its marks with the tables of a folder of rows."""
+    page.write_text(fill(page.read_text("utf-8"), tables(read(rows)) + "\n"), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -7,17 +7,18 @@ one of the five folds of the store and chooses C on the next one; the regression
 is fitted by the same function on the same records. Rows go to benchmarks/evidence.
 """
 
-import argparse
 import csv
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import typer
 from ecgfast_kernels.codec.signals import NO_BEAT, fingerprints
-from evidence_rows import LUDB, Evidence, on_all_labels, write
+from evidence_rows import LUDB, Evidence, made_here, on_all_labels, write
 from numpy.typing import NDArray
 from scipy.special import logit
 
-from ecgfast.bench import device_slug, make_rows
+from ecgfast.bench import device_slug
 from ecgfast.convert import convert
 from ecgfast.convert.measures import LEAST_TIMESTEPS
 from ecgfast.records import LEADS
@@ -85,11 +86,11 @@ def of_simple_features(store: StoreReader, fold_N: NDArray[np.int64]) -> Floats:
     return scores
 
 
-def of_encoder(init: str, name: str, args: argparse.Namespace, store: StoreReader) -> Floats:
+def of_encoder(init: Path | str, preset: Path, work: Path, store: StoreReader) -> Floats:
     """(N,) log odds out of fold of a probe; probes that are finished stay."""
     scores, folds = np.full(len(store), np.nan), np.array(store.records["fold"].to_pylist())
     for fold in FOLDS:
-        out, preset = args.work / f"{name}-{fold}", args.run / "config.toml"
+        out = work / f"{'random' if init == 'random' else 'pretrained'}-{fold}"
         if not (out / "result.json").exists():
             probe(init, store.path, out, target=TARGET, pool="mean", preset=preset, fold=fold)
         rows = np.flatnonzero(folds == fold)
@@ -97,29 +98,25 @@ def of_encoder(init: str, name: str, args: argparse.Namespace, store: StoreReade
     return scores
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("data", type=Path, help="folder with ludb")
-    parser.add_argument("--run", type=Path, required=True, help="pretraining of the encoder")
-    parser.add_argument("--work", type=Path, required=True, help="folder for store and probes")
-    args = parser.parse_args()
-    store = prepare(args.data, args.work)
+def main(
+    data: Path, run: Annotated[Path, typer.Option()], work: Annotated[Path, typer.Option()]
+) -> None:
+    """Probe the encoder of the pretraining `run` on ludb, a folder of `data`."""
+    store, preset = prepare(data, work), run / "config.toml"
     fold_N = np.array(store.records["fold"].to_pylist(), dtype=np.int64)
     is_case = np.array(store.records["lvh"].to_pylist(), dtype=np.int64) == 1
     patient = np.unique(patient_groups(store.records), return_inverse=True)[1]
     scores = {
         SIMPLE: of_simple_features(store, fold_N),
-        PRETRAINED: of_encoder(str(args.run), "pretrained", args, store),
-        RANDOM: of_encoder("random", "random", args, store),
+        PRETRAINED: of_encoder(run, preset, work, store),
+        RANDOM: of_encoder("random", preset, work, store),
     }
     others = {SIMPLE: [""], PRETRAINED: [SIMPLE, RANDOM], RANDOM: [SIMPLE]}
-    made = next(make_rows({("auroc", ""): [0.0]}, case="evidence", provider=""))
-    common = {name: getattr(made, name) for name in ("device", "torch", "commit", "date")}
     rows = [
         Evidence(
             table=LUDB, label=WHAT, model=name, fraction=1.0, seeds=1, records=len(store),
             patients=int(patient.max()) + 1, cases=int(is_case.sum()), other=other,
-            **on_all_labels(is_case, score, scores[other or name], patient), **common,
+            **on_all_labels(is_case, score, scores[other or name], patient), **made_here(),
         )
         for name, score in scores.items()
         for other in others[name]
@@ -128,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

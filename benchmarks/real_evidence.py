@@ -8,16 +8,15 @@ was scored stays in WORK, so that the command resumes where it stopped (`--only`
 model); rows go to benchmarks/evidence/DEVICE.jsonl, and `evidence_rows.py` makes tables of them.
 """
 
-import argparse
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
+import typer
 from evidence_models import (
     FINE_TUNING,
     LABELS,
@@ -32,14 +31,15 @@ from evidence_models import (
     probe,
     trained,
 )
-from evidence_rows import FOREST, Evidence, on_all_labels, on_fewer_labels, write
+from evidence_rows import FOREST, Evidence, made_here, on_all_labels, on_fewer_labels, write
 
 from ecgfast import log
-from ecgfast.bench import device_slug, make_rows
+from ecgfast.bench import device_slug
 from ecgfast.convert import convert
 from ecgfast.store import open_store
 from ecgfast.train.pretrain import pretrain
 
+# cohort, what teaches, what is tested, which labels, seed -> (tested, labels) scores
 Fit = Callable[[Cohort, Rows, Rows, Rows, int], Floats]
 
 SOURCES = ("ptbxl500/records500", "ludb", "ptbxl/hr_gt", "cinc2020")
@@ -59,21 +59,13 @@ AVERAGES = {  # of log odds
 Scores = dict[tuple[str, float], list[Floats]]  # model and fraction -> (n, L) of each seed
 
 
-@dataclass(frozen=True)
-class Model:
-    """A row of the table.
-
-    Attributes:
-        name: of the row.
-        seeds: trainings whose scores are averaged; each draws another part of the patients.
-        fit: cohort, what teaches, what is tested, which labels, seed -> (tested, labels) scores.
-        has_curve: whether it is trained on fewer labels too.
-    """
+class Model(NamedTuple):
+    """A row of the table."""
 
     name: str
-    seeds: int
+    seeds: int  # trainings whose scores are averaged; each draws another part of the patients
     fit: Fit
-    has_curve: bool = False
+    has_curve: bool = False  # whether it is trained on fewer labels too
 
 
 def models(work: Path) -> Iterator[Model]:
@@ -114,9 +106,8 @@ def evidence(cohort: Cohort, work: Path, only: Sequence[str] | None) -> Iterator
             found[m.name, fraction] = scores
     if only is not None:
         return
-    made = next(make_rows({("auroc", ""): [0.0]}, case="evidence", provider=""))
-    common = {name: getattr(made, name) for name in ("device", "torch", "commit", "date")}
-    common |= {"records": len(cohort.rows), "patients": len(np.unique(cohort.patient))}
+    patients = len(np.unique(cohort.patient))
+    common = {**made_here(), "records": len(cohort.rows), "patients": patients}
     for name, parts in AVERAGES.items():
         means = [np.mean(found[part, 1.0], axis=0) for part in parts]
         found[name, 1.0] = [np.mean(means, axis=0)]
@@ -172,17 +163,15 @@ def prepare(data: Path, work: Path) -> Cohort:
     return Cohort.of(open_store(work / "cohort"))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("data", type=Path, help="folder with ptbxl500, ludb, ptbxl and cinc2020")
-    parser.add_argument("--work", type=Path, required=True, help="folder for stores, runs, scores")
-    parser.add_argument("--only", nargs="+", metavar="MODEL", help="score these models, no rows")
-    args = parser.parse_args()
+def main(
+    data: Path, work: Annotated[Path, typer.Option()], only: list[str] | None = None
+) -> None:  # fmt: skip
+    """Score models on the folders of `data`, all and write rows or `--only` some and write none."""
     torch.set_num_threads(1)
-    rows = list(evidence(prepare(args.data, args.work), args.work, args.only))
+    rows = list(evidence(prepare(data, work), work, only or None))
     if rows:
         write(Path(__file__).parent / "evidence" / f"{device_slug()}.jsonl", rows)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -3,7 +3,6 @@
 import gc
 import itertools
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -15,7 +14,15 @@ from ecgfast_kernels.codec import PATCH_WIDTH
 from torch import Tensor
 
 from ecgfast import log
-from ecgfast.bench import Row, make_rows, measure_peaks, peers_module, per_second, time_interleaved
+from ecgfast.bench import (
+    Call,
+    Row,
+    make_rows,
+    measure_peaks,
+    peers_module,
+    per_second,
+    time_interleaved,
+)
 from ecgfast.config import Config, load_config
 from ecgfast.convert import convert
 from ecgfast.data.batch import Batch
@@ -168,41 +175,31 @@ def measure_embed(device: str, *, num_records: int = 2048, turns: int = 3) -> It
     """
     preset, size = "vit_large" if device == "cuda" else "demo", 64
     config = load_config(preset, {"train.max_steps": 1, "train.batch_size": 8})
-    rates: dict[str, list[float]] = {"ecgfast": [], "forward": []}
     with tempfile.TemporaryDirectory(prefix="ecgfast-bench-") as folder:
-        store, run = Path(folder, "store"), Path(folder, "run")
+        store, run, numbers = Path(folder, "store"), Path(folder, "run"), itertools.count()
         write_cohort(Path(folder, "cohort"), num_records=num_records, num_sites=1, seed=0)
         convert([Path(folder, "cohort")], store)
         pretrain(store, run, preset=config, device=device)
         model = load_model(run).to(device)
         patches = random_batch(config, torch.device(device), size).patches
 
-        def forward(turn: int) -> None:
-            del turn
-            with torch.no_grad():
-                for _ in range(num_records // size):
-                    model(patches)[:, 1:].mean(dim=1).cpu()
+        def embed() -> None:
+            write_features(Path(folder, f"{next(numbers)}.zarr"), run, store, device=device)
 
-        def embed(turn: int) -> None:
-            write_features(Path(folder, f"{turn}.zarr"), run, store, device=device)
+        @torch.no_grad()
+        def forward() -> None:
+            for _ in range(num_records // size):
+                model(patches)[:, 1:].mean(dim=1).cpu()
 
-        forward(0)
-        for turn in range(turns):
-            for name, work in (("ecgfast", embed), ("forward", forward)):
-                begin = time.perf_counter()
-                work(turn)
-                rates[name].append(num_records / (time.perf_counter() - begin))
-    shares = [ours / alone for ours, alone in zip(*rates.values(), strict=True)]
-    for name, values in rates.items():
-        numbers = {("throughput", "records/s"): values}
-        yield from make_rows(
-            numbers | ({("of_forward", "x"): shares} if name == "ecgfast" else {}),
-            case="embed",
-            provider=name,
-            preset=preset,
-            shape=f"{num_records} synthetic, batch {size}",
-            device=device,
-        )
+        calls: dict[str, Call] = {"ecgfast": embed, "forward": forward}
+        times = time_interleaved(calls, repeats=turns, warmup=1)  # of the clock, on a GPU as well
+    shares = [alone / ours for ours, alone in zip(*times.values(), strict=True)]
+    shape = f"{num_records} synthetic, batch {size}"
+    for name, ms in times.items():
+        found = {("throughput", "records/s"): per_second(ms, num_records)}
+        found |= {("of_forward", "x"): shares} if name == "ecgfast" else {}
+        texts = {"case": "embed", "provider": name, "preset": preset, "shape": shape}
+        yield from make_rows(found, **texts, device=device)
 
 
 def _resolve_names(names: Sequence[str] | None, ranks: Ranks) -> list[str]:
