@@ -196,16 +196,17 @@ def _bring(url: str, path: Path) -> None:
     above, _, name = url.rpartition("/")
     objects, folder = objects_at(above), path.parent
     folder.mkdir(exist_ok=True)
-    waiting = [name]
+    waiting, seen = [name], {name}
     while waiting:
         name = waiting.pop()
-        if (folder / name).exists():
-            continue
-        try:
-            _write(folder / name, objects.parts(name))
-        except MissingObjectError:
-            continue
-        waiting += [each for each in _belonging(folder / name) if _is_name(each)]
+        if not (folder / name).exists():  # a file that was kept has lost what belongs to it
+            try:
+                _write(folder / name, objects.parts(name))
+            except MissingObjectError:
+                continue
+        found = {each for each in _belonging(folder / name) if _is_name(each)} - seen
+        waiting += found
+        seen |= found
 
 
 def _belonging(path: Path) -> list[str]:

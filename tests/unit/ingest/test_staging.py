@@ -84,6 +84,16 @@ def test_every_kind_of_input_gives_the_same_store(
     assert list(scratch.iterdir()) == []
 
 
+def test_a_batch_in_two_blocks_keeps_its_sidecar(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staging, "_BLOCK_INPUTS", 1)
+    (tmp_path / "in").mkdir()
+    good_inputs.npy(tmp_path / "in")
+    summary = convert_quietly([Path((tmp_path / "in").as_uri())], tmp_path / "store")
+    assert (summary.num_inputs, summary.num_quarantined) == (2, 0)
+
+
 def test_an_append_takes_what_is_new(source: Path, scratch: Path, tmp_path: Path) -> None:
     url, out = Path((source / "99").as_uri()), tmp_path / "store"
     before = convert_quietly([url], out)
