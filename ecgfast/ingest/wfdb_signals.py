@@ -1,6 +1,7 @@
-"""Signals of one WFDB header: formats 16 and 61 are read here, all others by the wfdb package."""
+"""Signals of one WFDB header: formats 16, 61 and 212 are read here, others by the wfdb package."""
 
 import os
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,7 +28,9 @@ from ecgfast.records import INVALID
 if TYPE_CHECKING:
     import wfdb
 
+_BITS = {16: 16, 61: 16, 212: 12}  # of a sample, in the formats that are read here
 _BYTE_ORDER = {16: "<i2", 61: ">i2"}
+_INVALID_212 = -2048
 _NOT_IN_NAMES = set("/\\\0")
 _NOT_FOR_PACKAGE = _NOT_IN_NAMES | {":"}  # the package takes A::B and S3://B for addresses
 # The sample value that marks an invalid one, by format; format 8 stores differences and has none.
@@ -74,22 +77,29 @@ def read_signals(
         FormatError: a file is missing, no regular file, cut short or too large, its checksum
             differs from the header, or the wfdb package refuses the record.
     """
-    if not header.signals or not all(
-        spec.format in _BYTE_ORDER and spec.samples_per_frame == 1 and spec.skew == 0
-        for spec in header.signals
-    ):
+    if not _is_read_here(header.signals):
         _check_for_package(path, header)
         return _read_with_package(path, header)
     return WfdbSignals(
         names=[spec.name for spec in header.signals],
-        signal=_read_format16(os.path.dirname(path), header, out),
+        signal=_read_files(os.path.dirname(path), header, out),
         scale_uv=[spec.scale_uv for spec in header.signals],
         offset_adc=[float(spec.baseline) for spec in header.signals],
         sampling_rate_hz=header.sampling_rate_hz,
     )
 
 
-def _read_format16(
+def _is_read_here(signals: Sequence[SignalSpec]) -> bool:
+    """Whether all have a format of `_BITS`, one in each file, without skew or several rates."""
+    if not all(
+        spec.format in _BITS and spec.samples_per_frame == 1 and spec.skew == 0 for spec in signals
+    ):
+        return False
+    formats = {(spec.file_name, spec.format) for spec in signals}
+    return 0 < len(formats) == len({file_name for file_name, _ in formats})
+
+
+def _read_files(
     folder: str, header: WfdbHeader, out: NDArray[np.int16] | None
 ) -> NDArray[np.int16]:
     """Return (S, T) int16 ADC units in header order, C-contiguous."""
@@ -107,6 +117,8 @@ def _read_format16(
         fits = is_whole and out is not None and out.shape == (len(specs), num_timesteps)
         part, sums = deinterleave(frames, out if fits else None)
         _check_sums(sums, specs, file_name)
+        if specs[0].format == 212:
+            part[part == _INVALID_212] = INVALID
         parts.append(part)
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -120,7 +132,7 @@ def _read_frames(
     """
     if file_name == ".." or set(file_name) & _NOT_IN_NAMES:
         raise _no_plain_name(file_name)
-    offset, row_bytes = specs[0].byte_offset, 2 * len(specs)
+    offset, frame_bits = specs[0].byte_offset, _BITS[specs[0].format] * len(specs)
     try:
         fd = regular_descriptor(os.path.join(folder, file_name))
     except FileNotFoundError:
@@ -130,8 +142,8 @@ def _read_frames(
         ) from None
     try:
         size = os.fstat(fd).st_size
-        wanted = num_timesteps or max(size - offset, 0) // row_bytes
-        num_bytes = max(wanted, 1) * row_bytes
+        wanted = num_timesteps or max(size - offset, 0) * 8 // frame_bits
+        num_bytes = (max(wanted, 1) * frame_bits + 7) // 8
         content = b""
         if size >= offset + num_bytes:
             check_values(wanted, num_signals, file_name)
@@ -143,8 +155,24 @@ def _read_frames(
             f"{file_name}: holds {size} bytes, its header promises {offset + num_bytes}; the copy "
             "is cut short, copy it again"
         )
-    frames = np.frombuffer(content, _BYTE_ORDER[specs[0].format]).astype(np.int16, copy=False)
-    return frames.reshape(wanted, len(specs))
+    if specs[0].format == 212:
+        samples = _unpack_212(content)[: wanted * len(specs)]
+    else:
+        samples = np.frombuffer(content, _BYTE_ORDER[specs[0].format]).astype(np.int16, copy=False)
+    return samples.reshape(wanted, len(specs))
+
+
+def _unpack_212(content: bytes) -> NDArray[np.int16]:
+    """Return samples of 12 bits, two in three bytes; one more where the last stands alone.
+
+    The middle byte has the high bits of both, those of the first below. Each sample is moved to the
+    upper 12 of 16 bits and back, so that its sign is kept.
+    """
+    padded = content + bytes(-len(content) % 3)
+    low, high, second_low = np.frombuffer(padded, np.uint8).reshape(-1, 3).T.astype(np.uint16)
+    pairs = np.stack([high << 12 | low << 4, (high & 0xF0) << 8 | second_low << 4], axis=1)
+    samples: NDArray[np.int16] = pairs.view(np.int16).ravel() >> 4
+    return samples
 
 
 def _check_sums(sums_S: NDArray[np.uint16], specs: list[SignalSpec], file_name: str) -> None:

@@ -31,9 +31,18 @@ def wfdb_16(folder: Path) -> None:
 
 
 def wfdb_212(folder: Path) -> None:
-    """A record that the wfdb package reads."""
+    """A record of 12 bits."""
     (folder / "a.hea").write_bytes(header("a", "212"))
-    (folder / "a.dat").write_bytes(bytes(12 * 5000 * 3 // 2))
+    samples = SIGNAL.T.reshape(-1, 2) & 0xFFF
+    packed = samples[:, 0] + (samples[:, 1].astype(np.uint32) << 12)
+    triples = packed.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3]
+    (folder / "a.dat").write_bytes(triples.tobytes())
+
+
+def wfdb_24(folder: Path) -> None:
+    """A record that the wfdb package reads."""
+    (folder / "a.hea").write_bytes(header("a", "24"))
+    (folder / "a.dat").write_bytes(bytes(12 * 5000 * 3))
 
 
 def segments(folder: Path) -> None:
@@ -170,7 +179,7 @@ def csv(folder: Path) -> None:
 
 
 KINDS: tuple[Callable[[Path], None], ...] = (
-    *(wfdb_16, wfdb_16, wfdb_212, segments, npy, npy, npz, packed_npz, csv),
+    *(wfdb_16, wfdb_16, wfdb_212, wfdb_24, segments, npy, npy, npz, packed_npz, csv),
     *(dicom, dicom, scp, mfer, edf, hdf5, matlab, matlab_4, text),
     *(muse_xml, aecg_xml, philips_xml, cardiosoft_xml, eli_xml, schiller_xml),
 )

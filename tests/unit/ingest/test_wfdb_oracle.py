@@ -9,9 +9,11 @@ import pytest
 import wfdb
 from recordings import ecg_like, write_wfdb
 
+from ecgfast.errors import FormatError
 from ecgfast.ingest import InputFile, read_record
 from ecgfast.ingest.inventory import discover
 from ecgfast.ingest.leads import lead_position
+from ecgfast.records import INVALID, LEADS
 
 FOLDERS = ("ludb", "ptbxl/hr_gt", "ptbxl/lr_gt", "ptbxl/faulty_traces", "cinc2020")
 REFUSED_BY_WFDB = {"E00009", "E00015", "E00018", "E00793"}
@@ -62,6 +64,65 @@ def test_adc_units_scales_and_rates_equal_the_wfdb_package(
         assert record.sampling_rate_hz == theirs.fs
         compared += 1
     assert compared == len(items) - (folder == "cinc2020")
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+@pytest.mark.parametrize("says_length", [True, False])
+def test_format_212_at_every_length(tmp_path: Path, extra: int, says_length: bool) -> None:
+    """With a 13th signal, an odd number of timesteps ends in half a pair; -2048 is invalid."""
+    rng = np.random.default_rng(extra)
+    names = [*LEADS, "pleth"][: 12 + extra]
+    for num_timesteps in (1, 2, 3, 4, 5, 7, 50, 99, 1001):
+        adc = rng.integers(-2048, 2048, (num_timesteps, len(names)))
+        adc[rng.random(adc.shape) < 0.2] = -2048
+        adc[-1, -1] = -1  # sets every bit of the last bytes
+        facts = {"units": ["mV"] * len(names), "adc_gain": [200.0] * len(names)}
+        wfdb.wrsamp("r", 500, sig_name=names, d_signal=adc, fmt=["212"] * len(names),
+                    baseline=[0] * len(names), write_dir=str(tmp_path), **facts)  # fmt: skip
+        header = tmp_path / "r.hea"
+        if not says_length:
+            header.write_text(header.read_text().replace(f" {num_timesteps}\n", "\n", 1))
+        record = read_record(_input(header))
+        theirs = wfdb.rdrecord(str(tmp_path / "r"), physical=False).d_signal.T[:12]
+        expected = np.where(theirs == -2048, INVALID, theirs)
+        np.testing.assert_array_equal(record.signal, expected)
+        np.testing.assert_array_equal(record.signal, np.where(adc == -2048, INVALID, adc).T[:12])
+
+
+def test_a_damaged_file_of_format_212_is_refused(tmp_path: Path) -> None:
+    adc = np.random.default_rng(3).integers(-2000, 2000, (60, 12))
+    wfdb.wrsamp("r", 500, ["mV"] * 12, list(LEADS), d_signal=adc, fmt=["212"] * 12,
+                adc_gain=[200.0] * 12, baseline=[0] * 12, write_dir=str(tmp_path))  # fmt: skip
+    data = tmp_path / "r.dat"
+    content = bytearray(data.read_bytes())
+    content[4] ^= 0x10  # the lowest of the four high bits of the fourth sample
+    data.write_bytes(content)
+    with pytest.raises(FormatError, match="checksum of aVR differs"):
+        read_record(_input(tmp_path / "r.hea"))
+    data.write_bytes(content[:-1])
+    with pytest.raises(FormatError, match="holds 1079 bytes, its header promises 1080"):
+        read_record(_input(tmp_path / "r.hea"))
+
+
+def test_formats_212_and_16_behind_a_gap_in_two_files(tmp_path: Path) -> None:
+    """The signals of a file begin where `+OFFSET` says."""
+    adc = np.random.default_rng(4).integers(-2000, 2000, (61, 12))
+    lines = []
+    for name, storage, leads in (("a", "212", LEADS[:5]), ("b", "16", LEADS[5:])):
+        part = adc[:, :5] if name == "a" else adc[:, 5:]
+        count = len(leads)
+        wfdb.wrsamp(name, 500, ["mV"] * count, list(leads), d_signal=part, fmt=[storage] * count,
+                    adc_gain=[200.0] * count, baseline=[0] * count,
+                    write_dir=str(tmp_path))  # fmt: skip
+        data = tmp_path / f"{name}.dat"
+        data.write_bytes(bytes(24) + data.read_bytes())
+        signals = (tmp_path / f"{name}.hea").read_text().splitlines()[1:]
+        lines += [line.replace(f" {storage} ", f" {storage}+24 ", 1) for line in signals]
+    (tmp_path / "r.hea").write_text("\n".join(["r 12 500 61", *lines]) + "\n")
+    record = read_record(_input(tmp_path / "r.hea"))
+    np.testing.assert_array_equal(record.signal, adc.T)
+    theirs = wfdb.rdrecord(str(tmp_path / "r"), physical=False)
+    np.testing.assert_array_equal(record.signal, theirs.d_signal.T)
 
 
 def test_skewed_signals_are_aligned(tmp_path: Path) -> None:

@@ -82,8 +82,9 @@ def test_format_61_equals_the_package_and_the_written_adc_units(tmp_path: Path) 
     assert record.offset_adc.tolist() == list(BASELINES)
 
 
-def test_format_61_beside_another_format(tmp_path: Path) -> None:
-    """A file of format 61 and one of format 212: the package reads both."""
+@pytest.mark.parametrize("storage", ["212", "24"])
+def test_format_61_beside_another_format(tmp_path: Path, storage: str) -> None:
+    """A file of format 61 and one of another format: beside 24 the package reads both."""
     adc = np.random.default_rng(2).integers(-2000, 2000, (12, 60)).astype(np.int16)
     _write(tmp_path / "r.hea", adc[:6], storage="61", leads=LEADS[:6])
     wfdb.wrsamp(
@@ -92,7 +93,7 @@ def test_format_61_beside_another_format(tmp_path: Path) -> None:
         units=["mV"] * 6,
         sig_name=list(LEADS[6:]),
         d_signal=adc[6:].T.astype(np.int64),
-        fmt=["212"] * 6,
+        fmt=[storage] * 6,
         adc_gain=[200.0] * 6,
         baseline=[0] * 6,
         write_dir=str(tmp_path),
