@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ecgfast.errors import FormatError
 from ecgfast.ingest.files import check_values
@@ -25,6 +26,7 @@ _MAX_BYTES = 1 << 27
 _LONGEST_LINE = 4096  # bytes of the names
 _FEWEST_LEADS = 8  # I, II, V1 to V6
 _SEPARATORS = ("\t", ";", ",", None)  # None: any number of blanks
+_MARK = "\xef\xbb\xbf"  # of UTF-8
 _LARGEST_INTEGER = float(1 << 31)
 
 
@@ -50,24 +52,69 @@ def read(path: Path, record_id: str, row: int | None) -> EcgRecord:
     if separator != ",":
         body = body.replace(",", ".")  # decimal commas
     with limits_of_damage(path.name), warnings.catch_warnings(action="ignore"):  # of no lines
-        try:
-            table = np.loadtxt(
-                io.StringIO(body), delimiter=separator, usecols=columns, ndmin=2, comments=None
-            )
-        except ValueError:  # its words repeat the cell
-            raise FormatError(
-                f"{path.name}: a cell is no number, or a line has fewer cells than the first one",
-                reason="the file is damaged",
-            ) from None
-        if (np.abs(table) < _LARGEST_INTEGER).all() and (table == np.rint(table)).all():
-            table = table.astype(np.int64)
+        table_ST = _plain_table(body, separator, columns, len(names))
+        if table_ST is None:
+            table_ST = _any_table(body, separator, columns, path.name)
+        if (np.abs(table_ST) < _LARGEST_INTEGER).all() and (table_ST == np.rint(table_ST)).all():
+            table_ST = table_ST.astype(np.int64)
     meta["leads"] = [names[column] for column in columns]
-    return record_of(table.T, meta, name=path.name, record_id=record_id, code="text")
+    return record_of(table_ST, meta, name=path.name, record_id=record_id, code="text")
+
+
+def _plain_table(
+    body: str, separator: str | None, columns: list[int], num_columns: int
+) -> NDArray[np.float64] | None:
+    """Return columns as rows by Arrow, five times as fast as NumPy; None for what it leaves to it.
+
+    That is a table with blanks between cells, lines that end in CR alone, a byte order mark, a line
+    of more cells, a plus sign, and what is no finite number, for which parsers have many words.
+    Both round a decimal to the nearest float64.
+    """
+    if separator is None or body.count("\r") != body.count("\r\n") or body.startswith(_MARK):
+        return None
+    import pyarrow as pa  # a fifth of a second: only for files that need it
+    from pyarrow import csv
+
+    content = body.encode("latin-1")
+    names = [str(column) for column in range(num_columns)]
+    wanted = [names[column] for column in columns]
+    try:
+        table = csv.read_csv(
+            pa.py_buffer(content),
+            csv.ReadOptions(use_threads=False, column_names=names, block_size=max(len(content), 1)),
+            csv.ParseOptions(delimiter=separator, quote_char=False),
+            csv.ConvertOptions(
+                column_types=dict.fromkeys(wanted, pa.float64()),
+                include_columns=wanted,
+                null_values=[],
+                check_utf8=False,
+            ),
+        )
+    except pa.ArrowException:
+        return None
+    rows: NDArray[np.float64] = np.stack([column.to_numpy() for column in table.columns])
+    return rows if np.isfinite(rows).all() else None
+
+
+def _any_table(
+    body: str, separator: str | None, columns: list[int], name: str
+) -> NDArray[np.float64]:
+    """Return columns as rows, or refuse the table."""
+    try:
+        table: NDArray[np.float64] = np.loadtxt(
+            io.StringIO(body), delimiter=separator, usecols=columns, ndmin=2, comments=None
+        )
+    except ValueError:  # its words repeat the cell
+        raise FormatError(
+            f"{name}: a cell is no number, or a line has fewer cells than the first one",
+            reason="the file is damaged",
+        ) from None
+    return table.T
 
 
 def _names(line: str) -> tuple[list[str], str | None]:
     """Return the names of the first line, and what stands between them."""
-    line = line.removeprefix("\xef\xbb\xbf").strip("\r")
+    line = line.removeprefix(_MARK).strip("\r")
     separator = next((each for each in _SEPARATORS if each is None or each in line), None)
     return [name.strip(' "') for name in line.split(separator)], separator
 

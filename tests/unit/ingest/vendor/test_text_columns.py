@@ -12,6 +12,7 @@ from ecgfast.errors import FormatError
 from ecgfast.ingest import read_record
 from ecgfast.ingest.format import Head
 from ecgfast.ingest.inventory import discover, take_inventory
+from ecgfast.ingest.vendor import text_columns
 from ecgfast.ingest.vendor.text_columns import FORMAT
 from ecgfast.records import LEADS
 
@@ -54,6 +55,38 @@ def test_decimal_points_and_commas(tmp_path: Path, separator: str, comma: str) -
     record = read(write(tmp_path / "a.txt", text, scale_uv=1000))
     assert record.signal.dtype == np.float32
     np.testing.assert_array_equal(record.signal, SIGNAL * np.float32(125))
+
+
+ODD_CELLS = (
+    *("", "nan", "-Infinity", "1e999", "NA", "null", "+5", " 5 ", "0x1F", "1_0", "1e", "1E5", ".5"),
+    *("5.", "-0", "--1", "- 3", "1 2", "\xa05", "5\0", '"5"', "#5", "nan(1)", "5f", "007", "1,2"),
+    *("1\r", "1\r\n2", "1;2", "true", "\x0b5", "5\x85", "2.2250738585072011e-308", "1e-400"),
+)
+
+
+def test_arrow_and_numpy_read_alike() -> None:
+    """What Arrow takes, NumPy takes with the same bits; Arrow takes all plain tables."""
+    rng = np.random.default_rng(1)
+    taken = 0
+    for case in range(600):
+        separator = str(rng.choice([",", ";", "\t"]))
+        end = str(rng.choice(["\n", "\n", "\r\n", "\r", "\n\n"]))
+        digits = int(rng.integers(0, 25))
+        table = rng.normal(0, 10.0 ** rng.integers(-300, 300), (int(rng.integers(1, 6)), 9))
+        cells = [[f"{each:.{digits}e}" for each in row] for row in table]
+        if case % 2:
+            cells[int(rng.integers(len(cells)))][int(rng.integers(9))] = str(rng.choice(ODD_CELLS))
+        body = end.join(separator.join(row) for row in cells)
+        columns = sorted(rng.choice(9, 8, replace=False).tolist())
+        plain = text_columns._plain_table(body, separator, columns, 9)
+        assert plain is not None or case % 2 or end == "\r"
+        if plain is not None:
+            theirs = text_columns._any_table(body, separator, columns, "a.csv")
+            assert plain.tobytes() == theirs.tobytes(), body
+            taken += 1
+    assert taken > 250
+    for body, separator in (("1 2", None), ("\xef\xbb\xbf1,2\n3,4", ",")):
+        assert text_columns._plain_table(body, separator, [0, 1], 2) is None
 
 
 def test_leads_go_by_name_among_other_columns(tmp_path: Path) -> None:
