@@ -53,6 +53,15 @@ _DTYPES = {
     **{(8, "SB"): "i1", (8, "UB"): "u1", (16, "SS"): "i2", (16, "US"): "u2"},
     **{(32, "SL"): "i4", (32, "UL"): "u4"},
 }
+# Elements of channels that are text, and how text can be coded.
+_TAGS = {
+    **{"CodeValue": 0x00080100, "CodingSchemeDesignator": 0x00080102, "CodeMeaning": 0x00080104},
+    **{"SamplingFrequency": 0x003A001A, "ChannelSensitivity": 0x003A0210},
+    **{"ChannelSensitivityCorrectionFactor": 0x003A0212, "ChannelBaseline": 0x003A0213},
+    **{"FilterLowFrequency": 0x003A0220, "FilterHighFrequency": 0x003A0221},
+    "NotchFilterFrequency": 0x003A0222,
+}
+_OF_TEXT = {"DS", "SH", "LO", None}  # None: implicit
 # Begin of a lead's code, by coding scheme: 2:1 and 5.6.3-9-1 are lead I. Source: PS3.16, CID 3001.
 _SCHEMES = {"MDC": "2:", "SCPECG": "5.6.3-9-"}
 
@@ -92,9 +101,11 @@ def read(path: Path, record_id: str, row: int | None) -> EcgRecord:
 
 def _is_waveform(head: bytes) -> bool:
     """Whether the file meta information names a SOP class of waveforms."""
+    if head[_MAGIC] != b"DICM":
+        return False
     at = head.find(_SOP_CLASS)
     start = at + len(_SOP_CLASS) + 2  # behind the length of the UID
-    return head[_MAGIC] == b"DICM" and at >= 0 and head.startswith(_OF_WAVEFORMS, start)
+    return at >= 0 and head.startswith(_OF_WAVEFORMS, start)
 
 
 def _parsed(content: bytes, source: str) -> "Dataset":
@@ -117,6 +128,8 @@ def _rhythm(groups: list["Dataset"], source: str) -> "Dataset":
             f"{source}: holds no waveform, or ends before it", reason="the file is damaged"
         )
     original = [group for group in groups if group.get("WaveformOriginality") == "ORIGINAL"]
+    if len(original or groups) == 1:
+        return (original or groups)[0]
     with_leads = [group for group in original or groups if _num_leads(group) >= 8]
     return max(
         with_leads or original or groups, key=lambda group: int(group.NumberOfWaveformSamples)
@@ -168,17 +181,18 @@ def _padding(group: "Dataset", samples_ST: NDArray[Any]) -> NDArray[np.bool_] | 
         order: Literal["<", ">"] = "<" if group.original_encoding[1] else ">"
         value = np.frombuffer(value[: dtype.itemsize], dtype.newbyteorder(order))[0]
     padded: NDArray[np.bool_] = samples_ST == int(value)
-    edge = int(value) in (np.iinfo(dtype).min, np.iinfo(dtype).max)
-    return padded if edge else padded & padded.all(axis=0)
+    if int(value) not in (np.iinfo(dtype).min, np.iinfo(dtype).max):
+        padded &= padded.all(axis=0)
+    return padded if padded.any() else None
 
 
 def _lead(channel: "Dataset") -> str:
     """Return the name of a lead by its code, by its meaning where the code is of another scheme."""
     for code in channel.get("ChannelSourceSequence") or ():
-        prefix = _SCHEMES.get(str(code.get("CodingSchemeDesignator")))
-        value = str(code.get("CodeValue"))
+        prefix = _SCHEMES.get(str(_text(code, "CodingSchemeDesignator")))
+        value = str(_text(code, "CodeValue"))
         if prefix is None:
-            return str(code.get("CodeMeaning") or "")
+            return _text(code, "CodeMeaning") or ""
         number = value.removeprefix(prefix)
         return LEAD_OF_NUMBER.get(int(number), "") if number.isdecimal() else value
     return ""
@@ -187,7 +201,7 @@ def _lead(channel: "Dataset") -> str:
 def _scale_and_offset(channel: "Dataset") -> tuple[float, float]:
     """Return microvolt per ADC unit and the ADC units at 0 microvolt of a channel."""
     units = channel.get("ChannelSensitivityUnitsSequence")
-    unit = unit_uv(str(units[0].get("CodeValue"))) if units else math.nan
+    unit = unit_uv(str(_text(units[0], "CodeValue"))) if units else math.nan
     sensitivity = _number(channel, "ChannelSensitivity", math.nan)
     sensitivity *= _number(channel, "ChannelSensitivityCorrectionFactor", 1.0)
     baseline = _number(channel, "ChannelBaseline", 0.0)  # in units of the sensitivity
@@ -195,8 +209,22 @@ def _scale_and_offset(channel: "Dataset") -> tuple[float, float]:
 
 
 def _number(dataset: "Dataset", keyword: str, default: float) -> float:
-    value = dataset.get(keyword)
-    return default if value is None or value == "" else float(value)
+    text = _text(dataset, keyword)
+    return float(text) if text else default
+
+
+def _text(dataset: "Dataset", keyword: str) -> str | None:
+    """Return the text of an element of `_TAGS`, None where it is absent.
+
+    pydicom's conversion of each, with its checks, would take a third of the time of a file.
+    """
+    element = dataset.get_item(_TAGS[keyword])
+    if element is None:
+        return None
+    if isinstance(element.value, bytes) and element.VR in _OF_TEXT:
+        return element.value.decode("latin-1").rstrip("\0 ")
+    value = dataset.get(keyword)  # in another coding, which is converted
+    return None if value is None else str(value)
 
 
 def _fields(dataset: "Dataset", channels: Sequence["Dataset"]) -> Fields:
@@ -221,7 +249,7 @@ def _fields(dataset: "Dataset", channels: Sequence["Dataset"]) -> Fields:
 
 def _common(channels: Sequence["Dataset"], keyword: str) -> float | None:
     """Return a frequency that all channels share."""
-    values = {"" if (value := channel.get(keyword)) is None else str(value) for channel in channels}
+    values = {_text(channel, keyword) or "" for channel in channels}
     return hertz_of(values.pop()) if len(values) == 1 else None
 
 
