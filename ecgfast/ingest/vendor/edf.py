@@ -177,7 +177,8 @@ def _scale_and_offset(header: _Header, signal: int, source: str) -> tuple[float,
 
 def _fields(content: bytes, header: _Header, leads: Sequence[int]) -> Fields:
     recorded = _started(content)
-    filters = {_filters(header.fields["filters"][lead]) for lead in leads}
+    texts = {header.fields["filters"][lead] for lead in leads}
+    filters = {_filters(text) for text in texts}
     high_pass, low_pass, notch = filters.pop() if len(filters) == 1 else (None, None, None)
     words = content[8:88].decode("latin-1").split() if header.plus else []
     code, sex, born = (*words, "", "", "")[:3]  # X stands for what is not known

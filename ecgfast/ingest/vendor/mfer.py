@@ -124,7 +124,7 @@ def _values(frame: Frame, rows: list[int], source: str) -> NDArray[Any]:
     layout = [(str(row), dtype, (block,)) for row, (dtype, block) in enumerate(parts)]
     sequences = np.frombuffer(frame.samples, np.dtype(layout), num_sequences)
     values = [sequences[str(row)].ravel() for row in rows]
-    return np.stack([each.astype(each.dtype.newbyteorder("=")) for each in values])
+    return np.stack([each.astype(each.dtype.newbyteorder("="), copy=False) for each in values])
 
 
 def _code(channel: Definitions, tag: int) -> int:
