@@ -22,7 +22,6 @@ MAX_XML_BYTES = 32 << 20  # ten seconds of 12 leads in decimal text have half a 
 # real files that this was tried on have up to 2,516 and 1,976. In every encoding that expat takes,
 # these characters have a byte of ASCII.
 _MOST = {b"<": 200_000, b"=": 200_000}
-_FIRST_BYTES = 1024
 _BUFFER_BYTES = 1 << 17  # of text: longer ones come in parts
 # Encodings of East Asia, which expat does not take: these documents are turned into UTF-8 first.
 _EAST_ASIAN = re.compile(
@@ -47,18 +46,13 @@ def root_of(head: bytes) -> str | None:
         text = text.removeprefix(mark)
     if not text.lstrip(b" \t\r\n\0").startswith(b"<"):
         return None
-    head, encoding = _utf8(head)
-    # expat goes through all it was given, even when it is stopped: most need only the first bytes.
-    return _first_element(head[:_FIRST_BYTES], encoding) or _first_element(head, encoding)
-
-
-def _first_element(head: bytes, encoding: str | None) -> str | None:
     found: list[str] = []
 
     def start(name: str, _: dict[str, str]) -> None:
         found.append(name.rpartition(":")[2])
         raise _RootFoundError
 
+    head, encoding = _utf8(head)
     parser = expat.ParserCreate(encoding)  # what declares entities is refused when it is read
     parser.StartElementHandler = start
     with suppress(_RootFoundError, expat.ExpatError, ValueError, LookupError):
@@ -95,7 +89,7 @@ def parse_xml(content: bytes, source: str) -> Element:
     """
     content, encoding = _utf8(content)
     for mark, most in _MOST.items():
-        if len(content) > most and (count := content.count(mark)) > most:
+        if (count := content.count(mark)) > most:
             raise too_large(
                 f"{source}: got XML with {count:,} times {mark.decode()}, allowed {most:,}"
             )
