@@ -232,7 +232,7 @@ class FinetuneConfig:
     probe_lr: Positive = _setting(1e-3, "Constant learning rate of these epochs.")
     probe_c: Rates = _setting(
         (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
-        "Of ecgfast probe: C that are tried, the inverse strength of the L2 penalty.",
+        "Of ecgfast probe: C to try, inverse strength of the L2 penalty; of ridge 1 / (2 alpha).",
         of="vit",
     )
     label_fraction: Share = _setting(

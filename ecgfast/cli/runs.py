@@ -41,6 +41,10 @@ Target = Annotated[
         "ejection_fraction<40.",
     ),
 ]
+Classes = Annotated[
+    list[str] | None,
+    typer.Option(metavar="A,B", help="Of a --target that is a column of classes: those to learn."),
+]
 FinetunePreset = Annotated[str | None, typer.Option(help="Default: that of the initial weights.")]
 Fold = Annotated[
     int | None, typer.Option(min=1, help="Hold out this fold instead of the test split.")
@@ -106,12 +110,7 @@ def finetune(
         ModelKind | None, typer.Option(help="Sets model.kind. Default: that of the preset.")
     ] = None,
     target: Target = None,
-    classes: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="A,B", help="Of a --target that is a column of classes: those to learn."
-        ),
-    ] = None,
+    classes: Classes = None,
     preset: FinetunePreset = None,
     recipe: Annotated[
         str | None,
@@ -162,6 +161,7 @@ def probe(
     store: StorePath,
     out: RunOption,
     target: Target = None,
+    classes: Classes = None,
     pool: Annotated[
         Pool | None, typer.Option(help="What is read of the tokens. Default: model.pool.")
     ] = None,
@@ -174,7 +174,7 @@ def probe(
     settings: Settings = None,
     device: Device = None,
 ) -> None:
-    """Fit a logistic regression on a frozen encoder's features."""
+    """Fit a linear layer on a frozen encoder's features."""
     from ecgfast.train.probe import probe as fit
 
     out = fit(
@@ -182,6 +182,7 @@ def probe(
         store,
         out,
         target=target or DEFAULT_TARGET,
+        classes=column_names(classes) or (),
         pool=pool,
         features=features,
         preset=preset,

@@ -21,7 +21,7 @@ from ecgfast.errors import ConfigError, EcgfastError
 from ecgfast.labels.assign import ONE_ECG_OPTION, one_ecg_each, warn_of_unnamed
 from ecgfast.labels.selection import Labelled, labelled_by
 from ecgfast.labels.splits import warn_where_few
-from ecgfast.labels.subset import label_subset
+from ecgfast.labels.subset import FRACTION, label_subset
 from ecgfast.records import NUM_LEADS
 from ecgfast.runs.column_task import Number
 from ecgfast.runs.task import Task
@@ -229,6 +229,9 @@ def labelled_records(
     balanced = settings.class_weights == "balanced"
     if balanced and (why := task.lacking(found.truth[found.train], "train")):
         raise ConfigError(f"finetune.class_weights=balanced: {why}; take more labels, or none")
+    for split, chosen in found.splits.items():
+        if isinstance(task, Number) and (why := task.lacking(found.truth[chosen], split)):
+            raise ConfigError(f"{FRACTION}={settings.label_fraction:g}: {why}; take more labels")
     counts = {"unknown": found.num_unknown, "no_patient": unnamed}
     outputs: dict[str, dict[str, int]] = {name: {} for name in task.outputs}
     for split, chosen in found.splits.items():

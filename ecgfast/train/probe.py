@@ -1,4 +1,4 @@
-"""Linear probes: logistic regression on a frozen encoder's features, written as a fine-tuned run.
+"""Linear probes: a regression on a frozen encoder's features, written as a fine-tuned run.
 
 Encoder and linear layer are a classifier, so that a probe is tested, exported and used as one.
 Shapes: R records, K outputs, D features.
@@ -26,7 +26,6 @@ from ecgfast.runs.inference import check_weights, choose_device, patches_of
 from ecgfast.runs.initial import apply_initial
 from ecgfast.runs.loading import WEIGHTS
 from ecgfast.runs.register import FILE as REGISTER
-from ecgfast.runs.task import Binary
 from ecgfast.store.durable import exclusive, explained
 from ecgfast.store.format import refuse_inside_store
 from ecgfast.store.reader import StoreReader
@@ -51,6 +50,7 @@ def probe(
     out: str | Path,
     *,
     target: str | Sequence[str] = "ejection_fraction<40",
+    classes: Sequence[str] = (),
     pool: Pool | None = None,
     features: str | Path | None = None,
     preset: str | Path | Config | None = None,
@@ -61,15 +61,18 @@ def probe(
 ) -> Path:
     """Fit a linear layer on the features of a frozen encoder; the result is a fine-tuned run.
 
-    Each target has a logistic regression of its own (scikit-learn, L2), on features that are
-    standardised over its training records, with the C of `finetune.probe_c` that has the lowest log
-    loss on its validation records.
+    Each yes or no has a logistic regression of its own, exclusive classes have a multinomial one, a
+    number has ridge regression (scikit-learn, L2), on features that are standardised over the
+    training records, with the C of `finetune.probe_c` that has the lowest loss on validation
+    records: the log loss, or the mean squared error.
 
     Args:
         run: a pretraining run, a weights file, "imagenet-mae" or "random", as `init` of `finetune`.
         store: a finished store with splits.
         out: the probe's folder, created.
-        target: what a case is; of several targets one model answers all.
+        target: what a case is; of several targets one model answers all. The name of a column, as
+            for `finetune`: its number, or one of its classes.
+        classes: of such a column, those to learn; none takes all.
         pool: sets ``model.pool``, what is read of the tokens; None keeps the preset's, or that of
             `features`.
         features: of the store's records, as `embed` wrote them (.zarr or .parquet) with the same
@@ -91,18 +94,16 @@ def probe(
         pool = given.facts.get("pool")  # type: ignore[assignment]  # settings refuse other words
     config = _config(str(run), preset, settings, pool, device)
     refuse_inside_store(out, "--out")
-    asked = Asked(init=str(run), target=target, select=select, fold=fold)
+    asked = Asked(init=str(run), target=target, classes=classes, select=select, fold=fold)
     chosen_device = choose_device(device)
     opened = open_matching_store(store, config, Ranks(device=chosen_device))
     with exclusive(out / LOCK, out), explained(out):
         if not {each.name for each in out.iterdir()} <= _UNFINISHED:
             raise ConfigError(f"--out {out} must be a new or empty folder; name another one")
         start = begin(asked, config, opened)
-        if not isinstance(start.lesson.task, Binary):
-            raise ConfigError(
-                f"a probe learns yes or no, such as 'age<40', got the column {target}; fine-tune "
-                "with --set finetune.frozen=true"
-            )
+        taught = start.lesson.records
+        if why := start.lesson.task.lacking(taught.truth[taught.train], "train"):
+            raise ConfigError(f"the labels that teach are too few: {why}; take more of them")
         identity = {**start.meta.identity, "probe": True}
         start = replace(start, meta=replace(start.meta, identity=identity))
         known = None if given is None else _of_labelled(given, config, opened, start)
@@ -166,10 +167,13 @@ def _fitted(
         "val_loss": task.validation_loss(logits, truth, np.ones_like(truth)),
         "val_auroc": task.area(logits, truth),
     }
-    for name, c in zip(task.outputs, layer.c, strict=True):
+    fits = task.outputs if len(layer.c) == len(task.outputs) else [task.name]
+    for name, c in zip(fits, layer.c, strict=True):
         end = " at the end of finetune.probe_c" if c in (min(layer.tried), max(layer.tried)) else ""
         log.info(f"{name}: C {c:g}{end}")
-    log.info(f"validation loss {facts['val_loss']:.4g}, AUROC {facts['val_auroc'] or np.nan:.4g}")
+    area = facts["val_auroc"]
+    shown = "" if area is None else f", AUROC {area:.4g}"
+    log.info(f"validation loss {facts['val_loss']:.4g}{shown}")
     last = model.head[-1]
     assert isinstance(last, nn.Linear)
     with torch.no_grad():

@@ -71,6 +71,20 @@ def make_store(folder: Path, *, num_records: int = 64, num_sites: int = 2) -> Pa
     return folder / "store"
 
 
+def make_column_store(folder: Path) -> Path:
+    """Write `make_store` with fractions of 20 to 70, higher without the wave, and a rhythm."""
+    made, random = make_store(folder), np.random.default_rng(1)
+    lines = [("record_id", "ejection_fraction", "rhythm")]
+    for i in range(64):
+        fraction = (30 if i % 3 == 0 else 60) + random.normal(0, 4)
+        rhythm = "" if i % 13 == 6 else ("AF", "SR", "VT")[i % 3]
+        lines.append((f"r{i:03d}", "" if i % 11 == 5 else f"{fraction:.1f}", rhythm))
+    with (folder / "more.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(lines)
+    label_store(made, folder / "more.csv", columns=["ejection_fraction", "rhythm"])
+    return made
+
+
 def preset(folder: Path) -> Path:
     """Write the preset of these tests, small enough for two cores."""
     path = folder / "tiny_test.toml"

@@ -15,7 +15,7 @@ from sklearn.metrics import (
     roc_auc_score,
     root_mean_squared_error,
 )
-from training_runs import make_store
+from training_runs import make_column_store
 
 from ecgfast.config import load_config
 from ecgfast.errors import ConfigError, ResumeError
@@ -28,7 +28,6 @@ from ecgfast.runs.export import export
 from ecgfast.runs.loading import load_run
 from ecgfast.store.reader import open_store
 from ecgfast.train.finetune import finetune
-from ecgfast.train.probe import probe
 
 EF = "ejection_fraction"
 COHORT = "test splits of sites 1, 2"
@@ -38,18 +37,7 @@ RHYTHMS = ("AF", "SR", "VT")
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With ejection fractions of 20 to 70, higher without a 10 Hz wave, and a rhythm."""
-    folder = tmp_path_factory.mktemp("cohort")
-    made, random = make_store(folder), np.random.default_rng(1)
-    lines = [("record_id", EF, "rhythm")]
-    for i in range(64):
-        fraction = (30 if i % 3 == 0 else 60) + random.normal(0, 4)
-        rhythm = "" if i % 13 == 6 else RHYTHMS[i % 3]
-        lines.append((f"r{i:03d}", "" if i % 11 == 5 else f"{fraction:.1f}", rhythm))
-    with (folder / "more.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(lines)
-    label_store(made, folder / "more.csv", columns=[EF, "rhythm"])
-    return made
+    return make_column_store(tmp_path_factory.mktemp("cohort"))
 
 
 @pytest.fixture(scope="module")
@@ -241,9 +229,6 @@ def test_what_columns_cannot_have_is_refused_before_work(
     assert refused(EF, balanced).startswith("finetune.class_weights must be none for ejection_fra")
     assert refused(EF, few).startswith("finetune.labels_per_class must be unset for ejection_fra")
     assert "got no record of BBB (--classes" in refused("rhythm", classes=("SR", "BBB"))
-    config = load_config(str(tiny))
-    with pytest.raises(ConfigError, match=r"^a probe learns yes or no, such as 'age<40', got the"):
-        probe("random", store, tmp_path / "p", target=EF, preset=config, device="cpu")
     with pytest.raises(ConfigError, match=r"'ejection_fraction', allowed COLUMN OP VALUE"):
         make_plan(store, tmp_path / "e", target=EF)
     with pytest.raises(ConfigError, match=r"'ejection_fraction', allowed COLUMN OP VALUE"):
