@@ -38,6 +38,7 @@ from ecgfast.vocabulary import (
     Mesh,
     ModelKind,
     Normalise,
+    NumberLoss,
     Parallel,
     Pool,
     Precision,
@@ -199,9 +200,7 @@ class DataConfig:
     leads: Leads | None = _setting(None, "Leads that the model takes; unset: all twelve.")
     resident_budget_gib: Memory | Auto = _setting("auto", "GPU memory for the store.", free=True)
     num_threads: Count | Auto = _setting("auto", "Threads that read and decode.", free=True)
-    cache_dir: Text | None = _setting(
-        None, "Folder for copies of stores that are given by address.", free=True
-    )
+    cache_dir: Text | None = _setting(None, "Folder for copies of stores by address.", free=True)
 
 
 @errors_in_words("finetune.")
@@ -227,6 +226,7 @@ class FinetuneConfig:
     head_init: HeadInit = _setting(
         "xavier", "First weights of the last layer; prior: 0, and the training prevalence as bias."
     )
+    number_loss: NumberLoss = _setting("squared", "Of a number; huber is linear beyond one SD.")
     frozen: Flag = _setting(False, "Train the head alone: a linear probe.")
     probe_epochs: NotNegativeCount = _setting(0, "Epochs of the head alone, before all weights.")
     probe_lr: Positive = _setting(1e-3, "Constant learning rate of these epochs.")

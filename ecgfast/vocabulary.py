@@ -11,6 +11,7 @@ ModelKind = Literal["vit", "cnn", "resnet1d_wang"]
 Pool = Literal["cls", "mean", "lead_mean_max"]
 HeadInit = Literal["xavier", "prior"]
 ClassWeights = Literal["none", "balanced"]
+NumberLoss = Literal["squared", "huber"]
 Schedule = Literal["constant", "cosine"]
 Kernels = Literal["auto", "triton", "reference"]
 AttentionKernel = Literal[

@@ -11,14 +11,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from scipy.special import log_softmax
+from scipy.special import huber, log_softmax
 from torch import Tensor
+from torch.nn.functional import huber_loss
 
 from ecgfast.errors import ConfigError
 from ecgfast.labels.expression import column, equality, is_expression
 from ecgfast.labels.selection import classes_of, labels_of, numbers_of
 from ecgfast.runs.task import Binary, Floats, Rows, Task
 from ecgfast.settings import FinetuneConfig
+from ecgfast.vocabulary import NumberLoss
 
 OF_COLUMNS = ("scale", "classes")  # keys of an identity whose target is a column
 
@@ -104,11 +106,17 @@ class Number(Task):
     Attributes:
         mean: of the labels of training, in the unit of the column.
         sd: likewise (n - 1).
+        number_loss: of standardised values, as `finetune.number_loss`.
     """
 
     mean: float = 0.0
     sd: float = 1.0
-    loss_name = "mean squared error of standardised values"
+    number_loss: NumberLoss = "squared"
+
+    @property
+    def loss_name(self) -> str:  # noqa: D102 (as of Task)
+        what = "mean squared error" if self.number_loss == "squared" else "Huber loss"
+        return f"{what} of standardised values"
 
     def identity(self) -> dict[str, Any]:  # noqa: D102 (as of Task)
         return {**super().identity(), "scale": [self.mean, self.sd]}
@@ -124,10 +132,11 @@ class Number(Task):
                 )
         return ""
 
-    def fitted(self, truth_RK: Floats) -> Self:
+    def fitted(self, truth_RK: Floats, settings: FinetuneConfig) -> Self:
         """With mean and standard deviation of training."""
         values = truth_RK[~np.isnan(truth_RK)]
-        return replace(self, mean=float(values.mean()), sd=float(values.std(ddof=1)))
+        mean, sd = float(values.mean()), float(values.std(ddof=1))
+        return replace(self, mean=mean, sd=sd, number_loss=settings.number_loss)
 
     def truth(self, records: pa.Table) -> Floats:
         """In the unit of the column; unknown where it is null, or a limit such as <40 was given."""
@@ -148,13 +157,19 @@ class Number(Task):
         return ("labelled",), np.zeros(len(truth_NK), np.int64)
 
     def loss(self, logits_B: Tensor, truth_BK: Tensor, weight_BK: Tensor) -> Tensor:
-        """Mean squared error of standardised values."""
+        """Mean squared error or Huber loss of standardised values."""
         error_BK = logits_B.view_as(truth_BK) - (truth_BK - self.mean) / self.sd
-        return (weight_BK * error_BK.square()).mean()
+        loss_BK = error_BK.square()
+        if self.number_loss == "huber":
+            loss_BK = huber_loss(error_BK, torch.zeros_like(error_BK), reduction="none")
+        return (weight_BK * loss_BK).mean()
 
     def cell_losses(self, logits_RK: Floats, truth_RK: Floats) -> Floats:
-        """Squared errors of standardised values."""
-        return np.square(logits_RK - (truth_RK - self.mean) / self.sd)
+        """Squared errors or Huber losses of standardised values."""
+        error_RK = logits_RK - (truth_RK - self.mean) / self.sd
+        is_squared = self.number_loss == "squared"
+        losses: Floats = np.square(error_RK) if is_squared else huber(1.0, error_RK)
+        return losses
 
     def on_validation(self, truth_R: Floats, predicted_R: Floats) -> dict[str, Any]:
         """Errors in the unit of the column."""
@@ -223,7 +238,8 @@ def task_from(identity: Mapping[str, Any]) -> Task:
     targets = (target,) if isinstance(target, str) else tuple(target)
     if "scale" in identity:
         mean, sd = identity["scale"]
-        return Number(targets=targets, mean=mean, sd=sd)
+        loss = identity.get("finetune.number_loss", "squared")  # of before this setting
+        return Number(targets=targets, mean=mean, sd=sd, number_loss=loss)
     if "classes" in identity:
         return Classes(targets=targets, classes=tuple(identity["classes"]))
     return Binary(targets=targets)

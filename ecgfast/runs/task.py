@@ -9,7 +9,7 @@ them, are (B,) of one output and (B, K) of several, as the model gives them.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +35,11 @@ class Task(ABC):
     """
 
     targets: tuple[str, ...]
-    loss_name: ClassVar[str] = "cross-entropy"
+
+    @property
+    def loss_name(self) -> str:
+        """Of its loss, in words."""
+        return "cross-entropy"
 
     @property
     def name(self) -> str:
@@ -58,12 +62,16 @@ class Task(ABC):
 
     def refused(self, settings: FinetuneConfig) -> str:
         """Why it cannot be learned with some settings; empty where it can."""
-        del settings
-        return ""
+        if settings.number_loss == "squared":
+            return ""
+        return (
+            f"finetune.number_loss is of a target that is a number, got {settings.number_loss} for "
+            f"{self.name}; leave it out, or name a column of numbers"
+        )
 
-    def fitted(self, truth_RK: Floats) -> Self:
-        """The task with what its outputs take from the labels of training: a scale."""
-        del truth_RK
+    def fitted(self, truth_RK: Floats, settings: FinetuneConfig) -> Self:
+        """The task with what its outputs take from the labels of training, a scale, and a loss."""
+        del truth_RK, settings
         return self
 
     def strata(self, truth_NK: Floats, training: Rows) -> tuple[tuple[str, ...], NDArray[np.int64]]:
@@ -177,7 +185,7 @@ class Binary(Task):
     def refused(self, settings: FinetuneConfig) -> str:
         """Several targets have no classes of which one could take so many each."""
         if settings.labels_per_class is None or self.is_single:
-            return ""
+            return super().refused(settings)
         return (
             "finetune.labels_per_class must be unset for several targets, whose classes overlap, "
             f"got {settings.labels_per_class}; set finetune.label_fraction"

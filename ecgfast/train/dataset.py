@@ -251,7 +251,7 @@ def labelled_records(
             f"seed {seed}"
         )
     return Lesson(
-        task=task.fitted(found.truth[found.train]),
+        task=task.fitted(found.truth[found.train], settings),
         records=found,
         counts=counts,
         outputs={} if task.is_single else outputs,

@@ -38,7 +38,12 @@ from ecgfast.train.run_folder import LOCK, write_settings
 from ecgfast.vocabulary import Pool
 
 # What makes settings those of a probe: standardisation takes the place of the head's own norm.
-_PROBE = {"finetune.frozen": True, "finetune.probe_epochs": 0, "model.head_norm": False}
+_PROBE = {
+    "finetune.frozen": True,
+    "finetune.probe_epochs": 0,
+    "finetune.number_loss": "squared",  # of ridge regression
+    "model.head_norm": False,
+}
 # Of what else fine-tuning has.
 _USED = ("finetune.probe_c", "finetune.label_fraction", "finetune.labels_per_class")
 _UNFINISHED = {LOCK, "config.toml", "versions.json", WEIGHTS, REGISTER, CARD}

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from numpy.typing import NDArray
 from sklearn.metrics import (
     confusion_matrix,
@@ -15,6 +16,7 @@ from sklearn.metrics import (
     roc_auc_score,
     root_mean_squared_error,
 )
+from torch.nn.functional import huber_loss
 from training_runs import make_column_store
 
 from ecgfast.config import load_config
@@ -56,11 +58,13 @@ def column(store: Path, name: str) -> NDArray[np.object_]:
     return np.array(open_store(store).records[name].to_pylist(), dtype=object)
 
 
-def answers(store: Path, run: Path, name: str) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
-    """Labels and predictions of the labelled test records."""
+def answers(
+    store: Path, run: Path, name: str, split: str = "test"
+) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
+    """Labels and predictions of the labelled records of a split."""
     opened, labels = open_store(store), column(store, name)
     rows = np.flatnonzero(
-        (column(store, "split") == "test") & np.array([x is not None for x in labels])
+        (column(store, "split") == split) & np.array([x is not None for x in labels])
     )
     return labels[rows], load_run(run, opened).probabilities(opened, rows)
 
@@ -80,6 +84,17 @@ def test_a_run_of_a_number_keeps_the_scale_of_its_training(number: Path, store: 
     card = (number / "MODEL_CARD.md").read_text()
     assert f"- Gives {EF} for ten seconds" in card
     assert f"mean absolute error {facts['val_mae']:.3g}, root mean squared error" in card
+
+
+def test_a_huber_loss_is_that_of_validation(store: Path, tiny: Path, tmp_path: Path) -> None:
+    config = load_config(str(tiny), [*ONCE, "finetune.number_loss=huber"])
+    run = finetune(store, tmp_path / "run", preset=config, init="random", target=EF, device="cpu")
+    result = json.loads((run / "result.json").read_text())
+    mean, sd = result["identity"]["scale"]
+    labels, predicted = answers(store, run, EF, "valid")
+    value, given = (torch.tensor((x.astype(float) - mean) / sd) for x in (labels, predicted))
+    assert result["val_loss"] == pytest.approx(huber_loss(given, value).item(), rel=1e-4)
+    assert "worse:\nHuber loss of standardised values 0." in (run / "MODEL_CARD.md").read_text()
 
 
 def test_a_report_of_a_number_agrees_with_scikit_learn(
@@ -227,6 +242,7 @@ def test_what_columns_cannot_have_is_refused_before_work(
 
     balanced, few = "finetune.class_weights=balanced", "finetune.labels_per_class=3"
     assert refused(EF, balanced).startswith("finetune.class_weights must be none for ejection_fra")
+    assert refused(f"{EF}<40", "finetune.number_loss=huber").startswith("finetune.number_loss is o")
     assert refused(EF, few).startswith("finetune.labels_per_class must be unset for ejection_fra")
     assert "got no record of BBB (--classes" in refused("rhythm", classes=("SR", "BBB"))
     with pytest.raises(ConfigError, match=r"'ejection_fraction', allowed COLUMN OP VALUE"):

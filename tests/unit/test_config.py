@@ -110,6 +110,7 @@ def test_the_last_override_wins() -> None:
         ("finetune.label_fraction=0", "label_fraction must be above 0 and at most 1, got 0.0"),
         ("finetune.label_fraction=1.5", "label_fraction must be above 0 and at most 1, got 1.5"),
         ("finetune.labels_per_class=0", "finetune.labels_per_class must be at least 1, got 0"),
+        ("finetune.number_loss=l1", "must be one of 'squared', 'huber', got 'l1'"),
         ("finetune.class_weights=sqrt", "must be one of 'none', 'balanced', got 'sqrt'"),
         ("finetune.layer_decay=0", "layer_decay must be above 0 and at most 1, got 0.0"),
         ("finetune.layer_decay=1.1", "layer_decay must be above 0 and at most 1, got 1.1"),

@@ -8,11 +8,12 @@ import pytest
 import torch
 from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.utils.class_weight import compute_class_weight
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, huber_loss
 
 from ecgfast.config import load_config
 from ecgfast.errors import ConfigError
 from ecgfast.runs.column_task import Number, task_from, task_of
+from ecgfast.settings import FinetuneConfig
 
 RECORDS = pa.table(
     {
@@ -149,7 +150,8 @@ def test_a_column_of_text_is_learned_as_classes_in_their_order() -> None:
 
 
 def test_a_column_of_numbers_is_learned_as_a_number() -> None:
-    number = task_of("ef", RHYTHMS).fitted(np.array([[55.0], [30.0], [np.nan], [62.0]]))
+    truth = np.array([[55.0], [30.0], [np.nan], [62.0]])
+    number = task_of("ef", RHYTHMS).fitted(truth, FinetuneConfig())
     assert number.outputs == ("ef",)
     assert number.identity() == {"target": "ef", "scale": [49.0, np.std([55, 30, 62], ddof=1)]}
     assert task_from(json.loads(json.dumps(number.identity()))) == number
@@ -248,3 +250,27 @@ def test_a_number_has_the_loss_of_its_standardised_value() -> None:
     few = load_config("demo", ["finetune.labels_per_class=3"]).finetune
     assert number.refused(few).startswith("finetune.labels_per_class must be unset for ef, a numb")
     assert CLASSES.refused(few) == ""
+
+
+def test_a_number_may_have_pytorchs_huber_loss() -> None:
+    settings = load_config("demo", ["finetune.number_loss=huber"]).finetune
+    truth = np.array([[60.0], [np.nan], [45.0], [80.0]])
+    number = Number(targets=("ef",)).fitted(truth, settings)
+    known = ~np.isnan(truth[:, 0])
+    logits = torch.tensor([2.5, 0.0, -0.9, 0.7], dtype=torch.float64)
+    value = (torch.tensor(truth[:, 0]) - number.mean) / number.sd
+    expected = huber_loss(logits[known], value[known]).item()
+    assert ((logits - value).abs()[known] > 1).tolist() == [True, False, False]
+    assert number.validation_loss(logits.numpy(), truth, np.ones_like(truth)) == pytest.approx(
+        expected
+    )
+    weight = torch.tensor(known[:, None] * 4 / 3)
+    loss = number.loss(logits, torch.tensor(np.nan_to_num(truth)), weight)
+    assert loss.item() == pytest.approx(expected)
+    assert number.loss_name == "Huber loss of standardised values"
+    facts = {**number.identity(), "finetune.number_loss": "huber"}
+    assert task_from(json.loads(json.dumps(facts))) == number
+    for other in (BOTH, CLASSES, task_of(["mi=1"])):
+        assert other.refused(settings).startswith(
+            f"finetune.number_loss is of a target that is a number, got huber for {other.name};"
+        )

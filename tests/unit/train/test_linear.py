@@ -10,6 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ecgfast.runs.column_task import Classes, Number
+from ecgfast.settings import FinetuneConfig
 from ecgfast.train import linear
 from ecgfast.train.linear import chosen_layer
 
@@ -33,7 +34,7 @@ def test_a_number_has_the_ridge_regression_that_validates_best() -> None:
     losses = [mean_squared_error(truth[known[1]], f.predict(FEATURES[known[1]])) for f in fits]
     best = int(np.argmin(losses))
     assert 0 < best < len(STRENGTHS) - 1
-    task = Number(targets=("ef",)).fitted(truth[TRAIN, None])
+    task = Number(targets=("ef",)).fitted(truth[TRAIN, None], FinetuneConfig())
     parts = [(FEATURES[rows], truth[rows, None]) for rows in (TRAIN, VALID)]
     layer = chosen_layer(task, *parts, STRENGTHS)
     assert layer.c == [STRENGTHS[best]]
