@@ -14,6 +14,13 @@ from numpy.typing import NDArray
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate import views
 from ecgfast.evaluate.agreement_charts import bland_altman, observed_predicted
+from ecgfast.evaluate.error_differences import (
+    ErrorDifferences,
+    error_differences,
+    mean,
+    mean_absolute,
+    root_mean_square,
+)
 from ecgfast.evaluate.findings import with_interval
 from ecgfast.evaluate.interval import Interval, patients_of, plain_interval
 from ecgfast.evaluate.planning import TestPlan, plan_tests
@@ -97,17 +104,16 @@ def agreement(measured: Floats, predicted: Floats, groups: NDArray[np.intp]) -> 
         return interval(bias + factor * sd, influence)
 
     with np.errstate(invalid="ignore", divide="ignore"):
-        absolute, square = np.abs(difference), np.square(difference)
-        mae, mse, bias = (_mean(each) for each in (absolute, square, difference))
+        square = np.square(difference)
+        mse, bias = mean(square), mean(difference)
         sd = float(difference.std(ddof=1)) if number > 1 else float("nan")
-        spread = np.square(measured - _mean(measured))
-        variance, rmse = _mean(spread), float(np.sqrt(mse))
+        spread = np.square(measured - mean(measured))
+        variance = mean(spread)
         of_r2 = (mse * (spread - variance) / variance - (square - mse)) / variance
-        of_rmse = (square - mse) / (2 * rmse) if rmse else square
         return Agreement(
             num_patients=len(np.unique(patients)),
-            mae=interval(mae, absolute - mae),
-            rmse=interval(rmse, of_rmse),
+            mae=interval(*mean_absolute(difference)),
+            rmse=interval(*root_mean_square(difference)),
             r2=interval(1 - mse / variance if variance else 0.0, of_r2,
                         "" if variance else "all measured numbers are alike"),
             bias=interval(bias, difference - bias),
@@ -116,10 +122,6 @@ def agreement(measured: Floats, predicted: Floats, groups: NDArray[np.intp]) -> 
             measured=measured,
             predicted=predicted,
         )  # fmt: skip
-
-
-def _mean(values: Floats) -> float:
-    return float(values.mean()) if len(values) else float("nan")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,12 +133,14 @@ class Agreements:
         measured: (N,) labels, NaN where unknown.
         cohorts: cohort -> run's name -> result.
         values: run's name -> (N,) predicted numbers, NaN where it is not tested.
+        differences: of the first run from the others.
     """
 
     plan: TestPlan
     measured: Floats
     cohorts: Mapping[str, Mapping[str, Agreement]]
     values: Mapping[str, Floats]
+    differences: ErrorDifferences
 
     @property
     def target(self) -> str:
@@ -156,6 +160,7 @@ class Agreements:
                 cohort: {name: found.to_json() for name, found in by_run.items()}
                 for cohort, by_run in self.cohorts.items()
             },
+            **self.differences.to_json(),
         }
 
     def cohort(self, store: StoreReader) -> Table:
@@ -200,7 +205,8 @@ class Agreements:
         return [
             f"{self.target.replace('_', ' ').capitalize()}, {cohort}: mean absolute error of "
             f"{name} {with_interval(found.mae)}, bias {with_interval(found.bias)}, limits of "
-            f"agreement {with_interval(found.lower)} and {with_interval(found.upper)}."
+            f"agreement {with_interval(found.lower)} and {with_interval(found.upper)}.",
+            *self.differences.sentences(cohort),
         ]
 
     def view(self) -> View:
@@ -214,6 +220,8 @@ class Agreements:
             "target": self.target,
             "table": self.table(),
             "notes": list(self.plan.notes),
+            "differences": self.differences.tests and self.differences.table(),
+            "first": self.differences.first,
             "cohort": self.plan.main_cohort,
             "observed": observed_predicted(shown, self.target) if shown else None,
             "bland_altman": bland_altman(shown, self.target) if shown else None,
@@ -245,7 +253,13 @@ def agreements(
         }
         for cohort, by_run in plan.cohorts.items()
     }
-    return Agreements(plan=plan, measured=measured, cohorts=cohorts, values=values)
+    return Agreements(
+        plan=plan,
+        measured=measured,
+        cohorts=cohorts,
+        values=values,
+        differences=error_differences(plan, measured, values),
+    )
 
 
 def with_values(

@@ -53,15 +53,16 @@ class Auroc:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedTest:
-    """Difference of two AUROCs on the same records, first minus second.
+    """Difference of two AUROCs, or errors, on the same records, first minus second.
 
     Attributes:
-        difference: in [-1, 1], or None where it is not defined.
+        difference: of AUROCs in [-1, 1], or None where it is not defined.
         low: lower end of the 95 % interval, or None.
         high: upper end of the 95 % interval, or None.
-        p_value: two-sided, of equal areas, above 0, or None.
-        std_error: of the difference, or None.
-        method: of the p-value, `DELONG_T`, `REPEATS_T` or `PERMUTATION`; empty without one.
+        p_value: two-sided, of no difference, above 0, or None.
+        std_error: of a difference of AUROCs, or None.
+        method: of the p-value, `DELONG_T`, `REPEATS_T`, `PERMUTATION` or that of
+            `error_differences`; empty without one.
         reason: why it is not defined; empty when it is.
     """
 

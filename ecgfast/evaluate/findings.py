@@ -62,8 +62,8 @@ def key_finding(results: Results) -> list[str]:
     ]
     for name in others:
         if test := results.paired[cohort].get(name):
-            corrected = _p(results.p_holm.get(cohort, {}).get(name))
-            difference, p_value = _difference(test)
+            corrected = p_text(results.p_holm.get(cohort, {}).get(name))
+            difference, p_value = difference_and_p(test)
             sentences.append(
                 f"{first} minus {name}: {difference}; p {p_value}, corrected for all comparisons "
                 f"{corrected}."
@@ -72,7 +72,7 @@ def key_finding(results: Results) -> list[str]:
         if against := baseline.cohorts.get(cohort, {}).get(first):
             sentences.append(
                 f"{name[:1].upper()}{name[1:]} alone: {with_interval(against.auroc, digits=3)}; "
-                f"{first} minus that: {_difference(against.run_minus)[0]}."
+                f"{first} minus that: {difference_and_p(against.run_minus)[0]}."
             )
     if point := result.operating:
         sentences.append(
@@ -146,7 +146,8 @@ def comparison(results: Results) -> View | None:
         if number in _sums(results.paired):
             sums += range(len(rows), len(rows) + len(tested))
         rows += [
-            (cohort, name, *_difference(tests[name]), _p(corrected.get(name))) for name in tested
+            (cohort, name, *difference_and_p(tests[name]), p_text(corrected.get(name)))
+            for name in tested
         ]
     number = sum(map(len, results.p_holm.values()))
     table = Table(header=header, rows=rows, sums=sums)
@@ -167,7 +168,7 @@ def baselines(results: Results) -> View:
                 cell
                 for each in found
                 for cell in (
-                    (_area(each.auroc), _difference(each.run_minus)[0]) if each else ("-", "-")
+                    (_area(each.auroc), difference_and_p(each.run_minus)[0]) if each else ("-", "-")
                 )
             ]
             if any(found):
@@ -273,14 +274,15 @@ def _prevalence(result: CohortResult) -> str:
     return f"{100 * result.is_case.mean():.1f} %" if len(result.is_case) else "-"
 
 
-def _difference(test: PairedTest) -> tuple[str, str]:
+def difference_and_p(test: PairedTest) -> tuple[str, str]:
     """The difference with its interval, and its p-value."""
     if test.p_value is None:
         return "not defined", "-"
-    return f"{test.difference:+.3f} ({test.low:+.3f} to {test.high:+.3f})", _p(test.p_value)
+    return f"{test.difference:+.3f} ({test.low:+.3f} to {test.high:+.3f})", p_text(test.p_value)
 
 
-def _p(value: float | None) -> str:
+def p_text(value: float | None) -> str:
+    """Such as "0.012" or "< 0.001"; "-" without one."""
     if value is None:
         return "-"
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"

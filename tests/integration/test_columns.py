@@ -86,15 +86,39 @@ def test_a_run_of_a_number_keeps_the_scale_of_its_training(number: Path, store: 
     assert f"mean absolute error {facts['val_mae']:.3g}, root mean squared error" in card
 
 
-def test_a_huber_loss_is_that_of_validation(store: Path, tiny: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def robust(store: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = load_config(str(tiny), [*ONCE, "finetune.number_loss=huber"])
-    run = finetune(store, tmp_path / "run", preset=config, init="random", target=EF, device="cpu")
-    result = json.loads((run / "result.json").read_text())
+    out = tmp_path_factory.mktemp("robust") / "run"
+    return finetune(store, out, preset=config, init="random", target=EF, device="cpu")
+
+
+def test_a_huber_loss_is_that_of_validation(robust: Path, store: Path) -> None:
+    result = json.loads((robust / "result.json").read_text())
     mean, sd = result["identity"]["scale"]
-    labels, predicted = answers(store, run, EF, "valid")
+    labels, predicted = answers(store, robust, EF, "valid")
     value, given = (torch.tensor((x.astype(float) - mean) / sd) for x in (labels, predicted))
     assert result["val_loss"] == pytest.approx(huber_loss(given, value).item(), rel=1e-4)
-    assert "worse:\nHuber loss of standardised values 0." in (run / "MODEL_CARD.md").read_text()
+    assert "worse:\nHuber loss of standardised values 0." in (robust / "MODEL_CARD.md").read_text()
+
+
+def test_runs_of_a_number_are_compared_on_the_same_records(
+    number: Path, robust: Path, store: Path, tmp_path: Path
+) -> None:
+    html = evaluate([number, robust], store, tmp_path / "report", device="cpu").read_text()
+    found = json.loads((tmp_path / "report" / "metrics.json").read_text())["agreement"]
+    labels, first = answers(store, number, EF)
+    _, second = answers(store, robust, EF)
+    measured = labels.astype(float)
+    ((name, tests),) = found["first_run_minus"][COHORT].items()
+    for measure, of in (("mae", mean_absolute_error), ("rmse", root_mean_squared_error)):
+        expected = of(measured, first) - of(measured, second)
+        assert tests[measure]["difference"] == pytest.approx(expected)
+        assert tests[measure]["low"] < expected < tests[measure]["high"]
+        assert tests[measure]["p_value"] <= found["p_holm"][COHORT][name][measure] <= 1
+    assert "Is the difference of the errors real?" in html
+    assert f"minus {name}, mean absolute error: {tests['mae']['difference']:+.3f} (" in html
+    assert "Is the difference real?" not in html
 
 
 def test_a_report_of_a_number_agrees_with_scikit_learn(
