@@ -156,7 +156,8 @@ def finetune(
 
 def probe(
     run: Annotated[
-        str, typer.Argument(metavar="RUN|FILE|imagenet-mae|random", help="Encoder, as of --init.")
+        str,
+        typer.Argument(metavar="RUN|FILE|imagenet-mae|random", help="Encoder, as --init has it."),
     ],
     store: StorePath,
     out: RunOption,

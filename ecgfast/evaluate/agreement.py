@@ -245,7 +245,7 @@ def agreements(
         assert run.scores is not None
         values[run.name] = run.scores
     if average:
-        plan, values, _ = averaged(plan, values, store.records)
+        plan, values, _ = averaged(plan, values, store.records, what="number")
     cohorts = {
         cohort: {
             name: agreement(measured[rows], values[name][rows], plan.patients[rows])

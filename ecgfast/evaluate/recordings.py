@@ -34,7 +34,7 @@ class Windows:
 
 
 def averaged(
-    plan: TestPlan, scores: Mapping[str, Floats], records: pa.Table
+    plan: TestPlan, scores: Mapping[str, Floats], records: pa.Table, *, what: str = "probability"
 ) -> tuple[TestPlan, dict[str, Floats], dict[str, Windows]]:
     """Take the windows of each recording together, those of one label.
 
@@ -42,13 +42,15 @@ def averaged(
         plan: which windows test each run.
         scores: run's name -> (N,) probabilities of them.
         records: of the store, which say what recording a window is of.
+        what: the scores are, for notes.
     Returns:
         the plan with one row for each recording, that of its first window which tests a run; the
         mean probabilities at these rows; and the spread of each run's windows.
     """
     names = np.array(recordings_of(records), dtype=object)
-    labelled = [*zip(names.tolist(), plan.is_case.tolist(), strict=True)]
-    numbers: dict[tuple[str, bool], int] = {}
+    label_N = plan.is_case if plan.truth is None else plan.truth
+    labelled = [*zip(names.tolist(), label_N.tolist(), strict=True)]
+    numbers: dict[tuple[str, float], int] = {}
     recording_N = np.array([numbers.setdefault(each, len(numbers)) for each in labelled], int)
     tested = plan.rows_of(None)
     _, first, inverse = np.unique(recording_N[tested], return_index=True, return_inverse=True)
@@ -64,7 +66,7 @@ def averaged(
         for column, values in zip((means[run], *parts), found, strict=True):
             column[shown] = values
         windows[run] = Windows(count=parts[0], sd=parts[1], lowest=parts[2], highest=parts[3])
-        notes.append(_note(run, len(rows), count, found[2]))
+        notes.append(_note(run, what, len(rows), count, found[2]))
     cohorts = {
         cohort: {run: np.unique(shown_N[rows]) for run, rows in by_run.items()}
         for cohort, by_run in plan.cohorts.items()
@@ -86,12 +88,12 @@ def _of_groups(
     return mean, count.astype(float), np.where(count > 1, sd, np.nan), lowest, highest
 
 
-def _note(run: str, num_windows: int, count: NDArray[np.intp], sd: Floats) -> str:
+def _note(run: str, what: str, num_windows: int, count: NDArray[np.intp], sd: Floats) -> str:
     words = f"{run}: {num_windows:,} windows averaged in {len(count):,} recordings"
     several = sd[count > 1]
     if not several.size:
         return f"{words}, none of which has several"
     return (
-        f"{words}; between the windows of one, the standard deviation of the probability is "
+        f"{words}; between the windows of one, the standard deviation of the {what} is "
         f"{np.median(several):.3f} in the middle and at most {several.max():.3f}"
     )

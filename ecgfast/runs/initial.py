@@ -52,13 +52,14 @@ class Initial:
     new: frozenset[str] = frozenset({"pos_embed"})
 
 
-def read_initial(init: str, config: Config) -> Initial:
-    """Read the weights that `--init` names.
+def read_initial(init: str, config: Config, *, option: str = "--init") -> Initial:
+    """Read the weights that an option names.
 
     Args:
         init: a pretraining run, exported or not, as `located` names it; a .safetensors or .pth
             file with the reference names, or of a public ECG encoder; "imagenet-mae", or "random".
         config: of the classifier; convolutional baselines start at random only.
+        option: what errors call it.
     Raises:
         ConfigError: no such run or file, or the weights do not fit what is asked for.
         FormatError: the file cannot be read.
@@ -66,14 +67,14 @@ def read_initial(init: str, config: Config) -> Initial:
     if init == "random":
         return Initial()
     if config.model.kind != "vit":
-        raise ConfigError(f"--init of a {config.model.kind} must be 'random', got {init!r}")
+        raise ConfigError(f"{option} of a {config.model.kind} must be 'random', got {init!r}")
     if init == "imagenet-mae":
         return _from_imagenet(read_weights(imagenet_file(config)), config)
     path = located(init)
     if path.is_dir():
         pretrained, _, meta = load_model(path)
         if meta.kind != "pretrain":
-            raise ConfigError(f"--init {init} must be a pretraining run, got a {meta.kind} run")
+            raise ConfigError(f"{option} {init} must be a pretraining run, got a {meta.kind} run")
         state = encoder_state(pretrained.state_dict())
         register = read_register(path)
         if register is None:
@@ -89,8 +90,8 @@ def read_initial(init: str, config: Config) -> Initial:
         )
     if not path.is_file():
         raise ConfigError(
-            f"--init must be a run, a .safetensors or .pth file, hf://OWNER/NAME, imagenet-mae or "
-            f"random, got {init!r}, which does not exist"
+            f"{option} must be a run, a .safetensors or .pth file, hf://OWNER/NAME, imagenet-mae "
+            f"or random, got {init!r}, which does not exist"
         )
     state = read_weights(path)
     if not is_public(state):

@@ -41,9 +41,14 @@ from ecgfast.train.dataset import Lesson, labelled_records
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a classifier is to learn, beside its settings."""
+    """What a classifier is to learn, beside its settings.
+
+    Attributes:
+        init_option: what errors call `init`.
+    """
 
     init: str
+    init_option: str = "--init"
     target: str | Sequence[str]
     classes: Sequence[str] = ()
     select: str | None
@@ -79,7 +84,7 @@ def begin(asked: Asked, config: Config, store: StoreReader) -> Start:
         seed=config.train.seed,
     )
     records = lesson.records
-    initial = read_initial(asked.init, config)
+    initial = read_initial(asked.init, config, option=asked.init_option)
     preprocessing = Preprocessing.of(store, _normalisation(config, store, lesson, initial))
     require_same_preprocessing(initial, preprocessing, asked.init)
     identity = {

@@ -99,7 +99,9 @@ def probe(
         pool = given.facts.get("pool")  # type: ignore[assignment]  # settings refuse other words
     config = _config(str(run), preset, settings, pool, device)
     refuse_inside_store(out, "--out")
-    asked = Asked(init=str(run), target=target, classes=classes, select=select, fold=fold)
+    asked = Asked(
+        init=str(run), init_option="RUN", target=target, classes=classes, select=select, fold=fold
+    )
     chosen_device = choose_device(device)
     opened = open_matching_store(store, config, Ranks(device=chosen_device))
     with exclusive(out / LOCK, out), explained(out):

@@ -43,17 +43,22 @@ learning_rates = [1e-3, 1e-4]
 """
 
 
-def make_store(folder: Path, *, num_records: int = 64, num_sites: int = 2) -> Path:
-    """Write a store of noisy sines; every third record is a case with a 10 Hz wave on top."""
+def make_store(
+    folder: Path, *, num_records: int = 64, num_sites: int = 2, num_windows: int = 1
+) -> Path:
+    """Write a store of noisy sines; every third record is a case with a 10 Hz wave on top.
+
+    Recordings have so many windows of ten seconds each, and the store has all of them.
+    """
     source = folder / "source"
     source.mkdir()
     random = np.random.default_rng(0)
-    seconds = np.arange(5000) / 500
+    seconds = np.arange(5000 * num_windows) / 500
     lines = []
     for i in range(num_records):
         rate, phase = random.uniform(0.8, 2.0), random.uniform(0, 6, (12, 1))
         signal_uv = 300 * np.sin(2 * np.pi * rate * seconds + phase)
-        signal_uv += random.normal(0, 20, (12, 5000))
+        signal_uv += random.normal(0, 20, (12, len(seconds)))
         if i % 3 == 0:
             signal_uv += 150 * np.sin(2 * np.pi * 10 * seconds)
         np.save(source / f"r{i:03d}.npy", signal_uv.astype(np.int16))
@@ -66,14 +71,14 @@ def make_store(folder: Path, *, num_records: int = 64, num_sites: int = 2) -> Pa
     labels = folder / "labels.csv"
     with labels.open("w", newline="") as file:
         csv.writer(file).writerows([("record_id", "ejection_fraction", "split"), *lines])
-    convert([source], folder / "store", workers=1)
+    convert([source], folder / "store", workers=1, window="first" if num_windows == 1 else "all")
     label_store(folder / "store", labels, split="column")
     return folder / "store"
 
 
-def make_column_store(folder: Path) -> Path:
+def make_column_store(folder: Path, *, num_windows: int = 1) -> Path:
     """Write `make_store` with fractions of 20 to 70, higher without the wave, and a rhythm."""
-    made, random = make_store(folder), np.random.default_rng(1)
+    made, random = make_store(folder, num_windows=num_windows), np.random.default_rng(1)
     lines = [("record_id", "ejection_fraction", "rhythm")]
     for i in range(64):
         fraction = (30 if i % 3 == 0 else 60) + random.normal(0, 4)

@@ -20,9 +20,11 @@ from torch.nn.functional import huber_loss
 from training_runs import make_column_store
 
 from ecgfast.config import load_config
+from ecgfast.data.loader import build_loader
 from ecgfast.errors import ConfigError, ResumeError
 from ecgfast.evaluate.report import evaluate
 from ecgfast.labels.commands import label_store
+from ecgfast.model.vit import Encoder
 from ecgfast.predict import write_predictions
 from ecgfast.predictor import load_model
 from ecgfast.reproduce.run import make_plan
@@ -175,6 +177,67 @@ def test_a_number_is_tested_at_a_threshold_beside_a_classifier(
         evaluate([number], store, tmp_path / "none", target="age<40", device="cpu")
     with pytest.raises(ConfigError, match=r"^--target age<40 is for runs that learned a number"):
         evaluate([other], store, tmp_path / "none", target="age<40", device="cpu")
+
+
+def test_windows_of_a_recording_have_the_mean_of_their_numbers(tiny: Path, tmp_path: Path) -> None:
+    long, config = make_column_store(tmp_path, num_windows=2), load_config(str(tiny), ONCE)
+    run = finetune(long, tmp_path / "run", preset=config, init="random", target=EF, device="cpu")
+    html = evaluate([run], long, tmp_path / "report", average=True, device="cpu")
+    labels, predicted = answers(long, run, EF)
+    first, second = predicted[::2], predicted[1::2]  # windows of one recording are neighbours
+    np.testing.assert_array_equal(labels[::2], labels[1::2])
+    mean, measured = (first + second) / 2, labels[::2].astype(float)
+    found = json.loads(html.with_name("metrics.json").read_text())["agreement"]
+    (by_run,) = found["cohorts"][COHORT].values()
+    assert by_run["num_records"] == len(mean)
+    assert by_run["mae"]["value"] == pytest.approx(mean_absolute_error(measured, mean))
+    assert by_run["mae"]["value"] != pytest.approx(
+        mean_absolute_error(labels.astype(float), predicted), abs=1e-6
+    )
+    values = pq.read_table(html.with_name("values.parquet"))
+    assert sorted(values["predicted"].to_pylist()) == pytest.approx(sorted(mean))
+    middle = np.median(abs(first - second) / np.sqrt(2))
+    assert any(f"deviation of the number is {middle:.3f} in the" in n for n in found["notes"])
+    file = long.with_name("source") / "r000.npy"
+    for average in (False, True):
+        write_predictions(run, [file], tmp_path / "out.csv", average=average)
+        lines = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
+        if not average:
+            of_windows = [float(line["value"]) for line in lines]
+    (line,) = lines
+    assert line["windows"] == str(len(of_windows)) == "2"
+    assert float(line["value"]) == pytest.approx(np.mean(of_windows), abs=1e-5)
+    assert float(line["sd"]) == pytest.approx(np.std(of_windows, ddof=1), abs=1e-5)
+
+
+def test_a_number_is_tested_on_fewer_leads_beside_all(
+    number: Path, store: Path, tmp_path: Path
+) -> None:
+    html = evaluate([number], store, tmp_path / "report", leads=[["II", "I"]], device="cpu")
+    found = json.loads(html.with_name("metrics.json").read_text())["agreement"]
+    labels, predicted = answers(store, number, EF)
+    measured, opened = labels.astype(float), open_store(store)
+    rows = np.flatnonzero(
+        (column(store, "split") == "test") & np.array([x is not None for x in column(store, EF)])
+    )
+    (batch,) = build_loader(
+        opened, batch_size=len(rows), select=rows, shuffle=False, drop_last=False
+    )
+    model = load_model(number).model
+    assert isinstance(model.encoder, Encoder)
+    with torch.no_grad():  # the first 40 patches are those of I and II
+        kept = torch.arange(40).repeat(len(rows), 1)
+        tokens = model.encoder.encode_kept(batch.patches.float(), kept)
+        logits = model.head(tokens[:, 0], None).squeeze(-1).double().numpy()
+    mean, sd = json.loads((number / "result.json").read_text())["identity"]["scale"]
+    both, two = found["cohorts"][COHORT].items()
+    assert two[0].endswith(", leads I II")
+    assert both[1]["mae"]["value"] == pytest.approx(mean_absolute_error(measured, predicted))
+    expected = mean_absolute_error(measured, mean + sd * logits)
+    assert two[1]["mae"]["value"] == pytest.approx(expected, rel=1e-4)
+    assert expected != pytest.approx(both[1]["mae"]["value"], rel=1e-4)
+    difference = found["first_run_minus"][COHORT][two[0]]["mae"]["difference"]
+    assert difference == pytest.approx(both[1]["mae"]["value"] - expected, abs=1e-3)
 
 
 def test_predict_and_export_give_the_number_in_its_unit(

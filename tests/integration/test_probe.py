@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
@@ -19,11 +20,14 @@ import ecgfast
 import ecgfast.embedding
 from ecgfast.cli import main
 from ecgfast.config import load_config
+from ecgfast.data.loader import build_loader
 from ecgfast.data.normalise import Normalisation
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate.report import evaluate
+from ecgfast.evaluate.saliency import occlusion
 from ecgfast.log import read_metrics
 from ecgfast.model.build import build_model
+from ecgfast.model.classifier import Classifier
 from ecgfast.predict import predict
 from ecgfast.runs.export import export
 from ecgfast.runs.loading import load_run
@@ -112,6 +116,25 @@ def test_it_stands_beside_fine_tuned_runs_and_is_used_as_they_are(
     assert all(weights[0][n].equal(first[n.removeprefix("encoder.")]) for n in moved)
 
 
+def test_what_its_answer_rests_on_is_that_of_its_linear_layer(
+    store: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    run = probe(pretrained, store, tmp_path / "run", pool="mean", settings=SETTINGS, device="cpu")
+    html = evaluate([run], store, tmp_path / "report", device="cpu").read_text()
+    assert "What the answer rests on: ViT, pretrained, probe" in html
+    model, weights = load_run(run, open_store(store)).model(), load_file(run / "best.safetensors")
+    assert isinstance(model, Classifier)
+    (batch,) = build_loader(open_store(store), batch_size=1, select=np.array([0]), shuffle=False)
+    patches = batch.patches.float()
+    flat = patches.clone()
+    flat[0, 25, :250] = torch.from_numpy(np.linspace(*patches[0, 25, [0, 249]].numpy(), 250))
+    with torch.no_grad():
+        change = model.features(patches) - model.features(flat)
+    expected = (change @ weights["head.0.weight"][0]).item()
+    assert abs(expected) > 1e-4
+    assert occlusion(model, patches[0], [25]) == pytest.approx([expected], abs=1e-5)
+
+
 def test_the_command_does_the_same(store: Path, pretrained: Path, tmp_path: Path) -> None:
     logger = logging.getLogger("ecgfast")
     kept = logger.handlers[:], logger.propagate, logger.level
@@ -144,7 +167,8 @@ def test_what_it_refuses(
 
     refused(r"must be a new or empty folder; name another one", out=tuned)
     refused("a probe is of a ViT, got model.kind=cnn", "random", preset="cnn")
-    refused("must be a pretraining run, got a finetune run", tuned)
+    refused(f"^RUN {tuned} must be a pretraining run, got a finetune run", tuned)
+    refused(r"^RUN must be a run, a .safetensors or .pth file, .* got 'nowhere'", "nowhere")
     refused("split 'train' must hold cases and controls", target="ejection_fraction<10")
     refused("label_fraction=0.01 leaves no", settings={"finetune.label_fraction": 0.01})
     refused("probe_c must be one or more numbers above 0", settings={"finetune.probe_c": []})

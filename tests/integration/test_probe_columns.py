@@ -122,6 +122,9 @@ def test_classes_are_fitted_and_reported_as_scikit_learn_has_them(
         cohort = metrics["targets"][f"rhythm={name}"]["cohorts"][COHORT]
         area = cohort["ViT, pretrained, probe"]["auroc"]["value"]
         assert area == pytest.approx(roc_auc_score(truth == name, chances[:, number]))
+    pages = sorted((tmp_path / "report" / "targets").glob("*/report.html"))
+    assert all("What the answer rests on: ViT, pre" in page.read_text() for page in pages)
+    assert len(pages) == 3
     counts = metrics["confusion"][COHORT]["ViT, pretrained, probe"]["counts"]
     assert counts == confusion_matrix(truth, fits[best].predict(features[test])).tolist()
     assert "A linear probe: multinomial logistic reg" in (classes / "MODEL_CARD.md").read_text()

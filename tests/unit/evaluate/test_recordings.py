@@ -57,6 +57,12 @@ def test_windows_of_two_labels_stay_apart() -> None:
     plan, scores, _ = averaged(mixed, {"ViT": SCORES}, RECORDS)
     assert plan.cohorts["site 1"]["ViT"].tolist() == [0, 1, 3]
     assert scores["ViT"][[1, 3]].tolist() == [0.5, pytest.approx(0.8)]
+    measured = np.array([60.0, 30.0, np.nan, 55.0, 55.0, 60.0, 60.0, 40.0])
+    numbers = replace(PLAN, is_case=measured > 0, truth=measured)
+    plan, scores, _ = averaged(numbers, {"ViT": SCORES}, RECORDS, what="number")
+    assert plan.cohorts["site 1"]["ViT"].tolist() == [0, 1, 3]
+    assert scores["ViT"][[1, 3]].tolist() == [0.5, pytest.approx(0.8)]
+    assert "deviation of the number is 0.141 in the middle" in plan.notes[1]
 
 
 def test_records_that_are_recordings_stay_as_they_are() -> None:
