@@ -247,6 +247,35 @@ def test_the_finding_names_cohort_difference_and_counts() -> None:
     assert findings.key_finding(alone) == ["A is not tested on all external sites."]
 
 
+def test_the_finding_has_each_p_corrected_for_all_and_groups_have_their_shares() -> None:
+    """Three comparisons of one cohort: the smallest p counts three times."""
+    rng = np.random.default_rng(3)
+    is_case, sex = np.arange(90) % 3 == 0, np.where(np.arange(90) < 45, "F", "M")
+    plan = replace(
+        PLAN, is_case=is_case, patients=np.arange(90),
+        cohorts={"site 1, external": dict.fromkeys("ABCD", np.arange(90))},
+    )  # fmt: skip
+    scores = {name: rng.random(90) + lift * is_case
+              for name, lift in zip("ABCD", (0.5, 0.3, 0.2, 0.1), strict=True)}  # fmt: skip
+    records = pa.table({"sex": sex})
+    results = summarise(plan, scores, dict.fromkeys("ABCD", fixed(0.6)), records)
+    tests = results.paired["site 1, external"]
+    raw = {name: test.p_value or 0.0 for name, test in tests.items()}
+    corrected, most = {}, 0.0
+    for left, name in zip((3, 2, 1), sorted(raw, key=raw.__getitem__), strict=True):
+        most = corrected[name] = max(most, min(1.0, left * raw[name]))
+    said = findings.key_finding(results)[1:4]
+    for name, sentence in zip("BCD", said, strict=True):
+        assert sentence.startswith(f"A minus {name}: {tests[name].difference:+.3f} (")
+        words = f"; p {raw[name]:.3f}, corrected for all comparisons {corrected[name]:.3f}."
+        assert sentence.endswith(words.replace("p 0.000", "p < 0.001"))
+    for row in findings.groups(results)["table"].rows:
+        here = sex == row[0].removeprefix("sex: ")
+        found, case = scores[row[1]][here] >= 0.6, is_case[here]
+        assert row[4].startswith(f"{found[case].mean():.2f} (")
+        assert row[5].startswith(f"{(~found[~case]).mean():.2f} (")
+
+
 def test_a_report_names_its_versions() -> None:
     made = views.made_with()
     assert made["versions"]["numpy"] == np.__version__

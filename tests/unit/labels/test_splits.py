@@ -97,6 +97,16 @@ def test_the_order_of_the_records_does_not_matter() -> None:
     assert forwards.fold == backwards.fold[::-1]
 
 
+def test_a_patient_of_two_keys_draws_by_one_of_them_whatever_the_order() -> None:
+    """Of 20 patients each has two readable ids, of which the first in the alphabet counts."""
+    keys = [f"{name}{n}" for n in range(20) for name in "QP"]
+    groups, left_out = np.arange(40) // 2, np.zeros(40, bool)
+    drawn = draw_splits(keys, groups, strata(40), seed=0, left_out=left_out)
+    assert drawn.split[::2] == drawn.split[1::2] == divide([f"P{n}" for n in range(20)]).split
+    again = draw_splits(keys[::-1], groups[::-1], strata(40), seed=0, left_out=left_out)
+    assert again.split == drawn.split[::-1]
+
+
 def test_another_seed_is_another_split() -> None:
     keys = [f"P{n}" for n in range(100)]
     assert divide(keys, seed=1).split != divide(keys).split
