@@ -25,27 +25,28 @@ _OF_ONE_FILE = {
 }
 
 
-_WITH_HEADER, _WITH_ARRAY = (".dat", ".mat"), (".json",)  # files beside one that belong to it
-
-
 def size_and_mtime(path: Path) -> tuple[int, int]:
     """Bytes of a file and of what belongs to it by name, and when the last of them changed.
 
-    That is the signal file beside a WFDB header, and the sidecar beside any other file.
+    That is the signal file beside a WFDB header, .dat before .mat, and the sidecar beside others.
 
     Returns:
         bytes and nanoseconds since 1970; zeros where there is no such file.
     """
     stem, suffix = os.path.splitext(path)
-    others = _WITH_HEADER if suffix.lower() == ".hea" else _WITH_ARRAY
-    size, mtime = 0, 0
-    for name in [str(path), *(stem + other for other in others)]:
-        try:
-            found = os.stat(name)
-        except (OSError, ValueError):  # most have one of them
-            continue
-        size, mtime = size + found.st_size, max(mtime, found.st_mtime_ns)
-    return size, mtime
+    if suffix.lower() == ".hea":
+        beside = _status(f"{stem}.dat") or _status(f"{stem}.mat")  # a share takes long to say no
+    else:
+        beside = _status(f"{stem}.json")
+    found = [each for each in (_status(path), beside) if each is not None]
+    return sum(each.st_size for each in found), max((each.st_mtime_ns for each in found), default=0)
+
+
+def _status(path: str | PathLike[str]) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except (OSError, ValueError):
+        return None
 
 
 def printable(name: str) -> str:
