@@ -36,7 +36,7 @@ Label = str | float | None
 # What stays out, in words that hold no name of a field: a sidecar's key can name a patient.
 FREE_TEXT, OTHERS = "diagnoses in free text", "other fields"
 
-_BLOCK_RECORDS = 16  # two megabytes: what one step writes, the next finds in the cache
+_BLOCK_RECORDS = 32  # four megabytes: with 16, calls cost a record 3 to 4 % more time
 _BUFFERED_BYTES = 64 << 20  # of records whose windows are buffered: long ones are encoded at once
 _LONGEST_DETAIL = 500  # characters of an error: a damaged file can bring megabytes into it
 
