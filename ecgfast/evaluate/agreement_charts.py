@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ecgfast.evaluate.charts import COLOURS, STYLE, drawn, row_of_panels
+from ecgfast.evaluate.charts import COLOURS, STYLE, row_of_panels
+from ecgfast.evaluate.fonts import drawn
 from ecgfast.evaluate.interval import Interval
 
 Measured = tuple[NDArray[np.float64], NDArray[np.float64], Sequence[Interval]]

@@ -11,8 +11,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from ecgfast.evaluate.discrimination import Auroc
+from ecgfast.evaluate.fonts import drawn, families, letters
 from ecgfast.evaluate.operating import Calibration, NetBenefit
-from ecgfast.log import plain
 from ecgfast.runs.roc import roc_curve
 
 # Okabe and Ito 2008, without yellow: told apart without full colour vision. Markers tell runs apart
@@ -20,6 +20,7 @@ from ecgfast.runs.roc import roc_curve
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#56b4e9", "#e69f00")
 _MARKERS, _LINES = "osD^vPX", ("-", "--", ":", "-.")
 STYLE: dict[Any, Any] = {
+    "font.family": families(),
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -35,15 +36,6 @@ _MARKED = 20  # losses of fewer steps have markers: a line needs two points
 Curve = tuple[Sequence[float], Sequence[float]]
 Efficiency = tuple[float, Auroc, Sequence[float]]  # patients, mean AUROC, that of each run
 Labelled = tuple[NDArray[np.bool_], NDArray[np.float64]]
-
-
-def drawn(name: str) -> str:
-    """Return a name as matplotlib draws it: no mathematics, no character that SVG cannot hold.
-
-    A label that begins with an underscore would be missing in the legend.
-    """
-    text = plain(name).replace("$", r"\$")
-    return f" {text}" if text.startswith("_") else text
 
 
 def roc_curves(cohorts: Mapping[str, Mapping[str, Labelled]]) -> list[Figure]:
@@ -282,7 +274,7 @@ def row_of_panels(figure: Figure, number: int) -> list[Axes]:
 
 def _columns(models: Sequence[str], *, width: float) -> int:
     """Columns of a legend in inches: a letter of 8 points takes some 0.07, a line sample 0.6."""
-    longest = max(map(len, models), default=0)
+    longest = max((letters(drawn(model)) for model in models), default=0)
     return max(1, min(3, len(models), int(width / (0.07 * longest + 0.6))))
 
 
