@@ -1,11 +1,15 @@
 """A table of a report as Markdown, CSV and LaTeX, with what its data are."""
 
+import re
 from collections.abc import Sequence
 
 from ecgfast import log
 from ecgfast.evaluate.views import Table
 from ecgfast.store.csv_files import csv_lines
 
+# What Markdown takes for more than text: cells, code, links, elements and emphasis. A < before a
+# number, and a _ within a word, it leaves alone.
+_MARKDOWN = re.compile(r"[\\`*|\[\]]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|(?<!\w)_|_(?!\w)")
 _LATEX = str.maketrans(
     {
         **{sign: rf"\{sign}" for sign in "&%$#_{}"},
@@ -19,11 +23,15 @@ def markdown(table: Table, caption: str) -> str:
     """Return a table as Markdown, what the data are in its first line."""
 
     def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(log.plain(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+        return f"| {' | '.join(map(_escaped, cells))} |"
 
     rule = ["---", *["---:"] * (len(table.header) - 1)]
     lines = [line(table.header), line(rule), *map(line, table.rows)]
-    return f"{caption}\n\n" + "\n".join(lines) + "\n"
+    return f"{_escaped(caption)}\n\n" + "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return _MARKDOWN.sub(r"\\\g<0>", log.plain(text))
 
 
 def csv_text(table: Table, caption: str) -> str:

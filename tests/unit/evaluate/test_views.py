@@ -289,6 +289,15 @@ def test_table_3_in_three_formats_says_what_its_data_are() -> None:
         "SYNTHETIC data\n\n| cohort | A\\|B |\n| --- | ---: |\n| site_1 50 % | 0.9 |\n"
         "| =x, y | - |\n"
     )
+    odd = views.Table(header=("cohort",), rows=[(r"<script>\|_x_ [a](b) `c` *d*",), ("a_b < 4",)])
+    assert tables.markdown(odd, "<b> of ejection_fraction<40").splitlines() == [
+        r"\<b> of ejection_fraction<40",
+        "",
+        "| cohort |",
+        "| --- |",
+        r"| \<script>\\\|\_x\_ \[a\](b) \`c\` \*d\* |",
+        "| a_b < 4 |",
+    ]
     assert tables.csv_text(table, "d") == ("data,cohort,A|B\nd,site_1 50 %,0.9\nd,\"'=x, y\",'-\n")
     lines = tables.latex(table, "a_b").split("\n")
     assert lines[1] == r"\caption{a\_b}"
