@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import huber_loss
 
 from ecgfast.errors import ConfigError
-from ecgfast.labels.expression import column, equality, is_expression
+from ecgfast.labels.expression import column, equality, is_expression, parse
 from ecgfast.labels.selection import classes_of, labels_of, numbers_of
 from ecgfast.runs.task import Binary, Floats, Rows, Task
 from ecgfast.settings import FinetuneConfig
@@ -210,7 +210,8 @@ def task_of(
         ConfigError: there is no target, one is given twice, or it is no column that can be learned.
     """
     given = (targets,) if isinstance(targets, str) else tuple(targets)
-    if not given or len(set(given)) < len(given):
+    meant = {parse(each) if is_expression(each) else each.strip() for each in given}
+    if len(meant) < max(len(given), 1):  # 'af=true' and 'af = true' are one
         raise ConfigError(
             f"--target must name one target or several, each once, got {', '.join(given) or 'none'}"
         )

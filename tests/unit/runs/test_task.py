@@ -181,6 +181,7 @@ def test_an_ejection_fraction_that_is_a_limit_is_no_number() -> None:
             r"must be 2 to 50, each once, got 1; name those to learn",
         ),
         (["rhythm"], ["AF", "AF"], r"must be 2 to 50, each once, got 2"),
+        (["rhythm=AF", "rhythm = 'AF'"], [], r"each once, got rhythm=AF, rhythm = 'AF'$"),
         (["rhythm=AF"], ["AF", "SR"], r"^--classes are those of a column, got --target rhythm=AF"),
     ],
 )
