@@ -136,8 +136,10 @@ def read_record(
         raise
     except OSError as error:
         if is_of_one_file(error):
+            is_lost = item.path.is_symlink() and not item.path.exists()
+            why = "is a link to no file" if is_lost else error.strerror or error
             raise FormatError(
-                f"{item.path.name}: {error.strerror or error}", reason="the file cannot be opened"
+                f"{item.path.name}: {why}", reason="the file cannot be opened"
             ) from error
         error.filename = error.filename or str(item.path)  # a failed read names no file
         raise

@@ -28,8 +28,8 @@ def read(path: Path, record_id: str, row: int | None) -> EcgRecord:
         meta = read_npz(path)
         array = meta["signal"]
     else:
+        array = read_npy(path, row)  # first: a file that is lost or empty needs no sidecar
         meta = read_sidecar(path)
-        array = read_npy(path, row)
     return record_of(array, meta, name=path.name, record_id=record_id, code="numpy")
 
 

@@ -183,6 +183,8 @@ def _read_member(
 
 def _parsed(head: bytes, name: str) -> _Header:
     """Parse the first bytes of a .npy: a header that promises gigabytes of itself is cut here."""
+    if not head:
+        raise _damaged(f"{name}: is empty, allowed a NumPy array file; copy it again")
     file = io.BytesIO(head)
     try:
         version = np.lib.format.read_magic(file)

@@ -168,6 +168,20 @@ def test_one_odd_file_is_one_line(run: Path, tmp_path: Path) -> None:
     assert "b.json: cannot be read as JSON" in lines["b"]["note"]
 
 
+def test_files_of_one_name_are_lines_of_their_own(run: Path, tmp_path: Path) -> None:
+    for folder in ("1", "2"):
+        write_wfdb(tmp_path / folder / "a", ecg_like(1, seed=77)[0])
+    for name in ("empty.hea", "empty.npy"):
+        (tmp_path / "1" / name).touch()
+    folders = [tmp_path / "1", tmp_path / "2"]
+    assert write_predictions(run, folders, tmp_path / "out.csv") == (4, 2)
+    with (tmp_path / "out.csv").open() as file:
+        found = {line["file"]: line for line in csv.DictReader(file)}
+    scored = [name for name, line in found.items() if line["probability"]]
+    assert sorted(scored) == [str(tmp_path / "1/a.hea"), str(tmp_path / "2/a.hea")]
+    assert "empty.npy: is empty" in found[str(tmp_path / "1/empty.npy")]["note"]
+
+
 @pytest.mark.parametrize("name", ["ecg.npy", "ecg.json", "r.hea", "r.dat"])
 def test_no_input_is_written_over(run: Path, tmp_path: Path, name: str) -> None:
     write_wfdb(tmp_path / "r", ecg_like(1, seed=77)[0])

@@ -298,9 +298,13 @@ def test_broken_links_are_lost_recordings_and_said(tmp_path: Path) -> None:
     (tmp_path / "c.npy").symlink_to("nowhere.npy")
     items = discover([tmp_path])
     assert [item.record_id for item in items] == ["a", "b", "c"]
-    for item in items[:2]:
-        with pytest.raises(FormatError, match=f"{item.record_id}.hea: "):
+    for item, name in zip(items, ("a.hea", "b.hea", "c.npy"), strict=True):
+        with pytest.raises(FormatError, match=f"{name}: is a link to no file") as refusal:
             read_record(item)
+        assert refusal.value.reason == "the file cannot be opened"
+    touch(tmp_path, "d.npy")
+    with pytest.raises(FormatError, match=r"d.npy: is empty"):
+        read_record(discover([tmp_path / "d.npy"])[0])
 
 
 def test_names_that_are_no_text_get_an_id_that_is(tmp_path: Path) -> None:
