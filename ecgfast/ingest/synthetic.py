@@ -1,6 +1,7 @@
 """The synthetic cohort as WFDB files and labels.csv, the same bytes for a seed."""
 
 import csv
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def write_cohort(
     """Write a cohort as WFDB format 16, one folder a site, and `labels.csv`.
 
     Args:
-        out: folder, new or empty.
+        out: folder, new, empty, or of a call that was interrupted, which begins again.
         num_records: in all sites together.
         num_sites: hospitals; they differ in rate, gain, filters, noise and prevalence.
         seed: the same seed gives the same bytes.
@@ -83,17 +84,26 @@ def write_cohort(
             raise ConfigError(
                 f"unlabelled: the cohort has no site {name!r}; allowed: {', '.join(known)}"
             )
+    folders = {person.record_id.split("/")[0] for person in people}
+    labels = out / ".labels.csv.part"  # there from the first file to the last
+    if labels.is_file():
+        for name in folders:
+            shutil.rmtree(out / name, ignore_errors=True)
+        labels.unlink()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is not empty; give a new folder for the synthetic cohort")
-    for name in {person.record_id.split("/")[0] for person in people}:
-        (out / name).mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
+    labels.touch()
+    for name in folders:
+        (out / name).mkdir()
     for done, person in enumerate(people, 1):
         rate = person.site.sampling_rate_hz
         signal = render(person, seed, rate, label_signal=design.label_signal)
         _write_record(out, person, signal, rate)
         if progress is not None:
             progress(done, num_records)
-    _write_labels(out / "labels.csv", people, design, seed)
+    _write_labels(labels, people, design, seed)
+    labels.rename(out / "labels.csv")
 
 
 def _write_labels(path: Path, people: Sequence[Person], design: Design, seed: int) -> None:

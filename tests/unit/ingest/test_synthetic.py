@@ -60,6 +60,30 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     assert all(first[name] != other[name] for name in first if name.endswith(".dat"))
 
 
+def test_a_cohort_that_was_interrupted_begins_again(tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == total // 2:
+            raise KeyboardInterrupt
+
+    for num_records in (40, 9):
+        with pytest.raises(KeyboardInterrupt):
+            write_cohort(tmp_path / "a", num_records=num_records, num_sites=3, progress=stop)
+        assert not (tmp_path / "a/labels.csv").exists()
+    for name in "ab":
+        write_cohort(tmp_path / name, num_records=9, num_sites=3)
+    assert _bytes_below(tmp_path / "a") == _bytes_below(tmp_path / "b")
+    with pytest.raises(ConfigError, match="is not empty"):
+        write_cohort(tmp_path / "a", num_records=9, num_sites=3)
+
+
+def test_a_file_of_somebody_else_stays_in_a_cohort_that_was_interrupted(tmp_path: Path) -> None:
+    (tmp_path / ".labels.csv.part").touch()
+    (tmp_path / "mine").touch()
+    with pytest.raises(ConfigError, match="is not empty"):
+        write_cohort(tmp_path, num_records=9, num_sites=3)
+    assert (tmp_path / "mine").exists()
+
+
 def test_a_record_depends_on_nothing_around_it() -> None:
     people = population(12, 2, 7, Design())
     backwards = [render(person, 7, 500) for person in reversed(people)][::-1]
