@@ -106,12 +106,20 @@ def _counted(column: pa.ChunkedArray) -> dict[str, int]:
 
 
 def kinds_in_words(counts: Mapping[str, int]) -> str:
-    """Return counts by kind as text, the most frequent first: "8 XML (of no ...); 1 archives"."""
+    """Return counts by kind as text, the most frequent first: "8 XML (of no ...); 1 archive"."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    foreign = [f"{count:,} {kind}" for kind, count in ordered if kind in _ECG_FORMATS]
-    others = [f"{count:,} {kind}" for kind, count in ordered if kind not in _ECG_FORMATS]
+    words = {kind: f"{count:,} {kind if count > 1 else _one(kind)}" for kind, count in ordered}
+    foreign = [text for kind, text in words.items() if kind in _ECG_FORMATS]
+    others = [text for kind, text in words.items() if kind not in _ECG_FORMATS]
     parts = [f"{', '.join(foreign)} (of no format that is read)"] if foreign else []
     return "; ".join([*parts, *([", ".join(others)] if others else [])])
+
+
+def _one(kind: str) -> str:
+    """The word for one file of a kind, such as "link to folders" of "links to folders"."""
+    several, *rest = re.split(r" (?=\(|(?:without|to|named|whose|that) )", kind, maxsplit=1)
+    one = re.sub(r"s\b", "", several).replace(" and ", " or ")
+    return " ".join((one, *rest))
 
 
 def _reasons(reader: StoreReader) -> dict[str, int]:

@@ -27,7 +27,7 @@ def test_files_that_are_passed_over_are_said(
     assert first.startswith("2 inputs = 2 converted + 0 quarantined; 2 records (0 of them")
     assert second == (
         "13 files passed over: 8 XML, 3 DICOM, 1 SCP-ECG (of no format that is read); "
-        "1 PDFs (no resting ECG); "
+        "1 PDF (no resting ECG); "
         f"{tmp_path / 's'}.passed_over.csv names some"
     )
 
