@@ -15,9 +15,9 @@ from pydantic import StrictFloat as Real
 from pydantic import StrictInt as Int
 
 from ecgfast.errors import ConfigError
-from ecgfast.vocabulary import leads_in_order
+from ecgfast.vocabulary import MOST_SEEDS, leads_in_order
 
-__all__ = ["Flag", "errors_in_words", "nearest"]
+__all__ = ["Flag", "check_fractions", "errors_in_words", "nearest"]
 
 T = TypeVar("T")
 
@@ -44,6 +44,17 @@ def _below_1(value: float) -> bool:
     return 0 <= value < 1
 
 
+def check_fractions(values: tuple[float, ...]) -> tuple[float, ...]:
+    """Return fractions of the labels that make a curve.
+
+    Raises:
+        ValueError: one is not in (0, 1], or is there twice.
+    """
+    if not values or not all(0 < value <= 1 for value in values) or len({*values}) < len(values):
+        raise ValueError(f"numbers above 0 and at most 1, each once, got {list(values)}")
+    return values
+
+
 Text = InstanceOf[str]  # also of file names that are not UTF-8, which pydantic's str refuses
 Count = Annotated[Int, _bound("at least 1", lambda value: value >= 1)]
 PatchTimesteps = Annotated[
@@ -56,6 +67,7 @@ Shift = Annotated[
     Int, _bound("in [0, 2500], half a record's timesteps", lambda value: 0 <= value <= 2500)
 ]
 Seed = Annotated[Int, _bound("in [0, 2^63)", lambda value: 0 <= value < 2**63)]
+Repeats = Annotated[Int, _bound(f"1 to {MOST_SEEDS}", lambda number: 1 <= number <= MOST_SEEDS)]
 Positive = Annotated[Real, _bound("above 0", _positive)]
 NotNegative = Annotated[Real, _bound("at least 0", _not_negative)]
 NotNegativeCount = Annotated[Int, _bound("at least 0", _not_negative)]
@@ -69,6 +81,7 @@ Rates = Annotated[
     tuple[Real, ...],
     _bound("one or more numbers above 0", lambda rates: bool(rates) and all(map(_positive, rates))),
 ]
+Fractions = Annotated[tuple[Real, ...], AfterValidator(check_fractions)]
 Leads = Annotated[tuple[Text, ...], AfterValidator(leads_in_order)]
 
 

@@ -41,6 +41,8 @@ RecipeName = Literal["ptb-xl", "chapman", "code-15", "mimic-iv-ecg", "echonext",
 # What `ecgfast estimate` answers for.
 EstimateOf = Literal["pretrain", "convert"]
 
+MOST_SEEDS = 100  # of an experiment: each is a training of every model
+
 
 def leads_in_order(names: Iterable[str]) -> tuple[str, ...]:
     """Some of the twelve leads, in the order in which every record has them.

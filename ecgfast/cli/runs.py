@@ -7,7 +7,7 @@ import typer
 
 from ecgfast.cli.options import StorePath, column_names, show
 from ecgfast.errors import ConfigError
-from ecgfast.vocabulary import ModelKind, Pool
+from ecgfast.vocabulary import MOST_SEEDS, ModelKind, Pool
 
 DEFAULT_TARGET = "ejection_fraction<40"
 NOT_READY = 3  # exit status of reproduce: nothing failed, other processes have cells to do
@@ -261,7 +261,10 @@ def reproduce(
         ),
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Fine-tunings of each model on each set. Default: 1.")
+        int | None,
+        typer.Option(
+            min=1, max=MOST_SEEDS, help="Fine-tunings of each model on each set. Default: 1."
+        ),
     ] = None,
     device: Device = None,
     ranks: Annotated[
@@ -299,7 +302,7 @@ def reproduce(
 
 def _fractions(text: str) -> tuple[float, ...]:
     """The numbers of --fractions."""
-    from ecgfast.reproduce.plan import check_fractions
+    from ecgfast.bounds import check_fractions
 
     try:
         return check_fractions(tuple(map(float, text.split(","))))

@@ -12,17 +12,14 @@ from typing import Annotated, Any, Self
 from pydantic import (
     AfterValidator,
     ConfigDict,
-    Field,
     StrictBool,
-    StrictFloat,
-    StrictInt,
     StrictStr,
     ValidationError,
 )
 from pydantic.dataclasses import dataclass
 
 from ecgfast import log
-from ecgfast.bounds import nearest
+from ecgfast.bounds import Fractions, Repeats, nearest
 from ecgfast.config import Config, ignored_settings, load_config, toml_line
 from ecgfast.errors import ConfigError
 from ecgfast.evaluate.cohort import text_column
@@ -33,6 +30,11 @@ from ecgfast.train.dataset import labelled_records, pretraining_rows
 
 TARGET = "ejection_fraction<40"
 _CLOSED = ConfigDict(extra="forbid")
+_ALLOWED = {  # by pydantic's type of error
+    **{"string_type": "a text in quotes", "bool_type": "true or false"},
+    **{"int_type": "a whole number", "float_type": "a number"},
+    **{"tuple_type": "a list in [ ]", "dataclass_type": "a section [[ ]]"},
+}
 _HEAD = """\
 # What `ecgfast reproduce` trains and tests; docs/reproduce.md explains every line.
 # A select is an expression, as in --select; without one a set has all records of the store.
@@ -45,19 +47,7 @@ def _name(text: str) -> str:
     return text
 
 
-def check_fractions(values: tuple[float, ...]) -> tuple[float, ...]:
-    """Return fractions of the labels that make a curve.
-
-    Raises:
-        ValueError: one is not in (0, 1], or is there twice.
-    """
-    if not values or not all(0 < value <= 1 for value in values) or len({*values}) < len(values):
-        raise ValueError(f"numbers above 0 and at most 1, each once, got {list(values)}")
-    return values
-
-
 Name = Annotated[StrictStr, AfterValidator(_name)]
-Fractions = Annotated[tuple[StrictFloat, ...], AfterValidator(check_fractions)]
 Settings = tuple[StrictStr, ...]
 
 
@@ -167,7 +157,7 @@ class Plan:
     recipe: StrictStr | None = None
     settings: Settings = ()
     fractions: Fractions = (1.0,)
-    seeds: Annotated[StrictInt, Field(ge=1)] = 1
+    seeds: Repeats = 1
     sites: tuple[StrictStr, ...]
     pretraining: tuple[Pretraining, ...] = ()
     model: tuple[Model, ...]
@@ -186,6 +176,17 @@ class Plan:
             raise ConfigError(f"plan {path}: {_in_words(error)}") from None
         except (ValueError, RecursionError) as error:  # also text that is no UTF-8
             raise ConfigError(f"plan {path} is not valid TOML: {error}") from error
+
+    def changed(self, **values: Any) -> Self:  # noqa: ANN401 (as the fields are)
+        """Return the plan with other values.
+
+        Raises:
+            ConfigError: a value is wrong.
+        """
+        try:
+            return dataclasses.replace(self, **values)
+        except ValidationError as error:
+            raise ConfigError(f"plan: {_in_words(error)}") from None
 
     def to_toml(self) -> str:
         """Render the plan as TOML that `read` reads back to an equal one."""
@@ -242,6 +243,8 @@ def _in_words(error: ValidationError) -> str:
     unknown = "unexpected_keyword_argument"  # before keys that are missing: one is the other
     first = min(error.errors(include_url=False), key=lambda each: each["type"] != unknown)
     *place, key = first["loc"]
+    if place and isinstance(key, int):  # of a list
+        key = f"{place.pop()} {key + 1}"
     entry = {"pretraining": Pretraining, "model": Model, "finetuning": Finetuning}
     known = entry.get(str(place[0]), Plan) if place else Plan
     where = " ".join(str(part + 1 if isinstance(part, int) else part) for part in place)
@@ -253,7 +256,8 @@ def _in_words(error: ValidationError) -> str:
         return f"{prefix}{key} is missing"
     if first["type"] == "value_error":
         return f"{prefix}{key} must be {first['ctx']['error']}"
-    return f"{prefix}{key}: {first['msg']}, got {first['input']!r:.80}"
+    allowed = _ALLOWED.get(first["type"], "something else")
+    return f"{prefix}{key} must be {allowed}, got {first['input']!r:.80}"
 
 
 def check(plan: Plan, store: StoreReader) -> None:

@@ -95,8 +95,7 @@ def make_plan(
     kept = out / PLAN
     source = plan or (kept if kept.exists() else None)
     found = Plan.read(source) if source else default_plan(reader, target=target or TARGET)
-    changed = replace(
-        found,
+    changed = found.changed(
         target=target or found.target,
         preset=preset or found.preset,
         recipe=recipe or found.recipe,

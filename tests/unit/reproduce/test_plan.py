@@ -62,7 +62,7 @@ def test_a_plan_by_hand(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ('sites = ["1"\n', "is not valid TOML"),
-        ('target = 3\nsites = ["1"]\n', "target: .*got 3"),
+        ('target = 3\nsites = ["1"]\n', "target must be a text in quotes, got 3$"),
         ('sits = ["1"]\n', "unknown key sits, did you mean 'sites'"),
         ('sites = []\n[[model]]\nname = "a"\n', "model 1: init is missing"),
         (
@@ -73,11 +73,24 @@ def test_a_plan_by_hand(tmp_path: Path) -> None:
             'sites = []\n[[pretraining]]\nname = "../a"\n',
             "pretraining 1: name must be letters, digits, .*got '../a'",
         ),
-        ('sites = []\nseeds = 0\n', "seeds: .*got 0"),
+        ('sites = []\nseeds = 0\n', "seeds must be 1 to 100, got 0$"),
+        ('sites = []\nseeds = 100000000\n', "seeds must be 1 to 100, got 100000000$"),
+        ('sites = []\nseeds = 1.5\n', "seeds must be a whole number, got 1.5$"),
+        ('sites = "1"\n', r"sites must be a list in \[ \], got '1'$"),
+        ('sites = ["1", 2]\n', "sites 2 must be a text in quotes, got 2$"),
+        ('sites = []\nmodel = [3]\n', r"model 1 must be a section \[\[ \]\], got 3$"),
+        (
+            'sites = []\n[[model]]\nname = "a"\ninit = "random"\nfrozen = "no"\n',
+            "model 1: frozen must be true or false, got 'no'$",
+        ),
+        (
+            'sites = []\n[[model]]\nname = "a"\ninit = "random"\nsettings = ["a=1", 2]\n',
+            "model 1: settings 2 must be a text in quotes, got 2$",
+        ),
         ('sites = []\nfractions = []\n', r"fractions must be numbers above 0 .* got \[\]"),
         ('sites = []\nfractions = [0.1, 2]\n', r"fractions must be .* at most 1, .* got \[0.1, 2"),
         ('sites = []\nfractions = [0.1, 0.1]\n', "fractions must be .*, each once, got"),
-        ('sites = []\nfractions = [0.1, "1"]\n', "fractions: 1: .*valid number, got '1'"),
+        ('sites = []\nfractions = [0.1, "1"]\n', "fractions 2 must be a number, got '1'$"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -260,6 +273,8 @@ def test_options_replace_what_the_plan_has(store: StoreReader, tmp_path: Path) -
         )  # fmt: skip
         assert plan.fractions == (0.5, 1.0)
     assert make_plan(store.path, tmp_path) == plan
+    with pytest.raises(ConfigError, match=r"^plan: seeds must be 1 to 100, got 101$"):
+        make_plan(store.path, tmp_path, seeds=101)
 
 
 def finetunings(plan: Plan, store: StoreReader, out: Path) -> dict[str, Cell]:
