@@ -4,8 +4,10 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+
+from local_server import serving
 
 # Of a path and how often it was asked for before: status, and the body that is sent of the file's.
 Fault = Callable[[str, int], tuple[int, Callable[[bytes], bytes]]]
@@ -43,15 +45,5 @@ def served(folder: Path, fault: Fault) -> Iterator[tuple[str, Counter[str]]]:
             self.wfile.write(body_of(content))
             self.close_connection = True
 
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Handler) as address:
+        yield address, asked
