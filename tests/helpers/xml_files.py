@@ -99,15 +99,16 @@ def philips(leads: Leads, *, rate: int = 500, packed: bool = True, blocks: int =
     """Philips Sierra 1.04 in UTF-16 at 5 microvolt; `blocks` of zeros follow the named leads."""
     num_timesteps = len(leads["I"])
     stored = dict(leads)
-    if packed and {"III", "aVR", "aVL", "aVF"} <= set(leads):
-        one, two, three = (leads[name].astype(int) for name in ("I", "II", "III"))
-        limb = {
-            "III": two - one - three,
-            "aVR": -leads["aVR"].astype(int) - (one + two) // 2,
-            "aVL": (one - three) // 2 - leads["aVL"],
-            "aVF": (two + three) // 2 - leads["aVF"],
+    if packed and {"I", "II"} <= set(leads):
+        one, two = leads["I"].astype(int), leads["II"].astype(int)
+        three = leads.get("III", leads["II"] - leads["I"]).astype(int)
+        whole = {
+            "III": two - one,
+            "aVR": -((one + two) // 2),
+            "aVL": (one - three) // 2,
+            "aVF": (two + three) // 2,
         }
-        stored |= {name: each.astype(np.int16) for name, each in limb.items()}
+        stored |= {n: (whole[n] - leads[n]).astype(np.int16) for n in whole.keys() & set(leads)}
     signals = [*stored.values(), *[np.zeros(num_timesteps, np.int16)] * blocks]
     content = b"".join(map(_xli_block if packed else _plain_block, signals))
     return f"""<?xml version="1.0" encoding="utf-16"?>

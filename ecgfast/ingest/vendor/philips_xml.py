@@ -37,6 +37,7 @@ _DATA = "waveforms/parsedwaveforms"
 _SIGNAL = "dataacquisition/signalcharacteristics"
 _SHORTEST_PULSE_S = 0.1
 _MOST_LEADS = 24
+_REBUILT = (2, 3, 4, 5)  # III, aVR, aVL, aVF: what XLI stores of them is what their formulas leave
 
 
 def read(path: Path, record_id: str, row: int | None) -> EcgRecord:
@@ -53,7 +54,8 @@ def read(path: Path, record_id: str, row: int | None) -> EcgRecord:
     duration = _number(attribute_of(root, _DATA, "durationperchannel"), source)
     num_timesteps = round(min(rate * duration / 1000, 1e12))  # milliseconds
     check_values(num_timesteps, len(names), source)
-    leads = _cut_calibration(_samples(root, names, num_timesteps, source), rate)
+    names, stored = _samples(root, names, num_timesteps, source)
+    leads = _cut_calibration(stored, rate)
     flags = ("calibration_cut",) if len(leads[0]) < num_timesteps else ()
     resolution = text_of(root, f"{_SIGNAL}/resolution") or text_of(
         root, f"{_SIGNAL}/signalresolution"
@@ -100,7 +102,8 @@ def _names(root: Element, source: str) -> list[str]:
 
 def _samples(
     root: Element, names: list[str], num_timesteps: int, source: str
-) -> list[NDArray[np.int16]]:
+) -> tuple[list[str], list[NDArray[np.int16]]]:
+    """The leads whose samples are known, and these."""
     if attribute_of(root, _DATA, "dataencoding") != "Base64":
         raise not_read(f"{source}: samples are no base64, allowed Base64")
     content = bytes_of_base64(text_of(root, _DATA), source)
@@ -111,17 +114,19 @@ def _samples(
                 f"{source}: holds {len(content):,} bytes of samples, its header promises "
                 f"{2 * num_timesteps * len(names):,}; export the file again"
             )
-        return list(np.frombuffer(content, "<i2").astype(np.int16).reshape(len(names), -1))
+        return names, [*np.frombuffer(content, "<i2").astype(np.int16).reshape(len(names), -1)]
     if method != "XLI":
         raise not_read(f"{source}: samples are compressed otherwise, allowed XLI or none")
     leads = xli.unpack(content, len(names), num_timesteps, source)
-    rows = {lead_position(name): row for row, name in enumerate(names)}
-    if all(position in rows for position in range(6)):
-        limbs = {LEADS[position]: leads[rows[position]] for position in range(6)}
-        xli.rebuild_limb_leads(limbs)
-        for position in range(6):
-            leads[rows[position]] = limbs[LEADS[position]]
-    return leads
+    places = [lead_position(name) for name in names]
+    stored = {LEADS[n]: lead for n, lead in zip(places, leads, strict=True) if n is not None}
+    rebuilt = xli.rebuilt_limb_leads(stored)
+    known = [
+        (name, lead if n not in _REBUILT else rebuilt[LEADS[n]])
+        for name, n, lead in zip(names, places, leads, strict=True)
+        if n not in _REBUILT or LEADS[n] in rebuilt
+    ]
+    return [name for name, _ in known], [lead for _, lead in known]
 
 
 def _cut_calibration(leads: list[NDArray[np.int16]], rate: float) -> list[NDArray[np.int16]]:

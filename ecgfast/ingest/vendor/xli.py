@@ -7,6 +7,8 @@ low bytes. All arithmetic wraps at 16 bits, as in the devices.
 Source: facts of github.com/sixlettervariables/sierra-ecg-tools, whose reader is the tests' oracle.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,7 +35,7 @@ def unpack(
         source: named in errors.
     Returns:
         (T,) int16 of each lead; III, aVR, aVL and aVF are what their formulas leave
-        (`rebuild_limb_leads`).
+        (`rebuilt_limb_leads`).
     Raises:
         FormatError: a block is damaged, or holds another number of timesteps.
     """
@@ -59,18 +61,26 @@ def unpack(
     return leads
 
 
-def rebuild_limb_leads(leads: dict[str, NDArray[np.int16]]) -> None:
-    """Turn what is stored of III, aVR, aVL and aVF into these leads, in place.
+def rebuilt_limb_leads(stored: Mapping[str, NDArray[np.int16]]) -> dict[str, NDArray[np.int16]]:
+    """Return III, aVR, aVL and aVF, of what is stored of them.
 
     Args:
-        leads: name -> (T,), with I and II.
+        stored: name -> (T,), of any leads.
+    Returns:
+        those whose formula has all that it needs: I and II, and of aVL and aVF also III.
     """
-    one, two = leads["I"].astype(np.int64), leads["II"].astype(np.int64)
-    three = (two - one - leads["III"]).astype(np.int16).astype(np.int64)
-    leads["III"] = three.astype(np.int16)
-    leads["aVR"] = (-leads["aVR"].astype(np.int64) - (one + two) // 2).astype(np.int16)
-    leads["aVL"] = ((one - three) // 2 - leads["aVL"]).astype(np.int16)
-    leads["aVF"] = ((two + three) // 2 - leads["aVF"]).astype(np.int16)
+    if not {"I", "II"} <= stored.keys():
+        return {}
+    one, two = stored["I"].astype(np.int64), stored["II"].astype(np.int64)
+    formulas = {"III": two - one, "aVR": -((one + two) // 2)}
+    if "III" in stored:
+        three = (formulas["III"] - stored["III"]).astype(np.int16).astype(np.int64)
+        formulas |= {"aVL": (one - three) // 2, "aVF": (two + three) // 2}
+    return {
+        name: (whole - stored[name]).astype(np.int16)
+        for name, whole in formulas.items()
+        if name in stored
+    }
 
 
 def _unpack_codes(block: bytes, most: int, source: str) -> bytes:

@@ -216,6 +216,26 @@ def test_philips_with_and_without_xli(tmp_path: Path, packed: bool, blocks: int)
     np.testing.assert_array_equal(read_bytes(tmp_path, content).signal, SIGNAL)
 
 
+@pytest.mark.parametrize(
+    ("absent", "same"),
+    [
+        (("aVR", "aVL", "aVF"), [0, 1, 2, *range(6, 12)]),
+        (("III",), [0, 1, 3, *range(6, 12)]),  # aVL and aVF are stored by the device's own III
+        (("III", "aVR"), [0, 1, *range(6, 12)]),
+    ],
+)
+def test_xli_with_some_limb_leads_has_no_lead_that_is_a_rest(
+    tmp_path: Path, absent: tuple[str, ...], same: list[int]
+) -> None:
+    signal = SIGNAL.copy()
+    signal[2:6] += np.array([[1], [-1], [2], [-2]], np.int16)  # devices round in their own way
+    held = {name: each for name, each in leads_of(signal).items() if name not in absent}
+    record = read_bytes(tmp_path, xml_files.philips(held))
+    np.testing.assert_array_equal(record.signal[same], signal[same])
+    assert np.abs(record.signal.astype(int) - signal).max() <= 3
+    assert record.flags == ("leads_derived",)
+
+
 def test_xli_wraps_at_16_bits_as_devices_do(tmp_path: Path) -> None:
     signal = np.random.default_rng(0).integers(-32767, 32768, (12, 600)).astype(np.int16)
     signal[2] = signal[1] - signal[0]
