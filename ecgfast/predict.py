@@ -17,7 +17,7 @@ from ecgfast import log
 from ecgfast.convert.preprocess import CutRecording, Window, check_source, read_windows
 from ecgfast.errors import ConfigError, FormatError, ShapeError
 from ecgfast.ingest import InputFile
-from ecgfast.ingest.inventory import discover
+from ecgfast.ingest.inventory import Inventory, walk
 from ecgfast.prediction import COLUMNS, Prediction, averaged, write_lines
 from ecgfast.predictor import EcgModel, load_model, signal_checks
 from ecgfast.records import LEADS, SAMPLING_RATE_HZ
@@ -25,7 +25,7 @@ from ecgfast.runs.column_task import Number
 from ecgfast.runs.leads import require_fewer_possible
 from ecgfast.runs.located import located
 from ecgfast.runs.register import SeenFiles, read_register
-from ecgfast.store.durable import DurableFile
+from ecgfast.store.durable import DurableFile, explained
 from ecgfast.store.format import refuse_inside_store, refuse_to_replace
 from ecgfast.vocabulary import Short, WindowChoice
 
@@ -64,7 +64,7 @@ def predict(
         FormatError: a file does not exist, or a folder holds no ECG.
     """
     predictor = Predictor(run, key_file, average=average, leads=leads, allow_missing=allow_missing)
-    items = discover([*map(Path, files)])
+    items = list(walk([*map(Path, files)], Inventory()))  # a line names its file, not its id
     groups = log.track(map(predictor, items), "predict", total=len(items), unit="files")
     return [line for group in groups for line in group]
 
@@ -106,7 +106,7 @@ def write_predictions(
         refuse_inside_store(out, "--out")
         refuse_to_replace(out, "--out", _FIRST, "table of predict")
     predictor = Predictor(run, key_file, average=average, leads=leads, allow_missing=allow_missing)
-    items = discover([*map(Path, files)])
+    items = list(walk([*map(Path, files)], Inventory()))  # a line names its file, not its id
     rows = log.track(map(predictor, items), "predict", total=len(items), unit="files")
     write = partial(
         write_lines,
@@ -117,7 +117,8 @@ def write_predictions(
     )
     if out is None:
         return Predicted(len(items), write(_show, named=log.plain))
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with explained(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists() and not out.is_file():  # a pipe, /dev/stdout: nothing that could be half a file
         with out.open("w", newline="", encoding="utf-8", errors="backslashreplace") as pipe:
             return Predicted(len(items), write(lambda lines: print(lines, end="", file=pipe)))
