@@ -22,7 +22,7 @@ from ecgfast.errors import ConfigError, FormatError
 from ecgfast.model.classifier import Classifier
 from ecgfast.model.mae import MaskedAutoencoder
 from ecgfast.records import NUM_LEADS, SAMPLING_RATE_HZ, EcgRecord
-from ecgfast.runs.inference import check_weights, predictions
+from ecgfast.runs.inference import predictions
 from ecgfast.runs.leads import leads_of, model_on_leads, on_leads
 from ecgfast.runs.loading import load_model as load_run_model
 from ecgfast.runs.located import located
@@ -204,7 +204,6 @@ def load_model(name: str | Path, *, leads: Iterable[str] | None = None) -> EcgMo
     folder = located(name)
     model, config, meta = load_run_model(folder)
     assert isinstance(model, Classifier | MaskedAutoencoder)
-    check_weights(model, folder)
     whole = EcgModel(model, config, meta).eval()
     return whole if leads is None else whole.on_leads(leads)
 

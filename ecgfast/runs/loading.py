@@ -27,7 +27,7 @@ from ecgfast.runs.digests import (
     read_facts,
     read_small,
 )
-from ecgfast.runs.inference import score_rows
+from ecgfast.runs.inference import check_weights, score_rows
 from ecgfast.runs.leads import leads_of, model_on_leads, on_leads
 from ecgfast.runs.meta import RunMeta, contradictions, flat
 from ecgfast.runs.register import FILE as REGISTER
@@ -166,14 +166,9 @@ def load_run(
             "run's options"
         )
     return LoadedRun(
-        name=meta.name,
-        path=path,
-        model=load,
-        config=config,
-        meta=meta,
-        register=register,
+        name=meta.name, path=path, model=load, config=config, meta=meta, register=register,
         device=device,
-    )
+    )  # fmt: skip
 
 
 def name_runs(runs: Sequence[LoadedRun]) -> list[LoadedRun]:
@@ -208,6 +203,7 @@ def load_model(run: Path) -> tuple[nn.Module, Config, RunMeta]:
         the model (`MaskedAutoencoder` or `Classifier`) in evaluation mode; the run's settings;
         what the run says about itself.
     Raises:
+        ConfigError: a weight is NaN or infinite.
         ResumeError: no run, one without a checkpoint, or a damaged one.
         EcgfastError: memory ran out.
     """
@@ -228,12 +224,14 @@ def _described(run: Path) -> tuple[Callable[[], nn.Module], Config, RunMeta]:
 
     def load() -> nn.Module:
         try:
-            return weights().eval()
+            model = weights().eval()
         except MemoryError as error:
             raise EcgfastError(
                 f"memory ran out while loading {run}; close other programs, or take a larger "
                 "machine"
             ) from error
+        check_weights(model, run)
+        return model
 
     return load, config, meta
 

@@ -2,18 +2,19 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pytest
 import torch
+from local_server import serving
 
 import ecgfast
 from ecgfast.cli import main
@@ -23,9 +24,10 @@ from ecgfast.data.loader import build_loader
 from ecgfast.embedding import embed
 from ecgfast.errors import ConfigError, FormatError, ResumeError, ShapeError
 from ecgfast.ingest.inventory import discover
+from ecgfast.runs.digests import RUN_FILES, entries, export_safetensors, read_facts, sealed
 from ecgfast.runs.export import export, located
 from ecgfast.runs.inference import score_rows
-from ecgfast.runs.loading import load_model, load_run
+from ecgfast.runs.loading import RESULT, WEIGHTS, load_model, load_run
 from ecgfast.runs.register import read_register
 from ecgfast.store import open_store
 from ecgfast.train.pretrain import pretrain
@@ -206,6 +208,31 @@ def test_a_folder_with_something_in_it_is_not_written_to(
     assert not (tmp_path / "again").exists()
 
 
+def test_weights_that_are_no_numbers_are_refused_by_every_command(
+    tuned: Path, store: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tuned, run)
+    model, config, _ = load_model(tuned)
+    state = model.state_dict()
+    next(iter(state.values())).view(-1)[0] = torch.nan
+    export_safetensors(state, run / WEIGHTS, config)
+    facts = read_facts(run / RESULT)
+    facts[RUN_FILES] |= entries(run, (WEIGHTS,))
+    body = {name: value for name, value in facts.items() if name != "digest"}
+    (run / RESULT).write_bytes(sealed(body))
+    for command in (
+        lambda: export(run, tmp_path / "shared"),
+        lambda: ecgfast.load_model(run),
+        lambda: ecgfast.evaluate([run], store, tmp_path / "report", device="cpu"),
+        lambda: ecgfast.predict(run, [store.with_name("source")]),
+        lambda: embed(run, store, device="cpu"),
+    ):
+        with pytest.raises(ConfigError, match="run has weights that are not finite"):
+            command()
+    assert not (tmp_path / "shared").exists()
+
+
 def test_only_hf_names_leave_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # whoever asks for it fails
     assert located("owner/name") == Path("owner/name")
@@ -256,18 +283,8 @@ def hub(folder: Path) -> Iterator[str]:
             if self.command == "GET":
                 self.wfile.write(content)
 
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Handler) as address:
+        yield address
 
 
 @pytest.mark.slow  # five processes that import torch
