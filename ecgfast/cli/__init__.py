@@ -105,8 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if debug or error.errno not in DISK_FULL:
+        if debug or error.errno not in {*DISK_FULL, errno.EROFS}:
             raise
+        if error.errno == errno.EROFS:
+            return _refuse(f"the disk is read-only, got {error.filename}; choose another path")
         return _refuse(f"disk full, got {error.filename or 'the output'}; free some space")
     except (typer.Abort, KeyboardInterrupt):
         result = INTERRUPTED

@@ -40,7 +40,7 @@ from ecgfast.runs.inference import choose_device
 from ecgfast.runs.loading import LoadedRun, load_run, name_runs
 from ecgfast.runs.located import located
 from ecgfast.runs.outputs import run_at_threshold
-from ecgfast.store.durable import write_durably
+from ecgfast.store.durable import writable_folder, write_durably
 from ecgfast.store.format import refuse_inside_store
 from ecgfast.store.patients import pseudonymous_patients
 from ecgfast.store.reader import StoreReader, open_store
@@ -95,10 +95,10 @@ def evaluate(
     if any(isinstance(run.meta.task, Number) for run in classifiers):
         return _write_numbers(out, reader, loaded, target, average=average)
     if not classifiers[0].meta.task.is_single:
-        out.mkdir(parents=True, exist_ok=True)
+        writable_folder(out)
         return _write_several(out, reader, loaded, several(reader, classifiers, average=average))
     plan = plan_tests(reader, classifiers)
-    out.mkdir(parents=True, exist_ok=True)
+    writable_folder(out)
     results = compute(plan, classifiers, reader, average=average)
     return write_report(out, reader, loaded, results, _points(reader, classifiers, results))
 
@@ -109,7 +109,7 @@ def _write_numbers(
     """A report of runs that learned a number, and of all classifiers where there is a target."""
     numbers = [run for run in runs if isinstance(run.meta.task, Number)]
     plan = plan_of(store, numbers)
-    out.mkdir(parents=True, exist_ok=True)
+    writable_folder(out)
     scored = {run.name: run for run in with_values(store, numbers, plan, target)}
     found = agreements([*scored.values()], plan, store, average=average)
     if target is None:
@@ -163,7 +163,7 @@ def write_report(
     Returns:
         Path of ``report.html``.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    writable_folder(out)
     log.info("drawing the report")
     numbers = results if isinstance(results, Agreements) else numbers
     sections = page(store, runs, results, points, claim, numbers)

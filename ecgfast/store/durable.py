@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -110,6 +111,18 @@ def write_durably(
     file = DurableFile(path, mode=mode, again=again, shared=shared)
     file.write(parts)
     return file.finish()
+
+
+def writable_folder(folder: Path) -> None:
+    """Make a folder, and refuse one that takes no files: now, not after hours of work.
+
+    Raises:
+        EcgfastError: the disk is full or not writable.
+    """
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 def sync_folder(folder: Path) -> None:

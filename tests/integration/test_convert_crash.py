@@ -22,6 +22,7 @@ from convert_child import (
     write_source,
 )
 from recordings import KEY, convert_quietly, snapshot
+from small_disks import in_namespace
 
 from ecgfast.errors import EcgfastError
 
@@ -125,14 +126,6 @@ def test_file_size_limit(source: Path, unbroken: dict[str, bytes], tmp_path: Pat
     assert not list(out.parent.rglob("*.tmp"))
     assert finish(child(source, out))[0] == 0
     assert beside(out) == unbroken
-
-
-def in_namespace(script: str) -> subprocess.CompletedProcess[str]:
-    """Run a shell script that may mount file systems of its own; skip where that is forbidden."""
-    probe = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs tmpfs /mnt"]
-    if shutil.which("unshare") is None or subprocess.run(probe, capture_output=True).returncode:
-        pytest.skip("this machine lets nobody mount a small file system")
-    return subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True)
 
 
 def test_disk_full(source: Path, unbroken: dict[str, bytes], tmp_path: Path) -> None:
