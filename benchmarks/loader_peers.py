@@ -174,6 +174,8 @@ def main(
             shutil.copytree(source, work / "cohort" / f"{copy:02d}" / source.name)
         write_stores(work)
         store = open_store(work / "store")
+        if len(store) < 256:  # a batch
+            raise SystemExit(f"error: {len(store)} records are no batch of 256; use more --copies")
         prepare(store, work, [name for name in PEERS if name in names])
         numbers = map(int, workers.split(","))
         trials = [Trial(*each, device) for each in itertools.product(names, [work], numbers)]
