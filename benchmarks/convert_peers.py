@@ -5,8 +5,9 @@
 The source's records are copied, folder after folder, until there are enough; the page cache is
 warm. Where the system empties it at once, `--cohort-in /dev/shm` keeps the copies in memory.
 Convert is timed as a whole process, from the command to the sealed store: discovery, checks,
-statistics, encoding, fsync. The loop only reads; its imports are not timed. On a machine that
-others use, the rates by processor time tell more. Rows go to benchmarks/results/DEVICE.
+statistics, encoding, fsync. `ecgfast-plain` is the same without measures of quality and with
+readable ids. The loop only reads; its imports are not timed. On a machine that others use, the
+rates by processor time tell more. Rows go to benchmarks/results/DEVICE.
 """
 
 import os
@@ -23,7 +24,18 @@ from plot import RESULTS
 from ecgfast.bench import device_slug, make_rows, show
 
 LOOP_RECORDS = 1000  # a loop has a constant rate, which needs no longer look
-WORKERS = {"wfdb-rdsamp-loop": 0, "ecgfast": 1, "ecgfast-2-workers": 2}
+WORKERS = {"wfdb-rdsamp-loop": 0, "ecgfast-plain": 1, "ecgfast": 1, "ecgfast-2-workers": 2}
+# Takes the measures out of a process that does all by itself; what reads them at the end finds 0.
+PLAIN = """
+import sys
+from ecgfast.cli import main
+from ecgfast.convert import work
+from ecgfast.store.quality import MEASURES
+row = dict.fromkeys((*MEASURES, "einthoven_uv", "pacing_spikes"), 0)
+row |= {"quality": "", "quality_leads": "", "flags": []}
+work.quality_of = lambda signal, *rest: [row] * len(signal)
+sys.exit(main([*sys.argv[1:], "--keep-identifiers"]))
+"""
 
 
 def main(
@@ -43,7 +55,9 @@ def main(
         os.sync()  # or the disk is busy with the copies while the first convert is timed
         for _ in range(repeats):
             for name, number in ways.items():
-                rates[name].append(rates_of(Path(cohort), cores[: max(number, 1)], number))
+                program = ["-c", PLAIN] if name == "ecgfast-plain" else ["-m", "ecgfast"]
+                used = cores[: max(number, 1)]
+                rates[name].append(rates_of(Path(cohort), used, number, program))
     for name, values in rates.items():
         whole, of_processor = map(list, zip(*values, strict=True))
         numbers = {
@@ -54,14 +68,16 @@ def main(
         show(rows, RESULTS / device_slug() / "convert.jsonl")
 
 
-def rates_of(cohort: Path, cores: list[int], workers: int) -> tuple[float, float]:
+def rates_of(
+    cohort: Path, cores: list[int], workers: int, program: list[str]
+) -> tuple[float, float]:
     """Records a second on these cores, of the clock and of all processors, of workers or a loop."""
     headers = sorted(cohort.rglob("*.hea"))
     for path in cohort.rglob("*.*"):
         path.read_bytes()  # into the page cache: the kernel may have let go of some
     before_cores = os.sched_getaffinity(0)
     with tempfile.TemporaryDirectory(prefix="ecgfast-bench-") as folder:
-        command = [sys.executable, "-m", "ecgfast", "convert", str(cohort)]
+        command = [sys.executable, *program, "convert", str(cohort)]
         command += ["--out", f"{folder}/store", "--workers", str(workers)]
         os.sched_setaffinity(0, cores)  # of this process and of those that it starts
         before = os.times()
