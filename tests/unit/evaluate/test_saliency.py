@@ -75,7 +75,7 @@ def test_a_report_draws_four_ecgs_of_the_first_run_and_two_of_others(
     store = open_store(make_store(tmp_path_factory.mktemp("saliency"), 8)[0])
     weight_NP = torch.zeros(240, 256)
     weight_NP[0, :250], weight_NP[20, :250] = 1, -1  # begin of lead I, and of lead II
-    is_case, probability = np.arange(8) % 2 == 0, np.linspace(0, 1, 8)
+    is_case, probability = np.arange(8) % 2 == 0, np.linspace(1, 0, 8)
     runs = [
         LoadedRun(
             name=name, path=tmp_path_factory.getbasetemp(), model=lambda: Weighted(weight_NP),
@@ -100,11 +100,13 @@ def test_a_report_draws_four_ecgs_of_the_first_run_and_two_of_others(
         patches = view["figure"].axes[0].patches
         # of those that change nothing there is no more than a transparent rectangle
         shown = [each for each in patches if each.get_alpha() and each.get_width() == 12.5]
-        begin = store.read(np.array([row]))[0, 0, :250].astype(float)
-        speaks_for = (begin - np.linspace(begin[0], begin[-1], 250)).sum() > 0
-        top = max(shown, key=lambda each: each.get_y())  # lead I is in the first strip
-        colour = _FOR if speaks_for else _AGAINST
-        assert tuple(np.round(top.get_facecolor()[:3], 2)) == tuple(np.round(rgb(colour), 2))
+        # lead I, which speaks for a case where it bulges, is in the first strip; II in the last
+        for lead, sign, strip in ((0, 1, max), (1, -1, min)):
+            begin = store.read(np.array([row]))[0, lead, :250].astype(float)
+            bulge = (begin - np.linspace(begin[0], begin[-1], 250)).sum()
+            drawn = strip(shown, key=lambda each: each.get_y())
+            colour = _FOR if sign * bulge > 0 else _AGAINST
+            assert tuple(np.round(drawn.get_facecolor()[:3], 2)) == tuple(np.round(rgb(colour), 2))
         assert all(each.get_x() == 30 for each in shown)  # the first half second of a strip
         assert {each.get_height() for each in shown} <= {7.0, -7.0}
     html = html_of(saliencies=views)

@@ -217,6 +217,8 @@ def test_a_hospital_without_cases_teaches_nothing(store: StoreReader) -> None:
     plan = default_plan(store, target="ejection_fraction<40 and site!=1")
     assert plan.finetuning[0].select == "site=2"
     assert plan.sites == tuple("12345678")
+    untuned = default_plan(store, target="ejection_fraction<40 and (site!=1 or split!=valid)")
+    assert untuned.finetuning[0].select == "site=2"  # nothing there could choose the weights
     with pytest.raises(ConfigError, match=r"no hospital of .* has cases and controls"):
         default_plan(store, target="ejection_fraction<0")
 
