@@ -185,7 +185,7 @@ class _Found:
 
 def known_ids(reader: StoreReader) -> set[str]:
     """The ids of all recordings that a store has or has refused, as it has them."""
-    records = reader.records
+    records = reader.columns("record_id", "start_timestep")
     later = records.filter(pc.field("start_timestep") > 0)  # windows, of which the first may lack
     refused = refused_ids(reader.quarantine)
     return {*records["record_id"].to_pylist(), *recordings_of(later), *refused}

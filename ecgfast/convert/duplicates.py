@@ -12,13 +12,15 @@ Found pairs make groups, groups of groups too: the search is repeated with one r
 until it finds nothing new, because of a thousand copies only 8 are neighbours of one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from ecgfast_kernels.codec.signals import NO_BEAT, NUM_CORRELATIONS
 from numpy.typing import NDArray
 
+from ecgfast.convert.collect import RowsOnDisk
 from ecgfast.convert.measures import CORRELATION_STEPS
 from ecgfast.convert.same_signal import Smooth, likeness, smooth
 
@@ -53,11 +55,10 @@ class Groups:
         self._parent[high] = low
 
     def firsts(self) -> NDArray[np.int64]:
-        """(N,) the first record of each record's group."""
-        parent = self._parent
-        while not np.array_equal(parent, grand := parent[parent]):
-            parent = grand
-        return parent.copy()
+        """(N,) the first record of each record's group, until others are joined."""
+        while not np.array_equal(self._parent, grand := self._parent[self._parent]):
+            self._parent = grand
+        return self._parent
 
 
 def join_same_content(groups: Groups, codes: NDArray[np.int64]) -> None:
@@ -68,8 +69,8 @@ def join_same_content(groups: Groups, codes: NDArray[np.int64]) -> None:
         codes: (N,) a number for each digest, -1 for none.
     """
     order = np.argsort(codes, kind="stable")
-    order = order[codes[order] >= 0]
-    same = codes[order[1:]] == codes[order[:-1]]
+    codes = codes[order]
+    same = (codes[1:] == codes[:-1]) & (codes[1:] >= 0)
     for one, other in zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True):
         groups.join(one, other)
 
@@ -80,6 +81,7 @@ def join_same_signal(
     beats: NDArray[np.uint16],
     recordings: NDArray[np.int64],
     read: Read,
+    folder: Path,
     first: int = 0,
 ) -> None:
     """Join records whose signals are one ECG.
@@ -90,64 +92,88 @@ def join_same_signal(
         beats: (N, 32) of the same.
         recordings: (N,) windows of one recording have one number, and are not compared.
         read: record numbers, ascending -> (n, 12, 5000) int16.
+        folder: for files without a name.
         first: records before this one are not compared with each other.
     """
-    compared: set[tuple[int, ...]] = set()
-    enough = (beats != NO_BEAT).sum(axis=1) >= LEAST_BEATS
+    num_records = len(correlation)
+    enough = np.concatenate(
+        [(beats[some] != NO_BEAT).sum(axis=1) >= LEAST_BEATS for some in _blocks(num_records)]
+    )
+    compared = np.empty(0, np.int64)
     while True:
-        firsts = groups.firsts()
-        alone = np.flatnonzero(enough & (firsts == np.arange(len(firsts))))
-        asked = alone >= first
-        if len(alone) < 2 or not asked.any():
+        alone = RowsOnDisk(folder, np.int64)
+        alone.add(np.flatnonzero(enough & (groups.firsts() == np.arange(num_records))))
+        records = alone.mapped()
+        if len(records) < 2 or records[-1] < first:
             return
-        near = alone[_near(correlation[alone], asked)]
-        near = near[recordings[near[:, 0]] != recordings[near[:, 1]]]
-        agree = _beats_agree(beats[near[:, 0]], beats[near[:, 1]])
-        new = [pair for pair in map(tuple, near[agree].tolist()) if pair not in compared]
-        compared.update(new)
-        if not _join_confirmed(groups, new, beats, read):
+        found = [compared]
+        for near in _near(correlation, records, folder, first):
+            near = near[recordings[near[:, 0]] != recordings[near[:, 1]]]
+            near = near[_beats_agree(beats[near[:, 0]], beats[near[:, 1]])]
+            found.append(near[:, 0] * num_records + near[:, 1])
+        pairs = np.unique(np.concatenate(found))
+        new = np.setdiff1d(pairs, compared, assume_unique=True)
+        compared = pairs
+        if not _join_confirmed(groups, np.stack(np.divmod(new, num_records), axis=1), beats, read):
             return
 
 
-def _near(correlation: NDArray[np.int8], asked: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """(P, 2) rows that lie near each other, one of them asked for, each pair once, ascending."""
+def _blocks(count: int) -> Iterator[slice]:
+    return (slice(start, start + _QUERY_RECORDS) for start in range(0, count, _QUERY_RECORDS))
+
+
+def _near(
+    correlation: NDArray[np.int8], records: NDArray[np.int64], folder: Path, first: int = 0
+) -> Iterator[NDArray[np.int64]]:
+    """Yield pairs (P, 2) of records that lie near each other, one of them not before `first`.
+
+    The lower number comes first. A pair can come twice, but not in one array.
+
+    Args:
+        correlation: (N, 28).
+        records: (n,) those that are compared, ascending.
+        folder: for files without a name.
+        first: as in `join_same_signal`.
+    """
     from scipy.spatial import cKDTree  # a quarter of a second, and workers import this module
 
     farthest = _FARTHEST * CORRELATION_STEPS * np.sqrt(NUM_CORRELATIONS)
-    points = _directions(correlation)
+    points = _directions(correlation, records, folder)
     tree = cKDTree(points)
-    order = tree.indices[asked[tree.indices]]  # neighbours one behind another share the cache
-    pairs: list[NDArray[np.int64]] = []
-    for start in range(0, len(order), _QUERY_RECORDS):
-        some = order[start : start + _QUERY_RECORDS]
+    for block in _blocks(len(records)):
+        some = tree.indices[block]  # neighbours one behind another share the cache
+        some = some[records[some] >= first]
+        if not some.size:
+            continue
         _, near = tree.query(
             points[some], k=_NEIGHBOURS + 1, eps=_QUERY_SLACK, distance_upper_bound=farthest
         )
         one, other = np.repeat(some, near.shape[1]), near.ravel()
         keep = (other < len(points)) & (one != other)
-        one, other = one[keep], other[keep]
+        low, high = np.sort([one[keep], other[keep]], axis=0)
+        pairs = np.unique(low * len(points) + high)
+        one, other = records[pairs // len(points)], records[pairs % len(points)]
         apart = correlation[one].astype(np.float32) - correlation[other]
         keep = np.einsum("pf,pf->p", apart, apart) <= farthest**2
-        pairs.append(np.sort(np.stack([one[keep], other[keep]], axis=1), axis=1))
-    return np.unique(np.concatenate(pairs), axis=0)
+        yield np.stack([one[keep], other[keep]], axis=1)
 
 
-def _directions(correlation: NDArray[np.int8]) -> NDArray[np.float64]:
-    """(N, 8): the principal components of (N, 28)."""
+def _directions(
+    correlation: NDArray[np.int8], records: NDArray[np.int64], folder: Path
+) -> NDArray[np.float64]:
+    """(n, 8): the principal components of the rows (n, 28) of some records."""
     total, square = np.zeros(NUM_CORRELATIONS), np.zeros((NUM_CORRELATIONS, NUM_CORRELATIONS))
-    blocks = range(0, len(correlation), _QUERY_RECORDS)
-    for start in blocks:
-        block = correlation[start : start + _QUERY_RECORDS].astype(np.float64)
-        total += block.sum(axis=0)
-        square += block.T @ block
-    mean = total / len(correlation)
-    directions = np.linalg.eigh(square / len(correlation) - np.outer(mean, mean))[1]
+    for block in _blocks(len(records)):
+        some = correlation[records[block]].astype(np.float64)
+        total += some.sum(axis=0)
+        square += some.T @ some
+    mean = total / len(records)
+    directions = np.linalg.eigh(square / len(records) - np.outer(mean, mean))[1]
     largest = directions[:, ::-1][:, :_DIRECTIONS]
-    points = np.empty((len(correlation), _DIRECTIONS))
-    for start in blocks:
-        span = slice(start, start + _QUERY_RECORDS)
-        points[span] = correlation[span] @ largest
-    return points
+    points = RowsOnDisk(folder, np.float64, _DIRECTIONS)
+    for block in _blocks(len(records)):
+        points.add(correlation[records[block]] @ largest)
+    return points.mapped()
 
 
 def _beats_agree(one: NDArray[np.uint16], other: NDArray[np.uint16]) -> NDArray[np.bool_]:
@@ -188,12 +214,13 @@ class _Signals(NamedTuple):
 
 
 def _join_confirmed(
-    groups: Groups, pairs: Sequence[tuple[int, ...]], beats: NDArray[np.uint16], read: Read
+    groups: Groups, pairs: NDArray[np.int64], beats: NDArray[np.uint16], read: Read
 ) -> bool:
-    """Join those of the pairs that are one ECG; returns whether any joined."""
+    """Join those of the pairs (P, 2) that are one ECG; returns whether any joined."""
     joined = False
     for start in range(0, len(pairs), _SIGNAL_PAIRS):
-        some = [pair for pair in pairs[start : start + _SIGNAL_PAIRS] if _apart(groups, pair)]
+        due = pairs[start : start + _SIGNAL_PAIRS].tolist()
+        some = [pair for pair in due if _apart(groups, pair)]
         if not some:
             continue
         records = np.unique(np.array(some))
@@ -208,5 +235,5 @@ def _join_confirmed(
     return joined
 
 
-def _apart(groups: Groups, pair: tuple[int, ...]) -> bool:
+def _apart(groups: Groups, pair: Sequence[int]) -> bool:
     return groups.first(pair[0]) != groups.first(pair[1])

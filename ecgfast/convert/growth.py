@@ -13,16 +13,16 @@ from ecgfast_kernels.codec.signals import fingerprints
 from numpy.typing import NDArray
 
 from ecgfast import log
+from ecgfast.convert.collect import Collected, collect
 from ecgfast.convert.marks import mark_appended
 from ecgfast.convert.measures import (
     FINGERPRINT_BYTES,
     LEAST_TIMESTEPS,
+    joined_fingerprints,
     packed_fingerprints,
-    unpacked_fingerprints,
 )
 from ecgfast.convert.plan import Plan, work_folder
 from ecgfast.convert.seal import (
-    Collected,
     any_synthetic,
     finished_units,
     log_left_out,
@@ -38,6 +38,7 @@ from ecgfast.store.csv_files import add_sources, write_passed_over, write_quaran
 from ecgfast.store.fingerprints import read_fingerprints, write_fingerprints
 from ecgfast.store.format import (
     NEXT,
+    PSEUDONYM,
     QUARANTINE,
     RECORDS,
     SHARDS,
@@ -46,7 +47,7 @@ from ecgfast.store.format import (
 )
 from ecgfast.store.generations import commit, grown_from, settle
 from ecgfast.store.manifest import Manifest, identity_of
-from ecgfast.store.patients import PSEUDONYM, Pseudonyms, retained, with_pseudonyms
+from ecgfast.store.patients import Pseudonyms, retained
 from ecgfast.store.quality import Limits, with_site_flags
 from ecgfast.store.reader import StoreReader, open_store
 from ecgfast.store.shards import Shards
@@ -64,39 +65,44 @@ def seal_append(plan: Plan) -> Manifest:
         EcgfastError: units are missing.
         ResumeError: the units are not those of the plan.
     """
+    manifest = _sealed(plan)
+    shutil.rmtree(work_folder(plan.out))  # not before: on NFS what is mapped has a name there
+    return manifest
+
+
+def _sealed(plan: Plan) -> Manifest:
     out = plan.out
     units = finished_units(plan)
     added = shards_of(plan, units)
     settle(out)
     reader = open_store(out)
     shards = reader.shard_table.joined(added, reader.generation + 1)
-    found, pseudonyms = Collected(), plan.pseudonyms()
-    new = pa.concat_tables(found.rows(plan))
-    slots = np.concatenate([reader.slots, *found.slots])
+    found, pseudonyms = collect(plan), plan.pseudonyms()
+    slots = np.concatenate([reader.slots, found.slots])
     stored = Shards(out, slots, shards)
-    packed = np.concatenate([_known_fingerprints(reader), found.fingerprints()])
+    packed = np.concatenate([_known_fingerprints(reader), found.packed])
     new = mark_appended(
         reader.records,
-        new,
-        found.segments,
-        *unpacked_fingerprints([packed.tobytes()]),
+        found.table,
+        found,
+        packed,
         lambda numbers: decode_chunks(reader.codec, *stored.read(numbers)),
+        work_folder(out),
     )
     new = _with_site_flags(reader.records, new, plan.options.limits)
     new = with_appended_splits(
         reader.records,
         new,
-        found.patient_keys,
+        new["patient_key"].to_pylist(),
         splits=reader.manifest["splits"],
         one_ecg_per_patient=plan.options.one_ecg_per_patient,
     )
-    new = with_pseudonyms(new, found.patient_keys, pseudonyms)
     kinds = joined_kinds(each.kinds for each in units)
     content = _entries(plan, reader, found, new, kinds, pseudonyms)
     from ecgfast.store.zarr_codec import write_metadata  # zarr takes half a second to import
 
     files = {
-        RECORDS: _write_records(plan, reader, new, kinds),
+        RECORDS: _write_records(plan, reader, new, kinds, pseudonyms),
         QUARANTINE: _write_quarantine(plan, reader),
         SHARDS: write_table(out, [shards.table], shards.table.schema, SHARDS + NEXT),
         **write_metadata(
@@ -116,7 +122,6 @@ def seal_append(plan: Plan) -> Manifest:
     if plan.passed_over:
         write_passed_over(out, plan.examples)
     remove_temporaries(out)
-    shutil.rmtree(work_folder(out))
     log_left_out(found.left_out)
     warn_of_unnamed(new, one_ecg_per_patient=plan.options.one_ecg_per_patient)
     return manifest
@@ -168,19 +173,23 @@ def _entries(
 
 
 def _write_records(
-    plan: Plan, reader: StoreReader, new: pa.Table, kinds: Mapping[str, str]
+    plan: Plan,
+    reader: StoreReader,
+    new: pa.Table,
+    kinds: Mapping[str, str],
+    pseudonyms: Pseudonyms,
 ) -> dict[str, Any]:
     """Write records.parquet with the new rows; where a column's kinds differ, it holds text."""
     old = reader.records
     known = kinds_of(old.schema)
     both = joined_kinds([known, kinds])
-    schema = records_schema(both, [PSEUDONYM] if PSEUDONYM in new.column_names else [])
+    schema = records_schema(both, [PSEUDONYM] if pseudonyms.keep else [])
     for each in old.schema:  # such as dates, which labels brought
         schema = schema if each.name in schema.names else schema.append(each)
     for name, kind in known.items():
         if both[name] != kind:
             log.warning(f"column {name} held {kind} values and holds text from now on")
-    parts = chain([old], whole_rows(plan, new, kinds))
+    parts = chain([old], whole_rows(plan, new, kinds, pseudonyms))
     return write_table(plan.out, (_fitted(each, schema) for each in parts), schema, RECORDS + NEXT)
 
 
@@ -216,8 +225,7 @@ def _known_fingerprints(reader: StoreReader) -> NDArray[np.uint8]:
     with log.progress("fingerprints", total=len(missing)) as advance:
         for some in _blocks(missing):
             found = fingerprints(reader.read(some), least_timesteps=LEAST_TIMESTEPS)
-            rows = packed_fingerprints(found)
-            packed[some] = np.frombuffer(b"".join(rows), np.uint8).reshape(len(some), -1)
+            packed[some] = joined_fingerprints(packed_fingerprints(found))
             advance(len(some))
     return packed
 

@@ -1,22 +1,21 @@
 """The columns `duplicate_of` and `flags` of a store whose duplicates are found."""
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ecgfast.convert.collect import Collected
 from ecgfast.convert.duplicates import Groups, Read, join_same_content, join_same_signal
+from ecgfast.convert.measures import unpacked_fingerprints
 from ecgfast.labels.columns import set_column
-from ecgfast.store.table import recordings_of
+from ecgfast.store.quality import joined
+from ecgfast.store.table import copies, recordings_of
 
 
-def mark_duplicates(
-    table: pa.Table,
-    segments_of: dict[int, list[str]],
-    correlation: NDArray[np.int8],
-    beats: NDArray[np.uint16],
-    read: Read,
-) -> pa.Table:
+def mark_duplicates(table: pa.Table, found: Collected, read: Read, folder: Path) -> pa.Table:
     """Fill the column `duplicate_of`, and add the flags "duplicate" and "segment".
 
     A segment belongs to the record that was joined from it, whatever their order; of all others,
@@ -24,17 +23,14 @@ def mark_duplicates(
 
     Args:
         table: N rows of units, `duplicate_of` empty.
-        segments_of: number of a joined record -> the record ids of its segments.
-        correlation: (N, 28) of `unpacked_fingerprints`.
-        beats: (N, 32) of the same.
+        found: what else was collected of them.
         read: record numbers, ascending -> (n, 12, 5000) int16.
+        folder: for files without a name.
     """
     groups = Groups(table.num_rows)
-    recordings = _recordings(table)
-    segments = _segments(segments_of, table, recordings)
-    codes = table["content"].combine_chunks().dictionary_encode().indices
-    join_same_content(groups, pc.fill_null(codes, -1).to_numpy().astype(np.int64))
-    join_same_signal(groups, correlation, beats, recordings, read)
+    recordings, segments = _segments(found, table)
+    join_same_content(groups, codes_of(table["content"]))
+    join_same_signal(groups, *unpacked_fingerprints(found.packed), recordings, read, folder)
     for number in np.flatnonzero(segments).tolist():  # not before: copies of segments are compared
         groups.join(int(recordings[number]), number)
     named = _named(groups.firsts(), segments, recordings)
@@ -44,10 +40,10 @@ def mark_duplicates(
 def mark_appended(
     old: pa.Table,
     new: pa.Table,
-    segments_of: dict[int, list[str]],
-    correlation: NDArray[np.int8],
-    beats: NDArray[np.uint16],
+    found: Collected,
+    packed: NDArray[np.uint8],
     read: Read,
+    folder: Path,
 ) -> pa.Table:
     """`mark_duplicates` of new rows, which are compared with each other and with those of a store.
 
@@ -56,28 +52,27 @@ def mark_appended(
     Args:
         old: rows of the store.
         new: rows that it gains; returned with their columns filled.
-        segments_of: of the new rows, by their number among these.
-        correlation: (N, 28) of all.
-        beats: (N, 32) of all.
+        found: what else was collected of these.
+        packed: (N, bytes) fingerprints of all.
         read: number of a record among all, ascending -> (n, 12, 5000) int16.
+        folder: for files without a name.
     """
     count = old.num_rows
     names = pa.chunked_array([*old["record_id"].chunks, *new["record_id"].chunks], pa.string())
     groups = Groups(len(names))
-    copies = pc.index_in(old["duplicate_of"], old["record_id"].combine_chunks())
-    for record in pc.indices_nonzero(old["duplicate_of"].is_valid()).to_pylist():
-        groups.join(copies[record].as_py(), record)
-    recordings = _recordings(new)
-    segments = _segments(segments_of, new, recordings)
+    for record, copied in zip(*copies(old), strict=True):
+        groups.join(int(copied), int(record))
+    recordings, segments = _segments(found, new)
     recordings = np.concatenate([np.arange(count), recordings + count])
     fresh = new["content"].combine_chunks().dictionary_encode()
     known = pc.index_in(old["content"], fresh.dictionary, skip_nulls=True)
     codes = [pc.fill_null(each, -1).to_numpy() for each in (known, fresh.indices)]
     join_same_content(groups, np.concatenate(codes).astype(np.int64))
-    join_same_signal(groups, correlation, beats, recordings, read, first=count)
+    fingerprints = unpacked_fingerprints(packed)
+    join_same_signal(groups, *fingerprints, recordings, read, folder, first=count)
     for number in np.flatnonzero(segments).tolist():
         groups.join(int(recordings[count + number]), count + number)
-    for number, parts in segments_of.items():
+    for number, parts in found.segments.items():
         at = pc.index_in(pa.array(parts), old["record_id"].combine_chunks())
         for record in at.drop_null().to_pylist():
             groups.join(record, count + number)
@@ -86,24 +81,31 @@ def mark_appended(
     return _with_columns(new, named, names, segments, count)
 
 
-def _recordings(table: pa.Table) -> NDArray[np.int64]:
-    """(N,) the number of the first window of each recording, which lie one behind another."""
-    firsts = np.flatnonzero(np.diff(table["position"].to_numpy(), prepend=-1))
-    return np.repeat(firsts, np.diff(firsts, append=table.num_rows))
+def codes_of(texts: pa.ChunkedArray) -> NDArray[np.int64]:
+    """(N,) a number for each text, from 0 on, -1 for none.
+
+    By sorting: `dictionary_encode` takes 106 bytes of memory for each text of 32 letters.
+    """
+    ranks = pc.rank(texts, tiebreaker="dense").to_numpy()
+    codes: NDArray[np.int64] = ranks.astype(np.int64) - 1
+    codes[texts.is_null().to_numpy()] = -1
+    return codes
 
 
-def _segments(
-    segments: dict[int, list[str]], table: pa.Table, recordings: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """(N,) which rows are segments; in `recordings` they get the number of the joined record."""
-    is_segment = np.zeros(table.num_rows, bool)
-    joined = {name: int(recordings[number]) for number, names in segments.items() for name in names}
-    for number, base in enumerate(recordings_of(table) if joined else []):
-        whole = joined.get(base, number)
+def _segments(found: Collected, table: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """(N,) the recordings, of segments the number of the joined record; and (N,) which rows are."""
+    recordings, is_segment = found.recordings, np.zeros(table.num_rows, bool)
+    if not found.segments:
+        return recordings, is_segment
+    recordings = recordings.copy()
+    parts = found.segments.items()
+    whole_of = {name: int(recordings[number]) for number, names in parts for name in names}
+    for number, base in enumerate(recordings_of(table)):
+        whole = whole_of.get(base, number)
         if whole != number:
             is_segment[number] = True
             recordings[number] = whole
-    return is_segment
+    return recordings, is_segment
 
 
 def _named(
@@ -128,13 +130,18 @@ def _with_columns(
     first: int = 0,
 ) -> pa.Table:
     """Name the records that rows are duplicates of; the first row is number `first` of `names`."""
-    own = named == np.arange(first, first + len(named))
-    later = np.flatnonzero(~own)
-    if later.size == 0:
+    is_later = named != np.arange(first, first + len(named))
+    if not is_later.any():
         return table
-    table = set_column(table, "duplicate_of", names.take(pa.array(named, mask=own)))
-    flags = table["flags"].to_pylist()
-    for number in later.tolist():
-        flag = "segment" if segments[number] else "duplicate"
-        flags[number] = ";".join(sorted({*filter(None, flags[number].split(";")), flag}))
-    return set_column(table, "flags", pa.array(flags, pa.string()))
+    wanted, places = np.unique(named[is_later], return_inverse=True)
+    is_named = np.zeros(len(names), bool)
+    is_named[wanted] = True
+    # By a filter: of many chunks, `take` makes one first.
+    cells = names.filter(pa.array(is_named)).combine_chunks().take(pa.array(places))
+    before = table["flags"].filter(pa.array(is_later)).to_pylist()
+    words = ["segment" if each else "duplicate" for each in segments[is_later].tolist()]
+    flags = [joined(text, word, present=True) for text, word in zip(before, words, strict=True)]
+    for name, values in (("duplicate_of", cells), ("flags", pa.array(flags))):
+        column = pc.replace_with_mask(table[name], pa.array(is_later), values)
+        table = set_column(table, name, column)
+    return table

@@ -1,6 +1,6 @@
 """Content digest and fingerprint of stored signals, by which the same ECG is recognised."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import xxhash
@@ -45,9 +45,16 @@ def packed_fingerprints(found: Fingerprints) -> list[bytes]:
 
 
 def unpacked_fingerprints(
-    packed: Sequence[bytes],
+    packed: NDArray[np.uint8],
 ) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
-    """Correlations (N, 28) in steps of 1/127 and beats (N, 32) of `packed_fingerprints`."""
-    rows = np.frombuffer(b"".join(packed), np.uint8).reshape(-1, FINGERPRINT_BYTES)
-    beats = np.ascontiguousarray(rows[:, NUM_CORRELATIONS:]).view("<u2").astype(np.uint16)
-    return np.ascontiguousarray(rows[:, :NUM_CORRELATIONS]).view(np.int8), beats
+    """Correlations (N, 28) in steps of 1/127 and beats (N, 32) of `packed_fingerprints`.
+
+    Args:
+        packed: (N, `FINGERPRINT_BYTES`); the results are views of it.
+    """
+    return packed[:, :NUM_CORRELATIONS].view(np.int8), packed[:, NUM_CORRELATIONS:].view("<u2")
+
+
+def joined_fingerprints(packed: Iterable[bytes]) -> NDArray[np.uint8]:
+    """(N, `FINGERPRINT_BYTES`) of `packed_fingerprints`."""
+    return np.frombuffer(b"".join(packed), np.uint8).reshape(-1, FINGERPRINT_BYTES)

@@ -19,12 +19,11 @@ from ecgfast.convert.plan import (
     read_plan,
 )
 from ecgfast.convert.remote import claim, place_of, prepared, put_store
-from ecgfast.convert.seal import seal
+from ecgfast.convert.seal import seal, warn_of_lacks
 from ecgfast.convert.sources import make_plan
 from ecgfast.convert.summary import ConvertSummary, summary_of
 from ecgfast.convert.units import remove_temporaries, run_units
 from ecgfast.errors import ConfigError, EcgfastError
-from ecgfast.labels.assign import warn_of_unnamed
 from ecgfast.labels.commands import label_store
 from ecgfast.labels.table import check_labels
 from ecgfast.store.durable import store_lock
@@ -143,14 +142,15 @@ def convert(
                 claim(plan)
                 remove_temporaries(out)
                 run_units(plan, plan.units, processes, executor)
-                _seal(plan)
+                _seal(plan, is_labelled=labels is not None)
         if plan is None and place.url:
             return summary_of(out, on_bad, place.url)
         if labels is not None:
             given = None if key_file is None else Path(key_file)
             _label(out, Path(labels), columns, target, given, keep_ages_over_89, place.url)
-        elif not append:  # else its seal has warned
-            _warn(out, options)
+        elif plan is None and not append:  # else its seal has warned
+            records = open_store(out).records
+            warn_of_lacks(records, records.column_names, options)
         if plan is not None:
             put_store(plan)
         if not any((Path(source) / MANIFEST).exists() for source in sources):
@@ -237,20 +237,18 @@ def seal_convert(out: str | Path, *, on_bad: OnBad = "quarantine") -> ConvertSum
         else:
             plan = read_plan(out)
             num_before = len(open_store(out)) if plan.appends else 0
-            _seal(plan)
-            if not plan.appends:
-                _warn(out, plan.options if "sources" in plan.spec else ConvertOptions())
+            _seal(plan, is_labelled=False)
             put_store(plan)
             if "sources" in plan.spec:
                 _refuse_duplicates(out, num_before, place.url)
         return summary_of(out, on_bad, place.url)
 
 
-def _seal(plan: Plan) -> None:
+def _seal(plan: Plan, *, is_labelled: bool) -> None:
     if plan.appends:
         seal_append(plan)
     else:
-        seal(plan)
+        seal(plan, is_labelled=is_labelled)
 
 
 def _processes(workers: int | None) -> int:
@@ -258,14 +256,6 @@ def _processes(workers: int | None) -> int:
     if workers < 1:
         raise ConfigError(f"--workers must be at least 1, got {workers}")
     return workers
-
-
-def _warn(out: Path, options: ConvertOptions) -> None:
-    """Warn of what a new store lacks."""
-    records = open_store(out).records
-    warn_of_unnamed(records, one_ecg_per_patient=options.one_ecg_per_patient)
-    for name in sorted(set(options.columns) - set(records.column_names)):
-        log.warning(f"--columns: no recording has a field {name!r}")
 
 
 def _refuse_duplicates(out: Path, first: int, url: str) -> None:

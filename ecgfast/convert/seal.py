@@ -1,32 +1,28 @@
 """The last step of a convert: mark duplicates, draw splits, write tables, then the manifest."""
 
-import json
 import shutil
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from ecgfast import log
-from ecgfast.convert.marks import mark_duplicates
-from ecgfast.convert.measures import FINGERPRINT_BYTES, unpacked_fingerprints
-from ecgfast.convert.plan import Plan, damaged, request_of, work_folder
+from ecgfast.convert.collect import DRAWN, Collected, collect, table_on_disk
+from ecgfast.convert.marks import codes_of, mark_duplicates
+from ecgfast.convert.plan import ConvertOptions, Plan, damaged, request_of, work_folder
 from ecgfast.convert.preprocess import MAX_INVALID_SHARE
 from ecgfast.convert.units import UnitFacts, read_unit, remove_temporaries
 from ecgfast.errors import CorruptStoreError, EcgfastError, FormatError
-from ecgfast.labels.assign import assign_splits, known_target
+from ecgfast.labels.assign import assign_splits, known_target, warn_of_unnamed
 from ecgfast.labels.columns import set_column
 from ecgfast.records import NUM_TIMESTEPS, SAMPLING_RATE_HZ
 from ecgfast.store.csv_files import write_passed_over, write_quarantine, write_sources
 from ecgfast.store.durable import write_durably
 from ecgfast.store.fingerprints import write_fingerprints
 from ecgfast.store.format import (
+    PSEUDONYM,
     QUARANTINE,
     RECORDS,
     SHARDS,
@@ -36,7 +32,7 @@ from ecgfast.store.format import (
     sources_beside,
 )
 from ecgfast.store.manifest import Manifest, identity_of, write_manifest
-from ecgfast.store.patients import PSEUDONYM, Pseudonyms, retained, with_pseudonyms
+from ecgfast.store.patients import Pseudonyms, retained, with_pseudonyms
 from ecgfast.store.quality import with_site_flags
 from ecgfast.store.reader import open_store
 from ecgfast.store.shard_table import ShardTable
@@ -51,13 +47,7 @@ from ecgfast.store.table import (
 )
 
 _PATIENCE_S = 60.0  # for units that other machines finished: a share shows new files late
-_NO_FINGERPRINT = b"\xff" * FINGERPRINT_BYTES  # no beats
 _SHOWN_UNITS = 10
-_DRAWN = ("flags", "quality", "duplicate_of", "split", "fold")  # columns that no unit knows alone
-_ASKED = (
-    *("record_id", "patient_id", "site", "ejection_fraction", "content", "start_timestep"),
-    *("position", "amplitude_uv"),
-)
 _COPIED = (  # manifest entries of a store that is transcoded; earlier versions lack some
     *(
         "preprocessing",
@@ -73,24 +63,33 @@ _COPIED = (  # manifest entries of a store that is transcoded; earlier versions 
 )
 
 
-def seal(plan: Plan) -> Manifest:
+def seal(plan: Plan, *, is_labelled: bool = False) -> Manifest:
     """Seal a store whose units are finished.
 
     Args:
         plan: of the store; the caller holds its lock.
+        is_labelled: labels are joined next, which will warn of what the store lacks.
     Raises:
         EcgfastError: units are missing.
         FormatError: not one input could be converted.
         ResumeError: the units are not those of the plan.
     """
+    manifest = _sealed(plan, is_labelled=is_labelled)
+    if not plan.url:  # else it goes when the tables are there
+        shutil.rmtree(work_folder(plan.out))  # not before: on NFS what is mapped has a name there
+    return manifest
+
+
+def _sealed(plan: Plan, *, is_labelled: bool) -> Manifest:
     units = finished_units(plan)
     shards = shards_of(plan, units)
     pseudonyms = plan.pseudonyms() if "sources" in plan.spec else None
-    found = Collected()
     if pseudonyms is None:
-        content = _sealed_from_store(plan)
+        found, content = None, _sealed_from_store(plan, is_labelled=is_labelled)
     else:
-        content = _sealed_from_files(plan, pseudonyms, units, shards, found)
+        found = collect(plan)
+        facts = (plan, pseudonyms, units, shards, found)
+        content = _sealed_from_files(*facts, is_labelled=is_labelled)
     from ecgfast.store.zarr_codec import write_metadata  # zarr takes half a second to import
 
     num_records = sum(each.num_records for each in units)
@@ -103,13 +102,9 @@ def seal(plan: Plan) -> Manifest:
     )
     content["identity"] = identity_of(content, shards.files())
     remove_temporaries(plan.out)
-    if pseudonyms is not None:
-        slots, packed = np.concatenate(found.slots), found.fingerprints()
-        write_fingerprints(plan.out, content["identity"], slots, packed)
-    manifest = write_manifest(plan.out, content)
-    if not plan.url:  # else it goes when the tables are there
-        shutil.rmtree(work_folder(plan.out))
-    return manifest
+    if found is not None:
+        write_fingerprints(plan.out, content["identity"], found.slots, found.packed)
+    return write_manifest(plan.out, content)
 
 
 def shards_of(plan: Plan, units: list[UnitFacts]) -> ShardTable:
@@ -160,47 +155,14 @@ def finished_units(plan: Plan) -> list[UnitFacts]:
         time.sleep(1)
 
 
-@dataclass
-class Collected:
-    """What one pass over the rows of all units collects: about 100 bytes a record."""
-
-    num_converted: int = 0  # inputs: one can give many windows
-    patient_keys: list[str] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
-    slots: list[NDArray[np.int64]] = field(default_factory=list)
-    packed: list[bytes] = field(default_factory=list)  # fingerprints of each unit
-    segments: dict[int, list[str]] = field(default_factory=dict)  # by the joined record's number
-
-    def fingerprints(self) -> NDArray[np.uint8]:
-        """(N, bytes) uint8 of all records."""
-        return np.frombuffer(b"".join(self.packed), np.uint8).reshape(-1, FINGERPRINT_BYTES)
-
-    def rows(self, plan: Plan) -> Iterator[pa.Table]:
-        """Yield what the seal asks of the rows of each unit, and collect the rest."""
-        last = -1
-        for unit in plan.units:
-            table = read_rows(plan.unit_file(unit))
-            if table["segments"].null_count < table.num_rows:
-                names = enumerate(table["segments"].to_pylist(), len(self.patient_keys))
-                self.segments |= {number: json.loads(each) for number, each in names if each}
-            positions = table["position"].to_numpy()
-            self.num_converted += int(np.count_nonzero(np.diff(positions, prepend=last)))
-            last = positions[-1] if positions.size else last
-            self.patient_keys += table["patient_key"].to_pylist()
-            for words in table["left_out"].to_pylist():
-                self.left_out.update(words.split(";") if words else ())
-            self.slots.append(table["row"].to_numpy())
-            packed = pc.fill_null(table["fingerprint"], _NO_FINGERPRINT).to_pylist()
-            self.packed.append(b"".join(packed))
-            yield table.select([*_ASKED, *_DRAWN])
-
-
 def _sealed_from_files(
     plan: Plan,
     pseudonyms: Pseudonyms,
     units: list[UnitFacts],
     shards: ShardTable,
     found: Collected,
+    *,
+    is_labelled: bool,
 ) -> Manifest:
     """Write the tables of a store that was made from files; returns entries of its manifest."""
     out, options = plan.out, plan.options
@@ -211,30 +173,36 @@ def _sealed_from_files(
             f"none of {plan.num_inputs} inputs could be converted; {sources_beside(out)} says why "
             f"for each: correct them, then remove {out} and {work_folder(out)} to begin again"
         )
-    records = pa.concat_tables(found.rows(plan))
-    stored = Shards(Path(plan.url or out), np.concatenate(found.slots), shards)  # not sealed yet
+    work = work_folder(out)
+    stored = Shards(Path(plan.url or out), found.slots, shards)  # not sealed yet
     records = mark_duplicates(
-        records,
-        found.segments,
-        *unpacked_fingerprints(found.packed),
+        found.table,
+        found,
         lambda numbers: decode_chunks(options.codec, *stored.read(numbers)),
+        work,
     )
     records = with_site_flags(records, options.limits)
+    # By number: what draws the splits would hold all ids in memory.
+    patients = pa.array(codes_of(records["patient_id"]))
+    records = set_column(records, "patient_id", patients)
+    records = table_on_disk(work, records.to_batches(), records.schema)
     records, splits = assign_splits(
         records,
-        found.patient_keys,
+        records["patient_key"],
         seed=options.split_seed,
         target=known_target(records, None),
         one_ecg_per_patient=options.one_ecg_per_patient,
         drawn_by="convert",
     )
-    records = with_pseudonyms(records, found.patient_keys, pseudonyms)
+    records = table_on_disk(work, records.to_batches(), records.schema)
     kinds = joined_kinds(each.kinds for each in units)
     schema = records_schema(kinds, [PSEUDONYM] if pseudonyms.keep else [])
-    table = write_table(out, whole_rows(plan, records, kinds), schema)
+    table = write_table(out, whole_rows(plan, records, kinds, pseudonyms), schema)
     if plan.passed_over:
         write_passed_over(out, plan.examples)
     log_left_out(found.left_out)
+    if not is_labelled:
+        warn_of_lacks(records, schema.names, options)
     return {
         "preprocessing": {
             "sampling_rate_hz": SAMPLING_RATE_HZ,
@@ -279,16 +247,18 @@ def texts(plan: Plan, name: str) -> Iterator[str]:
         yield read_text(plan.unit_file(unit))[name]
 
 
-def whole_rows(plan: Plan, drawn: pa.Table, kinds: Mapping[str, str]) -> Iterator[pa.Table]:
+def whole_rows(
+    plan: Plan, drawn: pa.Table, kinds: Mapping[str, str], pseudonyms: Pseudonyms
+) -> Iterator[pa.Table]:
     """The rows of records.parquet, a unit at a time."""
     first = 0
-    names = [*_DRAWN, *(name for name in drawn.column_names if name == PSEUDONYM)]
     for unit in plan.units:
-        rows = with_labels(read_rows(plan.unit_file(unit)), kinds)
-        for name in names:
+        own = read_rows(plan.unit_file(unit))
+        rows = with_labels(own, kinds)
+        for name in DRAWN:
             rows = set_column(rows, name, drawn[name].slice(first, rows.num_rows))
         first += rows.num_rows
-        yield rows
+        yield with_pseudonyms(rows, own["patient_key"].to_pylist(), pseudonyms)
 
 
 def log_left_out(left_out: Mapping[str, int]) -> None:
@@ -301,12 +271,19 @@ def log_left_out(left_out: Mapping[str, int]) -> None:
         )
 
 
+def warn_of_lacks(records: pa.Table, names: Iterable[str], options: ConvertOptions) -> None:
+    """Warn of what a new store lacks: patients, and columns that were asked for."""
+    warn_of_unnamed(records, one_ecg_per_patient=options.one_ecg_per_patient)
+    for name in sorted(set(options.columns) - set(names)):
+        log.warning(f"--columns: no recording has a field {name!r}")
+
+
 def any_synthetic(flags: pa.ChunkedArray) -> bool:
     """Whether a record has the flag "synthetic"."""
     return bool(pc.any(pc.match_substring_regex(flags, r"(^|;)synthetic(;|$)")).as_py())
 
 
-def _sealed_from_store(plan: Plan) -> Manifest:
+def _sealed_from_store(plan: Plan, *, is_labelled: bool) -> Manifest:
     """Write the tables of a store that was transcoded; returns entries of its manifest."""
     out, source = plan.out, Path(plan.spec["store"])
     reader = open_store(source)
@@ -322,6 +299,8 @@ def _sealed_from_store(plan: Plan) -> Manifest:
     for beside in (key_beside, sources_beside, passed_over_beside):
         if beside(source).exists():
             write_durably(beside(out), [beside(source).read_bytes()], mode=0o600)
+    if not is_labelled:
+        warn_of_unnamed(records, one_ecg_per_patient=False)
     content = {name: reader.manifest[name] for name in _COPIED if name in reader.manifest}
     return content | {"files": files}
 

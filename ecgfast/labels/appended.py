@@ -49,11 +49,15 @@ def with_appended_splits(
     unnamed = unnamed & ~np.isin(groups, groups[~unnamed])
     ours = groups[num_old:]
     known: dict[int, tuple[set[str], set[int]]] = defaultdict(lambda: (set(), set()))
-    split, fold = both["split"].to_pylist(), folds_of(both)
-    for row in np.flatnonzero(np.isin(groups[:num_old], ours)).tolist():
-        names, numbers = known[int(groups[row])]
-        names.update(name for name in (split[row],) if name is not None)
-        numbers.update(number for number in (fold[row],) if number is not None)
+    rows = np.flatnonzero(np.isin(groups[:num_old], ours))
+    theirs = both.select(["split", "fold"]).take(pa.array(rows))
+    columns = (groups[rows].tolist(), theirs["split"].to_pylist(), folds_of(theirs))
+    for group, name, number in zip(*columns, strict=True):
+        names, numbers = known[group]
+        if name is not None:
+            names.add(name)
+        if number is not None:
+            numbers.add(number)
     first: dict[int, str] = {}
     for group, key in zip(ours.tolist(), keys, strict=True):
         first[group] = min(first.get(group, key), key)

@@ -48,7 +48,7 @@ def known_target(records: pa.Table, target: str | None) -> str | None:
 
 def assign_splits(
     records: pa.Table,
-    keys: Sequence[str],
+    keys: pa.ChunkedArray,
     *,
     seed: int,
     target: str | None,
@@ -80,13 +80,13 @@ def assign_splits(
     drawn: Drawn = draw_splits(
         keys,
         groups,
-        Strata(site=records["site"].to_pylist(), is_case=is_case, is_known=is_known),
+        Strata(site=records["site"], is_case=is_case, is_known=is_known),
         seed=seed,
         left_out=unnamed,
-        kept=Drawn(split=records["split"].to_pylist(), fold=folds_of(records)) if keep else None,
+        kept=Drawn(split=records["split"], fold=pa.array(folds_of(records))) if keep else None,
     )
-    records = set_column(records, "split", pa.array(drawn.split, pa.string()))
-    records = set_column(records, "fold", pa.array(drawn.fold, pa.int64()))
+    records = set_column(records, "split", drawn.split)
+    records = set_column(records, "fold", drawn.fold)
     spec = {
         "kind": "patient",
         "drawn_by": drawn_by,
@@ -97,24 +97,25 @@ def assign_splits(
     }
     if target:
         warn_where_few(target, drawn.split, is_case, is_known)
-    _warn_of_lost_sites(keys, records["site"].to_pylist())
+    _warn_of_lost_sites(keys, records["site"])
     return records, spec
 
 
-def _warn_of_lost_sites(keys: Sequence[str], sites: Sequence[str | None]) -> None:
+def _warn_of_lost_sites(keys: pa.ChunkedArray, sites: pa.ChunkedArray) -> None:
     """Warn of ids that occur at a site and without one: two patients here, perhaps one person.
 
     Args:
         keys: (N,) `Pseudonyms.patient_key`, SITE/ID where ids belong to a site.
         sites: (N,) of the records.
     """
-    lost = {key for key, site in zip(keys, sites, strict=True) if site is None}
-    if lost:
-        lost &= {
-            key.removeprefix(before_id(site))
-            for key, site in zip(keys, sites, strict=True)
-            if site is not None and key.startswith(before_id(site))
-        }
+    if sites.null_count in (0, len(sites)):
+        return
+    without = set(keys.filter(sites.is_null()).to_pylist())
+    lost: set[str] = set()
+    for site in pc.unique(sites).drop_null().to_pylist():
+        before, here = before_id(site), pc.fill_null(pc.equal(sites, site), False)
+        own = (key for key in keys.filter(here).to_pylist() if key.startswith(before))
+        lost |= without.intersection(key.removeprefix(before) for key in own)
     if lost:
         log.warning(
             f"{len(lost):,} patient ids occur both at a site and on records without one. They "
@@ -205,7 +206,7 @@ def with_splits(
         log.info("splits stay as the first labels drew them; --split patient draws them anew")
     return assign_splits(
         records,
-        patients,
+        pa.chunked_array([patients], pa.string()),
         seed=rule.seed,
         target=rule.target,
         one_ecg_per_patient=rule.one_ecg_each,

@@ -13,8 +13,7 @@ import pyarrow.compute as pc
 from ecgfast import log
 from ecgfast.errors import ConfigError
 from ecgfast.records import LONGEST_NAME, NOT_KNOWN, is_name
-from ecgfast.store.format import EF_GIVEN, SHIFTED_DATE
-from ecgfast.store.patients import PSEUDONYM
+from ecgfast.store.format import EF_GIVEN, PSEUDONYM, SHIFTED_DATE
 from ecgfast.store.table import SCHEMA
 
 KEYS = ("record_id", "patient_id")

@@ -227,7 +227,7 @@ def draw_again(
             one_ecg_per_patient = one_ecg_each(reader)
         records, splits = assign_splits(
             reader.records,
-            Identities.of(reader).patient,
+            pa.chunked_array([Identities.of(reader).patient], pa.string()),
             seed=splits_of(reader).get("seed", 0) if split_seed is None else split_seed,
             target=known_target(reader.records, target),
             one_ecg_per_patient=one_ecg_per_patient,

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ecgfast import log
@@ -29,21 +31,33 @@ class Strata:
     """What is balanced between splits.
 
     Attributes:
-        site: (N,) site of each record, None where it is not known.
+        site: (N,) text, site of each record, null where it is not known.
         is_case: (N,) bool.
         is_known: (N,) bool, whether `is_case` means anything; all False without a target.
     """
 
-    site: Sequence[str | None]
+    site: pa.ChunkedArray
     is_case: NDArray[np.bool_]
     is_known: NDArray[np.bool_]
 
-    def of(self, rows: Sequence[int]) -> tuple[str, str]:
-        """The stratum of a patient: a case when one of his records is one."""
-        site = min(self.site[row] or "" for row in rows)
-        if not self.is_known[list(rows)].any():
-            return site, "unknown"
-        return site, "case" if self.is_case[list(rows)].any() else "control"
+    def of(self, groups: NDArray[np.intp]) -> NDArray[np.int32]:
+        """The stratum of each patient: of a site the cases, then the controls, then the unknown.
+
+        His site is the first in the alphabet; he is a case when one of his records is one.
+
+        Args:
+            groups: (N,) number of each record's patient.
+        """
+        sites = sorted({site or "" for site in pc.unique(self.site).to_pylist()})
+        codes = pc.fill_null(pc.index_in(self.site, pa.array(sites, pa.string())), 0)  # 0: ""
+        count = int(groups.max(initial=-1)) + 1
+        stratum = np.full(count, len(sites), np.int32)
+        np.minimum.at(stratum, groups, codes.to_numpy())
+        is_case, is_known = np.zeros(count, bool), np.zeros(count, bool)
+        is_case[groups[self.is_case]] = True
+        is_known[groups[self.is_known]] = True
+        kind = np.where(is_known, ~is_case, np.int8(2))  # int8, as all of these are long
+        return 3 * stratum + kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +65,12 @@ class Drawn:
     """Splits of N records.
 
     Attributes:
-        split: "train", "valid", "test", or None where a record's patient is not known.
-        fold: 1 to `NUM_FOLDS`, None likewise.
+        split: "train", "valid", "test", or null where a record's patient is not known.
+        fold: 1 to `NUM_FOLDS`, null likewise.
     """
 
-    split: list[str | None]
-    fold: list[int | None]
+    split: pa.Array | pa.ChunkedArray
+    fold: pa.Array | pa.ChunkedArray
 
 
 def draw(seed: int, patient_key: str) -> float:
@@ -66,12 +80,16 @@ def draw(seed: int, patient_key: str) -> float:
         seed: of the split; another one is another split.
         patient_key: `Pseudonyms.patient_key`, or another key that only this patient has.
     """
+    return _number(seed, patient_key) / 2**64
+
+
+def _number(seed: int, patient_key: str) -> int:
     digest = hashlib.sha256(f"ecgfast split {seed}\0{patient_key}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    return int.from_bytes(digest[:8], "big")
 
 
 def draw_splits(
-    keys: Sequence[str],
+    keys: pa.ChunkedArray,
     groups: NDArray[np.intp],
     strata: Strata,
     *,
@@ -86,57 +104,81 @@ def draw_splits(
         groups: (N,) from `patient_groups`.
         strata: what is to be balanced.
         seed: of the split.
-        left_out: (N,) records that get neither split nor fold.
+        left_out: (N,) records that get neither split nor fold, all of a patient.
         kept: splits and folds that stay; only patients without one draw.
     Raises:
         ConfigError: a patient of `kept` is in two splits or folds.
     """
-    patients = _patients(keys, groups, strata, seed, left_out)
-    split: dict[int, str] = {}
-    fold: dict[int, int] = {}
+    count = int(groups.max(initial=-1)) + 1
+    split, fold = np.full(count, -1, np.int8), np.full(count, -1, np.int32)
     if kept is not None:
-        check_splits(groups.tolist(), kept.split)
-        refuse_torn(groups.tolist(), kept.fold, "fold")
-        split = {int(g): s for g, s in zip(groups, kept.split, strict=True) if s is not None}
-        fold = {int(g): f for g, f in zip(groups, kept.fold, strict=True) if f is not None}
+        _keep(kept, groups, split, fold)
     owed = dict.fromkeys(SHARES, 0.0)  # patients that rounding in earlier strata left over
     position = 0
-    for members in patients.values():
-        for group in (group for _, _, group in members if group not in fold):
-            fold[group] = position % NUM_FOLDS + 1
-            position += 1
-        free = [group for _, _, group in members if group not in split]
+    for members in _patients(keys, groups, strata, seed, left_out):
+        free = members[fold[members] < 0]
+        fold[free] = (position + np.arange(len(free))) % NUM_FOLDS + 1
+        position += len(free)
+        free = members[split[members] < 0]
         begin = 0
         for name, share in SHARES.items():
             owed[name] += share * len(free)
             end = min(begin + int(owed[name] + 0.5), len(free))
             owed[name] -= end - begin
-            split |= dict.fromkeys(free[begin:end], name)
+            split[free[begin:end]] = SPLITS.index(name)
             begin = end
-        split |= dict.fromkeys(free[begin:], "train")
-    drawn = [None if out else int(group) for out, group in zip(left_out, groups, strict=True)]
+        split[free[begin:]] = SPLITS.index("train")
+    codes = pa.array(split[groups], mask=left_out)
     return Drawn(
-        split=[None if group is None else split[group] for group in drawn],
-        fold=[None if group is None else fold[group] for group in drawn],
+        split=pa.DictionaryArray.from_arrays(codes, pa.array(SPLITS)).dictionary_decode(),
+        fold=pa.array(fold[groups], pa.int64(), mask=left_out),
     )
 
 
+def _keep(
+    kept: Drawn, groups: NDArray[np.intp], split: NDArray[np.int8], fold: NDArray[np.int32]
+) -> None:
+    """Give patients the splits and folds that their records have."""
+    patients, names, numbers = groups.tolist(), kept.split.to_pylist(), kept.fold.to_pylist()
+    check_splits(patients, names)
+    refuse_torn(patients, numbers, "fold")
+    for patient, name, number in zip(patients, names, numbers, strict=True):
+        if name is not None:
+            split[patient] = SPLITS.index(name)
+        if number is not None:
+            fold[patient] = number
+
+
 def _patients(
-    keys: Sequence[str],
+    keys: pa.ChunkedArray,
     groups: NDArray[np.intp],
     strata: Strata,
     seed: int,
     left_out: NDArray[np.bool_],
-) -> dict[tuple[str, str], list[tuple[float, str, int]]]:
-    """Stratum -> (number, key, group) of its patients, all in order."""
-    rows: dict[int, list[int]] = defaultdict(list)
-    for row in np.flatnonzero(~left_out).tolist():
-        rows[int(groups[row])].append(row)
-    found: dict[tuple[str, str], list[tuple[float, str, int]]] = defaultdict(list)
-    for group, own in rows.items():
-        key = min(keys[row] for row in own)  # one of them, whatever the order of the records
-        found[strata.of(own)].append((draw(seed, key), key, group))
-    return {stratum: sorted(found[stratum]) for stratum in sorted(found)}
+) -> list[NDArray[np.intp]]:
+    """The patients of each stratum, in the order of their numbers."""
+    stratum, number = strata.of(groups), _numbers(keys, groups, seed)
+    draws = np.zeros(len(number), bool)
+    draws[groups[~left_out]] = True
+    stratum[~draws] = np.iinfo(np.int32).max
+    order = np.lexsort((number, stratum))[: np.count_nonzero(draws)]
+    return np.split(order, np.flatnonzero(np.diff(stratum[order])) + 1)
+
+
+def _numbers(keys: pa.ChunkedArray, groups: NDArray[np.intp], seed: int) -> NDArray[np.uint64]:
+    """The number of each patient: of his first key, whatever the order of the records."""
+    each = (_number(seed, key) for chunk in keys.chunks for key in chunk.to_pylist())
+    own = np.fromiter(each, np.uint64, len(keys))
+    number = np.zeros(int(groups.max(initial=-1)) + 1, np.uint64)
+    number[groups] = own
+    several = np.isin(groups, groups[own != number[groups]])  # one ECG under two ids
+    first: dict[int, str] = {}
+    names = keys.filter(pa.array(several)).to_pylist()
+    for group, key in zip(groups[several].tolist(), names, strict=True):
+        first[group] = min(first.get(group, key), key)
+    for group, key in first.items():
+        number[group] = _number(seed, key)
+    return number
 
 
 def check_splits(patients: Sequence[object], splits: Sequence[str | None]) -> None:
@@ -204,14 +246,13 @@ def splits_of_fold(fold: Sequence[int | None], held_out: int) -> list[str | None
 
 def warn_where_few(
     target: str,
-    split: Sequence[str | None],
+    split: pa.Array,
     is_case: NDArray[np.bool_],
     is_known: NDArray[np.bool_],
 ) -> None:
     """Warn of splits with fewer than 20 cases or controls: their results are too uncertain."""
-    names = np.array(["" if name is None else name for name in split], dtype=np.str_)
     for name in SPLITS:
-        here = (names == name) & is_known
+        here = np.asarray(pc.fill_null(pc.equal(split, name), False)) & is_known
         cases, controls = int((here & is_case).sum()), int((here & ~is_case).sum())
         if min(cases, controls) < FEWEST and here.any():
             log.warning(

@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ecgfast.store.durable import write_durably
+from ecgfast.store.durable import DurableFile
 from ecgfast.store.format import fingerprints_beside
 from ecgfast.store.reader import StoreReader
+from ecgfast.store.table import Sink
 
 _IDENTITY = b"identity"
 _UNUSABLE = (OSError, KeyError, TypeError, ValueError, AttributeError, pa.ArrowException)
@@ -33,10 +34,11 @@ def write_fingerprints(
     )
     table = pa.table({"row": slots, "fingerprint": values})
     table = table.replace_schema_metadata({_IDENTITY: identity})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as stream:
-        stream.write_table(table)
-    write_durably(fingerprints_beside(store), [memoryview(sink.getvalue())], mode=0o600)
+    file = DurableFile(fingerprints_beside(store), mode=0o600)
+    stream = pa.ipc.new_stream(Sink(file), table.schema)
+    stream.write_table(table)
+    stream.close()
+    file.finish()
 
 
 def keep_fingerprints(reader: StoreReader, before: str) -> None:

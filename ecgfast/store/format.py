@@ -70,6 +70,7 @@ PENDING_TYPES = {
     "segments": "string",
     "left_out": "string",
 }
+PSEUDONYM = "patient_pseudonym"  # column beside readable ids, for what may leave the store
 SOURCES_COLUMNS = (  # beside the store
     *("record_id", "source", "recorded", "record", "patient"),
     "detail",  # why an input was refused, in words that can hold names

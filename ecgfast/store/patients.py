@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ecgfast.errors import ConfigError, CorruptStoreError
+from ecgfast.errors import ConfigError
 from ecgfast.records import NO_PATIENT
 from ecgfast.store.durable import explained, write_durably
-from ecgfast.store.format import ROW_TYPES, SHIFTED_DATE
+from ecgfast.store.format import PSEUDONYM, ROW_TYPES, SHIFTED_DATE
 from ecgfast.vocabulary import PatientIds
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 KEY_BYTES = 32
 _LARGEST = 1 << 10  # bytes of a file of 64 digits, with what editors put around them
-PSEUDONYM = "patient_pseudonym"  # column beside readable ids, for what may leave the store
 LONGEST_SHIFT = 364  # days: a shifted date is never in the future
 UNNAMED = "\0"  # begins the key of a patient who is known only by a record
 
@@ -177,29 +176,23 @@ def patient_groups(records: "pa.Table") -> NDArray[np.intp]:
     Returns:
         (N,) number of each record's patient, from 0 on, in arbitrary order.
     """
-    codes = records["patient_id"].combine_chunks().dictionary_encode().indices
-    number: NDArray[np.intp] = codes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.intp)
+    ids = records["patient_id"].combine_chunks()
+    codes = ids if ids.type == "int64" else ids.dictionary_encode().indices  # of a seal: numbers
+    number: NDArray[np.intp] = codes.fill_null(-1).to_numpy().astype(np.intp)
     alone = np.flatnonzero(number < 0)
     number[alone] = number.max(initial=-1) + 1 + np.arange(len(alone))
     if "duplicate_of" not in records.column_names:
         return number
-    if not (names := records["duplicate_of"].drop_null().to_pylist()):
+    from ecgfast.store.table import copies  # with it comes what no worker needs
+
+    later, firsts = copies(records)
+    if not len(later):
         return number
-    import pyarrow as pa  # slow to import, as the next, and most stores hold no duplicate
-    import pyarrow.compute as pc
-    from scipy.sparse import coo_array
+    from scipy.sparse import coo_array  # most stores hold no duplicate
     from scipy.sparse.csgraph import connected_components
 
-    firsts = np.flatnonzero(pc.is_in(records["record_id"], value_set=pa.array(names)))
-    row_of = dict(zip(records["record_id"].take(firsts).to_pylist(), firsts.tolist(), strict=True))
-    if strangers := sum(name not in row_of for name in names):
-        raise CorruptStoreError(
-            f"duplicate_of names {strangers} records that the store does not have; restore "
-            "records.parquet from a copy, or convert again"
-        )
-    later = number[np.asarray(records["duplicate_of"].is_valid())]
-    ends = np.stack([later, number[[row_of[name] for name in names]]], axis=1)
-    edges = coo_array((np.ones(len(ends), bool), tuple(ends.T)), shape=(len(number),) * 2)
+    ends = (number[later], number[firsts])
+    edges = coo_array((np.ones(len(later), bool), ends), shape=(len(number),) * 2)
     joined: NDArray[np.intp] = connected_components(edges, directed=False)[1]
     return joined[number]
 
@@ -226,8 +219,9 @@ def patient_names(
 
 def is_unnamed(records: "pa.Table") -> NDArray[np.bool_]:
     """(N,) whether a record names no patient, so that it is unknown which records share one."""
-    flags = records["flags"].to_pylist()
-    return np.array([NO_PATIENT in text.split(";") for text in flags], dtype=bool)
+    import pyarrow.compute as pc  # no worker needs it
+
+    return np.asarray(pc.match_substring_regex(records["flags"], f"(^|;){NO_PATIENT}(;|$)"))
 
 
 def pseudonymous_patients(store: "StoreReader") -> "pa.Array":

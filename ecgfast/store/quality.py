@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ecgfast.bounds import nearest
 from ecgfast.errors import ConfigError
@@ -96,24 +97,27 @@ def with_site_flags(records: pa.Table, limits: Limits) -> pa.Table:
         limits: `site_factor` and `site_records` of them.
     """
     amplitude = records["amplitude_uv"].to_numpy()
-    sites = records["site"].combine_chunks().dictionary_encode().indices
-    codes = sites.fill_null(-1).to_numpy(zero_copy_only=False)
-    far = np.zeros(len(codes), bool)
-    for code in np.unique(codes).tolist():
-        here = np.flatnonzero((codes == code) & (amplitude > 0))
+    codes = records["site"].combine_chunks().dictionary_encode().indices
+    sites = codes.fill_null(-1).to_numpy(zero_copy_only=False)
+    far = np.zeros(len(sites), bool)
+    for site in np.unique(sites).tolist():
+        here = np.flatnonzero((sites == site) & (amplitude > 0))
         if len(here) >= limits["site_records"]:
-            ratio = amplitude[here] / np.median(amplitude[here])
+            ratio = amplitude[here]
+            ratio /= np.median(ratio)
             factor = limits["site_factor"]
             far[here] = (ratio > factor) | (ratio < 1 / factor)
-    before = records["quality"].to_pylist()
+    flags = records["quality"]
+    changes = far | pc.match_substring(flags, AMPLITUDE_SITE).to_numpy()
     changed = [
-        joined(flags, AMPLITUDE_SITE, present=present)
-        if present or AMPLITUDE_SITE in flags
-        else flags
-        for flags, present in zip(before, far.tolist(), strict=True)
+        joined(text, AMPLITUDE_SITE, present=present)
+        for text, present in zip(
+            flags.filter(pa.array(changes)).to_pylist(), far[changes].tolist(), strict=True
+        )
     ]
+    flags = pc.replace_with_mask(flags, pa.array(changes), pa.array(changed, pa.string()))
     place = records.column_names.index("quality")
-    return records.set_column(place, records.schema.field(place), pa.array(changed, pa.string()))
+    return records.set_column(place, records.schema.field(place), flags)
 
 
 def joined(flags: str, flag: str, *, present: bool) -> str:

@@ -140,8 +140,12 @@ class StoreReader:
     @cached_property
     def records(self) -> pa.Table:
         """records.parquet: one row per record, in the order of the signals."""
-        table = read_records(self._sealed(RECORDS), self._num_written, f"{self.path}: {RECORDS}")
-        return table.slice(0, len(self))
+        return self.columns()
+
+    def columns(self, *names: str) -> pa.Table:
+        """Some columns of records.parquet, which takes less memory than all; without names, all."""
+        data, where = self._sealed(RECORDS), f"{self.path}: {RECORDS}"
+        return read_records(data, self._num_written, where, names).slice(0, len(self))
 
     @cached_property
     def scale_uv(self) -> NDArray[np.float32]:

@@ -1,31 +1,34 @@
 """records.parquet: its rows during a conversion, then written, read and replaced as one table."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import RawIOBase
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from ecgfast.errors import ConfigError, CorruptStoreError, ShapeError
 from ecgfast.store.durable import DurableFile
 from ecgfast.store.format import (
     NEXT_RECORDS,
     PENDING_TYPES,
+    PSEUDONYM,
     RECORDS,
     ROW_TYPES,
 )
 from ecgfast.store.generations import commit, settle
-from ecgfast.store.patients import PSEUDONYM
 
 if TYPE_CHECKING:
     from ecgfast.store.reader import StoreReader
 
 SCHEMA = pa.schema(list(ROW_TYPES.items()))
-_PENDING = pa.schema([*SCHEMA, *PENDING_TYPES.items()])
+PENDING = pa.schema([*SCHEMA, *PENDING_TYPES.items()])
 _ROW_GROUP = 65536
 _LATER = {  # columns that stores of earlier versions lack
     *("fold", "content", "duplicate_of", "row", "quality", "quality_leads"),
@@ -46,7 +49,7 @@ class PendingRows:
     """
 
     def __init__(self) -> None:
-        self._columns: dict[str, list[Any]] = {name: [] for name in _PENDING.names}
+        self._columns: dict[str, list[Any]] = {name: [] for name in PENDING.names}
         self.kinds: dict[str, str] = {}
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -68,7 +71,7 @@ class PendingRows:
 
         Labels are JSON in it: the kinds of their columns are known only at the end.
         """
-        table = pa.Table.from_pydict(self._columns, _PENDING).replace_schema_metadata(text)
+        table = pa.Table.from_pydict(self._columns, PENDING).replace_schema_metadata(text)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as stream:
             stream.write_table(table)
@@ -108,6 +111,26 @@ def recordings_of(records: pa.Table) -> list[str]:
     """(N,) the id of each record's recording."""
     columns = (records[name].to_pylist() for name in ("record_id", "start_timestep"))
     return list(map(recording_of, *columns))
+
+
+def copies(records: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of duplicates, and for each of them the row of the record that it names.
+
+    Raises:
+        CorruptStoreError: one names a record that is not there.
+    """
+    later = np.flatnonzero(records["duplicate_of"].is_valid())
+    if not len(later):
+        return later, later
+    ids, names = records["record_id"], records["duplicate_of"].drop_null().combine_chunks()
+    is_named = pc.is_in(ids, value_set=names)  # a table of a few names, not of all ids
+    at = pc.index_in(names, value_set=ids.filter(is_named).combine_chunks())
+    if at.null_count:
+        raise CorruptStoreError(
+            f"duplicate_of names {at.null_count} records that the store does not have; restore "
+            "records.parquet from a copy, or convert again"
+        )
+    return later, np.flatnonzero(is_named)[at.to_numpy()]
 
 
 def kinds_of(schema: pa.Schema) -> dict[str, str]:
@@ -155,53 +178,69 @@ def write_table(
 ) -> dict[str, int | str]:
     """Write a table from its parts, a row group at a time; returns its manifest entry."""
     file = DurableFile(store / name)
-    waiting: list[pa.Table] = []
     try:
-        with pq.ParquetWriter(_Sink(file), schema, compression="zstd") as writer:
-            for part in chain(parts, [None]):
-                if part is not None:
-                    waiting.append(part.cast(schema))
-                if part is None or sum(each.num_rows for each in waiting) >= _ROW_GROUP:
-                    writer.write_table(pa.concat_tables([schema.empty_table(), *waiting]))
-                    waiting.clear()
+        with pq.ParquetWriter(Sink(file), schema, compression="zstd") as writer:
+            for group in row_groups((part.cast(schema) for part in parts), schema):
+                writer.write_table(group)
     except BaseException:  # Ctrl-C too
         file.discard()
         raise
     return file.finish()
 
 
-class _Sink(RawIOBase):
+def row_groups(parts: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Join parts of a table to some of a row group each, or more where a part has more."""
+    waiting: list[pa.Table] = []
+    for part in chain(parts, [None]):
+        waiting += [] if part is None else [part]
+        if part is None or sum(each.num_rows for each in waiting) >= _ROW_GROUP:
+            yield pa.concat_tables([schema.empty_table(), *waiting])
+            waiting.clear()
+
+
+class Sink(RawIOBase):
     """A durable file as Arrow writes to files."""
 
     def __init__(self, file: DurableFile) -> None:
         self._file = file
 
     def writable(self) -> bool:
+        """It is."""
         return True
 
     def write(self, data: Any) -> int:  # noqa: ANN401 (a buffer)
+        """Add to the file."""
         self._file.write([memoryview(data)])
         return len(data)
 
 
-def read_records(data: bytes, num_records: int, where: str) -> pa.Table:
+def read_records(
+    data: bytes, num_records: int, where: str, columns: Sequence[str] = ()
+) -> pa.Table:
     """Read records.parquet; what its columns hold was checked where they were written.
 
     Args:
         data: content of the file.
         num_records: rows that it must have: some bytes can stand for billions.
         where: named in errors.
+        columns: to read; none: all.
     Raises:
         CorruptStoreError: it is no such table.
     """
-    table = read_parquet(data, SCHEMA, where, exactly=num_records)
-    if any(table[name].null_count for name in _NEVER_NULL):
+    table = read_parquet(data, SCHEMA, where, exactly=num_records, columns=columns)
+    if any(table[name].null_count for name in _NEVER_NULL if name in table.column_names):
         raise CorruptStoreError(f"{where} has a row without {' or '.join(_NEVER_NULL)}")
     return table
 
 
 def read_parquet(
-    data: bytes, schema: pa.Schema, where: str, *, exactly: int | None = None, at_most: int = 0
+    data: bytes,
+    schema: pa.Schema,
+    where: str,
+    *,
+    exactly: int | None = None,
+    at_most: int = 0,
+    columns: Sequence[str] = (),
 ) -> pa.Table:
     """Read a table whose number of rows and columns are checked first.
 
@@ -211,6 +250,7 @@ def read_parquet(
         where: named in errors.
         exactly: rows that it must have.
         at_most: rows that it may have, where that is not known.
+        columns: to read; none: all.
     Raises:
         CorruptStoreError: it is no such table.
     """
@@ -225,7 +265,7 @@ def read_parquet(
         wrong = [field.name for field in schema if not _is_right(file.schema_arrow, field)]
         if wrong:
             raise CorruptStoreError(f"{where} has no right column {', '.join(wrong)}")
-        return file.read(use_threads=False)
+        return file.read(columns=columns or None, use_threads=False)
     except CorruptStoreError:
         raise
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
@@ -265,7 +266,7 @@ def _warn_where_few(task: Task, found: Labelled) -> None:
         names[chosen] = split
     taken = names != None  # noqa: E711 (element by element)
     for name, truth in zip(task.outputs, found.truth.T, strict=True):
-        warn_where_few(name, names.tolist(), truth > 0, taken & ~np.isnan(truth))
+        warn_where_few(name, pa.array(names, pa.string()), truth > 0, taken & ~np.isnan(truth))
 
 
 def open_loader(

@@ -25,12 +25,13 @@ from ecgfast.store.csv_files import PASSED_OVER_COLUMNS
 from ecgfast.store.format import (
     ACQUISITION,
     EF_GIVEN,
+    PSEUDONYM,
     QUARANTINE_COLUMNS,
     ROW_TYPES,
     SHIFTED_DATE,
     SOURCES_COLUMNS,
 )
-from ecgfast.store.patients import PSEUDONYM, retained
+from ecgfast.store.patients import retained
 
 ROOT = Path(__file__).parents[2]
 

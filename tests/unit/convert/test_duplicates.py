@@ -24,6 +24,7 @@ from ecgfast.convert.duplicates import (
 from ecgfast.convert.measures import (
     LEAST_TIMESTEPS,
     content_digests,
+    joined_fingerprints,
     packed_fingerprints,
     unpacked_fingerprints,
 )
@@ -143,68 +144,82 @@ def _found(signals: NDArray[np.int16]) -> Fingerprints:
     return fingerprints(signals, least_timesteps=LEAST_TIMESTEPS)
 
 
-def test_many_copies_cost_no_comparison() -> None:
+def _unpacked(signals: NDArray[np.int16]) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
+    packed = joined_fingerprints(packed_fingerprints(_found(signals)))
+    return unpacked_fingerprints(packed.copy())
+
+
+def test_many_copies_cost_no_comparison(tmp_path: Path) -> None:
     groups = Groups(300)
     join_same_content(groups, np.zeros(300, np.int64))
-    one = unpacked_fingerprints(packed_fingerprints(_found(WHOLE[None])))
-    correlation, beats = (np.repeat(each, 300, axis=0) for each in one)
+    correlation, beats = (np.repeat(each, 300, axis=0) for each in _unpacked(WHOLE[None]))
 
     def read(records: NDArray[np.int64]) -> NDArray[np.int16]:
         raise AssertionError(f"read {records}")
 
-    join_same_signal(groups, correlation, beats, np.arange(300), read)
+    join_same_signal(groups, correlation, beats, np.arange(300), read, tmp_path)
     assert not groups.firsts().any()
 
 
-def test_forty_copies_behind_eight_neighbours() -> None:
+def test_forty_copies_behind_eight_neighbours(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     copies = np.stack([WHOLE * 4 + rng.integers(-2, 3, (12, 1)) for _ in range(40)])
     copies = copies.astype(np.int16)
     groups = Groups(40)
-    found = unpacked_fingerprints(packed_fingerprints(_found(copies)))
-    join_same_signal(groups, *found, np.arange(40), lambda records: copies[records])
+    join_same_signal(
+        groups, *_unpacked(copies), np.arange(40), lambda records: copies[records], tmp_path
+    )
     assert not groups.firsts().any()
 
 
 @pytest.mark.parametrize(("num_beats", "joined"), [(3, False), (4, True)])
-def test_two_records_of_four_beats_can_be_one_ecg(num_beats: int, joined: bool) -> None:
+def test_two_records_of_four_beats_can_be_one_ecg(
+    num_beats: int, joined: bool, tmp_path: Path
+) -> None:
     signals = np.stack([WHOLE, WHOLE + np.int16(1)])
-    correlation, beats = unpacked_fingerprints(packed_fingerprints(_found(signals)))
+    correlation, beats = _unpacked(signals)
     beats[:, num_beats:] = NO_BEAT
     groups = Groups(2)
-    join_same_signal(groups, correlation, beats, np.arange(2), lambda records: signals[records])
+    join_same_signal(
+        groups, correlation, beats, np.arange(2), lambda records: signals[records], tmp_path
+    )
     assert groups.firsts().tolist() == [0, 0 if joined else 1]
 
 
-def test_each_record_is_compared_with_the_eight_nearest() -> None:
+def _all_near(correlation: NDArray[np.int8], folder: Path) -> list[list[int]]:
+    (pairs,) = _near(correlation, np.arange(len(correlation)), folder)
+    return [list(pair) for pair in pairs.tolist()]
+
+
+def test_each_record_is_compared_with_the_eight_nearest(tmp_path: Path) -> None:
     """Of ten on a line, the first and the last one alone have eight that are nearer."""
     correlation = np.zeros((10, 28), np.int8)
     correlation[:, 5] = 3 * np.arange(10)
     expected = {(one, other) for one in range(10) for other in range(one + 1, 10)} - {(0, 9)}
-    assert set(map(tuple, _near(correlation, np.ones(len(correlation), bool)).tolist())) == expected
+    assert set(map(tuple, _all_near(correlation, tmp_path))) == expected
 
 
-def test_near_is_a_tenth_of_all_correlations() -> None:
+def test_near_is_a_tenth_of_all_correlations(tmp_path: Path) -> None:
     """Root mean square, in steps of 1/127: 12.7."""
     rng = np.random.default_rng(0)
     correlation = rng.integers(-60, 60, (80, 28)).astype(np.int8)
     for n, apart in enumerate((12, 13, 8, -8)):
         correlation[40 + n] = correlation[n] + np.int8(apart) * rng.choice([-1, 1], 28)
-    assert [3, 43] in _near(correlation, np.ones(len(correlation), bool)).tolist()
+    assert [3, 43] in _all_near(correlation, tmp_path)
     apart = correlation[:, None].astype(float) - correlation[None]
     near = np.argwhere(np.sqrt((apart**2).mean(axis=2)) <= 12.7)
     expected = near[near[:, 0] < near[:, 1]]
     assert expected.tolist() == [[0, 40], [2, 42], [3, 43]]
-    np.testing.assert_array_equal(_near(correlation, np.ones(len(correlation), bool)), expected)
+    np.testing.assert_array_equal(_all_near(correlation, tmp_path), expected)
 
 
-def test_directions_are_principal_components() -> None:
+def test_directions_are_principal_components(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(0, np.linspace(2, 25, 28), (300, 28)) + np.linspace(-20, 40, 28)
     correlation = np.clip(np.rint(values), -127, 127).astype(np.int8)
     centred = correlation - correlation.mean(axis=0)
     expected = centred @ np.linalg.svd(centred)[2][:8].T
-    points = _directions(correlation)
+    points = _directions(correlation, np.arange(300), tmp_path)
     np.testing.assert_allclose(
         np.abs(points - points.mean(axis=0)), np.abs(expected), rtol=1e-6, atol=1e-6
     )

@@ -1,8 +1,11 @@
 """Splits by patient: right shares in each stratum, written down for ever, no patient torn."""
 
 from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from ecgfast.errors import ConfigError
@@ -22,13 +25,30 @@ from ecgfast.labels.splits import (
 
 def strata(num_records: int, site: list[str | None] | None = None) -> Strata:
     nothing = np.zeros(num_records, bool)
-    return Strata(site=site or [None] * num_records, is_case=nothing, is_known=nothing)
+    return Strata(site=texts(site or [None] * num_records), is_case=nothing, is_known=nothing)
 
 
-def divide(keys: list[str], chosen: Strata | None = None, *, seed: int = 0) -> Drawn:
+def texts(values: Sequence[str | None]) -> pa.ChunkedArray:
+    """In chunks, as a store's columns come."""
+    return pa.chunked_array([values[:7], values[7:]], pa.string())
+
+
+class Lists(NamedTuple):
+    """What was drawn."""
+
+    split: list[str | None]
+    fold: list[int | None]
+
+
+def lists(drawn: Drawn) -> Lists:
+    return Lists(drawn.split.to_pylist(), drawn.fold.to_pylist())
+
+
+def divide(keys: list[str], chosen: Strata | None = None, *, seed: int = 0) -> Lists:
     groups = np.unique(keys, return_inverse=True)[1]
     left_out = np.zeros(len(keys), bool)
-    return draw_splits(keys, groups, chosen or strata(len(keys)), seed=seed, left_out=left_out)
+    chosen = chosen or strata(len(keys))
+    return lists(draw_splits(texts(keys), groups, chosen, seed=seed, left_out=left_out))
 
 
 def test_a_patients_number_is_written_down() -> None:
@@ -58,7 +78,7 @@ def test_splits_are_written_down() -> None:
 def test_each_stratum_has_its_share() -> None:
     site: list[str | None] = ["1"] * 400 + ["2"] * 200
     is_case = np.arange(600) % 10 == 0
-    chosen = Strata(site=site, is_case=is_case, is_known=np.ones(600, bool))
+    chosen = Strata(site=texts(site), is_case=is_case, is_known=np.ones(600, bool))
     drawn = divide([f"P{n}" for n in range(600)], chosen)
     for where, number in (("1", 400), ("2", 200)):
         for case in (True, False):
@@ -101,10 +121,10 @@ def test_a_patient_of_two_keys_draws_by_one_of_them_whatever_the_order() -> None
     """Of 20 patients each has two readable ids, of which the first in the alphabet counts."""
     keys = [f"{name}{n}" for n in range(20) for name in "QP"]
     groups, left_out = np.arange(40) // 2, np.zeros(40, bool)
-    drawn = draw_splits(keys, groups, strata(40), seed=0, left_out=left_out)
+    drawn = lists(draw_splits(texts(keys), groups, strata(40), seed=0, left_out=left_out))
     assert drawn.split[::2] == drawn.split[1::2] == divide([f"P{n}" for n in range(20)]).split
-    again = draw_splits(keys[::-1], groups[::-1], strata(40), seed=0, left_out=left_out)
-    assert again.split == drawn.split[::-1]
+    again = draw_splits(texts(keys[::-1]), groups[::-1], strata(40), seed=0, left_out=left_out)
+    assert lists(again).split == drawn.split[::-1]
 
 
 def test_another_seed_is_another_split() -> None:
@@ -114,30 +134,36 @@ def test_another_seed_is_another_split() -> None:
 
 def test_kept_splits_stay_and_others_join_them() -> None:
     keys = ["a", "a", "b", "c"]
-    drawn = draw_splits(
-        keys,
-        np.array([0, 0, 1, 2]),
-        strata(4),
-        seed=0,
-        left_out=np.zeros(4, bool),
-        kept=Drawn(split=["test", None, None, "valid"], fold=[4, None, None, 2]),
+    kept = Drawn(
+        split=texts(["test", None, None, "valid"]), fold=pa.array([4, None, None, 2], pa.int64())
+    )
+    drawn = lists(
+        draw_splits(
+            texts(keys),
+            np.array([0, 0, 1, 2]),
+            strata(4),
+            seed=0,
+            left_out=np.zeros(4, bool),
+            kept=kept,
+        )
     )
     assert drawn.split == ["test", "test", "train", "valid"]
     assert drawn.fold == [4, 4, 1, 2]
     with pytest.raises(ConfigError, match="1 patients are in more than one split"):
         draw_splits(
-            keys,
+            texts(keys),
             np.array([0, 0, 1, 2]),
             strata(4),
             seed=0,
             left_out=np.zeros(4, bool),
-            kept=Drawn(split=["test", "train", None, None], fold=[None] * 4),
+            kept=Drawn(split=texts(["test", "train", None, None]), fold=pa.nulls(4, pa.int64())),
         )
 
 
 def test_records_left_out_get_nothing() -> None:
-    drawn = draw_splits(
-        ["a", "b"], np.array([0, 1]), strata(2), seed=0, left_out=np.array([True, False])
+    left_out = np.array([True, False])
+    drawn = lists(
+        draw_splits(texts(["a", "b"]), np.array([0, 1]), strata(2), seed=0, left_out=left_out)
     )
     assert (drawn.split[0], drawn.fold[0]) == (None, None)
     assert drawn.split[1] is not None
@@ -145,9 +171,8 @@ def test_records_left_out_get_nothing() -> None:
 
 def test_records_left_out_take_no_share_of_the_others() -> None:
     left_out = np.arange(100) >= 20
-    drawn = draw_splits(
-        [f"P{n}" for n in range(100)], np.arange(100), strata(100), seed=0, left_out=left_out
-    )
+    keys = texts([f"P{n}" for n in range(100)])
+    drawn = lists(draw_splits(keys, np.arange(100), strata(100), seed=0, left_out=left_out))
     assert Counter(drawn.split[:20]) == {"train": 14, "valid": 3, "test": 3}
     assert Counter(drawn.fold[:20]) == dict.fromkeys(range(1, NUM_FOLDS + 1), 4)
     assert set(drawn.split[20:]) == set(drawn.fold[20:]) == {None}
@@ -166,7 +191,7 @@ def test_a_round_of_cross_validation() -> None:
 def test_few_cases_give_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     split = ["train"] * 60 + ["valid"] * 60
     is_case = np.array(([True] * 20 + [False] * 40) + ([True] * 19 + [False] * 41))
-    warn_where_few("x=1", split, is_case, np.ones(120, bool))
+    warn_where_few("x=1", pa.array(split), is_case, np.ones(120, bool))
     assert [record.message for record in caplog.records] == [
         "split valid: 19 cases and 41 controls of x=1; below 20 of either, thresholds and results "
         "say little"
@@ -175,16 +200,15 @@ def test_few_cases_give_a_warning(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_strata() -> None:
     """A patient is a case by one record, and unknown only by all of them."""
-    of = Strata(
-        site=["2", "1", None, "1", "1"],
+    chosen = Strata(
+        site=texts(["2", "1", None, "1", "1"]),
         is_case=np.array([False, True, False, False, False]),
         is_known=np.array([True, True, False, False, True]),
-    ).of
-    assert of([0]) == ("2", "control")
-    assert of([0, 1]) == ("1", "case")
-    assert of([0, 2]) == ("", "control")
-    assert of([2, 3]) == ("", "unknown")
-    assert of([3, 4]) == ("1", "control")
+    )
+    # Sites in their order: none, 1, 2; of each cases, controls, unknown.
+    assert chosen.of(np.array([0, 1, 2, 3, 4])).tolist() == [7, 3, 2, 5, 4]
+    assert chosen.of(np.array([0, 0, 1, 1, 2])).tolist() == [3, 2, 4]
+    assert chosen.of(np.array([0, 1, 0, 2, 2])).tolist() == [1, 3, 4]
 
 
 def test_patients_of_several_parts() -> None:
@@ -205,6 +229,6 @@ def test_few_controls_give_a_warning(
     """Of those whose label is known; a split without any gives no warning."""
     split: list[str | None] = ["test"] * 60 + [None] * 5 + ["valid"] * 5
     is_case = np.arange(70) < 20
-    warn_where_few("x", split, is_case, np.arange(70) < 20 + num_controls)
+    warn_where_few("x", pa.array(split), is_case, np.arange(70) < 20 + num_controls)
     expected = f"split test: 20 cases and {num_controls} controls of x; below 20"
     assert [record.message.startswith(expected) for record in caplog.records] == [True] * warned

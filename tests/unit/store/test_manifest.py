@@ -1,15 +1,21 @@
 """The manifest: whole, of our version, and stable."""
 
 import hashlib
+import time
+import tracemalloc
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
-from changed_stores import change_manifest
+from changed_stores import change_manifest, seal_as_it_is
 from recordings import convert_quietly, make_store
 
 import ecgfast
 from ecgfast.errors import CorruptStoreError, FormatError
+from ecgfast.store.format import shard_files
 from ecgfast.store.manifest import read_manifest
+from ecgfast.store.shard_table import ShardTable
+from ecgfast.store.table import write_table
 
 
 @pytest.fixture
@@ -32,6 +38,32 @@ def test_says_what_the_store_holds(store: Path) -> None:
     for name, entry in listed.items():
         data = (store / name).read_bytes()
         assert entry == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def test_ten_million_records_open_at_once(store: Path) -> None:
+    """The manifest has 3 KB then too; the table of shards is read when it is first asked for."""
+    num_records = 10_000_000
+    entry: dict[str, int | str] = {"bytes": 12_345_678, "sha256": hashlib.sha256().hexdigest()}
+    shards = ShardTable.of(
+        (shard, min(1024, num_records - 1024 * shard), dict.fromkeys(files.values(), entry))
+        for shard, files in ((shard, shard_files(shard)) for shard in range(9766))
+    )
+    write_table(store, [shards.table], shards.table.schema, "shards.parquet")
+    seal_as_it_is(store, num_records=num_records, num_slots=num_records)
+    began = time.process_time()
+    reader = ecgfast.open_store(store)
+    assert time.process_time() - began < 0.05
+    assert (store / "manifest.json").stat().st_size < 5_000
+    before = pa.total_allocated_bytes()
+    tracemalloc.start()
+    try:
+        reader = ecgfast.open_store(store)
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+        assert reader.shard_table.entry(9765) == entry
+        grown = tracemalloc.get_traced_memory()[1] + pa.total_allocated_bytes() - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 20e6
 
 
 def test_newer_version_is_a_clear_error(store: Path) -> None:

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from ecgfast.errors import ConfigError, CorruptStoreError
+from ecgfast.store.format import PSEUDONYM
 from ecgfast.store.patients import (
-    PSEUDONYM,
     UNNAMED,
     Pseudonyms,
     is_unnamed,
