@@ -52,7 +52,7 @@ def growth(few: int, many: int) -> dict[str, float]:
     """Step -> bytes of memory that each further record takes.
 
     Args:
-        few: records of the smaller store; 20,000 fill all buffers.
+        few: records of the smaller store; with 60,000 its peak lasts long enough to be seen.
         many: records of the larger one.
     """
     with TemporaryDirectory() as folder:
