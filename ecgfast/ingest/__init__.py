@@ -136,7 +136,8 @@ def read_record(
         raise
     except OSError as error:
         if is_of_one_file(error):
-            is_lost = item.path.is_symlink() and not item.path.exists()
+            is_lost = isinstance(error, FileNotFoundError) and item.path.is_symlink()
+            is_lost = is_lost and not item.path.exists()
             why = "is a link to no file" if is_lost else error.strerror or error
             raise FormatError(
                 f"{item.path.name}: {why}", reason="the file cannot be opened"
