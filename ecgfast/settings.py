@@ -64,8 +64,8 @@ def _setting(
     Args:
         default: in the type that it shall have; runs made before there was this setting have it.
         meaning: one line, with the unit.
-        free: may change on a resume: it changes nothing but roundings, or its resolved value is
-            compared instead.
+        free: may change on a resume: roundings, the end, what is logged, kept or cached; or its
+            resolved value is compared.
         only: the one kind of run that uses it, None for both or for that of its section; the other
             may change it.
         of: the one kind of model that uses it, None for several.

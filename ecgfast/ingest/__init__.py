@@ -1,8 +1,7 @@
 """Foreign ECG files -> `EcgRecord`. A file format is one module, with its `FORMAT` in `FORMATS`.
 
-Nothing else needs to know of it: files are recognised by their first bytes, leads are found by
-name, never by position (`leads`), files are opened by `files`, and everything that is wrong with a
-file is a `FormatError`.
+Files are recognised by their first bytes, leads are found by name, never by position (`leads`),
+files are opened by `files`, and everything that is wrong with a file is a `FormatError`.
 """
 
 import traceback

@@ -229,7 +229,7 @@ def require_same(now: Mapping[str, Any], checkpoint: Checkpoint) -> None:
 
 
 def resolve_precision(config: Config, ranks: Ranks) -> Precision:
-    """Resolve `train.precision`: bf16 on a GPU, fp32 on a CPU.
+    """Resolve `train.precision`: bf16 on a GPU, fp32 on a CPU; `kernels` must run there.
 
     Raises:
         BackendUnavailableError: `kernels` names what this device cannot run.
@@ -262,7 +262,8 @@ def resolve_attention(
         config: what was asked for.
         shapes: parts of the model, "encoder" and "decoder".
         ranks: rank 0 probes and times for all of them.
-        before: of a resumed run, which keeps its kernels unless others are asked for.
+        before: of a resumed run, which keeps its kernels; others that are asked for are refused
+            later, by `require_same`.
     Returns:
         parts to kernels.
     """

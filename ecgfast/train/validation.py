@@ -42,8 +42,9 @@ class Validation:
         ranks: all of them call `loss`.
         model: spread over the ranks.
         store: of the records.
-        loader: this rank's share of them, unshuffled, in whole global batches: the number of
-            ranks changes nothing.
+        loader: this rank's share of them, unshuffled, in whole global batches. The number of
+            ranks changes nothing, but where less than a batch is held out: what cannot be
+            shared alike is left out.
         inputs_of: turns records into the model's arguments, the mask last.
         microbatch: records per forward pass; divides the batch.
         normalisation: that made the patches.

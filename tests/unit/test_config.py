@@ -249,6 +249,14 @@ def test_what_a_resumed_run_may_change() -> None:
     }
 
 
+def test_the_page_says_what_a_resumed_run_may_change() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    text = page.split("These may change on a resume:", 1)[1].split("These must be", 1)[0]
+    said = {name.rpartition(".")[2] for name in re.findall("`([a-z_0-9.]+)`", text)}
+    compared = {"attention", "model.kind", "train.precision"}  # by what they mean there
+    assert said == {name.rpartition(".")[2] for name in free_on_resume() - compared}
+
+
 @pytest.mark.parametrize(
     ("kind", "begin"), [("finetune", "Fine-tuning ignores"), ("pretrain", "Pretraining ignores")]
 )

@@ -38,7 +38,7 @@ class BackendError(RuntimeError):
 
 
 def resolve(kernels: str, device: torch.device | str) -> Backend:
-    """Resolve the setting `kernels` for a device; call it once and pass the answer to the ops.
+    """Resolve the setting `kernels` for a device, as every op does.
 
     Args:
         kernels: "auto" (Triton where there is a CUDA device), "triton" or "reference".
