@@ -78,7 +78,8 @@ def _mapped(file: IO[bytes], folder: Path) -> mmap.mmap | bytes:
         file.flush()
         if not os.fstat(file.fileno()).st_size:
             return b""
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # Private, as some shares (FUSE with direct_io) refuse what is shared.
+        return mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from ecgfast.convert.plan import ConvertOptions, Plan, damaged, request_of, work
 from ecgfast.convert.preprocess import MAX_INVALID_SHARE
 from ecgfast.convert.units import UnitFacts, read_unit, remove_temporaries
 from ecgfast.errors import CorruptStoreError, EcgfastError, FormatError
-from ecgfast.labels.assign import assign_splits, known_target, warn_of_unnamed
+from ecgfast.labels.assign import assign_splits, known_target, one_ecg_each, warn_of_unnamed
 from ecgfast.labels.columns import set_column
 from ecgfast.records import NUM_TIMESTEPS, SAMPLING_RATE_HZ
 from ecgfast.store.csv_files import write_passed_over, write_quarantine, write_sources
@@ -300,7 +300,7 @@ def _sealed_from_store(plan: Plan, *, is_labelled: bool) -> Manifest:
         if beside(source).exists():
             write_durably(beside(out), [beside(source).read_bytes()], mode=0o600)
     if not is_labelled:
-        warn_of_unnamed(records, one_ecg_per_patient=False)
+        warn_of_unnamed(records, one_ecg_per_patient=one_ecg_each(reader))
     content = {name: reader.manifest[name] for name in _COPIED if name in reader.manifest}
     return content | {"files": files}
 

@@ -90,13 +90,16 @@ def read_signals(
 
 
 def _is_read_here(signals: Sequence[SignalSpec]) -> bool:
-    """Whether all have a format of `_BITS`, one in each file, without skew or several rates."""
+    """Whether all have a format of `_BITS`, one in each file, without skew or several rates.
+
+    The signals of a file stand one behind another, as header(5) has them.
+    """
     if not all(
         spec.format in _BITS and spec.samples_per_frame == 1 and spec.skew == 0 for spec in signals
     ):
         return False
-    formats = {(spec.file_name, spec.format) for spec in signals}
-    return 0 < len(formats) == len({file_name for file_name, _ in formats})
+    files = [name for (name, _), _ in groupby(signals, key=lambda s: (s.file_name, s.format))]
+    return 0 < len(files) == len({*files})
 
 
 def _read_files(

@@ -111,11 +111,12 @@ def _warn_of_lost_sites(keys: pa.ChunkedArray, sites: pa.ChunkedArray) -> None:
     if sites.null_count in (0, len(sites)):
         return
     without = set(keys.filter(sites.is_null()).to_pylist())
-    lost: set[str] = set()
-    for site in pc.unique(sites).drop_null().to_pylist():
-        before, here = before_id(site), pc.fill_null(pc.equal(sites, site), False)
-        own = (key for key in keys.filter(here).to_pylist() if key.startswith(before))
-        lost |= without.intersection(key.removeprefix(before) for key in own)
+    known = sites.is_valid()
+    pairs = zip(sites.filter(known).to_pylist(), keys.filter(known).to_pylist(), strict=True)
+    own = {
+        key.removeprefix(before_id(site)) for site, key in pairs if key.startswith(before_id(site))
+    }
+    lost = without & own
     if lost:
         log.warning(
             f"{len(lost):,} patient ids occur both at a site and on records without one. They "

@@ -35,9 +35,12 @@ def write_fingerprints(
     table = pa.table({"row": slots, "fingerprint": values})
     table = table.replace_schema_metadata({_IDENTITY: identity})
     file = DurableFile(fingerprints_beside(store), mode=0o600)
-    stream = pa.ipc.new_stream(Sink(file), table.schema)
-    stream.write_table(table)
-    stream.close()
+    try:
+        with pa.ipc.new_stream(Sink(file), table.schema) as stream:
+            stream.write_table(table)
+    except BaseException:  # Ctrl-C too
+        file.discard()
+        raise
     file.finish()
 
 

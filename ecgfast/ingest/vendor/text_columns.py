@@ -67,7 +67,7 @@ def _plain_table(
     """Return columns as rows by Arrow, five times as fast as NumPy; None for what it leaves to it.
 
     That is a table with blanks between cells, lines that end in CR alone, a byte order mark, a line
-    of more cells, a plus sign, and what is no finite number, for which parsers have many words.
+    of more cells, and what is no finite number, for which parsers have many words.
     Both round a decimal to the nearest float64.
     """
     if separator is None or body.count("\r") != body.count("\r\n") or body.startswith(_MARK):

@@ -52,6 +52,7 @@ def test_the_p_value_is_that_of_all_flips() -> None:
     assert 0.05 < exact < 0.15
     assert sign_flip_p_value(differences) == pytest.approx(exact, abs=0.01)
     assert sign_flip_p_value(-differences) == sign_flip_p_value(differences)
+    assert sign_flip_p_value(np.append(differences, np.nan)) == 1.0
 
 
 def test_intervals_are_those_of_a_bootstrap_over_patients() -> None:

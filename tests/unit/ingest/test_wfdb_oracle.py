@@ -125,6 +125,25 @@ def test_formats_212_and_16_behind_a_gap_in_two_files(tmp_path: Path) -> None:
     np.testing.assert_array_equal(record.signal, theirs.d_signal.T)
 
 
+@pytest.mark.parametrize("storage", ["16", "212"])
+def test_signals_of_one_file_that_are_parted_in_the_header_are_refused(
+    tmp_path: Path, storage: str
+) -> None:
+    """The package fails at such a header, whose checksums of 0 say nothing."""
+    adc = np.random.default_rng(5).integers(-2000, 2000, (60, 12))
+    lines: dict[str, list[str]] = {}
+    for name, leads in (("a", [0, 1, 2, 9, 10, 11]), ("b", [3, 4, 5, 6, 7, 8])):
+        names = [LEADS[lead] for lead in leads]
+        wfdb.wrsamp(name, 500, ["mV"] * 6, names, d_signal=adc[:, leads], fmt=[storage] * 6,
+                    adc_gain=[200.0] * 6, baseline=[0] * 6, write_dir=str(tmp_path))  # fmt: skip
+        words = [line.split() for line in (tmp_path / f"{name}.hea").read_text().splitlines()[1:]]
+        lines[name] = [" ".join([*word[:6], "0", *word[7:]]) for word in words]
+    parted = [*lines["a"][:3], *lines["b"], *lines["a"][3:]]
+    (tmp_path / "r.hea").write_text("\n".join(["r 12 500 60", *parted]) + "\n")
+    with pytest.raises(FormatError):
+        read_record(_input(tmp_path / "r.hea"))
+
+
 def test_skewed_signals_are_aligned(tmp_path: Path) -> None:
     """Signal 5 of the file lags by 7 samples, as its header states: `16:7`."""
     signal = ecg_like(1, seed=0)[0]
