@@ -131,7 +131,7 @@ def test_each_is_one_line_and_nothing_else_happens(tmp_path: Path) -> None:
         *("a signal file is cut short", "cannot be read as a 12-lead ECG", "a checksum differs"),
         "the array has another shape or type",
     }
-    assert "1 pipes, sockets and devices" in text
+    assert "1 pipe, socket or device" in text
     assert "2 broken links" in text
     after = {
         path: path.lstat().st_mtime_ns
