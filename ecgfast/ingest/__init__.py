@@ -4,6 +4,7 @@ Files are recognised by their first bytes, leads are found by name, never by pos
 files are opened by `files`, and everything that is wrong with a file is a `FormatError`.
 """
 
+import os
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
@@ -135,8 +136,7 @@ def read_record(
         raise
     except OSError as error:
         if is_of_one_file(error):
-            is_lost = isinstance(error, FileNotFoundError) and item.path.is_symlink()
-            is_lost = is_lost and not item.path.exists()
+            is_lost = os.path.islink(item.path) and not os.path.exists(item.path)  # raise nothing
             why = "is a link to no file" if is_lost else error.strerror or error
             raise FormatError(
                 f"{item.path.name}: {why}", reason="the file cannot be opened"
